@@ -1,0 +1,41 @@
+"""manifest.jsonl: one JSON object a line, sorted by id, beside the files it lists. The one index every stage reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+NAME = "manifest.jsonl"
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write ``rows`` as JSON lines with sorted keys; the caller orders them."""
+    lines = [json.dumps(dict(row), sort_keys=True, ensure_ascii=False) + "\n" for row in rows]
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file. Raises ValueError naming the line that is not a JSON object."""
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not JSON ({error}); make the file again with its stage") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
+        rows.append(row)
+    return rows
+
+
+def read_manifest(folder: Path) -> list[dict[str, Any]]:
+    """The rows of ``folder``'s manifest. Raises ValueError when there is none or it is empty."""
+    path = folder / NAME
+    if not path.is_file():
+        raise ValueError(f"{folder} has no {NAME}; run the stage that makes it first")
+    rows = read_rows(path)
+    if not rows:
+        raise ValueError(f"{path} lists nothing; see rejected.jsonl beside it, or the stage before, for why")
+    return rows

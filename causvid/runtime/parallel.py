@@ -1,0 +1,133 @@
+"""Two launchers, one function: in this process, or under Ray. ``compute.workers`` chooses; results do not change.
+
+``map_groups`` spreads independent groups of items (clips to encode, prompts to solve) over workers. ``launch`` runs one
+training function on every rank.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """Params section ``compute``: how much of a machine to use. In no stage's params: it must not change a result.
+
+    workers: processes; gpus_per_worker: GPUs each of them holds; strategy: how training replicas share a model.
+    """
+
+    workers: int
+    gpus_per_worker: float
+    strategy: Literal["ddp", "fsdp"]
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ValueError(f"compute.workers is {self.workers}; it must be at least 1")
+
+    @property
+    def threads(self) -> int:
+        """CPU threads each worker may use without taking them from another."""
+        return max(1, (os.cpu_count() or 1) // self.workers)
+
+
+class Worker(Protocol[Item]):
+    """Loads its models once and then handles group after group, writing its own files."""
+
+    def __call__(self, group: Sequence[Item]) -> None: ...
+
+
+def map_groups(make: Callable[[], Worker[Item]], groups: Sequence[Sequence[Item]], compute: Compute) -> Iterator[int]:
+    """Give every group to a worker made by ``make``; yield the size of each group when it is done, in any order.
+
+    Groups are whole units: who handles one cannot change its bytes. An exception in a worker is raised here.
+    """
+    if compute.workers == 1 or len(groups) < 2:
+        worker = make()
+        for group in groups:
+            worker(group)
+            yield len(group)
+        return
+    import ray
+    from ray.util import ActorPool
+
+    with _ray(compute):
+        actor = ray.remote(num_cpus=1, num_gpus=compute.gpus_per_worker)(_Actor)
+        pool = ActorPool([actor.remote(make, compute.threads) for _ in range(min(compute.workers, len(groups)))])
+        yield from pool.map_unordered(lambda a, group: a.handle.remote(group), groups)
+
+
+class _Actor:
+    def __init__(self, make: Callable[[], Worker[Any]], threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self.worker = make()
+
+    def handle(self, group: Sequence[Any]) -> int:
+        self.worker(group)
+        return len(group)
+
+
+def launch(train: Callable[[Any], None], job: Any, compute: Compute, *, name: str, storage: Path) -> None:
+    """Run ``train(job)`` here, or on ``compute.workers`` ranks under Ray Train as run ``name`` below ``storage``.
+
+    ``job`` is a picklable record of paths and numbers; what ``train`` makes, it writes to the paths in it.
+    """
+    if compute.workers == 1:
+        train(job)
+        return
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    on_gpu = compute.gpus_per_worker > 0
+    with _ray(compute):
+        trainer = TorchTrainer(
+            _Rank(train, compute.threads),
+            train_loop_config={"job": job},
+            torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=compute.workers,
+                use_gpu=on_gpu,
+                resources_per_worker={"CPU": 1} | ({"GPU": compute.gpus_per_worker} if on_gpu else {}),
+            ),
+            run_config=RunConfig(name=name, storage_path=str(storage), failure_config=FailureConfig(max_failures=2)),
+        )
+        trainer.fit()
+
+
+@dataclass(frozen=True)
+class _Rank:
+    train: Callable[[Any], None]
+    threads: int
+
+    def __call__(self, config: dict[str, Any]) -> None:
+        import torch
+
+        torch.set_num_threads(self.threads)
+        self.train(config["job"])
+
+
+class _ray:  # noqa: N801  a context manager, read like a function
+    """A Ray session: the running cluster when ``RAY_ADDRESS`` names one, else a private one on this machine's loopback."""
+
+    def __init__(self, compute: Compute) -> None:
+        self.compute = compute
+
+    def __enter__(self) -> None:
+        import ray
+
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+        here = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": self.compute.workers + 1, "_node_ip_address": "127.0.0.1"}
+        ray.init(include_dashboard=None if "RAY_ADDRESS" in os.environ else False, logging_level="warning", **here)
+
+    def __exit__(self, *_: object) -> None:
+        import ray
+
+        ray.shutdown()

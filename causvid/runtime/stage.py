@@ -1,0 +1,106 @@
+"""What every stage does before and after its one verb: params, key, work folder, MLflow run, metrics, clear errors."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from causvid import params as params_file
+from causvid.runtime import tracking, work
+from causvid.runtime.parallel import Compute
+
+T = TypeVar("T")
+# Before any library that phones home or spins is imported by a stage.
+QUIET = {
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRun:
+    """One execution of one stage: its params, its folder for unfinished work, its tracker."""
+
+    name: str
+    work: Path
+    key: str
+    tracker: tracking.Tracker
+    compute: Compute
+    params: Mapping[str, Any]
+    results: dict[str, Any] = field(default_factory=dict)
+
+    def section(self, name: str, cls: type[T]) -> T:
+        """The params section ``name`` as ``cls``; it must be among the sections the stage said it reads."""
+        assert name in self.params, f"{self.name} reads {name} without declaring it"
+        return params_file.build(cls, self.params[name], name=name)
+
+    def publish(self, finished: Path, out: Path) -> None:
+        """Put a finished file or folder where DVC expects it, in one rename."""
+        work.publish(finished, out)
+
+    def report(self, metrics: Mapping[str, Any]) -> None:
+        """Add to the stage's metrics file; numbers go to MLflow as well."""
+        self.results.update(metrics)
+        self.tracker.log_metrics({k: v for k, v in metrics.items() if isinstance(v, int | float)})
+
+
+@contextmanager
+def stage_run(
+    name: str, *, params: Path, reads: Sequence[str], inputs: Sequence[Path], metrics: Path, item: str | None = None
+) -> Iterator[StageRun]:
+    """Run the body as stage ``name`` (``item`` of a matrix), reading the params sections ``reads`` and paths ``inputs``.
+
+    A ValueError (what a user can mend) or a full disk ends the process with one sentence and exit code 1.
+    """
+    _die_with_parent()
+    os.environ.update({key: os.environ.get(key, value) for key, value in QUIET.items()})
+    try:
+        root = Path.cwd()
+        everything = params_file.read(params)
+        values = {section: _lookup(everything, section) for section in reads}
+        label = f"{name}@{item}" if item else name
+        compute = params_file.build(Compute, everything["compute"], name="compute")
+        key = work.stage_key(name, params={**values, "item": item}, inputs=inputs, root=root)
+        with (
+            work.work_folder(name, key, root=root) as folder,
+            tracking.child_run(label, everything["profile"], root, values, key) as tracker,
+        ):
+            run = StageRun(name=name, work=folder, key=key, tracker=tracker, compute=compute, params=values)
+            started = time.monotonic()
+            yield run
+            tracker.log_metrics({"stage_seconds": time.monotonic() - started})
+            work.write_json(metrics, {**run.results, "key": key})
+    except ValueError as error:
+        sys.exit(f"{name}: {error}")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        sys.exit(f"{name}: the disk is full ({error}); free some space and run the same command again: work is kept")
+
+
+def _lookup(values: Mapping[str, Any], dotted: str) -> Any:
+    found: Any = values
+    for part in dotted.split("."):
+        found = found[part]
+    return found
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to kill this process when dvc dies: an orphan would write into a re-run's folders (Linux only)."""
+    if sys.platform == "linux" and "DVC_STAGE" in os.environ:
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        if os.getppid() == 1:
+            sys.exit("dvc is gone")

@@ -1,0 +1,123 @@
+"""MLflow: one experiment per profile, a parent run per flow or ``dvc repro``, a child run per executed stage.
+
+The only writer of stage runs. It records what a stage did; nothing ever reads a result from it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+PARENT_VARIABLE = "CAUSVID_PARENT_RUN_ID"
+VALUE_LIMIT = 6000  # characters MLflow stores of one parameter
+
+
+def tracking_uri(root: Path) -> str:
+    """``MLFLOW_TRACKING_URI``, or an sqlite file in the project's root (absolute, so that no cwd can change it)."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve()}/mlflow.db"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracker:
+    """A handle on one MLflow run. Small and picklable, so that rank 0 of a Ray worker can log into the stage's run."""
+
+    uri: str
+    run_id: str
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Log numbers at ``step``."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        client(self.uri).log_batch(self.run_id, metrics=[Metric(k, float(v), now, step) for k, v in metrics.items()])
+
+    def log_artifact(self, path: Path, folder: str) -> None:
+        """Copy a file into the run's artifacts."""
+        client(self.uri).log_artifact(self.run_id, str(path), folder)
+
+
+def client(uri: str) -> MlflowClient:
+    """A client for ``uri``, with MLflow's telemetry off."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)
+
+
+def experiment_id(api: MlflowClient, profile: str) -> str:
+    """The id of the experiment ``causvid/<profile>``, made when missing (by whoever comes first)."""
+    from mlflow.exceptions import MlflowException
+
+    name = f"causvid/{profile}"
+    found = api.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(api.create_experiment(name))
+        except MlflowException:  # another stage made it in the meantime
+            found = api.get_experiment_by_name(name)
+    return str(found.experiment_id)
+
+
+def start_parent(name: str, profile: str, root: Path, tags: Mapping[str, str]) -> str:
+    """Make a parent run (a flow, or one ``dvc repro``) and return its id."""
+    api = client(tracking_uri(root))
+    return str(api.create_run(experiment_id(api, profile), run_name=name, tags={**tags, **git_tags(root)}).info.run_id)
+
+
+@contextmanager
+def child_run(stage: str, profile: str, root: Path, params: Mapping[str, Any], key: str) -> Iterator[Tracker]:
+    """A run for one executed stage, under the flow's or the repro's parent; FAILED when the body raises."""
+    uri = tracking_uri(root)
+    api = client(uri)
+    parent = os.environ.get(PARENT_VARIABLE) or _repro_parent(api, profile, root)
+    tags = {"dvc_stage": stage, "key": key, **git_tags(root)} | ({"mlflow.parentRunId": parent} if parent else {})
+    run_id = api.create_run(experiment_id(api, profile), run_name=stage, tags=tags).info.run_id
+    for name, value in _flatten(params):
+        api.log_param(run_id, name, str(value)[:VALUE_LIMIT])
+    try:
+        yield Tracker(uri=uri, run_id=run_id)
+    except BaseException:
+        api.set_terminated(run_id, "FAILED")
+        raise
+    api.set_terminated(run_id, "FINISHED")
+    if parent and PARENT_VARIABLE not in os.environ:
+        api.set_terminated(parent, "FINISHED")  # nobody else ends it; the next stage of the same repro moves its end
+
+
+def git_tags(root: Path) -> dict[str, str]:
+    """Commit and dirty flag of the working tree; empty outside git."""
+    git = ["git", "-C", str(root)]
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    if commit.returncode:
+        return {}
+    dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False).stdout
+    return {"mlflow.source.git.commit": commit.stdout.strip(), "git_dirty": str(bool(dirty.strip())).lower()}
+
+
+def _repro_parent(api: MlflowClient, profile: str, root: Path) -> str | None:
+    """The parent run of the dvc process above this stage, found by its pid and start time, or made."""
+    above = [p for p in psutil.Process().parents() if any("dvc" in Path(part).name for part in p.cmdline()[:2])]
+    if not above:
+        return None
+    process = f"{above[-1].pid}@{above[-1].create_time():.2f}"
+    found = api.search_runs([experiment_id(api, profile)], f"tags.dvc_process = '{process}'", max_results=1)
+    return found[0].info.run_id if found else start_parent("repro", profile, root, {"dvc_process": process})
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,121 @@
+"""Unfinished work and its publication: keyed folders under .work/, finished things put in place by rename.
+
+A stage's key is a hash of everything that decides its result (resolved params, content of its inputs, the source of the
+modules it runs), so a killed stage finds its own half-done work again and never somebody else's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from ruamel.yaml import YAML
+
+from causvid.runtime.closure import import_closure
+
+
+def stage_key(stage: str, *, params: Mapping[str, Any], inputs: Sequence[Path], root: Path) -> str:
+    """16 hex digits of the sha256 over a stage's params, the content of its inputs and the code that defines it."""
+    recorded = _recorded_hashes(root / "dvc.lock") if "DVC_STAGE" in os.environ else {}
+    code = {name: _digest(root / name) for name in sorted(import_closure(root / "stages" / f"{stage}.py", root))}
+    content = {path.as_posix(): recorded.get(path.as_posix()) or _digest(root / path) for path in inputs}
+    record = {"stage": stage, "params": params, "inputs": content, "code": code}
+    return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def work_folder(stage: str, key: str, *, root: Path) -> Iterator[Path]:
+    """The folder of one stage and key, held by a lock while in use. Raises RuntimeError when another process holds it."""
+    folder = Path(os.environ.get("CAUSVID_WORK_DIR", root / ".work")) / stage / key
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "lock", blocking=False)
+    try:
+        with lock:
+            yield folder
+    except Timeout as error:
+        raise RuntimeError(f"another process is running stage {stage} with the same inputs (it holds {folder})") from error
+
+
+def publish(finished: Path, target: Path) -> None:
+    """Put the file or folder ``finished`` at ``target`` in one rename, its bytes on disk first.
+
+    Across file systems it is copied beside the target before the rename. An existing target is replaced.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}.publishing")
+    _remove(beside)
+    try:
+        os.rename(finished, beside)
+    except OSError:  # another file system
+        _copy(finished, beside)
+        _remove(finished)
+    _fsync(beside)
+    if target.is_dir():
+        shutil.rmtree(target)  # a folder cannot be renamed over a folder that has files
+    os.replace(beside, target)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` so that ``path`` holds either its old content or all of the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        _fsync(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON with sorted keys, atomically. NaN and infinity are refused with ValueError."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _recorded_hashes(lock: Path) -> dict[str, str]:
+    """Hashes DVC has just verified for the outs of earlier stages, by path: no need to read gigabytes again."""
+    if not lock.is_file():
+        return {}
+    stages = (YAML(typ="safe").load(lock) or {}).get("stages", {})
+    return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", []) if "md5" in out}
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    if not path.exists():
+        return "absent"
+    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+        digest.update(file.relative_to(path).as_posix().encode() + b"\0")
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    for file in [*path.rglob("*"), path] if path.is_dir() else [path]:
+        handle = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target)
+    else:
+        shutil.copy2(source, target)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
@@ -35,7 +35,9 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds {type(values).__name__}, not sections; start from a file in {PROFILES.name}/")
     have, want = set(_leaves(values)), set(_leaves(YAML(typ="safe").load(PROFILES / "laptop.yaml")))
-    wrong = [f"missing key {key}" for key in sorted(want - have)] + [f"unknown key {key}" for key in sorted(have - want)]
+    wrong = [f"missing key {key}" for key in sorted(want - have)] + [
+        f"unknown key {key}" for key in sorted(have - want)
+    ]
     if wrong:
         raise ValueError(f"{path}: {'; '.join(wrong)} (the keys must be those of profiles/laptop.yaml)")
     return values
@@ -59,7 +61,7 @@ def build(cls: type[T], value: Any, *, name: str) -> T:
     if hasattr(cls, "__dataclass_fields__"):
         cls.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
     try:
-        return cast(T, TypeAdapter(cls).validate_python(value))
+        return TypeAdapter(cls).validate_python(value)
     except ValidationError as error:
         wrong = [f"{'.'.join(map(str, (name, *e['loc'])))}: {e['msg']} (found {e['input']!r})" for e in error.errors()]
         raise ValueError("; ".join(wrong)) from error

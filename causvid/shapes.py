@@ -57,7 +57,9 @@ class LatentShape:
             )
         for name in ("height", "width"):
             if getattr(video, name) % spatial_stride:
-                raise ValueError(f"video.{name} is {getattr(video, name)}; the VAE needs a multiple of {spatial_stride}")
+                raise ValueError(
+                    f"video.{name} is {getattr(video, name)}; the VAE needs a multiple of {spatial_stride}"
+                )
         return cls(
             channels=channels,
             frames=(video.frames - 1) // temporal_stride + 1,

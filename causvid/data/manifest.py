@@ -18,12 +18,16 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON-lines file. Raises ValueError naming the line that is not a JSON object."""
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    rows: list[dict[str, Any]] = []
+    if not path.stat().st_size:
+        return rows
+    for number, line in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n"), start=1):
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: not JSON ({error}); make the file again with its stage") from error
+            raise ValueError(
+                f"{path}, line {number}: not JSON ({error}); make the file again with its stage"
+            ) from error
         if not isinstance(row, dict):
             raise ValueError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
         rows.append(row)
@@ -39,3 +43,12 @@ def read_manifest(folder: Path) -> list[dict[str, Any]]:
     if not rows:
         raise ValueError(f"{path} lists nothing; see rejected.jsonl beside it, or the stage before, for why")
     return rows
+
+
+def split(rows: list[dict[str, Any]], held_out: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows to train on and the last ``held_out`` ones. Raises ValueError when nothing would be left to train on."""
+    if not 0 < held_out < len(rows):
+        raise ValueError(
+            f"train_vae.held_out_clips is {held_out} of {len(rows)} clips; it must be at least 1 and leave some"
+        )
+    return rows[:-held_out], rows[-held_out:]

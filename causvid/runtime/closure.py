@@ -10,7 +10,7 @@ PACKAGES = ("causvid", "stages")
 # They cannot change what a stage writes into its outs: an edit here must not redo days of work.
 NEUTRAL = frozenset(
     f"causvid/runtime/{name}.py" for name in ("closure", "device", "parallel", "progress", "stage", "tracking", "work")
-) | {"causvid/params.py", "causvid/plan.py"}
+) | {"causvid/costs.py", "causvid/params.py", "causvid/plan.py"}
 
 
 def import_closure(module: Path, root: Path) -> set[str]:
@@ -25,8 +25,9 @@ def import_closure(module: Path, root: Path) -> set[str]:
         if path in seen:
             continue
         seen.add(path)
-        if path.relative_to(root).as_posix() not in NEUTRAL:
+        if path.relative_to(root).as_posix() not in NEUTRAL and path.suffix == ".py":
             todo.extend(_imports(path, root))
+            todo.extend(path.parent.glob("*.jinja"))  # a template is code that a module of its folder runs
     names = {path.relative_to(root).as_posix() for path in seen if path.stat().st_size}
     return names - NEUTRAL
 

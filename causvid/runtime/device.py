@@ -1,18 +1,36 @@
-"""Where tensors live. The only file of the project that says "cuda"."""
+"""Where tensors live and in which precision they are multiplied. The only file of the project that says "cuda"."""
 
 from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from enum import StrEnum
 
 import torch
 
 
-def pick(local_rank: int = 0) -> torch.device:
-    """The accelerator of this process, or the CPU."""
-    return torch.device("cuda", local_rank % torch.cuda.device_count()) if torch.cuda.is_available() else torch.device("cpu")
+class Precision(StrEnum):
+    """Params entry ``model.precision``: of matrix products."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The torch dtype of that name."""
+        return {Precision.FLOAT32: torch.float32, Precision.BFLOAT16: torch.bfloat16}[self]
 
 
-def has_accelerator() -> bool:
-    """Whether this machine has a GPU that torch can use."""
-    return torch.cuda.is_available()
+def pick() -> torch.device:
+    """The accelerator of this process (its local rank's), or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+    """Matrix products in ``precision``; weights, losses and conversions stay as they are."""
+    return nullcontext() if precision is Precision.FLOAT32 else torch.autocast(device.type, dtype=precision.dtype)
 
 
 def synchronize(device: torch.device) -> None:

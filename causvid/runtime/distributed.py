@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
+from typing import TypeVar
 
 import torch
 from torch import distributed as dist
 from torch import nn
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def rank() -> int:
@@ -33,17 +37,24 @@ def barrier() -> None:
 def share_of(batch: int) -> range:
     """This rank's part of a global batch, as global positions. Raises ValueError when it does not divide evenly."""
     if batch % world_size():
-        raise ValueError(f"the batch of {batch} does not divide over {world_size()} workers; change batch_size or compute.workers")
+        raise ValueError(
+            f"the batch of {batch} does not divide over {world_size()} workers; change batch_size or compute.workers"
+        )
     size = batch // world_size()
     return range(rank() * size, (rank() + 1) * size)
 
 
-def replicate(module: nn.Module) -> nn.Module:
-    """Keep ``module`` equal on all ranks: gradients are averaged during backward (PyTorch DDP, applied in place)."""
+def replicate(module: Module, *, unused_parameters: bool = False) -> Module:
+    """Keep ``module`` equal on all ranks: gradients are averaged during backward (PyTorch DDP, applied in place).
+
+    unused_parameters: whether a forward pass may leave some of them out.
+    """
     if world_size() > 1:
         from torch.distributed._composable.replicate import replicate as composable_ddp
 
-        composable_ddp(module)
+        # True of 1x1 kernels, whose strides mean nothing.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+        composable_ddp(module, find_unused_parameters=unused_parameters)
     return module
 
 

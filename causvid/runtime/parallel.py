@@ -6,25 +6,27 @@ training function on every rank.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-Item = TypeVar("Item")
+Item = TypeVar("Item", contravariant=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
     """Params section ``compute``: how much of a machine to use. In no stage's params: it must not change a result.
 
-    workers: processes; gpus_per_worker: GPUs each of them holds; strategy: how training replicas share a model.
+    workers: processes; gpus_per_worker: GPUs each of them holds; gradient_checkpointing: whether a transformer in
+    training makes its activations again in the backward pass instead of keeping them.
     """
 
     workers: int
     gpus_per_worker: float
-    strategy: Literal["ddp", "fsdp"]
+    gradient_checkpointing: bool
 
     def __post_init__(self) -> None:
         if self.workers < 1:
@@ -39,10 +41,12 @@ class Compute:
 class Worker(Protocol[Item]):
     """Loads its models once and then handles group after group, writing its own files."""
 
-    def __call__(self, group: Sequence[Item]) -> None: ...
+    def __call__(self, group: Sequence[Item]) -> None:
+        """Handle one group."""
+        ...
 
 
-def map_groups(make: Callable[[], Worker[Item]], groups: Sequence[Sequence[Item]], compute: Compute) -> Iterator[int]:
+def map_groups(make: Callable[[], Worker[Any]], groups: Sequence[Sequence[Any]], compute: Compute) -> Iterator[int]:
     """Give every group to a worker made by ``make``; yield the size of each group when it is done, in any order.
 
     Groups are whole units: who handles one cannot change its bytes. An exception in a worker is raised here.
@@ -113,8 +117,8 @@ class _Rank:
         self.train(config["job"])
 
 
-class _ray:  # noqa: N801  a context manager, read like a function
-    """A Ray session: the running cluster when ``RAY_ADDRESS`` names one, else a private one on this machine's loopback."""
+class _ray:
+    """A Ray session: the running cluster that ``RAY_ADDRESS`` names, else a private one on this machine's loopback."""
 
     def __init__(self, compute: Compute) -> None:
         self.compute = compute
@@ -124,8 +128,17 @@ class _ray:  # noqa: N801  a context manager, read like a function
 
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-        here = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": self.compute.workers + 1, "_node_ip_address": "127.0.0.1"}
-        ray.init(include_dashboard=None if "RAY_ADDRESS" in os.environ else False, logging_level="warning", **here)
+
+        def quiet() -> None:  # by value, not by name: Ray runs it before it can import our code
+            name = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
+            logging.getLogger(name).setLevel(logging.ERROR)  # says every second that there is no dashboard to ask
+
+        # Rank 0's progress lines as they are: no colours, no "repeated 6x".
+        os.environ.update({"RAY_COLOR_PREFIX": "0", "RAY_DEDUP_LOGS": "0"})
+        here: dict[str, Any] = {}
+        if "RAY_ADDRESS" not in os.environ:
+            here = {"num_cpus": self.compute.workers + 1, "_node_ip_address": "127.0.0.1", "include_dashboard": False}
+        ray.init(logging_level="error", runtime_env={"worker_process_setup_hook": quiet}, **here)
 
     def __exit__(self, *_: object) -> None:
         import ray

@@ -24,5 +24,6 @@ def progress(items: Iterable[T], *, total: int, what: str, initial: int = 0) -> 
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES and done < total:
             rate = (done - initial) / (now - started)
-            print(f"{what}: {done}/{total}, {(total - done) / rate:.0f} s left", file=sys.stderr, flush=True)
+            sys.stderr.write(f"{what}: {done}/{total}, {(total - done) / rate:.0f} s left\n")
+            sys.stderr.flush()
             last = now

@@ -26,6 +26,8 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "OMP_WAIT_POLICY": "PASSIVE",
+    "TYPER_STANDARD_TRACEBACK": "1",
+    "RAY_AUTH_MODE": "token",
 }
 
 
@@ -60,7 +62,7 @@ class StageRun:
 def stage_run(
     name: str, *, params: Path, reads: Sequence[str], inputs: Sequence[Path], metrics: Path, item: str | None = None
 ) -> Iterator[StageRun]:
-    """Run the body as stage ``name`` (``item`` of a matrix), reading the params sections ``reads`` and paths ``inputs``.
+    """Run the body as stage ``name`` (``item`` of a matrix) that reads params sections ``reads`` and paths ``inputs``.
 
     A ValueError (what a user can mend) or a full disk ends the process with one sentence and exit code 1.
     """
@@ -84,8 +86,8 @@ def stage_run(
             work.write_json(metrics, {**run.results, "key": key})
     except ValueError as error:
         sys.exit(f"{name}: {error}")
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if not _disk_is_full(error):
             raise
         sys.exit(f"{name}: the disk is full ({error}); free some space and run the same command again: work is kept")
 
@@ -93,8 +95,17 @@ def stage_run(
 def _lookup(values: Mapping[str, Any], dotted: str) -> Any:
     found: Any = values
     for part in dotted.split("."):
+        if not isinstance(found, Mapping) or part not in found:
+            raise ValueError(f"params: missing key {dotted}")
         found = found[part]
     return found
+
+
+def _disk_is_full(error: BaseException) -> bool:
+    """Whether ``error`` says so: as an errno, or in the words of safetensors, LMDB and torch.save, which hide it."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return any(words in str(error) for words in (os.strerror(errno.ENOSPC), "unexpected pos"))
 
 
 def _die_with_parent() -> None:

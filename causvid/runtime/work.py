@@ -32,7 +32,7 @@ def stage_key(stage: str, *, params: Mapping[str, Any], inputs: Sequence[Path], 
 
 @contextmanager
 def work_folder(stage: str, key: str, *, root: Path) -> Iterator[Path]:
-    """The folder of one stage and key, held by a lock while in use. Raises RuntimeError when another process holds it."""
+    """The folder of one stage and key, held by a lock while in use. RuntimeError when another process holds it."""
     folder = Path(os.environ.get("CAUSVID_WORK_DIR", root / ".work")) / stage / key
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock", blocking=False)
@@ -40,7 +40,9 @@ def work_folder(stage: str, key: str, *, root: Path) -> Iterator[Path]:
         with lock:
             yield folder
     except Timeout as error:
-        raise RuntimeError(f"another process is running stage {stage} with the same inputs (it holds {folder})") from error
+        raise RuntimeError(
+            f"another process is running stage {stage} with the same inputs (it holds {folder})"
+        ) from error
 
 
 def publish(finished: Path, target: Path) -> None:
@@ -52,7 +54,7 @@ def publish(finished: Path, target: Path) -> None:
     beside = target.with_name(f".{target.name}.publishing")
     _remove(beside)
     try:
-        os.rename(finished, beside)
+        finished.rename(beside)
     except OSError:  # another file system
         _copy(finished, beside)
         _remove(finished)

@@ -1,0 +1,70 @@
+# Everything a user types. 'make repro' and 'make test' need Python 3.11 or 3.12, git, gcc and make; nothing else.
+SHELL := /bin/bash
+UV_VERSION := 0.13.9
+PYTHON ?= python3
+UV := .tools/bin/uv
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PYTHONPATH := $(CURDIR)
+export UV_COMPILE_BYTECODE := 1
+export DO_NOT_TRACK := true
+export MLFLOW_DISABLE_TELEMETRY := true
+export DVC_NO_ANALYTICS := 1
+export RAY_USAGE_STATS_ENABLED := 0
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+
+.PHONY: env vbench-env repro test test-slow test-browser check flow ui report profile dag plan lock clean
+
+env: .venv/.ready ## the environment in .venv, as locked
+vbench-env: .venvs/vbench/.ready ## VBench's own environment
+
+$(UV):
+	$(PYTHON) -m venv .tools
+	.tools/bin/pip install --quiet uv==$(UV_VERSION)
+
+.venv/.ready: requirements.lock | $(UV)
+	test -x .venv/bin/python || $(UV) venv --quiet --python $(PYTHON) .venv
+	$(UV) pip sync --quiet --python .venv requirements.lock
+	touch $@
+
+.venvs/vbench/.ready: requirements/vbench.txt | $(UV)
+	test -x .venvs/vbench/bin/python || $(UV) venv --quiet --python $(PYTHON) .venvs/vbench
+	$(UV) pip install --quiet --no-deps --python .venvs/vbench -r requirements/vbench.txt
+	touch $@
+
+repro: env vbench-env ## the experiment: every stage that is out of date
+	dvc repro
+
+test: env ## everything that runs on a CPU without network
+	$(MAKE) check
+	python -m pytest -m "not slow and not gpu and not browser"
+
+check: env ## style, types, import floors
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+
+test-slow: env vbench-env
+	python -m pytest -m slow
+
+flow: env vbench-env ## the same experiment as a Prefect flow
+	python -m flows.distill
+
+report: env ## the report alone
+	dvc repro report
+
+profile: env ## put profiles/$(NAME).yaml in place
+	python -m causvid.params use $(NAME)
+
+dag: env ## docs/pipeline.md from dvc.yaml
+	{ printf '# The pipeline\n\nMade by `make dag` from dvc.yaml.\n\n```mermaid\n'; dvc dag --mermaid; printf '```\n'; } > docs/pipeline.md
+
+plan: env ## memory, time and disk of the profile in params.yaml, without running it
+	python -m causvid.plan params.yaml
+
+lock: $(UV) ## requirements.lock from pyproject.toml
+	$(UV) pip compile --quiet --universal --generate-hashes --no-annotate --no-header --no-emit-index-url \
+	  --python-version 3.11 --group dev pyproject.toml -o requirements.lock
+
+clean: ## unfinished work and caches of tools; never data
+	rm -rf .work .ruff_cache .mypy_cache .pytest_cache .hypothesis .import_linter_cache

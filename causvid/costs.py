@@ -1,0 +1,164 @@
+"""What one pass of a model costs, from its config alone: weights, FLOPs, bytes of cache and of activations.
+
+FLOPs are counted: two per multiply-add of every matrix product, convolution and attention score; norms, activations and
+optimiser steps are not. N stands for tokens, d for the transformer's width. Sizes are of diffusers' Wan models.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from causvid import params
+from causvid.shapes import LatentShape, VideoShape
+
+# Values a block keeps per token for its backward: about 16 rows of the width (norms, q, k, v, rotated q and k, outputs,
+# the same for cross-attention, residuals) and both sides of the feed-forward's activation.
+KEPT_WIDTHS, KEPT_FFN = 16, 2
+
+
+class Flops(NamedTuple):
+    """Work of one forward: matrix products with weights, and attention (scores and their weighted sums)."""
+
+    linear: float
+    attention: float
+
+    @property
+    def forward(self) -> float:
+        """One forward."""
+        return self.linear + self.attention
+
+    @property
+    def backward(self) -> float:
+        """Twice the linear part (inputs and weights); 2.5 times attention, whose scores are made again."""
+        return 2 * self.linear + 2.5 * self.attention
+
+    @property
+    def training(self) -> float:
+        """Forward and backward, nothing computed twice."""
+        return self.forward + self.backward
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transformer:
+    """Costs of diffusers' WanTransformer3DModel by its config (params ``model.transformer``)."""
+
+    patch_size: tuple[int, int, int]
+    num_attention_heads: int
+    attention_head_dim: int
+    in_channels: int
+    out_channels: int
+    text_dim: int
+    freq_dim: int
+    ffn_dim: int
+    num_layers: int
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Transformer:
+        """From the params section, whose other keys cost nothing."""
+        names = [name for name in cls.__dataclass_fields__ if name in config]
+        return params.build(cls, {name: config[name] for name in names}, name="model.transformer")
+
+    @property
+    def width(self) -> int:
+        """Hidden size d."""
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights: embeddings and head, and per layer two attentions, a feed-forward and six modulations."""
+        d, patch = self.width, math.prod(self.patch_size)
+        attention = 4 * (d * d + d) + 2 * d
+        layer = 2 * attention + 2 * d * self.ffn_dim + self.ffn_dim + d + 2 * d + 6 * d
+        text = self.text_dim * d + d + d * d + d
+        time = self.freq_dim * d + d + d * d + d + 6 * (d * d + d)
+        head = 2 * d + self.out_channels * patch * (d + 1)
+        return self.num_layers * layer + text + time + head + self.in_channels * patch * d + d
+
+    def tokens(self, latent: LatentShape) -> int:
+        """Tokens of one latent frame."""
+        return latent.height // self.patch_size[1] * (latent.width // self.patch_size[2])
+
+    def linear_per_token(self) -> int:
+        """Matrix products of one video token in all layers: q, k, v, o; cross q, o; feed-forward."""
+        d = self.width
+        return self.num_layers * 2 * (4 * d * d + 2 * d * d + 2 * d * self.ffn_dim)
+
+    def forward(self, queries: int, pairs: int, text_tokens: int, text_cached: bool = False) -> Flops:
+        """``queries`` video tokens that make ``pairs`` query-key pairs in self-attention, once each in every layer.
+
+        ``text_cached``: keys and values of the prompt are there from an earlier pass.
+        """
+        d, patch = self.width, math.prod(self.patch_size)
+        ends = 2 * queries * patch * d * (self.in_channels + self.out_channels)
+        text = 2 * text_tokens * (self.text_dim * d + d * d + self.num_layers * 2 * d * d)
+        scores = 4 * d * self.num_layers * (pairs + queries * text_tokens)
+        return Flops(queries * self.linear_per_token() + ends + (0 if text_cached else text), scores)
+
+    def bidirectional(self, tokens: int, text_tokens: int) -> Flops:
+        """A clip in which every token sees every other."""
+        return self.forward(tokens, tokens * tokens, text_tokens)
+
+    def causal(self, block_tokens: int, blocks: int, text_tokens: int) -> Flops:
+        """A clip of blocks that see themselves and what came before (CausVid sec. 4.1): N^2 (1 + 2 + ... + blocks)."""
+        return self.forward(block_tokens * blocks, block_tokens**2 * blocks * (blocks + 1) // 2, text_tokens)
+
+    def kv_cache_bytes(self, tokens: int, value_bytes: int) -> int:
+        """Keys and values of ``tokens`` in every layer."""
+        return 2 * self.width * self.num_layers * value_bytes * tokens
+
+    def activation_bytes(self, tokens: int, value_bytes: int, *, recompute: bool) -> float:
+        """Estimate of what one sample keeps for its backward; ``recompute`` keeps only the input of every layer."""
+        per_layer = self.width if recompute else KEPT_WIDTHS * self.width + KEPT_FFN * self.ffn_dim
+        return float(tokens * self.num_layers * per_layer * value_bytes)
+
+
+class VaeCost(NamedTuple):
+    """FLOPs of encoding and decoding: the first frame, then every further latent frame; and number of weights."""
+
+    encode_first: float
+    encode_next: float
+    decode_first: float
+    decode_next: float
+    parameters: int
+
+    def encode(self, latent_frames: int) -> float:
+        """A clip of ``latent_frames``, to latents."""
+        return self.encode_first + (latent_frames - 1) * self.encode_next
+
+    def decode(self, latent_frames: int) -> float:
+        """A clip of ``latent_frames``, to pixels."""
+        return self.decode_first + (latent_frames - 1) * self.decode_next
+
+
+def vae_cost(config: Mapping[str, Any], video: VideoShape, latent: LatentShape) -> VaeCost:
+    """Count diffusers' AutoencoderKLWan at ``video``'s size with PyTorch's counter, on the meta device (no numbers)."""
+    import torch
+    from diffusers import AutoencoderKLWan
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        vae: Any = AutoencoderKLWan(**config)
+    counted = []
+    for frames in (1, 2):
+        shown = 1 + (frames - 1) * config["scale_factor_temporal"]
+        pixels = torch.empty(1, 3, shown, video.height, video.width, device="meta")
+        latents = torch.empty(1, latent.channels, frames, latent.height, latent.width, device="meta")
+        for run, x in ((vae.encode, pixels), (vae.decode, latents)):
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                run(x)
+            counted.append(float(counter.get_total_flops()))
+    encode_1, decode_1, encode_2, decode_2 = counted
+    weights = sum(weight.numel() for weight in vae.parameters())
+    return VaeCost(encode_1, encode_2 - encode_1, decode_1, decode_2 - decode_1, weights)
+
+
+def text_encoder_parameters(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Weights of UMT5's encoder: all, and those that multiply every token (all but the embedding table)."""
+    d, inner = config["d_model"], config["num_heads"] * config["d_kv"]
+    layer = 4 * d * inner + 3 * d * config["d_ff"]
+    small = 2 * d + config["num_heads"] * config.get("relative_attention_num_buckets", 32)
+    every_token = config["num_layers"] * layer
+    return every_token + config["num_layers"] * small + d + config.get("vocab_size", 0) * d, every_token

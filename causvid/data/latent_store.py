@@ -1,0 +1,170 @@
+"""LMDB of latents in the released layout, with what the released layout lacks: checks.
+
+Keys ``latents_{i}_data`` (raw little-endian float16, C order), ``prompts_{i}_data`` (UTF-8), ``latents_shape`` and
+``prompts_shape`` (space-joined integers, count first). A row is [F, C, H, W] (clips) or [T, F, C, H, W] (ODE pairs: T
+solver states, the clean one last). Ours adds ``latents_{i}_sha256`` and ``metadata`` (JSON). In memory the axes are
+[C, F, H, W]: this file is the one place that converts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import lmdb
+import numpy as np
+import torch
+
+DTYPE = np.dtype("<f2")
+MAP_SIZE = 2**40  # address space, not disk: the file grows as it is written
+FILE = "data.mdb"
+
+
+class Record(NamedTuple):
+    """latents: float32 [C, F, H, W] or [T, C, F, H, W]; prompt: its caption."""
+
+    latents: torch.Tensor
+    prompt: str
+
+
+def write_store(
+    records: Iterable[Record], folder: Path, *, timesteps: Sequence[float] | None, per_transaction: int
+) -> dict[str, Any]:
+    """Write ``records`` in their order as a new LMDB ``folder``/data.mdb (compact, so its bytes depend on them only).
+
+    timesteps: of the T states of ODE pairs; None for clips. Returns the metadata. Raises ValueError on shapes that
+    differ or when there is nothing to write.
+    """
+    scratch = folder.with_name(f"{folder.name}.writing")
+    scratch.mkdir(parents=True)
+    shape: tuple[int, ...] | None = None
+    count = 0
+    with lmdb.open(str(scratch), map_size=MAP_SIZE, lock=False) as env:
+        remaining = iter(records)
+        while group := list(islice(remaining, per_transaction)):
+            with env.begin(write=True) as transaction:
+                for record in group:
+                    row = _to_disk(record.latents)
+                    if shape is not None and row.shape != shape:
+                        raise ValueError(f"record {count} has shape {row.shape}; the ones before have {shape}")
+                    shape, data, prompt = row.shape, row.tobytes(), record.prompt.encode()
+                    transaction.put(f"latents_{count}_data".encode(), data)
+                    transaction.put(f"latents_{count}_sha256".encode(), _digest(data, prompt))
+                    transaction.put(f"prompts_{count}_data".encode(), prompt)
+                    count += 1
+        if shape is None:
+            raise ValueError("there is nothing to pack: no shards")
+        metadata = {
+            "count": count,
+            "shape": list(shape),
+            "dtype": "float16",
+            "timesteps": list(timesteps) if timesteps else None,
+        }
+        with env.begin(write=True) as transaction:
+            transaction.put(b"latents_shape", " ".join(map(str, (count, *shape))).encode())
+            transaction.put(b"prompts_shape", str(count).encode())
+            packed = json.dumps(metadata, sort_keys=True).encode()
+            transaction.put(b"metadata", packed)
+            transaction.put(b"metadata_sha256", _digest(packed))
+        folder.mkdir()
+        env.copy(str(folder), compact=True)
+    (scratch / FILE).unlink()
+    scratch.rmdir()
+    return metadata
+
+
+class LatentStore:
+    """Reads such an LMDB. Every record, prompt included, is held against its sha256 when read.
+
+    Can be pickled and used after a fork. Raises ValueError, naming the file and the record, for a missing, truncated or
+    damaged store.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with self._reading() as transaction:
+            found, digest = (cast("bytes | None", transaction.get(key)) for key in (b"metadata", b"metadata_sha256"))
+        if found is None or digest != _digest(found):
+            raise ValueError(f"{folder}: its metadata is missing or damaged; pack it again")
+        self.metadata: dict[str, Any] = json.loads(found)
+
+    def __len__(self) -> int:
+        return int(self.metadata["count"])
+
+    def __getitem__(self, index: int) -> Record:
+        with self._reading() as transaction:
+            names = (f"latents_{index}_data", f"prompts_{index}_data", f"latents_{index}_sha256")
+            data, prompt, digest = (cast("bytes | None", transaction.get(name.encode())) for name in names)
+        if data is None or prompt is None:
+            raise ValueError(f"{self.folder}: record {index} of {len(self)} is missing; pack it again")
+        if digest != _digest(data, prompt):
+            raise ValueError(f"{self.folder}: record {index} is damaged (its sha256 differs); pack it again")
+        row = np.frombuffer(data, DTYPE).reshape(self.metadata["shape"]).astype(np.float32)
+        return Record(_from_disk(torch.from_numpy(row)), prompt.decode())
+
+    def require_timesteps(self, expected: Sequence[float], tolerance: float) -> None:
+        """Refuse states of other times than ``expected``. Raises ValueError showing both."""
+        stored = self.metadata["timesteps"]
+        if stored is None or len(stored) != len(expected):
+            raise ValueError(
+                f"{self.folder} stores states at timesteps {stored}; the schedule asks for {list(expected)}"
+            )
+        if any(abs(a - b) > tolerance for a, b in zip(stored, expected, strict=True)):
+            raise ValueError(
+                f"{self.folder} stores states at timesteps {[round(t, 1) for t in stored]}; "
+                f"schedule.denoising_timesteps asks for {list(expected)}: run generate_ode_pairs, or change it back"
+            )
+
+    @contextmanager
+    def _reading(self) -> Iterator[lmdb.Transaction]:
+        try:
+            with _environment(self.folder.resolve()).begin() as transaction:
+                yield transaction
+        except lmdb.Error as error:
+            raise ValueError(f"{self.folder} is damaged ({error}); pack it again") from error
+
+
+@lru_cache(maxsize=16)
+def _environment_of(process: int, folder: Path, file: int) -> lmdb.Environment:
+    return _open(folder)
+
+
+def _environment(folder: Path) -> lmdb.Environment:
+    """One handle per process and file: LMDB forbids two, and none survives a fork."""
+    file = folder / FILE
+    return _environment_of(os.getpid(), folder, file.stat().st_ino if file.is_file() else 0)
+
+
+def _open(folder: Path) -> lmdb.Environment:
+    file = folder / FILE
+    if not file.is_file():
+        raise ValueError(f"{folder} holds no {FILE}; run the stage that packs it")
+    try:
+        # lock=False: a reader must not create a lock file inside a tracked folder.
+        env = lmdb.open(str(folder), readonly=True, lock=False, readahead=False, meminit=False)
+    except lmdb.Error as error:
+        raise ValueError(f"{file} is not a readable LMDB ({error}); pack it again") from error
+    needed = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+    if file.stat().st_size < needed:  # reading beyond the end would kill the process, not raise
+        env.close()
+        raise ValueError(f"{file} is truncated: {file.stat().st_size} of {needed} bytes; copy or pack it again")
+    return env
+
+
+def _digest(*parts: bytes) -> bytes:
+    return hashlib.sha256(b"".join(parts)).hexdigest().encode()
+
+
+def _to_disk(latents: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float16]]:
+    return np.ascontiguousarray(latents.transpose(-4, -3).to(torch.float16).numpy(), dtype=DTYPE)
+
+
+def _from_disk(row: torch.Tensor) -> torch.Tensor:
+    return row.transpose(-4, -3).contiguous()

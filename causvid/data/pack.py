@@ -1,0 +1,44 @@
+"""Shards to LMDB: sorted by name, one record each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from causvid.data.latent_store import Record, write_store
+from causvid.data.shards import read_shard
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackConfig:
+    """Params section ``pack_lmdb``."""
+
+    records_per_transaction: int
+
+
+def pack(shards: Path, out: Path, config: PackConfig) -> dict[str, Any]:
+    """Pack every shard of the folder ``shards`` into the LMDB ``out`` and return its metadata.
+
+    Raises ValueError when shards disagree in shape or timesteps, naming the shard.
+    """
+    paths = sorted(shards.glob("*.safetensors"))
+    if not paths:
+        raise ValueError(f"{shards} holds no shards; run the stage that makes them")
+    timesteps = read_shard(paths[0]).notes.get("timesteps")
+
+    def records() -> Iterator[Record]:
+        for path in paths:
+            shard = read_shard(path)
+            if shard.notes.get("timesteps") != timesteps:
+                raise ValueError(f"{path} has timesteps {shard.notes.get('timesteps')}, {paths[0]} has {timesteps}")
+            yield Record(shard.latents, shard.notes["caption"])
+
+    return write_store(
+        records(),
+        out,
+        timesteps=json.loads(timesteps) if timesteps else None,
+        per_transaction=config.records_per_transaction,
+    )

@@ -1,0 +1,52 @@
+"""data/prompts: one embedding per distinct prompt, the evaluation list and the negative prompt."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+EMBEDDINGS = "embeddings.safetensors"
+INDEX = "prompts.json"
+
+
+def _key(prompt: str) -> str:
+    return hashlib.sha256(prompt.encode()).hexdigest()[:16]
+
+
+def write_prompts(
+    folder: Path, embeddings: Mapping[str, torch.Tensor], *, evaluation: Sequence[str], negative: str, tokens: int
+) -> None:
+    """Write embeddings [its tokens, D] by prompt text, and the two lists that later stages need."""
+    folder.mkdir(parents=True)
+    save_file({_key(prompt): tensor.contiguous() for prompt, tensor in sorted(embeddings.items())}, folder / EMBEDDINGS)
+    index = {"evaluation": list(evaluation), "negative": negative, "tokens": tokens, "prompts": sorted(embeddings)}
+    (folder / INDEX).write_text(json.dumps(index, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+class PromptStore:
+    """Reads them, padded with zeros to ``tokens`` (padding is attended to, as in the released code)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if not (folder / INDEX).is_file():
+            raise ValueError(f"{folder} holds no {INDEX}; run the stage encode_prompts")
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        self.tokens: int = index["tokens"]
+        self.evaluation: list[str] = index["evaluation"]
+        self.negative: str = index["negative"]
+
+    def __call__(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Embeddings [len(prompts), tokens, D], float32. Raises ValueError naming a prompt that was not encoded."""
+        with safe_open(self.folder / EMBEDDINGS, framework="pt") as file:
+            known = set(file.keys())
+            for prompt in prompts:
+                if _key(prompt) not in known:
+                    raise ValueError(f"{self.folder} has no embedding of {prompt!r}; run encode_prompts with it")
+            found = [file.get_tensor(_key(prompt)).float() for prompt in prompts]
+        return torch.stack([torch.nn.functional.pad(x, (0, 0, 0, self.tokens - len(x))) for x in found])

@@ -1,0 +1,368 @@
+"""One source video into one clip of exactly the run's size, rate and frame count, or a reason why not.
+
+Frames are chosen by their time stamps, never by their index: phones and screen recorders write uneven rates. Sources
+are untrusted: the container is forced, nothing but the file itself is opened, each is read in a process that may die.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.filter import Graph
+from av.packet import Packet
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from causvid.data import manifest
+from causvid.data.video_reader import read_frames
+from causvid.data.video_writer import write_video
+from causvid.data.workers import Lost, run_killable
+from causvid.runtime.progress import progress
+from causvid.shapes import VideoShape
+
+REJECTED = "rejected.jsonl"
+SECONDS_PER_VIDEO = 300.0
+SQUEEZE_LIMIT = Fraction(1, 10)  # how far off the target's aspect a squeezed source may be (the released rule)
+SILENT_END = Fraction(1, 2)  # seconds a container may announce beyond its last packet
+
+Picture = TypeVar("Picture")
+# Widened for downscaling, so free of aliases; the flags make the rounding the same on every CPU.
+_SCALE_FLAGS = "bicubic+accurate_rnd+bitexact+full_chroma_int"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResampleConfig:
+    """Params section ``resample``.
+
+    aspect: crop scales and cuts to the centre; squeeze scales only, and rejects sources more than 10 % off the target's
+    aspect. crf: x264's quality of the clips, lower is better.
+    """
+
+    aspect: Literal["crop", "squeeze"]
+    crf: int
+
+
+class Rejection(Exception):
+    """A source cannot become a clip. code: a short stable word; the message: a sentence."""
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+def resample_folder(
+    raw: Path, out: Path, *, video: VideoShape, config: ResampleConfig, workers: int, seconds: float = SECONDS_PER_VIDEO
+) -> dict[str, Any]:
+    """Turn every video of the manifest in ``raw`` into a clip below ``out`` or a row of its rejected.jsonl.
+
+    A video may take ``seconds``. Returns counts. Raises ValueError when nothing is left.
+    """
+    rows = manifest.read_manifest(raw)
+    (out / "videos").mkdir(parents=True)
+    work = partial(_resample_row, raw=raw, out=out, video=video, config=config)
+    kept, rejected = [], []
+    results = run_killable(work, rows, workers=min(workers, len(rows)), seconds=seconds)
+    for row, result in progress(results, total=len(rows), what="resampling"):
+        if isinstance(result, Lost):
+            rejected.append((row["id"], _rejected(row, result.code, result.reason)))
+        elif "code" in result:
+            rejected.append((row["id"], result))
+        else:
+            kept.append(result)
+    if not kept:
+        raise ValueError(f"none of the {len(rows)} videos can be used: {_summary(row for _, row in rejected)}")
+    manifest.write_rows(out / manifest.NAME, sorted(kept, key=lambda row: str(row["id"])))
+    manifest.write_rows(out / REJECTED, (row for _, row in sorted(rejected, key=lambda pair: str(pair[0]))))
+    codes = Counter(row["code"] for _, row in rejected)
+    return {"kept": len(kept), "rejected": len(rejected), "rejected_by_code": dict(sorted(codes.items()))}
+
+
+def _resample_row(
+    row: Mapping[str, Any], *, raw: Path, out: Path, video: VideoShape, config: ResampleConfig
+) -> dict[str, Any]:
+    """The manifest row of the finished clip, or its row of rejected.jsonl."""
+    target = out / "videos" / f"{row['id']}.mp4"
+    try:
+        if not row["caption"]:
+            raise Rejection("no_caption", "nothing says what the video shows")
+        make_clip(raw / row["path"], target, video=video, config=config)
+    except Rejection as rejection:
+        target.unlink(missing_ok=True)
+        return _rejected(row, rejection.code, str(rejection))
+    return {
+        "id": row["id"],
+        "path": target.relative_to(out).as_posix(),
+        "caption": row["caption"],
+        "source": row["source"],
+        "frames": video.frames,
+        "height": video.height,
+        "width": video.width,
+        "fps": video.fps,
+        "sha256": hashlib.sha256(target.read_bytes()).hexdigest(),
+    }
+
+
+def _rejected(row: Mapping[str, Any], code: str, reason: str) -> dict[str, Any]:
+    return {"source": row["source"], "code": code, "reason": reason}
+
+
+def _summary(rejected: Iterable[Mapping[str, Any]]) -> str:
+    first: dict[str, Mapping[str, Any]] = {}
+    count: Counter[str] = Counter()
+    for row in rejected:
+        first.setdefault(row["code"], row)
+        count[row["code"]] += 1
+    parts = (f"{number} {code} (as {first[code]['source']}: {first[code]['reason']})" for code, number in count.items())
+    return "; ".join(sorted(parts))
+
+
+def make_clip(source: Path, target: Path, *, video: VideoShape, config: ResampleConfig) -> None:
+    """Write the first ``video.frames`` frames of ``source`` at ``video.fps`` to ``target``, and check it by decoding.
+
+    A source that is such a clip already is copied. Raises Rejection.
+    """
+    if _is_clip(source, video):
+        shutil.copyfile(source, target)
+    else:
+        write_video(target, _clip_frames(source, video, config.aspect), fps=video.fps, crf=config.crf)
+    try:
+        found = read_frames(target).shape
+    except ValueError as error:
+        raise Rejection("wrong_size", f"the finished clip cannot be decoded: {error}") from error
+    if found != (video.frames, video.height, video.width, 3):
+        raise Rejection("wrong_size", f"the finished clip has {found[0]} frames of height {found[1]}, width {found[2]}")
+
+
+def constant_rate(
+    pictures: Iterable[tuple[Fraction, Fraction, Picture]], *, fps: int, frames: int, slack: Fraction
+) -> Iterator[Picture]:
+    """What is on screen at 0, 1/fps, 2/fps, ... seconds, ``frames`` times or until the last picture ends.
+
+    pictures: (time it appears, time it ends at the latest, picture) in seconds, times never falling, the first at 0.
+    slack: seconds a picture may be late, for time stamps that were rounded.
+    """
+    shown = 0
+    held: list[Picture] = []
+    ends = Fraction(0)
+    for begins, until, picture in pictures:
+        ends = until
+        while held and shown < frames and Fraction(shown, fps) + slack < begins:
+            yield held[0]
+            shown += 1
+        if shown == frames:
+            return
+        held = [picture]
+    while held and shown < frames and Fraction(shown, fps) < ends:
+        yield held[0]
+        shown += 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """From a stored picture to a clip's: cut [width, height, x, y], scale to [width, height], quarter turns left."""
+
+    cut: tuple[int, int, int, int]
+    scale: tuple[int, int]
+    turns: int
+
+
+def fit(width: int, height: int, *, pixel_aspect: Fraction, rotation: int, video: VideoShape, aspect: str) -> Fit:
+    """The Fit for stored pictures of ``width`` x ``height`` that are shown turned by ``rotation`` degrees to the left.
+
+    pixel_aspect is a stored pixel's width over its height. Raises Rejection when squeezing would distort too much.
+    """
+    turns = round(rotation / 90) % 4
+    goal_width, goal_height = (video.height, video.width) if turns % 2 else (video.width, video.height)
+    # Shown aspect over wanted aspect, both before turning.
+    excess = width * pixel_aspect * goal_height / (height * goal_width)
+    cut_width, cut_height = width, height
+    if aspect == "squeeze":
+        off = abs((1 / excess if turns % 2 else excess) - 1)
+        if off > SQUEEZE_LIMIT:
+            shown = f"{float(width * pixel_aspect / height):.3f}" + (" (turned)" if turns % 2 else "")
+            raise Rejection(
+                "wrong_aspect",
+                f"its aspect {shown} is {float(off):.0%} off the clips' {video.width / video.height:.3f}; "
+                "at most 10 % is squeezed, resample.aspect: crop takes any",
+            )
+    elif excess > 1:
+        cut_width = max(1, round(width / excess))
+    else:
+        cut_height = max(1, round(height * excess))
+    return Fit(
+        cut=(cut_width, cut_height, (width - cut_width) // 2, (height - cut_height) // 2),
+        scale=(goal_width, goal_height),
+        turns=turns,
+    )
+
+
+def _clip_frames(source: Path, video: VideoShape, aspect: str) -> NDArray[np.uint8]:
+    """uint8 [F, H, W, 3] of the clip's size, rate and count."""
+    with _open(source) as (container, stream):
+        packets = _packets(container, stream)
+        convert = _Converter(stream, video, aspect)
+        timed = _timed_pictures(packets, stream)
+        slack = (stream.time_base or Fraction(0)) / 2
+        frames = [convert(p) for p in constant_rate(timed, fps=video.fps, frames=video.frames, slack=slack)]
+        for _ in packets:  # the rest is not needed, but a source that was cut short is not to be trusted
+            pass
+    if len(frames) < video.frames:
+        raise Rejection(
+            "too_short", f"it gives {len(frames)} frames at {video.fps} per second; a clip needs {video.frames}"
+        )
+    return np.stack(frames)
+
+
+def _is_clip(source: Path, video: VideoShape) -> bool:
+    """Whether ``source`` can be taken as it is; decodes all of it when its header says so. Raises Rejection."""
+    with _open(source) as (container, stream):
+        context = stream.codec_context
+        if (
+            len(container.streams) != 1
+            or "mp4" not in container.format.name
+            or (context.name, context.pix_fmt) != ("h264", "yuv420p")
+            or (context.width, context.height) != (video.width, video.height)
+            or stream.frames != video.frames
+            or stream.average_rate != video.fps
+            or (stream.sample_aspect_ratio or 1) != 1
+        ):
+            return False
+        pictures = list(_timed_pictures(_packets(container, stream), stream))
+    times = [begins for begins, _, _ in pictures]
+    turned = any(picture.rotation for _, _, picture in pictures)
+    return not turned and times == [Fraction(k, video.fps) for k in range(video.frames)]
+
+
+class _Converter:
+    """Decoded pictures to uint8 [H, W, 3] of the clip's size; a picture shown several times is converted once."""
+
+    def __init__(self, stream: VideoStream, video: VideoShape, aspect: str) -> None:
+        self.stream, self.video, self.aspect = stream, video, aspect
+        self.layout: tuple[int, int, str] | None = None
+        self.last: VideoFrame | None = None
+
+    def __call__(self, picture: VideoFrame) -> NDArray[np.uint8]:
+        layout = (picture.width, picture.height, picture.format.name)
+        if self.layout is None:
+            self.layout = layout
+            self._build(picture)
+        if layout != self.layout:
+            raise Rejection("changing_size", f"its pictures change from {self.layout} to {layout} on the way")
+        if picture is not self.last:
+            self.graph.push(picture)
+            upright = np.rot90(self.graph.vpull().to_ndarray(), self.fit.turns)
+            self.last, self.array = picture, np.ascontiguousarray(upright, dtype=np.uint8)
+        return self.array
+
+    def _build(self, picture: VideoFrame) -> None:
+        pixel_aspect = Fraction(self.stream.sample_aspect_ratio or 1)
+        self.fit = fit(
+            picture.width,
+            picture.height,
+            pixel_aspect=pixel_aspect,
+            rotation=picture.rotation,
+            video=self.video,
+            aspect=self.aspect,
+        )
+        self.graph = Graph()
+        self.graph.threads = 1
+        width, height, x, y = self.fit.cut
+        self.graph.link_nodes(
+            self.graph.add_buffer(
+                width=picture.width, height=picture.height, format=picture.format, time_base=self.stream.time_base
+            ),
+            self.graph.add("crop", f"{width}:{height}:{x}:{y}:exact=1"),
+            self.graph.add("scale", f"{self.fit.scale[0]}:{self.fit.scale[1]}:flags={_SCALE_FLAGS}"),
+            self.graph.add("format", "rgb24"),
+            self.graph.add("buffersink"),
+        ).configure()
+
+
+@contextmanager
+def _open(source: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The container and its video stream, to be decoded strictly. What the body decodes badly is a Rejection."""
+    try:
+        # "file:" and the whitelist keep a name or a header from reaching the network or other files.
+        url, only = f"file:{source.resolve()}", {"protocol_whitelist": "file"}
+        container = av.open(url, format=_container(source), options=only)
+    except av.FFmpegError as error:
+        raise Rejection("unreadable", f"the file cannot be opened: {error.strerror}") from error
+    with container:
+        shown = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+        if not shown:
+            raise Rejection("no_video_stream", "the file holds no video, only other streams")
+        if shown[0].codec_context is None:
+            raise Rejection("unreadable", "its codec is unknown here")
+        shown[0].codec_context.options = {"err_detect": "explode"}
+        shown[0].codec_context.thread_count = 1
+        try:
+            yield container, shown[0]
+        except av.FFmpegError as error:
+            raise Rejection("damaged", f"decoding stopped: {error.strerror}") from error
+
+
+def _container(source: Path) -> str:
+    """The demuxer for a file, by its first bytes: the name may lie, and guessing would try playlists too."""
+    with source.open("rb") as stream:
+        head = stream.read(12)
+    if not head:
+        raise Rejection("unreadable", "the file is empty")
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"):
+        return "mp4"
+    if head[:4] == b"\x1aE\xdf\xa3":
+        return "matroska"
+    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        return "avi"
+    raise Rejection("unreadable", "the file is no MP4, QuickTime, Matroska, WebM or AVI video, whatever its name says")
+
+
+def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[Any]]:
+    """The packets of ``stream``, to the end of the file. Raises Rejection when the end is missing."""
+    seconds = Fraction(0)
+    for packet in container.demux():
+        if packet.is_corrupt:
+            raise Rejection("damaged", "the file was cut short or a part of it is missing")
+        if packet.pts is not None and packet.time_base is not None:
+            seconds = max(seconds, (packet.pts + (packet.duration or 0)) * packet.time_base)
+        if packet.stream is stream:
+            yield packet
+    # Matroska does not list its packets; a cut there shows in the announced length only.
+    announced = Fraction((container.start_time or 0) + (container.duration or 0), av.time_base)
+    if not stream.frames and seconds + SILENT_END < announced:
+        raise Rejection("damaged", f"the file ends at {float(seconds):.1f} of {float(announced):.1f} announced seconds")
+
+
+def _timed_pictures(
+    packets: Iterable[Packet[Any]], stream: VideoStream
+) -> Iterator[tuple[Fraction, Fraction, VideoFrame]]:
+    """Every picture with the times it appears and ends, in seconds after the first. Raises Rejection."""
+    first = latest = None
+    for packet in packets:
+        for picture in packet.decode():
+            assert isinstance(picture, VideoFrame)
+            if picture.is_corrupt:
+                raise Rejection("damaged", "a part of the picture is missing")
+            if picture.time is None or picture.pts is None or picture.time_base is None:
+                raise Rejection("damaged", "a picture has no time stamp")
+            begins = picture.pts * picture.time_base
+            first = begins if first is None else first
+            if latest is not None and begins < latest:
+                raise Rejection("damaged", "its time stamps run backwards")
+            latest = begins
+            usual = 1 / stream.guessed_rate if stream.guessed_rate else Fraction(0)
+            lasts = picture.duration * picture.time_base if picture.duration else usual
+            yield begins - first, begins - first + lasts, picture

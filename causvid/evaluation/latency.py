@@ -1,0 +1,88 @@
+"""Time to the first frame and frames per second of teacher and student, measured in one process."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from causvid.pipeline import CausVidPipeline
+from causvid.runtime import device as devices
+from causvid.runtime.seeding import generator
+from causvid.shapes import VideoShape
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyConfig:
+    """Params section ``measure_latency``: runs before the clock, and runs whose median is reported."""
+
+    warmup: int
+    repeats: int
+
+
+def measure(
+    pipeline: CausVidPipeline,
+    text: torch.Tensor,
+    negative: torch.Tensor,
+    video: VideoShape,
+    guidance_scale: float,
+    seed: int,
+) -> dict[str, float]:
+    """Seconds to the first decoded frame and to the last, for one video (text encoding not counted)."""
+    noise = [generator(seed, "latency")]
+    devices.synchronize(pipeline.device)
+    started = time.perf_counter()
+    if pipeline.is_causal:
+        stream = pipeline.stream(text, video, noise)
+        next(stream)
+        devices.synchronize(pipeline.device)
+        first = time.perf_counter() - started
+        for _ in stream:
+            pass
+    else:
+        pipeline(text, video, noise, negative, guidance_scale)
+        devices.synchronize(pipeline.device)
+        first = time.perf_counter() - started  # nothing can be shown before the whole clip is denoised
+    devices.synchronize(pipeline.device)
+    return {"first_frame_s": first, "seconds": time.perf_counter() - started}
+
+
+def compare(
+    teacher: CausVidPipeline,
+    student: CausVidPipeline,
+    *,
+    text: torch.Tensor,
+    negative: torch.Tensor,
+    video: VideoShape,
+    guidance_scale: float,
+    seed: int,
+    config: LatencyConfig,
+) -> dict[str, Any]:
+    """Both models in turn, so that a busy machine disturbs both; medians, passes and ratios."""
+    runs: dict[str, list[dict[str, float]]] = {"teacher": [], "student": []}
+    for index in range(config.warmup + config.repeats):
+        for name, pipeline in (("teacher", teacher), ("student", student)):
+            measured = measure(pipeline, text, negative, video, guidance_scale, seed)
+            if index >= config.warmup:
+                runs[name].append(measured)
+    results: dict[str, Any] = {"device": devices.describe(teacher.device)}
+    passes = {
+        "teacher": teacher.config.solver_steps * (1 if guidance_scale == 1 else 2),
+        "student": len(student.config.denoising_timesteps),
+    }
+    for name, measured_runs in runs.items():
+        seconds = statistics.median(run["seconds"] for run in measured_runs)
+        results[name] = {
+            "first_frame_s": statistics.median(run["first_frame_s"] for run in measured_runs),
+            "seconds": seconds,
+            "fps": video.frames / seconds,
+            "passes": passes[name],
+        }
+    results["ratio"] = {
+        "first_frame": results["teacher"]["first_frame_s"] / results["student"]["first_frame_s"],
+        "fps": results["student"]["fps"] / results["teacher"]["fps"],
+    }
+    return results

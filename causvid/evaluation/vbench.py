@@ -1,0 +1,154 @@
+"""VBench in its own environment: a subprocess with JSON in and out, because its pins cannot share ours.
+
+A dimension is scored by the real package or not at all: without its weights it is skipped, with the files it wants.
+Source of files and settings: VBench 0.1.5, whose own download links are partly dead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from causvid.evaluation import vbench_runner
+
+RUNNER = Path(vbench_runner.__file__)
+
+_CLIP_B = "clip_model/ViT-B-32.pt"  # the TorchScript archive that OpenAI publishes, not a state dict
+_CLIP_L = "clip_model/ViT-L-14.pt"
+_VICLIP = "ViCLIP/ViClip-InternVid-10M-FLT.pth"
+_DINO = "dino_model/dino_vitbase16_pretrain.pth"
+_DINO_CODE = "dino_model/facebookresearch_dino_main"
+# What each dimension reads below evaluate.vbench_weights (VBench's cache folder).
+WEIGHTS: dict[str, tuple[str, ...]] = {
+    "temporal_flickering": (),
+    "subject_consistency": (_DINO, *(f"{_DINO_CODE}/{name}.py" for name in ("hubconf", "vision_transformer", "utils"))),
+    "background_consistency": (_CLIP_B,),
+    "motion_smoothness": ("amt_model/amt-s.pth",),
+    "dynamic_degree": ("raft_model/models/raft-things.pth",),
+    "aesthetic_quality": (_CLIP_L, "aesthetic_model/emb_reader/sa_0_4_vit_l_14_linear.pth"),
+    "imaging_quality": ("pyiqa_model/musiq_spaq_ckpt-358bb6af.pth",),
+    "overall_consistency": (_VICLIP,),
+    "temporal_style": (_VICLIP,),
+}
+# They read labels or boxes that only VBench's own prompts come with.
+NEEDS_OWN_PROMPTS = (
+    "appearance_style",
+    "color",
+    "human_action",
+    "multiple_objects",
+    "object_class",
+    "scene",
+    "spatial_relationship",
+)
+# VBench asks torch.hub for DINO's weights even when it is told where they are.
+ALSO_AT = {_DINO: "torch_hub/hub/checkpoints/dino_vitbase16_pretrain.pth"}
+START_SECONDS = 600.0
+SECONDS_PER_VIDEO = 900.0  # and dimension; the slowest one takes about 340 for 81 frames of 480p on one CPU thread
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Params section ``evaluate``.
+
+    vbench_python: the interpreter of VBench's environment; vbench_weights: the folder VBench calls its cache;
+    vbench_dimensions: names of dimensions to score.
+    """
+
+    vbench_python: Path
+    vbench_weights: Path
+    vbench_dimensions: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        known = {*WEIGHTS, *NEEDS_OWN_PROMPTS}
+        for name in self.vbench_dimensions:
+            if name not in known:
+                raise ValueError(f"evaluate.vbench_dimensions has {name!r}; VBench's are {', '.join(sorted(known))}")
+
+
+def score(
+    folder: Path, rows: Sequence[Mapping[str, Any]], config: EvaluateConfig, *, device: str, log: Path
+) -> dict[str, Any]:
+    """{"version": str or None, "scores": {dimension: float}, "skipped": {dimension: reason}} of the listed videos.
+
+    Every dimension of ``config`` stands in exactly one of the two. What VBench prints goes into the file ``log``.
+    """
+    skipped = {name: reason for name in config.vbench_dimensions if (reason := why_not(name, config))}
+    wanted = [name for name in config.vbench_dimensions if name not in skipped]
+    if not wanted:
+        return {"version": None, "scores": {}, "skipped": skipped}
+    videos = [{"path": str((folder / row["path"]).absolute()), "prompt": row["caption"]} for row in rows]
+    request = {"dimensions": wanted, "device": device, "threads": os.cpu_count() or 1, "videos": videos}
+    limit = START_SECONDS + SECONDS_PER_VIDEO * len(wanted) * len(videos)
+    with tempfile.TemporaryDirectory() as scratch:
+        cache = Path(scratch) / "cache"
+        _link_weights(config.vbench_weights, wanted, cache)
+        found, trouble = _run(config.vbench_python, request, cache, Path(scratch) / "out.json", log, limit)
+    skipped |= found["skipped"]
+    skipped |= {name: trouble for name in wanted if name not in {*found["scores"], *skipped}}
+    return {"version": found["version"], "scores": found["scores"], "skipped": skipped}
+
+
+def why_not(dimension: str, config: EvaluateConfig) -> str | None:
+    """Why ``dimension`` cannot be scored here, with what it wants; None when it can."""
+    if not config.vbench_python.is_file():
+        return f"{config.vbench_python} does not exist: run 'make vbench-env', then this stage with --force"
+    if dimension in NEEDS_OWN_PROMPTS:
+        return "needs the labels that come with VBench's own prompts"
+    missing = [name for name in WEIGHTS[dimension] if not (config.vbench_weights / name).is_file()]
+    return f"wants {', '.join(missing)} in evaluate.vbench_weights" if missing else None
+
+
+def _link_weights(weights: Path, dimensions: Sequence[str], cache: Path) -> None:
+    """A cache folder of links for one run: VBench writes beside its weights, and the user's folder is an input."""
+    cache.mkdir()
+    for name in {name for dimension in dimensions for name in WEIGHTS[dimension]}:
+        for place in {name, ALSO_AT.get(name, name)}:
+            link = cache / place
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to((weights / name).resolve())
+
+
+def _run(
+    python: Path, request: Mapping[str, Any], cache: Path, out: Path, log: Path, seconds: float
+) -> tuple[dict[str, Any], str]:
+    """The runner's result so far, and in words why it may be incomplete."""
+    settings = {
+        "VBENCH_CACHE_DIR": str(cache),
+        "TORCH_HOME": str(cache / "torch_hub"),
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "OMP_NUM_THREADS": str(request["threads"]),
+    }
+    with log.open("wb") as stream:
+        # A session of its own: its helpers can be killed with it.
+        process = subprocess.Popen(
+            [str(python), "-P", str(RUNNER), str(out)],
+            stdin=subprocess.PIPE,
+            stdout=stream,
+            stderr=stream,
+            env={**os.environ, **settings},
+            start_new_session=True,
+        )
+        try:
+            process.communicate(json.dumps(request).encode(), timeout=seconds)
+            trouble = f"VBench's interpreter ended with code {process.returncode}: {_last_line(log)}"
+        except subprocess.TimeoutExpired:
+            trouble = f"VBench was stopped after {seconds:.0f} s"
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    found = json.loads(out.read_text()) if out.is_file() else {"version": None, "scores": {}, "skipped": {}}
+    return found, trouble
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it printed nothing"

@@ -1,0 +1,189 @@
+"""The causal student: diffusers' Wan transformer with block-causal attention, a time per frame, and a KV cache.
+
+It adds no parameter: a bidirectional Wan state dict loads unchanged, and its own loads into a bidirectional one.
+Shapes: B batch, C channels, F latent frames, H and W latent pixels; P tokens per frame, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import WanTransformer3DModel
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.transformers.transformer_wan import WanTransformerBlock
+from diffusers.utils import apply_lora_scale
+
+from causvid.models.causal_attention import BlockCausalAttnProcessor, CachedTextAttnProcessor
+from causvid.models.kv_cache import KVCache, LayerCache
+from causvid.models.rope import rotary_embedding
+
+
+class CausalWanTransformerBlock(WanTransformerBlock):
+    """A Wan block whose modulation is one row per frame and whose attention is block-causal."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.attn1.set_processor(BlockCausalAttnProcessor())
+        self.attn2.set_processor(CachedTextAttnProcessor())
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        temb: torch.Tensor,
+        rotary_emb: tuple[torch.Tensor, torch.Tensor],
+        block_tokens: int,
+        cache: LayerCache | None = None,
+        start_token: int = 0,
+    ) -> torch.Tensor:
+        """One layer over ``hidden_states`` [B, F P, D] with modulation ``temb`` [B, F, 6, D]."""
+        frames = temb.shape[1]
+        rows = (self.scale_shift_table + temb.float()).unsqueeze(2).unbind(3)  # six of [B, F, 1, D]
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = rows
+
+        x = hidden_states.float()
+        normed = _modulate(self.norm1(x), scale, shift, frames).type_as(hidden_states)
+        attended = self.attn1(
+            normed, None, None, rotary_emb, block_tokens=block_tokens, cache=cache, start_token=start_token
+        )
+        hidden_states = (x + _gate(attended, gate, frames)).type_as(hidden_states)
+
+        normed = self.norm2(hidden_states.float()).type_as(hidden_states)
+        hidden_states = hidden_states + self.attn2(normed, encoder_hidden_states, cache=cache)
+
+        x = hidden_states.float()
+        normed = _modulate(self.norm3(x), ffn_scale, ffn_shift, frames).type_as(hidden_states)
+        return (x + _gate(self.ffn(normed).float(), ffn_gate, frames)).type_as(hidden_states)
+
+
+class CausalWanTransformer3DModel(WanTransformer3DModel):
+    """Block-causal Wan. ``frames_per_block`` latent frames see each other and all earlier blocks, never a later one."""
+
+    _no_split_modules = ["CausalWanTransformerBlock"]
+    _repeated_blocks = ["CausalWanTransformerBlock"]
+    _cp_plan = None
+
+    @register_to_config
+    def __init__(
+        self,
+        patch_size: tuple[int, ...] = (1, 2, 2),
+        num_attention_heads: int = 40,
+        attention_head_dim: int = 128,
+        in_channels: int = 16,
+        out_channels: int = 16,
+        text_dim: int = 4096,
+        freq_dim: int = 256,
+        ffn_dim: int = 13824,
+        num_layers: int = 40,
+        cross_attn_norm: bool = True,
+        qk_norm: str | None = "rms_norm_across_heads",
+        eps: float = 1e-6,
+        image_dim: int | None = None,
+        added_kv_proj_dim: int | None = None,
+        rope_max_seq_len: int = 1024,
+        pos_embed_seq_len: int | None = None,
+        frames_per_block: int = 3,
+    ) -> None:
+        if patch_size[0] != 1:
+            raise ValueError(f"patch_size is {patch_size}; a causal student needs one latent frame per patch in time")
+        if image_dim is not None or added_kv_proj_dim is not None:
+            raise ValueError("image_dim and added_kv_proj_dim must be null: the causal student is text-to-video")
+        super().__init__(
+            patch_size=patch_size,
+            num_attention_heads=num_attention_heads,
+            attention_head_dim=attention_head_dim,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            text_dim=text_dim,
+            freq_dim=freq_dim,
+            ffn_dim=ffn_dim,
+            num_layers=num_layers,
+            cross_attn_norm=cross_attn_norm,
+            qk_norm=qk_norm,
+            eps=eps,
+            rope_max_seq_len=rope_max_seq_len,
+        )
+        dim = num_attention_heads * attention_head_dim
+        self.blocks = torch.nn.ModuleList(
+            CausalWanTransformerBlock(dim, ffn_dim, num_attention_heads, qk_norm, cross_attn_norm, eps)
+            for _ in range(num_layers)
+        )
+
+    def make_kv_cache(self, *, batch_size: int, num_frames: int, height: int, width: int) -> KVCache:
+        """Memory for videos of ``num_frames`` latent frames of ``height`` x ``width`` latent pixels."""
+        return KVCache.allocate(
+            layers=len(self.blocks),
+            batch=batch_size,
+            tokens=num_frames * self._frame_tokens(height, width),
+            heads=self.config.num_attention_heads,
+            head_dim=self.config.attention_head_dim,
+            like=self.patch_embedding.weight,
+        )
+
+    @apply_lora_scale("attention_kwargs")
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        return_dict: bool = True,
+        attention_kwargs: dict[str, Any] | None = None,
+        kv_cache: KVCache | None = None,
+        start_frame: int = 0,
+    ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
+        """Velocity [B, C, F, H, W] of ``hidden_states`` at ``timestep`` [B, F] given the prompt [B, L, text_dim].
+
+        Without ``kv_cache`` the frames are whole blocks from the video's start, seen block-causally. With it they are
+        one block at ``start_frame``: it attends to the cache and is written into it, over any earlier call's.
+        """
+        batch, _, frames, height, width = hidden_states.shape
+        if timestep.shape != (batch, frames):
+            raise ValueError(f"timestep has shape {tuple(timestep.shape)}; expected one per frame, {(batch, frames)}")
+        if kv_cache is None and frames % self.config.frames_per_block:
+            raise ValueError(f"{frames} latent frames do not divide into blocks of {self.config.frames_per_block}")
+        frame_tokens = self._frame_tokens(height, width)
+        rotary_emb = rotary_embedding(
+            self.rope,
+            start_frame=start_frame,
+            frames=frames,
+            height=height // self._patch(1),
+            width=width // self._patch(2),
+        )
+        temb, modulation, text, _ = self.condition_embedder(
+            timestep.flatten(), encoder_hidden_states, None, timestep_seq_len=frames
+        )
+        modulation = modulation.unflatten(2, (6, -1))
+        x = self.patch_embedding(hidden_states).flatten(2).transpose(1, 2).contiguous()
+        where = (self.config.frames_per_block * frame_tokens,)
+        for index, block in enumerate(self.blocks):
+            if torch.is_grad_enabled() and self.gradient_checkpointing and kv_cache is None:
+                x = self._gradient_checkpointing_func(block, x, text, modulation, rotary_emb, *where)
+            else:
+                cache = kv_cache.layers[index] if kv_cache is not None else None
+                x = block(x, text, modulation, rotary_emb, *where, cache, start_frame * frame_tokens)
+        shift, scale = (self.scale_shift_table + temb.unsqueeze(2)).unsqueeze(2).unbind(3)  # two of [B, F, 1, D]
+        x = _modulate(self.norm_out(x.float()), scale, shift, frames).type_as(x)
+        sample = self._unpatchify(self.proj_out(x), frames, height, width)
+        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    def _patch(self, axis: int) -> int:
+        return int(self.config.patch_size[axis])
+
+    def _frame_tokens(self, height: int, width: int) -> int:
+        return (height // self._patch(1)) * (width // self._patch(2))
+
+    def _unpatchify(self, x: torch.Tensor, frames: int, height: int, width: int) -> torch.Tensor:
+        p_h, p_w = self._patch(1), self._patch(2)
+        x = x.reshape(len(x), frames, height // p_h, width // p_w, p_h, p_w, -1)
+        x = x.permute(0, 6, 1, 2, 4, 3, 5)
+        return x.reshape(len(x), -1, frames, height, width)
+
+
+def _modulate(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, frames: int) -> torch.Tensor:
+    return (x.unflatten(1, (frames, -1)) * (1 + scale) + shift).flatten(1, 2)
+
+
+def _gate(x: torch.Tensor, gate: torch.Tensor, frames: int) -> torch.Tensor:
+    return (x.unflatten(1, (frames, -1)) * gate).flatten(1, 2)

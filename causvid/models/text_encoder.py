@@ -1,0 +1,72 @@
+"""Prompts to embeddings (transformers' UMT5): pretrained, or a small frozen random one over the words of the captions.
+
+A frozen random encoder gives every word its own direction, which is enough to condition on; it needs no download.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ftfy
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from causvid.runtime.seeding import derive_seed
+
+PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
+
+
+def clean(prompt: str) -> str:
+    """Wan's prompt cleaning: mend broken Unicode, unescape HTML twice, collapse white space."""
+    text = html.unescape(html.unescape(ftfy.fix_text(prompt)))
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def build_tokenizer(prompts: Sequence[str]) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer over the words of ``prompts``, in sorted order; ends a prompt with ``</s>`` as T5 does."""
+    words = sorted({word for prompt in prompts for word, _ in Whitespace().pre_tokenize_str(clean(prompt))})
+    vocabulary = {word: index for index, word in enumerate([PAD, END, UNKNOWN, *words])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(single=f"$A {END}", special_tokens=[(END, vocabulary[END])])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, unk_token=UNKNOWN)
+
+
+def build_text_encoder(config: Mapping[str, Any], vocabulary: int, seed: int) -> UMT5EncoderModel:
+    """A frozen UMT5 encoder of ``config`` with random weights that depend on ``seed`` only."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "text_encoder"))
+        encoder = UMT5EncoderModel(UMT5Config(**config, vocab_size=vocabulary, dropout_rate=0.0))
+    return encoder.requires_grad_(False).eval()
+
+
+def load_text_encoder(
+    encoder: Path, tokenizer: Path, dtype: torch.dtype
+) -> tuple[UMT5EncoderModel, PreTrainedTokenizerBase]:
+    """A pretrained encoder and its tokenizer from their folders."""
+    model = UMT5EncoderModel.from_pretrained(encoder, dtype=dtype)
+    return model.requires_grad_(False).eval(), AutoTokenizer.from_pretrained(tokenizer)
+
+
+@torch.no_grad()
+def embed(
+    encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], tokens: int
+) -> list[torch.Tensor]:
+    """Embeddings of ``prompts``, each [its own tokens, D], at most ``tokens`` long, without padding (it is zero)."""
+    batch = tokenizer(
+        [clean(prompt) for prompt in prompts], padding="max_length", truncation=True, max_length=tokens,
+        return_tensors="pt", return_attention_mask=True,
+    )  # fmt: skip
+    batch = {key: batch[key].to(encoder.device) for key in ("input_ids", "attention_mask")}
+    states = encoder(**batch).last_hidden_state
+    lengths = batch["attention_mask"].sum(dim=1).tolist()
+    return [state[:length].clone() for state, length in zip(states, lengths, strict=True)]

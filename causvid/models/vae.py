@@ -1,0 +1,162 @@
+"""The causal video autoencoder (diffusers' AutoencoderKLWan): normalised latents, streaming, and a start that learns.
+
+Videos are [B, 3, F, H, W] in [-1, 1]; latents [B, C, f, h, w], normalised to zero mean and unit variance per channel.
+Both directions run over chunks of frames with the convolutions' own caches, so a block of latents decodes as soon as it
+is there and the result does not depend on the chunks (to rounding).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanResample, patchify, unpatchify
+from torch import nn
+
+from causvid.runtime.seeding import derive_seed
+
+LOG_VARIANCE_START = -6.0  # an almost deterministic posterior: reconstruction first
+MEAN_GAIN = 3.0  # latents of useful size from the first step
+CHUNK_PIXELS = 2**21  # of one video at once; bounds the memory of a 480x832 clip, lets a 32x32 clip pass in one piece
+
+
+class Posterior(NamedTuple):
+    """Un-normalised mean and log-variance, each [B, C, f, h, w]."""
+
+    mean: torch.Tensor
+    log_variance: torch.Tensor
+
+
+def build_vae(config: Mapping[str, Any], seed: int) -> AutoencoderKLWan:
+    """A VAE of ``config`` (diffusers' keys) with random weights inflated from an image autoencoder.
+
+    Every temporal kernel starts as its newest tap only, temporal strides as identity, so what single frames teach holds
+    for clips at once. Latent statistics start at mean 0 and deviation 1; ``set_latent_statistics`` fills them.
+    """
+    channels = config["z_dim"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "vae"))
+        vae = AutoencoderKLWan(
+            **{"attn_scales": [], **config, "latents_mean": [0.0] * channels, "latents_std": [1.0] * channels}
+        )
+    with torch.no_grad():
+        for module in vae.modules():
+            if isinstance(module, WanCausalConv3d) and module.kernel_size[0] == 3:
+                _keep_newest_tap(module)
+            if isinstance(module, WanResample) and hasattr(module, "time_conv"):
+                _repeat_newest_frame(module.time_conv)
+        vae.quant_conv.weight[:channels] *= MEAN_GAIN
+        vae.quant_conv.bias[channels:] = LOG_VARIANCE_START
+    return vae
+
+
+def load_vae(folder: Path, dtype: torch.dtype = torch.float32) -> AutoencoderKLWan:
+    """The VAE saved in ``folder``, frozen, laid out for fast 3-D convolutions."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} holds no VAE (no config.json)")
+    vae = AutoencoderKLWan.from_pretrained(folder, torch_dtype=dtype)
+    return channels_last(vae).requires_grad_(False).eval()
+
+
+def channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:
+    """Lay 3-D convolution weights out channels last (1.3-2x faster on CPUs); values and state dict are unchanged."""
+    for module in vae.modules():
+        if isinstance(module, nn.Conv3d):
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
+    return vae
+
+
+def posterior(vae: AutoencoderKLWan, video: torch.Tensor) -> Posterior:
+    """Mean and log-variance of the latents of ``video``, differentiable."""
+    cache: list[Any] = [None] * vae._cached_conv_counts["encoder"]
+    x = patchify(video, patch_size=vae.config.patch_size) if vae.config.patch_size else video
+    x = x.contiguous(memory_format=torch.channels_last_3d)
+    chunk = max(1, CHUNK_PIXELS // (video.shape[3] * video.shape[4]) // temporal_stride(vae)) * temporal_stride(vae)
+    parts = [x[:, :, :1], *(x[:, :, 1:].split(chunk, dim=2) if x.shape[2] > 1 else ())]
+    encoded = torch.cat([vae.encoder(part, feat_cache=cache, feat_idx=[0]) for part in parts], dim=2)
+    mean, log_variance = vae.quant_conv(encoded).chunk(2, dim=1)
+    return Posterior(mean, log_variance.clamp(-30.0, 20.0))
+
+
+def encode(vae: AutoencoderKLWan, video: torch.Tensor) -> torch.Tensor:
+    """Normalised latents of ``video``: the posterior's mean, float32."""
+    return normalise(vae, posterior(vae, video.to(vae.dtype)).mean.float())
+
+
+def normalise(vae: AutoencoderKLWan, raw: torch.Tensor) -> torch.Tensor:
+    """(raw - latents_mean) / latents_std per channel."""
+    mean, deviation = _statistics(vae)
+    return (raw - mean.to(raw.device)) / deviation.to(raw.device)
+
+
+class StreamingDecoder:
+    """Decodes one video's latents block after block, each frame once; first block first."""
+
+    def __init__(self, vae: AutoencoderKLWan) -> None:
+        self.vae = vae
+        self.cache: list[Any] = [None] * vae._cached_conv_counts["decoder"]
+        self.started = False
+
+    def __call__(self, latents: torch.Tensor) -> torch.Tensor:
+        """Pixels of the next latent frames ``latents`` (normalised), [B, 3, F, H, W], not clamped."""
+        mean, deviation = _statistics(self.vae)
+        raw = latents.float() * deviation.to(latents.device) + mean.to(latents.device)
+        x = self.vae.post_quant_conv(raw.to(self.vae.dtype)).contiguous(memory_format=torch.channels_last_3d)
+        out = []
+        if not self.started:
+            out.append(self.vae.decoder(x[:, :, :1], feat_cache=self.cache, feat_idx=[0], first_chunk=True))
+            self.started, x = True, x[:, :, 1:]
+        pixels = (
+            latents.shape[3] * latents.shape[4] * self.vae.config.scale_factor_spatial**2 * temporal_stride(self.vae)
+        )
+        for part in x.split(max(1, CHUNK_PIXELS // pixels), dim=2) if x.shape[2] else ():
+            out.append(self.vae.decoder(part, feat_cache=self.cache, feat_idx=[0]))
+        video = torch.cat(out, dim=2)
+        return unpatchify(video, patch_size=self.vae.config.patch_size) if self.vae.config.patch_size else video
+
+
+def decode(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
+    """Pixels in [-1, 1] of a whole video's normalised latents, float32."""
+    return StreamingDecoder(vae)(latents).float().clamp(-1, 1)
+
+
+def set_latent_statistics(vae: AutoencoderKLWan, mean: torch.Tensor, deviation: torch.Tensor) -> None:
+    """Record per-channel statistics [C] of raw latents in the VAE's config, where diffusers keeps them."""
+    vae.register_to_config(latents_mean=mean.tolist(), latents_std=deviation.tolist())
+
+
+def temporal_stride(vae: AutoencoderKLWan) -> int:
+    """Frames per latent frame after the first."""
+    return int(2 ** sum(vae.config.temperal_downsample))
+
+
+def to_unit(frames: torch.Tensor) -> torch.Tensor:
+    """uint8 [..., F, H, W, 3] frames as float32 video [..., 3, F, H, W] in [-1, 1]."""
+    return frames.movedim(-1, -4).float() / 127.5 - 1
+
+
+def to_uint8(video: torch.Tensor) -> torch.Tensor:
+    """Video [..., 3, F, H, W] in [-1, 1] as uint8 frames [..., F, H, W, 3], rounded to nearest."""
+    return ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(-4, -1).contiguous()
+
+
+def _statistics(vae: AutoencoderKLWan) -> tuple[torch.Tensor, torch.Tensor]:
+    shape = (1, -1, 1, 1, 1)
+    return torch.tensor(vae.config.latents_mean).view(shape), torch.tensor(vae.config.latents_std).view(shape)
+
+
+def _keep_newest_tap(conv: WanCausalConv3d) -> None:
+    conv.weight[:, :, :-1] = 0
+    conv.weight[:, :, -1] *= 3**0.5  # the fan-in is a third of what the default initialisation assumed
+
+
+def _repeat_newest_frame(conv: WanCausalConv3d) -> None:
+    """Down (C → C): keep the newest frame of each pair. Up (C → 2C): show the newest frame twice."""
+    conv.weight.zero_()
+    conv.bias.zero_()
+    for copy in range(conv.out_channels // conv.in_channels):
+        for channel in range(conv.in_channels):
+            conv.weight[copy * conv.in_channels + channel, channel, -1] = 1

@@ -1,0 +1,48 @@
+"""The bidirectional Wan transformer (teacher, critic): build, load, and turn into a causal student."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import WanTransformer3DModel
+
+from causvid.models.causal_wan import CausalWanTransformer3DModel
+from causvid.runtime.seeding import derive_seed
+
+
+def build_transformer(config: Mapping[str, Any], seed: int) -> WanTransformer3DModel:
+    """A bidirectional transformer of ``config`` (diffusers' keys) with random weights that depend on ``seed`` only."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "transformer"))
+        return WanTransformer3DModel(**config)
+
+
+def load_transformer(folder: Path, dtype: torch.dtype = torch.float32) -> WanTransformer3DModel:
+    """The transformer saved in ``folder``: causal or bidirectional, as its config.json says."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} holds no transformer (no config.json)")
+    name = WanTransformer3DModel.load_config(folder)["_class_name"]
+    known = {cls.__name__: cls for cls in (WanTransformer3DModel, CausalWanTransformer3DModel)}
+    if name not in known:
+        raise ValueError(f"{folder}/config.json names the class {name}; expected one of {', '.join(sorted(known))}")
+    return known[name].from_pretrained(folder, torch_dtype=dtype)
+
+
+def causal_student(teacher: WanTransformer3DModel, frames_per_block: int) -> CausalWanTransformer3DModel:
+    """A causal student that starts from the bidirectional ``teacher``'s weights."""
+    config = {key: value for key, value in teacher.config.items() if not key.startswith("_")}
+    student = CausalWanTransformer3DModel(**{**config, "frames_per_block": frames_per_block})
+    student.load_state_dict(teacher.state_dict(), strict=True)
+    return student
+
+
+def for_training(
+    model: WanTransformer3DModel, device: torch.device, gradient_checkpointing: bool
+) -> WanTransformer3DModel:
+    """``model`` on ``device``, every weight trainable, remaking its activations in the backward pass if asked to."""
+    if gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    return model.to(device).train().requires_grad_(True)

@@ -1,0 +1,145 @@
+"""CausVidPipeline: the one way to generate, for a many-step bidirectional teacher and a few-step causal student."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from diffusers import AutoencoderKLWan, DiffusionPipeline, WanTransformer3DModel
+from diffusers.utils.torch_utils import randn_tensor
+
+from causvid.diffusion.schedule import ScheduleConfig
+from causvid.diffusion.velocity import guided
+from causvid.models.causal_wan import CausalWanTransformer3DModel
+from causvid.models.vae import StreamingDecoder, decode, encode, temporal_stride, to_uint8
+from causvid.sampling.autoregressive import generate_blocks
+from causvid.sampling.ode_solver import solve_ode
+from causvid.shapes import LatentShape, VideoShape
+
+
+class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
+    """A transformer, a VAE and a schedule (by default the released one). Prompts come as embeddings [B, L, D]."""
+
+    def __init__(
+        self,
+        vae: AutoencoderKLWan,
+        transformer: WanTransformer3DModel,
+        shift: float = 8.0,
+        solver_steps: int = 50,
+        denoising_timesteps: Sequence[float] = (1000, 757, 522),
+        context_timestep: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.register_modules(vae=vae, transformer=transformer)
+        self.register_to_config(
+            shift=shift,
+            solver_steps=solver_steps,
+            denoising_timesteps=list(denoising_timesteps),
+            context_timestep=context_timestep,
+        )
+
+    @property
+    def schedule(self) -> ScheduleConfig:
+        """The schedule in the pipeline's config."""
+        config = self.config
+        return ScheduleConfig(
+            shift=config.shift,
+            solver_steps=config.solver_steps,
+            denoising_timesteps=tuple(config.denoising_timesteps),
+            context_timestep=config.context_timestep,
+        )
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether the transformer streams blocks (a student) or denoises a clip at once (a teacher)."""
+        return isinstance(self.transformer, CausalWanTransformer3DModel)
+
+    def latent_shape(self, video: VideoShape) -> LatentShape:
+        """The latent size of ``video`` under this VAE."""
+        return LatentShape.of(
+            video,
+            channels=self.vae.config.z_dim,
+            temporal_stride=temporal_stride(self.vae),
+            spatial_stride=self.vae.config.scale_factor_spatial,
+        )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt_embeds: torch.Tensor,
+        video: VideoShape,
+        generators: Sequence[torch.Generator],
+        negative_embeds: torch.Tensor | None = None,
+        guidance_scale: float = 1.0,
+    ) -> torch.Tensor:
+        """uint8 frames [B, F, H, W, 3]. One generator per video: a video does not depend on its batch.
+
+        guidance_scale and negative_embeds are the teacher's; the student has its guidance distilled in.
+        """
+        if self.is_causal:
+            return torch.cat(list(self.stream(prompt_embeds, video, generators)), dim=1)
+        noise = self._noise(self.latent_shape(video).sizes, generators)
+        negative = negative_embeds if negative_embeds is not None else torch.zeros_like(prompt_embeds[:1])
+        velocity = guided(self.transformer, prompt_embeds.to(noise.device), negative.to(noise.device), guidance_scale)
+        latents = solve_ode(velocity, noise, self.schedule.grid.sigmas(self.config.solver_steps))[:, 0]
+        return to_uint8(decode(self.vae, latents))
+
+    @torch.no_grad()
+    def stream(
+        self, prompt_embeds: torch.Tensor, video: VideoShape, generators: Sequence[torch.Generator]
+    ) -> Iterator[torch.Tensor]:
+        """Yield uint8 frames [B, f, H, W, 3] of each block as soon as it is denoised and decoded."""
+        decoder = StreamingDecoder(self.vae)
+        for block in self._blocks(prompt_embeds, video, generators, None):
+            yield to_uint8(decoder(block).float())
+
+    @torch.no_grad()
+    def rollout(
+        self, prompt_embeds: torch.Tensor, video: VideoShape, generators: Sequence[torch.Generator], frames: int
+    ) -> torch.Tensor:
+        """uint8 frames [B, frames, H, W, 3] of a video longer than the student was trained for.
+
+        Windows of ``video.frames`` overlap by one block. The next window starts from the last block's latents, its
+        first one re-encoded from a single decoded frame: a window's first latent stands for one frame, not several
+        (the recipe of the released long-video script). Positions restart in every window.
+        """
+        stride, per_block = temporal_stride(self.vae), self.transformer.config.frames_per_block
+        overlap = stride * (per_block - 1) + 1  # frames shown by a window's first block
+        if overlap >= video.frames:
+            raise ValueError("a rollout needs windows of several blocks: model.frames_per_block is the whole clip")
+        if frames <= overlap:
+            raise ValueError(f"a rollout of {frames} frames is shorter than one block of {overlap}")
+        shown: list[torch.Tensor] = []
+        context: torch.Tensor | None = None
+        while sum(part.shape[2] for part in shown) + overlap < frames:
+            latents = torch.cat(list(self._blocks(prompt_embeds, video, generators, context)), dim=2)
+            pixels = decode(self.vae, latents)
+            first = encode(self.vae, pixels[:, :, -overlap : -overlap + 1 or None])
+            context = torch.cat([first, latents[:, :, latents.shape[2] - per_block + 1 :]], dim=2)
+            shown.append(pixels[:, :, :-overlap])
+        shown.append(pixels[:, :, -overlap:])
+        return to_uint8(torch.cat(shown, dim=2)[:, :, :frames])
+
+    def _blocks(
+        self,
+        prompt_embeds: torch.Tensor,
+        video: VideoShape,
+        generators: Sequence[torch.Generator],
+        context: torch.Tensor | None,
+    ) -> Iterator[torch.Tensor]:
+        if not self.is_causal:
+            raise ValueError("streaming needs a causal student; this pipeline holds a bidirectional teacher")
+        channels, frames, height, width = self.latent_shape(video).sizes
+        noise = self._noise((channels, frames, height, width), generators)
+        return generate_blocks(
+            self.transformer,
+            prompt_embeds.to(noise.device),
+            noise,
+            self.schedule,
+            lambda k: self._noise((channels, k, height, width), generators),
+            context,
+        )
+
+    def _noise(self, size: tuple[int, ...], generators: Sequence[torch.Generator]) -> torch.Tensor:
+        noise: torch.Tensor = randn_tensor((len(generators), *size), generator=list(generators), device=self.device)
+        return noise.float()

@@ -1,0 +1,419 @@
+"""What a profile costs before it runs: FLOPs, time, memory, disk and network of every stage, from its numbers alone.
+
+``python -m causvid.plan [params.yaml]`` also holds the sections against each other (frames against the VAE's stride and
+the blocks, few steps against the solver's grid, …) and says what this machine cannot run.
+
+FLOPs are counted (causvid/costs.py says how); memory of activations and bytes of compressed video are estimates.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import psutil
+import typer
+
+from causvid import params as params_file
+from causvid.costs import Flops, Transformer, VaeCost, text_encoder_parameters, vae_cost
+from causvid.diffusion.schedule import ScheduleConfig
+from causvid.runtime import device
+from causvid.shapes import BlockLayout, LatentShape, VideoShape
+
+PREFIXES = ("", "k", "M", "G", "T", "P", "E")
+HALF, SINGLE = 2, 4  # bytes of a float16 or bfloat16, of a float32
+# Bytes per weight that trains: float32 weight, gradient and two Adam moments; an average of the weights adds one more.
+TRAINED, AVERAGED = 4 * SINGLE, SINGLE
+VIDEO_BITS = 0.3  # H.264 bits per pixel at the qualities profiles use, a round figure
+MIXKIT_VIDEOS = 6484  # entries of the released captions file (CausVid repository, sample_dataset)
+
+
+class Accelerator(NamedTuple):
+    """memory in bytes; peak dense FLOP/s by precision; the fraction of it this kind of work reaches."""
+
+    memory: float
+    peak: Mapping[str, float]
+    achieved: float
+
+
+# Data sheets: A100 SXM 80 GB, H100 SXM, H200 SXM (bfloat16 and TF32, dense). The CPU core is one AVX-512 core measured
+# with large matrix products; 0.35 is between the 25 % and 45 % that published runs of this size reached.
+KINDS = {
+    "A100": Accelerator(80e9, {"bfloat16": 312e12, "float32": 156e12}, 0.35),
+    "H100": Accelerator(80e9, {"bfloat16": 989e12, "float32": 494e12}, 0.35),
+    "H200": Accelerator(141e9, {"bfloat16": 989e12, "float32": 494e12}, 0.35),
+    "CPU core": Accelerator(math.inf, {"bfloat16": 410e9, "float32": 95e9}, 0.5),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One stage. flops: all of it; memory: bytes one worker holds at its peak; disk: bytes it leaves, None = unknown
+    beforehand; network: bytes each worker sends, or a download brings."""
+
+    stage: str
+    work: str
+    flops: float = 0.0
+    memory: float = 0.0
+    disk: float | None = 0.0
+    network: float | None = 0.0
+
+
+class Plan:
+    """A profile's shapes and what every stage costs. Raises ValueError with all reasons when sections disagree."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        wrong = list(problems(values))
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        model = values["model"]
+        self.values = values
+        self.video = params_file.build(VideoShape, values["video"], name="video")
+        self.latent = _latent(values)
+        self.layout = BlockLayout(frames=self.latent.frames, frames_per_block=model["frames_per_block"])
+        self.schedule = params_file.build(ScheduleConfig, values["schedule"], name="schedule")
+        self.transformer = Transformer.of(model["transformer"])
+        self.text_tokens: int = model["text_tokens"]
+        self.bytes = HALF if model["precision"] == "bfloat16" else SINGLE
+        self.frame_tokens = self.transformer.tokens(self.latent)
+        self.block_tokens = self.frame_tokens * self.layout.frames_per_block
+        self.clip_tokens = self.frame_tokens * self.latent.frames
+        self.workers: int = values["compute"]["workers"]
+
+    @cached_property
+    def vae(self) -> VaeCost:
+        """Counted once; it imports diffusers."""
+        return vae_cost(self.values["model"]["vae"], self.video, self.latent)
+
+    @cached_property
+    def bidirectional(self) -> Flops:
+        """Teacher or critic on one clip."""
+        return self.transformer.bidirectional(self.clip_tokens, self.text_tokens)
+
+    @cached_property
+    def causal(self) -> Flops:
+        """Student on one clip in one pass, as it trains."""
+        return self.transformer.causal(self.block_tokens, self.layout.blocks, self.text_tokens)
+
+    @property
+    def clip_bytes(self) -> float:
+        """A clip as H.264, estimated."""
+        return self.video.height * self.video.width * self.video.frames * VIDEO_BITS / 8
+
+    @property
+    def latent_bytes(self) -> int:
+        """One clip's latents as float16, the row of the LMDB."""
+        return HALF * math.prod(self.latent.sizes)
+
+    @property
+    def clips(self) -> int:
+        """Videos the download stage brings, before any is rejected."""
+        section = self.values["download"]
+        if section["source"] == "toy_world":
+            return int(section["toy_world_clips"])
+        folder = Path(section["folder"])
+        found = MIXKIT_VIDEOS if section["source"] == "mixkit" else sum(p.is_file() for p in folder.rglob("*"))
+        return min(found, section["limit"] or found)
+
+    def kv_cache(self) -> int:
+        """Bytes of the student's cache for one clip."""
+        return self.transformer.kv_cache_bytes(self.clip_tokens, self.bytes)
+
+    def kept(self, *, recompute: bool) -> float:
+        """Bytes of activations one sample of training keeps, with or without gradient checkpointing."""
+        return self.transformer.activation_bytes(self.clip_tokens, self.bytes, recompute=recompute)
+
+    def block_pass(self, block: int) -> float:
+        """FLOPs of one pass over block number ``block`` with everything before it, and the prompt, in the cache."""
+        pairs = self.block_tokens**2 * (block + 1)
+        return self.transformer.forward(self.block_tokens, pairs, self.text_tokens, text_cached=True).forward
+
+    def student_clip(self) -> float:
+        """FLOPs of one clip from the few-step student: every block once per step, and once more to write it into the
+        cache, which the last block does not need."""
+        steps, passes = len(self.schedule.denoising_timesteps), [self.block_pass(b) for b in range(self.layout.blocks)]
+        text = self.transformer.forward(0, 0, self.text_tokens).forward
+        return text + (steps + 1) * sum(passes) - passes[-1] + self.vae.decode(self.latent.frames)
+
+    def teacher_clip(self, guidance_scale: float, *, decode: bool = True) -> float:
+        """FLOPs of one clip from the teacher: every solver step on the whole clip, twice under guidance."""
+        passes = self.schedule.solver_steps * (1 if guidance_scale == 1 else 2)
+        return passes * self.bidirectional.forward + (self.vae.decode(self.latent.frames) if decode else 0)
+
+    def rows(self) -> list[Row]:
+        """Every stage in the order of the pipeline."""
+        return [*self._data(), *self._training(), *self._judging()]
+
+    def _data(self) -> Iterator[Row]:
+        v, frames, row = self.values, self.latent.frames, self.latent_bytes
+        hub = [v[stage]["init"]["hub"] for stage in ("train_vae", "encode_prompts", "train_teacher")]
+        everything, every_token = text_encoder_parameters(v["model"]["text_encoder"])
+        prompts = self.clips + v["sample"]["prompts"] + 1
+        made_here = v["download"]["source"] == "toy_world"
+        raw = self.clips * self.clip_bytes if made_here else None
+        yield Row(stage="download", work=f"{self.clips} videos", disk=raw, network=0.0 if made_here else None)
+        yield Row(stage="resample", work=f"{self.clips} clips", disk=self.clips * self.clip_bytes)
+        vae, size = v["train_vae"], self.vae.encode(frames) + self.vae.decode(frames)
+        images = vae["image_steps"] * vae["image_batch_size"] * (self.vae.encode(1) + self.vae.decode(1))
+        videos = (vae["steps"] - vae["image_steps"]) * vae["batch_size"] * size
+        yield Row(
+            stage="train_vae", work=_steps(vae["steps"]), flops=3 * (images + videos) + vae["held_out_clips"] * size,
+            memory=self.vae.parameters * (TRAINED if vae["steps"] else SINGLE), disk=SINGLE * self.vae.parameters,
+            network=SINGLE * self.vae.parameters if hub[0] else 0.0,
+        )  # fmt: skip
+        yield Row(
+            stage="encode_prompts", work=f"{prompts} prompts", flops=2.0 * every_token * self.text_tokens * prompts,
+            memory=everything * self.bytes, network=SINGLE * everything if hub[1] else 0.0,
+            disk=prompts * self.text_tokens * v["model"]["text_encoder"]["d_model"] * self.bytes,
+        )  # fmt: skip
+        yield Row(
+            stage="extract_latents", work=f"{self.clips} clips", flops=self.clips * self.vae.encode(frames),
+            memory=self.vae.parameters * self.bytes, disk=self.clips * row,
+        )  # fmt: skip
+        yield Row(stage="pack_lmdb@latents", work=f"{self.clips} rows of {row:,} bytes", disk=self.clips * row)
+
+    def _training(self) -> Iterator[Row]:
+        v, weights = self.values, self.transformer.parameters
+        teacher, ode, dmd, pairs = v["train_teacher"], v["train_ode_init"], v["train_dmd"], v["generate_ode_pairs"]
+        states = len(self.schedule.stored_timesteps())
+        yield Row(
+            stage="train_teacher", work=_steps(teacher["steps"]),
+            flops=teacher["steps"] * teacher["batch_size"] * self.bidirectional.training,
+            memory=self._trained(teacher["batch_size"], 1) if teacher["steps"] else SINGLE * weights,
+            network=self._reduced(teacher["steps"]) + (SINGLE * weights if teacher["init"]["hub"] else 0.0),
+            disk=SINGLE * weights,
+        )  # fmt: skip
+        yield Row(
+            stage="generate_ode_pairs", work=f"{pairs['pairs']} pairs, {states} states each",
+            flops=pairs["pairs"] * self.teacher_clip(pairs["guidance_scale"], decode=False),
+            memory=self.bytes * weights, disk=pairs["pairs"] * states * self.latent_bytes,
+        )  # fmt: skip
+        yield Row(
+            stage="pack_lmdb@ode_pairs", work=f"{pairs['pairs']} rows of {states * self.latent_bytes:,} bytes",
+            disk=pairs["pairs"] * states * self.latent_bytes,
+        )  # fmt: skip
+        yield Row(
+            stage="train_ode_init", work=_steps(ode["steps"]), flops=ode["steps"] * ode["batch_size"] * self.ode_step(),
+            memory=self._trained(ode["batch_size"], 1), disk=SINGLE * weights, network=self._reduced(ode["steps"]),
+        )  # fmt: skip
+        updates = self.student_updates()
+        yield Row(
+            stage="train_dmd", work=f"{dmd['steps']} critic and {updates} student updates",
+            flops=dmd["batch_size"] * (updates * self.student_step() + dmd["steps"] * self.critic_step()),
+            memory=self._trained(dmd["batch_size"], 2) + SINGLE * weights, disk=SINGLE * weights,
+            network=self._reduced(dmd["steps"] + updates),
+        )  # fmt: skip
+
+    def _judging(self) -> Iterator[Row]:
+        v, weights = self.values, self.transformer.parameters
+        section, latency = v["sample"], v["measure_latency"]
+        loaded = self.bytes * (weights + self.vae.parameters)
+        student = loaded + self.kv_cache() * section["batch_size"]
+        long = section["rollouts"] * section["rollout_clips"]
+        teacher_clip = self.teacher_clip(section["guidance_scale"])
+        for name in ("teacher", "ode_init", "dmd"):
+            is_teacher = name == "teacher"
+            clips, work = section["prompts"], f"{section['prompts']} prompts"
+            if not is_teacher:
+                clips, work = clips + long, f"{work}, {long} clips of rollouts"
+            yield Row(
+                stage=f"sample@{name}", work=work,
+                flops=clips * (teacher_clip if is_teacher else self.student_clip()),
+                memory=loaded if is_teacher else student, disk=clips * self.clip_bytes,
+            )  # fmt: skip
+        yield Row(stage="evaluate", work="5 folders; VBench's own models are not counted", disk=None)
+        runs = latency["warmup"] + latency["repeats"]
+        yield Row(
+            stage="measure_latency", work=f"{runs} clips of each", flops=runs * (teacher_clip + self.student_clip()),
+            memory=student + self.bytes * weights,
+        )  # fmt: skip
+
+    def ode_step(self) -> float:
+        """One sample of ODE regression (CausVid eq. 6): the student forward and backward."""
+        return self.causal.training
+
+    def student_step(self) -> float:
+        """One sample of a DMD student update: student there and back, critic and guided teacher forward."""
+        teacher = 1 if self.values["train_dmd"]["guidance_scale"] == 1 else 2
+        return self.causal.training + (1 + teacher) * self.bidirectional.forward
+
+    def critic_step(self) -> float:
+        """One sample of a critic update: the student forward, the critic there and back."""
+        return self.causal.forward + self.bidirectional.training
+
+    def student_updates(self) -> int:
+        """Student updates in ``train_dmd.steps`` critic updates."""
+        section = self.values["train_dmd"]
+        after: int = section["steps"] - section["critic_only_steps"]
+        return max(0, math.ceil(after / section["critic_updates_per_student_update"]))
+
+    def _trained(self, batch: int, networks: int) -> float:
+        """Peak of a trainer: weights, gradients and moments, the average of one network, its recomputed activations."""
+        kept = self.kept(recompute=True) * max(1, batch // self.workers)
+        return self.transformer.parameters * (networks * TRAINED + AVERAGED) + kept
+
+    def _reduced(self, updates: int) -> float:
+        """Bytes each worker sends to average gradients ``updates`` times; a ring sends 2 (n - 1) / n of them."""
+        return updates * 2 * (self.workers - 1) / self.workers * SINGLE * self.transformer.parameters
+
+
+def problems(values: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong between the sections of a params file: one sentence each, with the remedy."""
+    model, sample = values["model"], values["sample"]
+    vae, transformer = model["vae"], model["transformer"]
+    try:
+        latent = _latent(values)
+        BlockLayout(frames=latent.frames, frames_per_block=model["frames_per_block"])
+        for name, size, patch in zip(("height", "width"), latent.sizes[2:], transformer["patch_size"][1:], strict=True):
+            if size % patch:
+                yield f"video.{name} makes {size} latent units; model.transformer.patch_size is {patch}"
+    except ValueError as error:
+        yield str(error)
+    try:
+        params_file.build(ScheduleConfig, values["schedule"], name="schedule")
+    except ValueError as error:
+        yield str(error)
+    for name in ("in_channels", "out_channels"):
+        if transformer[name] != vae["z_dim"]:
+            yield f"model.transformer.{name} is {transformer[name]}; it must be model.vae.z_dim, {vae['z_dim']}"
+    if transformer["text_dim"] != model["text_encoder"]["d_model"]:
+        yield f"model.transformer.text_dim must be model.text_encoder.d_model, {model['text_encoder']['d_model']}"
+    strides = 2 ** sum(vae["temperal_downsample"]), 2 ** (len(vae["dim_mult"]) - 1) * (vae["patch_size"] or 1)
+    for name, stride in zip(("scale_factor_temporal", "scale_factor_spatial"), strides, strict=True):
+        if vae[name] != stride:
+            yield f"model.vae.{name} is {vae[name]}; this architecture strides by {stride}"
+    for name, count in (("sample.rollouts", sample["rollouts"]), ("report.rows", values["report"]["rows"])):
+        if count > sample["prompts"]:
+            yield f"{name} is {count}; there are only sample.prompts {sample['prompts']}"
+    workers = values["compute"]["workers"]
+    for stage in ("train_vae", "train_teacher", "train_ode_init", "train_dmd"):
+        if values[stage]["steps"] and values[stage]["batch_size"] % workers:
+            yield f"{stage}.batch_size is {values[stage]['batch_size']}; compute.workers {workers} must divide it"
+    low, high = values["train_dmd"]["score_timesteps"]
+    if not 0 < low < high <= 1000:
+        yield f"train_dmd.score_timesteps is [{low}, {high}]; it must rise inside (0, 1000]"
+
+
+def obstacles(rows: Sequence[Row], compute: Mapping[str, Any], kind: str) -> Iterator[str]:
+    """Why this machine cannot run the plan, and what would not fit the machines it is made for."""
+    disk, gpus = sum(row.disk or 0 for row in rows), compute["gpus_per_worker"] > 0
+    peak = max(rows, key=lambda row: row.memory)
+    needs, workers = f"{peak.stage} needs about {_scaled(peak.memory, 'B')} a worker", compute["workers"]
+    if gpus and device.pick().type == "cpu":
+        yield f"compute.workers and compute.gpus_per_worker ask for {workers} workers with a GPU each; no GPU is here"
+    if gpus and peak.memory > KINDS[kind].memory:
+        yield f"{needs}; one {kind} has {_scaled(KINDS[kind].memory, 'B')}"
+    memory = psutil.virtual_memory().total
+    if peak.memory * (1 if gpus else workers) > memory:
+        yield f"{needs}; this machine has {_scaled(memory, 'B')}"
+    free = shutil.disk_usage(Path.cwd()).free
+    if disk > free:
+        yield f"its files take about {_scaled(disk, 'B')} and what the videos weigh; {_scaled(free, 'B')} are free here"
+
+
+def render(plan: Plan, *, machines: int, kind: str, achieved: float) -> str:
+    """The plan as text: shapes, one line per stage, totals, and what cannot run here."""
+    precision, rows = plan.values["model"]["precision"], plan.rows()
+    peak = KINDS[kind].peak[precision]
+    rate = machines * peak * achieved
+    lines = [
+        *_shapes(plan),
+        f"  time       on {machines} x {kind} at {achieved:.0%} of {_scaled(peak, 'FLOP/s')} each ({precision})",
+        "",
+        f"{'stage':20s}{'FLOP':>10s}{'time':>10s}{'memory':>10s}{'disk':>10s}{'network':>10s}  work",
+        *(_line(row.stage, row.flops, rate, row.memory, row.disk, row.network, row.work) for row in rows),
+    ]
+    total, disk = sum(row.flops for row in rows), sum(row.disk or 0 for row in rows)
+    lines += [_line("all", total, rate, max(row.memory for row in rows), disk, 0.0, "(memory: the largest)"), ""]
+    reasons = list(obstacles(rows, plan.values["compute"], kind))
+    if not reasons:
+        return "\n".join([*lines, "This machine can run it."])
+    return "\n".join([*lines, "This machine cannot run it:", *(f"  - {reason}" for reason in reasons)])
+
+
+def _shapes(plan: Plan) -> Iterator[str]:
+    video, transformer = plan.video, plan.transformer
+    teacher = plan.teacher_clip(plan.values["sample"]["guidance_scale"])
+    latent = "x".join(map(str, plan.latent.sizes))
+    yield f"Profile {plan.values['profile']}"
+    yield f"  clip       {video.frames} frames of {video.width}x{video.height} at {video.fps} a second"
+    yield f"  latent     {latent} (channels, frames, height, width), {plan.latent_bytes:,} bytes in float16"
+    tokens = f"{plan.frame_tokens:,} a latent frame, {plan.block_tokens:,} a block, {plan.clip_tokens:,} a clip"
+    yield f"  tokens     {tokens}"
+    yield f"  blocks     {plan.layout.blocks} of {plan.layout.frames_per_block} latent frames"
+    yield f"  weights    transformer {transformer.parameters:,}, VAE {plan.vae.parameters:,}"
+    cache = transformer.kv_cache_bytes(1, plan.bytes)
+    yield f"  KV cache   {cache:,} bytes a token, {_scaled(plan.kv_cache(), 'B')} a clip"
+    student = _scaled(plan.student_clip(), "FLOP")
+    yield f"  one clip   teacher {_scaled(teacher, 'FLOP')}, student {student}, decoding included"
+    kept, all_kept = (_scaled(plan.kept(recompute=recompute), "B") for recompute in (True, False))
+    yield "  memory     of one worker: weights, gradients, optimiser, average, KV cache; of a transformer in training"
+    yield f"             its layers' inputs, about {kept} a sample with gradient checkpointing ({all_kept} without)"
+
+
+def main(
+    params: Annotated[Path, typer.Argument(help="the params file")] = Path("params.yaml"),
+    kind: Annotated[str, typer.Option(help=f"{', '.join(KINDS)}; by default H100, or CPU core without GPUs")] = "",
+    machines: Annotated[int, typer.Option(help="how many of them; by default what compute asks for")] = 0,
+    achieved: Annotated[float, typer.Option(help="fraction of the peak; 0 = the kind's own")] = 0.0,
+) -> None:
+    """Print what a params file would cost, and what this machine cannot run of it."""
+    try:
+        plan = Plan(params_file.read(params))
+        compute = plan.values["compute"]
+        chosen = kind or ("H100" if compute["gpus_per_worker"] else "CPU core")
+        if chosen not in KINDS:
+            raise ValueError(f"--kind is {chosen!r}; known: {', '.join(KINDS)}")
+    except ValueError as error:
+        sys.exit(f"plan: {error}")
+    asked = math.ceil(compute["workers"] * compute["gpus_per_worker"]) or os.cpu_count() or 1
+    print(render(plan, machines=machines or asked, kind=chosen, achieved=achieved or KINDS[chosen].achieved))
+
+
+def _latent(values: Mapping[str, Any]) -> LatentShape:
+    vae = values["model"]["vae"]
+    latent: LatentShape = LatentShape.of(
+        params_file.build(VideoShape, values["video"], name="video"),
+        channels=vae["z_dim"],
+        temporal_stride=vae["scale_factor_temporal"],
+        spatial_stride=vae["scale_factor_spatial"],
+    )
+    return latent
+
+
+def _steps(steps: int) -> str:
+    return f"{steps} steps" if steps else "0 steps: the initial weights as they are"
+
+
+def _line(
+    stage: str, flops: float, rate: float, memory: float, disk: float | None, network: float | None, work: str
+) -> str:
+    cells = (_scaled(flops, ""), _time(flops / rate), _scaled(memory, "B"), _scaled(disk, "B"), _scaled(network, "B"))
+    return f"{stage:20s}{''.join(f'{cell:>10s}' for cell in cells)}  {work}"
+
+
+def _scaled(value: float | None, unit: str) -> str:
+    """Three digits and a decimal prefix; '?' for what nobody knows beforehand, '-' for nothing."""
+    if not value:
+        return "?" if value is None else "-"
+    step = min(max(0, math.floor(math.log10(value * 1.0005) / 3)), len(PREFIXES) - 1)
+    return f"{value / 1000**step:.3g} {PREFIXES[step]}{unit}"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 1:
+        return "-" if seconds == 0 else "< 1 s"
+    if seconds < 90:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 5400 else f"{seconds / 3600:.3g} h"
+
+
+if __name__ == "__main__":
+    typer.run(main)

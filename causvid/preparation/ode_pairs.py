@@ -1,0 +1,89 @@
+"""Solve the teacher's ODE from noise for many prompts; keep the states the student will see (CausVid sec. 4.3)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from causvid.data.manifest import read_manifest
+from causvid.data.prompt_store import PromptStore
+from causvid.data.shards import Shard, shard_path, write_shard
+from causvid.diffusion.schedule import ScheduleConfig
+from causvid.diffusion.velocity import guided
+from causvid.models.wan import load_transformer
+from causvid.runtime import device as devices
+from causvid.runtime.parallel import Compute, Worker, map_groups
+from causvid.runtime.progress import progress
+from causvid.runtime.seeding import normal
+from causvid.sampling.ode_solver import solve_ode
+from causvid.shapes import LatentShape
+
+
+@dataclass(frozen=True, kw_only=True)
+class OdePairConfig:
+    """Params section ``generate_ode_pairs``. batch_size: prompts a worker solves at once."""
+
+    pairs: int
+    batch_size: int
+    guidance_scale: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class OdePairSolver:
+    """A worker that solves groups of (number, caption) into ``out``."""
+
+    teacher: Path
+    prompts: Path
+    out: Path
+    schedule: ScheduleConfig
+    latent: LatentShape
+    guidance_scale: float
+    precision: devices.Precision
+    seed: int
+
+    def __call__(self) -> Worker[tuple[int, str]]:
+        """Load the teacher, in the worker's own process."""
+        return _Solving(self)
+
+
+class _Solving:
+    def __init__(self, job: OdePairSolver) -> None:
+        self.job, self.device = job, devices.pick()
+        self.teacher = load_transformer(job.teacher).to(self.device).requires_grad_(False).eval()
+        self.prompts = PromptStore(job.prompts)
+
+    @torch.no_grad()
+    def __call__(self, group: Sequence[tuple[int, str]]) -> None:
+        job, schedule = self.job, self.job.schedule
+        text = self.prompts([caption for _, caption in group]).to(self.device)
+        negative = self.prompts([self.prompts.negative]).to(self.device)
+        noise = torch.stack([normal(job.latent.sizes, job.seed, "ode_pair", number) for number, _ in group])
+        velocity = guided(self.teacher, text, negative, job.guidance_scale)
+        with devices.autocast(self.device, job.precision):
+            states = solve_ode(
+                velocity, noise.to(self.device), schedule.grid.sigmas(schedule.solver_steps), keep=schedule.columns()
+            )
+        notes = {"timesteps": json.dumps(schedule.stored_timesteps())}
+        for (number, caption), trajectory in zip(group, states.cpu(), strict=True):
+            write_shard(job.out, pair_name(number), Shard(trajectory, {**notes, "caption": caption}))
+
+
+def pair_name(number: int) -> str:
+    """The shard name of pair ``number``."""
+    return f"{number:07d}"
+
+
+def generate_ode_pairs(job: OdePairSolver, clips: Path, config: OdePairConfig, compute: Compute) -> dict[str, float]:
+    """Solve ``config.pairs`` pairs, captions of ``clips`` in turn; finished shards are kept."""
+    captions = [row["caption"] for row in read_manifest(clips)]
+    items = [(number, captions[number % len(captions)]) for number in range(config.pairs)]
+    job.out.mkdir(parents=True, exist_ok=True)
+    groups = [items[start : start + config.batch_size] for start in range(0, len(items), config.batch_size)]
+    missing = [g for g in groups if not all(shard_path(job.out, pair_name(number)).is_file() for number, _ in g)]
+    for _ in progress(map_groups(job, missing, compute), total=len(missing), what="generate_ode_pairs"):
+        pass
+    return {"pairs": len(items), "resumed": len(items) - sum(map(len, missing)), "states": len(job.schedule.columns())}

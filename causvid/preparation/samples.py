@@ -1,0 +1,79 @@
+"""Generate videos for the evaluation prompts, with noise that is the same for every model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from causvid.data import manifest
+from causvid.data.generated import write_clips
+from causvid.data.prompt_store import PromptStore
+from causvid.diffusion.schedule import ScheduleConfig
+from causvid.models.vae import load_vae
+from causvid.models.wan import load_transformer
+from causvid.pipeline import CausVidPipeline
+from causvid.runtime import device as devices
+from causvid.runtime.progress import progress
+from causvid.runtime.seeding import generator
+from causvid.shapes import VideoShape
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """Params section ``sample``. prompts: how many evaluation prompts; rollouts: how many of them also run long.
+
+    guidance_scale is the teacher's; rollout_clips is a rollout's length in training clips; crf the quality of the mp4s.
+    """
+
+    prompts: int
+    batch_size: int
+    guidance_scale: float
+    rollouts: int
+    rollout_clips: int
+    crf: int
+
+
+def load_pipeline(
+    checkpoint: Path, vae: Path, schedule: ScheduleConfig, precision: devices.Precision
+) -> CausVidPipeline:
+    """The pipeline of a trained transformer and VAE, on this process's device."""
+    pipeline = CausVidPipeline(
+        vae=load_vae(vae, precision.dtype),
+        transformer=load_transformer(checkpoint, precision.dtype).eval(),
+        shift=schedule.shift,
+        solver_steps=schedule.solver_steps,
+        denoising_timesteps=schedule.denoising_timesteps,
+        context_timestep=schedule.context_timestep,
+    )
+    pipeline.to(devices.pick())
+    return pipeline
+
+
+def sample(
+    pipeline: CausVidPipeline, prompts: PromptStore, video: VideoShape, config: SampleConfig, *, seed: int, out: Path
+) -> dict[str, float]:
+    """Write ``out``/manifest.jsonl with its mp4s, and ``out``/rollouts likewise for a causal student."""
+    if config.prompts > len(prompts.evaluation):
+        raise ValueError(
+            f"sample.prompts is {config.prompts}; encode_prompts.evaluation_prompts has {len(prompts.evaluation)}"
+        )
+    chosen = prompts.evaluation[: config.prompts]
+    negative = prompts([prompts.negative])
+    starts = range(0, len(chosen), config.batch_size)
+    rows: list[dict[str, Any]] = []
+    for start in progress(starts, total=len(starts), what="sample"):
+        group = chosen[start : start + config.batch_size]
+        generators = [generator(seed, "sample", start + k) for k in range(len(group))]
+        frames = pipeline(prompts(group), video, generators, negative, config.guidance_scale)
+        rows += write_clips(out, group, frames, video, config.crf, first=start)
+    manifest.write_rows(out / manifest.NAME, rows)
+    results: dict[str, float] = {"videos": len(rows)}
+    if pipeline.is_causal and config.rollouts:
+        group = chosen[: config.rollouts]
+        generators = [generator(seed, "rollout", k) for k in range(len(group))]
+        long = pipeline.rollout(prompts(group), video, generators, config.rollout_clips * video.frames)
+        rows = write_clips(out / "rollouts", group, long, video, config.crf)
+        manifest.write_rows(out / "rollouts" / manifest.NAME, rows)
+        results["rollouts"] = len(rows)
+    return results

@@ -1,0 +1,134 @@
+"""Figures with the same bytes for the same numbers: loss curves as SVG, contact sheets as PNG.
+
+Frames are uint8 [F, H, W, 3]. Backgrounds are transparent and lines mid-grey, to be read on light and on dark pages.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+Frames = NDArray[np.uint8]
+Curve = dict[str, tuple[list[float], list[float]]]
+
+GREY, BLUE = "#7f7f7f", "#3b82c4"
+# Nothing in a file may depend on when, where or by which version it was drawn.
+REPRODUCIBLE: dict[Any, Any] = {
+    "svg.hashsalt": "causvid",
+    "svg.fonttype": "path",
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+}
+TILE = 96  # pixels across of a frame on a sheet, about
+GAP, TITLE, LABEL = 3, 26, 128  # pixels
+DOTS = 100  # pixels per inch; sheets are drawn one to one
+LATIN = 0x250  # the font has these characters
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strip:
+    """One prompt on a sheet: a title and, by label, the videos that answer it."""
+
+    title: str
+    videos: Mapping[str, Frames]
+
+
+def read_curve(path: Path) -> Curve:
+    """Columns of a CSV with ``step`` first: name → (steps, values); empty cells are left out.
+
+    Raises ValueError naming the file when it has no steps.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if (reader.fieldnames or [""])[0] != "step":
+            raise ValueError(
+                f"{path}: the first column is {(reader.fieldnames or ['missing'])[0]!r}; it must be 'step'"
+            )
+        rows = list(reader)
+    curve: Curve = {}
+    for name in (reader.fieldnames or [])[1:]:
+        filled = [row for row in rows if row[name]]
+        curve[name] = [float(row["step"]) for row in filled], [float(row[name]) for row in filled]
+    return curve
+
+
+def draw_curves(curves: Mapping[str, Curve], out: Path) -> None:
+    """One row of panels a stage, one panel a column of its curve, as SVG."""
+    drawn = {stage: curve for stage, curve in curves.items() if any(values for _, values in curve.values())}
+    across = max((len(curve) for curve in drawn.values()), default=1)
+    with matplotlib.rc_context(REPRODUCIBLE):
+        figure = Figure(figsize=(2.6 * across, 1.9 * max(1, len(drawn))), layout="constrained")
+        for row, (stage, curve) in enumerate(drawn.items()):
+            for column, (name, (steps, values)) in enumerate(curve.items()):
+                axes = figure.add_subplot(len(drawn), across, row * across + column + 1)
+                axes.plot(steps, values, color=BLUE, linewidth=1, marker="" if len(steps) > 1 else "o")
+                axes.set_title(f"{stage}: {name.replace('_', ' ')}", color=GREY, fontsize=9, parse_math=False)
+                axes.tick_params(colors=GREY, labelsize=7)
+                axes.spines[["top", "right"]].set_visible(False)
+                axes.spines[["left", "bottom"]].set_color(GREY)
+                axes.patch.set_alpha(0)
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+
+
+def draw_sheet(strips: Sequence[Strip], out: Path, *, columns: int) -> None:
+    """A contact sheet as PNG: per strip a title, then one row a video of ``columns`` frames evenly through it."""
+    tiled = [(strip, {label: tile(video, columns) for label, video in strip.videos.items()}) for strip in strips]
+    width = LABEL + max((row.shape[1] for _, rows in tiled for row in rows.values()), default=TILE)
+    heights = [TITLE + sum(row.shape[0] + GAP for row in rows.values()) for _, rows in tiled]
+    height = max(1, sum(heights))
+    with matplotlib.rc_context(REPRODUCIBLE):
+        figure = Figure(figsize=(width / DOTS, height / DOTS), dpi=DOTS)
+        top = height
+        for strip, rows in tiled:
+            figure.text(LABEL / width, (top - TITLE / 2) / height, _drawable(strip.title), **_text(left=True))
+            top -= TITLE
+            for label, row in rows.items():
+                top -= row.shape[0]
+                figure.text((LABEL - 8) / width, (top + row.shape[0] / 2) / height, label, **_text(left=False))
+                axes = figure.add_axes((LABEL / width, top / height, row.shape[1] / width, row.shape[0] / height))
+                axes.imshow(row, interpolation="nearest", aspect="auto")
+                axes.set_axis_off()
+                top -= GAP
+        figure.savefig(out, format="png", dpi=DOTS, transparent=True, metadata={"Software": None})
+
+
+def tile(frames: Frames, columns: int) -> Frames:
+    """``columns`` frames evenly through a video side by side, each about TILE pixels wide, [h, w, 4] with alpha."""
+    chosen = frames[np.linspace(0, len(frames) - 1, columns).round().astype(int)]
+    sized = _resize(chosen, TILE)
+    opaque = np.concatenate([sized, np.full((*sized.shape[:3], 1), 255, np.uint8)], axis=-1)
+    padded = np.pad(opaque, ((0, 0), (0, 0), (0, GAP), (0, 0)))
+    return np.ascontiguousarray(np.concatenate(list(padded), axis=1)[:, :-GAP])
+
+
+def _resize(frames: Frames, width: int) -> Frames:
+    """Whole-numbered enlargement of small frames, block means of large ones."""
+    across = frames.shape[2]
+    if across <= width:
+        times = width // across
+        return frames.repeat(times, axis=1).repeat(times, axis=2)
+    by = across // width
+    count, height, wide = frames.shape[0], frames.shape[1] // by, across // by
+    blocks = frames[:, : height * by, : wide * by].reshape(count, height, by, wide, by, 3)
+    means: Frames = blocks.mean(axis=(2, 4)).round().astype(np.uint8)
+    return means
+
+
+def _drawable(text: str) -> str:
+    """Text the built-in font can draw, shortened; other scripts are left to the page."""
+    shown = "".join(character if ord(character) < LATIN else "?" for character in text)
+    return shown if len(shown) <= 110 else f"{shown[:109]}…"
+
+
+def _text(*, left: bool) -> dict[str, Any]:
+    # Captions are text, not formulas: a dollar sign must stay one.
+    side = "left" if left else "right"
+    return {"color": GREY, "fontsize": 9, "ha": side, "va": "center", "parse_math": False}

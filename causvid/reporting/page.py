@@ -1,0 +1,201 @@
+"""The report: one HTML file that opens from disk without a network, a short Markdown for git, and the figures.
+
+Videos and curves are inside the page as base64; nothing in it is fetched.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from causvid.data import manifest
+from causvid.data.video_reader import read_frames
+from causvid.diffusion.schedule import ScheduleConfig
+from causvid.reporting import figures, tables
+from causvid.reporting.tables import MODELS, SETS, Published, Table
+from causvid.shapes import VideoShape
+
+TEMPLATE = "page.html.jinja"
+ROLLOUTS = "rollouts"  # folder below a student's samples
+STUDENTS = MODELS[1:]
+SHOWN_WIDTH = 176  # pixels across of a small video on the page, about; larger ones fill their column
+SHEET_PROMPTS, SHEET_FRAMES = 4, 9
+MEDIA = {".mp4": "video/mp4", ".svg": "image/svg+xml"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Params section ``report``. rows: prompts shown side by side."""
+
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Show:
+    """Videos of one id: by label, the file or None where that model has none."""
+
+    id: str
+    caption: str
+    videos: Mapping[str, Path | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """Everything the page says. ``curves`` by stage; tables without a row are not shown."""
+
+    profile: str
+    video: VideoShape
+    schedule: ScheduleConfig
+    published: Published
+    results: tables.Results
+    curves: Mapping[str, figures.Curve]
+    samples: tuple[Show, ...]
+    rollouts: tuple[Show, ...]
+    reconstructions: tuple[Show, ...]
+
+    @property
+    def lead(self) -> str:
+        """The outcome in one sentence."""
+        found = self.results.get("measure_latency")
+        first, rate = (tables.lookup(found, "ratio", name) for name in ("first_frame", "fps"))
+        if first is None or rate is None:
+            return "The speed of teacher and student was not measured."
+        return (
+            f"The causal student shows its first frame {first:.1f} times sooner than its bidirectional teacher "
+            f"and makes {rate:.1f} times as many frames a second."
+        )
+
+    @property
+    def facts(self) -> str:
+        """The setting in one sentence."""
+        video, steps = self.video, self.schedule.denoising_timesteps
+        size = f"{video.frames} frames, {video.width}x{video.height} pixels at {video.fps} a second"
+        return (
+            f"Profile {self.profile}: clips of {size}. The teacher denoises a whole clip in "
+            f"{self.schedule.solver_steps} steps; the student makes block after block in {len(steps)} "
+            f"({', '.join(f'{step:g}' for step in steps)})."
+        )
+
+    def tables(self) -> list[Table]:
+        """Every table that has something to say, in the order of the page."""
+        found, published = self.results, self.published
+        every = [
+            tables.quality(found),
+            tables.latency(found, published),
+            tables.beside_paper(found, published),
+            tables.published_vbench(published),
+            tables.vbench(found),
+            tables.vbench_skipped(found),
+            tables.drift(found),
+            tables.training(found),
+            tables.data(found),
+        ]
+        return [table for table in every if table.rows]
+
+    @property
+    def videos_shown(self) -> int:
+        """Playing videos on the page."""
+        shows = (*self.samples, *self.rollouts, *self.reconstructions)
+        return sum(path is not None for show in shows for path in show.videos.values())
+
+
+def collect(
+    reports: Path,
+    samples: Path,
+    published: Path,
+    *,
+    profile: str,
+    video: VideoShape,
+    schedule: ScheduleConfig,
+    rows: int,
+) -> Content:
+    """Read the metrics, curves and manifests of a run; what is not there is left out."""
+    curves = {stage: reports / stage / "curve.csv" for stage in tables.TRAINED}
+    return Content(
+        profile=profile,
+        video=video,
+        schedule=schedule,
+        published=tables.read_published(published),
+        results=tables.read_results(reports),
+        curves={stage: figures.read_curve(path) for stage, path in curves.items() if path.is_file()},
+        samples=_shows({SETS[name]: samples / name for name in MODELS}, rows),
+        rollouts=_shows({SETS[name]: samples / name / ROLLOUTS for name in STUDENTS}, rows),
+        reconstructions=_shows({SETS["reconstruction"]: samples / "reconstruction"}, rows),
+    )
+
+
+def draw(content: Content, folder: Path) -> list[str]:
+    """Write curves.svg, samples.png and, where there are rollouts, rollouts.png into ``folder``; return their names."""
+    folder.mkdir(parents=True)
+    figures.draw_curves(content.curves, folder / "curves.svg")
+    figures.draw_sheet(_strips(content.samples), folder / "samples.png", columns=SHEET_FRAMES)
+    if not content.rollouts:
+        return ["curves.svg", "samples.png"]
+    figures.draw_sheet(_strips(content.rollouts), folder / "rollouts.png", columns=SHEET_FRAMES)
+    return ["curves.svg", "samples.png", "rollouts.png"]
+
+
+def html(content: Content, curves: Path) -> str:
+    """The page; ``curves`` is the SVG to put inside."""
+    times = max(1, SHOWN_WIDTH // content.video.width)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    return environment.get_template(TEMPLATE).render(
+        content=content,
+        curves=data_uri(curves),
+        data_uri=data_uri,
+        not_measured=tables.NOT_MEASURED,
+        small=times > 1,
+        width=content.video.width * times,
+        height=content.video.height * times,
+    )
+
+
+def markdown(content: Content, folder: str, names: list[str]) -> str:
+    """The short report for git; ``folder`` is the figures' folder as the report links it."""
+    parts = [f"# Report: profile {content.profile}", content.facts, content.lead]
+    parts += [f"![{name.split('.')[0]}]({folder}/{name})" for name in names if name.endswith(".png")]
+    for table in content.tables():
+        parts += [f"## {table.title}", table.markdown(), table.note]
+    parts += [f"## Curves\n\n![curves]({folder}/curves.svg)", "## Sources"]
+    parts += ["\n".join(f"- {source.citation}. <{source.url}>" for source in content.published.sources.values())]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def data_uri(path: Path) -> str:
+    """The file's bytes as a data URI."""
+    return f"data:{MEDIA[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
+
+
+def _shows(folders: Mapping[str, Path], limit: int) -> tuple[Show, ...]:
+    """The first ids that every folder with a manifest has, with their videos."""
+    listed = {
+        label: {row["id"]: row for row in manifest.read_manifest(folder)}
+        for label, folder in folders.items()
+        if (folder / manifest.NAME).is_file()
+    }
+    common = sorted(set.intersection(*(set(rows) for rows in listed.values()))) if listed else []
+    shows = []
+    for key in common[:limit]:
+        caption = next(rows[key]["caption"] for rows in listed.values())
+        videos = {
+            label: folder / listed[label][key]["path"] if label in listed else None for label, folder in folders.items()
+        }
+        shows.append(Show(id=key, caption=caption, videos=videos))
+    return tuple(shows)
+
+
+def _strips(shows: tuple[Show, ...]) -> list[figures.Strip]:
+    return [
+        figures.Strip(
+            title=show.caption,
+            videos={label: read_frames(path) for label, path in show.videos.items() if path is not None},
+        )
+        for show in shows[:SHEET_PROMPTS]
+    ]

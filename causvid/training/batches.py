@@ -1,0 +1,55 @@
+"""A training batch: this rank's share of a global batch, drawn by position so that no worker count changes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from causvid.data.datasets import sample_index
+from causvid.data.latent_store import LatentStore
+from causvid.data.prompt_store import PromptStore
+from causvid.runtime.distributed import share_of
+from causvid.runtime.seeding import normal
+
+
+class Batch(NamedTuple):
+    """latents [b, …]; prompts; numbers: each sample's position in the whole run, the key of all its noise."""
+
+    latents: torch.Tensor
+    prompts: list[str]
+    numbers: list[int]
+
+    def noise(self, seed: int, purpose: str, size: Sequence[int] | None = None) -> torch.Tensor:
+        """Standard normal noise for every sample: of its latents' size, or of ``size``."""
+        shape = tuple(size if size is not None else self.latents.shape[1:])
+        drawn = [normal(shape, seed, purpose, number) for number in self.numbers]
+        return torch.stack(drawn).to(self.latents.device)
+
+
+def read_batch(store: LatentStore, *, seed: int, step: int, size: int, device: torch.device) -> Batch:
+    """This rank's part of global batch ``step`` of ``size`` samples."""
+    numbers = [step * size + position for position in share_of(size)]
+    records = [store[sample_index(seed, number, len(store))] for number in numbers]
+    latents = torch.stack([record.latents for record in records]).to(device)
+    return Batch(latents, [record.prompt for record in records], numbers)
+
+
+class Texts:
+    """Prompt embeddings on the device, each read once."""
+
+    def __init__(self, store: PromptStore, device: torch.device) -> None:
+        self.store, self.device = store, device
+        self.known: dict[str, torch.Tensor] = {}
+
+    def __call__(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Embeddings [len(prompts), L, D]."""
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.known]
+        if new:
+            self.known.update(zip(new, self.store(new), strict=True))
+        return torch.stack([self.known[prompt] for prompt in prompts]).to(self.device)
+
+    def negative(self) -> torch.Tensor:
+        """The unconditional embedding [1, L, D]."""
+        return self([self.store.negative])

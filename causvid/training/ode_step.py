@@ -1,0 +1,117 @@
+"""ODE initialisation: fit the causal student to the teacher's trajectories (CausVid sec. 4.3, eq. 6)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from causvid.data.latent_store import LatentStore
+from causvid.data.prompt_store import PromptStore
+from causvid.diffusion.schedule import COLUMN_TOLERANCE, ScheduleConfig
+from causvid.diffusion.timesteps import block_choices
+from causvid.diffusion.velocity import conditional
+from causvid.losses.ode_regression import ode_regression_loss
+from causvid.models.wan import causal_student, for_training, load_transformer
+from causvid.runtime import device as devices
+from causvid.runtime.distributed import is_main, replicate
+from causvid.runtime.seeding import generator
+from causvid.runtime.tracking import Tracker
+from causvid.shapes import BlockLayout
+from causvid.training.batches import Texts, read_batch
+from causvid.training.checkpoint import Stateful
+from causvid.training.optimizers import Optimizer, OptimizerConfig, is_block_matrix
+from causvid.training.trainer import train
+
+
+@dataclass(frozen=True, kw_only=True)
+class OdeConfig:
+    """Params section ``train_ode_init``. batch_size is global."""
+
+    steps: int
+    batch_size: int
+    optimizer: OptimizerConfig
+    ema_decay: float
+    checkpoint_every: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class OdeJob:
+    """What a worker needs to fit the student; the result is the diffusers folder ``work``/export."""
+
+    config: OdeConfig
+    schedule: ScheduleConfig
+    frames_per_block: int
+    seed: int
+    precision: devices.Precision
+    gradient_checkpointing: bool
+    pairs: Path
+    prompts: Path
+    teacher: Path
+    work: Path
+    tracker: Tracker
+
+
+class OdeStep:
+    """One optimizer step of ODE regression."""
+
+    def __init__(self, job: OdeJob) -> None:
+        self.job, self.device = job, devices.pick()
+        self.store, self.texts = LatentStore(job.pairs), Texts(PromptStore(job.prompts), self.device)
+        self.store.require_timesteps([*job.schedule.denoising_timesteps, 0.0], COLUMN_TOLERANCE)
+        self.timesteps = torch.tensor([*job.schedule.denoising_timesteps, 0.0], dtype=torch.float64)
+        frames = self.store.metadata["shape"][1]
+        self.layout = BlockLayout(frames=frames, frames_per_block=job.frames_per_block)
+        student = causal_student(load_transformer(job.teacher), job.frames_per_block)
+        student = for_training(student, self.device, job.gradient_checkpointing)
+        self.average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(job.config.ema_decay))
+        self.model = replicate(student)  # after the copy: a replica cannot be copied
+        self.optimizer = Optimizer(self.model, job.config.optimizer, steps=job.config.steps, is_matrix=is_block_matrix)
+
+    def parts(self) -> dict[str, Stateful]:
+        """Student, its average, its optimizer."""
+        return {"model": self.model, "average": self.average, "optimizer": self.optimizer}
+
+    def exported(self) -> Any:
+        """The weight average as a diffusers model."""
+        return self.average.module
+
+    def __call__(self, step: int) -> dict[str, torch.Tensor]:
+        """Every block at a state of its own (the clean end among them), one regression towards the clean end."""
+        job = self.job
+        batch = read_batch(self.store, seed=job.seed, step=step, size=job.config.batch_size, device=self.device)
+        chosen = torch.stack(
+            [block_choices(self.layout, len(self.timesteps), generator(job.seed, "ode", n)) for n in batch.numbers]
+        )
+        states = pick_states(batch.latents, chosen.to(self.device))
+        with devices.autocast(self.device, job.precision):
+            loss = ode_regression_loss(
+                conditional(self.model, self.texts(batch.prompts)),
+                states,
+                self.timesteps[chosen].to(self.device),
+                batch.latents[:, -1],
+            )
+        loss.backward()
+        norm = self.optimizer.step(step)
+        self.average.update_parameters(self.model)
+        return {"loss": loss, "grad_norm": norm}
+
+
+def pick_states(trajectory: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Frame f of sample b from state ``chosen[b, f]`` of ``trajectory`` [B, T, C, F, H, W]; returns [B, C, F, H, W]."""
+    batch, _, _, frames, _, _ = trajectory.shape
+    rows = torch.arange(batch, device=trajectory.device)[:, None]
+    columns = torch.arange(frames, device=trajectory.device)[None]
+    return trajectory.transpose(2, 3)[rows, chosen, columns].transpose(1, 2).contiguous()
+
+
+def train_ode_init(job: OdeJob) -> None:
+    """Fit the student of ``job`` on every rank; rank 0 exports the weight average."""
+    step = OdeStep(job)
+    config = job.config
+    train(step, steps=config.steps, checkpoint_every=config.checkpoint_every, work=job.work, tracker=job.tracker)
+    if is_main():
+        step.exported().save_pretrained(job.work / "export")

@@ -1,0 +1,174 @@
+"""What every flow over DVC stages does: alone in its workspace, a task per stage, an MLflow run above them, a table."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import socket
+import threading
+from asyncio import CancelledError
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+from filelock import FileLock, Timeout
+from prefect import get_run_logger
+from prefect import tags as tagged
+from prefect.artifacts import create_table_artifact
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    FlowRunFilterTags,
+    TaskRunFilter,
+    TaskRunFilterState,
+    TaskRunFilterStateType,
+)
+from prefect.client.schemas.objects import State, StateType
+from prefect.futures import PrefectConcurrentFuture
+from prefect.runtime import flow_run
+from prefect.states import Cancelled, Completed, Crashed, Failed
+
+from flows.dvc_repo import Plan, Stage, read_plan, repair
+from flows.dvc_task import Record, StageFailed, run_stage
+
+PARENT_VARIABLE = "CAUSVID_PARENT_RUN_ID"  # what a stage reads
+UNFINISHED = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
+CANCEL_POLL = 5.0  # seconds between two questions to the server whether somebody has cancelled the run
+
+
+def bring_up_to_date(name: str, root: Path, targets: Sequence[str] | None) -> State[list[Record]]:
+    """Run flow ``name``: ``targets`` (None = all of dvc.yaml) and what they depend on; returns the flow's end state:
+
+    Completed with one Record per stage, Failed with the last lines of the stages that failed, or Cancelled. Raises
+    ValueError for an unknown target and RuntimeError when another flow is running in this workspace.
+    """
+    with only_flow(root):
+        for broken in repair(root):
+            get_run_logger().warning("%s was cut short by a kill; set aside", broken)
+        plan = read_plan(root, targets)
+        try:
+            with parent_run(name, plan, root) as environment:
+                states = run_stages(plan.stages, root, environment)
+                create_table_artifact(key="stages", table=_rows(states), description=f"The stages of this {name}")
+                failures: list[Any] = [it.result(raise_on_failure=False) for it in states.values() if it.is_failed()]
+                if failures:
+                    raise StageFailed("; ".join(it.reason for it in failures), (f"\n{it}" for it in failures))
+        except StageFailed as error:
+            return Failed(message=error.reason, data=error)
+    if not all(state.is_completed() for state in states.values()):
+        return Cancelled(message="stopped; the same command goes on where this run was")
+    counts = Counter(str(state.name).lower() for state in states.values())
+    message = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
+    return Completed(message=message, data=[state.result() for state in states.values()])
+
+
+def run_stages(stages: Sequence[Stage], root: Path, environment: Mapping[str, str]) -> dict[str, State[Any]]:
+    """One task per stage, after those it depends on; their end states. What interrupts the flow kills the stages."""
+    stop = threading.Event()
+    futures: dict[str, PrefectConcurrentFuture[Any]] = {}
+    try:
+        for stage in stages:
+            # As an option of the task the tag would make Prefect warn that one worker could dead-lock.
+            with tagged(*(["gpu"] if stage.gpu else [])):
+                task: Any = run_stage.with_options(retries=stage.retries)
+                upstream = [futures[name] for name in stage.upstream]
+                futures[stage.name] = task.submit(stage, root, environment, stop, wait_for=upstream)
+        with get_client(sync_client=True) as client:
+            while concurrent.futures.wait((it.wrapped_future for it in futures.values()), CANCEL_POLL).not_done:
+                if _is_cancelled(client):
+                    stop.set()
+        return {name: _end_state(future) for name, future in futures.items()}
+    finally:
+        stop.set()
+
+
+@contextmanager
+def only_flow(root: Path) -> Iterator[None]:
+    """Hold the workspace for this flow run; what Prefect still believes to be running in it is dead, so Crashed."""
+    lock = FileLock(root / ".dvc" / "tmp" / "flow.lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise RuntimeError(f"another flow is running in {root}; wait for it or stop it") from error
+    try:
+        with get_client(sync_client=True) as client:
+            workspace = f"{socket.gethostname()}:{root}"
+            crash_dead_runs(client, workspace)
+            client.update_flow_run(UUID(flow_run.id), tags=[*flow_run.tags, workspace])
+        yield
+    finally:
+        lock.release()
+
+
+def crash_dead_runs(client: SyncPrefectClient, workspace: str) -> None:
+    """Mark unfinished flow runs tagged ``workspace``, and their tasks, as Crashed: a killed process cannot do it."""
+    state: State[Any] = Crashed(message="its process is gone")
+    unfinished = FlowRunFilter(
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNFINISHED)),
+        tags=FlowRunFilterTags(all_=[workspace]),
+    )
+    tasks = TaskRunFilter(state=TaskRunFilterState(type=TaskRunFilterStateType(any_=UNFINISHED)))
+    for run in client.read_flow_runs(flow_run_filter=unfinished):
+        its = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
+        for task_run in client.read_task_runs(flow_run_filter=its, task_run_filter=tasks):
+            client.set_task_run_state(task_run.id, state, force=True)
+        client.set_flow_run_state(run.id, state, force=True)
+
+
+@contextmanager
+def parent_run(name: str, plan: Plan, root: Path) -> Iterator[dict[str, str]]:
+    """The environment that makes executed stages children of one MLflow run; empty when nothing is to be done.
+
+    A parent that got no children (all stages came back from the run cache) is deleted.
+    """
+    if not plan.changed:
+        yield {}
+        return
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow.tracking import MlflowClient
+
+    api = MlflowClient(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve()}/mlflow.db")
+    experiment = f"causvid/{plan.profile}"
+    found = api.get_experiment_by_name(experiment)
+    experiment_id = found.experiment_id if found else api.create_experiment(experiment)
+    tags = {"prefect_flow_run": str(flow_run.id), **plan.git}
+    run_id = api.create_run(experiment_id, run_name=name, tags=tags).info.run_id
+    status = "KILLED"
+    try:
+        yield {PARENT_VARIABLE: run_id}
+        status = "FINISHED"
+    except Exception:
+        status = "FAILED"
+        raise
+    finally:
+        api.set_terminated(run_id, status)
+        if not api.search_runs([experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'", max_results=1):
+            api.delete_run(run_id)
+
+
+def _end_state(future: PrefectConcurrentFuture[Any]) -> State[Any]:
+    try:
+        future.wait()
+    except CancelledError:
+        return Crashed(message="stopped")
+    return future.state
+
+
+def _is_cancelled(client: SyncPrefectClient) -> bool:
+    try:
+        state = client.read_flow_run(UUID(flow_run.id)).state
+    except httpx.HTTPError:  # a server that restarts has cancelled nothing
+        return False
+    return state is not None and (state.is_cancelling() or state.is_cancelled())
+
+
+def _rows(states: Mapping[str, State[Any]]) -> list[dict[str, Any]]:
+    seconds = {name: state.result().seconds for name, state in states.items() if state.is_completed()}
+    return [{"stage": name, "outcome": state.name, "seconds": seconds.get(name)} for name, state in states.items()]

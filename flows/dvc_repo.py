@@ -1,0 +1,138 @@
+"""What DVC knows, without Prefect: the stages in the order of its own graph, and the files a kill can leave broken."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import chdir
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import networkx
+from dvc.exceptions import DvcException
+from dvc.lock import make_lock
+from dvc.repo import Repo
+from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
+from dvc.rwlock import SCHEMA as RWLOCK_SCHEMA
+from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from voluptuous import Invalid
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One DVC stage as a flow needs it."""
+
+    name: str  # DVC's address: what ``dvc repro -s`` takes
+    upstream: tuple[str, ...]  # stages whose outs it reads
+    metrics: tuple[Path, ...]  # its metrics files, absolute
+    gpu: bool
+    timeout: float | None  # seconds one attempt may take; None = for ever
+    retries: int  # further attempts after a failed one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The stages of a flow in DAG order (of equals, the one written first), and what the flow's records need."""
+
+    stages: tuple[Stage, ...]
+    changed: bool  # DVC says that at least one is not up to date
+    profile: str  # params.yaml's
+    git: Mapping[str, str]  # MLflow's tags for the commit and whether files differ from it; empty outside git
+
+
+def read_plan(root: Path, targets: Sequence[str] | None = None) -> Plan:
+    """``targets`` (names as in ``dvc repro``; None = all of the root's dvc.yaml) and everything they depend on.
+
+    Files that DVC only tracks (``.dvc``) are not among them. Raises ValueError for a target that DVC does not know.
+    """
+    with chdir(root), Repo(str(root), _wait_for_lock=True) as repo:
+        graph = repo.index.graph  # edges point from a stage to what it depends on
+        known = [stage.addressing for stage in repo.index.stages]
+        wanted = set()
+        for target in targets or ["dvc.yaml"]:
+            wanted |= _collect(repo, target, known)
+        wanted |= {upstream for stage in wanted for upstream in networkx.descendants(graph, stage)}
+        written = {stage: index for index, stage in enumerate(repo.index.stages)}
+        upstream_first = graph.subgraph(stage for stage in wanted if stage.cmd).reverse(copy=True)
+        order = networkx.lexicographical_topological_sort(upstream_first, key=written.__getitem__)
+        stages = tuple(_stage(stage, upstream_first.predecessors(stage)) for stage in order)
+        return Plan(
+            stages=stages,
+            changed=bool(repo.status([stage.name for stage in stages])),
+            profile=repo.params.show()[""]["data"]["params.yaml"]["data"]["profile"],
+            git=_git_tags(root),
+        )
+
+
+def repair(root: Path) -> list[str]:
+    """Set aside and name the lock files of DVC's that a kill cut short; one is enough for DVC to refuse every command.
+
+    DVC writes ``.dvc/tmp/rwlock`` and ``dvc.lock`` in place. Without dvc.lock, finished stages come back from the run
+    cache. The broken files stay in ``.dvc/tmp``.
+    """
+    temporary = root / ".dvc" / "tmp"
+    temporary.mkdir(parents=True, exist_ok=True)
+    repaired = []
+    with (
+        make_lock(str(temporary / "lock"), tmp_dir=str(temporary), wait=True),
+        make_lock(str(temporary / RWLOCK_LOCK), tmp_dir=str(temporary), wait=True),
+    ):
+        for path in (temporary / RWLOCK_FILE, root / "dvc.lock", *sorted(root.glob("*/dvc.lock"))):
+            if path.is_file() and not _is_whole(path):
+                name = path.relative_to(root).as_posix()
+                path.replace(temporary / f"{name.replace('/', '-')}.broken")
+                repaired.append(name)
+    return repaired
+
+
+def read_metrics(stage: Stage) -> dict[str, Any]:
+    """The content of the stage's metrics files; of several, the later ones win."""
+    metrics: dict[str, Any] = {}
+    for path in stage.metrics:
+        metrics |= json.loads(path.read_text(encoding="utf-8"))
+    return metrics
+
+
+def _collect(repo: Repo, target: str, known: Sequence[str]) -> set[Any]:
+    try:
+        return set(repo.stage.collect(target))
+    except DvcException as error:
+        raise ValueError(f"targets: {target!r} is no stage; choose from {', '.join(known)}") from error
+
+
+def _stage(stage: Any, upstream: Iterable[Any]) -> Stage:
+    meta = stage.meta or {}
+    return Stage(
+        name=stage.addressing,
+        upstream=tuple(sorted(other.addressing for other in upstream)),
+        metrics=tuple(Path(out.fs_path) for out in stage.outs if out.metric),
+        gpu=bool(meta.get("gpu", False)),
+        timeout=meta.get("timeout"),
+        retries=meta.get("retries", 0),
+    )
+
+
+def _git_tags(root: Path) -> dict[str, str]:
+    # Not through DVC: its git cannot read a repository without commits.
+    git = ["git", "-C", str(root)]
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    if commit.returncode:
+        return {}
+    changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True).stdout
+    return {"mlflow.source.git.commit": commit.stdout.strip(), "git_dirty": str(bool(changes)).lower()}
+
+
+def _is_whole(path: Path) -> bool:
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        if path.name == RWLOCK_FILE:
+            RWLOCK_SCHEMA(json.loads(text))
+        else:
+            COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(text))
+    except (ValueError, YAMLError, Invalid):
+        return "<<<<<<<" in text  # an unfinished merge is the user's to finish
+    return True

@@ -1,0 +1,178 @@
+"""The one Prefect task: run one DVC stage as one subprocess, stream its log, kill it when asked, say what DVC did.
+
+DVC is the cache, so Prefect's is off; timeouts and cancellation act on the process group, because Prefect cannot stop a
+thread that waits for a process.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from asyncio import CancelledError
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import IO, Any, Literal
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+
+from flows.dvc_repo import Stage, read_metrics, repair
+
+Outcome = Literal["ran", "restored", "unchanged"]
+
+POLL = 0.3  # seconds between two looks at the clock and at ``stop``
+GRACE = 5.0  # seconds an interrupted stage has before it is killed
+TAIL = 20  # lines of a failed stage's log that its state carries
+RETRY_DELAY = 10  # seconds
+# What dvc prints about a stage, and nothing else tells.
+MESSAGES: Mapping[str, Outcome] = {
+    "Running stage '{}':": "ran",
+    "Stage '{}' is cached - skipping run, checking out outputs": "restored",
+    "Stage '{}' didn't change, skipping": "unchanged",
+    "Verifying outputs in frozen stage: '{}'": "unchanged",
+}
+# dvc would outlive a killed flow, and the stage lives as long as dvc does.
+LAUNCHER = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What became of one stage."""
+
+    stage: str
+    outcome: Outcome
+    seconds: float  # of the subprocess
+    metrics: Mapping[str, Any]  # the content of its metrics files
+
+
+class StageFailed(Exception):
+    """dvc ended with an error: ``reason`` in one line, the whole message with the last lines of the stage's log."""
+
+    def __init__(self, reason: str, tail: Iterable[str] = ()) -> None:
+        super().__init__("\n".join([reason, *tail]))
+        self.reason = reason
+
+
+class StageTimedOut(StageFailed):
+    """One attempt took longer than the stage's ``meta.timeout``."""
+
+
+@task(name="dvc stage", task_run_name="{stage.name}", cache_policy=NO_CACHE, retry_delay_seconds=RETRY_DELAY)
+def run_stage(stage: Stage, root: Path, environment: Mapping[str, str], stop: threading.Event) -> State[Record]:
+    """Bring one stage up to date; the state's name says how: Ran, Restored, Unchanged, Failed or TimedOut."""
+    logger = get_run_logger()
+    for name in repair(root):
+        logger.warning("%s was cut short by a kill; set aside, finished stages come back from DVC's run cache", name)
+    try:
+        record = run_dvc(stage, root, environment=environment, log=logger.info, stop=stop)
+    except StageFailed as error:
+        name = "TimedOut" if isinstance(error, StageTimedOut) else "Failed"
+        return Failed(name=name, message=error.reason, data=error)
+    return Completed(name=record.outcome.capitalize(), message=f"in {record.seconds:.1f} s", data=record)
+
+
+def run_dvc(
+    stage: Stage, root: Path, *, environment: Mapping[str, str], log: Callable[[str], None], stop: threading.Event
+) -> Record:
+    """``dvc repro`` of the one stage; every line of output goes to ``log`` as it comes.
+
+    Raises StageFailed, StageTimedOut, or CancelledError when ``stop`` is set; nothing of the stage lives on after that.
+    """
+    if stop.is_set():
+        raise CancelledError(f"stage {stage.name} was not started")
+    started = time.monotonic()
+    deadline = started + (float("inf") if stage.timeout is None else stage.timeout)
+    tail: deque[str] = deque(maxlen=TAIL)
+    outcome: Outcome | None = None
+    process = subprocess.Popen(
+        command(stage.name),
+        cwd=root,
+        env=_environment(environment),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        for line in _lines(process):
+            if stop.is_set():
+                raise CancelledError(f"stage {stage.name} was stopped")
+            if time.monotonic() > deadline:
+                raise StageTimedOut(f"stage {stage.name} took longer than its {stage.timeout:g} s", tail)
+            if line:
+                log(line)
+                tail.append(line)
+                outcome = classify(line, stage.name) or outcome
+    finally:
+        _end_group(process)
+    if process.returncode or outcome is None:
+        raise StageFailed(f"stage {stage.name} failed (dvc's exit code {process.returncode})", tail)
+    seconds = time.monotonic() - started
+    return Record(stage=stage.name, outcome=outcome, seconds=round(seconds, 2), metrics=read_metrics(stage))
+
+
+def command(stage: str) -> list[str]:
+    """The argument list that brings one stage up to date, with the dvc of this environment."""
+    dvc = [str(Path(sys.executable).with_name("dvc")), "--wait-for-lock", "repro", "-s", stage]
+    return [sys.executable, "-c", LAUNCHER, *dvc] if sys.platform == "linux" else dvc
+
+
+def classify(line: str, stage: str) -> Outcome | None:
+    """What a line of dvc's output says was done with ``stage``; None for any other line."""
+    return next((outcome for message, outcome in MESSAGES.items() if line == message.format(stage)), None)
+
+
+def _environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """Ours with the stages' python first on PATH, and with output that is not held back until a buffer is full."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **extra}
+
+
+def _lines(process: subprocess.Popen[str]) -> Iterator[str]:
+    """Lines of output as they come, and an empty one every ``POLL`` seconds of silence, until the process has ended."""
+    assert process.stdout is not None
+    lines: SimpleQueue[str | None] = SimpleQueue()
+    threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
+    finished = False
+    while not finished or process.poll() is None:
+        line: str | None = ""
+        try:
+            line = lines.get(timeout=POLL)
+        except Empty:
+            # Silence after its end: a process that dvc left behind holds the pipe open.
+            finished = process.poll() is not None
+        if line is None:
+            finished = True
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(POLL)
+        yield line or ""
+
+
+def _read(stream: IO[str], lines: SimpleQueue[str | None]) -> None:
+    with stream:
+        for line in stream:
+            lines.put(line.rstrip())
+    lines.put(None)
+
+
+def _end_group(process: subprocess.Popen[str]) -> None:
+    """End dvc and all it started. An interrupt first: dvc then releases its locks."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

@@ -1,0 +1,51 @@
+"""Stage download: videos and captions from the toy world, a folder of yours or MixKit, into data/raw."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from causvid.data import sources
+from causvid.runtime.stage import stage_run
+from causvid.shapes import LatentShape, VideoShape
+
+READS = ("seed", "video", "model.vae.scale_factor_temporal", "model.vae.scale_factor_spatial", "download")
+
+
+def main(
+    folder: Annotated[Path, typer.Option(help="your videos, for source folder")],
+    captions: Annotated[Path, typer.Option(help="their captions: {relative path: caption}")],
+    out: Annotated[Path, typer.Option()],
+    metrics: Annotated[Path, typer.Option()],
+    params: Annotated[Path, typer.Option()] = Path("params.yaml"),
+) -> None:
+    """Options are paths; numbers come from the params file."""
+    with stage_run("download", params=params, reads=READS, inputs=[folder], metrics=metrics) as run:
+        video = run.section("video", VideoShape)
+        # Said in the first second, not after hours of download: the VAE would drop frames of clips of another length.
+        LatentShape.of(
+            video,
+            channels=1,
+            temporal_stride=run.section("model.vae.scale_factor_temporal", int),
+            spatial_stride=run.section("model.vae.scale_factor_spatial", int),
+        )
+        config = run.section("download", sources.DownloadConfig)
+        built, hub = run.work / "out", run.work / "hub"
+        shutil.rmtree(built, ignore_errors=True)
+        if config.source == "toy_world":
+            seed = run.section("seed", int)
+            counts = sources.toy_world_videos(built, config, video=video, seed=seed, workers=run.compute.workers)
+        elif config.source == "folder":
+            counts = sources.folder_videos(built, config, folder=folder, captions=captions)
+        else:
+            counts = sources.mixkit_videos(built, config, hub=hub)
+        run.publish(built, out)
+        run.report({"source": config.source, **counts})
+        shutil.rmtree(hub, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)

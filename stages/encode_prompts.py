@@ -1,0 +1,44 @@
+"""Stage encode_prompts: text embeddings of every caption, evaluation prompt and the negative prompt."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from causvid.preparation.prompts import PromptConfig, encode_prompts
+from causvid.runtime.device import Precision
+from causvid.runtime.stage import stage_run
+
+READS = ("seed", "model.text_encoder", "model.text_tokens", "model.precision", "encode_prompts")
+
+
+def main(
+    clips: Path = typer.Option(...),
+    evaluation_prompts: Path = typer.Option(...),
+    out: Path = typer.Option(...),
+    metrics: Path = typer.Option(...),
+    params: Path = typer.Option(Path("params.yaml")),
+) -> None:
+    """Options are paths; numbers come from the params file."""
+    inputs = (clips, evaluation_prompts)
+    with stage_run("encode_prompts", params=params, reads=READS, inputs=inputs, metrics=metrics) as run:
+        building = run.work / "out"
+        shutil.rmtree(building, ignore_errors=True)
+        results = encode_prompts(
+            clips,
+            run.section("encode_prompts", PromptConfig),
+            building,
+            text_encoder=run.section("model.text_encoder", dict[str, Any]),
+            tokens=run.section("model.text_tokens", int),
+            precision=run.section("model.precision", Precision),
+            seed=run.section("seed", int),
+        )
+        run.report(results)
+        run.publish(building, out)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,52 @@
+"""Stage generate_ode_pairs: solve the teacher's ODE for many prompts; keep the states the student will see."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from causvid.diffusion.schedule import ScheduleConfig
+from causvid.models.vae import load_vae, temporal_stride
+from causvid.preparation.ode_pairs import OdePairConfig, OdePairSolver, generate_ode_pairs
+from causvid.runtime.device import Precision
+from causvid.runtime.stage import stage_run
+from causvid.shapes import LatentShape, VideoShape
+
+READS = ("seed", "video", "model.text_tokens", "model.precision", "schedule", "generate_ode_pairs")
+
+
+def main(
+    clips: Path = typer.Option(...),
+    prompts: Path = typer.Option(...),
+    vae: Path = typer.Option(...),
+    teacher: Path = typer.Option(...),
+    out: Path = typer.Option(...),
+    metrics: Path = typer.Option(...),
+    params: Path = typer.Option(Path("params.yaml")),
+) -> None:
+    """Options are paths; numbers come from the params file."""
+    inputs = (clips, prompts, vae, teacher)
+    with stage_run("generate_ode_pairs", params=params, reads=READS, inputs=inputs, metrics=metrics) as run:
+        config, model = run.section("generate_ode_pairs", OdePairConfig), load_vae(vae)
+        job = OdePairSolver(
+            teacher=teacher.resolve(),
+            prompts=prompts.resolve(),
+            out=run.work.resolve() / "out",
+            schedule=run.section("schedule", ScheduleConfig),
+            latent=LatentShape.of(
+                run.section("video", VideoShape),
+                channels=model.config.z_dim,
+                temporal_stride=temporal_stride(model),
+                spatial_stride=model.config.scale_factor_spatial,
+            ),
+            guidance_scale=config.guidance_scale,
+            precision=run.section("model.precision", Precision),
+            seed=run.section("seed", int),
+        )
+        run.report(generate_ode_pairs(job, clips, config, run.compute))
+        run.publish(job.out, out)
+
+
+if __name__ == "__main__":
+    typer.run(main)

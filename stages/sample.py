@@ -1,0 +1,47 @@
+"""Stage sample: videos for the evaluation prompts, the same noise for every model, and long rollouts of students."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import typer
+
+from causvid.data.manifest import read_manifest
+from causvid.data.prompt_store import PromptStore
+from causvid.diffusion.schedule import ScheduleConfig
+from causvid.preparation.samples import SampleConfig, load_pipeline, sample
+from causvid.runtime.device import Precision
+from causvid.runtime.stage import stage_run
+from causvid.shapes import VideoShape
+
+READS = ("seed", "video", "model.text_tokens", "model.precision", "schedule", "sample")
+SHOWN = 4  # videos that go to MLflow
+
+
+def main(
+    model: str = typer.Option(...),
+    checkpoint: Path = typer.Option(...),
+    vae: Path = typer.Option(...),
+    prompts: Path = typer.Option(...),
+    out: Path = typer.Option(...),
+    metrics: Path = typer.Option(...),
+    params: Path = typer.Option(Path("params.yaml")),
+) -> None:
+    """Options are paths; numbers come from the params file."""
+    inputs = (checkpoint, vae, prompts)
+    with stage_run("sample", item=model, params=params, reads=READS, inputs=inputs, metrics=metrics) as run:
+        building = run.work / "out"
+        shutil.rmtree(building, ignore_errors=True)
+        pipeline = load_pipeline(
+            checkpoint, vae, run.section("schedule", ScheduleConfig), run.section("model.precision", Precision)
+        )
+        config, video = run.section("sample", SampleConfig), run.section("video", VideoShape)
+        run.report(sample(pipeline, PromptStore(prompts), video, config, seed=run.section("seed", int), out=building))
+        for row in read_manifest(building)[:SHOWN]:
+            run.tracker.log_artifact(building / row["path"], "samples")
+        run.publish(building, out)
+
+
+if __name__ == "__main__":
+    typer.run(main)

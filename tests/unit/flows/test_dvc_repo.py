@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from flows.dvc_repo import read_metrics, read_plan, repair
+from tests.unit.flows import tiny_pipeline
+
+WHOLE_LOCK = """\
+schema: '2.0'
+stages:
+  download:
+    cmd: echo
+    outs:
+    - path: clips.txt
+      hash: md5
+      md5: 6d7fce9fee471194aa8b5b6e47267f03
+      size: 2
+"""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tiny_pipeline.make(tmp_path_factory.mktemp("plan") / "project")
+    tiny_pipeline.commit(root)
+    return root
+
+
+def test_the_order_and_the_edges_are_those_of_dvcs_graph(root: Path) -> None:
+    plan = read_plan(root)
+    assert [stage.name for stage in plan.stages] == tiny_pipeline.STAGES
+    assert {stage.name: stage.upstream for stage in plan.stages} == {
+        "download": (),
+        "train@a": ("download",),
+        "train@b": ("download",),
+        "report": ("train@a", "train@b"),
+    }
+
+
+def test_options_come_from_meta(root: Path) -> None:
+    download, train, _, report = read_plan(root).stages
+    assert (download.gpu, download.timeout, download.retries) == (False, 60, 0)
+    assert (train.gpu, train.timeout, train.retries) == (True, 60, 0)
+    assert (report.gpu, report.timeout, report.retries) == (False, None, 0)
+
+
+def test_metrics_files_are_dvcs(root: Path) -> None:
+    download, train, *_ = read_plan(root).stages
+    assert download.metrics == (root / "clips.json",)
+    assert train.metrics == ()
+    (root / "clips.json").write_text('{"clips": 3}')
+    assert read_metrics(download) == {"clips": 3}
+    assert read_metrics(train) == {}
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [(["train@b"], ["download", "train@b"]), (["train"], ["download", "train@a", "train@b"]), (["report"], None)],
+)
+def test_targets_bring_what_they_depend_on_and_nothing_else(
+    root: Path, targets: list[str], expected: list[str] | None
+) -> None:
+    assert [stage.name for stage in read_plan(root, targets).stages] == (expected or tiny_pipeline.STAGES)
+
+
+def test_an_unknown_target_is_named_beside_the_known_ones(root: Path) -> None:
+    with pytest.raises(ValueError, match=r"targets: 'trian' is no stage; choose from download, train@a"):
+        read_plan(root, ["trian"])
+
+
+def test_reading_the_plan_leaves_the_working_directory_alone(root: Path) -> None:
+    before = Path.cwd()
+    read_plan(root)
+    assert Path.cwd() == before
+
+
+def test_a_second_pipeline_in_a_subfolder_is_not_part_of_the_first(tmp_path: Path) -> None:
+    root = tiny_pipeline.make(tmp_path / "project")
+    (root / "ablation").mkdir()
+    (root / "ablation" / "dvc.yaml").write_text("stages: {row: {cmd: echo, deps: [../clips.txt], outs: [row.txt]}}")
+    assert [stage.name for stage in read_plan(root).stages] == tiny_pipeline.STAGES
+    assert [stage.name for stage in read_plan(root, ["ablation/dvc.yaml:row"]).stages] == [
+        "download",
+        "ablation/dvc.yaml:row",
+    ]
+
+
+def test_the_plan_says_whether_anything_changed_and_which_commit_it_is(tmp_path: Path) -> None:
+    root = tiny_pipeline.make(tmp_path / "project")
+    assert read_plan(root).git == {}
+    tiny_pipeline.commit(root)
+    before = read_plan(root)
+    assert before.changed
+    assert before.profile == "tiny"
+    subprocess.run([tiny_pipeline.DVC, "repro", "--quiet"], cwd=root, check=True)
+    after = read_plan(root)
+    assert not after.changed
+    assert len(after.git["mlflow.source.git.commit"]) == 40
+    assert (before.git["git_dirty"], after.git["git_dirty"]) == ("false", "false")
+    tiny_pipeline.change(root, "download", clips=4)
+    assert read_plan(root).changed
+    assert read_plan(root).git["git_dirty"] == "true"
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as DVC leaves it, with whole lock files."""
+    root = tmp_path_factory.mktemp("bare")
+    (root / "ablation").mkdir()
+    write_locks(root)
+    return root
+
+
+def write_locks(root: Path) -> None:
+    (root / ".dvc" / "tmp").mkdir(parents=True, exist_ok=True)
+    info = {"pid": 1, "cmd": "dvc repro"}
+    (root / ".dvc" / "tmp" / "rwlock").write_text(json.dumps({"read": {"a": [info]}, "write": {"b": info}}))
+    (root / "dvc.lock").write_text(WHOLE_LOCK)
+    (root / "ablation" / "dvc.lock").write_text(WHOLE_LOCK)
+
+
+def test_whole_files_are_left_alone(bare: Path) -> None:
+    write_locks(bare)
+    assert repair(bare) == []
+    assert (bare / "dvc.lock").read_text() == WHOLE_LOCK
+    assert (bare / ".dvc" / "tmp" / "rwlock").is_file()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"read": 3}', "\0\0\0"])
+def test_a_broken_rwlock_is_set_aside(bare: Path, content: str) -> None:
+    write_locks(bare)
+    (bare / ".dvc" / "tmp" / "rwlock").write_text(content)
+    assert repair(bare) == [".dvc/tmp/rwlock"]
+    assert not (bare / ".dvc" / "tmp" / "rwlock").exists()
+    assert repair(bare) == []
+
+
+@pytest.mark.parametrize("name", ["dvc.lock", "ablation/dvc.lock"])
+@pytest.mark.parametrize("content", ["", "stages: [", "stages: {}", "schema: '2.0'\nstages:\n  a:\n    outs: []\n"])
+def test_a_broken_dvc_lock_is_set_aside_and_kept(bare: Path, name: str, content: str) -> None:
+    write_locks(bare)
+    (bare / name).write_text(content)
+    assert repair(bare) == [name]
+    assert not (bare / name).exists()
+    assert (bare / ".dvc" / "tmp" / f"{name.replace('/', '-')}.broken").read_text() == content
+
+
+def test_an_unfinished_merge_is_left_to_the_user(bare: Path) -> None:
+    write_locks(bare)
+    (bare / "dvc.lock").write_text("<<<<<<< HEAD\nschema: '2.0'\n=======\n>>>>>>> other\n")
+    assert repair(bare) == []
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(length=st.integers(0, len(WHOLE_LOCK)))
+def test_after_a_repair_dvc_accepts_a_lock_file_cut_anywhere(bare: Path, length: int) -> None:
+    from dvc.dvcfile import Lockfile
+    from dvc.repo import Repo
+
+    write_locks(bare)
+    (bare / "dvc.lock").write_text(WHOLE_LOCK[:length])
+    repair(bare)
+    (bare / ".dvc" / "config").touch()
+    with Repo(str(bare), uninitialized=True) as repo:
+        Lockfile(repo, os.fspath(bare / "dvc.lock")).load()

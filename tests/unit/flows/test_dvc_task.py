@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from asyncio import CancelledError
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from flows import dvc_task
+from flows.dvc_repo import Stage, read_plan, repair
+from flows.dvc_task import Record, StageFailed, StageTimedOut, classify, command, run_dvc
+from tests.unit.flows import tiny_pipeline
+
+# A stage that leaves its pids behind, itself and a child of its own, and ignores interrupts.
+STUBBORN = "trap '' INT TERM; sleep 600 & echo $$ $! > ../pids; wait; sleep 600"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tiny_pipeline.make(tmp_path / "project")
+
+
+@pytest.fixture
+def downloaded(root: Path) -> Path:
+    """Where ``train`` can run."""
+    (root / "clips.txt").write_text("3\n")
+    return root
+
+
+def stage(root: Path, name: str) -> Stage:
+    return next(stage for stage in read_plan(root).stages if stage.name == name)
+
+
+def run(root: Path, name: str, log: list[str] | None = None, **changes: object) -> Record:
+    changed = replace(stage(root, name), **changes)  # type: ignore[arg-type]
+    sink = [] if log is None else log
+    return run_dvc(changed, root, environment={}, log=sink.append, stop=threading.Event())
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_for(path: Path) -> list[int]:
+    deadline = time.monotonic() + 60
+    while not (path.is_file() and path.read_text().endswith("\n")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return [int(pid) for pid in path.read_text().split()]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("Running stage 'train@a':", "ran"),
+        ("Stage 'train@a' is cached - skipping run, checking out outputs", "restored"),
+        ("Stage 'train@a' didn't change, skipping", "unchanged"),
+        ("Verifying outputs in frozen stage: 'train@a'", "unchanged"),
+        ("Running stage 'train@b':", None),
+        ("> echo Running stage 'train@a':", None),
+        ("", None),
+    ],
+)
+def test_classify_reads_dvcs_sentences_about_that_stage(line: str, expected: str | None) -> None:
+    assert classify(line, "train@a") == expected
+
+
+def test_the_command_is_an_argument_list_of_this_environments_dvc() -> None:
+    assert command("train; rm -rf /")[-5:] == [tiny_pipeline.DVC, "--wait-for-lock", "repro", "-s", "train; rm -rf /"]
+
+
+def test_ran_then_unchanged_then_restored(root: Path) -> None:
+    log: list[str] = []
+    first = run(root, "download", log)
+    assert (first.stage, first.outcome, first.metrics) == ("download", "ran", {"clips": 3})
+    assert first.seconds > 0
+    assert "progress" in log
+    assert run(root, "download").outcome == "unchanged"
+    tiny_pipeline.change(root, "download", clips=5)
+    assert run(root, "download").metrics == {"clips": 5}
+    tiny_pipeline.change(root, "download", clips=3)
+    back = run(root, "download")
+    assert (back.outcome, back.metrics) == ("restored", {"clips": 3})
+
+
+def test_only_the_one_stage_runs(root: Path) -> None:
+    with pytest.raises(StageFailed, match=r"clips\.txt"):
+        run(root, "train@a")
+    assert not (root / "clips.txt").exists()
+
+
+def test_lines_come_while_the_stage_runs(downloaded: Path) -> None:
+    tiny_pipeline.change(downloaded, "train", cmd="echo early; sleep 2; echo late")
+    seen: dict[str, float] = {}
+    run_dvc(
+        stage(downloaded, "train@a"),
+        downloaded,
+        environment={},
+        log=lambda line: seen.setdefault(line, time.monotonic()) and None,
+        stop=threading.Event(),
+    )
+    assert seen["late"] - seen["early"] > 1.5
+
+
+def test_the_environment_reaches_the_stage_with_our_python_first(downloaded: Path) -> None:
+    tiny_pipeline.change(
+        downloaded, "train", cmd="python -c 'import sys, os; print(sys.prefix, os.environ[\"ABOVE\"])'"
+    )
+    log: list[str] = []
+    run_dvc(
+        stage(downloaded, "train@a"), downloaded, environment={"ABOVE": "run 7"}, log=log.append, stop=threading.Event()
+    )
+    assert f"{Path(tiny_pipeline.DVC).parents[1]} run 7" in log
+
+
+def test_a_failing_stage_shows_its_last_lines(downloaded: Path) -> None:
+    tiny_pipeline.change(downloaded, "train", cmd="seq 100; echo the disk is full >&2; exit 3")
+    with pytest.raises(StageFailed) as caught:
+        run(downloaded, "train@a")
+    assert caught.value.reason == "stage train@a failed (dvc's exit code 255)"
+    lines = str(caught.value).splitlines()
+    assert "the disk is full" in lines
+    assert "exited with 3" in lines[-1]
+    assert len(lines) == dvc_task.TAIL + 1
+    assert "100" in lines
+    assert "50" not in lines
+
+
+def test_a_timeout_kills_the_whole_group(downloaded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dvc_task, "GRACE", 0.5)
+    tiny_pipeline.change(downloaded, "train", cmd=STUBBORN)
+    started = time.monotonic()
+    with pytest.raises(StageTimedOut, match=r"stage train@a took longer than its 3 s"):
+        run(downloaded, "train@a", timeout=3)
+    assert time.monotonic() - started < 10
+    assert [pid for pid in wait_for(downloaded.parent / "pids") if alive(pid)] == []
+
+
+def test_a_stopped_stage_is_killed_and_the_next_repro_goes_on(
+    downloaded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dvc_task, "GRACE", 0.5)
+    tiny_pipeline.change(downloaded, "train", cmd=STUBBORN)
+    stop = threading.Event()
+    killer = threading.Thread(target=lambda: (wait_for(downloaded.parent / "pids"), stop.set()))
+    killer.start()
+    with pytest.raises(CancelledError):
+        run_dvc(stage(downloaded, "train@a"), downloaded, environment={}, log=lambda _: None, stop=stop)
+    killer.join()
+    assert [pid for pid in wait_for(downloaded.parent / "pids") if alive(pid)] == []
+    with pytest.raises(CancelledError, match="not started"):
+        run_dvc(stage(downloaded, "train@a"), downloaded, environment={}, log=lambda _: None, stop=stop)
+    repair(downloaded)
+    tiny_pipeline.change(downloaded, "train", cmd="true")
+    assert run(downloaded, "train@a").outcome == "ran"
+
+
+def test_a_process_that_dvc_leaves_behind_does_not_hold_the_stage_up(downloaded: Path) -> None:
+    tiny_pipeline.change(downloaded, "train", cmd="setsid sleep 20 & echo $! > ../pids")
+    started = time.monotonic()
+    assert run(downloaded, "train@a").outcome == "ran"
+    assert time.monotonic() - started < 10
+    for pid in wait_for(downloaded.parent / "pids"):
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_dvc_dies_with_the_flow(downloaded: Path) -> None:
+    """SIGKILL of the flow's process takes dvc along; the stage asks the kernel for the same about dvc."""
+    tiny_pipeline.change(downloaded, "train", cmd="echo $PPID > ../pids; exec sleep 600")
+    code = (
+        "import threading, pathlib\nfrom flows.dvc_repo import read_plan\nfrom flows.dvc_task import run_dvc\n"
+        "root = pathlib.Path.cwd()\nstage = read_plan(root, ['train@a']).stages[-1]\n"
+        "run_dvc(stage, root, environment={}, log=print, stop=threading.Event())\n"
+    )
+    python_path = str(Path(dvc_task.__file__).parents[1])
+    flow = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=downloaded,
+        env=os.environ | {"PYTHONPATH": python_path},
+        stdout=subprocess.DEVNULL,
+    )
+    (dvc,) = wait_for(downloaded.parent / "pids")
+    group = os.getpgid(dvc)
+    flow.send_signal(signal.SIGKILL)
+    flow.wait()
+    deadline = time.monotonic() + 5
+    while alive(dvc):
+        assert time.monotonic() < deadline, "dvc outlived the flow"
+        time.sleep(0.05)
+    os.killpg(group, signal.SIGKILL)  # sleep does not ask the kernel

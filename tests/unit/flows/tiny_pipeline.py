@@ -1,0 +1,66 @@
+"""A DVC pipeline of four stages that take no time: download, two trained models, report."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+DVC = str(Path(sys.executable).with_name("dvc"))
+STAGES = ["download", "train@a", "train@b", "report"]
+PIPELINE = """\
+stages:
+  download:
+    cmd: echo progress; echo ${download.clips} > clips.txt; echo '{"clips":${download.clips}}' > clips.json
+    params: [download]
+    outs: [clips.txt]
+    metrics: [{clips.json: {cache: false}}]
+    meta: {gpu: false, timeout: 60, retries: 0}
+  train:
+    foreach: {a: 1, b: 2}
+    do:
+      cmd: ${train.cmd} && echo ${item} > ${key}.txt
+      deps: [clips.txt]
+      outs: ['${key}.txt']
+      meta: {gpu: true, timeout: 60, retries: 0}
+  report:
+    cmd: cat a.txt b.txt > report.txt
+    deps: [a.txt, b.txt]
+    outs: [report.txt]
+"""
+PARAMS = """\
+profile: tiny
+download: {clips: 3}
+train: {cmd: 'true'}
+"""
+
+
+def make(root: Path) -> Path:
+    """Make the repository at ``root``, nothing run yet."""
+    (root / ".dvc").mkdir(parents=True)
+    # What 'dvc init' makes, without its second.
+    (root / ".dvc" / "config").touch()
+    (root / ".dvc" / ".gitignore").write_text("/config.local\n/tmp\n/cache\n")
+    (root / ".dvcignore").write_text(".prefect\nmlruns\n")
+    (root / ".gitignore").write_text("/.prefect/\n/mlflow.db*\n/mlruns/\n")
+    (root / "dvc.yaml").write_text(PIPELINE)
+    (root / "params.yaml").write_text(PARAMS)
+    subprocess.run(["git", "init", "--quiet", str(root)], check=True)
+    return root
+
+
+def change(root: Path, section: str, **values: object) -> None:
+    """Change entries of a params section."""
+    yaml = YAML()
+    params = yaml.load(root / "params.yaml")
+    params[section].update(values)
+    yaml.dump(params, root / "params.yaml")
+
+
+def commit(root: Path) -> None:
+    """Commit everything."""
+    subprocess.run(["git", "-C", str(root), "add", "-A"], check=True)
+    author = ["-c", "user.name=tester", "-c", "user.email=tester@example.org"]
+    subprocess.run(["git", "-C", str(root), *author, "commit", "--quiet", "-m", "tiny"], check=True)

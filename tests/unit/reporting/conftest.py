@@ -1,0 +1,137 @@
+"""A finished run in miniature: metrics, curves and videos as the stages leave them, with made-up numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from causvid import params
+from causvid.data import manifest
+from causvid.data.video_writer import write_video
+from causvid.diffusion.schedule import ScheduleConfig
+from causvid.reporting import page
+from causvid.reporting.page import Content
+from causvid.shapes import VideoShape
+
+PUBLISHED = params.ROOT / "data/inputs/published.yaml"
+VIDEO = VideoShape(height=32, width=32, frames=5, fps=8)
+SCHEDULE = ScheduleConfig(shift=3.0, solver_steps=20, denoising_timesteps=(1000, 750, 500, 250), context_timestep=0)
+CAPTIONS = {"00000": "a red square moves left", "00001": "costs $5 & <b>more</b>", "00002": "雪"}
+
+
+def _evaluation(shift: float) -> dict[str, Any]:
+    """One set's scores; ``shift`` makes sets differ."""
+    judge = {
+        "colour": 1 - shift,
+        "background": 1.0,
+        "shape": 0.9,
+        "motion": 0.8,
+        "velocity": 0.75 - shift,
+        "area_cv": None,
+    }
+    brightness, skipped = {"windows": [0.25, 0.5], "change": 0.25}, {"aesthetic_quality": "wants clip.pt"}
+    windows = [dict(judge, velocity=0.7), dict(judge, velocity=0.6)]
+    return {
+        "n": 128,
+        "judge": {**judge, "frame_psnr": 26.94},
+        "frechet_distance": 3.25,
+        "flicker": 0.0312,
+        "drift": {"n": 2, "windows": 2, "window_frames": 5, "statistics": {"brightness": brightness}, "judge": windows},
+        "vbench": {"version": "0.1.5", "scores": {"temporal_flickering": 0.9712}, "skipped": skipped},
+        "key": "0123",
+    }  # fmt: skip
+
+
+@pytest.fixture
+def reports(tmp_path: Path) -> Path:
+    """The folder reports/ of a finished run."""
+    folder = tmp_path / "reports"
+    metrics: dict[str, Any] = {
+        "download": {"videos": 12, "key": "a"},
+        "resample": {"kept": 9, "rejected": 3, "rejected_by_code": {"too_short": 2, "unreadable": 1}, "key": "b"},
+        "train_vae": {"psnr_db": 28.61, "steps": 1500, "loss": 0.00123456},
+        "train_teacher": {"steps": 1600, "loss": 0.5},
+        "train_ode_init": {"steps": 600, "loss": 0.25},
+        "train_dmd": {"steps": 400, "critic_loss": 0.5},
+        "generate_ode_pairs": {"pairs": 896},
+        "measure_latency": {
+            "device": "CPU, 2 threads",
+            "teacher": {"first_frame_s": 2.0, "fps": 16.5, "seconds": 2.0, "passes": 40},
+            "student": {"first_frame_s": 0.125, "fps": 66.0, "seconds": 0.5, "passes": 4},
+            "ratio": {"first_frame": 16.0, "fps": 4.0},
+        },
+    }
+    files = {folder / name / "metrics.json": value for name, value in metrics.items()}
+    files |= {folder / "evaluate" / f"{name}.json": _evaluation(k / 10) for k, name in enumerate(page.SETS)}
+    for path, value in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(value))
+    (folder / "train_teacher" / "curve.csv").write_text("step,loss\n0,1.5\n1,1.0\n2,0.5\n")
+    (folder / "train_dmd" / "curve.csv").write_text(
+        "step,critic_loss,student_loss\n0,1.5,\n1,1.0,0.2\n2,0.5,\n3,0.4,0.1\n"
+    )
+    return folder
+
+
+def _add_videos(folder: Path, frames: int, brightness: int) -> None:
+    """A folder of samples with its manifest."""
+    folder.mkdir(parents=True)
+    rows = []
+    for number, (name, caption) in enumerate(CAPTIONS.items()):
+        clip = np.full((frames, 32, 32, 3), brightness + number, np.uint8)
+        write_video(folder / f"{name}.mp4", clip, fps=8, crf=10)
+        rows.append({"id": name, "path": f"{name}.mp4", "caption": caption, "frames": frames})
+    manifest.write_rows(folder / manifest.NAME, rows)
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> Path:
+    """The folder data/samples of a finished run."""
+    folder = tmp_path / "samples"
+    for number, name in enumerate(("reconstruction", "teacher", "ode_init", "dmd")):
+        _add_videos(folder / name, 5, 40 * number)
+    for number, name in enumerate(("ode_init", "dmd")):
+        _add_videos(folder / name / "rollouts", 13, 100 + 40 * number)
+    return folder
+
+
+Collect = Callable[[Path, Path], Content]
+
+
+@pytest.fixture
+def published() -> Path:
+    """The committed published numbers."""
+    return PUBLISHED
+
+
+@pytest.fixture
+def evaluation() -> dict[str, Any]:
+    """One set's scores."""
+    return _evaluation(0.0)
+
+
+@pytest.fixture
+def captions() -> dict[str, str]:
+    """Captions of the samples by id."""
+    return CAPTIONS
+
+
+@pytest.fixture
+def collect() -> Collect:
+    """What the page says of two folders: reports and samples."""
+
+    def from_folders(reports: Path, samples: Path) -> Content:
+        return page.collect(reports, samples, PUBLISHED, profile="smoke", video=VIDEO, schedule=SCHEDULE, rows=2)
+
+    return from_folders
+
+
+@pytest.fixture
+def content(collect: Collect, reports: Path, samples: Path) -> Content:
+    """The page of the finished run."""
+    return collect(reports, samples)

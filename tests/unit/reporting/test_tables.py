@@ -1,0 +1,138 @@
+"""Tables say what the metrics say, and nothing where there is no metric."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from causvid.reporting import tables
+from causvid.reporting.tables import NOT_MEASURED, Table
+
+
+def cells(table: Table, row: str) -> dict[str, str]:
+    """The cells of the first row that starts with ``row``, by column."""
+    return dict(zip(table.head, next(found for found in table.rows if found[0] == row), strict=True))
+
+
+def test_quality_rows_carry_their_own_numbers(reports: Path) -> None:
+    """Five sets in their order; each number stands in its column, a null is not measured."""
+    table = tables.quality(tables.read_results(reports))
+    assert [row[0] for row in table.rows] == list(tables.SETS.values())
+    teacher = cells(table, "teacher")
+    assert (teacher["n"], teacher["colour"], teacher["velocity"]) == ("128", "0.800", "0.550")
+    assert (teacher["frame PSNR, dB"], teacher["Fréchet distance"], teacher["flicker"]) == ("26.9", "3.25", "0.0312")
+    assert teacher["size flicker"] == NOT_MEASURED
+    assert "28.6" in table.note
+
+
+def test_what_was_not_measured_is_never_a_number(published: Path) -> None:
+    """Without any result every cell of ours says so."""
+    theirs = tables.read_published(published)
+    quality, speed = tables.quality({}), tables.latency({}, theirs)
+    assert {cell for row in quality.rows for cell in row[1:]} == {NOT_MEASURED}
+    assert {cell for row in speed.rows[:3] for cell in row[1:3]} == {NOT_MEASURED}
+    beside = tables.beside_paper({}, theirs)
+    assert {cell for row in beside.rows for cell in row[6:]} == {NOT_MEASURED, "not run"}
+    for made in (tables.vbench, tables.vbench_skipped, tables.drift, tables.training, tables.data):
+        assert made({}).rows == ()
+
+
+def test_without_a_judge_the_rest_is_still_shown(evaluation: dict[str, Any]) -> None:
+    """``judge: null`` (no toy world) empties the judge's columns only."""
+    table = tables.quality({"evaluate/dmd": {**evaluation, "judge": None}})
+    dmd = cells(table, "student, DMD")
+    assert (dmd["colour"], dmd["Fréchet distance"], dmd["n"]) == (NOT_MEASURED, "3.25", "128")
+
+
+def test_speed_puts_ratios_beside_the_papers(reports: Path, published: Path) -> None:
+    """Our ratio as measured; the paper's computed from its own two rows; citations on what is theirs only."""
+    table = tables.latency(tables.read_results(reports), tables.read_published(published))
+    teacher, student, ratio, *theirs = table.rows
+    assert teacher == ("teacher, passes over a clip: 40", "2.000", "16.50", "here, CPU, 2 threads")
+    assert student[1:3] == ("0.125", "66.00")
+    assert ratio[1:3] == ("16.0x", "4.0x")
+    assert theirs[0][1:3] == ("219.20", "0.60")
+    assert theirs[1][1:3] == ("1.30", "9.40")
+    assert theirs[2][1:3] == (f"{219.2 / 1.3:.1f}x", f"{9.4 / 0.6:.1f}x")
+    assert all("Table" in row[3] for row in theirs)
+    assert tables.PUBLISHED in table.note
+
+
+def test_paper_rows_have_ours_of_the_same_kind_beside_them(reports: Path, published: Path) -> None:
+    """ODE init beside ODE init, DMD beside DMD; rows we do not run say so."""
+    table = tables.beside_paper(tables.read_results(reports), tables.read_published(published))
+    ode = cells(table, "4 steps, ODE init only")
+    assert (ode["temporal"], ode["frame"], ode["text"], ode["ours"]) == ("92.9", "48.1", "25.3", "student, ODE init")
+    assert (ode["velocity"], ode["frame PSNR, dB"]) == ("0.450", "26.9")
+    assert cells(table, "4 steps, ODE init, causal teacher")["velocity"] == "not run"
+    assert tables.PUBLISHED in table.note
+
+
+def test_vbench_scores_and_reasons(reports: Path) -> None:
+    """Scored dimensions per set; skipped ones once, with the reason and for which sets."""
+    found = tables.read_results(reports)
+    found["evaluate/dmd"]["vbench"]["skipped"] = {"aesthetic_quality": "crashed"}
+    assert cells(tables.vbench(found), "temporal_flickering")["student, DMD"] == "0.9712"
+    rows = tables.vbench_skipped(found).rows
+    assert ("aesthetic_quality", "student, DMD", "crashed") in rows
+    assert ("aesthetic_quality", "real clips, VAE reconstructions, teacher, student, ODE init", "wants clip.pt") in rows
+    assert "0.1.5" in tables.vbench(found).note
+
+
+def test_drift_shows_every_window_and_the_change(reports: Path) -> None:
+    """Statistics and the judge's scores, first to last."""
+    table = tables.drift(tables.read_results(reports))
+    assert table.head == ("model", "measure", "window 1", "window 2", "change")
+    assert ("student, DMD", "brightness", "0.250", "0.500", "0.250") in table.rows
+    assert ("student, DMD", "velocity", "0.700", "0.600", "-0.100") in table.rows
+
+
+def test_training_and_data_list_every_number(reports: Path) -> None:
+    """The VAE's PSNR by name, rejections by code; text and keys are left out."""
+    found = tables.read_results(reports)
+    assert ("train_vae", "PSNR of held-out clips, dB", "28.61") in tables.training(found).rows
+    assert ("generate_ode_pairs", "pairs", "896") in tables.training(found).rows
+    assert ("resample", "rejected by code: too short", "2") in tables.data(found).rows
+    assert not any(row[1] == "key" for row in (*tables.training(found).rows, *tables.data(found).rows))
+
+
+def test_only_declared_reports_are_read(reports: Path) -> None:
+    """A stage the report does not depend on cannot change it."""
+    (reports / "encode_prompts").mkdir()
+    (reports / "encode_prompts" / "metrics.json").write_text(json.dumps({"prompts": 1}))
+    assert "encode_prompts" not in tables.read_results(reports)
+    assert {"train_vae", "evaluate/clips", "measure_latency"} <= set(tables.read_results(reports))
+
+
+def test_a_published_number_needs_a_source(tmp_path: Path, published: Path) -> None:
+    """A row whose source is not listed is refused by name."""
+    path = tmp_path / "published.yaml"
+    path.write_text(published.read_text().replace("source: causvid", "source: hearsay", 1))
+    with pytest.raises(ValueError, match=r"hearsay.*known: causvid, self_forcing"):
+        tables.read_published(path)
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(
+    st.lists(
+        st.lists(st.text(st.characters(exclude_categories=("Cc", "Zl", "Zp"))), min_size=2, max_size=2), max_size=4
+    )
+)
+def test_markdown_keeps_its_columns(rows: list[list[str]]) -> None:
+    """Whatever a cell holds, a row of Markdown has as many unescaped bars as the head."""
+    text = Table(title="t", head=("a", "b"), rows=tuple((a, b) for a, b in rows)).markdown()
+    lines = text.split("\n")
+    assert len(lines) == len(rows) + 2
+    assert {line.replace("\\|", "").count("|") for line in lines} == {3}
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(st.floats(allow_nan=False, allow_infinity=False, min_value=-1e9, max_value=1e9), st.integers(0, 5))
+def test_numbers_round_as_written(value: float, decimals: int) -> None:
+    """A cell reads back to within half of its last digit."""
+    assert abs(float(tables.number(value, decimals).replace(",", "")) - value) <= 0.5 * 10**-decimals * (1 + 1e-6)

@@ -1,0 +1,79 @@
+"""Stage report: from a finished run's files to the page, the Markdown and the figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from causvid import params
+from causvid.runtime import tracking
+from stages import report
+
+OUTS = {"out": "reports/index.html", "markdown": "reports/report.md", "figures": "reports/figures"}
+
+
+def run(*extra: str) -> tuple[int, str]:
+    """Run the stage as dvc.yaml does, in the current folder."""
+    app = typer.Typer()
+    app.command()(report.main)
+    options = {"reports": "reports", "samples": "data/samples", "published": "published.yaml", **OUTS}
+    options |= {"metrics": "reports/report/metrics.json", "params": "params.yaml"}
+    arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
+    result = CliRunner().invoke(app, [*arguments, *extra])
+    return result.exit_code, str(result.exception)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty run: params and published numbers only, and nobody who keeps its runs."""
+
+    @contextmanager
+    def no_tracking(*_: object) -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(log_metrics=lambda _: None)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tracking, "child_run", no_tracking)
+    params.use("laptop", tmp_path / "params.yaml")
+    (tmp_path / "published.yaml").write_text((params.ROOT / "data/inputs/published.yaml").read_text())
+    (tmp_path / "reports").mkdir()
+    for code in ("stages", "causvid"):  # the stage's key covers its source
+        (tmp_path / code).symlink_to(params.ROOT / code)
+    return tmp_path
+
+
+def test_everything_is_published_and_counted(project: Path) -> None:
+    """With one measured stage: its numbers appear, the rest is not measured, a second run replaces the first."""
+    latency = {"device": "CPU", "teacher": {"first_frame_s": 4.0}, "ratio": {"first_frame": 8.0, "fps": 2.0}}
+    (project / "reports/measure_latency").mkdir()
+    path = project / "reports/measure_latency/metrics.json"
+    path.write_text(json.dumps(latency))
+    assert run() == (0, "None")
+    page = (project / OUTS["out"]).read_text()
+    assert "8.0 times sooner" in page
+    assert "not measured" in page
+    assert "](figures/samples.png)" in (project / OUTS["markdown"]).read_text()
+    assert sorted(file.name for file in (project / OUTS["figures"]).iterdir()) == ["curves.svg", "samples.png"]
+    metrics = json.loads((project / "reports/report/metrics.json").read_text())
+    assert (metrics["videos"], metrics["prompts"]) == (0, 0)
+    assert metrics["tables"] >= 4
+    assert metrics["key"]
+    path.write_text(json.dumps({**latency, "ratio": {"first_frame": 9.0, "fps": 2.0}}))
+    assert run() == (0, "None")
+    assert "9.0 times sooner" in (project / OUTS["out"]).read_text()
+    assert json.loads((project / "reports/report/metrics.json").read_text())["key"] != metrics["key"]
+
+
+def test_a_wrong_published_file_stops_the_stage_with_a_sentence(project: Path) -> None:
+    """The message names the file and the field; nothing is published."""
+    (project / "published.yaml").write_text("sources: {}\nlatency: []\nquality: []\n")
+    code, message = run()
+    assert code == 1
+    assert "published.yaml.vbench" in message
+    assert not (project / OUTS["out"]).exists()

@@ -1,0 +1,227 @@
+"""The plan's arithmetic against counts made by other means: diffusers' models, PyTorch's counter, published sizes."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import UMT5Config, UMT5EncoderModel
+from typer.testing import CliRunner
+
+from causvid import costs, params, plan
+from causvid.costs import Transformer
+from causvid.plan import Plan
+from causvid.shapes import LatentShape, VideoShape
+
+PROFILES = sorted(params.PROFILES.glob("*.yaml"))
+TERA = 1e12
+
+
+@pytest.fixture(scope="module")
+def wan() -> Plan:
+    """The plan of the released configuration."""
+    return Plan(params.read(params.PROFILES / "wan-1.3b.yaml"))
+
+
+@pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.stem)
+def test_every_profile_is_consistent(profile: Path) -> None:
+    """Sections of the committed profiles agree with each other."""
+    assert list(plan.problems(params.read(profile))) == []
+
+
+@pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.stem)
+def test_parameters_are_those_of_diffusers_and_transformers(profile: Path) -> None:
+    """The closed forms equal the sizes of the real classes."""
+    model = params.read(profile)["model"]
+    with torch.device("meta"):
+        transformer = WanTransformer3DModel(**model["transformer"])
+        encoder = UMT5EncoderModel(UMT5Config(**{"vocab_size": 100, **model["text_encoder"]}))
+    assert Transformer.of(model["transformer"]).parameters == sum(p.numel() for p in transformer.parameters())
+    config = {"vocab_size": 100, **model["text_encoder"]}
+    assert costs.text_encoder_parameters(config)[0] == sum(p.numel() for p in encoder.parameters())
+
+
+def test_flops_are_those_of_pytorchs_counter() -> None:
+    """A small transformer, counted by PyTorch while it runs, against the formula; one multiply-add is two."""
+    config = params.read(params.PROFILES / "laptop.yaml")["model"]["transformer"]
+    small = WanTransformer3DModel(**{**config, "num_layers": 2})
+    ours = Transformer.of({**config, "num_layers": 2})
+    size, text = (1, config["in_channels"], 3, 4, 4), torch.randn(1, 12, config["text_dim"])
+    tokens = 3 * 4 * 4
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        small(torch.randn(size), timestep=torch.tensor([500]), encoder_hidden_states=text, return_dict=False)
+    time = 2 * (ours.freq_dim * ours.width + ours.width**2 + 6 * ours.width**2)  # once a clip: left out of the plan
+    counted = sum(flops for name, flops in _leaves(counter) if "attention" not in name) - time
+    expected = ours.bidirectional(tokens, 12)
+    assert counted == pytest.approx(expected.linear, rel=1e-9)
+
+
+def test_counts_of_the_released_model(wan: Plan) -> None:
+    """Numbers derived independently for Wan2.1 1.3B at 480x832x81 (sizes of the published weight files among them)."""
+    transformer = wan.transformer
+    assert transformer.parameters == pytest.approx(1.419e9, rel=1e-3)
+    assert 4 * transformer.parameters == pytest.approx(4998781576 + 677289072, rel=1e-4)  # its two float32 files
+    assert transformer.linear_per_token() / 1e9 == pytest.approx(2.5009, abs=1e-4)
+    assert transformer.kv_cache_bytes(1, 2) == 184_320
+    assert wan.kv_cache() / 1e9 == pytest.approx(6.04, abs=0.005)
+    assert (wan.frame_tokens, wan.block_tokens, wan.clip_tokens) == (1560, 4680, 32760)
+    assert wan.latent_bytes == 4_193_280
+    every, _ = costs.text_encoder_parameters(wan.values["model"]["text_encoder"])
+    assert every == pytest.approx(5.68e9, rel=1e-3)
+
+
+def test_work_of_one_block(wan: Plan) -> None:
+    """One cached pass over each of the seven blocks."""
+    expected = (16.18, 20.22, 24.26, 28.30, 32.33, 36.37, 40.41)
+    assert [wan.block_pass(block) / TERA for block in range(7)] == pytest.approx(expected, abs=0.03)
+
+
+def test_work_of_training_samples(wan: Plan) -> None:
+    """Forward, ODE step, student update and critic update of one sample, without recompute."""
+    assert wan.causal.forward / TERA == pytest.approx(198.2, abs=0.1)
+    assert wan.bidirectional.forward / TERA == pytest.approx(283.0, abs=0.1)
+    assert wan.causal.backward / TERA == pytest.approx(454.5, abs=0.2)
+    assert wan.bidirectional.backward / TERA == pytest.approx(666.4, abs=0.3)
+    assert wan.ode_step() / TERA == pytest.approx(653, abs=1)
+    assert wan.student_step() / TERA == pytest.approx(1502, abs=1)
+    assert wan.critic_step() / TERA == pytest.approx(1148, abs=1)
+    assert wan.kept(recompute=True) / 1e9 == pytest.approx(3.0, abs=0.1)
+    assert wan.kept(recompute=False) / 1e9 == pytest.approx(85, rel=0.05)
+
+
+def test_work_of_the_vae(wan: Plan) -> None:
+    """Encoding and decoding: the first frame, then every latent frame; a whole clip counted in one go agrees."""
+    vae = wan.vae
+    counted = (vae.encode_first, vae.encode_next, vae.decode_first, vae.decode_next)
+    assert [count / TERA for count in counted] == pytest.approx((2.718, 8.05, 4.352, 13.550), abs=0.005)
+    assert vae.parameters == 126_892_531
+    assert vae.decode(21) / TERA == pytest.approx(275.35, abs=0.1)
+    with torch.device("meta"):
+        small: Any = AutoencoderKLWan(base_dim=8)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        small.decode(torch.empty(1, 16, 4, 4, 4, device="meta"))
+    video = VideoShape(height=32, width=32, frames=13, fps=8)
+    latent = LatentShape(channels=16, frames=4, height=4, width=4)
+    cost = costs.vae_cost({"base_dim": 8, "scale_factor_temporal": 4}, video, latent)
+    assert cost.decode(4) == counter.get_total_flops()
+
+
+def test_pairs_and_clips_on_disk(wan: Plan) -> None:
+    """Rows of the released data bases: 27 GB of latents, 25 GB of pairs, 16,773,120 bytes a pair."""
+    disk = {row.stage: row.disk for row in wan.rows()}
+    assert disk["pack_lmdb@latents"] == 6484 * 4_193_280
+    assert disk["generate_ode_pairs"] == 1500 * 16_773_120
+    assert [row.stage for row in wan.rows()].index("train_dmd") > 0
+    assert wan.student_updates() == 200
+
+
+def _change(path: str, value: object) -> Callable[[dict[str, Any]], None]:
+    def apply(values: dict[str, Any]) -> None:
+        *sections, key = path.split(".")
+        for section in sections:
+            values = values[section]
+        assert key in values
+        values[key] = value
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_change("video.frames", 32), ["video.frames", "32", "4n+1", "33"]),
+        (_change("model.frames_per_block", 2), ["model.frames_per_block", "9 latent frames", "1, 3, 9"]),
+        (
+            _change("schedule.denoising_timesteps", [1000, 740, 500, 250]),
+            ["schedule.denoising_timesteps", "740", "750"],
+        ),
+        (_change("schedule.denoising_timesteps", [1000, 500, 0]), ["schedule.denoising_timesteps", "context_timestep"]),
+        (_change("video.height", 36), ["video.height", "36", "multiple of 8"]),
+        (_change("model.transformer.patch_size", [1, 3, 1]), ["video.height", "patch_size"]),
+        (_change("model.transformer.in_channels", 8), ["model.transformer.in_channels", "16"]),
+        (_change("model.transformer.text_dim", 32), ["text_dim", "64"]),
+        (_change("model.vae.scale_factor_spatial", 4), ["scale_factor_spatial", "8"]),
+        (_change("sample.rollouts", 1000), ["sample.rollouts", "sample.prompts"]),
+        (_change("report.rows", 1000), ["report.rows", "sample.prompts"]),
+        (_change("compute.workers", 3), ["train_dmd.batch_size", "compute.workers 3"]),
+        (_change("train_dmd.score_timesteps", [980, 20]), ["score_timesteps"]),
+    ],
+)
+def test_sections_that_disagree_are_named(change: Callable[[dict[str, Any]], None], words: list[str]) -> None:
+    """Each mistake gives one error that names the field and the remedy."""
+    values = copy.deepcopy(params.read(params.PROFILES / "laptop.yaml"))
+    change(values)
+    with pytest.raises(ValueError, match=r"(?s)" + "".join(f"(?=.*{re.escape(word)})" for word in words)):
+        Plan(values)
+
+
+def _run(*arguments: str) -> tuple[int, str]:
+    import typer
+
+    app = typer.Typer()
+    app.command()(plan.main)
+    result = CliRunner().invoke(app, list(arguments))
+    return result.exit_code, result.output + (str(result.exception) if result.exception else "")
+
+
+def test_released_scale_prints_what_cannot_run_and_succeeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a small machine the plan of wan-1.3b says why it cannot run there, and exits 0."""
+    monkeypatch.setattr(plan.device, "pick", lambda: torch.device("cpu"))
+    monkeypatch.setattr(plan.psutil, "virtual_memory", lambda: SimpleNamespace(total=16e9))
+    monkeypatch.setattr(plan.shutil, "disk_usage", lambda _: SimpleNamespace(free=20e9))
+    code, text = _run(str(params.PROFILES / "wan-1.3b.yaml"))
+    assert code == 0
+    for words in ("cannot run it", "no GPU is here", "16 GB", "20 GB are free", "64 x H100", "train_dmd"):
+        assert words in text
+
+
+def test_small_profile_fits_a_small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The laptop profile needs no GPU and little memory."""
+    monkeypatch.setattr(plan.psutil, "virtual_memory", lambda: SimpleNamespace(total=4e9))
+    monkeypatch.setattr(plan.shutil, "disk_usage", lambda _: SimpleNamespace(free=5e9))
+    code, text = _run(str(params.PROFILES / "laptop.yaml"))
+    assert (code, "This machine can run it." in text) == (0, True)
+
+
+def test_time_scales_with_machines_and_their_share_of_the_peak(wan: Plan) -> None:
+    """Four times the machines at half the fraction take half the time."""
+    slow, fast = (plan.render(wan, machines=n, kind="H100", achieved=a) for n, a in ((16, 0.4), (64, 0.2)))
+    slow_hours, fast_hours = (float(text.split("\nall ")[1].split()[2]) for text in (slow, fast))
+    assert slow_hours / fast_hours == pytest.approx(2, rel=0.02)
+
+
+def test_unknown_kind_and_bad_file_end_with_a_sentence(tmp_path: Path) -> None:
+    """A wrong option or file is told in words with exit code 1."""
+    code, text = _run(str(params.PROFILES / "laptop.yaml"), "--kind", "abacus")
+    assert code == 1
+    assert "abacus" in text
+    assert "H100" in text
+    code, text = _run(str(tmp_path / "none.yaml"))
+    assert code == 1
+    assert "none.yaml" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, "?"), (0, "-"), (999.4, "999 B"), (999.9, "1 kB"), (1e3, "1 kB"), (4.2e25, "4.2e+07 EB")]
+)
+def test_numbers_carry_their_prefix(value: float | None, text: str) -> None:
+    """Rounding up to the next prefix, and the ends of the scale."""
+    assert plan._scaled(value, "B") == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "-"), (0.5, "< 1 s"), (60, "60 s"), (600, "10 min"), (7200, "2 h")])
+def test_times_are_in_the_unit_people_use(seconds: float, text: str) -> None:
+    """Seconds, minutes, hours."""
+    assert plan._time(seconds) == text
+
+
+def _leaves(counter: FlopCounterMode) -> list[tuple[str, int]]:
+    return [(str(operation), flops) for operation, flops in counter.get_flop_counts()["Global"].items()]

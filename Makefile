@@ -28,7 +28,7 @@ $(UV):
 
 .venvs/vbench/.ready: requirements/vbench.txt | $(UV)
 	test -x .venvs/vbench/bin/python || $(UV) venv --quiet --python $(PYTHON) .venvs/vbench
-	$(UV) pip install --quiet --no-deps --python .venvs/vbench -r requirements/vbench.txt
+	$(UV) pip sync --quiet --python .venvs/vbench --require-hashes requirements/vbench.txt
 	touch $@
 
 repro: env vbench-env ## the experiment: every stage that is out of date
@@ -62,9 +62,11 @@ dag: env ## docs/pipeline.md from dvc.yaml
 plan: env ## memory, time and disk of the profile in params.yaml, without running it
 	python -m causvid.plan params.yaml
 
-lock: $(UV) ## requirements.lock from pyproject.toml
+lock: $(UV) ## both locks, from pyproject.toml and requirements/vbench.in
 	$(UV) pip compile --quiet --universal --generate-hashes --no-annotate --no-header --no-emit-index-url \
 	  --python-version 3.11 --group dev pyproject.toml -o requirements.lock
+	$(UV) pip compile --quiet --universal --no-deps --generate-hashes --no-annotate --no-header --no-emit-index-url \
+	  --python-version 3.11 requirements/vbench.in -o requirements/vbench.txt
 
 clean: ## unfinished work and caches of tools; never data
 	rm -rf .work .ruff_cache .mypy_cache .pytest_cache .hypothesis .import_linter_cache

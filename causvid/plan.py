@@ -301,6 +301,13 @@ def problems(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"train_dmd.score_timesteps is [{low}, {high}]; it must rise inside (0, 1000]"
 
 
+def refuse_problems(params: Path) -> None:
+    """Raise ValueError with everything that is wrong between the sections of the file ``params``."""
+    found = list(problems(params_file.read(params)))
+    if found:
+        raise ValueError("; ".join(found))
+
+
 def obstacles(rows: Sequence[Row], compute: Mapping[str, Any], kind: str) -> Iterator[str]:
     """Why this machine cannot run the plan, and what would not fit the machines it is made for."""
     disk, gpus = sum(row.disk or 0 for row in rows), compute["gpus_per_worker"] > 0

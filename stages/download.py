@@ -9,10 +9,11 @@ from typing import Annotated
 import typer
 
 from causvid.data import sources
+from causvid.plan import refuse_problems
 from causvid.runtime.stage import stage_run
-from causvid.shapes import LatentShape, VideoShape
+from causvid.shapes import VideoShape
 
-READS = ("seed", "video", "model.vae.scale_factor_temporal", "model.vae.scale_factor_spatial", "download")
+READS = ("seed", "video", "download")
 
 
 def main(
@@ -23,15 +24,9 @@ def main(
     params: Annotated[Path, typer.Option()] = Path("params.yaml"),
 ) -> None:
     """Options are paths; numbers come from the params file."""
-    with stage_run("download", params=params, reads=READS, inputs=[folder], metrics=metrics) as run:
+    with stage_run("download", params=params, reads=READS, inputs=(folder,), metrics=metrics) as run:
+        refuse_problems(params)  # said in the first second, not hours later by the stage that stumbles over it
         video = run.section("video", VideoShape)
-        # Said in the first second, not after hours of download: the VAE would drop frames of clips of another length.
-        LatentShape.of(
-            video,
-            channels=1,
-            temporal_stride=run.section("model.vae.scale_factor_temporal", int),
-            spatial_stride=run.section("model.vae.scale_factor_spatial", int),
-        )
         config = run.section("download", sources.DownloadConfig)
         built, hub = run.work / "out", run.work / "hub"
         shutil.rmtree(built, ignore_errors=True)

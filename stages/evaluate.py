@@ -12,7 +12,7 @@ from causvid.evaluation import drift, judge, quality, vbench
 from causvid.runtime import device
 from causvid.runtime.stage import stage_run
 
-READS = ("seed", "download.source", "sample.prompts", "evaluate")
+READS = ("download.source", "sample.prompts", "evaluate")
 LOCK = Path("requirements/vbench.txt")
 
 

@@ -12,6 +12,8 @@ from causvid.data.resampling import ResampleConfig, resample_folder
 from causvid.runtime.stage import stage_run
 from causvid.shapes import VideoShape
 
+READS = ("video", "resample")
+
 
 def main(
     raw: Annotated[Path, typer.Option()],
@@ -20,7 +22,7 @@ def main(
     params: Annotated[Path, typer.Option()] = Path("params.yaml"),
 ) -> None:
     """Options are paths; numbers come from the params file."""
-    with stage_run("resample", params=params, reads=("video", "resample"), inputs=[raw], metrics=metrics) as run:
+    with stage_run("resample", params=params, reads=READS, inputs=(raw,), metrics=metrics) as run:
         built = run.work / "out"
         shutil.rmtree(built, ignore_errors=True)
         counts = resample_folder(

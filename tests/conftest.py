@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
+
+from causvid.data import manifest
+from causvid.data.generated import write_clips
+from causvid.data.latent_store import Record, write_store
+from causvid.data.prompt_store import write_prompts
+from causvid.diffusion.schedule import ScheduleConfig
+from causvid.models.vae import build_vae
+from causvid.models.wan import build_transformer, causal_student
+from causvid.shapes import VideoShape
+
+# A busy machine is no failure, and a red test is red again: no deadline, the same examples every time.
+settings.register_profile("causvid", deadline=None, derandomize=True)
+settings.load_profile("causvid")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -51,3 +66,45 @@ def vae_config() -> dict[str, Any]:
         "scale_factor_temporal": 4,
         "scale_factor_spatial": 8,
     }
+
+
+VIDEO = VideoShape(height=32, width=32, frames=13, fps=8)  # 4 latent frames of 4 x 4
+SCHEDULE = ScheduleConfig(shift=3.0, solver_steps=4, denoising_timesteps=(1000, 750, 500), context_timestep=0.0)
+CAPTIONS = [f"a {colour} {shape} moves {way}" for colour in ("red", "blue") for shape in ("ball", "cube") for way in ("left", "up")]
+
+
+@pytest.fixture(scope="session")
+def video() -> VideoShape:
+    """The size of every toy clip."""
+    return VIDEO
+
+
+@pytest.fixture(scope="session")
+def schedule() -> ScheduleConfig:
+    """Four solver states, three of them and the clean end kept."""
+    return SCHEDULE
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory, transformer_config: dict[str, Any], vae_config: dict[str, Any]) -> Path:
+    """What the stages would have made: clips/, vae/, prompts/, teacher/, student/, lmdb/latents/, lmdb/pairs/. Read only."""
+    root = tmp_path_factory.mktemp("world")
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*size: int) -> torch.Tensor:
+        return torch.randn(size, generator=generator)
+
+    ramps = (normal(len(CAPTIONS), VIDEO.frames, 1, 1, 3).cumsum(dim=1) * 20 + 128).clamp(0, 255).to(torch.uint8)
+    rows = write_clips(root / "clips", CAPTIONS, ramps.expand(-1, -1, 32, 32, -1), VIDEO, crf=10)
+    manifest.write_rows(root / "clips" / manifest.NAME, rows)
+    build_vae(vae_config, seed=0).save_pretrained(root / "vae")
+    embeddings = {prompt: normal(3, 8) for prompt in ["", *CAPTIONS]}
+    write_prompts(root / "prompts", embeddings, evaluation=CAPTIONS[::-1], negative="", tokens=4)
+    teacher = build_transformer(transformer_config, seed=0)
+    teacher.save_pretrained(root / "teacher")
+    causal_student(build_transformer(transformer_config, seed=1), frames_per_block=2).save_pretrained(root / "student")
+    clips = [Record(normal(4, 4, 4, 4), caption) for caption in CAPTIONS]
+    write_store(clips, root / "lmdb" / "latents", timesteps=None, per_transaction=8)
+    pairs = [Record(normal(4, 4, 4, 4, 4), caption) for caption in CAPTIONS]
+    write_store(pairs, root / "lmdb" / "pairs", timesteps=SCHEDULE.stored_timesteps(), per_transaction=8)
+    return root

@@ -132,14 +132,18 @@ class LatentStore:
 
 
 @lru_cache(maxsize=16)
-def _environment_of(process: int, folder: Path, file: int) -> lmdb.Environment:
+def _environment_of(folder: Path, file: int) -> lmdb.Environment:
     return _open(folder)
 
 
+# No handle survives a fork: parent and child open their own again.
+os.register_at_fork(before=_environment_of.cache_clear)
+
+
 def _environment(folder: Path) -> lmdb.Environment:
-    """One handle per process and file: LMDB forbids two, and none survives a fork."""
+    """One handle per process and file: LMDB forbids two."""
     file = folder / FILE
-    return _environment_of(os.getpid(), folder, file.stat().st_ino if file.is_file() else 0)
+    return _environment_of(folder, file.stat().st_ino if file.is_file() else 0)
 
 
 def _open(folder: Path) -> lmdb.Environment:

@@ -298,7 +298,7 @@ def _open(source: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     try:
         # "file:" and the whitelist keep a name or a header from reaching the network or other files.
         url, only = f"file:{source.resolve()}", {"protocol_whitelist": "file"}
-        container = av.open(url, format=_container(source), options=only)
+        container = av.open(url, format=_container(source), options=only, metadata_errors="replace")
     except av.FFmpegError as error:
         raise Rejection("unreadable", f"the file cannot be opened: {error.strerror}") from error
     with container:

@@ -43,11 +43,12 @@ def build_vae(config: Mapping[str, Any], seed: int) -> AutoencoderKLWan:
             **{"attn_scales": [], **config, "latents_mean": [0.0] * channels, "latents_std": [1.0] * channels}
         )
     with torch.no_grad():
+        striding = [m.time_conv for m in vae.modules() if isinstance(m, WanResample) and hasattr(m, "time_conv")]
         for module in vae.modules():
-            if isinstance(module, WanCausalConv3d) and module.kernel_size[0] == 3:
+            if isinstance(module, WanCausalConv3d) and module.kernel_size[0] == 3 and module not in striding:
                 _keep_newest_tap(module)
-            if isinstance(module, WanResample) and hasattr(module, "time_conv"):
-                _repeat_newest_frame(module.time_conv)
+        for module in striding:
+            _repeat_newest_frame(module)
         vae.quant_conv.weight[:channels] *= MEAN_GAIN
         vae.quant_conv.bias[channels:] = LOG_VARIANCE_START
     return vae

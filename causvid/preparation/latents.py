@@ -61,7 +61,7 @@ class _Encoding:
 
 
 def extract_latents(job: LatentEncoder, config: LatentConfig, compute: Compute) -> dict[str, float]:
-    """Encode all clips of ``job.clips`` that have no shard yet. Groups are fixed by the manifest: who encodes is not."""
+    """Encode the clips of ``job.clips`` that have no shard yet. The manifest fixes the groups, not who encodes them."""
     rows = read_manifest(job.clips)
     job.out.mkdir(parents=True, exist_ok=True)
     groups = [rows[start : start + config.batch_size] for start in range(0, len(rows), config.batch_size)]

@@ -7,8 +7,10 @@ no random state to save and a result does not depend on how many workers made it
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:  # deriving a seed, all that many workers do, needs no torch
+    import torch
 
 
 def derive_seed(*keys: int | str) -> int:
@@ -19,9 +21,13 @@ def derive_seed(*keys: int | str) -> int:
 
 def generator(*keys: int | str) -> torch.Generator:
     """A CPU generator seeded by ``derive_seed(*keys)``; CPU so that draws are the same on every device."""
+    import torch
+
     return torch.Generator().manual_seed(derive_seed(*keys))
 
 
 def normal(size: tuple[int, ...], *keys: int | str) -> torch.Tensor:
     """Standard normal float32 noise of ``size`` from ``generator(*keys)``."""
+    import torch
+
     return torch.randn(size, generator=generator(*keys))

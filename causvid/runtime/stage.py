@@ -53,9 +53,9 @@ class StageRun:
         work.publish(finished, out)
 
     def report(self, metrics: Mapping[str, Any]) -> None:
-        """Add to the stage's metrics file; numbers go to MLflow as well."""
+        """Add to the stage's metrics file; numbers go to MLflow as well, nested ones by their dotted names."""
         self.results.update(metrics)
-        self.tracker.log_metrics({k: v for k, v in metrics.items() if isinstance(v, int | float)})
+        self.tracker.log_metrics({k: v for k, v in tracking.flatten(metrics) if isinstance(v, int | float)})
 
 
 @contextmanager
@@ -105,7 +105,8 @@ def _disk_is_full(error: BaseException) -> bool:
     """Whether ``error`` says so: as an errno, or in the words of safetensors, LMDB and torch.save, which hide it."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
-    return any(words in str(error) for words in (os.strerror(errno.ENOSPC), "unexpected pos"))
+    hidden = (os.strerror(errno.ENOSPC), "unexpected pos", "mdb_txn_commit: Input/output error")
+    return any(words in str(error) for words in hidden)
 
 
 def _die_with_parent() -> None:

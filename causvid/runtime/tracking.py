@@ -83,7 +83,7 @@ def child_run(stage: str, profile: str, root: Path, params: Mapping[str, Any], k
     parent = os.environ.get(PARENT_VARIABLE) or _repro_parent(api, profile, root)
     tags = {"dvc_stage": stage, "key": key, **git_tags(root)} | ({"mlflow.parentRunId": parent} if parent else {})
     run_id = api.create_run(experiment_id(api, profile), run_name=stage, tags=tags).info.run_id
-    for name, value in _flatten(params):
+    for name, value in flatten(params):
         api.log_param(run_id, name, str(value)[:VALUE_LIMIT])
     try:
         yield Tracker(uri=uri, run_id=run_id)
@@ -115,9 +115,10 @@ def _repro_parent(api: MlflowClient, profile: str, root: Path) -> str | None:
     return found[0].info.run_id if found else start_parent("repro", profile, root, {"dvc_process": process})
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves of nested mappings with their dotted names."""
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import sys
 from collections.abc import Mapping
@@ -13,8 +12,9 @@ from typing import Any, Protocol
 import torch
 
 from causvid.runtime.distributed import barrier, is_main
-from causvid.runtime.work import publish, write_json
+from causvid.runtime.work import publish
 
+STATE, DIGEST = "state.pt", "state.sha256"
 KEEP = 2  # the newest might be damaged by what killed the run
 
 
@@ -36,10 +36,9 @@ def save(folder: Path, step: int, parts: Mapping[str, Stateful], history: list[d
         building = folder / ".building"
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
-        torch.save({name: part.state_dict() for name, part in parts.items()}, building / "state.pt")
-        write_json(
-            building / "manifest.json", {"step": step, "history": history, "sha256": _sha256(building / "state.pt")}
-        )
+        state = {"step": step, "history": history, "parts": {name: part.state_dict() for name, part in parts.items()}}
+        torch.save(state, building / STATE)
+        (building / DIGEST).write_text(_sha256(building / STATE))
         publish(building, folder / f"step-{step:07d}")
         for old in sorted(folder.glob("step-*"))[:-KEEP]:
             shutil.rmtree(old)
@@ -49,24 +48,22 @@ def save(folder: Path, step: int, parts: Mapping[str, Stateful], history: list[d
 def resume(folder: Path, parts: Mapping[str, Stateful]) -> tuple[int, list[dict[str, float]]]:
     """Restore ``parts`` from the newest checkpoint that verifies; returns its step and history, or (0, [])."""
     for candidate in sorted(folder.glob("step-*"), reverse=True):
-        manifest = _verified(candidate)
-        if manifest is None:
+        if not _is_whole(candidate):
             print(f"{candidate} is damaged; trying the checkpoint before it", file=sys.stderr)
             continue
         # weights_only: nothing in the file is run as code
-        state = torch.load(candidate / "state.pt", map_location="cpu", weights_only=True)
+        state = torch.load(candidate / STATE, map_location="cpu", weights_only=True)
         for name, part in parts.items():
-            part.load_state_dict(state[name])
-        return int(manifest["step"]), list(manifest["history"])
+            part.load_state_dict(state["parts"][name])
+        return state["step"], state["history"]
     return 0, []
 
 
-def _verified(folder: Path) -> dict[str, Any] | None:
+def _is_whole(folder: Path) -> bool:
     try:
-        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
-        return manifest if manifest["sha256"] == _sha256(folder / "state.pt") else None
-    except (OSError, ValueError, KeyError):
-        return None
+        return (folder / DIGEST).read_text() == _sha256(folder / STATE)
+    except (OSError, ValueError):
+        return False
 
 
 def _sha256(path: Path) -> str:

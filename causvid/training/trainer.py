@@ -34,16 +34,17 @@ class Step(Protocol):
 def train(step: Step, *, steps: int, checkpoint_every: int, work: Path, tracker: Tracker) -> None:
     """Run ``step`` until ``steps``, from the newest checkpoint in ``work`` if there is one; leave ``work``/curve.csv.
 
-    Raises FloatingPointError at a non-finite value, before it can reach a checkpoint.
+    Raises FloatingPointError at a non-finite value in a row of the curve (a step refuses non-finite gradients itself).
     """
     checkpoints = work / "checkpoints"
     start, history = checkpoint.resume(checkpoints, step.parts())
     log_every = max(1, steps // LOG_POINTS)
+    latest: dict[str, torch.Tensor] = {}
     remaining = range(start, steps)
     for index in progress(remaining, total=steps, what=work.parent.name, initial=start) if is_main() else remaining:
-        values = step(index)
+        latest |= step(index)
         if index % log_every == 0 or index + 1 == steps:
-            row = mean(values)
+            row, latest = mean(latest), {}  # what is not made in every step is shown in the next row
             for name, value in row.items():
                 if not math.isfinite(value):
                     raise FloatingPointError(f"step {index}: {name} is {value}")
@@ -52,13 +53,14 @@ def train(step: Step, *, steps: int, checkpoint_every: int, work: Path, tracker:
                 tracker.log_metrics(row, index)
         if (index + 1) % checkpoint_every == 0 or index + 1 == steps:
             checkpoint.save(checkpoints, index + 1, step.parts(), history)
+            latest = {}  # a resumed run could not know it, and must write the same curve
     if is_main():
         write_curve(work / CURVE, history)
 
 
 def write_curve(path: Path, history: list[dict[str, float]]) -> None:
-    """The logged rows as CSV: step first, then every name in the order of its first appearance; absent = empty."""
-    names = list(dict.fromkeys(name for row in history for name in row)) or ["step"]
+    """The logged rows as CSV: step first, then the names in alphabetical order; absent = empty."""
+    names = ["step", *sorted({name for row in history for name in row} - {"step"})]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, names, lineterminator="\n")
         writer.writeheader()

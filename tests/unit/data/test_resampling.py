@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import random
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,7 @@ def _quarters(height: int, width: int, count: int = 20) -> np.ndarray:
 
 
 def _corners(frame: np.ndarray) -> str:
-    names = {(1, 0, 0): "r", (0, 1, 0): "g", (0, 0, 1): "b", (1, 1, 1): "w"}
+    names: dict[tuple[int, ...], str] = {(1, 0, 0): "r", (0, 1, 0): "g", (0, 0, 1): "b", (1, 1, 1): "w"}
     picks = (frame[4, 4], frame[4, -5], frame[-5, 4], frame[-5, -5])
     return "".join(names[tuple(int(value > 100) for value in pick)] for pick in picks)
 
@@ -333,6 +334,41 @@ def test_every_source_stands_in_exactly_one_list(tmp_path: Path) -> None:
     }  # fmt: skip
     listed = {row["path"] for row in kept}
     assert {f"videos/{path.name}" for path in (tmp_path / "out" / "videos").iterdir()} == listed
+
+
+def test_a_title_in_another_encoding_is_no_obstacle(tmp_path: Path) -> None:
+    source = tmp_path / "a.mp4"
+    with av.open(str(source), "w") as container:
+        container.metadata["title"] = "Ete a la mer"
+        stream = container.add_stream("libx264", rate=8)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for frame in gray_frames(20, 48, 64):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    source.write_bytes(source.read_bytes().replace(b"Ete a la mer", "Été à la mer".encode("latin-1")))
+    assert len(_clip(source)) == 9
+
+
+def test_mutated_files_end_in_one_list_or_the_other(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (12, 48, 64, 3), dtype=np.uint8)
+    whole = [write_source(tmp_path / f"whole{suffix}", noise, fps=8) for suffix in (".mp4", ".mkv", ".avi")]
+    draw = random.Random(0)
+    mutants = []
+    for index in range(60):
+        origin = whole[index % 3]
+        content = bytearray(origin.read_bytes())
+        near = content.find(b"moov") if index % 2 else 0  # damage to a header is worse than to a picture
+        for _ in range(draw.choice((1, 5, 50))):
+            content[draw.randrange(max(near, 0), min(len(content), max(near, 0) + 1500))] = draw.randrange(256)
+        mutants.append(tmp_path / f"mutant {index:02d}{origin.suffix}")
+        mutants[-1].write_bytes(content)
+    raw = _raw(tmp_path / "raw", [whole[0], *mutants])
+    counts = resample_folder(raw, tmp_path / "out", video=VIDEO, config=CROP, workers=1, seconds=20)
+    kept = [row["source"] for row in manifest.read_manifest(tmp_path / "out")]
+    rejected = [row["source"] for row in manifest.read_rows(tmp_path / "out" / "rejected.jsonl")]
+    assert sorted(kept + rejected) == sorted([whole[0].name, *(path.name for path in mutants)])
+    assert counts["rejected_by_code"].keys() <= {"unreadable", "damaged", "no_video_stream", "too_short"}
+    assert counts["rejected"] > 10
 
 
 def test_the_number_of_workers_changes_no_byte(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from dataclasses import astuple
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -125,3 +126,10 @@ def test_a_clip_depends_on_seed_and_index_alone() -> None:
 
     assert clip(5, 0) == clip(5, 0)
     assert len({clip(5, 0), clip(6, 0), clip(5, 1)}) == 3
+
+
+def test_the_evaluation_prompts_hold_every_held_out_caption() -> None:
+    prompts = Path("data/inputs/prompts/toy_world.txt").read_text(encoding="utf-8").splitlines()
+    assert len(set(prompts)) == len(prompts) == 128
+    assert set(prompts) <= set(toy_world.captions())
+    assert set(prompts) >= set(toy_world.held_out_captions())

@@ -50,6 +50,14 @@ def alive(pid: int) -> bool:
         return False
 
 
+def assert_dead(pids: list[int]) -> None:
+    """A killed process is gone a moment later."""
+    deadline = time.monotonic() + 5
+    while left := [pid for pid in pids if alive(pid)]:
+        assert time.monotonic() < deadline, f"{left} still run"
+        time.sleep(0.05)
+
+
 def wait_for(path: Path) -> list[int]:
     deadline = time.monotonic() + 60
     while not (path.is_file() and path.read_text().endswith("\n")):
@@ -105,7 +113,7 @@ def test_lines_come_while_the_stage_runs(downloaded: Path) -> None:
         stage(downloaded, "train@a"),
         downloaded,
         environment={},
-        log=lambda line: seen.setdefault(line, time.monotonic()) and None,
+        log=lambda line: seen.update({line: time.monotonic()}),
         stop=threading.Event(),
     )
     assert seen["late"] - seen["early"] > 1.5
@@ -142,7 +150,7 @@ def test_a_timeout_kills_the_whole_group(downloaded: Path, monkeypatch: pytest.M
     with pytest.raises(StageTimedOut, match=r"stage train@a took longer than its 3 s"):
         run(downloaded, "train@a", timeout=3)
     assert time.monotonic() - started < 10
-    assert [pid for pid in wait_for(downloaded.parent / "pids") if alive(pid)] == []
+    assert_dead(wait_for(downloaded.parent / "pids"))
 
 
 def test_a_stopped_stage_is_killed_and_the_next_repro_goes_on(
@@ -151,12 +159,17 @@ def test_a_stopped_stage_is_killed_and_the_next_repro_goes_on(
     monkeypatch.setattr(dvc_task, "GRACE", 0.5)
     tiny_pipeline.change(downloaded, "train", cmd=STUBBORN)
     stop = threading.Event()
-    killer = threading.Thread(target=lambda: (wait_for(downloaded.parent / "pids"), stop.set()))
+
+    def stop_when_it_runs() -> None:
+        wait_for(downloaded.parent / "pids")
+        stop.set()
+
+    killer = threading.Thread(target=stop_when_it_runs)
     killer.start()
     with pytest.raises(CancelledError):
         run_dvc(stage(downloaded, "train@a"), downloaded, environment={}, log=lambda _: None, stop=stop)
     killer.join()
-    assert [pid for pid in wait_for(downloaded.parent / "pids") if alive(pid)] == []
+    assert_dead(wait_for(downloaded.parent / "pids"))
     with pytest.raises(CancelledError, match="not started"):
         run_dvc(stage(downloaded, "train@a"), downloaded, environment={}, log=lambda _: None, stop=stop)
     repair(downloaded)
@@ -192,8 +205,5 @@ def test_dvc_dies_with_the_flow(downloaded: Path) -> None:
     group = os.getpgid(dvc)
     flow.send_signal(signal.SIGKILL)
     flow.wait()
-    deadline = time.monotonic() + 5
-    while alive(dvc):
-        assert time.monotonic() < deadline, "dvc outlived the flow"
-        time.sleep(0.05)
+    assert_dead([dvc])
     os.killpg(group, signal.SIGKILL)  # sleep does not ask the kernel

@@ -44,7 +44,7 @@ def make(root: Path) -> Path:
     (root / ".dvc" / "config").touch()
     (root / ".dvc" / ".gitignore").write_text("/config.local\n/tmp\n/cache\n")
     (root / ".dvcignore").write_text(".prefect\nmlruns\n")
-    (root / ".gitignore").write_text("/.prefect/\n/mlflow.db*\n/mlruns/\n")
+    (root / ".gitignore").write_text("/.prefect\n/mlflow.db*\n/mlruns\n/clips.txt\n/a.txt\n/b.txt\n/report.txt\n")
     (root / "dvc.yaml").write_text(PIPELINE)
     (root / "params.yaml").write_text(PARAMS)
     subprocess.run(["git", "init", "--quiet", str(root)], check=True)

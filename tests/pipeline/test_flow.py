@@ -1,0 +1,171 @@
+"""The Prefect flow: on a tiny DVC pipeline against Prefect's test server, and on the smoke profile without a server."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+from mlflow.tracking import MlflowClient
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.client.schemas.sorting import ArtifactSort, FlowRunSort
+from prefect.states import Running
+from prefect.testing.utilities import prefect_test_harness
+
+from flows import dvc_flow, dvc_task
+from flows.distill import distill
+from tests.pipeline.conftest import Clone
+from tests.unit.flows import tiny_pipeline
+
+pytestmark = pytest.mark.pipeline
+
+
+@pytest.fixture(scope="session")
+def _prefect() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=180):
+        yield
+
+
+@pytest.fixture(scope="session")
+def mlflow_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+
+
+@pytest.fixture
+def root(_prefect: None, mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    root = tiny_pipeline.make(tmp_path / "project")
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_uri)
+    return root
+
+
+def run(*targets: str) -> State[Any]:
+    return distill(list(targets) or None, return_state=True)
+
+
+def task_runs() -> list[TaskRun]:
+    """Those of the latest flow run, as Prefect's page would show them."""
+    with get_client(sync_client=True) as client:
+        latest = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)[0]
+        return client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[latest.id])))
+
+
+def task_states() -> dict[str, str]:
+    return {it.name: str(it.state_name) for it in task_runs()}
+
+
+def artifact(key: str) -> str:
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts(
+            artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key])), sort=ArtifactSort.CREATED_DESC, limit=1
+        )
+    return str(found[0].data)
+
+
+def parents(uri: str) -> list[str]:
+    """States of the flow's MLflow runs."""
+    api = MlflowClient(uri)
+    experiment = api.get_experiment_by_name("causvid/tiny")
+    assert experiment is not None
+    return [run.info.status for run in api.search_runs([experiment.experiment_id])]
+
+
+def test_the_first_run_runs_everything_along_dvcs_graph(root: Path) -> None:
+    first = run()
+    assert (first.name, first.message) == ("Completed", "4 ran")
+    assert [record.stage for record in first.result()] == tiny_pipeline.STAGES
+    assert first.result()[0].metrics == {"clips": 3}
+    assert task_states() == dict.fromkeys(tiny_pipeline.STAGES, "Ran")
+    assert (root / "report.txt").read_text() == "1\n2\n"
+    names = {it.id: it.name for it in task_runs()}
+    waits: dict[str, list[Any]] = {it.name: it.task_inputs.get("wait_for", []) for it in task_runs()}
+    edges = {name: sorted(names[upstream.id] for upstream in inputs) for name, inputs in waits.items()}
+    assert edges == {"download": [], "train@a": ["download"], "train@b": ["download"], "report": ["train@a", "train@b"]}
+    assert {it.name for it in task_runs() if "gpu" in it.tags} == {"train@a", "train@b"}
+    assert '"stage": "report", "outcome": "Ran"' in artifact("stages")
+
+
+def test_unchanged_and_restored(root: Path, mlflow_uri: str) -> None:
+    subprocess.run([tiny_pipeline.DVC, "repro", "--quiet"], cwd=root, check=True)
+    assert run().message == "4 unchanged"
+    assert task_states() == dict.fromkeys(tiny_pipeline.STAGES, "Unchanged")
+    (root / "a.txt").unlink()
+    assert run("train@a").message == "1 restored, 1 unchanged"
+    assert task_states() == {"download": "Unchanged", "train@a": "Restored"}
+    assert parents(mlflow_uri) == [], "a parent without children was left behind"
+
+
+def test_after_a_failure_nothing_downstream_runs(root: Path) -> None:
+    tiny_pipeline.change(root, "train", cmd="false")
+    state = run()
+    assert state.is_failed()
+    assert state.message == "stage train@a failed (dvc's exit code 255); stage train@b failed (dvc's exit code 255)"
+    assert "exited with 1" in str(state.result(raise_on_failure=False))
+    assert task_states() == {"download": "Ran", "train@a": "Failed", "train@b": "Failed", "report": "NotReady"}
+    assert "NotReady" in artifact("stages")
+    assert not (root / "report.txt").exists()
+
+
+def test_a_stage_that_may_be_retried_is(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dvc_flow, "run_stage", dvc_task.run_stage.with_options(retry_delay_seconds=0))
+    pipeline = (root / "dvc.yaml").read_text().replace("gpu: true, timeout: 60, retries: 0", "retries: 1")
+    (root / "dvc.yaml").write_text(pipeline)
+    tiny_pipeline.change(root, "train", cmd="test -e tried || { touch tried; exit 1; }")
+    assert run("train@a").message == "2 ran"
+
+
+def test_what_a_kill_left_broken_is_repaired(root: Path) -> None:
+    run("download")
+    (root / "dvc.lock").write_text("")
+    (root / ".dvc" / "tmp" / "rwlock").write_text("")
+    assert run("download").message == "1 restored"
+
+
+def test_runs_whose_process_is_gone_are_marked_crashed(root: Path) -> None:
+    with get_client(sync_client=True) as client:
+        dead, other = (
+            client.create_flow_run(distill, tags=[f"{socket.gethostname()}:{place}"], state=Running())
+            for place in (root, "/elsewhere")
+        )
+        run("download")
+        assert client.read_flow_run(dead.id).state_name == "Crashed"
+        assert client.read_flow_run(other.id).state_name == "Running"
+
+
+def test_one_flow_at_a_time(root: Path) -> None:
+    (root / ".dvc" / "tmp").mkdir()
+    with FileLock(root / ".dvc" / "tmp" / "flow.lock"):
+        state = run()
+    assert "another flow is running" in str(state.message)
+    assert task_states() == {}
+
+
+def test_an_unknown_stage_is_said_in_one_sentence(root: Path) -> None:
+    state = run("trian")
+    assert "targets: 'trian' is no stage; choose from download" in str(state.message)
+
+
+def test_the_report_is_an_artifact_with_its_pictures(root: Path) -> None:
+    (root / "reports").mkdir()
+    (root / "reports" / "sheet.png").write_bytes(b"\x89PNG")
+    (root / "reports" / "report.md").write_text("# Tiny\n![sheet](sheet.png)\n")
+    run("download")
+    assert artifact("report") == "# Tiny\n![sheet](data:image/png;base64,iVBORw==)\n"
+
+
+def test_flow_and_repro_give_the_same_bytes(smoke: Clone, make_clone: Callable[[str], Clone]) -> None:
+    clone = make_clone("flow")
+    flow = (sys.executable, "-m", "flows.distill")
+    assert "Completed('21 ran')" in clone.run(*flow).stderr
+    ours, theirs = clone.hashes(), smoke.hashes()
+    assert ours.keys() == theirs.keys()
+    for stage in ours.keys() - {"measure_latency", "report"}:
+        assert ours[stage] == theirs[stage], stage
+    assert "Completed('21 unchanged')" in clone.run(*flow).stderr

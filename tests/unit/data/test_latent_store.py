@@ -1,0 +1,209 @@
+"""The LMDB of latents: the released layout to the byte, and no damage that goes unnoticed."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import lmdb
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from causvid.data.latent_store import FILE, LatentStore, Record, write_store
+from causvid.runtime.work import publish
+
+TIMES = [1000.0, 750.0, 0.0]
+
+
+def records(count: int = 12, shape: tuple[int, ...] = (4, 3, 2, 2), seed: int = 0) -> list[Record]:
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [torch.randn(shape, generator=generator).half().float() for _ in range(count)]
+    return [Record(latents, f"prompt number {index}") for index, latents in enumerate(drawn)]
+
+
+PACKED = records(shape=(3, 4, 3, 2, 2))
+
+
+def assert_same(store: LatentStore, expected: list[Record]) -> None:
+    assert len(store) == len(expected)
+    for index, record in enumerate(expected):
+        assert torch.equal(store[index].latents, record.latents)
+        assert store[index].prompt == record.prompt
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("lmdb") / "pairs"
+    write_store(PACKED, folder, timesteps=TIMES, per_transaction=5)
+    return folder
+
+
+@settings(max_examples=25)
+@given(
+    shape=st.tuples(*[st.integers(1, 4)] * 4) | st.tuples(*[st.integers(1, 3)] * 5),
+    prompts=st.lists(st.text(max_size=20), min_size=1, max_size=6),
+    per_transaction=st.integers(1, 4),
+)
+def test_what_is_written_is_read(shape: tuple[int, ...], prompts: list[str], per_transaction: int) -> None:
+    """Any shape, any prompts: equal ones, empty ones, any script."""
+    written = [record._replace(prompt=p) for record, p in zip(records(len(prompts), shape), prompts, strict=True)]
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "store"
+        timesteps = [float(k) for k in range(shape[0])] if len(shape) == 5 else None
+        metadata = write_store(written, folder, timesteps=timesteps, per_transaction=per_transaction)
+        store = LatentStore(folder)
+        assert_same(store, written)
+        assert store.metadata == metadata
+        assert metadata["timesteps"] == timesteps
+        assert [p.name for p in Path(temporary).iterdir()] == ["store"]
+        assert [p.name for p in folder.iterdir()] == [FILE]
+
+
+def test_the_released_keys_and_bytes(tmp_path: Path) -> None:
+    """facts 1.4: raw float16 [F, C, H, W], utf-8 prompts, shapes as words with the count first; ours adds three kinds."""
+    latents = torch.arange(4 * 3 * 2 * 2, dtype=torch.float32).view(4, 3, 2, 2)  # [C, F, H, W] in memory
+    write_store([Record(latents, "a"), Record(latents + 1, "é")], tmp_path / "s", timesteps=None, per_transaction=9)
+    with lmdb.open(str(tmp_path / "s"), readonly=True, lock=False) as env, env.begin() as transaction:
+        found = {bytes(key).decode(): bytes(value) for key, value in transaction.cursor()}
+    released = {f"{name}_{k}_data" for name in ("latents", "prompts") for k in (0, 1)} | {
+        "latents_shape",
+        "prompts_shape",
+    }
+    assert set(found) == released | {"latents_0_sha256", "latents_1_sha256", "metadata", "metadata_sha256"}
+    assert found["latents_shape"] == b"2 3 4 2 2"
+    assert found["prompts_shape"] == b"2"
+    assert found["prompts_1_data"].decode() == "é"
+    row = np.frombuffer(found["latents_0_data"], np.float16).reshape(3, 4, 2, 2)
+    assert np.array_equal(row, latents.transpose(0, 1).numpy().astype(np.float16))
+
+
+def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_store(records(40), tmp_path / name, timesteps=None, per_transaction=7)
+    assert (tmp_path / "a" / FILE).read_bytes() == (tmp_path / "b" / FILE).read_bytes()
+
+
+def test_shapes_that_differ_and_nothing_at_all_are_refused(tmp_path: Path) -> None:
+    mixed = [*records(2), *records(1, (4, 2, 2, 2))]
+    with pytest.raises(ValueError, match=r"record 2 has shape \(2, 4, 2, 2\); the ones before have \(3, 4, 2, 2\)"):
+        write_store(mixed, tmp_path / "mixed", timesteps=None, per_transaction=2)
+    with pytest.raises(ValueError, match="nothing to pack"):
+        write_store([], tmp_path / "empty", timesteps=None, per_transaction=2)
+    assert not (tmp_path / "mixed").exists()
+    assert not (tmp_path / "empty").exists()
+
+
+def test_times_that_do_not_match_are_shown_side_by_side(packed: Path, tmp_path: Path) -> None:
+    store = LatentStore(packed)
+    store.require_timesteps([1000, 750.4, 0], 0.5)
+    for asked in ([1000, 751, 0], [1000, 0], [1000, 750, 500, 0]):
+        with pytest.raises(ValueError, match=r"stores states at timesteps \[1000.0, 750.0, 0.0\]") as error:
+            store.require_timesteps(asked, 0.5)
+        assert str(asked) in str(error.value)
+    write_store(records(), tmp_path / "clips", timesteps=None, per_transaction=5)
+    with pytest.raises(ValueError, match="stores states at timesteps None; the schedule asks for"):
+        LatentStore(tmp_path / "clips").require_timesteps([1000, 0], 0.5)
+
+
+def test_a_store_travels_to_other_processes(packed: Path) -> None:
+    store = LatentStore(packed)
+    expected = store[3]  # opened here before it leaves
+    assert torch.equal(pickle.loads(pickle.dumps(store))[3].latents, expected.latents)
+    assert verdicts_of([lambda: assert_same(store, PACKED)]) == ["fine"]
+    assert torch.equal(store[3].latents, expected.latents)
+
+
+def test_two_readers_of_one_store_in_one_process(packed: Path) -> None:
+    first = LatentStore(packed)
+    kept = first[0]
+    assert torch.equal(LatentStore(packed)[0].latents, kept.latents)
+
+
+def test_a_store_that_is_replaced_is_read_anew(tmp_path: Path) -> None:
+    write_store(records(3, seed=1), tmp_path / "s", timesteps=None, per_transaction=5)
+    assert_same(LatentStore(tmp_path / "s"), records(3, seed=1))
+    write_store(records(5, seed=2), tmp_path / "new", timesteps=None, per_transaction=5)
+    publish(tmp_path / "new", tmp_path / "s")
+    assert_same(LatentStore(tmp_path / "s"), records(5, seed=2))
+
+
+def verdicts_of(reads: Sequence[Callable[[], None]]) -> list[str]:
+    """What each of ``reads`` comes to, in one process of their own: 'fine', an error's text, or how the process died."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with os.fdopen(writer, "w") as pipe:
+            for read in reads:
+                try:
+                    read()
+                    said = "fine"
+                except Exception as error:
+                    said = f"{type(error).__name__}: {error}"
+                pipe.write(said.replace("\n", " ") + "\n")
+                pipe.flush()
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        said = pipe.read().splitlines()
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return said if status == 0 else [*said, f"died with {status}"]
+
+
+def mutants_of(folder: Path, variants: Iterable[bytes]) -> list[str]:
+    """The verdicts on reading each of ``variants`` of a store whole, every one in a folder of its own below ``folder``."""
+
+    def read(number: int, data: bytes) -> None:
+        place = folder / str(number)
+        place.mkdir()
+        (place / FILE).write_bytes(data)
+        assert_same(LatentStore(place), PACKED)
+
+    return verdicts_of([lambda n=n, data=data: read(n, data) for n, data in enumerate(variants)])  # type: ignore[misc]
+
+
+def test_a_truncated_file_is_refused_and_kills_nobody(packed: Path, tmp_path: Path) -> None:
+    """Reading past the end of a mapped file is SIGBUS: no exception, a dead process."""
+    whole = (packed / FILE).read_bytes()
+    sizes = [0, 1, 4095, 4096, 5000, 8192, 8193, len(whole) // 2, len(whole) - 4096, len(whole) - 1]
+    verdicts = mutants_of(tmp_path, [whole, *(whole[:size] for size in sizes)])
+    assert verdicts[0] == "fine"
+    for number, (size, said) in enumerate(zip(sizes, verdicts[1:], strict=True), start=1):
+        assert said.startswith(f"ValueError: {tmp_path / str(number)}"), f"{size} bytes: {said}"
+
+
+def flipped(whole: bytes, position: int, bit: int) -> bytes:
+    changed = bytearray(whole)
+    changed[position] ^= 1 << bit
+    return bytes(changed)
+
+
+def test_a_flipped_bit_is_found_wherever_it_matters(packed: Path, tmp_path: Path) -> None:
+    """Records by name and every 31st byte: what is read is unchanged, or a ValueError names the store."""
+    whole = (packed / FILE).read_bytes()
+    row = PACKED[5].latents.transpose(1, 2).half().numpy().tobytes()
+    positions = [whole.find(b"prompt number 7") + 14, whole.find(b'{"count"') + 10, whole.find(row) + 3]
+    positions += range(8192, len(whole), 31)
+    verdicts = mutants_of(tmp_path, [flipped(whole, at, number % 8) for number, at in enumerate(positions)])
+    assert "record 7 " in verdicts[0]
+    assert "metadata" in verdicts[1]
+    assert "record 5 " in verdicts[2]
+    for number, (at, said) in enumerate(zip(positions, verdicts, strict=True)):
+        assert said == "fine" or said.startswith(f"ValueError: {tmp_path / str(number)}"), f"byte {at}: {said}"
+
+
+def test_what_is_no_store_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"holds no {FILE}; run the stage that packs it"):
+        LatentStore(tmp_path)
+    (tmp_path / FILE).write_text("not an LMDB" * 1000)
+    with pytest.raises(ValueError, match="is not a readable LMDB"):
+        LatentStore(tmp_path)
+    with lmdb.open(str(tmp_path / "foreign"), lock=False) as env, env.begin(write=True) as transaction:
+        transaction.put(b"latents_shape", b"1 2 3")
+    with pytest.raises(ValueError, match=r"foreign.*metadata"):
+        LatentStore(tmp_path / "foreign")

@@ -1,0 +1,58 @@
+"""One file a clip: whole or absent, the same bytes for the same content."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from causvid.data.shards import Shard, read_shard, shard_path, write_shard
+
+
+def latents(seed: int = 0) -> torch.Tensor:
+    return torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(seed))
+
+
+@settings(max_examples=25)
+@given(notes=st.dictionaries(st.text(max_size=8), st.text(max_size=20), max_size=3))
+def test_what_is_written_is_read(notes: dict[str, str]) -> None:
+    with TemporaryDirectory() as folder:
+        write_shard(Path(folder), "0001", Shard(latents(), notes))
+        found = read_shard(shard_path(Path(folder), "0001"))
+        assert found.latents.dtype == torch.float16
+        assert torch.equal(found.latents, latents().half())
+        assert found.notes == notes
+        assert [p.name for p in Path(folder).iterdir()] == ["0001.safetensors"]
+
+
+def test_the_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
+    write_shard(tmp_path, "a", Shard(latents(), {"caption": "x", "timesteps": "[1]"}))
+    write_shard(tmp_path, "b", Shard(latents().transpose(2, 3).contiguous().transpose(2, 3), {"timesteps": "[1]", "caption": "x"}))
+    assert shard_path(tmp_path, "a").read_bytes() == shard_path(tmp_path, "b").read_bytes()
+
+
+def test_a_killed_write_leaves_no_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_shard(tmp_path, "0001", Shard(latents(), {}))
+    assert not shard_path(tmp_path, "0001").exists()
+    write_shard(tmp_path, "0001", Shard(latents(), {}))
+    assert [p.name for p in tmp_path.iterdir()] == ["0001.safetensors"]  # and the leftover is gone
+
+
+@pytest.mark.parametrize("size", [0, 5, 60, -1])
+def test_a_cut_shard_is_named(tmp_path: Path, size: int) -> None:
+    write_shard(tmp_path, "0001", Shard(latents(), {"caption": "x"}))
+    path = shard_path(tmp_path, "0001")
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(ValueError, match=r"0001.safetensors is not a shard .*delete it"):
+        read_shard(path)

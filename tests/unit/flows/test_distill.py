@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+import pytest
+
+from flows import distill
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "samples.png").write_bytes(b"\x89PNG")
+    (tmp_path / "figures" / "curves.svg").write_text("<svg/>")
+    return tmp_path
+
+
+def test_images_are_put_into_the_text(folder: Path) -> None:
+    markdown = distill.inline_images(
+        "# A\n![s](figures/samples.png) | ![c](figures/curves.svg)\n[page](index.html)", folder
+    )
+    png, svg = base64.b64encode(b"\x89PNG").decode(), base64.b64encode(b"<svg/>").decode()
+    assert (
+        markdown
+        == f"# A\n![s](data:image/png;base64,{png}) | ![c](data:image/svg+xml;base64,{svg})\n[page](index.html)"
+    )
+
+
+@pytest.mark.parametrize(
+    "link", ["![x](figures/none.png)", "![x](https://example.org/x.png)", "![x](data:image/png;base64,AA)"]
+)
+def test_what_is_no_file_here_is_left_alone(folder: Path, link: str) -> None:
+    assert distill.inline_images(link, folder) == link
+
+
+def test_an_image_too_large_for_prefects_database_is_left_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distill, "IMAGE_LIMIT", 3)
+    assert distill.inline_images("![s](figures/samples.png)", folder) == "![s](figures/samples.png)"

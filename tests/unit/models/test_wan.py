@@ -1,0 +1,96 @@
+"""Building, saving and loading transformers, and turning one into a student."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+
+from causvid.models.causal_wan import CausalWanTransformer3DModel
+from causvid.models.wan import build_transformer, causal_student, for_training, load_transformer
+
+CPU = torch.device("cpu")
+
+
+def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    one, other = a.state_dict(), b.state_dict()
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_random_weights_depend_on_the_seed_only(transformer_config: dict[str, Any]) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = build_transformer(transformer_config, 0)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(6)
+    assert equal(first, build_transformer(transformer_config, 0))
+    assert not equal(first, build_transformer(transformer_config, 1))
+
+
+def test_a_folder_is_loaded_as_what_it_says(transformer_config: dict[str, Any], tmp_path: Path) -> None:
+    teacher = build_transformer(transformer_config, 0)
+    student = causal_student(teacher, 2)
+    for model, name in [(teacher, "teacher"), (student, "student")]:
+        model.save_pretrained(tmp_path / name)
+        loaded = load_transformer(tmp_path / name)
+        assert type(loaded) is type(model)
+        assert equal(loaded, model)
+        assert {k: v for k, v in loaded.config.items() if k[0] != "_"} == {k: v for k, v in model.config.items() if k[0] != "_"}
+    assert load_transformer(tmp_path / "student").config.frames_per_block == 2
+
+
+def test_a_student_keeps_every_number_of_its_teacher_s_config(transformer_config: dict[str, Any], tmp_path: Path) -> None:
+    """diffusers drops config keys that an __init__ does not spell out, and then builds a 14B model."""
+    config = {**transformer_config, "eps": 1e-5, "cross_attn_norm": False, "rope_max_seq_len": 48}
+    teacher = build_transformer(config, 0)
+    student = causal_student(teacher, 3)
+    student.save_pretrained(tmp_path)
+    for found in (student, CausalWanTransformer3DModel.from_pretrained(tmp_path)):
+        assert {key: found.config[key] for key in config} == config
+    assert student.blocks[0].norm1.eps == 1e-5
+    assert isinstance(student.blocks[0].norm2, torch.nn.Identity)
+    assert student.rope.max_seq_len == 48
+
+
+def test_bidirectional_and_causal_folders_load_as_each_other(transformer_config: dict[str, Any], tmp_path: Path) -> None:
+    teacher = build_transformer(transformer_config, 0)
+    teacher.save_pretrained(tmp_path / "teacher")
+    as_student = CausalWanTransformer3DModel.from_pretrained(tmp_path / "teacher")
+    assert equal(as_student, teacher)
+    assert as_student.config.frames_per_block == 3  # the released default
+    assert not any(p.is_meta for p in as_student.parameters())
+    causal_student(teacher, 2).save_pretrained(tmp_path / "student")
+    student_file = tmp_path / "student" / "diffusion_pytorch_model.safetensors"
+    assert student_file.read_bytes() == (tmp_path / "teacher" / student_file.name).read_bytes()
+
+
+def test_half_precision_keeps_what_must_be_float32(transformer_config: dict[str, Any], tmp_path: Path) -> None:
+    causal_student(build_transformer(transformer_config, 0), 2).save_pretrained(tmp_path)
+    loaded = load_transformer(tmp_path, torch.bfloat16)
+    assert loaded.blocks[0].attn1.to_q.weight.dtype == torch.bfloat16
+    assert loaded.scale_shift_table.dtype == loaded.blocks[0].scale_shift_table.dtype == torch.float32
+    assert loaded.rope.freqs_cos.dtype == torch.float32
+    cache = loaded.make_kv_cache(batch_size=1, num_frames=2, height=4, width=4)
+    assert cache.layers[0].keys.dtype == torch.bfloat16
+
+
+def test_what_is_no_transformer_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no transformer \(no config.json\)"):
+        load_transformer(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKLWan"}))
+    with pytest.raises(ValueError, match="names the class AutoencoderKLWan; expected one of CausalWan.*, Wan"):
+        load_transformer(tmp_path)
+
+
+def test_training_takes_every_weight(transformer_config: dict[str, Any]) -> None:
+    frozen = build_transformer(transformer_config, 0).requires_grad_(False).eval()
+    model = for_training(frozen, CPU, gradient_checkpointing=True)
+    assert model.training
+    assert model.gradient_checkpointing
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not for_training(build_transformer(transformer_config, 0), CPU, gradient_checkpointing=False).gradient_checkpointing
+    assert isinstance(model, WanTransformer3DModel)

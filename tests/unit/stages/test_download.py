@@ -1,0 +1,119 @@
+"""Stage download: from params to data/raw and its metrics, or one sentence."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from causvid.data import manifest, sources
+from causvid.data.video_reader import read_frames
+from causvid.runtime import tracking
+from stages import download
+from tests.unit.data.source_files import real_clips
+
+
+@pytest.fixture(autouse=True)
+def _no_tracking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody keeps the runs, and unfinished work stays in the test's folder."""
+
+    @contextmanager
+    def child_run(*_: object) -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(log_metrics=lambda _: None)
+
+    monkeypatch.setattr(tracking, "child_run", child_run)
+    monkeypatch.setenv("CAUSVID_WORK_DIR", str(tmp_path / "work"))
+
+
+def _run(tmp_path: Path, **changes: Any) -> dict[str, Any]:
+    """Run the stage on the smoke profile with dotted ``changes``; its metrics."""
+    yaml = YAML()
+    values = yaml.load(Path("profiles/smoke.yaml"))
+    for dotted, value in changes.items():
+        section, name = dotted.split("__")
+        values[section][name] = value
+    yaml.dump(values, tmp_path / "params.yaml")
+    download.main(
+        folder=Path(values["download"]["folder"]),
+        captions=Path(values["download"]["captions"]),
+        out=tmp_path / "raw",
+        metrics=tmp_path / "metrics.json",
+        params=tmp_path / "params.yaml",
+    )
+    metrics: dict[str, Any] = json.loads((tmp_path / "metrics.json").read_text())
+    return metrics
+
+
+def test_the_toy_world_at_the_profile_s_size(tmp_path: Path) -> None:
+    metrics = _run(tmp_path, download__toy_world_clips=3, compute__workers=1)
+    assert metrics["key"]
+    assert {name: value for name, value in metrics.items() if name != "key"} == {
+        "source": "toy_world",
+        "videos": 3,
+        "distinct_captions": 3,
+        "without_caption": 0,
+    }
+    rows = manifest.read_manifest(tmp_path / "raw")
+    assert [row["id"] for row in rows] == ["000000", "000001", "000002"]
+    assert read_frames(tmp_path / "raw" / rows[0]["path"]).shape == (21, 32, 32, 3)
+
+
+def test_a_folder_of_real_clips(tmp_path: Path) -> None:
+    captions = {path.name: f"a clip named {path.stem}" for path in real_clips().glob("*.mp4")}
+    (tmp_path / "captions.json").write_text(json.dumps(captions))
+    metrics = _run(
+        tmp_path,
+        download__source="folder",
+        download__folder=str(real_clips()),
+        download__captions=str(tmp_path / "captions.json"),
+    )
+    assert (metrics["source"], metrics["videos"]) == ("folder", 4)
+    assert {row["source"]: row["caption"] for row in manifest.read_manifest(tmp_path / "raw")} == captions
+
+
+def test_a_second_run_replaces_the_first_whole(tmp_path: Path) -> None:
+    _run(tmp_path, download__toy_world_clips=3)
+    (tmp_path / "raw" / "leftover").touch()
+    _run(tmp_path, download__toy_world_clips=2)
+    assert len(list((tmp_path / "raw" / "videos").iterdir())) == 2
+    assert not (tmp_path / "raw" / "leftover").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"video__frames": 20}, r"video.frames is 20; the VAE needs 4n\+1 frames .* use 17 or 21"),
+        ({"video__height": 36}, "video.height is 36; the VAE needs a multiple of 8"),
+        ({"download__source": "youtube"}, "download.*source.*'toy_world', 'folder' or 'mixkit'.*youtube"),
+    ],
+)
+def test_what_cannot_work_is_one_sentence_and_leaves_nothing(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SystemExit, match=f"download: .*{message}"):
+        _run(tmp_path, **changes)
+    assert not (tmp_path / "raw").exists()
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_an_empty_folder_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(SystemExit, match=r"download: download.folder is .*mine; no video \(.*\) lies in or below it"):
+        _run(tmp_path, download__source="folder", download__folder=str(tmp_path / "mine"))
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sources, "write_video", full)
+    with pytest.raises(SystemExit, match="download: the disk is full"):
+        _run(tmp_path, download__toy_world_clips=2)
+    assert not (tmp_path / "raw").exists()

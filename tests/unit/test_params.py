@@ -1,0 +1,136 @@
+"""params.yaml in and out: every wrong key is named, and profiles replace it whole."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from causvid import params
+from causvid.models.pretrained import Init
+from causvid.training.optimizers import OptimizerConfig
+from causvid.training.teacher_step import TeacherConfig
+
+SMOKE = (params.PROFILES / "smoke.yaml").read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Toy:
+    """A section: rates, counts and a nested entry."""
+
+    rate: float
+    count: int
+    names: tuple[str, ...]
+    init: Init
+
+
+GOOD = {"rate": 0.5, "count": 3, "names": ["a"], "init": {"folder": "x", "hub": None, "revision": None}}
+
+
+def file_with(tmp_path: Path, *changes: tuple[str, str]) -> Path:
+    text = SMOKE
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new, 1)
+    path = tmp_path / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_profile_reads_as_it_stands(tmp_path: Path) -> None:
+    assert params.read(file_with(tmp_path))["profile"] == "smoke"
+
+
+def test_every_missing_and_unknown_key_is_named_at_once(tmp_path: Path) -> None:
+    path = file_with(tmp_path, ("  fps: 8", "  fpz: 8"), ("\n  rollouts: ", "\n  rolouts: "), ("\nseed: 0", ""))
+    with pytest.raises(ValueError, match="missing key sample.rollouts") as error:
+        params.read(path)
+    for wrong in ("missing key video.fps", "unknown key video.fpz", "unknown key sample.rolouts", "missing key seed"):
+        assert wrong in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def test_sections_of_other_libraries_are_free(tmp_path: Path) -> None:
+    path = file_with(tmp_path, ("    base_dim: 8", "    base_dim: 8\n    attn_scales: []"))
+    assert params.read(path)["model"]["vae"]["attn_scales"] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1, 2]", "holds list, not sections"),
+        ("", "holds NoneType, not sections"),
+        ("a: [1", "is not valid YAML"),
+        ("a: 1\na: 2", "is not valid YAML"),
+        ("a: !!python/object/apply:os.system [ls]", "is not valid YAML|unknown key a"),
+    ],
+)
+def test_what_is_no_params_file_is_said(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        params.read(path)
+
+
+def test_a_missing_file_says_how_to_get_one(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="does not exist; .*make profile"):
+        params.read(tmp_path / "params.yaml")
+
+
+def test_a_section_becomes_its_dataclass(tmp_path: Path) -> None:
+    path = file_with(tmp_path, ("learning_rate: 2.0e-3", 'learning_rate: "1e-4"'))
+    config = params.section(path, "train_teacher", TeacherConfig)
+    assert isinstance(config.optimizer, OptimizerConfig)
+    assert config.optimizer.learning_rate == 1e-4  # a quoted number is a number
+    assert config.optimizer.betas == (0.9, 0.99)
+    assert params.section(path, "model.text_tokens", int) == 12
+    with pytest.raises(ValueError, match="missing section train_techer"):
+        params.section(path, "train_techer", TeacherConfig)
+
+
+def test_every_wrong_field_of_a_section_is_named() -> None:
+    value = {**GOOD, "rate": "fast", "count": 2.5, "extra": 1, "init": {**GOOD["init"], "branch": "main"}}  # type: ignore[dict-item]
+    del value["names"]
+    with pytest.raises(ValueError, match="toy.rate") as error:
+        params.build(Toy, value, name="toy")
+    for wrong in ("toy.count", "toy.names", "toy.extra", "toy.init.branch", "'fast'", "2.5"):
+        assert wrong in str(error.value)
+
+
+def test_a_dataclass_s_own_sentence_comes_through() -> None:
+    wrong = {**GOOD, "init": {"folder": "x", "hub": "org/model", "revision": None}}
+    with pytest.raises(ValueError, match=r"toy.init: .*init.hub is org/model without init.revision"):
+        params.build(Toy, wrong, name="toy")
+    assert params.build(Toy, GOOD, name="toy").init.folder == Path("x")
+
+
+def test_use_puts_a_profile_in_place(tmp_path: Path) -> None:
+    target = tmp_path / "params.yaml"
+    target.write_text("mine")
+    params.use("smoke", target)
+    assert target.read_text(encoding="utf-8") == SMOKE
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_use_of_an_unknown_profile_lists_the_known_and_changes_nothing(tmp_path: Path) -> None:
+    target = tmp_path / "params.yaml"
+    target.write_text("mine")
+    with pytest.raises(ValueError, match="no profile 'gpu'; known: .*laptop, smoke, wan-1.3b"):
+        params.use("gpu", target)
+    assert target.read_text() == "mine"
+
+
+def test_the_command(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "causvid.params"]
+    env = {"PYTHONPATH": str(params.ROOT)}
+    done = subprocess.run([*command, "use", "smoke"], cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == "params.yaml is now the profile smoke\n"
+    assert (tmp_path / "params.yaml").read_text(encoding="utf-8") == SMOKE
+    for arguments, said in [(["use", "nope"], "known:"), ([], "usage:")]:
+        failed = subprocess.run([*command, *arguments], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+        assert failed.returncode == 1
+        assert said in failed.stderr
+        assert "Traceback" not in failed.stderr

@@ -1,0 +1,117 @@
+"""Training jobs on the toy world, and a tracker that keeps nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+import torch
+
+from causvid.data import manifest
+from causvid.diffusion.schedule import ScheduleConfig
+from causvid.models.pretrained import Init
+from causvid.runtime.device import Precision
+from causvid.training.checkpoint import Stateful
+from causvid.training.dmd_step import DmdConfig, DmdJob, DmdStep, train_dmd
+from causvid.training.ode_step import OdeConfig, OdeJob, OdeStep, train_ode_init
+from causvid.training.optimizers import OptimizerConfig
+from causvid.training.teacher_step import TeacherConfig, TeacherJob, TeacherStep, train_teacher
+from causvid.training.vae_step import VaeConfig, VaeJob, VaeStep, train_vae
+
+SCRATCH = Init(folder=Path("no such folder"), hub=None, revision=None)
+
+
+class SilentTracker:
+    """Stands for an MLflow run."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Nothing."""
+
+
+class TrainingStep(Protocol):
+    """What every step object is."""
+
+    def parts(self) -> dict[str, Stateful]: ...
+
+    def __call__(self, step: int) -> dict[str, torch.Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One way to train: its job (by seed, steps and further changes of its config), its step object, its whole run."""
+
+    job: Callable[..., Any]
+    step: Callable[[Any], TrainingStep]
+    train: Callable[[Any], None]
+
+
+def optimizer(kind: str = "adamw", **changes: Any) -> OptimizerConfig:
+    values: dict[str, Any] = {
+        "kind": kind,
+        "learning_rate": 1e-2,
+        "betas": (0.9, 0.99),
+        "weight_decay": 0.01,
+        "grad_clip": 1.0,
+        "warmup_steps": 2,
+        "decay": "cosine",
+    }
+    return OptimizerConfig(**{**values, **changes})
+
+
+@pytest.fixture
+def kinds(world: Path, schedule: ScheduleConfig, transformer_config: dict[str, Any], vae_config: dict[str, Any]) -> dict[str, Kind]:
+    """Teacher, ODE, DMD and VAE training on the toy world; every part of each one's state matters within six steps."""
+    common: dict[str, Any] = {"tracker": SilentTracker(), "seed": 0}
+    network: dict[str, Any] = {
+        "precision": Precision.FLOAT32,
+        "gradient_checkpointing": False,
+        "prompts": world / "prompts",
+    }
+
+    def teacher(work: Path, *, steps: int = 6, precision: Precision = Precision.FLOAT32, **changes: Any) -> TeacherJob:
+        config: dict[str, Any] = {
+            "init": SCRATCH, "steps": steps, "batch_size": 4, "optimizer": optimizer("muon"), "prompt_dropout": 0.5,
+            "ema_decay": 0.5, "checkpoint_every": 2, **changes,
+        }  # fmt: skip
+        return TeacherJob(
+            config=TeacherConfig(**config), transformer=transformer_config, shift=3.0, work=work,
+            latents=world / "lmdb" / "latents", **{**common, **network, "precision": precision},
+        )  # fmt: skip
+
+    def ode(work: Path, *, steps: int = 6, precision: Precision = Precision.FLOAT32, **changes: Any) -> OdeJob:
+        config: dict[str, Any] = {
+            "steps": steps, "batch_size": 4, "optimizer": optimizer("muon"), "ema_decay": 0.5, "checkpoint_every": 2, **changes,
+        }  # fmt: skip
+        return OdeJob(
+            config=OdeConfig(**config), schedule=schedule, frames_per_block=2, work=work, pairs=world / "lmdb" / "pairs",
+            teacher=world / "teacher", **{**common, **network, "precision": precision},
+        )  # fmt: skip
+
+    def dmd(work: Path, *, steps: int = 6, precision: Precision = Precision.FLOAT32, **changes: Any) -> DmdJob:
+        config: dict[str, Any] = {
+            "steps": steps, "batch_size": 4, "critic_updates_per_student_update": 2, "critic_only_steps": 1,
+            "guidance_scale": 2.0, "student_optimizer": optimizer(), "critic_optimizer": optimizer(learning_rate=2e-2),
+            "score_shift": 3.0, "score_timesteps": (20.0, 980.0), "ema_decay": 0.5, "checkpoint_every": 2, **changes,
+        }  # fmt: skip
+        return DmdJob(
+            config=DmdConfig(**config), schedule=schedule, work=work, latents=world / "lmdb" / "latents",
+            teacher=world / "teacher", student=world / "student", **{**common, **network, "precision": precision},
+        )  # fmt: skip
+
+    def vae(work: Path, *, steps: int = 6, **changes: Any) -> VaeJob:
+        config: dict[str, Any] = {
+            "init": SCRATCH, "steps": steps, "image_steps": 3, "image_batch_size": 4, "batch_size": 2,
+            "optimizer": optimizer("muon"), "kl_weight": 1e-5, "held_out_clips": 2, "checkpoint_every": 2, **changes,
+        }  # fmt: skip
+        clips = tuple(world / "clips" / row["path"] for row in manifest.read_manifest(world / "clips"))[:-2]
+        return VaeJob(config=VaeConfig(**config), vae=vae_config, clips=clips, work=work, **common)
+
+    return {
+        "teacher": Kind(teacher, TeacherStep, train_teacher),
+        "ode": Kind(ode, OdeStep, train_ode_init),
+        "dmd": Kind(dmd, DmdStep, train_dmd),
+        "vae": Kind(vae, VaeStep, train_vae),
+    }

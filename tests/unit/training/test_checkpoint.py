@@ -1,0 +1,143 @@
+"""Checkpoints on disk: the newest good one wins, whatever was done to the others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from causvid.training.checkpoint import KEEP, _sha256, resume, save
+
+
+def module(value: float) -> torch.nn.Linear:
+    linear = torch.nn.Linear(2, 2)
+    with torch.no_grad():
+        linear.weight.fill_(value)
+    return linear
+
+
+def saved(folder: Path, *steps: int) -> None:
+    for step in steps:
+        save(folder, step, {"net": module(step)}, [{"step": k, "loss": 0.1 * k} for k in range(step)])
+
+
+def resumed(folder: Path) -> tuple[int, float, int]:
+    """Step, first weight and length of the history that come back."""
+    net = module(-1.0)
+    step, history = resume(folder, {"net": net})
+    return step, net.weight[0, 0].item(), len(history)
+
+
+def test_nothing_saved_is_a_beginning(tmp_path: Path) -> None:
+    assert resumed(tmp_path / "none") == (0, -1.0, 0)
+
+
+def test_the_newest_comes_back_and_only_the_last_few_are_kept(tmp_path: Path) -> None:
+    saved(tmp_path, 2, 4, 10)
+    assert resumed(tmp_path) == (10, 10.0, 10)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-0000004", "step-0000010"]
+    assert KEEP == 2
+
+
+def test_numbers_of_the_history_come_back_to_the_bit(tmp_path: Path) -> None:
+    history = [{"step": 0, "loss": 0.1 + 0.2, "grad_norm": 1e-323}]
+    save(tmp_path, 1, {"net": module(1)}, history)
+    assert resume(tmp_path, {"net": module(0)})[1] == history
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "cut weights": lambda p: cut(p / "state.pt"),
+    "flipped bit": lambda p: flip(p / "state.pt"),
+    "empty weights": lambda p: (p / "state.pt").write_bytes(b""),
+    "no weights": lambda p: (p / "state.pt").unlink(),
+    "no manifest": lambda p: (p / "manifest.json").unlink(),
+    "cut manifest": lambda p: cut(p / "manifest.json"),
+    "empty manifest": lambda p: (p / "manifest.json").write_text(""),
+    "foreign manifest": lambda p: (p / "manifest.json").write_text("{}"),
+    "manifest of another shape": lambda p: (p / "manifest.json").write_text("[1]"),
+    "another step": lambda p: edit(p / "manifest.json", '"step": 4', '"step": 5'),
+    "another history": lambda p: edit(p / "manifest.json", "0.1", "0.3"),
+    "not even text": lambda p: (p / "manifest.json").write_bytes(b"\xff\xfe\x00"),
+    "empty folder": lambda p: [f.unlink() for f in p.iterdir()],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_newest_gives_way_to_the_one_before(tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    saved(tmp_path, 2, 4)
+    DAMAGES[damage](tmp_path / "step-0000004")
+    assert resumed(tmp_path) == (2, 2.0, 2)
+    assert "step-0000004 is damaged; trying the checkpoint before it" in capsys.readouterr().err
+
+
+def test_a_damaged_one_is_replaced_when_training_comes_by_again(tmp_path: Path) -> None:
+    saved(tmp_path, 2, 4)
+    flip(tmp_path / "step-0000004" / "state.pt")
+    saved(tmp_path, 4)
+    assert resumed(tmp_path) == (4, 4.0, 4)
+
+
+def test_all_damaged_is_a_beginning(tmp_path: Path) -> None:
+    saved(tmp_path, 2, 4)
+    for folder in tmp_path.iterdir():
+        cut(folder / "state.pt")
+    assert resumed(tmp_path) == (0, -1.0, 0)
+
+
+def test_leftovers_of_a_killed_save_are_ignored_and_cleared(tmp_path: Path) -> None:
+    saved(tmp_path, 2)
+    for leftover in (".building", ".step-0000004.publishing"):
+        (tmp_path / leftover).mkdir()
+        (tmp_path / leftover / "state.pt").write_bytes(b"half")
+    assert resumed(tmp_path) == (2, 2.0, 2)
+    saved(tmp_path, 4)
+    assert resumed(tmp_path) == (4, 4.0, 4)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-0000002", "step-0000004"]
+
+
+class Payload:
+    """Runs code when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return Path.touch, (self.marker,)
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
+    """Whoever can write into the folder can write a fitting manifest too."""
+    saved(tmp_path / "c", 2)
+    marker = tmp_path / "ran"
+    torch.save({"net": Payload(marker)}, tmp_path / "c" / "step-0000002" / "state.pt")
+    manifest = tmp_path / "c" / "step-0000002" / "manifest.json"
+    digest = _sha256(tmp_path / "c" / "step-0000002" / "state.pt")
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "sha256": digest}))
+    with pytest.raises(Exception, match="[Ww]eights"):
+        resumed(tmp_path / "c")
+    assert not marker.exists()
+
+
+def test_a_module_of_another_shape_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path, 2)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        resume(tmp_path, {"net": torch.nn.Linear(3, 2)})

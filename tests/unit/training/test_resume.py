@@ -1,0 +1,114 @@
+"""Stopped and resumed equals never stopped, bit for bit; and every part of the state is needed for it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from causvid.training import checkpoint
+from causvid.training.trainer import CURVE, train
+
+KINDS = ["teacher", "ode", "dmd", "vae"]
+KINDS_WITH_PARTS = [
+    ("teacher", "model"), ("teacher", "average"), ("teacher", "optimizer"),
+    ("ode", "model"), ("ode", "average"), ("ode", "optimizer"),
+    ("dmd", "student"), ("dmd", "average"), ("dmd", "critic"), ("dmd", "student_optimizer"), ("dmd", "critic_optimizer"),
+    ("vae", "model"), ("vae", "optimizer"),
+]  # fmt: skip
+
+
+class Killed(Exception):
+    """Stands for SIGKILL between two steps."""
+
+
+class Mortal:
+    """A step object that dies before step ``at``; ``without`` names a part it fails to restore."""
+
+    def __init__(self, step: Any, *, at: int | None = None, without: str | None = None) -> None:
+        self.step, self.at, self.without = step, at, without
+
+    def parts(self) -> Mapping[str, checkpoint.Stateful]:
+        return {name: part for name, part in self.step.parts().items() if name != self.without}
+
+    def __call__(self, index: int) -> dict[str, torch.Tensor]:
+        if index == self.at:
+            raise Killed
+        return self.step(index)  # type: ignore[no-any-return]
+
+
+def tensors(value: Any) -> Iterator[torch.Tensor]:
+    """Every tensor of nested state, in order."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for key in value:
+            yield from tensors(value[key])
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors(item)
+
+
+def fingerprint(step: Any) -> dict[str, str]:
+    """sha256 of every part's state."""
+    return {
+        name: hashlib.sha256(b"".join(t.detach().contiguous().numpy().tobytes() for t in tensors(part.state_dict()))).hexdigest()
+        for name, part in step.parts().items()
+    }
+
+
+def run(job: Any, kind: Any, *, at: int | None = None, without: str | None = None) -> tuple[dict[str, str], str]:
+    """Train ``job`` in a fresh object; returns the fingerprint and the curve."""
+    step = kind.step(job)
+    mortal = Mortal(step, at=at, without=without)
+    train(mortal, steps=job.config.steps, checkpoint_every=job.config.checkpoint_every, work=job.work, tracker=job.tracker)
+    return fingerprint(step), (job.work / CURVE).read_text()
+
+
+def killed(job: Any, kind: Any, at: int) -> None:
+    with pytest.raises(Killed):
+        run(job, kind, at=at)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_resumed_equals_never_stopped_and_two_runs_are_equal(name: str, kinds: dict[str, Any], tmp_path: Path) -> None:
+    kind = kinds[name]
+    torch.manual_seed(1)
+    straight = run(kind.job(tmp_path / "straight"), kind)
+    torch.manual_seed(2)
+    assert run(kind.job(tmp_path / "again"), kind) == straight
+    stopped = kind.job(tmp_path / "stopped")
+    killed(stopped, kind, at=3)  # one step after the checkpoint of 2: that step is done again
+    torch.manual_seed(3)
+    killed(stopped, kind, at=5)
+    assert run(stopped, kind) == straight
+    assert straight[1].count("\n") == 1 + 6  # a row for every step
+
+
+@pytest.mark.parametrize(("name", "part"), KINDS_WITH_PARTS)
+def test_without_any_one_part_a_resumed_run_differs(name: str, part: str, kinds: dict[str, Any], tmp_path: Path) -> None:
+    """The negative control: if this passed with a part lost, the test above would prove nothing about it."""
+    kind = kinds[name]
+    assert part in kind.step(kind.job(tmp_path)).parts()
+    straight = run(kind.job(tmp_path / "straight"), kind)
+    stopped = kind.job(tmp_path / "stopped")
+    killed(stopped, kind, at=5)
+    assert run(stopped, kind, without=part)[0] != straight[0]
+
+
+def test_no_part_is_missing_from_the_list_above(kinds: dict[str, Any], tmp_path: Path) -> None:
+    found = [(name, part) for name in KINDS for part in kinds[name].step(kinds[name].job(tmp_path)).parts()]
+    assert found == KINDS_WITH_PARTS
+
+
+def test_a_run_killed_after_its_last_step_only_exports(kinds: dict[str, Any], tmp_path: Path) -> None:
+    kind, job = kinds["ode"], kinds["ode"].job(tmp_path)
+    run(job, kind)
+    (tmp_path / CURVE).rename(tmp_path / "before.csv")
+    kind.train(job)
+    assert (tmp_path / CURVE).read_bytes() == (tmp_path / "before.csv").read_bytes()
+    assert (tmp_path / "export" / "config.json").is_file()

@@ -1,0 +1,272 @@
+"""What each way to train does in one step, and what zero steps leave."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from causvid.data.latent_store import LatentStore, Record, write_store
+from causvid.data.video_reader import read_frames
+from causvid.diffusion.schedule import ScheduleConfig
+from causvid.models.causal_wan import CausalWanTransformer3DModel
+from causvid.models.pretrained import Init
+from causvid.models.vae import encode, load_vae, posterior, to_unit
+from causvid.models.wan import load_transformer
+from causvid.runtime.device import Precision
+from causvid.training.ode_step import pick_states
+from causvid.training.optimizers import OptimizerConfig
+from causvid.training.trainer import CURVE
+from causvid.training.vae_step import latent_size
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / WEIGHTS)
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+# --- zero steps -------------------------------------------------------------------------------------------------------
+
+
+def test_zero_dmd_steps_export_the_student_exactly(kinds: dict[str, Any], world: Path, tmp_path: Path) -> None:
+    kinds["dmd"].train(kinds["dmd"].job(tmp_path, steps=0))
+    assert same(weights(tmp_path / "export"), weights(world / "student"))
+    exported = load_transformer(tmp_path / "export")
+    assert isinstance(exported, CausalWanTransformer3DModel)
+    assert exported.config.frames_per_block == 2
+    assert (tmp_path / CURVE).read_text() == "step\n"
+
+
+def test_critic_only_steps_leave_the_student_as_it_was(kinds: dict[str, Any], world: Path, tmp_path: Path) -> None:
+    kinds["dmd"].train(kinds["dmd"].job(tmp_path, steps=2, critic_only_steps=2))
+    assert same(weights(tmp_path / "export"), weights(world / "student"))
+
+
+def test_zero_ode_steps_export_the_teacher_as_a_student(kinds: dict[str, Any], world: Path, tmp_path: Path) -> None:
+    kinds["ode"].train(kinds["ode"].job(tmp_path, steps=0))
+    assert same(weights(tmp_path / "export"), weights(world / "teacher"))
+    assert isinstance(load_transformer(tmp_path / "export"), CausalWanTransformer3DModel)
+
+
+def test_zero_steps_export_what_init_names(kinds: dict[str, Any], world: Path, tmp_path: Path) -> None:
+    (tmp_path / "t").mkdir()
+    (tmp_path / "v").mkdir()
+    found = Init(folder=world, hub=None, revision=None)
+    teacher = kinds["teacher"].job(tmp_path / "t", steps=0, init=Init(folder=world / "teacher", hub=None, revision=None))
+    kinds["teacher"].train(teacher)
+    assert same(weights(tmp_path / "t" / "export"), weights(world / "teacher"))
+    kinds["vae"].train(kinds["vae"].job(tmp_path / "v", steps=0, init=found))
+    assert same(weights(tmp_path / "v" / "export"), weights(world / "vae"))
+    assert load_vae(tmp_path / "v" / "export").config.latents_std == load_vae(world / "vae").config.latents_std
+
+
+# --- the weight average -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "network"), [("teacher", "model"), ("ode", "model"), ("dmd", "student")])
+def test_the_export_is_the_weight_average(name: str, network: str, kinds: dict[str, Any], tmp_path: Path) -> None:
+    """Average after the first update = the weights; then decay average + (1 - decay) weights."""
+    step = kinds[name].step(kinds[name].job(tmp_path, ema_decay=0.75, critic_only_steps=0) if name == "dmd" else kinds[name].job(tmp_path, ema_decay=0.75))
+    history = []
+    for index in (0, 2, 4):  # DMD updates its student in every second step
+        step(index)
+        history.append(state(getattr(step, network)))
+    for parameter, average in step.average.module.state_dict().items():
+        a, b, c = (h[parameter] for h in history)
+        torch.testing.assert_close(average, 0.75 * (0.75 * a + 0.25 * b) + 0.25 * c, rtol=1e-5, atol=1e-6)
+
+
+# --- DMD --------------------------------------------------------------------------------------------------------------
+
+
+def test_dmd_moves_the_right_network_at_the_right_time(kinds: dict[str, Any], tmp_path: Path) -> None:
+    """Critic in every step; student after ``critic_only_steps``, every ``critic_updates_per_student_update``-th; teacher never."""
+    step = kinds["dmd"].step(kinds["dmd"].job(tmp_path, steps=20, critic_only_steps=2, critic_updates_per_student_update=3))
+    teacher = state(step.teacher)
+    updated = []
+    for index in range(9):
+        student, critic = state(step.student), state(step.critic)
+        values = step(index)
+        assert not same(state(step.critic), critic)
+        updated.append(not same(state(step.student), student))
+        assert ("student_loss" in values) == updated[-1]
+        assert {"critic_loss", "critic_grad_norm"} <= values.keys()
+    assert updated == [False, False, True, False, False, True, False, False, True]
+    assert same(state(step.teacher), teacher)
+    assert all(parameter.grad is None for network in (step.teacher, step.student, step.critic) for parameter in network.parameters())
+
+
+def test_the_student_sees_real_clips_noised_block_by_block(
+    kinds: dict[str, Any], schedule: ScheduleConfig, world: Path, tmp_path: Path
+) -> None:
+    """facts 3.5: per block one of the denoising times or clean; clean blocks are the data untouched."""
+    step = kinds["dmd"].step(kinds["dmd"].job(tmp_path, batch_size=8))
+    seen = []
+    step.student.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append((args[0], kwargs["timestep"])), with_kwargs=True
+    )
+    step(1)
+    stored = LatentStore(world / "lmdb" / "latents")
+    clips = torch.stack([stored[k].latents for k in range(8)])
+    drawn: set[float] = set()
+    for x_t, timestep in seen:
+        assert timestep.shape == (8, 4)
+        assert torch.equal(timestep[:, 0::2], timestep[:, 1::2])  # blocks of two frames share a time
+        drawn |= set(timestep.flatten().tolist())
+        for sample, times in zip(x_t, timestep, strict=True):
+            clean = times == 0
+            if clean.any():
+                assert (clips[:, :, clean] == sample[:, clean]).flatten(1).all(dim=1).any()
+            assert not (clips[:, :, ~clean] == sample[:, ~clean]).flatten(1).all(dim=1).any() or clean.all()
+    assert drawn == {*schedule.denoising_timesteps, 0.0}
+    assert len(seen) == 2  # the student's own update and the critic's sample: fresh draws each
+    assert not torch.equal(seen[0][1], seen[1][1])
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch: a slower kernel for norm_q
+def test_bfloat16_uses_the_weights_of_now(kinds: dict[str, Any], tmp_path: Path) -> None:
+    """autocast keeps its casts of the weights until its context ends; the student moves between its turn and the critic's."""
+    fast = OptimizerConfig(
+        kind="adamw", learning_rate=0.5, betas=(0.0, 0.99), weight_decay=0.0, grad_clip=1.0, warmup_steps=0, decay="constant"
+    )
+    step = kinds["dmd"].step(
+        kinds["dmd"].job(tmp_path, precision=Precision.BFLOAT16, student_optimizer=fast, critic_only_steps=0)
+    )
+    samples = []
+    step.student.register_forward_hook(lambda _, args, kwargs, out: samples.append((args, kwargs, out[0].detach())), with_kwargs=True)
+    step(0)
+    args, kwargs, sample = samples[-1]  # what the critic trained on, after the student's update
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        now = step.student(*args, **kwargs)[0]
+    torch.testing.assert_close(sample, now)
+
+
+# --- the others -------------------------------------------------------------------------------------------------------
+
+
+def test_prompt_dropout_takes_the_negative_prompt(kinds: dict[str, Any], tmp_path: Path) -> None:
+    for dropout, expected in [(0.0, False), (1.0, True)]:
+        step = kinds["teacher"].step(kinds["teacher"].job(tmp_path, prompt_dropout=dropout))
+        seen: list[torch.Tensor] = []
+        step.model.register_forward_pre_hook(lambda _, __, kwargs, seen=seen: seen.append(kwargs["encoder_hidden_states"]), with_kwargs=True)
+        step(0)
+        negative = step.texts.negative()[0]
+        assert {torch.equal(row, negative) for row in seen[0]} == {expected}
+
+
+def test_teacher_times_cover_the_schedule_evenly(kinds: dict[str, Any], tmp_path: Path) -> None:
+    step = kinds["teacher"].step(kinds["teacher"].job(tmp_path, batch_size=8))
+    seen: list[torch.Tensor] = []
+    step.model.register_forward_pre_hook(lambda _, __, kwargs: seen.append(kwargs["timestep"]), with_kwargs=True)
+    for index in (0, 1):
+        step(index)
+    for times in seen:
+        sigma = times.double() / 1000
+        unshifted = sigma / (3 - 2 * sigma)  # inverse of shift 3
+        assert [int(u * 8) for u in unshifted.tolist()] == list(range(8))
+    assert not torch.equal(*seen)
+
+
+def test_pairs_at_other_times_than_the_schedule_s_are_refused(kinds: dict[str, Any], tmp_path: Path) -> None:
+    job = kinds["ode"].job(tmp_path)
+    other = ScheduleConfig(shift=3.0, solver_steps=4, denoising_timesteps=(1000, 900, 750), context_timestep=0.0)
+    with pytest.raises(ValueError, match=r"\[1000.0, 750.0, 500.0, 0.0\].*asks for \[1000.*, 900.*, 750.*, 0.0\]"):
+        kinds["ode"].step(replace(job, schedule=other))
+    with pytest.raises(ValueError, match="model.frames_per_block is 3; 4 latent frames divide into blocks of 1, 2, 4"):
+        kinds["ode"].step(replace(job, frames_per_block=3))
+
+
+def test_a_frame_comes_from_the_chosen_state() -> None:
+    trajectory = torch.arange(2 * 3 * 1 * 4).view(2, 3, 1, 4, 1, 1).float()  # sample b, state t, frame f: 12 b + 4 t + f
+    chosen = torch.tensor([[0, 0, 2, 2], [1, 1, 0, 0]])
+    picked = pick_states(trajectory, chosen)
+    assert picked.shape == (2, 1, 4, 1, 1)
+    assert picked.flatten(1).tolist() == [[0, 1, 10, 11], [16, 17, 14, 15]]
+
+
+def test_ode_inputs_are_states_of_one_trajectory(kinds: dict[str, Any], world: Path, tmp_path: Path) -> None:
+    step = kinds["ode"].step(kinds["ode"].job(tmp_path))
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    step.model.register_forward_pre_hook(lambda _, args, kwargs: seen.append((args[0], kwargs["timestep"])), with_kwargs=True)
+    step(0)
+    stored = LatentStore(world / "lmdb" / "pairs")
+    pairs = torch.stack([stored[k].latents for k in range(len(stored))])  # [N, T, C, F, H, W]
+    states = {1000.0: 0, 750.0: 1, 500.0: 2, 0.0: 3}
+    ((x_t, timestep),) = seen
+    for sample, times in zip(x_t, timestep.tolist(), strict=True):
+        chosen = torch.tensor([[states[t] for t in times]] * len(pairs))
+        assert (pick_states(pairs, chosen) == sample).flatten(1).all(dim=1).any()
+
+
+def poisoned(folder: Path, world: Path, record: int) -> Path:
+    """The world's latents with one number that is none."""
+    source = LatentStore(world / "lmdb" / "latents")
+    clips = [source[k] for k in range(len(source))]
+    bad = clips[record].latents.clone()
+    bad[0, 0, 0, 0] = float("nan")
+    clips[record] = Record(bad, clips[record].prompt)
+    write_store(clips, folder, timesteps=None, per_transaction=8)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["teacher", "dmd"])
+def test_a_latent_that_is_none_stops_training_before_a_weight_moves(
+    name: str, kinds: dict[str, Any], world: Path, tmp_path: Path
+) -> None:
+    """facts, reliability E6: the released DMD turns one NaN into a step of zeros and goes on."""
+    clean = kinds[name].job(tmp_path, batch_size=2)
+    job = replace(clean, latents=poisoned(tmp_path / "lmdb", world, record=5))
+    step = kinds[name].step(job)
+    for index in range(8):
+        before = {key: state(part) for key, part in step.parts().items() if isinstance(part, torch.nn.Module)}
+        try:
+            step(index)
+        except FloatingPointError as error:
+            assert f"step {index}: the gradient is not finite; no weight was changed" in str(error)
+            after = {key: state(part) for key, part in step.parts().items() if isinstance(part, torch.nn.Module)}
+            assert all(torch.equal(after[key][n], value) for key in before for n, value in before[key].items())
+            return
+    pytest.fail("the poisoned clip was never met")
+
+
+def test_the_vae_trains_on_frames_then_on_clips(kinds: dict[str, Any], tmp_path: Path) -> None:
+    step = kinds["vae"].step(kinds["vae"].job(tmp_path))
+    sizes: list[torch.Size] = []
+    step.model.register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape))
+    for index in range(4):
+        step(index)
+    assert sizes == [(4, 3, 1, 32, 32)] * 3 + [(2, 3, 13, 32, 32)]
+
+
+def test_a_trained_vae_knows_its_latents_statistics(kinds: dict[str, Any], tmp_path: Path) -> None:
+    job = kinds["vae"].job(tmp_path)
+    kinds["vae"].train(job)
+    vae = load_vae(tmp_path / "export")
+    videos = [to_unit(torch.from_numpy(read_frames(clip)))[None] for clip in job.clips]
+    latents = torch.cat([encode(vae, video) for video in videos])
+    assert latents.mean(dim=(0, 2, 3, 4)).abs().max() < 1e-4
+    torch.testing.assert_close(latents.std(dim=(0, 2, 3, 4)), torch.ones(4), rtol=1e-2, atol=0)
+    assert tuple(posterior(vae, videos[0]).mean.shape[1:]) == latent_size(vae, videos[0])
+
+
+@pytest.mark.parametrize("name", ["teacher", "ode", "dmd"])
+def test_gradient_checkpointing_does_not_change_training(name: str, kinds: dict[str, Any], tmp_path: Path) -> None:
+    curves = []
+    for checkpointed in (False, True):
+        job = replace(kinds[name].job(tmp_path / str(checkpointed), steps=2), gradient_checkpointing=checkpointed)
+        kinds[name].train(job)
+        curves.append((job.work / CURVE).read_text())
+    assert curves[0] == curves[1]

@@ -1,0 +1,129 @@
+"""The loop: what it logs, when it saves, and that it stops at a value that is none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from causvid.training import checkpoint, trainer
+from causvid.training.trainer import CURVE, read_last, train, write_curve
+
+
+class Counter:
+    """A step object whose whole state is one number; it returns what ``values`` says for a step."""
+
+    def __init__(self, values: Any) -> None:
+        self.values, self.module, self.seen = values, torch.nn.Linear(1, 1, bias=False), list[int]()
+
+    def parts(self) -> Mapping[str, checkpoint.Stateful]:
+        return {"module": self.module}
+
+    def __call__(self, step: int) -> dict[str, torch.Tensor]:
+        self.seen.append(step)
+        with torch.no_grad():
+            self.module.weight.fill_(step)
+        return {name: torch.tensor(value) for name, value in self.values(step).items()}
+
+
+class Log:
+    """Stands for an MLflow run."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, dict[str, float]]] = []
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        self.rows.append((step, dict(metrics)))
+
+
+def run(work: Path, step: Counter, steps: int, every: int = 100) -> Log:
+    log = Log()
+    train(step, steps=steps, checkpoint_every=every, work=work, tracker=log)  # type: ignore[arg-type]
+    return log
+
+
+def test_every_step_is_done_once_and_logged(tmp_path: Path) -> None:
+    counter = Counter(lambda step: {"loss": step / 2})
+    log = run(tmp_path, counter, 5)
+    assert counter.seen == [0, 1, 2, 3, 4]
+    assert log.rows == [(k, {"loss": k / 2}) for k in range(5)]
+    assert (tmp_path / CURVE).read_text() == "step,loss\n0,0.0\n1,0.5\n2,1.0\n3,1.5\n4,2.0\n"
+    assert read_last(tmp_path / CURVE) == {"loss": 2.0}
+
+
+def test_a_long_run_logs_about_a_hundred_rows_and_its_last(tmp_path: Path) -> None:
+    log = run(tmp_path, Counter(lambda step: {"loss": 1.0}), 1001)
+    assert [step for step, _ in log.rows] == [*range(0, 1001, 10)]
+    log = run(tmp_path / "b", Counter(lambda step: {"loss": 1.0}), 998)
+    assert log.rows[-1][0] == 997
+
+
+def test_what_happens_in_some_steps_only_still_gets_its_curve(tmp_path: Path) -> None:
+    """A student updated every fifth step, from step 1: the logged steps 0, 5, 10, … would never meet it."""
+    counter = Counter(lambda step: {"critic": 1.0} | ({"student": float(step)} if step % 5 == 1 else {}))
+    run(tmp_path, counter, 500)
+    rows = (tmp_path / CURVE).read_text().splitlines()
+    column = rows[0].split(",").index("student") if "student" in rows[0] else -1
+    assert column > 0, "the student's values were never logged"
+    assert sum(bool(row.split(",")[column]) for row in rows[1:]) >= 90
+
+
+@pytest.mark.parametrize("killed_at", [4, 33, 299])
+def test_a_resumed_run_has_the_same_curve_wherever_it_was_killed(tmp_path: Path, killed_at: int) -> None:
+    """Rows gather what earlier steps returned; a checkpoint may fall between such a step and its row."""
+
+    def values(step: int) -> dict[str, float]:
+        return {"critic": 1.0} | ({"student": float(step)} if step % 5 == 1 else {})
+
+    def mortal(step: int) -> dict[str, float]:
+        if step == killed_at:
+            raise KeyboardInterrupt
+        return values(step)
+
+    run(tmp_path / "straight", Counter(values), 300, every=32)  # logs every third step
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", Counter(mortal), 300, every=32)
+    run(tmp_path / "killed", Counter(values), 300, every=32)
+    assert (tmp_path / "killed" / CURVE).read_text() == (tmp_path / "straight" / CURVE).read_text()
+
+
+def test_checkpoints_fall_where_they_were_asked_for_and_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = []
+    monkeypatch.setattr(trainer.checkpoint, "save", lambda folder, step, *_: saved.append(step))
+    run(tmp_path, Counter(lambda step: {"loss": 1.0}), 7, every=3)
+    assert saved == [3, 6, 7]
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("-inf")])
+def test_a_value_that_is_none_stops_the_run_and_reaches_no_checkpoint(tmp_path: Path, poison: float) -> None:
+    counter = Counter(lambda step: {"loss": 1.0, "grad_norm": poison if step == 3 else 1.0})
+    with pytest.raises(FloatingPointError, match=f"step 3: grad_norm is {poison}"):
+        run(tmp_path, counter, 6, every=2)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-0000002"]
+    assert not (tmp_path / CURVE).exists()
+
+
+def test_a_value_that_is_none_between_two_logged_steps_reaches_no_checkpoint_either(tmp_path: Path) -> None:
+    counter = Counter(lambda step: {"loss": float("nan") if step == 1 else 1.0})
+    with pytest.raises(FloatingPointError):
+        run(tmp_path, counter, 300, every=2)  # logs steps 0, 3, 6, …
+    assert counter.seen == [0, 1]
+
+
+def test_no_steps_leave_an_empty_curve(tmp_path: Path) -> None:
+    run(tmp_path, Counter(lambda step: {}), 0)
+    assert (tmp_path / CURVE).read_text() == "step\n"
+    assert read_last(tmp_path / CURVE) == {}
+
+
+def test_a_curve_has_a_column_for_every_name_and_holes_stay_holes(tmp_path: Path) -> None:
+    write_curve(tmp_path / CURVE, [{"step": 0, "critic": 2.0}, {"step": 1, "critic": 1.5, "student": 0.1 + 0.2}, {"step": 2, "critic": 1.0}])
+    rows = [row.split(",") for row in (tmp_path / CURVE).read_text().splitlines()]
+    assert rows[0][0] == "step"
+    assert sorted(rows[0]) == ["critic", "step", "student"]
+    assert rows[1][rows[0].index("student")] == ""
+    assert rows[2][rows[0].index("student")] == "0.30000000000000004"
+    assert read_last(tmp_path / CURVE) == {"critic": 1.0, "student": 0.30000000000000004}

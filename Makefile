@@ -11,6 +11,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 
 .PHONY: env vbench-env repro test test-slow test-browser check flow ui report profile dag plan lock clean
 
@@ -44,11 +45,21 @@ check: env ## style, types, import floors
 	mypy
 	lint-imports
 
+test-browser: env ## the pages in headless Chromium (Debian's)
+	command -v chromium && command -v chromedriver || { apt-get update && apt-get install -y chromium chromium-driver; }
+	python -m pytest -m browser
+
 test-slow: env vbench-env
 	python -m pytest -m slow
 
 flow: env vbench-env ## the same experiment as a Prefect flow
 	python -m flows.distill
+
+ui: env ## Prefect on http://127.0.0.1:4200, MLflow on http://127.0.0.1:5000; Ctrl-C stops both
+	@prefect server start --host 127.0.0.1 & prefect=$$!; \
+	mlflow server --host 127.0.0.1 --port 5000 --workers 1 --backend-store-uri sqlite:///$(CURDIR)/mlflow.db \
+	  --allowed-hosts 127.0.0.1:5000,localhost:5000 & mlflow=$$!; \
+	trap "kill $$prefect $$mlflow; wait" EXIT; trap "exit 0" INT TERM; wait -n
 
 report: env ## the report alone
 	dvc repro report

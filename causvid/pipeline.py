@@ -26,7 +26,7 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
         transformer: WanTransformer3DModel,
         shift: float = 8.0,
         solver_steps: int = 50,
-        denoising_timesteps: Sequence[float] = (1000, 757, 522),
+        denoising_timesteps: list[float] | tuple[float, ...] = (1000, 757, 522),
         context_timestep: float = 0.0,
     ) -> None:
         super().__init__()
@@ -103,6 +103,7 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
         first one re-encoded from a single decoded frame: a window's first latent stands for one frame, not several
         (the recipe of the released long-video script). Positions restart in every window.
         """
+        self._require_causal()
         stride, per_block = temporal_stride(self.vae), self.transformer.config.frames_per_block
         overlap = stride * (per_block - 1) + 1  # frames shown by a window's first block
         if overlap >= video.frames:
@@ -127,8 +128,7 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
         generators: Sequence[torch.Generator],
         context: torch.Tensor | None,
     ) -> Iterator[torch.Tensor]:
-        if not self.is_causal:
-            raise ValueError("streaming needs a causal student; this pipeline holds a bidirectional teacher")
+        self._require_causal()
         channels, frames, height, width = self.latent_shape(video).sizes
         noise = self._noise((channels, frames, height, width), generators)
         return generate_blocks(
@@ -139,6 +139,10 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
             lambda k: self._noise((channels, k, height, width), generators),
             context,
         )
+
+    def _require_causal(self) -> None:
+        if not self.is_causal:
+            raise ValueError("streaming needs a causal student; this pipeline holds a bidirectional teacher")
 
     def _noise(self, size: tuple[int, ...], generators: Sequence[torch.Generator]) -> torch.Tensor:
         noise: torch.Tensor = randn_tensor((len(generators), *size), generator=list(generators), device=self.device)

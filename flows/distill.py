@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated
 
 # Prefect looks at it when it is imported.
-os.environ["DO_NOT_TRACK"] = "true"
+os.environ.setdefault("DO_NOT_TRACK", "true")
 
 import typer
 from dvc.repo import Repo

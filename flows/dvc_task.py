@@ -94,17 +94,7 @@ def run_dvc(
     deadline = started + (float("inf") if stage.timeout is None else stage.timeout)
     tail: deque[str] = deque(maxlen=TAIL)
     outcome: Outcome | None = None
-    process = subprocess.Popen(
-        command(stage.name),
-        cwd=root,
-        env=_environment(environment),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
+    process = _start(command(stage.name), root, environment)
     try:
         for line in _lines(process):
             if stop.is_set():
@@ -134,10 +124,20 @@ def classify(line: str, stage: str) -> Outcome | None:
     return next((outcome for message, outcome in MESSAGES.items() if line == message.format(stage)), None)
 
 
-def _environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """Ours with the stages' python first on PATH, and with output that is not held back until a buffer is full."""
+def _start(command: list[str], root: Path, environment: Mapping[str, str]) -> subprocess.Popen[str]:
+    """In a session of its own, our python first on PATH, output not held back until a buffer is full."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **extra}
+    return subprocess.Popen(
+        command,
+        cwd=root,
+        env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
 
 
 def _lines(process: subprocess.Popen[str]) -> Iterator[str]:

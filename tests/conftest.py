@@ -70,7 +70,12 @@ def vae_config() -> dict[str, Any]:
 
 VIDEO = VideoShape(height=32, width=32, frames=13, fps=8)  # 4 latent frames of 4 x 4
 SCHEDULE = ScheduleConfig(shift=3.0, solver_steps=4, denoising_timesteps=(1000, 750, 500), context_timestep=0.0)
-CAPTIONS = [f"a {colour} {shape} moves {way}" for colour in ("red", "blue") for shape in ("ball", "cube") for way in ("left", "up")]
+CAPTIONS = [
+    f"a {colour} {shape} moves {way}"
+    for colour in ("red", "blue")
+    for shape in ("ball", "cube")
+    for way in ("left", "up")
+]
 
 
 @pytest.fixture(scope="session")
@@ -86,8 +91,10 @@ def schedule() -> ScheduleConfig:
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory, transformer_config: dict[str, Any], vae_config: dict[str, Any]) -> Path:
-    """What the stages would have made: clips/, vae/, prompts/, teacher/, student/, lmdb/latents/, lmdb/pairs/. Read only."""
+def world(
+    tmp_path_factory: pytest.TempPathFactory, transformer_config: dict[str, Any], vae_config: dict[str, Any]
+) -> Path:
+    """What stages would have made (read only): clips, vae, prompts, teacher, student, lmdb/latents, lmdb/pairs."""
     root = tmp_path_factory.mktemp("world")
     generator = torch.Generator().manual_seed(0)
 

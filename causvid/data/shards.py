@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,11 +26,14 @@ def shard_path(folder: Path, name: str) -> Path:
 
 
 def write_shard(folder: Path, name: str, shard: Shard) -> None:
-    """Write one shard so that it is there whole or not at all; safetensors gives equal bytes for equal content."""
+    """Write one shard so that it is there whole or not at all. Equal content gives equal bytes.
+
+    The notes are one entry of the file's metadata: safetensors writes several in a random order.
+    """
     path = shard_path(folder, name)
     temporary = path.with_suffix(".tmp")
     latents = shard.latents.to(torch.float16).contiguous().cpu()
-    save_file({"latents": latents}, temporary, metadata=dict(sorted(shard.notes.items())))
+    save_file({"latents": latents}, temporary, metadata={"notes": json.dumps(dict(shard.notes), sort_keys=True)})
     os.replace(temporary, path)
 
 
@@ -37,6 +41,6 @@ def read_shard(path: Path) -> Shard:
     """The shard at ``path``. Raises ValueError when it is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
-            return Shard(file.get_tensor("latents"), file.metadata() or {})
+            return Shard(file.get_tensor("latents"), json.loads((file.metadata() or {})["notes"]))
     except Exception as error:  # safetensors raises its own untyped errors for cut or foreign files
         raise ValueError(f"{path} is not a shard ({error}); delete it and run its stage again") from error

@@ -82,7 +82,7 @@ class _Worker(Generic[Job, Result]):
     def result(self) -> Result | Lost:
         try:
             result: Result | Lost | _Raised = self.connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             self.process.join()
             if self.process.exitcode == -signal.SIGALRM:
                 return Lost(code="timeout", reason=f"it took more than {self.seconds:g} seconds and was stopped")

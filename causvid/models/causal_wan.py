@@ -9,7 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import WanTransformer3DModel
+from diffusers import (
+    ModelMixin,  # noqa: F401  a pipeline folder names this module, and diffusers looks here for what can be loaded
+    WanTransformer3DModel,
+)
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock

@@ -58,6 +58,14 @@ def replicate(module: Module, *, unused_parameters: bool = False) -> Module:
     return module
 
 
+def total(value: torch.Tensor) -> torch.Tensor:
+    """Sum of every rank's ``value``."""
+    summed = value.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(summed)
+    return summed
+
+
 def mean(values: Mapping[str, torch.Tensor]) -> dict[str, float]:
     """Average of every rank's scalars, in one message; float64 so that one rank and two agree to rounding."""
     stacked = torch.stack([value.detach().double() for value in values.values()])

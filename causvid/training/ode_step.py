@@ -17,7 +17,7 @@ from causvid.diffusion.velocity import conditional
 from causvid.losses.ode_regression import ode_regression_loss
 from causvid.models.wan import causal_student, for_training, load_transformer
 from causvid.runtime import device as devices
-from causvid.runtime.distributed import is_main, replicate
+from causvid.runtime.distributed import is_main, replicate, total, world_size
 from causvid.runtime.seeding import generator
 from causvid.runtime.tracking import Tracker
 from causvid.shapes import BlockLayout
@@ -94,6 +94,9 @@ class OdeStep:
                 self.timesteps[chosen].to(self.device),
                 batch.latents[:, -1],
             )
+        # The loss is a mean over noisy frames, and ranks have different numbers of them.
+        noisy = (self.timesteps[chosen] > 0).sum().to(self.device, torch.float32)
+        loss = loss * noisy * world_size() / total(noisy).clamp(min=1)
         loss.backward()
         norm = self.optimizer.step(step)
         self.average.update_parameters(self.model)

@@ -31,7 +31,9 @@ def test_the_same_name_for_stage_module_and_params_section() -> None:
 def test_deps_are_the_computed_import_closure(stage: str) -> None:
     declared = {dep for dep in STANZAS[stage]["deps"] if dep.endswith((".py", ".jinja"))}
     computed = import_closure(ROOT / "stages" / f"{stage}.py", ROOT)
-    assert declared == computed, f"dvc.yaml, stage {stage}: add {sorted(computed - declared)}, drop {sorted(declared - computed)}"
+    assert declared == computed, (
+        f"dvc.yaml, stage {stage}: add {sorted(computed - declared)}, drop {sorted(declared - computed)}"
+    )
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -75,7 +77,9 @@ def test_every_module_reaches_a_stage() -> None:
 
 
 def test_package_markers_are_empty() -> None:
-    assert [p for d in ("causvid", "stages", "flows") for p in (ROOT / d).rglob("__init__.py") if p.stat().st_size] == []
+    assert [
+        p for d in ("causvid", "stages", "flows") for p in (ROOT / d).rglob("__init__.py") if p.stat().st_size
+    ] == []
 
 
 def test_only_one_file_says_cuda() -> None:
@@ -98,7 +102,17 @@ def test_readme_tree_is_the_tree() -> None:
     lines = (ROOT / "README.md").read_text().split("<!-- tree -->")[1].split("```")[1].splitlines()[1:]
     listed = {line.split()[0].rstrip("/") for line in lines if line.strip()}
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    files = {name for name in tracked if name.split("/")[0] in ("causvid", "stages", "flows") and (ROOT / name).stat().st_size}
-    missing = {name for name in files if not any(name == entry or name.startswith(f"{entry}/") for entry in listed if entry.count("/") or "." in entry)}
+    files = {
+        name
+        for name in tracked
+        if name.split("/")[0] in ("causvid", "stages", "flows") and (ROOT / name).stat().st_size
+    }
+    missing = {
+        name
+        for name in files
+        if not any(
+            name == entry or name.startswith(f"{entry}/") for entry in listed if entry.count("/") or "." in entry
+        )
+    }
     assert missing == set(), "say in the README's tree what these files are for"
     assert {entry for entry in listed if not (ROOT / entry).exists()} == set()

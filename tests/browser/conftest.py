@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 from urllib.error import URLError
 
 import pytest
-from selenium.webdriver import Chrome, ChromeOptions
+from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
@@ -59,7 +60,8 @@ class Page:
         self.pictures = pictures
 
     def open(self, url: str) -> None:
-        """Go to ``url``."""
+        """Go to ``url``, as somebody who comes from elsewhere: a change after '#' alone loads nothing."""
+        self.driver.get("about:blank")
         self.driver.get(url)
 
     def shows(self, *texts: str) -> str:
@@ -93,11 +95,15 @@ class Page:
 
 @pytest.fixture(scope="session")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
+    assert chromium, "chromium must be on PATH; 'make test-browser' installs it"
+    assert chromedriver, "chromedriver must be on PATH; 'make test-browser' installs it"
     options = ChromeOptions()
+    options.binary_location = chromium  # or Selenium looks for one to download
     for flag in FLAGS.split():
         options.add_argument(flag)
     options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
-    driver = Chrome(options=options)
+    driver = Chrome(options=options, service=ChromeService(chromedriver))
     pictures = tmp_path_factory.mktemp("pictures")
     yield Page(driver, pictures)
     driver.quit()
@@ -141,7 +147,8 @@ def _running(command: list[str], health: str, env: dict[str, str], root: Path) -
         try:
             deadline = time.monotonic() + 180
             while not _is_up(health):
-                assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
                 time.sleep(0.5)
             yield
         finally:

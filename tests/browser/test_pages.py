@@ -7,6 +7,7 @@ import io
 import pytest
 from PIL import Image
 from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.browser.conftest import Page, Servers
 from tests.unit.flows.tiny_pipeline import STAGES
@@ -22,8 +23,8 @@ def test_prefect_shows_the_run_with_its_graph_and_what_became_of_each_stage(serv
     for url, outcome in zip(urls, ("Unchanged", "Ran"), strict=True):
         page.open(url)
         page.shows("Completed", "4 Task runs")
+        WebDriverWait(page.driver, 60).until(lambda _: _green(page) > 1000, "no task is drawn in the graph")
         page.picture(f"prefect-{outcome}")
-        assert _green(page) > 1000, "no task is drawn in the graph"
         page.click("Task Runs")
         shown = page.shows(f"4 {outcome}", *STAGES)
         assert ("Ran" in shown) == (outcome == "Ran")
@@ -45,9 +46,7 @@ def test_mlflow_shows_the_child_run_with_its_sample(servers: Servers, page: Page
     page.open(f"{servers.mlflow}/#/experiments/1/runs")
     page.shows("distill", "2 matching runs")
     page.picture("mlflow-runs")
-    page.driver.find_element(
-        By.XPATH, "//*[@role='row']//button[.//*[contains(@class, 'plus')] or @aria-expanded]"
-    ).click()
+    page.driver.find_element(By.XPATH, "//a[normalize-space()='distill']/ancestor::*[@role='gridcell']//button").click()
     page.shows("report")
     page.picture("mlflow-children")
     page.click("report")
@@ -55,6 +54,7 @@ def test_mlflow_shows_the_child_run_with_its_sample(servers: Servers, page: Page
     page.picture("mlflow-child")
     page.click("Artifacts")
     page.shows("samples")
+    page.wait("location.hash.endsWith('/artifacts')")
     page.open(f"{page.driver.current_url}/samples/sample.mp4")
     assert page.wait("document.querySelector('video')?.videoWidth") == 64
     page.picture("mlflow-sample")

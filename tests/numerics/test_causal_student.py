@@ -43,7 +43,9 @@ def block_times(batch: int, frames: int, frames_per_block: int) -> torch.Tensor:
     return torch.stack(rows).repeat_interleave(frames_per_block, dim=1)
 
 
-def forward(model: torch.nn.Module, x: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor, **more: Any) -> torch.Tensor:
+def forward(
+    model: torch.nn.Module, x: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor, **more: Any
+) -> torch.Tensor:
     out: torch.Tensor = model(x, timestep=timestep, encoder_hidden_states=text, return_dict=False, **more)[0]
     return out
 
@@ -76,14 +78,23 @@ def test_cached_equals_uncached(
     for start in range(0, frames, frames_per_block):
         block = slice(start, start + frames_per_block)
         # A noisier pass first, as sampling does: the last write of a block is the one that counts.
-        forward(student, noisy[:, :, block], torch.full_like(timestep[:, block], 999.0), text, kv_cache=cache, start_frame=start)
+        forward(
+            student,
+            noisy[:, :, block],
+            torch.full_like(timestep[:, block], 999.0),
+            text,
+            kv_cache=cache,
+            start_frame=start,
+        )
         streamed = forward(student, x[:, :, block], timestep[:, block], text, kv_cache=cache, start_frame=start)
         assert_close(streamed, whole[:, :, block])
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("frames_per_block", [1, 2, 3])
-def test_a_later_block_cannot_change_an_earlier_one_by_a_bit(transformer_config: dict[str, Any], frames_per_block: int) -> None:
+def test_a_later_block_cannot_change_an_earlier_one_by_a_bit(
+    transformer_config: dict[str, Any], frames_per_block: int
+) -> None:
     student = causal_student(teacher_of(transformer_config), frames_per_block).eval()
     x, text = inputs(2, 6, 4, 6)
     timestep = block_times(2, 6, frames_per_block)
@@ -129,7 +140,7 @@ def test_state_dicts_load_both_ways(transformer_config: dict[str, Any]) -> None:
     other.load_state_dict(student.state_dict(), strict=True)
     assert other.state_dict().keys() == expected.keys()
     assert all(torch.equal(other.state_dict()[name], value) for name, value in expected.items())
-    assert len(expected) == 27 * 2 + 15  # facts: 27 tensors a block and 15 more
+    assert len(expected) == 27 * 2 + 15  # as in the released checkpoints: 27 tensors a block and 15 more
 
 
 class _MaskedAttention(WanAttnProcessor):
@@ -140,7 +151,12 @@ class _MaskedAttention(WanAttnProcessor):
         self.allowed = allowed
 
     def __call__(
-        self, attn: Any, hidden_states: torch.Tensor, encoder_hidden_states: Any = None, attention_mask: Any = None, rotary_emb: Any = None
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: Any = None,
+        attention_mask: Any = None,
+        rotary_emb: Any = None,
     ) -> torch.Tensor:
         mask = self.allowed if encoder_hidden_states is None else attention_mask
         out: torch.Tensor = super().__call__(attn, hidden_states, encoder_hidden_states, mask, rotary_emb)

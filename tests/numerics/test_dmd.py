@@ -37,7 +37,9 @@ def draw(seed: int, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, t
     return sample.requires_grad_(True), noise, torch.tensor([30.0, 500.0, 970.0], dtype=torch.float64)
 
 
-def gradient_of(sample: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor, teacher: Gaussian, critic: Gaussian) -> torch.Tensor:
+def gradient_of(
+    sample: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor, teacher: Gaussian, critic: Gaussian
+) -> torch.Tensor:
     out = dmd_loss(sample, noise, timestep, teacher=teacher.velocity, critic=critic.velocity)
     return torch.autograd.grad(out.loss, sample)[0]
 

@@ -145,7 +145,7 @@ def test_the_ode_loss_scores_noisy_frames_only() -> None:
 
 
 def test_the_ode_loss_of_nothing_but_context_is_zero() -> None:
-    """facts 10.21: the released code's mean over no frame is NaN."""
+    """The released code's mean over no frame is NaN."""
     clean, weight = draw(6, 1, torch.float32)[0], torch.ones((), requires_grad=True)
     loss = ode_regression_loss(lambda x, t: weight * x, clean, torch.zeros(2, 4), clean)
     loss.backward()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ def test_euler_is_of_order_one_on_a_linear_ode() -> None:
     for steps in (50, 100, 200, 400):
         end = solve_ode(lambda x, _: x, start, FlowSchedule(shift=1).sigmas(steps))[:, 0]
         errors.append((end - start / math.e).abs().max().item())
-    orders = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+    orders = [math.log2(a / b) for a, b in pairwise(errors)]
     assert orders == pytest.approx([1, 1, 1], abs=0.02)
 
 

@@ -27,7 +27,7 @@ def schedule(**changes: Any) -> ScheduleConfig:
 
 
 def test_the_released_trajectory_columns() -> None:
-    """facts 3.1: 50 Euler steps at shift 8 pass through 756.757 and 521.739 at states 36 and 44."""
+    """Released configuration: 50 Euler steps at shift 8 pass through 756.757 and 521.739 at states 36 and 44."""
     assert times(8, 50)[36].item() == pytest.approx(756.757, abs=5e-4)
     assert times(8, 50)[44].item() == pytest.approx(521.739, abs=5e-4)
     assert schedule().columns() == [0, 36, 44, 50]
@@ -37,7 +37,7 @@ def test_the_released_trajectory_columns() -> None:
 
 @pytest.mark.parametrize(("shift", "expected"), [(8, [960, 888.889, 727.273]), (5, [937.5, 833.333, 625])])
 def test_the_warped_four_steps(shift: float, expected: list[float]) -> None:
-    """facts 3.1: 750, 500, 250 warped by the shift; they lie on every grid of a multiple of four steps."""
+    """Released 4-step configuration: 750, 500, 250 warped by the shift; they lie on every grid of a multiple of four steps."""
     warped = FlowSchedule(shift=shift).shifted(torch.tensor([0.75, 0.5, 0.25], dtype=torch.float64)) * 1000
     assert warped.tolist() == pytest.approx(expected, abs=5e-4)
     for steps in (4, 48, 100):
@@ -59,7 +59,9 @@ def test_without_a_shift_steps_are_even() -> None:
 
 
 def test_a_step_that_is_no_solver_state_is_named_with_its_neighbours() -> None:
-    with pytest.raises(ValueError, match=r"denoising_timesteps has 750, .*solver_steps 50 .*shift 8; near it are \[") as error:
+    with pytest.raises(
+        ValueError, match=r"denoising_timesteps has 750, .*solver_steps 50 .*shift 8; near it are \["
+    ) as error:
         schedule(denoising_timesteps=(1000, 750))
     assert "756.8" in str(error.value)
 

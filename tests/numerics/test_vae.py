@@ -54,7 +54,9 @@ def calls_of(layer: torch.nn.Module) -> list[int]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("chunk_pixels", "calls"), [(WHOLE, [1, 16]), (8 * SIDE * SIDE, [1, 8, 8]), (1, [1, 4, 4, 4, 4])])
+@pytest.mark.parametrize(
+    ("chunk_pixels", "calls"), [(WHOLE, [1, 16]), (8 * SIDE * SIDE, [1, 8, 8]), (1, [1, 4, 4, 4, 4])]
+)
 def test_posterior_by_chunks_is_diffusers_encode(
     vae: AutoencoderKLWan, monkeypatch: pytest.MonkeyPatch, chunk_pixels: int, calls: list[int]
 ) -> None:
@@ -69,7 +71,9 @@ def test_posterior_by_chunks_is_diffusers_encode(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("chunk_pixels", "calls"), [(WHOLE, [1, 4]), (8 * SIDE * SIDE, [1, 2, 2]), (1, [1, 1, 1, 1, 1])])
+@pytest.mark.parametrize(
+    ("chunk_pixels", "calls"), [(WHOLE, [1, 4]), (8 * SIDE * SIDE, [1, 2, 2]), (1, [1, 1, 1, 1, 1])]
+)
 def test_decode_by_chunks_is_diffusers_decode(
     vae: AutoencoderKLWan, monkeypatch: pytest.MonkeyPatch, chunk_pixels: int, calls: list[int]
 ) -> None:
@@ -91,7 +95,9 @@ def test_streaming_by_blocks_is_decoding_the_whole(vae: AutoencoderKLWan, blocks
     decoder = StreamingDecoder(vae)
     parts = [decoder(block) for block in latents.split(blocks, dim=2)]
     stride = temporal_stride(vae)
-    assert [part.shape[2] for part in parts] == [stride * n - (stride - 1 if k == 0 else 0) for k, n in enumerate(blocks)]
+    assert [part.shape[2] for part in parts] == [
+        stride * n - (stride - 1 if k == 0 else 0) for k, n in enumerate(blocks)
+    ]
     torch.testing.assert_close(torch.cat(parts, dim=2).clamp(-1, 1), decode(vae, latents), rtol=1e-5, atol=1e-5)
 
 
@@ -100,8 +106,12 @@ def test_two_streams_do_not_disturb_each_other(vae: AutoencoderKLWan) -> None:
     first, second = encode(vae, clip())[:1], encode(vae, clip())[1:]
     one, two = StreamingDecoder(vae), StreamingDecoder(vae)
     mixed = [(one(a), two(b)) for a, b in zip(first.split(1, dim=2), second.split(1, dim=2), strict=True)]
-    torch.testing.assert_close(torch.cat([a for a, _ in mixed], dim=2).clamp(-1, 1), decode(vae, first), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(torch.cat([b for _, b in mixed], dim=2).clamp(-1, 1), decode(vae, second), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        torch.cat([a for a, _ in mixed], dim=2).clamp(-1, 1), decode(vae, first), rtol=1e-5, atol=1e-5
+    )
+    torch.testing.assert_close(
+        torch.cat([b for _, b in mixed], dim=2).clamp(-1, 1), decode(vae, second), rtol=1e-5, atol=1e-5
+    )
 
 
 @torch.no_grad()
@@ -132,7 +142,7 @@ def test_a_built_vae_starts_as_an_image_autoencoder(vae_config: dict[str, Any]) 
 
 @torch.no_grad()
 def test_a_built_residual_vae_starts_without_motion(vae_config: dict[str, Any]) -> None:
-    """Its shortcuts pad the first frame with zeros, so that one differs; the others of a still clip are all the same."""
+    """Its shortcuts pad the first frame with zeros; the other frames of a still clip are all the same."""
     still = posterior(build_vae(vae_config, seed=3), clip(1)[:, :, :1].expand(-1, -1, FRAMES, -1, -1)).mean
     torch.testing.assert_close(still[:, :, 1:], still[:, :, 1:2].expand_as(still[:, :, 1:]), rtol=1e-4, atol=1e-4)
 

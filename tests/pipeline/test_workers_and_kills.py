@@ -24,7 +24,14 @@ DMD = ("--latents", "data/lmdb/latents", "--prompts", "data/prompts", "--teacher
 def stage(clone: Clone, name: str, *options: str, params: Path, work: Path) -> None:
     """Run one stage by hand, outside DVC, with a params file and a work folder of its own."""
     command = (sys.executable, "-m", f"stages.{name}", *options, "--params", str(params))
-    done = subprocess.run(command, cwd=clone.root, env=clone.env | {"CAUSVID_WORK_DIR": str(work)}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command,
+        cwd=clone.root,
+        env=clone.env | {"CAUSVID_WORK_DIR": str(work)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
@@ -74,7 +81,15 @@ def test_dmd_under_ray_train_has_the_same_losses(smoke: Clone, tmp_path: Path) -
 
 def test_a_killed_dmd_run_goes_on_and_ends_with_the_same_weights(smoke: Clone, tmp_path: Path) -> None:
     params = variant(smoke, tmp_path / "long.yaml", train_dmd__steps=60, train_dmd__checkpoint_every=5)
-    options = [*DMD, "--out", str(tmp_path / "out"), "--metrics", str(tmp_path / "m.json"), "--curve", str(tmp_path / "curve.csv")]
+    options = [
+        *DMD,
+        "--out",
+        str(tmp_path / "out"),
+        "--metrics",
+        str(tmp_path / "m.json"),
+        "--curve",
+        str(tmp_path / "curve.csv"),
+    ]
     work = tmp_path / "killed"
     process = subprocess.Popen(
         [sys.executable, "-m", "stages.train_dmd", *options, "--params", str(params)],

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ class Toy:
     init: Init
 
 
-GOOD = {"rate": 0.5, "count": 3, "names": ["a"], "init": {"folder": "x", "hub": None, "revision": None}}
+GOOD: dict[str, Any] = {"rate": 0.5, "count": 3, "names": ["a"], "init": {"folder": "x", "hub": None, "revision": None}}
 
 
 def file_with(tmp_path: Path, *changes: tuple[str, str]) -> Path:
@@ -92,7 +93,7 @@ def test_a_section_becomes_its_dataclass(tmp_path: Path) -> None:
 
 
 def test_every_wrong_field_of_a_section_is_named() -> None:
-    value = {**GOOD, "rate": "fast", "count": 2.5, "extra": 1, "init": {**GOOD["init"], "branch": "main"}}  # type: ignore[dict-item]
+    value = {**GOOD, "rate": "fast", "count": 2.5, "extra": 1, "init": {**GOOD["init"], "branch": "main"}}
     del value["names"]
     with pytest.raises(ValueError, match="toy.rate") as error:
         params.build(Toy, value, name="toy")
@@ -130,7 +131,9 @@ def test_the_command(tmp_path: Path) -> None:
     assert done.stdout == "params.yaml is now the profile smoke\n"
     assert (tmp_path / "params.yaml").read_text(encoding="utf-8") == SMOKE
     for arguments, said in [(["use", "nope"], "known:"), ([], "usage:")]:
-        failed = subprocess.run([*command, *arguments], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+        failed = subprocess.run(
+            [*command, *arguments], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+        )
         assert failed.returncode == 1
         assert said in failed.stderr
         assert "Traceback" not in failed.stderr

@@ -16,7 +16,7 @@ def test_an_epoch_sees_every_sample_once(seed: int, size: int, epoch: int) -> No
 
 
 def test_epochs_and_seeds_differ() -> None:
-    """facts 1.7: without a set_epoch the released sampler repeats one order for ever."""
+    """Without a set_epoch the released sampler repeats one order for ever."""
     orders = {tuple(sample_index(seed, e * 20 + k, 20) for k in range(20)) for seed in (0, 1) for e in range(3)}
     assert len(orders) == 6
 

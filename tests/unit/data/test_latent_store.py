@@ -66,7 +66,7 @@ def test_what_is_written_is_read(shape: tuple[int, ...], prompts: list[str], per
 
 
 def test_the_released_keys_and_bytes(tmp_path: Path) -> None:
-    """facts 1.4: raw float16 [F, C, H, W], utf-8 prompts, shapes as words with the count first; ours adds three kinds."""
+    """Raw float16 [F, C, H, W], utf-8 prompts, shapes as words with the count first; ours adds its checks."""
     latents = torch.arange(4 * 3 * 2 * 2, dtype=torch.float32).view(4, 3, 2, 2)  # [C, F, H, W] in memory
     write_store([Record(latents, "a"), Record(latents + 1, "é")], tmp_path / "s", timesteps=None, per_transaction=9)
     with lmdb.open(str(tmp_path / "s"), readonly=True, lock=False) as env, env.begin() as transaction:
@@ -134,7 +134,7 @@ def test_a_store_that_is_replaced_is_read_anew(tmp_path: Path) -> None:
 
 
 def verdicts_of(reads: Sequence[Callable[[], None]]) -> list[str]:
-    """What each of ``reads`` comes to, in one process of their own: 'fine', an error's text, or how the process died."""
+    """What each of ``reads`` comes to in another process: 'fine', an error's text, or how the process died."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -156,7 +156,7 @@ def verdicts_of(reads: Sequence[Callable[[], None]]) -> list[str]:
 
 
 def mutants_of(folder: Path, variants: Iterable[bytes]) -> list[str]:
-    """The verdicts on reading each of ``variants`` of a store whole, every one in a folder of its own below ``folder``."""
+    """The verdicts on reading each of ``variants`` of a store, in the folders 0, 1, … of ``folder``."""
 
     def read(number: int, data: bytes) -> None:
         place = folder / str(number)

@@ -12,11 +12,15 @@ from hypothesis import strategies as st
 
 from causvid.data import manifest
 
-ROWS = st.lists(st.dictionaries(st.text(max_size=5), st.text(max_size=20) | st.integers() | st.none(), max_size=3), max_size=4)
+ROWS = st.lists(
+    st.dictionaries(st.text(max_size=5), st.text(max_size=20) | st.integers() | st.none(), max_size=3), max_size=4
+)
 
 
 @given(rows=ROWS)
-@example(rows=[{"id": "1", "caption": "line\u2028separator and \u0085next line"}, {"id": "2", "caption": "\x1c\r\n\x0b"}])
+@example(
+    rows=[{"id": "1", "caption": "line\u2028separator and \u0085next line"}, {"id": "2", "caption": "\x1c\r\n\x0b"}]
+)
 def test_any_text_survives(rows: list[dict[str, Any]]) -> None:
     """Captions come from people: they hold line separators that str.splitlines knows and JSON does not."""
     with TemporaryDirectory() as folder:

@@ -15,11 +15,15 @@ from causvid.data.shards import Shard, shard_path, write_shard
 CONFIG = PackConfig(records_per_transaction=2)
 
 
-def fill(folder: Path, names: list[str], *, notes: dict[str, str] | None = None, shape: tuple[int, ...] = (4, 3, 2, 2)) -> None:
+def fill(
+    folder: Path, names: list[str], *, notes: dict[str, str] | None = None, shape: tuple[int, ...] = (4, 3, 2, 2)
+) -> None:
     folder.mkdir(exist_ok=True)
     for name in names:
         generator = torch.Generator().manual_seed(int(name))
-        write_shard(folder, name, Shard(torch.randn(shape, generator=generator), {"caption": f"clip {name}", **(notes or {})}))
+        write_shard(
+            folder, name, Shard(torch.randn(shape, generator=generator), {"caption": f"clip {name}", **(notes or {})})
+        )
 
 
 def test_records_are_sorted_by_name_whoever_wrote_first(tmp_path: Path) -> None:
@@ -34,7 +38,7 @@ def test_records_are_sorted_by_name_whoever_wrote_first(tmp_path: Path) -> None:
 
 
 def test_equal_captions_are_records_of_their_own(tmp_path: Path) -> None:
-    """facts 1.4: the released packer keeps the first of equal prompts and may lose the shape with the last."""
+    """The released packer keeps the first of equal prompts and may lose the shape with the last."""
     fill(tmp_path / "shards", ["0001", "0002", "0003"], notes={"caption": "a red ball"})
     assert pack(tmp_path / "shards", tmp_path / "lmdb", CONFIG)["count"] == 3
 

@@ -107,7 +107,9 @@ def test_only_the_one_stage_runs(root: Path) -> None:
 
 
 def test_lines_come_while_the_stage_runs(downloaded: Path) -> None:
-    tiny_pipeline.change(downloaded, "train", cmd="echo early; sleep 2; echo late")
+    tiny_pipeline.change(
+        downloaded, "train", cmd='python -c \'import time; print("early"); time.sleep(2); print("late")\''
+    )
     seen: dict[str, float] = {}
     run_dvc(
         stage(downloaded, "train@a"),

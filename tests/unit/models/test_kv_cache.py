@@ -20,7 +20,12 @@ def student(transformer_config: dict[str, Any]) -> CausalWanTransformer3DModel:
 def step(student: CausalWanTransformer3DModel, cache: KVCache, start: int, text: torch.Tensor) -> torch.Tensor:
     x = torch.randn(1, 4, 2, 4, 4, generator=torch.Generator().manual_seed(start))
     out: torch.Tensor = student(
-        x, timestep=torch.full((1, 2), 500.0), encoder_hidden_states=text, return_dict=False, kv_cache=cache, start_frame=start
+        x,
+        timestep=torch.full((1, 2), 500.0),
+        encoder_hidden_states=text,
+        return_dict=False,
+        kv_cache=cache,
+        start_frame=start,
     )[0]
     return out
 

@@ -74,7 +74,13 @@ def test_weights_depend_on_the_seed_only() -> None:
 
 @pytest.mark.parametrize(
     ("prompt", "cleaned"),
-    [("  a\n\tb  ", "a b"), ("a &amp;amp; b", "a & b"), ("caf\u00c3\u00a9", "café"), ("", ""), ("色调艳丽，过曝", "色调艳丽,过曝")],
+    [
+        ("  a\n\tb  ", "a b"),
+        ("a &amp;amp; b", "a & b"),
+        ("caf\u00c3\u00a9", "café"),
+        ("", ""),
+        ("色调艳丽，过曝", "色调艳丽,过曝"),
+    ],
 )
 def test_cleaning(prompt: str, cleaned: str) -> None:
     assert clean(prompt) == cleaned

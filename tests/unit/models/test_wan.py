@@ -39,11 +39,15 @@ def test_a_folder_is_loaded_as_what_it_says(transformer_config: dict[str, Any], 
         loaded = load_transformer(tmp_path / name)
         assert type(loaded) is type(model)
         assert equal(loaded, model)
-        assert {k: v for k, v in loaded.config.items() if k[0] != "_"} == {k: v for k, v in model.config.items() if k[0] != "_"}
+        assert {k: v for k, v in loaded.config.items() if k[0] != "_"} == {
+            k: v for k, v in model.config.items() if k[0] != "_"
+        }
     assert load_transformer(tmp_path / "student").config.frames_per_block == 2
 
 
-def test_a_student_keeps_every_number_of_its_teacher_s_config(transformer_config: dict[str, Any], tmp_path: Path) -> None:
+def test_a_student_keeps_every_number_of_its_teacher_s_config(
+    transformer_config: dict[str, Any], tmp_path: Path
+) -> None:
     """diffusers drops config keys that an __init__ does not spell out, and then builds a 14B model."""
     config = {**transformer_config, "eps": 1e-5, "cross_attn_norm": False, "rope_max_seq_len": 48}
     teacher = build_transformer(config, 0)
@@ -56,7 +60,9 @@ def test_a_student_keeps_every_number_of_its_teacher_s_config(transformer_config
     assert student.rope.max_seq_len == 48
 
 
-def test_bidirectional_and_causal_folders_load_as_each_other(transformer_config: dict[str, Any], tmp_path: Path) -> None:
+def test_bidirectional_and_causal_folders_load_as_each_other(
+    transformer_config: dict[str, Any], tmp_path: Path
+) -> None:
     teacher = build_transformer(transformer_config, 0)
     teacher.save_pretrained(tmp_path / "teacher")
     as_student = CausalWanTransformer3DModel.from_pretrained(tmp_path / "teacher")
@@ -92,5 +98,15 @@ def test_training_takes_every_weight(transformer_config: dict[str, Any]) -> None
     assert model.training
     assert model.gradient_checkpointing
     assert all(parameter.requires_grad for parameter in model.parameters())
-    assert not for_training(build_transformer(transformer_config, 0), CPU, gradient_checkpointing=False).gradient_checkpointing
+    assert not for_training(
+        build_transformer(transformer_config, 0), CPU, gradient_checkpointing=False
+    ).gradient_checkpointing
     assert isinstance(model, WanTransformer3DModel)
+
+
+def test_tools_that_go_by_block_names_find_the_student_s(transformer_config: dict[str, Any]) -> None:
+    """Block compilation, sharding and device maps; diffusers' plan for context parallelism is not for causal attention."""
+    student = causal_student(build_transformer(transformer_config, 0), 2)
+    name = type(student.blocks[0]).__name__
+    assert student._repeated_blocks == student._no_split_modules == [name]
+    assert student._cp_plan is None

@@ -7,22 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from causvid.runtime.parallel import Compute, launch, map_groups
+from causvid.runtime.parallel import Compute, Worker, launch, map_groups
 
 
 def compute(workers: int = 1) -> Compute:
     return Compute(workers=workers, gpus_per_worker=0, gradient_checkpointing=False)
 
 
-class Recorder:
-    """A worker that notes its groups and fails on one that holds 13."""
+class Factory:
+    """Makes workers that note their groups and fail on one that holds 13."""
 
     def __init__(self) -> None:
         self.made, self.groups = 0, list[Sequence[int]]()
 
-    def __call__(self) -> Recorder:
+    def __call__(self) -> Worker[int]:
         self.made += 1
-        return self
+        return self.handle
 
     def handle(self, group: Sequence[int]) -> None:
         if 13 in group:
@@ -30,38 +30,27 @@ class Recorder:
         self.groups.append(group)
 
 
-class Factory:
-    """Makes workers from a recorder, and counts them."""
-
-    def __init__(self, recorder: Recorder) -> None:
-        self.recorder, self.made = recorder, 0
-
-    def __call__(self) -> object:
-        self.made += 1
-        return self.recorder.handle
-
-
 @pytest.mark.parametrize(("workers", "groups"), [(1, [[1, 2], [3], [4, 5, 6]]), (2, [[1, 2]])])
 def test_one_worker_handles_every_group_in_order(workers: int, groups: list[list[int]]) -> None:
-    factory = Factory(Recorder())
-    done = list(map_groups(factory, groups, compute(workers)))  # type: ignore[arg-type]
+    factory = Factory()
+    done = list(map_groups(factory, groups, compute(workers)))
     assert done == [len(group) for group in groups]
-    assert factory.recorder.groups == groups
+    assert factory.groups == groups
     assert factory.made == 1
 
 
 def test_a_group_is_done_when_it_is_yielded() -> None:
-    factory = Factory(Recorder())
-    running = map_groups(factory, [[1], [2]], compute())  # type: ignore[arg-type]
+    factory = Factory()
+    running = map_groups(factory, [[1], [2]], compute())
     assert next(running) == 1
-    assert factory.recorder.groups == [[1]]
+    assert factory.groups == [[1]]
 
 
 def test_an_error_in_a_worker_is_raised_here() -> None:
-    factory = Factory(Recorder())
+    factory = Factory()
     with pytest.raises(ValueError, match="unlucky"):
-        list(map_groups(factory, [[1], [13], [2]], compute()))  # type: ignore[arg-type]
-    assert factory.recorder.groups == [[1]]
+        list(map_groups(factory, [[1], [13], [2]], compute()))
+    assert factory.groups == [[1]]
 
 
 def test_one_worker_trains_in_this_process(tmp_path: Path) -> None:

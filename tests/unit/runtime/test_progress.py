@@ -23,7 +23,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return step
 
 
-def test_items_come_through_and_lines_come_every_few_seconds(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+def test_items_come_through_and_lines_come_every_few_seconds(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert list(progress("abcdefg", total=10, initial=3, what="encode")) == list("abcdefg")
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["encode: 5/10, 15 s left", "encode: 7/10, 9 s left", "encode: 9/10, 3 s left"]

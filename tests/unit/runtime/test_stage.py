@@ -131,8 +131,9 @@ def test_what_a_user_can_mend_is_one_sentence(project: Path, mlflow_uri: str) ->
             "Error while serializing: I/O error: No space left on device (os error 28)"
         ),
         type("DiskError", (Exception,), {})("mdb_txn_commit: No space left on device"),
+        type("Error", (Exception,), {})("mdb_txn_commit: Input/output error"),
     ],
-    ids=["errno", "quota", "torch.save", "safetensors", "lmdb"],
+    ids=["errno", "quota", "torch.save", "safetensors", "lmdb", "lmdb, a short write"],
 )
 def test_a_full_disk_is_one_sentence(project: Path, error: Exception) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -141,7 +142,9 @@ def test_a_full_disk_is_one_sentence(project: Path, error: Exception) -> None:
     assert "run the same command again" in str(stop.value.code)
 
 
-@pytest.mark.parametrize("error", [OSError(errno.EACCES, "Permission denied"), RuntimeError("ours"), FloatingPointError("nan")])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EACCES, "Permission denied"), RuntimeError("ours"), FloatingPointError("nan")]
+)
 def test_other_errors_keep_their_traceback(project: Path, error: Exception) -> None:
     with pytest.raises(type(error)):
         run_stage(raising(error))

@@ -53,7 +53,9 @@ def runs(uri: str, profile: str = "smoke") -> dict[str, list[Any]]:
     return found
 
 
-def test_a_child_records_its_stage_params_and_metrics(mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_records_its_stage_params_and_metrics(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     under(monkeypatch, SHELL)
     params = {"seed": 0, "video": {"fps": 8}, "long": "x" * 9000}
     with child_run("sample@dmd", "smoke", tmp_path, params, "k3y") as tracker:
@@ -101,7 +103,9 @@ def test_stages_of_one_repro_share_a_parent_and_the_next_repro_gets_its_own(
     found = runs(mlflow_uri)
     parents = {run.data.tags["dvc_process"]: run.info.run_id for run in found["repro"]}
     assert set(parents) == {"7@1007.00", "9@1009.00"}
-    children = sorted((run.data.tags["mlflow.parentRunId"], name) for name in ("download", "resample") for run in found[name])
+    children = sorted(
+        (run.data.tags["mlflow.parentRunId"], name) for name in ("download", "resample") for run in found[name]
+    )
     assert children == sorted(
         [(parents["7@1007.00"], "download"), (parents["7@1007.00"], "resample"), (parents["9@1009.00"], "resample")]
     )
@@ -123,7 +127,9 @@ def test_a_flow_hands_its_parent_down_and_ends_it_itself(
     assert found["distill"][0].data.tags["prefect_run"] == "abc"
 
 
-def test_profiles_have_experiments_of_their_own(mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_profiles_have_experiments_of_their_own(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     under(monkeypatch)
     for profile in ("smoke", "laptop"):
         with child_run("download", profile, tmp_path, {}, "k"):

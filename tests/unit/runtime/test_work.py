@@ -48,7 +48,7 @@ def rewrite(name: str, text: str) -> Callable[[Path], object]:
     [
         rewrite("data/in/a", "One"),
         rewrite("data/in/c", ""),
-        lambda p: (p / "data/in/a").rename(p / "data/in/z"),
+        lambda p: (p / "data/in/a").rename(p / "data/in/aa"),
         rewrite("causvid/verb.py", "x = 2\n"),
         rewrite("stages/toy.py", "import causvid.verb\n"),
     ],
@@ -80,7 +80,9 @@ def test_a_missing_input_is_not_an_empty_one(project: Path) -> None:
     assert key_of(project, inputs=[Path("data/none")]) != absent
 
 
-def test_dvc_s_verified_hashes_are_taken_when_dvc_runs_the_stage(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dvc_s_verified_hashes_are_taken_when_dvc_runs_the_stage(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lock = "stages:\n  before:\n    outs:\n    - path: data/in\n      md5: {}\n"
     plain = key_of(project)
     (project / "dvc.lock").write_text(lock.format("aa"))
@@ -112,7 +114,10 @@ def test_a_second_process_is_refused_and_a_dead_one_holds_nothing(tmp_path: Path
     try:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(RuntimeError, match="another process is running stage toy"), work.work_folder("toy", "k", root=tmp_path):
+        with (
+            pytest.raises(RuntimeError, match="another process is running stage toy"),
+            work.work_folder("toy", "k", root=tmp_path),
+        ):
             pass
         with work.work_folder("toy", "another key", root=tmp_path):
             pass
@@ -136,7 +141,9 @@ def make(path: Path, content: str | dict[str, str]) -> Path:
 
 @pytest.mark.parametrize("same_file_system", [True, False])
 @pytest.mark.parametrize("old", [None, "old file", {"stale": "x", "kept": "old"}], ids=["nothing", "file", "folder"])
-def test_publish_replaces_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: Any, same_file_system: bool) -> None:
+def test_publish_replaces_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: Any, same_file_system: bool
+) -> None:
     if not same_file_system:
 
         def no_rename(*_: object, **__: object) -> None:

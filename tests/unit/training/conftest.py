@@ -62,7 +62,9 @@ def optimizer(kind: str = "adamw", **changes: Any) -> OptimizerConfig:
 
 
 @pytest.fixture
-def kinds(world: Path, schedule: ScheduleConfig, transformer_config: dict[str, Any], vae_config: dict[str, Any]) -> dict[str, Kind]:
+def kinds(
+    world: Path, schedule: ScheduleConfig, transformer_config: dict[str, Any], vae_config: dict[str, Any]
+) -> dict[str, Kind]:
     """Teacher, ODE, DMD and VAE training on the toy world; every part of each one's state matters within six steps."""
     common: dict[str, Any] = {"tracker": SilentTracker(), "seed": 0}
     network: dict[str, Any] = {
@@ -83,11 +85,12 @@ def kinds(world: Path, schedule: ScheduleConfig, transformer_config: dict[str, A
 
     def ode(work: Path, *, steps: int = 6, precision: Precision = Precision.FLOAT32, **changes: Any) -> OdeJob:
         config: dict[str, Any] = {
-            "steps": steps, "batch_size": 4, "optimizer": optimizer("muon"), "ema_decay": 0.5, "checkpoint_every": 2, **changes,
+            "steps": steps, "batch_size": 4, "optimizer": optimizer("muon"), "ema_decay": 0.5,
+            "checkpoint_every": 2, **changes,
         }  # fmt: skip
         return OdeJob(
-            config=OdeConfig(**config), schedule=schedule, frames_per_block=2, work=work, pairs=world / "lmdb" / "pairs",
-            teacher=world / "teacher", **{**common, **network, "precision": precision},
+            config=OdeConfig(**config), schedule=schedule, frames_per_block=2, work=work,
+            pairs=world / "lmdb" / "pairs", teacher=world / "teacher", **{**common, **network, "precision": precision},
         )  # fmt: skip
 
     def dmd(work: Path, *, steps: int = 6, precision: Precision = Precision.FLOAT32, **changes: Any) -> DmdJob:

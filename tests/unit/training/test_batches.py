@@ -27,7 +27,9 @@ def test_two_ranks_read_the_halves_of_one_rank_s_batch(world: Path, monkeypatch:
     assert whole.prompts == halves[0].prompts + halves[1].prompts
     assert torch.equal(whole.latents, torch.cat([half.latents for half in halves]))
     assert torch.equal(whole.noise(0, "x"), torch.cat([half.noise(0, "x") for half in halves]))
-    with pytest.raises(ValueError, match="the batch of 5 does not divide over 2 workers; change batch_size or compute.workers"):
+    with pytest.raises(
+        ValueError, match="the batch of 5 does not divide over 2 workers; change batch_size or compute.workers"
+    ):
         read_batch(store, seed=0, step=0, size=5, device=CPU)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from causvid.training.checkpoint import KEEP, _sha256, resume, save
+from causvid.training.checkpoint import DIGEST, KEEP, STATE, _sha256, resume, save
 
 
 def module(value: float) -> torch.nn.Linear:
@@ -58,31 +57,24 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-def edit(path: Path, old: str, new: str) -> None:
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, 1))
-
-
 DAMAGES: dict[str, Callable[[Path], object]] = {
-    "cut weights": lambda p: cut(p / "state.pt"),
-    "flipped bit": lambda p: flip(p / "state.pt"),
-    "empty weights": lambda p: (p / "state.pt").write_bytes(b""),
-    "no weights": lambda p: (p / "state.pt").unlink(),
-    "no manifest": lambda p: (p / "manifest.json").unlink(),
-    "cut manifest": lambda p: cut(p / "manifest.json"),
-    "empty manifest": lambda p: (p / "manifest.json").write_text(""),
-    "foreign manifest": lambda p: (p / "manifest.json").write_text("{}"),
-    "manifest of another shape": lambda p: (p / "manifest.json").write_text("[1]"),
-    "another step": lambda p: edit(p / "manifest.json", '"step": 4', '"step": 5'),
-    "another history": lambda p: edit(p / "manifest.json", "0.1", "0.3"),
-    "not even text": lambda p: (p / "manifest.json").write_bytes(b"\xff\xfe\x00"),
+    "cut state": lambda p: cut(p / STATE),
+    "flipped bit": lambda p: flip(p / STATE),
+    "empty state": lambda p: (p / STATE).write_bytes(b""),
+    "no state": lambda p: (p / STATE).unlink(),
+    "no digest": lambda p: (p / DIGEST).unlink(),
+    "cut digest": lambda p: cut(p / DIGEST),
+    "flipped digest": lambda p: flip(p / DIGEST),
+    "empty digest": lambda p: (p / DIGEST).write_text(""),
+    "not even text": lambda p: (p / DIGEST).write_bytes(b"\xff\xfe\x00"),
     "empty folder": lambda p: [f.unlink() for f in p.iterdir()],
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_newest_gives_way_to_the_one_before(tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_newest_gives_way_to_the_one_before(
+    tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     saved(tmp_path, 2, 4)
     DAMAGES[damage](tmp_path / "step-0000004")
     assert resumed(tmp_path) == (2, 2.0, 2)
@@ -91,7 +83,7 @@ def test_a_damaged_newest_gives_way_to_the_one_before(tmp_path: Path, damage: st
 
 def test_a_damaged_one_is_replaced_when_training_comes_by_again(tmp_path: Path) -> None:
     saved(tmp_path, 2, 4)
-    flip(tmp_path / "step-0000004" / "state.pt")
+    flip(tmp_path / "step-0000004" / STATE)
     saved(tmp_path, 4)
     assert resumed(tmp_path) == (4, 4.0, 4)
 
@@ -99,7 +91,7 @@ def test_a_damaged_one_is_replaced_when_training_comes_by_again(tmp_path: Path) 
 def test_all_damaged_is_a_beginning(tmp_path: Path) -> None:
     saved(tmp_path, 2, 4)
     for folder in tmp_path.iterdir():
-        cut(folder / "state.pt")
+        cut(folder / STATE)
     assert resumed(tmp_path) == (0, -1.0, 0)
 
 
@@ -107,7 +99,7 @@ def test_leftovers_of_a_killed_save_are_ignored_and_cleared(tmp_path: Path) -> N
     saved(tmp_path, 2)
     for leftover in (".building", ".step-0000004.publishing"):
         (tmp_path / leftover).mkdir()
-        (tmp_path / leftover / "state.pt").write_bytes(b"half")
+        (tmp_path / leftover / STATE).write_bytes(b"half")
     assert resumed(tmp_path) == (2, 2.0, 2)
     saved(tmp_path, 4)
     assert resumed(tmp_path) == (4, 4.0, 4)
@@ -125,13 +117,11 @@ class Payload:
 
 
 def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
-    """Whoever can write into the folder can write a fitting manifest too."""
+    """Whoever can write into the folder can write a fitting digest too."""
     saved(tmp_path / "c", 2)
-    marker = tmp_path / "ran"
-    torch.save({"net": Payload(marker)}, tmp_path / "c" / "step-0000002" / "state.pt")
-    manifest = tmp_path / "c" / "step-0000002" / "manifest.json"
-    digest = _sha256(tmp_path / "c" / "step-0000002" / "state.pt")
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "sha256": digest}))
+    marker, folder = tmp_path / "ran", tmp_path / "c" / "step-0000002"
+    torch.save({"parts": {"net": Payload(marker)}}, folder / STATE)
+    (folder / DIGEST).write_text(_sha256(folder / STATE))
     with pytest.raises(Exception, match="[Ww]eights"):
         resumed(tmp_path / "c")
     assert not marker.exists()

@@ -194,7 +194,7 @@ def test_which_transformer_weights_are_matrices(transformer_config: dict[str, An
 
 
 def test_which_vae_weights_are_kernels(vae_config: dict[str, Any]) -> None:
-    """facts, small profile: norm gains, biases, the quantising convolutions and those to RGB are AdamW's."""
+    """What was measured to learn: norm gains, biases, the quantising convolutions and those to RGB are AdamW's."""
     vae = build_vae({**vae_config, "patch_size": None, "in_channels": 3, "out_channels": 3}, 0)
     named = dict(_Autoencoding(channels_last(vae)).named_parameters())
     chosen = {name for name, parameter in named.items() if is_kernel(name, parameter)}

@@ -17,7 +17,8 @@ KINDS = ["teacher", "ode", "dmd", "vae"]
 KINDS_WITH_PARTS = [
     ("teacher", "model"), ("teacher", "average"), ("teacher", "optimizer"),
     ("ode", "model"), ("ode", "average"), ("ode", "optimizer"),
-    ("dmd", "student"), ("dmd", "average"), ("dmd", "critic"), ("dmd", "student_optimizer"), ("dmd", "critic_optimizer"),
+    ("dmd", "student"), ("dmd", "average"), ("dmd", "critic"),
+    ("dmd", "student_optimizer"), ("dmd", "critic_optimizer"),
     ("vae", "model"), ("vae", "optimizer"),
 ]  # fmt: skip
 
@@ -56,7 +57,9 @@ def tensors(value: Any) -> Iterator[torch.Tensor]:
 def fingerprint(step: Any) -> dict[str, str]:
     """sha256 of every part's state."""
     return {
-        name: hashlib.sha256(b"".join(t.detach().contiguous().numpy().tobytes() for t in tensors(part.state_dict()))).hexdigest()
+        name: hashlib.sha256(
+            b"".join(t.detach().contiguous().numpy().tobytes() for t in tensors(part.state_dict()))
+        ).hexdigest()
         for name, part in step.parts().items()
     }
 
@@ -65,7 +68,9 @@ def run(job: Any, kind: Any, *, at: int | None = None, without: str | None = Non
     """Train ``job`` in a fresh object; returns the fingerprint and the curve."""
     step = kind.step(job)
     mortal = Mortal(step, at=at, without=without)
-    train(mortal, steps=job.config.steps, checkpoint_every=job.config.checkpoint_every, work=job.work, tracker=job.tracker)
+    train(
+        mortal, steps=job.config.steps, checkpoint_every=job.config.checkpoint_every, work=job.work, tracker=job.tracker
+    )
     return fingerprint(step), (job.work / CURVE).read_text()
 
 
@@ -90,7 +95,9 @@ def test_resumed_equals_never_stopped_and_two_runs_are_equal(name: str, kinds: d
 
 
 @pytest.mark.parametrize(("name", "part"), KINDS_WITH_PARTS)
-def test_without_any_one_part_a_resumed_run_differs(name: str, part: str, kinds: dict[str, Any], tmp_path: Path) -> None:
+def test_without_any_one_part_a_resumed_run_differs(
+    name: str, part: str, kinds: dict[str, Any], tmp_path: Path
+) -> None:
     """The negative control: if this passed with a part lost, the test above would prove nothing about it."""
     kind = kinds[name]
     assert part in kind.step(kind.job(tmp_path)).parts()

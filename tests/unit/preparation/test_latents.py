@@ -1,0 +1,74 @@
+"""Clips to latents: what is done is skipped, what is encoded does not depend on who was done before."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from causvid.data.manifest import read_manifest
+from causvid.data.shards import read_shard, shard_path
+from causvid.data.video_reader import read_frames
+from causvid.models.vae import encode, load_vae, to_unit
+from causvid.preparation.latents import LatentConfig, LatentEncoder, extract_latents
+from causvid.runtime.device import Precision
+from causvid.runtime.parallel import Compute
+from causvid.shapes import VideoShape
+
+HERE = Compute(workers=1, gpus_per_worker=0, gradient_checkpointing=False)
+CONFIG = LatentConfig(batch_size=3)
+
+
+@pytest.fixture
+def job(world: Path, video: VideoShape, tmp_path: Path) -> LatentEncoder:
+    return LatentEncoder(
+        clips=world / "clips", vae=world / "vae", out=tmp_path / "out", video=video, precision=Precision.FLOAT32
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_every_clip_has_a_shard_with_its_caption(job: LatentEncoder, world: Path) -> None:
+    assert extract_latents(job, CONFIG, HERE) == {"clips": 8, "resumed": 0}
+    vae = load_vae(world / "vae")
+    rows = read_manifest(world / "clips")
+    assert sorted(contents(job.out)) == sorted(f"{row['id']}.safetensors" for row in rows)
+    for row in rows:
+        shard = read_shard(shard_path(job.out, row["id"]))
+        assert shard.notes == {"caption": row["caption"]}
+        clip = to_unit(torch.from_numpy(read_frames(world / "clips" / row["path"])))[None]
+        torch.testing.assert_close(shard.latents.float(), encode(vae, clip)[0], rtol=1e-3, atol=1e-3)
+
+
+def test_a_killed_extraction_goes_on_and_gives_the_same_bytes(job: LatentEncoder, tmp_path: Path) -> None:
+    extract_latents(job, CONFIG, HERE)
+    whole = contents(job.out)
+    resumed = replace(job, out=tmp_path / "resumed")
+    resumed.out.mkdir()
+    kept = sorted(whole)[:4]  # the first group of three, and one of the second
+    for name in kept:
+        (resumed.out / name).write_bytes(whole[name])
+    (resumed.out / sorted(whole)[4].replace(".safetensors", ".tmp")).write_bytes(b"half a shard")
+    assert extract_latents(resumed, CONFIG, HERE) == {"clips": 8, "resumed": 3}
+    assert contents(resumed.out) == whole
+    assert extract_latents(resumed, CONFIG, HERE) == {"clips": 8, "resumed": 8}
+
+
+def test_a_clip_of_another_size_is_named(job: LatentEncoder) -> None:
+    wrong = replace(job, video=VideoShape(height=32, width=32, frames=17, fps=8))
+    with pytest.raises(ValueError, match=r"clip 00000 is \(13, 32, 32, 3\), not \(17, 32, 32, 3\); run resample"):
+        extract_latents(wrong, CONFIG, HERE)
+
+
+def test_half_precision_is_near(job: LatentEncoder, tmp_path: Path) -> None:
+    extract_latents(job, CONFIG, HERE)
+    half = replace(job, out=tmp_path / "half", precision=Precision.BFLOAT16)
+    extract_latents(half, CONFIG, HERE)
+    for path in job.out.iterdir():
+        ours, theirs = read_shard(path).latents.float(), read_shard(half.out / path.name).latents.float()
+        assert not torch.equal(ours, theirs)
+        assert (ours - theirs).norm() < 0.05 * ours.norm()

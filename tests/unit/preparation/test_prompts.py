@@ -1,0 +1,88 @@
+"""Every prompt a run needs is embedded once; what cannot be read is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from causvid.data.manifest import read_manifest
+from causvid.data.prompt_store import PromptStore
+from causvid.models.pretrained import Init
+from causvid.models.text_encoder import build_text_encoder, build_tokenizer
+from causvid.preparation.prompts import PromptConfig, encode_prompts, read_prompt_file
+from causvid.runtime.device import Precision
+
+CONFIG = {"d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+SCRATCH = Init(folder=Path("no such folder"), hub=None, revision=None)
+
+
+def encode(
+    world: Path,
+    tmp_path: Path,
+    *,
+    name: str = "out",
+    evaluation: str = "a red ball\n\n  a blue cube \n",
+    **changes: Any,
+) -> PromptStore:
+    (tmp_path / "prompts.txt").write_text(evaluation, encoding="utf-8")
+    values: dict[str, Any] = {
+        "init": SCRATCH,
+        "evaluation_prompts": tmp_path / "prompts.txt",
+        "negative_prompt": "",
+        **changes,
+    }
+    results = encode_prompts(
+        world / "clips",
+        PromptConfig(**values),
+        tmp_path / name,
+        text_encoder=CONFIG,
+        tokens=8,
+        precision=Precision.FLOAT32,
+        seed=0,
+    )
+    assert results == {"prompts": 8 + 2 + 1, "evaluation_prompts": 2}
+    return PromptStore(tmp_path / name)
+
+
+def test_captions_evaluation_and_negative_prompt_are_there(world: Path, tmp_path: Path) -> None:
+    store = encode(world, tmp_path)
+    assert store.evaluation == ["a red ball", "a blue cube"]
+    captions = [row["caption"] for row in read_manifest(world / "clips")]
+    found = store([*captions, *store.evaluation, store.negative])
+    assert found.shape == (11, 8, 8)
+    assert len({row.numpy().tobytes() for row in found}) == 11
+    assert torch.count_nonzero(found[-1, 1:]) == 0  # the empty prompt is one token
+
+
+def test_a_negative_prompt_in_any_script(world: Path, tmp_path: Path) -> None:
+    store = encode(world, tmp_path, negative_prompt="色调艳丽，过曝")
+    assert store.negative == "色调艳丽，过曝"
+    assert store([store.negative]).abs().sum() > 0
+
+
+def test_two_runs_write_the_same_bytes(world: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        torch.manual_seed(len(name))
+        encode(world, tmp_path, name=name)
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+def test_a_pretrained_encoder_is_taken_when_there_is_one(world: Path, tmp_path: Path) -> None:
+    tokenizer = build_tokenizer(["a red ball", "a blue cube"])
+    tokenizer.save_pretrained(tmp_path / "model" / "tokenizer")
+    build_text_encoder(CONFIG, len(tokenizer), seed=7).save_pretrained(tmp_path / "model" / "text_encoder")
+    init = Init(folder=tmp_path / "model", hub=None, revision=None)
+    theirs, ours = encode(world, tmp_path, name="theirs", init=init), encode(world, tmp_path, name="ours")
+    assert not torch.equal(theirs(["a red ball"]), ours(["a red ball"]))
+
+
+def test_prompt_files_that_hold_nothing_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"encode_prompts.evaluation_prompts is .*none.txt, which does not exist"):
+        read_prompt_file(tmp_path / "none.txt")
+    (tmp_path / "empty.txt").write_text("\n  \n")
+    with pytest.raises(ValueError, match=r"empty.txt, which holds no prompts"):
+        read_prompt_file(tmp_path / "empty.txt")

@@ -1,0 +1,100 @@
+"""Samples on disk: rows and files agree, noise belongs to a prompt's place and not to its batch or model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from causvid.data.manifest import read_manifest
+from causvid.data.prompt_store import PromptStore
+from causvid.data.video_reader import read_frames
+from causvid.diffusion.schedule import ScheduleConfig
+from causvid.models.vae import decode, encode, load_vae, to_uint8, to_unit
+from causvid.pipeline import CausVidPipeline
+from causvid.preparation.reconstructions import write_reconstructions
+from causvid.preparation.samples import SampleConfig, load_pipeline, sample
+from causvid.runtime.device import Precision
+from causvid.shapes import VideoShape
+
+CONFIG = SampleConfig(prompts=5, batch_size=2, guidance_scale=2.0, rollouts=2, rollout_clips=2, crf=10)
+
+
+def pipeline_of(world: Path, model: str, schedule: ScheduleConfig) -> CausVidPipeline:
+    pipeline = load_pipeline(world / model, world / "vae", schedule, Precision.FLOAT32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_a_student_writes_samples_and_rollouts(
+    world: Path, video: VideoShape, schedule: ScheduleConfig, tmp_path: Path
+) -> None:
+    prompts = PromptStore(world / "prompts")
+    results = sample(pipeline_of(world, "student", schedule), prompts, video, CONFIG, seed=0, out=tmp_path / "a")
+    assert results == {"videos": 5, "rollouts": 2}
+    rows = read_manifest(tmp_path / "a")
+    assert [row["caption"] for row in rows] == prompts.evaluation[:5]
+    assert [row["path"] for row in rows] == [f"{k:05d}.mp4" for k in range(5)]
+    assert all(read_frames(tmp_path / "a" / row["path"]).shape == (13, 32, 32, 3) for row in rows)
+    long = read_manifest(tmp_path / "a" / "rollouts")
+    assert [(row["caption"], row["frames"]) for row in long] == [(prompt, 26) for prompt in prompts.evaluation[:2]]
+    assert read_frames(tmp_path / "a" / "rollouts" / long[0]["path"]).shape == (26, 32, 32, 3)
+    sample(pipeline_of(world, "student", schedule), prompts, video, CONFIG, seed=0, out=tmp_path / "again")
+    assert contents(tmp_path / "again") == contents(tmp_path / "a")
+
+
+def test_a_teacher_writes_no_rollouts(world: Path, video: VideoShape, schedule: ScheduleConfig, tmp_path: Path) -> None:
+    results = sample(
+        pipeline_of(world, "teacher", schedule),
+        PromptStore(world / "prompts"),
+        video,
+        CONFIG,
+        seed=0,
+        out=tmp_path / "t",
+    )
+    assert results == {"videos": 5}
+    assert not (tmp_path / "t" / "rollouts").exists()
+
+
+def test_the_batch_size_does_not_change_a_video(
+    world: Path, video: VideoShape, schedule: ScheduleConfig, tmp_path: Path
+) -> None:
+    pipeline, prompts = pipeline_of(world, "student", schedule), PromptStore(world / "prompts")
+    for size in (1, 5):
+        config = replace(CONFIG, batch_size=size, rollouts=0)
+        sample(pipeline, prompts, video, config, seed=0, out=tmp_path / str(size))
+    for k in range(5):
+        one, five = (read_frames(tmp_path / folder / f"{k:05d}.mp4").astype(int) for folder in ("1", "5"))
+        assert np.abs(one - five).mean() < 0.5
+
+
+def test_more_prompts_than_there_are_is_said(
+    world: Path, video: VideoShape, schedule: ScheduleConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="sample.prompts is 9; encode_prompts.evaluation_prompts has 8"):
+        sample(
+            pipeline_of(world, "teacher", schedule), PromptStore(world / "prompts"), video, replace(CONFIG, prompts=9),
+            seed=0, out=tmp_path / "x",
+        )  # fmt: skip
+
+
+def test_reconstructions_measure_the_vae_before_compression(world: Path, video: VideoShape, tmp_path: Path) -> None:
+    rows = read_manifest(world / "clips")[:2]
+    scores = write_reconstructions(world / "vae", world / "clips", rows, video, crf=10, out=tmp_path / "r")
+    assert scores["held_out_clips"] == 2
+    written = read_manifest(tmp_path / "r")
+    assert [row["caption"] for row in written] == [row["caption"] for row in rows]
+    vae, psnr = load_vae(world / "vae"), []
+    for row in rows:
+        original = torch.from_numpy(read_frames(world / "clips" / row["path"]))
+        made = to_uint8(decode(vae, encode(vae, to_unit(original)[None])))[0]
+        psnr.append(10 * math.log10(255**2 / (made.double() - original.double()).square().mean().item()))
+    assert scores["psnr_db"] == pytest.approx(sum(psnr) / 2, abs=1e-3)

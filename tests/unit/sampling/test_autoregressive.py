@@ -1,0 +1,140 @@
+"""Streaming block by block: what is written into the cache, when, and with which noise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from causvid.diffusion.schedule import ScheduleConfig
+from causvid.models.causal_wan import CausalWanTransformer3DModel
+from causvid.models.kv_cache import KVCache
+from causvid.models.wan import build_transformer, causal_student
+from causvid.sampling.autoregressive import generate_blocks
+from causvid.sampling.few_step import few_step
+
+Call = tuple[int, list[float], torch.Tensor]
+
+
+@pytest.fixture
+def student(transformer_config: dict[str, Any]) -> CausalWanTransformer3DModel:
+    return causal_student(build_transformer(transformer_config, 0), 2).eval()
+
+
+def calls_of(student: CausalWanTransformer3DModel) -> list[Call]:
+    """Start frame, times of frames, and input of every call from now on."""
+    seen: list[Call] = []
+    student.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append((kwargs["start_frame"], kwargs["timestep"][0].tolist(), args[0].clone())),
+        with_kwargs=True,
+    )
+    return seen
+
+
+def draw_from(seed: int) -> Any:
+    generator = torch.Generator().manual_seed(seed)
+    return lambda frames: torch.randn(1, 4, frames, 4, 4, generator=generator)
+
+
+NOISE = torch.randn(1, 4, 6, 4, 4, generator=torch.Generator().manual_seed(1))
+TEXT = torch.randn(1, 3, 8, generator=torch.Generator().manual_seed(2))
+
+
+@torch.no_grad()
+def test_each_block_is_denoised_then_written_clean(
+    student: CausalWanTransformer3DModel, schedule: ScheduleConfig
+) -> None:
+    """CausVid algorithm 2. Nothing follows the last block, so it is not written."""
+    seen = calls_of(student)
+    blocks = list(generate_blocks(student, TEXT, NOISE, schedule, draw_from(3)))
+    steps = [1000.0, 750.0, 500.0]
+    expected = [(start, time) for start in (0, 2, 4) for time in [*steps, 0.0]][:-1]
+    assert [(start, times[0]) for start, times, _ in seen] == expected
+    assert all(times[0] == times[1] for _, times, _ in seen)
+    assert torch.equal(seen[0][2], NOISE[:, :, :2])
+    assert torch.equal(seen[4][2], NOISE[:, :, 2:4])
+    for k, clean in ((0, seen[3][2]), (1, seen[7][2])):
+        assert torch.equal(clean, blocks[k])
+
+
+@torch.no_grad()
+def test_memory_is_allocated_once_and_the_prompt_projected_once(
+    student: CausalWanTransformer3DModel, schedule: ScheduleConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allocated = []
+    allocate = KVCache.allocate.__func__  # type: ignore[attr-defined]
+
+    def counting(cls: type[KVCache], **sizes: Any) -> KVCache:
+        allocated.append(sizes["tokens"])
+        made: KVCache = allocate(cls, **sizes)
+        return made
+
+    monkeypatch.setattr(KVCache, "allocate", classmethod(counting))
+    projected: list[int] = []
+    for block in student.blocks:
+        block.attn2.to_k.register_forward_hook(lambda *_: projected.append(1))
+    list(generate_blocks(student, TEXT, NOISE, schedule, draw_from(3)))
+    assert allocated == [6 * 2 * 2]
+    assert len(projected) == len(student.blocks)
+
+
+@torch.no_grad()
+def test_a_block_sees_the_clean_past(student: CausalWanTransformer3DModel, schedule: ScheduleConfig) -> None:
+    """The same without a cache: the last block's steps are an uncached forward over the clean past at t = 0."""
+    *past, last = generate_blocks(student, TEXT, NOISE, schedule, draw_from(3))
+    fresh = draw_from(3)
+    for _ in range(2 * 2):  # two blocks came before, with two draws each
+        fresh(2)
+
+    def uncached(x_t: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        times = torch.cat([torch.zeros(1, 4), timestep], dim=1)
+        whole = torch.cat([*past, x_t], dim=2)
+        out: torch.Tensor = student(whole, timestep=times, encoder_hidden_states=TEXT, return_dict=False)[0][:, :, 4:]
+        return out
+
+    expected = few_step(uncached, NOISE[:, :, 4:], schedule.denoising_timesteps, lambda: fresh(2))
+    torch.testing.assert_close(last, expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_known_blocks_are_passed_on_and_only_written(
+    student: CausalWanTransformer3DModel, schedule: ScheduleConfig
+) -> None:
+    context = torch.randn(1, 4, 2, 4, 4, generator=torch.Generator().manual_seed(4))
+    seen = calls_of(student)
+    blocks = list(generate_blocks(student, TEXT, NOISE, schedule, draw_from(3), context))
+    assert torch.equal(blocks[0], context)
+    assert [(start, times[0]) for start, times, _ in seen[:2]] == [(0, 0.0), (2, 1000.0)]
+    assert len(seen) == 1 + 4 + 3
+    without = list(generate_blocks(student, TEXT, NOISE, schedule, draw_from(3)))
+    assert not torch.allclose(blocks[1], without[1], atol=1e-3)
+
+
+@torch.no_grad()
+def test_a_given_start_continues_as_the_generated_one_did(
+    student: CausalWanTransformer3DModel, schedule: ScheduleConfig
+) -> None:
+    first, *rest = generate_blocks(student, TEXT, NOISE, schedule, draw_from(3))
+    fresh = draw_from(3)
+    fresh(2), fresh(2)
+    again = list(generate_blocks(student, TEXT, NOISE, schedule, fresh, first))
+    assert torch.equal(again[0], first)
+    for ours, expected in zip(again[1:], rest, strict=True):
+        assert torch.equal(ours, expected)
+
+
+@torch.no_grad()
+def test_the_context_time_is_the_schedule_s(student: CausalWanTransformer3DModel) -> None:
+    noisy = ScheduleConfig(shift=3.0, solver_steps=4, denoising_timesteps=(1000,), context_timestep=20.0)
+    seen = calls_of(student)
+    list(generate_blocks(student, TEXT, NOISE, noisy, draw_from(3)))
+    assert [times[0] for _, times, _ in seen] == [1000.0, 20.0, 1000.0, 20.0, 1000.0]
+
+
+@torch.no_grad()
+def test_frames_that_make_no_blocks_are_refused(student: CausalWanTransformer3DModel, schedule: ScheduleConfig) -> None:
+    with pytest.raises(ValueError, match="5 latent frames divide into blocks of 1, 5 frames"):
+        next(generate_blocks(student, TEXT, NOISE[:, :, :5], schedule, draw_from(0)))
+    with pytest.raises(ValueError, match="frames_per_block is 2; 3 latent frames"):
+        next(generate_blocks(student, TEXT, NOISE, schedule, draw_from(0), NOISE[:, :, :3]))

@@ -1,0 +1,242 @@
+"""The pipeline: one way to generate, for teachers and students, alone and in batches, whole and streamed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from causvid.diffusion.schedule import ScheduleConfig
+from causvid.models.causal_wan import CausalWanTransformer3DModel
+from causvid.models.vae import decode, encode, load_vae, to_uint8
+from causvid.models.wan import build_transformer, causal_student, load_transformer
+from causvid.pipeline import CausVidPipeline
+from causvid.shapes import VideoShape
+
+TEXT = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0))
+
+
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def pipeline_of(
+    world: Path, transformer: Any, schedule: ScheduleConfig, dtype: torch.dtype = torch.float32
+) -> CausVidPipeline:
+    pipeline = CausVidPipeline(
+        vae=load_vae(world / "vae", dtype),
+        transformer=transformer,
+        shift=schedule.shift,
+        solver_steps=schedule.solver_steps,
+        denoising_timesteps=schedule.denoising_timesteps,
+        context_timestep=schedule.context_timestep,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def student(world: Path, schedule: ScheduleConfig) -> CausVidPipeline:
+    return pipeline_of(world, load_transformer(world / "student").eval(), schedule)
+
+
+@pytest.fixture(scope="module")
+def teacher(world: Path, schedule: ScheduleConfig) -> CausVidPipeline:
+    return pipeline_of(world, load_transformer(world / "teacher").eval(), schedule)
+
+
+def assert_alike(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    """Equal up to float rounding that crosses a half: at most one level of 255, in almost no pixel."""
+    difference = (ours.int() - theirs.int()).abs()
+    assert ours.shape == theirs.shape
+    assert difference.max() <= 1
+    assert (difference > 0).float().mean() < 1e-2
+
+
+@pytest.mark.parametrize("kind", ["student", "teacher"])
+def test_a_video_does_not_depend_on_its_batch(kind: str, video: VideoShape, request: pytest.FixtureRequest) -> None:
+    pipeline: CausVidPipeline = request.getfixturevalue(kind)
+    guidance = {} if kind == "student" else {"negative_embeds": TEXT[:1] * 0.5, "guidance_scale": 3.0}
+    together = pipeline(TEXT, video, generators(1, 2, 3), **guidance)
+    assert together.shape == (3, 13, 32, 32, 3)
+    assert together.dtype == torch.uint8
+    for k in range(3):
+        assert_alike(pipeline(TEXT[k : k + 1], video, generators(k + 1), **guidance), together[k : k + 1])
+    assert_alike(pipeline(TEXT.flip(0), video, generators(3, 2, 1), **guidance), together.flip(0))
+    assert (together[0].int() - together[1].int()).abs().max() > 1
+
+
+@pytest.mark.parametrize("kind", ["student", "teacher"])
+def test_latents_do_not_depend_on_the_batch_to_five_digits(
+    kind: str, video: VideoShape, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same before rounding to pixels: what the decoder is given."""
+    from causvid import pipeline as module
+
+    pipeline: CausVidPipeline = request.getfixturevalue(kind)
+    given: list[torch.Tensor] = []
+
+    class Spy(module.StreamingDecoder):
+        def __call__(self, latents: torch.Tensor) -> torch.Tensor:
+            given.append(latents)
+            return super().__call__(latents)
+
+    def spying(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+        given.append(latents)
+        return decode(vae, latents)
+
+    monkeypatch.setattr(module, "StreamingDecoder", Spy)
+    monkeypatch.setattr(module, "decode", spying)
+    pipeline(TEXT, video, generators(1, 2, 3))
+    together = torch.cat(given, dim=2)
+    given.clear()
+    pipeline(TEXT[1:2], video, generators(2))
+    torch.testing.assert_close(torch.cat(given, dim=2), together[1:2], rtol=1e-5, atol=1e-5)
+
+
+def test_teacher_and_student_start_from_the_same_noise(
+    teacher: CausVidPipeline, student: CausVidPipeline, video: VideoShape
+) -> None:
+    noise = []
+    for pipeline in (teacher, student):
+        hook = pipeline.transformer.register_forward_pre_hook(
+            lambda _, args, kwargs: noise.append(args[0].clone()), with_kwargs=True
+        )
+        pipeline(TEXT[:1], video, generators(7))
+        hook.remove()
+    first_of_teacher, first_of_student = noise[0], noise[4]  # the teacher takes four steps
+    assert torch.equal(first_of_teacher[:, :, :2], first_of_student)
+
+
+def test_every_renoising_draws_anew(student: CausVidPipeline, video: VideoShape, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[torch.Tensor] = []
+    noise_of = CausVidPipeline._noise
+
+    def spying(self: CausVidPipeline, *args: Any) -> torch.Tensor:
+        drawn.append(noise_of(self, *args))
+        return drawn[-1]
+
+    monkeypatch.setattr(CausVidPipeline, "_noise", spying)
+    student(TEXT[:1], video, generators(1))
+    assert [noise.shape[2] for noise in drawn] == [4, 2, 2, 2, 2]  # the clip's, then two renoisings a block
+    frames = torch.cat(drawn, dim=2)[0].transpose(0, 1).flatten(1)
+    assert torch.pdist(frames).min() > 1  # no frame of noise comes twice
+
+
+def test_a_stream_is_the_video_in_pieces(student: CausVidPipeline, video: VideoShape) -> None:
+    parts = list(student.stream(TEXT[:2], video, generators(1, 2)))
+    assert [part.shape for part in parts] == [(2, 5, 32, 32, 3), (2, 8, 32, 32, 3)]  # 1 + 4 frames, then 2 x 4
+    assert torch.equal(torch.cat(parts, dim=1), student(TEXT[:2], video, generators(1, 2)))
+
+
+def test_the_first_piece_costs_the_first_block_only(student: CausVidPipeline, video: VideoShape) -> None:
+    calls: list[int] = []
+    hook = student.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
+    stream = student.stream(TEXT[:1], video, generators(1))
+    next(stream)
+    assert len(calls) <= 4  # three denoising steps and the clean pass
+    list(stream)
+    hook.remove()
+    assert len(calls) == 7
+
+
+def test_guidance_changes_the_teacher_s_video_only(
+    teacher: CausVidPipeline, student: CausVidPipeline, video: VideoShape
+) -> None:
+    for pipeline, differs in ((teacher, True), (student, False)):
+        plain = pipeline(TEXT[:1], video, generators(1), TEXT[1:2], 1.0)
+        strong = pipeline(TEXT[:1], video, generators(1), TEXT[1:2], 6.0)
+        assert torch.equal(plain, strong) != differs
+
+
+def test_a_rollout_has_the_asked_length_and_starts_as_a_clip(student: CausVidPipeline, video: VideoShape) -> None:
+    clip = student(TEXT[:1], video, generators(5))
+    for frames in (13, 14, 21, 29, 39):
+        long = student.rollout(TEXT[:1], video, generators(5), frames)
+        assert long.shape == (1, frames, 32, 32, 3)
+        assert_alike(long[:, :8], clip[:, :8])  # the first window, but for the block that the next one shows
+
+
+def test_rollout_windows_overlap_by_a_re_encoded_block(
+    student: CausVidPipeline, video: VideoShape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As released: the last block's first frame is decoded and encoded alone, its other latents go on."""
+    contexts: list[torch.Tensor | None] = []
+    windows: list[torch.Tensor] = []
+    blocks_of = CausVidPipeline._blocks
+
+    def spying(self: CausVidPipeline, *args: Any) -> Any:
+        contexts.append(args[3])
+        blocks = list(blocks_of(self, *args))
+        windows.append(torch.cat(blocks, dim=2))
+        return iter(blocks)
+
+    monkeypatch.setattr(CausVidPipeline, "_blocks", spying)
+    shown = student.rollout(TEXT[:1], video, generators(5), 3 * 13)
+    assert contexts[0] is None
+    pixels = [decode(student.vae, window) for window in windows]
+    for context, window, decoded in zip(contexts[1:], windows, pixels, strict=False):
+        assert context is not None
+        assert torch.equal(context[:, :, 1:], window[:, :, 3:])
+        torch.testing.assert_close(context[:, :, :1], encode(student.vae, decoded[:, :, -5:-4]), rtol=1e-5, atol=1e-5)
+    for context, window in zip(contexts[1:], windows[1:], strict=True):
+        assert torch.equal(window[:, :, :2], context)
+    # 8 of 13 frames of every window are shown, then the last block: 5 windows for 39 frames, 45 made.
+    assert len(windows) == 5
+    expected = torch.cat([*(p[:, :, :8] for p in pixels), pixels[-1][:, :, 8:]], dim=2)
+    assert torch.equal(shown, to_uint8(expected[:, :, :39]))
+
+
+def test_what_cannot_roll_out_says_why(
+    teacher: CausVidPipeline, world: Path, video: VideoShape, schedule: ScheduleConfig
+) -> None:
+    with pytest.raises(ValueError, match="causal student; this pipeline holds a bidirectional teacher"):
+        next(teacher.stream(TEXT[:1], video, generators(1)))
+    whole = causal_student(load_transformer(world / "teacher"), 4).eval()
+    with pytest.raises(ValueError, match="model.frames_per_block is the whole clip"):
+        pipeline_of(world, whole, schedule).rollout(TEXT[:1], video, generators(1), 39)
+
+
+def test_a_rollout_of_a_teacher_is_refused_in_words(teacher: CausVidPipeline, video: VideoShape) -> None:
+    with pytest.raises(ValueError, match="causal student"):
+        teacher.rollout(TEXT[:1], video, generators(1), 39)
+
+
+def test_frames_that_the_vae_would_drop_are_refused(student: CausVidPipeline) -> None:
+    with pytest.raises(ValueError, match="video.frames is 12"):
+        student(TEXT[:1], VideoShape(height=32, width=32, frames=12, fps=8), generators(1))
+
+
+@pytest.mark.parametrize("kind", ["student", "teacher"])
+def test_a_pipeline_comes_back_from_its_folder(
+    kind: str, video: VideoShape, schedule: ScheduleConfig, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    pipeline: CausVidPipeline = request.getfixturevalue(kind)
+    pipeline.save_pretrained(tmp_path)
+    loaded = CausVidPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert type(loaded.transformer) is type(pipeline.transformer)
+    assert loaded.schedule == schedule
+    assert torch.equal(loaded(TEXT[:1], video, generators(1)), pipeline(TEXT[:1], video, generators(1)))
+    if kind == "student":
+        assert isinstance(loaded.transformer, CausalWanTransformer3DModel)
+        assert loaded.transformer.config.frames_per_block == 2
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch: a slower kernel for norm_q
+@pytest.mark.parametrize("kind", ["student", "teacher"])
+def test_half_precision_runs_and_looks_alike(
+    kind: str, world: Path, video: VideoShape, schedule: ScheduleConfig, request: pytest.FixtureRequest
+) -> None:
+    half = pipeline_of(world, load_transformer(world / kind, torch.bfloat16).eval(), schedule, torch.bfloat16)
+    guidance = {} if kind == "student" else {"negative_embeds": TEXT[1:2], "guidance_scale": 2.0}
+    frames = half(TEXT[:1], video, generators(1), **guidance)
+    full = request.getfixturevalue(kind)(TEXT[:1], video, generators(1), **guidance)
+    assert (frames.float() - full.float()).abs().mean() < 12  # levels of 255
+
+
+def test_the_default_schedule_is_the_released_one(world: Path, transformer_config: dict[str, Any]) -> None:
+    pipeline = CausVidPipeline(vae=load_vae(world / "vae"), transformer=build_transformer(transformer_config, 0))
+    assert pipeline.schedule.columns() == [0, 36, 44, 50]

@@ -1,0 +1,115 @@
+"""Two processes that train together: the same losses and weights as one, to rounding."""
+
+from __future__ import annotations
+
+import csv
+import os
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import distributed as dist
+from torch import nn
+
+from causvid.runtime import distributed
+from causvid.training.trainer import CURVE
+
+# From Python 3.12 on a fork of a process with threads is warned about; these children only compute and end.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+
+
+def on_two_ranks(folder: Path, work: Callable[[int], None]) -> None:
+    """Run ``work(rank)`` in two processes of one group; fails with what they said when one of them fails."""
+    folder.mkdir()
+    children = []
+    for rank in (0, 1):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+                meeting = f"file://{folder}/meeting"
+                dist.init_process_group(
+                    "gloo", init_method=meeting, rank=rank, world_size=2, timeout=timedelta(seconds=60)
+                )
+                work(rank)
+                dist.destroy_process_group()
+                code = 0
+            except BaseException:
+                (folder / f"error-{rank}").write_text(traceback.format_exc())
+            finally:
+                os._exit(code)
+        children.append(child)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    said = "\n".join(path.read_text() for path in sorted(folder.glob("error-*")))
+    assert codes == [0, 0], said
+
+
+def test_shares_means_and_averaged_gradients(tmp_path: Path) -> None:
+    def work(rank: int) -> None:
+        assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (rank, 2, rank == 0)
+        assert list(distributed.share_of(6)) == [[0, 1, 2], [3, 4, 5]][rank]
+        with pytest.raises(ValueError, match="the batch of 5 does not divide over 2 workers"):
+            distributed.share_of(5)
+        assert distributed.mean({"a": torch.tensor(1.0 + rank), "b": torch.tensor(-float(rank))}) == {
+            "a": 1.5,
+            "b": -0.5,
+        }
+        module = nn.Linear(2, 1, bias=False)
+        with torch.no_grad():
+            module.weight.fill_(rank + 1.0)
+        assert distributed.replicate(module) is module
+        with torch.no_grad():
+            module(torch.ones(1, 2))  # a pass without gradients in between does no harm
+        assert module.weight.tolist() == [[1.0, 1.0]]  # rank 0's weights are everybody's
+        module(torch.full((1, 2), rank + 1.0)).sum().backward()
+        assert module.weight.grad is not None
+        assert module.weight.grad.tolist() == [[1.5, 1.5]]
+        assert list(module.state_dict()) == ["weight"]
+        distributed.barrier()
+
+    on_two_ranks(tmp_path / "ranks", work)
+
+
+def test_alone_nothing_is_shared() -> None:
+    module = nn.Linear(2, 1)
+    assert distributed.replicate(module) is module
+    assert list(distributed.share_of(3)) == [0, 1, 2]
+    assert distributed.mean({"a": torch.tensor(2.0)}) == {"a": 2.0}
+    assert (distributed.rank(), distributed.world_size()) == (0, 1)
+    distributed.barrier()
+
+
+def curve(folder: Path) -> list[dict[str, float]]:
+    with (folder / CURVE).open(newline="") as file:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("name", ["teacher", "ode", "dmd", "vae"])
+def test_two_ranks_train_as_one(name: str, kinds: dict[str, Any], tmp_path: Path) -> None:
+    """AdamW, so that rounding stays rounding; images then clips for the VAE, with a checkpoint and a resume between."""
+    from tests.unit.training.conftest import optimizer
+
+    adamw = optimizer(learning_rate=1e-3, decay="constant")
+    changes: dict[str, Any] = {} if name == "dmd" else {"optimizer": adamw}
+    if name == "vae":
+        changes |= {"image_steps": 2}
+    alone, together = (kinds[name].job(tmp_path / place, steps=4, **changes) for place in ("alone", "together"))
+    kinds[name].train(alone)
+    on_two_ranks(tmp_path / "ranks", lambda _: kinds[name].train(together))
+    ours, theirs = curve(alone.work), curve(together.work)
+    assert [row.keys() for row in ours] == [row.keys() for row in theirs]
+    for one, two in zip(ours, theirs, strict=True):
+        assert two == pytest.approx(one, rel=2e-3, abs=1e-6)
+    weights, others = (
+        load_file(job.work / "export" / "diffusion_pytorch_model.safetensors") for job in (alone, together)
+    )
+    assert weights.keys() == others.keys()
+    for key, value in weights.items():
+        torch.testing.assert_close(others[key], value, rtol=1e-3, atol=1e-3)
+    assert sorted(p.name for p in (together.work / "checkpoints").iterdir()) == ["step-0000002", "step-0000004"]

@@ -110,7 +110,9 @@ def test_teacher_and_student_start_from_the_same_noise(
     assert torch.equal(first_of_teacher[:, :, :2], first_of_student)
 
 
-def test_every_renoising_draws_anew(student: CausVidPipeline, video: VideoShape, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_renoising_draws_anew(
+    student: CausVidPipeline, video: VideoShape, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn: list[torch.Tensor] = []
     noise_of = CausVidPipeline._noise
 

@@ -12,12 +12,14 @@ from safetensors.torch import load_file
 
 from causvid.data.latent_store import LatentStore, Record, write_store
 from causvid.data.video_reader import read_frames
+from causvid.diffusion.flow import sigma_of, velocity_to_x0
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.models.causal_wan import CausalWanTransformer3DModel
 from causvid.models.pretrained import Init
 from causvid.models.vae import encode, load_vae, posterior, to_unit
 from causvid.models.wan import load_transformer
 from causvid.runtime.device import Precision
+from causvid.training.batches import read_batch
 from causvid.training.ode_step import pick_states
 from causvid.training.optimizers import OptimizerConfig
 from causvid.training.trainer import CURVE
@@ -146,10 +148,52 @@ def test_the_student_sees_real_clips_noised_block_by_block(
     assert drawn == {*schedule.denoising_timesteps, 0.0}
     assert len(seen) == 2  # the student's own update and the critic's sample: fresh draws each
     assert not torch.equal(seen[0][1], seen[1][1])
-    pure = (seen[0][1] == 1000) & (seen[1][1] == 1000)  # frames that are noise and nothing else, both times
-    student_noise, critic_noise = (x_t.transpose(1, 2)[pure] for x_t, _ in seen)
-    assert pure.any()
+    data = read_batch(step.store, seed=0, step=1, size=8, device=torch.device("cpu")).latents
+    noisy = (seen[0][1] > 0) & (seen[1][1] > 0)
+    student_noise, critic_noise = (noise_in(x_t, data, timestep).transpose(1, 2)[noisy] for x_t, timestep in seen)
+    assert student_noise.std().item() == pytest.approx(1, abs=0.1)
     assert (student_noise - critic_noise).abs().mean() > 0.5
+
+
+def noise_in(x_t: torch.Tensor, x0: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    """The noise that was added to ``x0``; nonsense at t = 0."""
+    sigma = sigma_of(timestep)
+    return (x_t - (1 - sigma) * x0) / sigma
+
+
+def test_scores_are_compared_at_fresh_noise_and_one_time_per_video(kinds: dict[str, Any], tmp_path: Path) -> None:
+    """The teacher is asked with and without the prompt, the critic with it, both at the same point."""
+    step = kinds["dmd"].step(kinds["dmd"].job(tmp_path))
+    calls: dict[str, list[tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]]] = {}
+    for name in ("student", "teacher", "critic"):
+        getattr(step, name).register_forward_hook(
+            lambda _, args, kwargs, out, name=name: calls.setdefault(name, []).append(
+                (args[0], kwargs, out[0].detach())
+            ),
+            with_kwargs=True,
+        )
+    step(1)
+    ((asked, teacher_kwargs, _),) = calls["teacher"]
+    at, critic_kwargs, _ = calls["critic"][0]
+    assert torch.equal(asked, torch.cat([at, at]))
+    assert torch.equal(teacher_kwargs["timestep"], critic_kwargs["timestep"].repeat(2))
+    negative = step.texts.negative().expand(4, -1, -1)
+    assert torch.equal(
+        teacher_kwargs["encoder_hidden_states"], torch.cat([negative, critic_kwargs["encoder_hidden_states"]])
+    )
+    time = critic_kwargs["timestep"]
+    assert time.shape == (4,)
+    x_t, kwargs, velocity = calls["student"][0]
+    sample = velocity_to_x0(x_t, velocity, sigma_of(kwargs["timestep"]))
+    fresh = noise_in(at, sample, time)
+    assert fresh.std().item() == pytest.approx(1, abs=0.1)
+    data = read_batch(step.store, seed=0, step=1, size=4, device=torch.device("cpu")).latents
+    noisy = kwargs["timestep"] > 0
+    used = noise_in(x_t, data, kwargs["timestep"]).transpose(1, 2)[noisy]
+    assert (fresh.transpose(1, 2)[noisy] - used).abs().mean() > 0.5
+    # The critic's own turn: another sample, other noise, other times.
+    assert len(calls["critic"]) == len(calls["student"]) == 2
+    assert not torch.equal(calls["critic"][1][1]["timestep"], time)
 
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch: a slower kernel for norm_q
@@ -216,9 +260,7 @@ def test_pairs_at_other_times_than_the_schedule_s_are_refused(kinds: dict[str, A
 
 
 def test_a_frame_comes_from_the_chosen_state() -> None:
-    trajectory = (
-        torch.arange(2 * 3 * 1 * 4).view(2, 3, 1, 4, 1, 1).float()
-    )  # sample b, state t, frame f: 12 b + 4 t + f
+    trajectory = torch.arange(2 * 3 * 1 * 4).view(2, 3, 1, 4, 1, 1).float()  # of b, t, f: 12 b + 4 t + f
     chosen = torch.tensor([[0, 0, 2, 2], [1, 1, 0, 0]])
     picked = pick_states(trajectory, chosen)
     assert picked.shape == (2, 1, 4, 1, 1)

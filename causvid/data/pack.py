@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import PositiveInt
+
 from causvid.data.latent_store import Record, write_store
 from causvid.data.shards import read_shard
 
@@ -16,7 +18,7 @@ from causvid.data.shards import read_shard
 class PackConfig:
     """Params section ``pack_lmdb``."""
 
-    records_per_transaction: int
+    records_per_transaction: PositiveInt
 
 
 def pack(shards: Path, out: Path, config: PackConfig) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import PositiveInt
 
 from causvid.pipeline import CausVidPipeline
 from causvid.runtime import device as devices
@@ -20,7 +21,7 @@ class LatencyConfig:
     """Params section ``measure_latency``: runs before the clock, and runs whose median is reported."""
 
     warmup: int
-    repeats: int
+    repeats: PositiveInt
 
 
 def measure(

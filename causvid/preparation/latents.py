@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import PositiveInt
 
 from causvid.data.manifest import read_manifest
 from causvid.data.shards import Shard, shard_path, write_shard
@@ -24,7 +25,7 @@ from causvid.shapes import VideoShape
 class LatentConfig:
     """Params section ``extract_latents``. batch_size: clips a worker encodes at once."""
 
-    batch_size: int
+    batch_size: PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import PositiveInt
 
 from causvid.data.manifest import read_manifest
 from causvid.data.prompt_store import PromptStore
@@ -27,8 +28,8 @@ from causvid.shapes import LatentShape
 class OdePairConfig:
     """Params section ``generate_ode_pairs``. batch_size: prompts a worker solves at once."""
 
-    pairs: int
-    batch_size: int
+    pairs: PositiveInt
+    batch_size: PositiveInt
     guidance_scale: float
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import PositiveInt
+
 from causvid.data import manifest
 from causvid.data.generated import write_clips
 from causvid.data.prompt_store import PromptStore
@@ -26,11 +28,11 @@ class SampleConfig:
     guidance_scale is the teacher's; rollout_clips is a rollout's length in training clips; crf the quality of the mp4s.
     """
 
-    prompts: int
-    batch_size: int
+    prompts: PositiveInt
+    batch_size: PositiveInt
     guidance_scale: float
     rollouts: int
-    rollout_clips: int
+    rollout_clips: PositiveInt
     crf: int
 
 

@@ -19,13 +19,12 @@ from causvid.runtime import tracking, work
 from causvid.runtime.parallel import Compute
 
 T = TypeVar("T")
-# Before any library that phones home or spins is imported by a stage.
+# Before a stage imports a library that phones home.
 QUIET = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    "OMP_WAIT_POLICY": "PASSIVE",
     "TYPER_STANDARD_TRACEBACK": "1",
     "RAY_AUTH_MODE": "token",
 }
@@ -64,6 +63,8 @@ def stage_run(
 ) -> Iterator[StageRun]:
     """Run the body as stage ``name`` (``item`` of a matrix) that reads params sections ``reads`` and paths ``inputs``.
 
+    The folder of initial weights that a section names is an input as well.
+
     A ValueError (what a user can mend) or a full disk ends the process with one sentence and exit code 1.
     """
     _die_with_parent()
@@ -74,7 +75,10 @@ def stage_run(
         values = {section: _lookup(everything, section) for section in reads}
         label = f"{name}@{item}" if item else name
         compute = params_file.build(Compute, everything["compute"], name="compute")
-        key = work.stage_key(name, params={**values, "item": item}, inputs=inputs, root=root)
+        weights = [
+            Path(value["init"]["folder"]) for value in values.values() if isinstance(value, dict) and "init" in value
+        ]
+        key = work.stage_key(name, params={**values, "item": item}, inputs=[*inputs, *weights], root=root)
         with (
             work.work_folder(name, key, root=root) as folder,
             tracking.child_run(label, everything["profile"], root, values, key) as tracker,

@@ -37,19 +37,16 @@ def read_batch(store: LatentStore, *, seed: int, step: int, size: int, device: t
 
 
 class Texts:
-    """Prompt embeddings on the device, each read once."""
+    """Prompt embeddings on the device, read when asked for: all of a large data set's would fill the memory."""
 
     def __init__(self, store: PromptStore, device: torch.device) -> None:
         self.store, self.device = store, device
-        self.known: dict[str, torch.Tensor] = {}
+        self._negative = store([store.negative]).to(device)
 
     def __call__(self, prompts: Sequence[str]) -> torch.Tensor:
         """Embeddings [len(prompts), L, D]."""
-        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.known]
-        if new:
-            self.known.update(zip(new, self.store(new), strict=True))
-        return torch.stack([self.known[prompt] for prompt in prompts]).to(self.device)
+        return self.store(prompts).to(self.device)
 
     def negative(self) -> torch.Tensor:
         """The unconditional embedding [1, L, D]."""
-        return self([self.store.negative])
+        return self._negative

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import PositiveInt
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from causvid.data.latent_store import LatentStore
@@ -40,8 +41,8 @@ class DmdConfig:
     """
 
     steps: int
-    batch_size: int
-    critic_updates_per_student_update: int
+    batch_size: PositiveInt
+    critic_updates_per_student_update: PositiveInt
     critic_only_steps: int
     guidance_scale: float
     student_optimizer: OptimizerConfig
@@ -49,7 +50,7 @@ class DmdConfig:
     score_shift: float
     score_timesteps: tuple[float, float]
     ema_decay: float
-    checkpoint_every: int
+    checkpoint_every: PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True)

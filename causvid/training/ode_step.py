@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import PositiveInt
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from causvid.data.latent_store import LatentStore
@@ -32,10 +33,10 @@ class OdeConfig:
     """Params section ``train_ode_init``. batch_size is global."""
 
     steps: int
-    batch_size: int
+    batch_size: PositiveInt
     optimizer: OptimizerConfig
     ema_decay: float
-    checkpoint_every: int
+    checkpoint_every: PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,7 +55,7 @@ class Optimizer:
         self.parameters = [p for _, p in named]
         matrices = [p for name, p in named if config.kind == "muon" and is_matrix(name, p)]
         chosen = {id(p) for p in matrices}
-        self.views = [(p, nn.Parameter(_as_matrix(p.detach()))) for p in matrices]
+        self.views = [(p, nn.Parameter(_as_matrix(p.detach(), like=p))) for p in matrices]
         rest = [p for p in self.parameters if id(p) not in chosen]
         self.optimizers: list[torch.optim.Optimizer] = []
         if matrices:
@@ -82,7 +82,7 @@ class Optimizer:
         except RuntimeError as error:
             raise FloatingPointError(f"step {step}: the gradient is not finite; no weight was changed") from error
         for parameter, view in self.views:
-            view.grad = None if parameter.grad is None else _as_matrix(parameter.grad)
+            view.grad = None if parameter.grad is None else _as_matrix(parameter.grad, like=parameter)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(self.config, step, self.steps)
@@ -111,8 +111,8 @@ def is_kernel(name: str, parameter: nn.Parameter) -> bool:
     return name.endswith("weight") and parameter.ndim >= 4 and "quant_conv" not in name and parameter.shape[0] > 3
 
 
-def _as_matrix(kernel: torch.Tensor) -> torch.Tensor:
-    """[O, C, …] as [O, the rest] over the same memory, whichever memory format the kernel has."""
-    if kernel.ndim <= 2 or kernel.is_contiguous():
+def _as_matrix(kernel: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """[O, C, …] as [O, the rest], columns in the order of ``like``'s memory, so that of ``like`` it is a view."""
+    if like.is_contiguous():
         return kernel.reshape(kernel.shape[0], -1)
     return kernel.movedim(1, -1).reshape(kernel.shape[0], -1)

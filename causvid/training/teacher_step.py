@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import PositiveInt
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from causvid.data.latent_store import LatentStore
@@ -33,11 +34,11 @@ class TeacherConfig:
 
     init: Init
     steps: int
-    batch_size: int
+    batch_size: PositiveInt
     optimizer: OptimizerConfig
     prompt_dropout: float
     ema_decay: float
-    checkpoint_every: int
+    checkpoint_every: PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
+from pydantic import PositiveInt
 from torch import nn
 
 from causvid.data.datasets import sample_index
@@ -46,12 +47,12 @@ class VaeConfig:
     init: Init
     steps: int
     image_steps: int
-    image_batch_size: int
-    batch_size: int
+    image_batch_size: PositiveInt
+    batch_size: PositiveInt
     optimizer: OptimizerConfig
     kl_weight: float
-    held_out_clips: int
-    checkpoint_every: int
+    held_out_clips: PositiveInt
+    checkpoint_every: PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True)

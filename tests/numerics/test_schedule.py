@@ -37,7 +37,7 @@ def test_the_released_trajectory_columns() -> None:
 
 @pytest.mark.parametrize(("shift", "expected"), [(8, [960, 888.889, 727.273]), (5, [937.5, 833.333, 625])])
 def test_the_warped_four_steps(shift: float, expected: list[float]) -> None:
-    """Released 4-step configuration: 750, 500, 250 warped by the shift; they lie on every grid of a multiple of four steps."""
+    """As released: 750, 500, 250 warped by the shift; they lie on every grid of a multiple of four steps."""
     warped = FlowSchedule(shift=shift).shifted(torch.tensor([0.75, 0.5, 0.25], dtype=torch.float64)) * 1000
     assert warped.tolist() == pytest.approx(expected, abs=5e-4)
     for steps in (4, 48, 100):

@@ -18,6 +18,9 @@ from hypothesis import strategies as st
 from causvid.data.latent_store import FILE, LatentStore, Record, write_store
 from causvid.runtime.work import publish
 
+# From Python 3.12 on a fork of a process with threads is warned about; these children only read and end.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+
 TIMES = [1000.0, 750.0, 0.0]
 
 

@@ -105,7 +105,7 @@ def test_training_takes_every_weight(transformer_config: dict[str, Any]) -> None
 
 
 def test_tools_that_go_by_block_names_find_the_student_s(transformer_config: dict[str, Any]) -> None:
-    """Block compilation, sharding and device maps; diffusers' plan for context parallelism is not for causal attention."""
+    """Block compilation, sharding, device maps. diffusers' context parallelism is not for causal attention."""
     student = causal_student(build_transformer(transformer_config, 0), 2)
     name = type(student.blocks[0]).__name__
     assert student._repeated_blocks == student._no_split_modules == [name]

@@ -18,6 +18,7 @@ from torch import nn
 
 from causvid.runtime import distributed
 from causvid.training.trainer import CURVE
+from tests.unit.training.conftest import optimizer
 
 # From Python 3.12 on a fork of a process with threads is warned about; these children only compute and end.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
@@ -93,8 +94,6 @@ def curve(folder: Path) -> list[dict[str, float]]:
 @pytest.mark.parametrize("name", ["teacher", "ode", "dmd", "vae"])
 def test_two_ranks_train_as_one(name: str, kinds: dict[str, Any], tmp_path: Path) -> None:
     """AdamW, so that rounding stays rounding; images then clips for the VAE, with a checkpoint and a resume between."""
-    from tests.unit.training.conftest import optimizer
-
     adamw = optimizer(learning_rate=1e-3, decay="constant")
     changes: dict[str, Any] = {} if name == "dmd" else {"optimizer": adamw}
     if name == "vae":

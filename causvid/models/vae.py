@@ -59,6 +59,7 @@ def load_vae(folder: Path, dtype: torch.dtype = torch.float32) -> AutoencoderKLW
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no VAE (no config.json)")
     vae = AutoencoderKLWan.from_pretrained(folder, torch_dtype=dtype)
+    vae.register_to_config(_name_or_path=None)  # this machine's path: saved again, it would change the bytes
     return channels_last(vae).requires_grad_(False).eval()
 
 

@@ -28,7 +28,9 @@ def load_transformer(folder: Path, dtype: torch.dtype = torch.float32) -> WanTra
     known = {cls.__name__: cls for cls in (WanTransformer3DModel, CausalWanTransformer3DModel)}
     if name not in known:
         raise ValueError(f"{folder}/config.json names the class {name}; expected one of {', '.join(sorted(known))}")
-    return known[name].from_pretrained(folder, torch_dtype=dtype)
+    model = known[name].from_pretrained(folder, torch_dtype=dtype)
+    model.register_to_config(_name_or_path=None)  # this machine's path: saved again, it would change the bytes
+    return model
 
 
 def causal_student(teacher: WanTransformer3DModel, frames_per_block: int) -> CausalWanTransformer3DModel:

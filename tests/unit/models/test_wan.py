@@ -110,3 +110,11 @@ def test_tools_that_go_by_block_names_find_the_student_s(transformer_config: dic
     name = type(student.blocks[0]).__name__
     assert student._repeated_blocks == student._no_split_modules == [name]
     assert student._cp_plan is None
+
+
+def test_where_a_model_was_loaded_from_is_not_saved_with_it(transformer_config: dict[str, Any], tmp_path: Path) -> None:
+    for folder in ("here", "there"):
+        build_transformer(transformer_config, 0).save_pretrained(tmp_path / folder)
+        load_transformer(tmp_path / folder).save_pretrained(tmp_path / f"{folder}_again")
+    saved = [(tmp_path / f"{folder}_again" / "config.json").read_text() for folder in ("here", "there")]
+    assert saved[0] == saved[1]

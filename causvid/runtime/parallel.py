@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -52,25 +53,39 @@ def map_groups(make: Callable[[], Worker[Any]], groups: Sequence[Sequence[Any]],
     Groups are whole units: who handles one cannot change its bytes. An exception in a worker is raised here.
     """
     if compute.workers == 1 or len(groups) < 2:
-        worker = make()
-        for group in groups:
-            worker(group)
-            yield len(group)
+        with _one_thread():
+            worker = make()
+            for group in groups:
+                worker(group)
+                yield len(group)
         return
     import ray
     from ray.util import ActorPool
 
     with _ray(compute):
         actor = ray.remote(num_cpus=1, num_gpus=compute.gpus_per_worker)(_Actor)
-        pool = ActorPool([actor.remote(make, compute.threads) for _ in range(min(compute.workers, len(groups)))])
+        pool = ActorPool([actor.remote(make) for _ in range(min(compute.workers, len(groups)))])
         yield from pool.map_unordered(lambda a, group: a.handle.remote(group), groups)
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """As in a Ray actor: how a sum is split over threads decides its last bits, and so the bytes that are written."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class _Actor:
-    def __init__(self, make: Callable[[], Worker[Any]], threads: int) -> None:
+    def __init__(self, make: Callable[[], Worker[Any]]) -> None:
         import torch
 
-        torch.set_num_threads(threads)
+        torch.set_num_threads(1)
         self.worker = make()
 
     def handle(self, group: Sequence[Any]) -> int:

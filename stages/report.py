@@ -44,6 +44,8 @@ def main(
         write_text(built / "index.html", page.html(content, built / "figures" / "curves.svg"))
         write_text(built / "report.md", page.markdown(content, figures.name, drawn))
         run.report({"videos": content.videos_shown, "prompts": len(content.samples), "tables": len(content.tables())})
+        for path in (built / "index.html", *(built / "figures" / name for name in drawn)):
+            run.tracker.log_artifact(path, "report")
         run.publish(built / "figures", figures)
         run.publish(built / "report.md", markdown)
         run.publish(built / "index.html", out)

@@ -11,7 +11,7 @@ from causvid.runtime.device import Precision
 from causvid.runtime.parallel import launch
 from causvid.runtime.stage import stage_run
 from causvid.training.dmd_step import DmdConfig, DmdJob, train_dmd
-from causvid.training.trainer import CURVE, read_last
+from causvid.training.trainer import CURVE, EXPORT, read_last
 
 READS = ("seed", "model.text_tokens", "model.precision", "schedule", "train_dmd")
 
@@ -44,7 +44,7 @@ def main(
         )
         launch(train_dmd, job, run.compute, name=run.key, storage=job.work / "ray")
         run.report({**read_last(job.work / CURVE), "steps": job.config.steps})
-        run.publish(job.work / "export", out)
+        run.publish(job.work / EXPORT, out)
         run.publish(job.work / CURVE, curve)
 
 

@@ -11,7 +11,7 @@ from causvid.runtime.device import Precision
 from causvid.runtime.parallel import launch
 from causvid.runtime.stage import stage_run
 from causvid.training.ode_step import OdeConfig, OdeJob, train_ode_init
-from causvid.training.trainer import CURVE, read_last
+from causvid.training.trainer import CURVE, EXPORT, read_last
 
 READS = ("seed", "model.frames_per_block", "model.text_tokens", "model.precision", "schedule", "train_ode_init")
 
@@ -43,7 +43,7 @@ def main(
         )
         launch(train_ode_init, job, run.compute, name=run.key, storage=job.work / "ray")
         run.report({**read_last(job.work / CURVE), "steps": job.config.steps})
-        run.publish(job.work / "export", out)
+        run.publish(job.work / EXPORT, out)
         run.publish(job.work / CURVE, curve)
 
 

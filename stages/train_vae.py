@@ -13,7 +13,7 @@ from causvid.preparation.reconstructions import write_reconstructions
 from causvid.runtime.parallel import launch
 from causvid.runtime.stage import stage_run
 from causvid.shapes import VideoShape
-from causvid.training.trainer import CURVE, read_last
+from causvid.training.trainer import CURVE, EXPORT, read_last
 from causvid.training.vae_step import VaeConfig, VaeJob, train_vae
 
 READS = ("seed", "video", "model.vae", "train_vae", "sample.crf")
@@ -42,11 +42,11 @@ def main(
         launch(train_vae, job, run.compute, name=run.key, storage=job.work / "ray")
         shutil.rmtree(run.work / "samples", ignore_errors=True)
         scores = write_reconstructions(
-            run.work / "export", clips, held_out, run.section("video", VideoShape), crf=run.section("sample.crf", int),
+            run.work / EXPORT, clips, held_out, run.section("video", VideoShape), crf=run.section("sample.crf", int),
             out=run.work / "samples",
         )  # fmt: skip
         run.report({**read_last(run.work / CURVE), **scores, "steps": config.steps})
-        run.publish(run.work / "export", out)
+        run.publish(run.work / EXPORT, out)
         run.publish(run.work / "samples", samples)
         run.publish(run.work / CURVE, curve)
 

@@ -79,6 +79,11 @@ class ScheduleConfig:
                 f"schedule.denoising_timesteps is {list(steps)}; it must fall and stay above 0 "
                 "(clean context is schedule.context_timestep)"
             )
+        if not 0 <= self.context_timestep < TRAIN_TIMESTEPS:
+            raise ValueError(
+                f"schedule.context_timestep is {self.context_timestep:g}; it must be in [0, {TRAIN_TIMESTEPS}): "
+                "0 is clean, noise would say nothing about the block"
+            )
         self.columns()  # every step must be a state of the solver
 
     @property

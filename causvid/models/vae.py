@@ -126,7 +126,13 @@ def decode(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
 
 
 def set_latent_statistics(vae: AutoencoderKLWan, mean: torch.Tensor, deviation: torch.Tensor) -> None:
-    """Record per-channel statistics [C] of raw latents in the VAE's config, where diffusers keeps them."""
+    """Record per-channel statistics [C] of raw latents in the VAE's config, where diffusers keeps them.
+
+    Raises ValueError for a channel that never changes: its latents could not be normalised.
+    """
+    dead = [channel for channel, value in enumerate(deviation.tolist()) if not value > 0]
+    if dead:
+        raise ValueError(f"latent channels {dead} are the same for every clip; lower train_vae.kl_weight")
     vae.register_to_config(latents_mean=mean.tolist(), latents_std=deviation.tolist())
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -53,11 +54,7 @@ def map_groups(make: Callable[[], Worker[Any]], groups: Sequence[Sequence[Any]],
     Groups are whole units: who handles one cannot change its bytes. An exception in a worker is raised here.
     """
     if compute.workers == 1 or len(groups) < 2:
-        with _one_thread():
-            worker = make()
-            for group in groups:
-                worker(group)
-                yield len(group)
+        yield from _in_threads(make, groups, 1 if compute.gpus_per_worker else compute.threads)
         return
     import ray
     from ray.util import ActorPool
@@ -68,16 +65,29 @@ def map_groups(make: Callable[[], Worker[Any]], groups: Sequence[Sequence[Any]],
         yield from pool.map_unordered(lambda a, group: a.handle.remote(group), groups)
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """As in a Ray actor: how a sum is split over threads decides its last bits, and so the bytes that are written."""
+def _in_threads(make: Callable[[], Worker[Any]], groups: Sequence[Sequence[Any]], count: int) -> Iterator[int]:
+    """A worker in each of ``count`` threads of this process, torch with one thread in each, as in a Ray actor:
+
+    how a sum is split over threads decides its last bits, and so the bytes that are written.
+    """
     import torch
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    before, place, loading = torch.get_num_threads(), threading.local(), threading.Lock()
+
+    def handle(group: Sequence[Any]) -> int:
+        if not hasattr(place, "worker"):
+            with loading:  # loading a model patches torch for a moment
+                torch.set_num_threads(1)
+                place.worker = make()
+        place.worker(group)
+        return len(group)
+
+    pool = ThreadPoolExecutor(count)
     try:
-        yield
+        for future in as_completed([pool.submit(handle, group) for group in groups]):
+            yield future.result()
     finally:
+        pool.shutdown(cancel_futures=True)
         torch.set_num_threads(before)
 
 

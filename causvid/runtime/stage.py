@@ -65,7 +65,8 @@ def stage_run(
 
     The folder of initial weights that a section names is an input as well.
 
-    A ValueError (what a user can mend) or a full disk ends the process with one sentence and exit code 1.
+    A ValueError (what a user can mend), a full disk or another process at the same work ends the process with one
+    sentence and exit code 1.
     """
     _die_with_parent()
     os.environ.update({key: os.environ.get(key, value) for key, value in QUIET.items()})
@@ -88,7 +89,7 @@ def stage_run(
             yield run
             tracker.log_metrics({"stage_seconds": time.monotonic() - started})
             work.write_json(metrics, {**run.results, "key": key})
-    except ValueError as error:
+    except (ValueError, work.BusyError) as error:
         sys.exit(f"{name}: {error}")
     except Exception as error:
         if not _disk_is_full(error):

@@ -107,7 +107,7 @@ def git_tags(root: Path) -> dict[str, str]:
 
 def _repro_parent(api: MlflowClient, profile: str, root: Path) -> str | None:
     """The parent run of the dvc process above this stage, found by its pid and start time, or made."""
-    above = [p for p in psutil.Process().parents() if any("dvc" in Path(part).name for part in p.cmdline()[:2])]
+    above = [p for p in psutil.Process().parents() if any(Path(part).name == "dvc" for part in p.cmdline()[:3])]
     if not above:
         return None
     process = f"{above[-1].pid}@{above[-1].create_time():.2f}"

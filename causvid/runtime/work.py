@@ -30,9 +30,13 @@ def stage_key(stage: str, *, params: Mapping[str, Any], inputs: Sequence[Path], 
     return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
+class BusyError(Exception):
+    """Another process does the same work."""
+
+
 @contextmanager
 def work_folder(stage: str, key: str, *, root: Path) -> Iterator[Path]:
-    """The folder of one stage and key, held by a lock while in use. RuntimeError when another process holds it."""
+    """The folder of one stage and key, held by a lock while in use. BusyError when another process holds it."""
     folder = Path(os.environ.get("CAUSVID_WORK_DIR", root / ".work")) / stage / key
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock", blocking=False)
@@ -40,9 +44,7 @@ def work_folder(stage: str, key: str, *, root: Path) -> Iterator[Path]:
         with lock:
             yield folder
     except Timeout as error:
-        raise RuntimeError(
-            f"another process is running stage {stage} with the same inputs (it holds {folder})"
-        ) from error
+        raise BusyError(f"another process does the same work (it holds {folder}); wait for it or stop it") from error
 
 
 def publish(finished: Path, target: Path) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from causvid.data.latent_store import LatentStore
 from causvid.data.prompt_store import PromptStore
-from causvid.diffusion.flow import add_noise, sigma_of, velocity_to_x0
+from causvid.diffusion.flow import TRAIN_TIMESTEPS, add_noise, sigma_of, velocity_to_x0
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.diffusion.timesteps import block_choices, score_timestep
 from causvid.diffusion.velocity import conditional, guided
@@ -22,7 +22,7 @@ from causvid.losses.dmd import dmd_loss
 from causvid.losses.flow_matching import flow_matching_loss
 from causvid.models.wan import for_training, load_transformer
 from causvid.runtime import device as devices
-from causvid.runtime.distributed import is_main, replicate
+from causvid.runtime.distributed import replicate
 from causvid.runtime.seeding import generator
 from causvid.runtime.tracking import Tracker
 from causvid.shapes import BlockLayout
@@ -40,10 +40,10 @@ class DmdConfig:
     uncond)); score_shift and score_timesteps are the law of the time at which the scores are compared.
     """
 
-    steps: int
+    steps: NonNegativeInt
     batch_size: PositiveInt
     critic_updates_per_student_update: PositiveInt
-    critic_only_steps: int
+    critic_only_steps: NonNegativeInt
     guidance_scale: float
     student_optimizer: OptimizerConfig
     critic_optimizer: OptimizerConfig
@@ -51,6 +51,14 @@ class DmdConfig:
     score_timesteps: tuple[float, float]
     ema_decay: float
     checkpoint_every: PositiveInt
+
+    def __post_init__(self) -> None:
+        low, high = self.score_timesteps
+        if not 0 < low <= high <= TRAIN_TIMESTEPS:
+            raise ValueError(
+                f"train_dmd.score_timesteps is [{low:g}, {high:g}]; it must be two times, the smaller one first, "
+                f"above 0 (clean samples have no score) and up to {TRAIN_TIMESTEPS}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +111,10 @@ class DmdStep:
             "critic_optimizer": self.critic_optimizer,
         }
 
-    def exported(self) -> Any:
-        """The student's weight average as a diffusers model."""
-        return self.average.module
+    def export(self, folder: Path) -> None:
+        """The student's weight average."""
+        model: Any = self.average.module
+        model.save_pretrained(folder)
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
         """Algorithm 1, one iteration."""
@@ -169,9 +178,8 @@ class DmdStep:
 
 
 def train_dmd(job: DmdJob) -> None:
-    """Distil on every rank; rank 0 exports the student's weight average. Zero steps export the student as it came."""
-    step = DmdStep(job)
+    """Distil on every rank. Zero steps export the student as it came."""
     config = job.config
-    train(step, steps=config.steps, checkpoint_every=config.checkpoint_every, work=job.work, tracker=job.tracker)
-    if is_main():
-        step.exported().save_pretrained(job.work / "export")
+    train(
+        DmdStep(job), steps=config.steps, checkpoint_every=config.checkpoint_every, work=job.work, tracker=job.tracker
+    )

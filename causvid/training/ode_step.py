@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from causvid.data.latent_store import LatentStore
@@ -18,7 +18,7 @@ from causvid.diffusion.velocity import conditional
 from causvid.losses.ode_regression import ode_regression_loss
 from causvid.models.wan import causal_student, for_training, load_transformer
 from causvid.runtime import device as devices
-from causvid.runtime.distributed import is_main, replicate, total, world_size
+from causvid.runtime.distributed import replicate, total, world_size
 from causvid.runtime.seeding import generator
 from causvid.runtime.tracking import Tracker
 from causvid.shapes import BlockLayout
@@ -32,7 +32,7 @@ from causvid.training.trainer import train
 class OdeConfig:
     """Params section ``train_ode_init``. batch_size is global."""
 
-    steps: int
+    steps: NonNegativeInt
     batch_size: PositiveInt
     optimizer: OptimizerConfig
     ema_decay: float
@@ -76,9 +76,10 @@ class OdeStep:
         """Student, its average, its optimizer."""
         return {"model": self.model, "average": self.average, "optimizer": self.optimizer}
 
-    def exported(self) -> Any:
-        """The weight average as a diffusers model."""
-        return self.average.module
+    def export(self, folder: Path) -> None:
+        """The weight average."""
+        model: Any = self.average.module
+        model.save_pretrained(folder)
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
         """Every block at a state of its own (the clean end among them), one regression towards the clean end."""
@@ -113,9 +114,8 @@ def pick_states(trajectory: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
 
 
 def train_ode_init(job: OdeJob) -> None:
-    """Fit the student of ``job`` on every rank; rank 0 exports the weight average."""
-    step = OdeStep(job)
+    """Fit the student of ``job`` on every rank; zero steps export the teacher's weights as a student."""
     config = job.config
-    train(step, steps=config.steps, checkpoint_every=config.checkpoint_every, work=job.work, tracker=job.tracker)
-    if is_main():
-        step.exported().save_pretrained(job.work / "export")
+    train(
+        OdeStep(job), steps=config.steps, checkpoint_every=config.checkpoint_every, work=job.work, tracker=job.tracker
+    )

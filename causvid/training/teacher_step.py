@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from causvid.data.latent_store import LatentStore
@@ -19,7 +19,7 @@ from causvid.losses.flow_matching import flow_matching_loss
 from causvid.models.pretrained import Init
 from causvid.models.wan import build_transformer, for_training, load_transformer
 from causvid.runtime import device as devices
-from causvid.runtime.distributed import is_main, replicate
+from causvid.runtime.distributed import replicate
 from causvid.runtime.seeding import generator
 from causvid.runtime.tracking import Tracker
 from causvid.training.batches import Texts, read_batch
@@ -33,7 +33,7 @@ class TeacherConfig:
     """Params section ``train_teacher``. steps 0 takes the initial weights as they are; batch_size is global."""
 
     init: Init
-    steps: int
+    steps: NonNegativeInt
     batch_size: PositiveInt
     optimizer: OptimizerConfig
     prompt_dropout: float
@@ -74,9 +74,10 @@ class TeacherStep:
         """Teacher, its average, its optimizer."""
         return {"model": self.model, "average": self.average, "optimizer": self.optimizer}
 
-    def exported(self) -> Any:
-        """The weight average as a diffusers model."""
-        return self.average.module
+    def export(self, folder: Path) -> None:
+        """The weight average."""
+        model: Any = self.average.module
+        model.save_pretrained(folder)
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
         """Flow matching on one batch; times cover the schedule evenly within the global batch."""
@@ -104,9 +105,12 @@ class TeacherStep:
 
 
 def train_teacher(job: TeacherJob) -> None:
-    """Train the teacher of ``job`` on every rank; rank 0 exports the weight average."""
-    step = TeacherStep(job)
+    """Train the teacher of ``job`` on every rank."""
     config = job.config
-    train(step, steps=config.steps, checkpoint_every=config.checkpoint_every, work=job.work, tracker=job.tracker)
-    if is_main():
-        step.exported().save_pretrained(job.work / "export")
+    train(
+        TeacherStep(job),
+        steps=config.steps,
+        checkpoint_every=config.checkpoint_every,
+        work=job.work,
+        tracker=job.tracker,
+    )

@@ -1,4 +1,4 @@
-"""The one training loop: resume, step, log, checkpoint, stop. What is learned, and how, is the step object's."""
+"""The one training loop: resume, step, log, checkpoint, export. What is learned, and how, is the step object's."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from causvid.training import checkpoint
 
 LOG_POINTS = 100  # rows of a curve, whatever the number of steps
 CURVE = "curve.csv"
+EXPORT = "export"
 
 
 class Step(Protocol):
@@ -30,9 +31,15 @@ class Step(Protocol):
         """Do training step ``step`` (a function of the state and of this number) and return scalars to log."""
         ...
 
+    def export(self, folder: Path) -> None:
+        """Save what was learned as a diffusers model."""
+        ...
+
 
 def train(step: Step, *, steps: int, checkpoint_every: int, work: Path, tracker: Tracker) -> None:
-    """Run ``step`` until ``steps``, from the newest checkpoint in ``work`` if there is one; leave ``work``/curve.csv.
+    """Run ``step`` until ``steps``, from the newest checkpoint in ``work`` if there is one.
+
+    Rank 0 leaves ``work``/curve.csv and ``work``/export.
 
     Raises FloatingPointError at a non-finite value in a row of the curve (a step refuses non-finite gradients itself).
     """
@@ -56,6 +63,7 @@ def train(step: Step, *, steps: int, checkpoint_every: int, work: Path, tracker:
             latest = {}  # a resumed run could not know it, and must write the same curve
     if is_main():
         write_curve(work / CURVE, history)
+        step.export(work / EXPORT)
 
 
 def write_curve(path: Path, history: list[dict[str, float]]) -> None:

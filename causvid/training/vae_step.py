@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 from torch import nn
 
 from causvid.data.datasets import sample_index
@@ -27,7 +27,7 @@ from causvid.models.vae import (
     to_unit,
 )
 from causvid.runtime import device as devices
-from causvid.runtime.distributed import is_main, replicate, share_of
+from causvid.runtime.distributed import replicate, share_of
 from causvid.runtime.seeding import derive_seed, normal
 from causvid.runtime.tracking import Tracker
 from causvid.training.checkpoint import Stateful
@@ -45,8 +45,8 @@ class VaeConfig:
     """
 
     init: Init
-    steps: int
-    image_steps: int
+    steps: NonNegativeInt
+    image_steps: NonNegativeInt
     image_batch_size: PositiveInt
     batch_size: PositiveInt
     optimizer: OptimizerConfig
@@ -97,6 +97,13 @@ class VaeStep:
         """Weights and optimizer."""
         return {"model": self.model, "optimizer": self.optimizer}
 
+    def export(self, folder: Path) -> None:
+        """The VAE; after training with the statistics of its latents."""
+        vae = self.model.vae.eval()
+        if self.job.config.steps:
+            _record_statistics(vae, self.job.clips[:STATISTICS_CLIPS])
+        vae.save_pretrained(folder)
+
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
         """Squared error + kl_weight KL on single frames (early steps) or clips."""
         config, seed = self.job.config, self.job.seed
@@ -134,18 +141,11 @@ def load_or_build(job: VaeJob) -> AutoencoderKLWan:
 
 
 def train_vae(job: VaeJob) -> None:
-    """Train the VAE on every rank; rank 0 measures the latents' statistics and exports it.
-
-    Zero steps export the initial weights, statistics and all, as they came.
-    """
-    step = VaeStep(job)
+    """Train the VAE on every rank. Zero steps export the initial weights, statistics and all, as they came."""
     config = job.config
-    train(step, steps=config.steps, checkpoint_every=config.checkpoint_every, work=job.work, tracker=job.tracker)
-    if is_main():
-        vae = step.model.vae.eval()
-        if config.steps:
-            _record_statistics(vae, job.clips[:STATISTICS_CLIPS])
-        vae.save_pretrained(job.work / "export")
+    train(
+        VaeStep(job), steps=config.steps, checkpoint_every=config.checkpoint_every, work=job.work, tracker=job.tracker
+    )
 
 
 @torch.no_grad()

@@ -76,6 +76,8 @@ def test_a_step_that_is_no_solver_state_is_named_with_its_neighbours() -> None:
         ({"denoising_timesteps": (1000, 522, 757)}, "must fall and stay above 0"),
         ({"denoising_timesteps": (1000, 757, 757)}, "must fall and stay above 0"),
         ({"denoising_timesteps": (1000, 757, 0)}, "must fall and stay above 0"),
+        ({"context_timestep": 1000.0}, r"schedule.context_timestep is 1000; it must be in \[0, 1000\)"),
+        ({"context_timestep": -1.0}, "schedule.context_timestep is -1"),
     ],
 )
 def test_a_bad_schedule_is_refused(changes: dict[str, Any], message: str) -> None:

@@ -187,3 +187,11 @@ def test_pixels_round_trip(value: int) -> None:
 def test_pixels_out_of_range_are_clamped_and_halves_rounded() -> None:
     video = torch.tensor([-3.0, -1.0, 0.0, 1.0, 3.0]).view(1, 5, 1, 1).expand(3, -1, -1, -1)
     assert to_uint8(video)[:, 0, 0, 0].tolist() == [0, 0, 128, 255, 255]
+
+
+def test_a_latent_channel_that_never_changes_is_named(vae_config: dict[str, Any]) -> None:
+    model = build_vae(vae_config, seed=0)
+    with pytest.raises(
+        ValueError, match=r"latent channels \[2\] are the same for every clip; lower train_vae.kl_weight"
+    ):
+        set_latent_statistics(model, torch.zeros(4), torch.tensor([0.5, 1.0, 0.0, 3.0]))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 from causvid.runtime.parallel import Compute, Worker, launch, map_groups
 
@@ -15,10 +18,10 @@ def compute(workers: int = 1) -> Compute:
 
 
 class Factory:
-    """Makes workers that note their groups and fail on one that holds 13."""
+    """Makes workers that note their groups and how torch was set, and fail on a group that holds 13."""
 
     def __init__(self) -> None:
-        self.made, self.groups = 0, list[Sequence[int]]()
+        self.made, self.groups, self.torch_threads = 0, list[Sequence[int]](), set[int]()
 
     def __call__(self) -> Worker[int]:
         self.made += 1
@@ -27,30 +30,69 @@ class Factory:
     def handle(self, group: Sequence[int]) -> None:
         if 13 in group:
             raise ValueError("unlucky")
+        self.torch_threads.add(torch.get_num_threads())
         self.groups.append(group)
 
 
-@pytest.mark.parametrize(("workers", "groups"), [(1, [[1, 2], [3], [4, 5, 6]]), (2, [[1, 2]])])
-def test_one_worker_handles_every_group_in_order(workers: int, groups: list[list[int]]) -> None:
+@pytest.fixture
+def _two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+
+
+@pytest.mark.usefixtures("_two_cores")
+@pytest.mark.parametrize(("workers", "groups"), [(1, [[1, 2], [3], [4, 5, 6], [7]]), (2, [[1, 2]]), (2, [])])
+def test_every_group_is_handled_once(workers: int, groups: list[list[int]]) -> None:
     factory = Factory()
     done = list(map_groups(factory, groups, compute(workers)))
-    assert done == [len(group) for group in groups]
-    assert factory.groups == groups
-    assert factory.made == 1
+    assert sorted(done) == sorted(len(group) for group in groups)
+    assert sorted(factory.groups) == groups
+    assert factory.made <= 2
 
 
-def test_a_group_is_done_when_it_is_yielded() -> None:
+@pytest.mark.usefixtures("_two_cores")
+def test_cores_take_a_group_each_and_torch_one_thread() -> None:
+    """Two workers wait for each other: it ends only if they run at the same time."""
+    meeting, factory = threading.Barrier(2, timeout=30), Factory()
+
+    def make() -> Worker[int]:
+        handle = factory()
+
+        def meet(group: Sequence[int]) -> None:
+            meeting.wait()
+            handle(group)
+
+        return meet
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert sum(map_groups(make, [[1], [2]], compute())) == 2
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert (factory.made, factory.torch_threads) == (2, {1})
+
+
+def test_a_gpu_has_one_worker_at_a_time() -> None:
     factory = Factory()
-    running = map_groups(factory, [[1], [2]], compute())
-    assert next(running) == 1
-    assert factory.groups == [[1]]
+    on_gpu = Compute(workers=1, gpus_per_worker=1, gradient_checkpointing=False)
+    assert list(map_groups(factory, [[1], [2, 3], [4]], on_gpu)) == [1, 2, 1]
+    assert (factory.made, factory.groups) == (1, [[1], [2, 3], [4]])
 
 
-def test_an_error_in_a_worker_is_raised_here() -> None:
+def test_an_error_in_a_worker_is_raised_here_and_ends_the_work() -> None:
     factory = Factory()
     with pytest.raises(ValueError, match="unlucky"):
-        list(map_groups(factory, [[1], [13], [2]], compute()))
-    assert factory.groups == [[1]]
+        list(map_groups(factory, [[13], *([k] for k in range(100, 400))], compute()))
+    assert len(factory.groups) < 300
+
+
+def test_an_error_while_making_a_worker_is_raised_as_it_is() -> None:
+    def make() -> Worker[int]:
+        raise ValueError("no such folder")
+
+    with pytest.raises(ValueError, match="no such folder"):
+        list(map_groups(make, [[1], [2]], compute()))
 
 
 def test_one_worker_trains_in_this_process(tmp_path: Path) -> None:

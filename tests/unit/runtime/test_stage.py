@@ -150,6 +150,12 @@ def test_other_errors_keep_their_traceback(project: Path, error: Exception) -> N
         run_stage(raising(error))
 
 
+def test_the_same_stage_twice_at_once_is_one_sentence(project: Path) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run_stage(lambda _: run_stage(raising(RuntimeError("never reached"))))
+    assert_one_sentence(stop, "another process does the same work")
+
+
 def test_a_wrong_key_stops_the_stage_before_it_begins(project: Path) -> None:
     text = Path("params.yaml").read_text(encoding="utf-8")
     Path("params.yaml").write_text(text.replace("  fps: 8", "  fpz: 8"), encoding="utf-8")

@@ -41,6 +41,7 @@ def under(monkeypatch: pytest.MonkeyPatch, *above: FakeProcess) -> None:
 
 DVC = FakeProcess(7, ["/env/bin/python", "/env/bin/dvc", "repro"])
 SHELL = FakeProcess(3, ["/bin/bash", "-c", "make repro"])
+NOT_DVC = FakeProcess(5, ["/bin/bash", "/home/me/dvc-experiments/run-dvc.sh"])
 
 
 def runs(uri: str, profile: str = "smoke") -> dict[str, list[Any]]:
@@ -56,7 +57,7 @@ def runs(uri: str, profile: str = "smoke") -> dict[str, list[Any]]:
 def test_a_child_records_its_stage_params_and_metrics(
     mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    under(monkeypatch, SHELL)
+    under(monkeypatch, NOT_DVC, SHELL)
     params = {"seed": 0, "video": {"fps": 8}, "long": "x" * 9000}
     with child_run("sample@dmd", "smoke", tmp_path, params, "k3y") as tracker:
         tracker.log_metrics({"loss": 2.0}, 1)

@@ -115,7 +115,7 @@ def test_a_second_process_is_refused_and_a_dead_one_holds_nothing(tmp_path: Path
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         with (
-            pytest.raises(RuntimeError, match="another process is running stage toy"),
+            pytest.raises(work.BusyError, match="another process does the same work"),
             work.work_folder("toy", "k", root=tmp_path),
         ):
             pass

@@ -31,12 +31,20 @@ def run(*extra: str) -> tuple[int, str]:
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def kept() -> list[tuple[str, str]]:
+    """What the stage gave to its MLflow run: folder and name."""
+    return []
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: list[tuple[str, str]]) -> Path:
     """An empty run: params and published numbers only, and nobody who keeps its runs."""
 
     @contextmanager
     def no_tracking(*_: object) -> Iterator[SimpleNamespace]:
-        yield SimpleNamespace(log_metrics=lambda _: None)
+        yield SimpleNamespace(
+            log_metrics=lambda _: None, log_artifact=lambda path, folder: kept.append((folder, path.name))
+        )
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tracking, "child_run", no_tracking)
@@ -48,13 +56,14 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_everything_is_published_and_counted(project: Path) -> None:
+def test_everything_is_published_and_counted(project: Path, kept: list[tuple[str, str]]) -> None:
     """With one measured stage: its numbers appear, the rest is not measured, a second run replaces the first."""
     latency = {"device": "CPU", "teacher": {"first_frame_s": 4.0}, "ratio": {"first_frame": 8.0, "fps": 2.0}}
     (project / "reports/measure_latency").mkdir()
     path = project / "reports/measure_latency/metrics.json"
     path.write_text(json.dumps(latency))
     assert run() == (0, "None")
+    assert kept == [("report", "index.html"), ("report", "curves.svg"), ("report", "samples.png")]
     page = (project / OUTS["out"]).read_text()
     assert "8.0 times sooner" in page
     assert "not measured" in page

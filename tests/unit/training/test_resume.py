@@ -41,6 +41,9 @@ class Mortal:
             raise Killed
         return self.step(index)  # type: ignore[no-any-return]
 
+    def export(self, folder: Path) -> None:
+        self.step.export(folder)
+
 
 def tensors(value: Any) -> Iterator[torch.Tensor]:
     """Every tensor of nested state, in order."""

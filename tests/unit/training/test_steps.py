@@ -57,6 +57,16 @@ def test_critic_only_steps_leave_the_student_as_it_was(kinds: dict[str, Any], wo
     assert same(weights(tmp_path / "export"), weights(world / "student"))
 
 
+@pytest.mark.parametrize("score_timesteps", [(980.0, 20.0), (0.0, 980.0), (20.0, 1001.0)])
+def test_score_times_out_of_range_or_order_are_refused(
+    kinds: dict[str, Any], tmp_path: Path, score_timesteps: tuple[float, float]
+) -> None:
+    with pytest.raises(
+        ValueError, match=r"train_dmd.score_timesteps is \[.*; it must be two times, the smaller one first"
+    ):
+        kinds["dmd"].job(tmp_path, score_timesteps=score_timesteps)
+
+
 def test_zero_ode_steps_export_the_teacher_as_a_student(kinds: dict[str, Any], world: Path, tmp_path: Path) -> None:
     kinds["ode"].train(kinds["ode"].job(tmp_path, steps=0))
     assert same(weights(tmp_path / "export"), weights(world / "teacher"))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from causvid.training import checkpoint, trainer
-from causvid.training.trainer import CURVE, read_last, train, write_curve
+from causvid.training.trainer import CURVE, EXPORT, read_last, train, write_curve
 
 
 class Counter:
@@ -27,6 +27,9 @@ class Counter:
         with torch.no_grad():
             self.module.weight.fill_(step)
         return {name: torch.tensor(value) for name, value in self.values(step).items()}
+
+    def export(self, folder: Path) -> None:
+        torch.save(self.module.state_dict(), folder)
 
 
 class Log:
@@ -52,6 +55,7 @@ def test_every_step_is_done_once_and_logged(tmp_path: Path) -> None:
     assert log.rows == [(k, {"loss": k / 2}) for k in range(5)]
     assert (tmp_path / CURVE).read_text() == "step,loss\n0,0.0\n1,0.5\n2,1.0\n3,1.5\n4,2.0\n"
     assert read_last(tmp_path / CURVE) == {"loss": 2.0}
+    assert torch.load(tmp_path / EXPORT) == {"weight": torch.tensor([[4.0]])}
 
 
 def test_a_long_run_logs_about_a_hundred_rows_and_its_last(tmp_path: Path) -> None:

@@ -1,0 +1,65 @@
+"""The first 20 losses of every way to train, as they were when the file beside this one was recorded.
+
+A change of the mathematics moves them by percents; another version or processor moves them by rounding. A change that is
+meant is recorded with ``CAUSVID_RECORD=1 python -m pytest tests/unit/training/test_golden_losses.py`` and told in the
+commit.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+
+from causvid.training.trainer import CURVE
+
+GOLDEN = Path(__file__).with_name("golden_losses.json")
+STEPS = 20
+SAME, OTHER = 1e-5, 5e-3  # relative tolerance: in the recorded environment, in another one
+
+
+def processor() -> str:
+    """The CPU and what its kernels may choose from; empty where Linux does not tell."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    return f"{told.get('model name', '')} {hashlib.sha256(told.get('flags', '').encode()).hexdigest()[:12]}".strip()
+
+
+# Everything that may move a last bit: with these equal, the numbers are.
+FINGERPRINT = {
+    "torch": torch.__version__.split("+")[0],
+    "diffusers": diffusers.__version__,
+    "kernels": torch.backends.cpu.get_cpu_capability(),
+    "processor": processor(),
+}
+
+
+def losses(kind: Any, work: Path) -> dict[str, list[float]]:
+    """Every loss column of the curve of ``STEPS`` steps."""
+    kind.train(kind.job(work, steps=STEPS, checkpoint_every=STEPS))
+    with (work / CURVE).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {name: [float(row[name]) for row in rows if row[name]] for name in rows[0] if name.endswith("loss")}
+
+
+@pytest.mark.parametrize("name", ["vae", "teacher", "ode", "dmd"])
+def test_the_first_losses_are_the_recorded_ones(name: str, kinds: dict[str, Any], tmp_path: Path) -> None:
+    found = losses(kinds[name], tmp_path)
+    assert all(len(set(values)) > 1 for values in found.values())
+    if "CAUSVID_RECORD" in os.environ:
+        golden = json.loads(GOLDEN.read_text()) if GOLDEN.is_file() else {}
+        golden[name] = {"environment": FINGERPRINT, "losses": found}
+        GOLDEN.write_text(json.dumps(golden, indent=1, sort_keys=True) + "\n")
+    golden = json.loads(GOLDEN.read_text())[name]
+    tolerance = SAME if golden["environment"] == FINGERPRINT else OTHER
+    assert found.keys() == golden["losses"].keys()
+    for column, values in golden["losses"].items():
+        assert found[column] == pytest.approx(values, rel=tolerance), f"{name}: {column}, {golden['environment']}"

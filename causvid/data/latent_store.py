@@ -107,7 +107,7 @@ class LatentStore:
         if digest != _digest(data, prompt):
             raise ValueError(f"{self.folder}: record {index} is damaged (its sha256 differs); pack it again")
         row = np.frombuffer(data, DTYPE).reshape(self.metadata["shape"]).astype(np.float32)
-        return Record(_from_disk(torch.from_numpy(row)), prompt.decode())
+        return Record(row_from_disk(torch.from_numpy(row)), prompt.decode())
 
     def require_timesteps(self, expected: Sequence[float], tolerance: float) -> None:
         """Refuse states of other times than ``expected``. Raises ValueError showing both."""
@@ -133,7 +133,7 @@ class LatentStore:
 
 @lru_cache(maxsize=16)
 def _environment_of(folder: Path, file: int) -> lmdb.Environment:
-    return _open(folder)
+    return open_store(folder)
 
 
 # No handle survives a fork: parent and child open their own again.
@@ -146,7 +146,8 @@ def _environment(folder: Path) -> lmdb.Environment:
     return _environment_of(folder, file.stat().st_ino if file.is_file() else 0)
 
 
-def _open(folder: Path) -> lmdb.Environment:
+def open_store(folder: Path) -> lmdb.Environment:
+    """``folder``/data.mdb for reading. Raises ValueError when it is not there, not readable or cut short."""
     file = folder / FILE
     if not file.is_file():
         raise ValueError(f"{folder} holds no {FILE}; run the stage that packs it")
@@ -170,5 +171,6 @@ def _to_disk(latents: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float16]]:
     return np.ascontiguousarray(latents.transpose(-4, -3).to(torch.float16).numpy(), dtype=DTYPE)
 
 
-def _from_disk(row: torch.Tensor) -> torch.Tensor:
+def row_from_disk(row: torch.Tensor) -> torch.Tensor:
+    """A row [F, C, H, W] or [T, F, C, H, W] with the axes it has in memory, [C, F, H, W] or [T, C, F, H, W]."""
     return row.transpose(-4, -3).contiguous()

@@ -1,0 +1,254 @@
+"""Released LMDBs with every trap of their builder: read right, mended, or refused by name."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from causvid.data.latent_store import LatentStore
+from causvid.interop.original_lmdb import import_store, survey
+
+Rows = NDArray[np.float32]
+CLIP, PAIR = (3, 4, 2, 5), (4, 3, 4, 2, 5)
+TIMES = (1000.0, 757.0, 522.0, 0.0)
+
+
+def rows(count: int, shape: tuple[int, ...] = CLIP, seed: int = 0) -> Rows:
+    return np.random.default_rng(seed).standard_normal((count, *shape)).astype(np.float32)
+
+
+def release(folder: Path, files: Sequence[Mapping[str, Rows]]) -> Path:
+    """Build as the released script does, in its order: a prompt met before is dropped, and the shape is the last file's.
+
+    Each file is {prompt: [1, …]}; in a real one the arrays of a file are joined along their first axis.
+    """
+    seen: set[str] = set()
+    counter = 0
+    shape: tuple[int, ...] = ()
+    with lmdb.open(str(folder), map_size=2**26) as env:
+        for file in files:
+            fresh = {prompt: value for prompt, value in file.items() if prompt not in seen}
+            seen |= set(fresh)
+            latents = np.concatenate([*fresh.values()]).astype(np.float16) if fresh else np.array([], np.float16)
+            with env.begin(write=True) as transaction:
+                for prompt, row in zip(fresh, latents, strict=True):
+                    transaction.put(f"latents_{counter}_data".encode(), row.tobytes())
+                    transaction.put(f"prompts_{counter}_data".encode(), prompt.encode())
+                    counter += 1
+            shape = latents.shape
+        with env.begin(write=True) as transaction:
+            transaction.put(b"latents_shape", " ".join(map(str, (counter, *shape[1:]))).encode())
+            transaction.put(b"prompts_shape", str(counter).encode())
+    return folder
+
+
+def files(count: int, shape: tuple[int, ...] = CLIP) -> list[dict[str, Rows]]:
+    return [{f"prompt {i} é": row[None]} for i, row in enumerate(rows(count, shape))]
+
+
+def edit(folder: Path, changes: Mapping[str, bytes | None]) -> None:
+    """Put or (None) delete keys."""
+    with lmdb.open(str(folder), map_size=2**26) as env, env.begin(write=True) as transaction:
+        for key, value in changes.items():
+            assert transaction.delete(key.encode()) if value is None else transaction.put(key.encode(), value)
+
+
+def codes(folder: Path, **changes: Any) -> list[tuple[str, bool]]:
+    return [(finding.code, finding.mended) for finding in survey(folder, **changes).findings]
+
+
+def imported(source: Path, target: Path, **changes: Any) -> list[tuple[str, Rows]]:
+    """Prompts and rows [F, C, H, W] of what an import makes."""
+    import_store(source, target, **changes)
+    store = LatentStore(target)
+    records = [store[index] for index in range(len(store))]
+    return [(record.prompt, np.ascontiguousarray(record.latents.transpose(-4, -3).numpy())) for record in records]
+
+
+def expected(inputs: Sequence[Mapping[str, Rows]]) -> list[tuple[str, Rows]]:
+    return [(prompt, row[0].astype(np.float16).astype(np.float32)) for file in inputs for prompt, row in file.items()]
+
+
+def same(found: Sequence[tuple[str, Rows]], wanted: Sequence[tuple[str, Rows]]) -> bool:
+    return [p for p, _ in found] == [p for p, _ in wanted] and all(
+        np.array_equal(a, b) for (_, a), (_, b) in zip(found, wanted, strict=True)
+    )
+
+
+@pytest.mark.parametrize(("shape", "times"), [(CLIP, None), (PAIR, TIMES)])
+def test_a_sound_one_comes_in_bit_for_bit(tmp_path: Path, shape: tuple[int, ...], times: Any) -> None:
+    source = release(tmp_path / "theirs", files(12, shape))
+    assert survey(source).findings == ()
+    assert same(imported(source, tmp_path / "ours", timesteps=times), expected(files(12, shape)))
+    assert LatentStore(tmp_path / "ours").metadata["timesteps"] == (list(times) if times else None)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ours", "theirs"]
+
+
+def test_ours_is_read_by_their_reader(tmp_path: Path) -> None:
+    """Their reader takes the count and shape from the record and reshapes float16 bytes."""
+    import_store(release(tmp_path / "theirs", files(3)), tmp_path / "ours")
+    with lmdb.open(str(tmp_path / "ours"), readonly=True, lock=False) as env, env.begin() as transaction:
+        count, *shape = map(int, transaction.get(b"latents_shape").decode().split())
+        row = np.frombuffer(transaction.get(b"latents_2_data"), np.float16).reshape(shape)
+        assert (count, transaction.get(b"prompts_2_data").decode()) == (3, "prompt 2 é")
+    assert np.array_equal(row, rows(3)[2].astype(np.float16))
+
+
+def test_a_last_file_that_was_a_duplicate_leaves_a_count_alone(tmp_path: Path) -> None:
+    inputs = files(3)
+    source = release(tmp_path / "theirs", [*inputs, {"prompt 1 é": rows(1, seed=9)}])
+    with pytest.raises(ValueError, match=r"does not tell the shape .*'3', a count alone.* 240 bytes .*--row-shape"):
+        survey(source)
+    assert codes(source, row_shape=CLIP) == [("count_only", True)]
+    assert same(imported(source, tmp_path / "ours", row_shape=CLIP), expected(inputs))
+
+
+def test_the_released_sizes_are_known_without_a_shape(tmp_path: Path) -> None:
+    shape = (21, 16, 60, 104)
+    with lmdb.open(str(tmp_path / "theirs"), map_size=2**26) as env, env.begin(write=True) as transaction:
+        transaction.put(b"latents_0_data", np.zeros(shape, np.float16).tobytes())
+        transaction.put(b"prompts_0_data", b"x")
+        transaction.put(b"latents_shape", b"1")
+    found = survey(tmp_path / "theirs")
+    assert (found.row_shape, [f.code for f in found.findings]) == (shape, ["count_only"])
+
+
+def test_a_second_build_leaves_rows_behind_the_count(tmp_path: Path) -> None:
+    source = release(tmp_path / "theirs", files(5))
+    release(source, files(2))
+    assert codes(source) == [("stale_rows", True)]
+    assert same(imported(source, tmp_path / "ours"), expected(files(2)))
+
+
+def test_a_build_cut_short_keeps_its_whole_rows(tmp_path: Path) -> None:
+    source = release(tmp_path / "theirs", files(4))
+    edit(source, {"latents_shape": None})
+    assert codes(source, row_shape=CLIP) == [("no_shape", True)]
+    edit(source, {"latents_shape": b"6 3 4 2 5", "latents_1_data": None, "prompts_1_data": None})
+    assert codes(source) == [("missing_rows", True)]
+    wanted = [row for row in expected(files(4)) if row[0] != "prompt 1 é"]
+    assert same(imported(source, tmp_path / "ours"), wanted)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompts_2_data": None}, "row 2 has latents but no prompt"),
+        ({"latents_2_data": None}, "row 2 has a prompt but no latents"),
+        ({"latents_1_data": bytes(238)}, r"row 1 has 238 bytes; the shape \(3, 4, 2, 5\) in float16 has 240"),
+        ({"prompts_0_data": b"\xff\xfe"}, "the prompt of row 0 is not UTF-8"),
+        ({"latents_3_data": np.full(CLIP, np.inf, np.float16).tobytes()}, "row 3 holds values that are not finite"),
+        ({"latents_shape": b"4 3 4 2 6"}, "row 0 has 240 bytes"),
+        ({"latents_shape": b"4 240"}, r"shape \(240,\) is neither F,C,H,W nor T,F,C,H,W"),
+        ({"latents_shape": b"4 0 4 2 5"}, "is neither"),
+        ({"latents_shape": b"0 3 4 2 5"}, "no row is whole"),
+        ({"latents_shape": b"four"}, "latents_shape is 'four'.*give --row-shape"),
+    ],
+)
+def test_what_cannot_be_mended_is_refused_by_name(
+    tmp_path: Path, changes: dict[str, bytes | None], message: str
+) -> None:
+    source = release(tmp_path / "theirs", files(4))
+    edit(source, changes)
+    with pytest.raises(ValueError, match=message) as error:
+        import_store(source, tmp_path / "ours")
+    assert str(source) in str(error.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["theirs"]
+
+
+def test_times_belong_to_pairs_and_only_to_them(tmp_path: Path) -> None:
+    clips, pairs = release(tmp_path / "clips", files(2)), release(tmp_path / "pairs", files(2, PAIR))
+    with pytest.raises(ValueError, match="are clips and have none"):
+        import_store(clips, tmp_path / "ours", timesteps=TIMES)
+    for times in (None, TIMES[:3]):
+        with pytest.raises(ValueError, match="hold 4 states and need as many times"):
+            import_store(pairs, tmp_path / "ours", timesteps=times)
+    with pytest.raises(ValueError, match=r"row_shape is \(3, 4, 5, 2\); .* says \(3, 4, 2, 5\)"):
+        import_store(clips, tmp_path / "ours", row_shape=(3, 4, 5, 2))
+    (tmp_path / "ours").mkdir()
+    with pytest.raises(FileExistsError, match="ours exists"):
+        import_store(clips, tmp_path / "ours")
+
+
+def test_no_lmdb_and_another_s_lmdb_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no data.mdb"):
+        survey(tmp_path / "nothing")
+    with lmdb.open(str(tmp_path / "other")) as env, env.begin(write=True) as transaction:
+        transaction.put(b"image-000", b"x")
+    with pytest.raises(ValueError, match="no key latents_0_data"):
+        survey(tmp_path / "other")
+
+
+def test_the_commands(tmp_path: Path) -> None:
+    source = release(tmp_path / "theirs", [*files(3, PAIR), files(1, PAIR)[0]])
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "causvid.interop.original_lmdb", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    shape = ("--row-shape", "4,3,4,2,5")
+    looked = run("check", str(source), *shape)
+    assert (looked.returncode, looked.stderr) == (0, "")
+    assert "3 rows of T,F,C,H,W = (4, 3, 4, 2, 5)" in looked.stdout
+    assert "mended by import: latents_shape is '3', a count alone" in looked.stdout
+    done = run("import", str(source), str(tmp_path / "ours"), *shape, "--timesteps", "1000,757,522,0")
+    assert done.returncode == 0, done.stderr
+    LatentStore(tmp_path / "ours").require_timesteps([1000, 756.757, 521.739, 0], 0.5)
+    for arguments, words in [
+        ((), "does not tell the shape"),
+        (("--row-shape", "4,x"), "'4,x' is not a list of numbers"),
+    ]:
+        refused = run("check", str(source), *arguments)
+        assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+        assert words in refused.stderr
+
+
+@settings(max_examples=200)
+@given(data=st.data())
+def test_a_damaged_one_is_refused_or_read_right(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Cut at any byte; any key dropped, renamed, put anew or with another value."""
+    folder = tmp_path_factory.mktemp("fuzz")
+    inputs = files(3)
+    source = release(folder / "theirs", inputs)
+    wanted = expected(inputs)
+    (source / "lock.mdb").unlink()
+    names = [f"{kind}_{i}_data" for kind in ("latents", "prompts") for i in range(3)] + ["latents_shape"]
+    kind = data.draw(st.sampled_from(["cut", "drop", "rename", "value"]))
+    # The layout has no sums: a value of the right size under the right name cannot be told from the true one.
+    hidden = kind == "value"
+    if kind == "cut":
+        size = (source / "data.mdb").stat().st_size
+        with (source / "data.mdb").open("r+b") as file:
+            file.truncate(data.draw(st.integers(0, size)))
+    else:
+        key = data.draw(st.sampled_from(names))
+        with lmdb.open(str(source), map_size=2**26) as env, env.begin(write=True) as transaction:
+            old = transaction.pop(key.encode())
+            if kind == "rename":
+                others = st.sampled_from([*names, "latents_7_data"])
+                name = data.draw(st.one_of(others, st.text(min_size=1, max_size=9)))
+                hidden = name in names
+                transaction.put(name.encode(), old)
+            if kind == "value":
+                transaction.put(key.encode(), data.draw(st.binary(max_size=300)))
+    try:
+        found = imported(source, folder / "ours")
+    except ValueError as error:
+        refusal = str(error)
+        assert str(source) in refusal
+    else:
+        assert all(row.shape == CLIP for _, row in found)
+        assert hidden or all(any(same([row], [right]) for right in wanted) for row in found)
+    finally:
+        shutil.rmtree(folder)

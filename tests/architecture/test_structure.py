@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -121,3 +122,16 @@ def test_readme_tree_is_the_tree() -> None:
     }
     assert missing == set(), "say in the README's tree what these files are for"
     assert {entry for entry in listed if not (ROOT / entry).exists()} == set()
+
+
+def test_files_and_functions_that_the_docs_name_are_there() -> None:
+    """A path, and the name behind it: ``losses/dmd.py`` `dmd_loss`."""
+    lost = []
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for path, name in re.findall(r"`([\w./-]+\.(?:py|md|yaml))`(?: `([\w.]+)`)?", page.read_text()):
+            places = (ROOT / folder / path for folder in (".", "causvid", "docs", "reports"))
+            file = next((place for place in places if place.is_file()), None)
+            defined = rf"^\s*(def|class) {name.split('.')[-1]}\b"
+            if file is None or (name and not re.search(defined, file.read_text(), re.MULTILINE)):
+                lost.append(f"{page.name}: {path} {name}".strip())
+    assert lost == []

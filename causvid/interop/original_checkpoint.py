@@ -226,6 +226,7 @@ def export_checkpoint(source: Path, target: Path) -> None:
         section: _to_original(source if section == GENERATOR else source / section, layout.prefix)
         for section in layout.sections or (GENERATOR,)
     }
+    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.exporting")
     try:
         if target.suffix == ".safetensors":

@@ -138,9 +138,9 @@ def test_our_own_student_goes_out_as_released(tmp_path: Path) -> None:
     torch.save(FILES["generator"](), tmp_path / "model.pt")
     student = load(tmp_path / "model.pt")
     student.save_pretrained(tmp_path / "ours")
-    original.export_checkpoint(tmp_path / "ours", tmp_path / "out.pt")
-    assert same(torch.load(tmp_path / "out.pt", weights_only=True)["generator"], prefixed(weights(1)))
-    assert torch.equal(load(tmp_path / "out.pt").proj_out.weight, student.proj_out.weight)
+    original.export_checkpoint(tmp_path / "ours", tmp_path / "new" / "out.pt")
+    assert same(torch.load(tmp_path / "new" / "out.pt", weights_only=True)["generator"], prefixed(weights(1)))
+    assert torch.equal(load(tmp_path / "new" / "out.pt").proj_out.weight, student.proj_out.weight)
 
 
 def test_a_bidirectional_generator(tmp_path: Path) -> None:

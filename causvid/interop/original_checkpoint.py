@@ -16,7 +16,7 @@ import re
 import shutil
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -99,15 +99,15 @@ def read_original(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], Layou
             if not isinstance(key, str) or not isinstance(value, torch.Tensor) or not value.is_floating_point():
                 kind = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
                 raise ValueError(f"{path}: {section} has {key!r} of {kind}; expected a floating-point tensor")
+            if value.layout != torch.strided:
+                raise ValueError(f"{path}: {section} has {key!r} in the layout {value.layout}; expected a dense tensor")
     keys = [key for state in sections.values() for key in state]
     prefixed = [key.startswith(PREFIX) for key in keys]
     if any(prefixed) and not all(prefixed):
         raise ValueError(f"{path}: {keys[prefixed.index(False)]!r} does not start with {PREFIX!r}, other keys do")
     prefix = PREFIX if any(prefixed) else ""
     layout = Layout(prefix=prefix, sections=() if bare else tuple(sections))
-    return {
-        name: {key[len(prefix) :]: value for key, value in state.items()} for name, state in sections.items()
-    }, layout
+    return {name: _own(state, prefix) for name, state in sections.items()}, layout
 
 
 def infer_config(state: Mapping[str, torch.Tensor], *, num_attention_heads: int) -> dict[str, Any]:
@@ -148,6 +148,8 @@ def to_diffusers(
     Causal with blocks of ``frames_per_block``; None = bidirectional. Raises ValueError naming every key that is
     missing, that Wan has not, or that has another shape than the rest of the file implies.
     """
+    if frames_per_block is not None and frames_per_block < 1:
+        raise ValueError(f"frames_per_block is {frames_per_block}; a block has at least 1 latent frame")
     config = infer_config(state, num_attention_heads=num_attention_heads)
     with torch.device("meta"):
         model = (
@@ -156,8 +158,7 @@ def to_diffusers(
             else CausalWanTransformer3DModel(**config, frames_per_block=frames_per_block)
         )
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    names = {rename(key): key for key in _all_keys(config["num_layers"])}
-    theirs = {ours: names[ours] for ours in expected}
+    theirs = _names(model)
     wrong = [f"missing {key}" for key in theirs.values() if key not in state]
     wrong += [f"unknown {key}" for key in state if rename(key) not in expected]
     wrong += [
@@ -219,8 +220,13 @@ def export_checkpoint(source: Path, target: Path) -> None:
     """Write the diffusers folder ``source`` (ours, or an imported one) as a released checkpoint.
 
     ``target`` ends in .pt, or in .safetensors for a bare generator. A folder that was not imported goes out as
-    {"generator": …} with the prefix ``model.``. Raises ValueError naming what ``source`` lacks.
+    {"generator": …} with the prefix ``model.``. Raises ValueError naming what ``source`` lacks or ``target`` cannot be,
+    FileExistsError when it is there.
     """
+    if target.exists():
+        raise FileExistsError(f"{target} exists; choose another name or remove it")
+    if target.suffix not in (".pt", ".safetensors"):
+        raise ValueError(f"{target}: a released checkpoint ends in .pt or .safetensors")
     layout = _read_layout(source / LAYOUT)
     sections = {
         section: _to_original(source if section == GENERATOR else source / section, layout.prefix)
@@ -263,22 +269,42 @@ def _read_layout(path: Path) -> Layout:
     return build(Layout, json.loads(path.read_text(encoding="utf-8")), name=str(path))
 
 
+def _own(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """``state`` without ``prefix``; tensors that begin at the same memory get their own, as a diffusers file needs."""
+    owned: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for key, value in state.items():
+        owned[key[len(prefix) :]] = value.clone() if value.data_ptr() in seen else value
+        seen.add(value.data_ptr())
+    return owned
+
+
 def _to_original(folder: Path, prefix: str) -> dict[str, torch.Tensor]:
     """The weights of a diffusers folder under Wan's names, in the order of Wan's code, bit for bit."""
     files = sorted(folder.glob("diffusion_pytorch_model*.safetensors"))
-    if not files:
-        raise ValueError(f"{folder} holds no diffusers transformer (no diffusion_pytorch_model*.safetensors)")
-    state = {key: value for file in files for key, value in load_file(file).items()}
-    renamed = {key: rename(key) for key in _all_keys(_count_blocks(state))}
-    unknown = sorted(set(state) - set(renamed.values()))
+    if not files or not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} holds no diffusers transformer (config.json, diffusion_pytorch_model*.safetensors)")
+    state = {key: value for file in files for key, value in _read_file(file).items()}
+    with torch.device("meta"):
+        theirs = _names(WanTransformer3DModel.from_config(WanTransformer3DModel.load_config(folder)))
+    unknown, missing = sorted(state.keys() - theirs.keys()), [ours for ours in theirs if ours not in state]
     if unknown:
         raise ValueError(f"{folder} has {unknown[0]}, for which a released checkpoint has no place")
-    return {prefix + key: state[ours] for key, ours in renamed.items() if ours in state}
+    if missing:
+        raise ValueError(f"{folder} lacks {missing[0]} and {len(missing) - 1} more: its files are not all there")
+    ours = {key: name for name, key in theirs.items()}
+    return {prefix + key: state[ours[key]] for key in _all_keys(_count_blocks(ours)) if key in ours}
 
 
-def _count_blocks(state: Mapping[str, torch.Tensor]) -> int:
+def _names(model: WanTransformer3DModel) -> dict[str, str]:
+    """diffusers' name → Wan's name of every weight of ``model`` that Wan's code has."""
+    names = {rename(key): key for key in _all_keys(len(model.blocks))}
+    return {ours: names[ours] for ours in model.state_dict() if ours in names}
+
+
+def _count_blocks(keys: Iterable[str]) -> int:
     """Blocks from 0 on without a gap: a stray number must not make a model of ten thousand layers."""
-    numbers = {found[1] for key in state if (found := re.match(r"blocks\.(\d+)\.", key))}
+    numbers = {found[1] for key in keys if (found := re.match(r"blocks\.(\d+)\.", key))}
     return next(count for count in itertools.count() if str(count) not in numbers)
 
 
@@ -332,7 +358,7 @@ def export_command(
     """Make a released checkpoint of a diffusers folder."""
     try:
         export_checkpoint(source, target)
-    except ValueError as error:
+    except (ValueError, FileExistsError) as error:
         sys.exit(str(error))
 
 

@@ -7,6 +7,8 @@ Format: causvid/data/latent_store.py, without its sums and metadata. What the re
 - ``.half()`` turns large values into infinities, silently;
 - the times of an ODE pair's states are nowhere: who made them knows.
 
+There are no sums in it: a wrong value of the right size cannot be told, and a page damaged inside may end the process.
+
 ``python -m causvid.interop.original_lmdb check SRC`` says what is wrong and whether ``import SRC DST`` mends it.
 """
 
@@ -16,7 +18,9 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any
@@ -117,6 +121,9 @@ def import_store(
             + (f"hold {states} states and need as many times" if states else "are clips and have none")
         )
 
+    if timesteps and not (timesteps[0] <= 1000 and timesteps[-1] >= 0 and all(a > b for a, b in pairwise(timesteps))):
+        raise ValueError(f"timesteps is {list(timesteps)}; states go from noise to clean: falling, within 1000 and 0")
+
     def records() -> Iterator[Record]:
         with _reading(source) as transaction:
             for index in found.rows:
@@ -134,20 +141,17 @@ def import_store(
     return metadata
 
 
-class _reading:
-    """A read transaction whose values are views, and its environment, closed together."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __enter__(self) -> lmdb.Transaction:
-        self.env = open_store(self.folder)
-        self.transaction = self.env.begin(buffers=True)
-        return self.transaction
-
-    def __exit__(self, *_: object) -> None:
-        self.transaction.abort()
-        self.env.close()
+@contextmanager
+def _reading(folder: Path) -> Iterator[lmdb.Transaction]:
+    """A read transaction whose values are views."""
+    environment = open_store(folder)
+    try:
+        with environment.begin(buffers=True) as transaction:
+            yield transaction
+    except lmdb.Error as error:
+        raise ValueError(f"{folder} is damaged ({error}); copy it again") from error
+    finally:
+        environment.close()
 
 
 def _value(transaction: lmdb.Transaction, name: str, index: int) -> memoryview:

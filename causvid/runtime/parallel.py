@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar
 
 Item = TypeVar("Item", contravariant=True)
@@ -37,7 +37,12 @@ class Compute:
     @property
     def threads(self) -> int:
         """CPU threads each worker may use without taking them from another."""
-        return max(1, (os.cpu_count() or 1) // self.workers)
+        return max(1, cores() // self.workers)
+
+
+def cores() -> int:
+    """CPUs this process may run on: fewer than the machine has, in a container or under a scheduler."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Worker(Protocol[Item]):
@@ -72,17 +77,20 @@ def _in_threads(make: Callable[[], Worker[Any]], groups: Sequence[Sequence[Any]]
     """
     import torch
 
-    before, place, loading = torch.get_num_threads(), threading.local(), threading.Lock()
+    before, idle = torch.get_num_threads(), SimpleQueue[Worker[Any]]()
+    # All of them before the first group: loading a model changes torch's defaults for the whole process for a moment.
+    for _ in range(min(count, len(groups))):
+        idle.put(make())
 
     def handle(group: Sequence[Any]) -> int:
-        if not hasattr(place, "worker"):
-            with loading:  # loading a model patches torch for a moment
-                torch.set_num_threads(1)
-                place.worker = make()
-        place.worker(group)
+        worker = idle.get()
+        try:
+            worker(group)
+        finally:
+            idle.put(worker)
         return len(group)
 
-    pool = ThreadPoolExecutor(count)
+    pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
     try:
         for future in as_completed([pool.submit(handle, group) for group in groups]):
             yield future.result()

@@ -41,10 +41,13 @@ def work_folder(stage: str, key: str, *, root: Path) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock", blocking=False)
     try:
-        with lock:
-            yield folder
+        lock.acquire()
     except Timeout as error:
         raise BusyError(f"another process does the same work (it holds {folder}); wait for it or stop it") from error
+    try:
+        yield folder
+    finally:
+        lock.release()
 
 
 def publish(finished: Path, target: Path) -> None:

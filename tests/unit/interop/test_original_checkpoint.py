@@ -188,6 +188,7 @@ def change(key: str, value: torch.Tensor | None) -> dict[str, torch.Tensor]:
         (lambda: {"generator": [1, 2]}, "generator is a list"),
         (lambda: {"generator": {**weights(1), "step": 3}}, "'step' of int; expected a floating-point tensor"),
         (lambda: {"generator": {**weights(1), "ids": torch.ones(3, dtype=torch.long)}}, "'ids' of torch.int64"),
+        (lambda: {"generator": {**weights(1), "x": torch.eye(3).to_sparse()}}, "'x' in the layout torch.sparse_coo"),
         (lambda: {}, "entries none"),
         (lambda: [weights(1)], "holds a list, not state dicts"),
         (lambda: {"generator": Path("/etc")}, "no checkpoint of tensors alone"),
@@ -223,10 +224,47 @@ def test_an_import_that_fails_leaves_nothing_and_none_is_overwritten(tmp_path: P
 def test_a_folder_that_has_no_place_in_a_released_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no diffusers transformer"):
         original.export_checkpoint(tmp_path, tmp_path / "out.pt")
-    save_file({"blocks.0.attn2.add_k_proj.weight": torch.ones(1)}, tmp_path / "diffusion_pytorch_model.safetensors")
-    with pytest.raises(ValueError, match="has blocks.0.attn2.add_k_proj.weight, for which"):
-        original.export_checkpoint(tmp_path, tmp_path / "out.pt")
+    torch.save(FILES["generator"](), tmp_path / "model.pt")
+    load(tmp_path / "model.pt").save_pretrained(tmp_path / "ours")
+    file = tmp_path / "ours" / "diffusion_pytorch_model.safetensors"
+    state = load_file(file)
+    save_file({**state, "blocks.0.attn2.add_k_proj.weight": torch.ones(1)}, file)
+    with pytest.raises(ValueError, match=r"has blocks.0.attn2.add_k_proj.weight, for which"):
+        original.export_checkpoint(tmp_path / "ours", tmp_path / "out.pt")
+    save_file({key: value for key, value in state.items() if not key.startswith("blocks.0.")}, file)
+    with pytest.raises(ValueError, match=r"lacks blocks.0.scale_shift_table and 26 more: its files are not all there"):
+        original.export_checkpoint(tmp_path / "ours", tmp_path / "out.pt")
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(ValueError, match=r"diffusion_pytorch_model.safetensors is cut short"):
+        original.export_checkpoint(tmp_path / "ours", tmp_path / "out.pt")
     assert not (tmp_path / "out.pt").exists()
+
+
+def test_an_export_overwrites_nothing(tmp_path: Path) -> None:
+    torch.save(FILES["generator"](), tmp_path / "model.pt")
+    load(tmp_path / "model.pt").save_pretrained(tmp_path / "ours")
+    for there in ("model.pt", "ours"):
+        with pytest.raises(FileExistsError, match=f"{there} exists"):
+            original.export_checkpoint(tmp_path / "ours", tmp_path / there)
+    with pytest.raises(ValueError, match=r"ends in .pt or .safetensors"):
+        original.export_checkpoint(tmp_path / "ours", tmp_path / "results")
+
+
+def test_tensors_that_share_memory_are_separated(tmp_path: Path) -> None:
+    state = weights(1)
+    state["blocks.1.norm3.bias"] = state["blocks.0.norm3.bias"]
+    torch.save({"generator": state}, tmp_path / "model.pt")
+    original.import_checkpoint(
+        tmp_path / "model.pt", tmp_path / "ours", num_attention_heads=HEADS, frames_per_block=BLOCK
+    )
+    original.export_checkpoint(tmp_path / "ours", tmp_path / "again.pt")
+    assert same(torch.load(tmp_path / "again.pt", weights_only=True)["generator"], state)
+
+
+def test_a_block_has_a_frame(tmp_path: Path) -> None:
+    torch.save(FILES["generator"](), tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="frames_per_block is 0; a block has at least 1"):
+        load(tmp_path / "model.pt", frames_per_block=0)
 
 
 def test_the_commands(tmp_path: Path) -> None:

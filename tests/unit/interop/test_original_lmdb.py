@@ -174,6 +174,10 @@ def test_times_belong_to_pairs_and_only_to_them(tmp_path: Path) -> None:
     for times in (None, TIMES[:3]):
         with pytest.raises(ValueError, match="hold 4 states and need as many times"):
             import_store(pairs, tmp_path / "ours", timesteps=times)
+    rising, equal, beyond = (0.0, 522.0, 757.0, 1000.0), (1000.0, 757.0, 757.0, 0.0), (1001.0, 757.0, 522.0, 0.0)
+    for wrong in (rising, equal, beyond, (float("nan"), 3.0, 2.0, 1.0)):
+        with pytest.raises(ValueError, match="states go from noise to clean"):
+            import_store(pairs, tmp_path / "ours", timesteps=wrong)
     with pytest.raises(ValueError, match=r"row_shape is \(3, 4, 5, 2\); .* says \(3, 4, 2, 5\)"):
         import_store(clips, tmp_path / "ours", row_shape=(3, 4, 5, 2))
     (tmp_path / "ours").mkdir()
@@ -188,6 +192,17 @@ def test_no_lmdb_and_another_s_lmdb_are_named(tmp_path: Path) -> None:
         transaction.put(b"image-000", b"x")
     with pytest.raises(ValueError, match="no key latents_0_data"):
         survey(tmp_path / "other")
+
+
+def test_a_damaged_page_is_named(tmp_path: Path) -> None:
+    source = release(tmp_path / "theirs", files(40))
+    size = (source / "data.mdb").stat().st_size
+    with (source / "data.mdb").open("r+b") as file:  # the headers of all pages but the two of metadata
+        for page in range(2 * 4096, size, 4096):
+            file.seek(page)
+            file.write(b"\xff" * 16)
+    with pytest.raises(ValueError, match="theirs is damaged"):
+        survey(source)
 
 
 def test_the_commands(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from causvid.runtime import parallel
 from causvid.runtime.parallel import Compute, Worker, launch, map_groups
 
 
@@ -36,7 +36,7 @@ class Factory:
 
 @pytest.fixture
 def _two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(parallel, "cores", lambda: 2)
 
 
 @pytest.mark.usefixtures("_two_cores")
@@ -80,11 +80,23 @@ def test_a_gpu_has_one_worker_at_a_time() -> None:
     assert (factory.made, factory.groups) == (1, [[1], [2, 3], [4]])
 
 
+@pytest.mark.usefixtures("_two_cores")
 def test_an_error_in_a_worker_is_raised_here_and_ends_the_work() -> None:
-    factory = Factory()
+    """The other worker waits until the error is known: nothing that was not begun by then may begin."""
+    failed, begun = threading.Event(), list[int]()
+
+    def handle(group: Sequence[int]) -> None:
+        begun.extend(group)
+        if 13 in group:
+            raise ValueError("unlucky")
+        failed.wait(timeout=30)
+
+    running = map_groups(lambda: handle, [[13], *([k] for k in range(100, 400))], compute())
+    releaser = threading.Timer(0.5, failed.set)
+    releaser.start()
     with pytest.raises(ValueError, match="unlucky"):
-        list(map_groups(factory, [[13], *([k] for k in range(100, 400))], compute()))
-    assert len(factory.groups) < 300
+        list(running)
+    assert len(begun) <= 1 + 2  # the failed one, and one in each thread
 
 
 def test_an_error_while_making_a_worker_is_raised_as_it_is() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import Timeout
 
 from causvid.params import ROOT
 from causvid.runtime import work
@@ -176,6 +177,11 @@ def test_a_failed_publication_leaves_the_old_thing(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="nowhere"):
         work.publish(tmp_path / "nowhere", tmp_path / "out")
     assert (tmp_path / "out" / "a").read_text() == "old"
+
+
+def test_another_lock_inside_the_work_is_not_taken_for_ours(tmp_path: Path) -> None:
+    with pytest.raises(Timeout), work.work_folder("toy", "k", root=tmp_path):
+        raise Timeout("a model hub's")
 
 
 def test_text_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

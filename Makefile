@@ -22,9 +22,11 @@ $(UV):
 	$(PYTHON) -m venv .tools
 	.tools/bin/pip install --quiet uv==$(UV_VERSION)
 
-.venv/.ready: requirements.lock | $(UV)
+# The .pth file: our packages can be imported from any folder.
+.venv/.ready: requirements.lock Makefile | $(UV)
 	test -x .venv/bin/python || $(UV) venv --quiet --python $(PYTHON) .venv
 	$(UV) pip sync --quiet --python .venv requirements.lock
+	.venv/bin/python -c "import site; open(f'{site.getsitepackages()[0]}/causvid.pth', 'w').write('$(CURDIR)\n')"
 	touch $@
 
 .venvs/vbench/.ready: requirements/vbench.txt | $(UV)

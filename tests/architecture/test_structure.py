@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -102,6 +103,16 @@ def test_the_model_core_needs_no_orchestration() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_our_packages_are_importable_from_any_folder(tmp_path: Path) -> None:
+    """A script of the user's, run by the environment's python, wherever it lies."""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    code = "import causvid; print(causvid.__file__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
+    )
+    assert Path(done.stdout.strip()).parents[1] == ROOT
 
 
 def test_readme_tree_is_the_tree() -> None:

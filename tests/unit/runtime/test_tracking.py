@@ -41,7 +41,7 @@ def under(monkeypatch: pytest.MonkeyPatch, *above: FakeProcess) -> None:
 
 DVC = FakeProcess(7, ["/env/bin/python", "/env/bin/dvc", "repro"])
 SHELL = FakeProcess(3, ["/bin/bash", "-c", "make repro"])
-NOT_DVC = FakeProcess(5, ["/bin/bash", "/home/me/dvc-experiments/run-dvc.sh"])
+NOT_DVC = FakeProcess(5, ["/bin/bash", "dvc-experiments/run-dvc.sh"])
 
 
 def runs(uri: str, profile: str = "smoke") -> dict[str, list[Any]]:

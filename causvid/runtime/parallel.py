@@ -56,7 +56,8 @@ class Worker(Protocol[Item]):
 def map_groups(make: Callable[[], Worker[Any]], groups: Sequence[Sequence[Any]], compute: Compute) -> Iterator[int]:
     """Give every group to a worker made by ``make``; yield the size of each group when it is done, in any order.
 
-    Groups are whole units: who handles one cannot change its bytes. An exception in a worker is raised here.
+    Groups are whole units: who handles one cannot change its bytes. An exception in a worker is raised here, in this
+    process that of the first group that has one.
     """
     if compute.workers == 1 or len(groups) < 2:
         yield from _in_threads(make, groups, 1 if compute.gpus_per_worker else compute.threads)
@@ -91,12 +92,19 @@ def _in_threads(make: Callable[[], Worker[Any]], groups: Sequence[Sequence[Any]]
         return len(group)
 
     pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+    futures = [pool.submit(handle, group) for group in groups]
     try:
-        for future in as_completed([pool.submit(handle, group) for group in groups]):
+        for future in as_completed(futures):
+            if future.exception() is not None:
+                break
             yield future.result()
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(before)
+    # Groups begin in their order: every one before a failed one has ended by now, so the same mistake is always named.
+    for future in futures:
+        if not future.cancelled():
+            future.result()
 
 
 class _Actor:

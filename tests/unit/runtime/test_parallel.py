@@ -99,6 +99,20 @@ def test_an_error_in_a_worker_is_raised_here_and_ends_the_work() -> None:
     assert len(begun) <= 1 + 2  # the failed one, and one in each thread
 
 
+@pytest.mark.usefixtures("_two_cores")
+def test_of_several_errors_the_first_groups_is_raised() -> None:
+    second_failed = threading.Event()
+
+    def handle(group: Sequence[int]) -> None:
+        if group == [2]:
+            second_failed.set()
+        assert second_failed.wait(timeout=30)
+        raise ValueError(f"group {group}")
+
+    with pytest.raises(ValueError, match=r"group \[1\]"):
+        list(map_groups(lambda: handle, [[1], [2], [3]], compute()))
+
+
 def test_an_error_while_making_a_worker_is_raised_as_it_is() -> None:
     def make() -> Worker[int]:
         raise ValueError("no such folder")

@@ -77,7 +77,8 @@ class Plan:
         self.values = values
         self.video = params_file.build(VideoShape, values["video"], name="video")
         self.latent = _latent(values)
-        self.layout = BlockLayout(frames=self.latent.frames, frames_per_block=model["frames_per_block"])
+        per_block = model["frames_per_block"] or self.latent.frames
+        self.layout = BlockLayout(frames=self.latent.frames, frames_per_block=per_block)
         self.schedule = params_file.build(ScheduleConfig, values["schedule"], name="schedule")
         self.transformer = Transformer.of(model["transformer"])
         self.text_tokens: int = model["text_tokens"]
@@ -270,7 +271,7 @@ def problems(values: Mapping[str, Any]) -> Iterator[str]:
     vae, transformer = model["vae"], model["transformer"]
     try:
         latent = _latent(values)
-        BlockLayout(frames=latent.frames, frames_per_block=model["frames_per_block"])
+        BlockLayout(frames=latent.frames, frames_per_block=model["frames_per_block"] or latent.frames)
         for name, size, patch in zip(("height", "width"), latent.sizes[2:], transformer["patch_size"][1:], strict=True):
             if size % patch:
                 yield f"video.{name} makes {size} latent units; model.transformer.patch_size is {patch}"

@@ -31,7 +31,7 @@ def main(
         job = OdeJob(
             config=run.section("train_ode_init", OdeConfig),
             schedule=run.section("schedule", ScheduleConfig),
-            frames_per_block=run.section("model.frames_per_block", int),
+            frames_per_block=run.section("model.frames_per_block", int | None),  # type: ignore[arg-type]  # a union is no type[T]
             seed=run.section("seed", int),
             precision=run.section("model.precision", Precision),
             gradient_checkpointing=run.compute.gradient_checkpointing,

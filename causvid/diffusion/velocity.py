@@ -14,10 +14,15 @@ Velocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def conditional(model: ModelMixin, text: torch.Tensor) -> Velocity:
-    """The velocity of ``model`` given prompt embeddings ``text`` [B, L, D]."""
+    """The velocity of ``model`` given prompt embeddings ``text`` [B, L, D].
+
+    A bidirectional model has one time for all frames: given [B, F], it takes the first frame's.
+    """
+    per_frame = "frames_per_block" in model.config  # a causal student
 
     def velocity(x_t: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         dtype = model.dtype  # of the matrices; diffusers keeps some parameters in float32
+        timestep = timestep if per_frame or timestep.ndim == 1 else timestep[:, 0]
         out = model(x_t.to(dtype), timestep=timestep.float(), encoder_hidden_states=text.to(dtype), return_dict=False)[
             0
         ]

@@ -144,7 +144,8 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         batch, _, frames, height, width = hidden_states.shape
         if timestep.shape != (batch, frames):
             raise ValueError(f"timestep has shape {tuple(timestep.shape)}; expected one per frame, {(batch, frames)}")
-        if kv_cache is None and frames % self.config.frames_per_block:
+        block_frames = 1 if frames == 1 else self.config.frames_per_block  # a picture is a block of its own
+        if kv_cache is None and frames % block_frames:
             raise ValueError(f"{frames} latent frames do not divide into blocks of {self.config.frames_per_block}")
         frame_tokens = self._frame_tokens(height, width)
         rotary_emb = rotary_embedding(
@@ -159,7 +160,7 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         )
         modulation = modulation.unflatten(2, (6, -1))
         x = self.patch_embedding(hidden_states).flatten(2).transpose(1, 2).contiguous()
-        where = (self.config.frames_per_block * frame_tokens,)
+        where = (block_frames * frame_tokens,)
         for index, block in enumerate(self.blocks):
             if torch.is_grad_enabled() and self.gradient_checkpointing and kv_cache is None:
                 x = self._gradient_checkpointing_func(block, x, text, modulation, rotary_emb, *where)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,11 @@ def causal_student(teacher: WanTransformer3DModel, frames_per_block: int) -> Cau
     student = CausalWanTransformer3DModel(**{**config, "frames_per_block": frames_per_block})
     student.load_state_dict(teacher.state_dict(), strict=True)
     return student
+
+
+def student_of(teacher: WanTransformer3DModel, frames_per_block: int | None) -> WanTransformer3DModel:
+    """A student with the ``teacher``'s weights: causal with blocks of ``frames_per_block``, None = bidirectional."""
+    return copy.deepcopy(teacher) if frames_per_block is None else causal_student(teacher, frames_per_block)
 
 
 def for_training(

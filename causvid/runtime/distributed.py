@@ -66,6 +66,11 @@ def total(value: torch.Tensor) -> torch.Tensor:
     return summed
 
 
+def weight_of(count: torch.Tensor) -> torch.Tensor:
+    """What a rank's mean over its own ``count`` items is worth in the global mean, after gradients are averaged."""
+    return count * world_size() / total(count).clamp(min=1)
+
+
 def mean(values: Mapping[str, torch.Tensor]) -> dict[str, float]:
     """Average of every rank's scalars, in one message; float64 so that one rank and two agree to rounding."""
     stacked = torch.stack([value.detach().double() for value in values.values()])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 import torch
 
@@ -14,10 +15,29 @@ def few_step(
     velocity: Velocity, noise: torch.Tensor, timesteps: Sequence[float], draw: Callable[[], torch.Tensor]
 ) -> torch.Tensor:
     """x0 [B, C, F, H, W] from ``noise`` along falling ``timesteps``; ``draw`` gives fresh noise between two of them."""
+    *_, x = noisy_states(velocity, noise, timesteps, draw)
+    return _predict_x0(velocity, x, timesteps[-1])
+
+
+def noisy_states(
+    velocity: Velocity, noise: torch.Tensor, timesteps: Sequence[float], draw: Callable[[], torch.Tensor]
+) -> Iterator[torch.Tensor]:
+    """What the sampler shows the model at each of ``timesteps``, [B, C, F, H, W] each: pure noise, then its own x0
+
+    renoised. A student trained on these sees what it will see when it samples (DMD2's backward simulation).
+    """
     x = noise
-    for index, value in enumerate(timesteps):
-        timestep = torch.full((x.shape[0], x.shape[2]), float(value), device=x.device)
-        x0 = velocity_to_x0(x, velocity(x, timestep), sigma_of(timestep))
-        if index + 1 < len(timesteps):
-            x = add_noise(x0, draw(), sigma_of(torch.full_like(timestep, timesteps[index + 1])))
-    return x0
+    yield x
+    for before, after in pairwise(timesteps):
+        x0 = _predict_x0(velocity, x, before)
+        x = add_noise(x0, draw(), sigma_of(_times(x0, after)))
+        yield x
+
+
+def _predict_x0(velocity: Velocity, x: torch.Tensor, value: float) -> torch.Tensor:
+    timestep = _times(x, value)
+    return velocity_to_x0(x, velocity(x, timestep), sigma_of(timestep))
+
+
+def _times(x: torch.Tensor, value: float) -> torch.Tensor:
+    return torch.full((x.shape[0], x.shape[2]), float(value), device=x.device)

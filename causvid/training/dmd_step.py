@@ -1,10 +1,12 @@
-"""Distribution matching distillation of the causal student against the bidirectional teacher (CausVid algorithm 1)."""
+"""Distribution matching distillation of the student against the bidirectional teacher (CausVid algorithm 1)."""
 
 from __future__ import annotations
 
 import copy
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from enum import StrEnum
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +19,27 @@ from causvid.data.prompt_store import PromptStore
 from causvid.diffusion.flow import TRAIN_TIMESTEPS, add_noise, sigma_of, velocity_to_x0
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.diffusion.timesteps import block_choices, score_timestep
-from causvid.diffusion.velocity import conditional, guided
+from causvid.diffusion.velocity import Velocity, conditional, guided
 from causvid.losses.dmd import dmd_loss
 from causvid.losses.flow_matching import flow_matching_loss
 from causvid.models.wan import for_training, load_transformer
 from causvid.runtime import device as devices
-from causvid.runtime.distributed import replicate
+from causvid.runtime.distributed import replicate, weight_of
 from causvid.runtime.seeding import generator
 from causvid.runtime.tracking import Tracker
+from causvid.sampling.few_step import noisy_states
 from causvid.shapes import BlockLayout
 from causvid.training.batches import Batch, Texts, read_batch
 from causvid.training.checkpoint import Stateful
 from causvid.training.optimizers import Optimizer, OptimizerConfig, is_block_matrix
 from causvid.training.trainer import train
+
+
+class StudentInput(StrEnum):
+    """What the student denoises in training: real clips with noise, or states of its own sampler from pure noise."""
+
+    REAL_DATA = "real_data"
+    BACKWARD_SIMULATION = "backward_simulation"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +48,8 @@ class DmdConfig:
 
     critic_only_steps come before the first student update; guidance_scale w is the teacher's (uncond + w (cond -
     uncond)); score_shift and score_timesteps are the law of the time at which the scores are compared.
+    clean_frames_in_loss: whether frames the student was given clean count in the loss' means; image_share: of the
+    steps, those whose batch is single images, the clips' first frames.
     """
 
     steps: NonNegativeInt
@@ -47,6 +59,9 @@ class DmdConfig:
     guidance_scale: float
     student_optimizer: OptimizerConfig
     critic_optimizer: OptimizerConfig
+    student_input: StudentInput
+    clean_frames_in_loss: bool
+    image_share: float
     score_shift: float
     score_timesteps: tuple[float, float]
     ema_decay: float
@@ -59,6 +74,8 @@ class DmdConfig:
                 f"train_dmd.score_timesteps is [{low:g}, {high:g}]; it must be two times, the smaller one first, "
                 f"above 0 (clean samples have no score) and up to {TRAIN_TIMESTEPS}"
             )
+        if not 0 <= self.image_share <= 1:
+            raise ValueError(f"train_dmd.image_share is {self.image_share:g}; it is a share, between 0 and 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,15 +101,20 @@ class DmdStep:
     def __init__(self, job: DmdJob) -> None:
         self.job, self.device = job, devices.pick()
         self.store, self.texts = LatentStore(job.latents), Texts(PromptStore(job.prompts), self.device)
-        self.times = torch.tensor([*job.schedule.denoising_timesteps, 0.0], dtype=torch.float64)
         teacher = load_transformer(job.teacher).to(self.device)
         self.critic = replicate(for_training(copy.deepcopy(teacher), self.device, job.gradient_checkpointing))
         self.teacher = teacher.requires_grad_(False).eval()
         student = for_training(load_transformer(job.student), self.device, job.gradient_checkpointing)
         self.average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(job.config.ema_decay))
         self.student = replicate(student)  # after the copy: a replica cannot be copied
+        self.frames_per_block: int | None = self.student.config.get("frames_per_block")  # None: bidirectional
         frames = self.store.metadata["shape"][0]
-        self.layout = BlockLayout(frames=frames, frames_per_block=self.student.config.frames_per_block)
+        BlockLayout(frames=frames, frames_per_block=self.frames_per_block or frames)  # says what does not divide
+        if self.frames_per_block and job.config.student_input == StudentInput.BACKWARD_SIMULATION:
+            raise ValueError(
+                "train_dmd.student_input is backward_simulation; it is for a bidirectional student "
+                f"(model.frames_per_block null, not {self.frames_per_block}): a causal one trains on real_data"
+            )
         config = job.config
         self.student_optimizer = Optimizer(
             self.student, config.student_optimizer, steps=config.steps, is_matrix=is_block_matrix
@@ -120,6 +142,8 @@ class DmdStep:
         """Algorithm 1, one iteration."""
         job = self.job
         batch = read_batch(self.store, seed=job.seed, step=step, size=job.config.batch_size, device=self.device)
+        if torch.rand((), generator=generator(job.seed, "image_batch", step)) < job.config.image_share:
+            batch = batch._replace(latents=batch.latents[:, :, :1])  # a VAE's first latent frame is one picture
         text = self.texts(batch.prompts)
         values: dict[str, torch.Tensor] = {}
         after = step - job.config.critic_only_steps
@@ -129,14 +153,17 @@ class DmdStep:
 
     def _update_student(self, step: int, batch: Batch, text: torch.Tensor) -> dict[str, torch.Tensor]:
         with self._autocast():
+            sample, noisy = self._generate(batch, text, "student")
             out = dmd_loss(
-                self._generate(batch, text, "student"),
+                sample,
                 batch.noise(self.job.seed, "student_score_noise"),
                 self._score_times(batch, "student_score"),
                 teacher=guided(self.teacher, text, self.texts.negative(), self.job.config.guidance_scale),
                 critic=conditional(self.critic, text),
+                scored=None if self.job.config.clean_frames_in_loss else noisy,
             )
-        out.loss.backward()
+        worth = 1 if self.job.config.clean_frames_in_loss else weight_of(noisy.sum())
+        (out.loss * worth).backward()
         norm = self.student_optimizer.step(step)
         self.average.update_parameters(self.student)
         return {
@@ -149,7 +176,7 @@ class DmdStep:
     def _update_critic(self, step: int, batch: Batch, text: torch.Tensor) -> dict[str, torch.Tensor]:
         with self._autocast():
             with torch.no_grad():
-                sample = self._generate(batch, text, "critic")
+                sample, _ = self._generate(batch, text, "critic")
             noise, times = batch.noise(self.job.seed, "critic_score_noise"), self._score_times(batch, "critic_score")
             loss = flow_matching_loss(conditional(self.critic, text), sample, noise, times)
         loss.backward()
@@ -159,14 +186,37 @@ class DmdStep:
         """One per forward: a context that outlived an optimizer step would go on with weights cast before it."""
         return devices.autocast(self.device, self.job.precision)
 
-    def _generate(self, batch: Batch, text: torch.Tensor, purpose: str) -> torch.Tensor:
-        """The student's x0 of real clips noised block by block, each block at one of its steps or clean (line 5-6)."""
+    def _generate(self, batch: Batch, text: torch.Tensor, purpose: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """The student's x0 (line 5-6), each block at one of its steps or given clean; which frames [B, F] were noisy.
+
+        Clean blocks are context for later ones; an image and a bidirectional student's clip are one block.
+        """
+        frames, steps = batch.latents.shape[2], self.job.schedule.denoising_timesteps
+        blocks = self.frames_per_block is not None and frames > 1
+        layout = BlockLayout(frames=frames, frames_per_block=(self.frames_per_block if blocks else None) or frames)
+        times = torch.tensor([*steps, *([0.0] if blocks else [])], dtype=torch.float64)
         draws = [generator(self.job.seed, purpose, number) for number in batch.numbers]
-        chosen = torch.stack([block_choices(self.layout, len(self.times), draw) for draw in draws])
-        timestep = self.times[chosen].to(self.device)
-        sigma = sigma_of(timestep)
-        x_t = add_noise(batch.latents, batch.noise(self.job.seed, f"{purpose}_noise"), sigma)
-        return velocity_to_x0(x_t, conditional(self.student, text)(x_t, timestep), sigma)
+        chosen = torch.stack([block_choices(layout, len(times), draw) for draw in draws])
+        timestep = times[chosen].to(self.device)
+        sigma, student = sigma_of(timestep), conditional(self.student, text)
+        if self.job.config.student_input == StudentInput.BACKWARD_SIMULATION:
+            x_t = self._simulate(batch, student, chosen[:, 0], purpose)
+        else:
+            x_t = add_noise(batch.latents, batch.noise(self.job.seed, f"{purpose}_noise"), sigma)
+        return velocity_to_x0(x_t, student(x_t, timestep), sigma), timestep > 0
+
+    @torch.no_grad()
+    def _simulate(self, batch: Batch, student: Velocity, chosen: torch.Tensor, purpose: str) -> torch.Tensor:
+        """What the few-step sampler shows the student at step ``chosen`` [B] of its own trajectory from noise."""
+        renoise = count()
+        states = noisy_states(
+            student,
+            batch.noise(self.job.seed, f"{purpose}_noise"),
+            self.job.schedule.denoising_timesteps,
+            lambda: batch.noise(self.job.seed, f"{purpose}_renoise_{next(renoise)}"),
+        )
+        x_t = torch.stack(list(states))  # all of them: every rank makes the same number of passes
+        return x_t[chosen.to(self.device), torch.arange(len(chosen), device=self.device)]
 
     def _score_times(self, batch: Batch, purpose: str) -> torch.Tensor:
         config = self.job.config

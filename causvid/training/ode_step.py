@@ -1,4 +1,4 @@
-"""ODE initialisation: fit the causal student to the teacher's trajectories (CausVid sec. 4.3, eq. 6)."""
+"""ODE initialisation: fit the student to the teacher's trajectories (CausVid sec. 4.3, eq. 6)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from causvid.diffusion.schedule import COLUMN_TOLERANCE, ScheduleConfig
 from causvid.diffusion.timesteps import block_choices
 from causvid.diffusion.velocity import conditional
 from causvid.losses.ode_regression import ode_regression_loss
-from causvid.models.wan import causal_student, for_training, load_transformer
+from causvid.models.wan import for_training, load_transformer, student_of
 from causvid.runtime import device as devices
-from causvid.runtime.distributed import replicate, total, world_size
+from causvid.runtime.distributed import replicate, weight_of
 from causvid.runtime.seeding import generator
 from causvid.runtime.tracking import Tracker
 from causvid.shapes import BlockLayout
@@ -45,7 +45,7 @@ class OdeJob:
 
     config: OdeConfig
     schedule: ScheduleConfig
-    frames_per_block: int
+    frames_per_block: int | None
     seed: int
     precision: devices.Precision
     gradient_checkpointing: bool
@@ -65,8 +65,10 @@ class OdeStep:
         self.store.require_timesteps([*job.schedule.denoising_timesteps, 0.0], COLUMN_TOLERANCE)
         self.timesteps = torch.tensor([*job.schedule.denoising_timesteps, 0.0], dtype=torch.float64)
         frames = self.store.metadata["shape"][1]
-        self.layout = BlockLayout(frames=frames, frames_per_block=job.frames_per_block)
-        student = causal_student(load_transformer(job.teacher), job.frames_per_block)
+        self.layout = BlockLayout(frames=frames, frames_per_block=job.frames_per_block or frames)
+        # A clean block is context for later ones; a bidirectional student has but one.
+        self.choices = len(self.timesteps) - (0 if job.frames_per_block else 1)
+        student = student_of(load_transformer(job.teacher), job.frames_per_block)
         student = for_training(student, self.device, job.gradient_checkpointing)
         self.average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(job.config.ema_decay))
         self.model = replicate(student)  # after the copy: a replica cannot be copied
@@ -86,7 +88,7 @@ class OdeStep:
         job = self.job
         batch = read_batch(self.store, seed=job.seed, step=step, size=job.config.batch_size, device=self.device)
         chosen = torch.stack(
-            [block_choices(self.layout, len(self.timesteps), generator(job.seed, "ode", n)) for n in batch.numbers]
+            [block_choices(self.layout, self.choices, generator(job.seed, "ode", n)) for n in batch.numbers]
         )
         states = pick_states(batch.latents, chosen.to(self.device))
         with devices.autocast(self.device, job.precision):
@@ -98,7 +100,7 @@ class OdeStep:
             )
         # The loss is a mean over noisy frames, and ranks have different numbers of them.
         noisy = (self.timesteps[chosen] > 0).sum().to(self.device, torch.float32)
-        loss = loss * noisy * world_size() / total(noisy).clamp(min=1)
+        loss = loss * weight_of(noisy)
         loss.backward()
         norm = self.optimizer.step(step)
         self.average.update_parameters(self.model)

@@ -133,3 +133,27 @@ def test_descending_moves_samples_to_the_teacher() -> None:
         sample = sample - 0.03 * sample.numel() * gradient
     assert sample.mean().item() == pytest.approx(2.0, abs=0.1)
     assert sample.std().item() == pytest.approx(0.5, abs=0.1)
+
+
+def test_frames_that_do_not_count_get_no_gradient_and_change_no_mean() -> None:
+    """As if they were not there: the normaliser, the loss and the gradient of the others are those of a shorter video."""
+    teacher, critic = Gaussian(1.0, 0.5), Gaussian(-0.5, 1.3)
+    sample, noise, timestep = draw(7)
+    scored = torch.tensor([[True, False]]).expand(SIZE[0], SIZE[2])
+    out = dmd_loss(sample, noise, timestep, teacher=teacher.velocity, critic=critic.velocity, scored=scored)
+    gradient = torch.autograd.grad(out.loss, sample)[0]
+    short = sample.detach()[:, :, :1].requires_grad_(True)
+    alone = dmd_loss(short, noise[:, :, :1], timestep, teacher=teacher.velocity, critic=critic.velocity)
+    assert torch.count_nonzero(gradient[:, :, 1]) == 0
+    torch.testing.assert_close(gradient[:, :, :1], torch.autograd.grad(alone.loss, short)[0])
+    for ours, expected in zip(out, alone, strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+def test_no_frame_that_counts_is_no_loss() -> None:
+    sample, noise, timestep = draw(8)
+    scored = torch.zeros(SIZE[0], SIZE[2], dtype=torch.bool)
+    teacher, critic = Gaussian(1.0, 0.5), Gaussian(-0.5, 1.3)
+    out = dmd_loss(sample, noise, timestep, teacher=teacher.velocity, critic=critic.velocity, scored=scored)
+    assert out.loss.item() == 0
+    assert torch.count_nonzero(torch.autograd.grad(out.loss, sample)[0]) == 0

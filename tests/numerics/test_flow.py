@@ -91,7 +91,7 @@ class _Echo(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.weight, self.config = torch.nn.Parameter(torch.zeros(1)), dict[str, int]()
         self.rows: list[int] = []
 
     @property

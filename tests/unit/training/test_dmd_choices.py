@@ -1,0 +1,164 @@
+"""The released code's choices by name: backward simulation, clean frames in or out of the loss, images mixed in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from causvid.diffusion.flow import add_noise, sigma_of, velocity_to_x0
+from causvid.diffusion.schedule import ScheduleConfig
+from causvid.diffusion.velocity import conditional
+from causvid.models.wan import load_transformer
+from causvid.training.batches import read_batch
+
+
+@pytest.fixture
+def bidirectional(kinds: dict[str, Any], world: Path) -> Any:
+    """A DMD job whose student is a bidirectional transformer."""
+
+    def job(work: Path, **changes: Any) -> Any:
+        return replace(kinds["dmd"].job(work, **changes), student=world / "teacher")
+
+    return job
+
+
+def watch(step: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Every (x_t, timestep) the student is shown from here on."""
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    step.student.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append((args[0].clone(), kwargs["timestep"].clone())), with_kwargs=True
+    )
+    return seen
+
+
+# --- a bidirectional student ------------------------------------------------------------------------------------------
+
+
+def test_a_bidirectional_student_has_one_noisy_time_for_a_whole_clip(
+    kinds: dict[str, Any], bidirectional: Any, schedule: ScheduleConfig, tmp_path: Path
+) -> None:
+    step = kinds["dmd"].step(bidirectional(tmp_path, batch_size=8))
+    seen = watch(step)
+    for index in (1, 3):
+        step(index)
+    assert {tuple(timestep.shape) for _, timestep in seen} == {(8,)}
+    assert {t for _, timestep in seen for t in timestep.tolist()} == set(schedule.denoising_timesteps)
+
+
+def test_backward_simulation_shows_the_student_its_own_states(
+    kinds: dict[str, Any], bidirectional: Any, schedule: ScheduleConfig, tmp_path: Path
+) -> None:
+    """Its x0 at one step, renoised to the next, is what it sees there: made again here step by step."""
+    step = kinds["dmd"].step(bidirectional(tmp_path, batch_size=8, student_input="backward_simulation"))
+    batch = read_batch(step.store, seed=0, step=1, size=8, device=torch.device("cpu"))
+    text, student = step.texts(batch.prompts), conditional(step.student, step.texts(batch.prompts))
+    times, states = schedule.denoising_timesteps, [batch.noise(0, "student_noise")]
+    with torch.no_grad():
+        for index, (before, after) in enumerate(pairwise(times)):
+            here, there = torch.full((8,), before), sigma_of(torch.full((8,), after))
+            x0 = velocity_to_x0(states[-1], student(states[-1], here), sigma_of(here))
+            states.append(add_noise(x0, batch.noise(0, f"student_renoise_{index}"), there))
+    seen = watch(step)
+    step._generate(batch, text, "student")
+    *simulated, (x_t, timestep) = seen
+    assert len(simulated) == len(times) - 1
+    chosen = [times.index(t) for t in timestep.tolist()]
+    assert len(set(chosen)) > 1
+    for sample, index in enumerate(chosen):
+        torch.testing.assert_close(x_t[sample], states[index][sample])
+
+
+def test_backward_simulation_reads_no_clip(kinds: dict[str, Any], bidirectional: Any, tmp_path: Path) -> None:
+    step = kinds["dmd"].step(bidirectional(tmp_path, student_input="backward_simulation"))
+    batch = read_batch(step.store, seed=0, step=1, size=4, device=torch.device("cpu"))
+    text = step.texts(batch.prompts)
+    other = batch._replace(latents=torch.full_like(batch.latents, 9.0))
+    for one, two in zip(step._generate(batch, text, "critic"), step._generate(other, text, "critic"), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_only_the_last_pass_of_a_simulation_is_trained(
+    kinds: dict[str, Any], bidirectional: Any, tmp_path: Path
+) -> None:
+    step = kinds["dmd"].step(bidirectional(tmp_path, student_input="backward_simulation"))
+    trained: list[bool] = []
+    step.student.register_forward_hook(lambda _, __, out: trained.append(out[0].requires_grad))
+    step(1)
+    student_update, critic_update = trained[:3], trained[3:]
+    assert student_update == [False, False, True]
+    assert critic_update == [False, False, False]
+
+
+def test_backward_simulation_of_a_causal_student_is_refused(kinds: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"train_dmd.student_input is backward_simulation; .* real_data"):
+        kinds["dmd"].step(kinds["dmd"].job(tmp_path, student_input="backward_simulation"))
+
+
+def test_a_bidirectional_student_by_ode_regression(kinds: dict[str, Any], world: Path, tmp_path: Path) -> None:
+    """Zero steps give the teacher itself; in training no clip is all clean."""
+    (tmp_path / "zero").mkdir()
+    job = replace(kinds["ode"].job(tmp_path / "zero", steps=0), frames_per_block=None)
+    kinds["ode"].train(job)
+    exported, teacher = (load_transformer(f) for f in (tmp_path / "zero" / "export", world / "teacher"))
+    assert type(exported) is type(teacher)
+    assert all(torch.equal(a, b) for a, b in zip(exported.parameters(), teacher.parameters(), strict=True))
+    step = kinds["ode"].step(replace(kinds["ode"].job(tmp_path, batch_size=8), frames_per_block=None))
+    seen: list[torch.Tensor] = []
+    step.model.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs["timestep"]), with_kwargs=True)
+    for index in range(4):
+        assert step(index)["loss"] > 0
+    assert {tuple(timestep.shape) for timestep in seen} == {(8,)}
+    assert min(timestep.min().item() for timestep in seen) > 0
+
+
+# --- clean frames -----------------------------------------------------------------------------------------------------
+
+
+def test_clean_frames_can_be_left_out_of_the_loss(kinds: dict[str, Any], tmp_path: Path) -> None:
+    """They have no gradient either way; left out, the means are over the others."""
+    losses = {}
+    for included in (True, False):
+        step = kinds["dmd"].step(kinds["dmd"].job(tmp_path, batch_size=8, clean_frames_in_loss=included))
+        losses[included] = step(1)["student_loss"].item()
+    assert losses[False] != losses[True]
+
+
+def test_a_clean_frame_s_x0_is_the_frame_itself(kinds: dict[str, Any], tmp_path: Path) -> None:
+    """At sigma 0 no velocity can move it: whether it counts in the loss is a matter of scale alone."""
+    step = kinds["dmd"].step(kinds["dmd"].job(tmp_path, batch_size=8))
+    batch = read_batch(step.store, seed=0, step=1, size=8, device=torch.device("cpu"))
+    sample, noisy = step._generate(batch, step.texts(batch.prompts), "student")
+    clean = ~noisy
+    assert 0 < clean.sum() < clean.numel()
+    assert torch.equal(sample.transpose(1, 2)[clean], batch.latents.transpose(1, 2)[clean])
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("student", ["causal", "bidirectional"])
+def test_images_are_first_frames_in_their_share_of_the_steps(
+    student: str, kinds: dict[str, Any], bidirectional: Any, tmp_path: Path
+) -> None:
+    job = {"causal": kinds["dmd"].job, "bidirectional": bidirectional}[student]
+    step = kinds["dmd"].step(job(tmp_path, steps=40, image_share=0.5, critic_updates_per_student_update=1))
+    shown: dict[str, list[int]] = {"student": [], "teacher": [], "critic": []}
+    for name, frames in shown.items():
+        getattr(step, name).register_forward_pre_hook(
+            lambda _, args, kwargs, frames=frames: frames.append(args[0].shape[2]), with_kwargs=True
+        )
+    for index in range(1, 25):
+        step(index)
+    share = shown["teacher"].count(1) / len(shown["teacher"])
+    assert set(shown["teacher"]) == set(shown["student"]) == set(shown["critic"]) == {1, 4}
+    assert 0.25 <= share <= 0.75
+
+
+def test_a_share_is_between_0_and_1(kinds: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"train_dmd.image_share is 1.5"):
+        kinds["dmd"].job(tmp_path, image_share=1.5)

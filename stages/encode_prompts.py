@@ -1,4 +1,4 @@
-"""Stage encode_prompts: text embeddings of every caption, evaluation prompt and the negative prompt."""
+"""Stage encode_prompts: text embeddings of captions, evaluation prompts and the negative prompt; the text encoder."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ READS = ("seed", "model.text_encoder", "model.text_tokens", "model.precision", "
 
 
 def main(
-    clips: Path = typer.Option(...),
+    captions: Path = typer.Option(...),
     evaluation_prompts: Path = typer.Option(...),
     out: Path = typer.Option(...),
+    text_encoder: Path = typer.Option(...),
     metrics: Path = typer.Option(...),
     params: Path = typer.Option(Path("params.yaml")),
 ) -> None:
     """Options are paths; numbers come from the params file."""
-    inputs = (clips, evaluation_prompts)
+    inputs = (captions, evaluation_prompts)
     with stage_run("encode_prompts", params=params, reads=READS, inputs=inputs, metrics=metrics) as run:
-        building = run.work / "out"
-        shutil.rmtree(building, ignore_errors=True)
+        building, encoder = run.work / "out", run.work / "text_encoder"
+        for leftover in (building, encoder):
+            shutil.rmtree(leftover, ignore_errors=True)
         results = encode_prompts(
-            clips,
             run.section("encode_prompts", PromptConfig),
             building,
+            encoder,
             text_encoder=run.section("model.text_encoder", dict[str, Any]),
             tokens=run.section("model.text_tokens", int),
             precision=run.section("model.precision", Precision),
@@ -38,6 +40,7 @@ def main(
         )
         run.report(results)
         run.publish(building, out)
+        run.publish(encoder, text_encoder)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import typer
 
+from causvid.data.captions import read_captions
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.models.vae import load_vae, temporal_stride
 from causvid.preparation.ode_pairs import OdePairConfig, OdePairSolver, generate_ode_pairs
@@ -17,7 +18,7 @@ READS = ("seed", "video", "model.text_tokens", "model.precision", "schedule", "g
 
 
 def main(
-    clips: Path = typer.Option(...),
+    captions: Path = typer.Option(...),
     prompts: Path = typer.Option(...),
     vae: Path = typer.Option(...),
     teacher: Path = typer.Option(...),
@@ -26,7 +27,7 @@ def main(
     params: Path = typer.Option(Path("params.yaml")),
 ) -> None:
     """Options are paths; numbers come from the params file."""
-    inputs = (clips, prompts, vae, teacher)
+    inputs = (captions, prompts, vae, teacher)
     with stage_run("generate_ode_pairs", params=params, reads=READS, inputs=inputs, metrics=metrics) as run:
         config, model = run.section("generate_ode_pairs", OdePairConfig), load_vae(vae)
         job = OdePairSolver(
@@ -44,7 +45,7 @@ def main(
             precision=run.section("model.precision", Precision),
             seed=run.section("seed", int),
         )
-        run.report(generate_ode_pairs(job, clips, config, run.compute))
+        run.report(generate_ode_pairs(job, read_captions(captions), config, run.compute))
         run.publish(job.out, out)
 
 

@@ -1,4 +1,4 @@
-"""Stage pack_lmdb: shards into one LMDB in the released layout, with a sha256 per record."""
+"""Stage pack_lmdb: shards, or a released LMDB, into one LMDB in the released layout, with a sha256 per record."""
 
 from __future__ import annotations
 
@@ -7,25 +7,31 @@ from pathlib import Path
 
 import typer
 
-from causvid.data.pack import PackConfig, pack
+from causvid.data.pack import PackConfig, Source, pack
+from causvid.interop.original_lmdb import import_store
 from causvid.runtime.stage import stage_run
 
 READS = ("pack_lmdb",)
 
 
 def main(
-    shards: Path = typer.Option(...),
+    source: Path = typer.Option(...),
     item: str = typer.Option(...),
     out: Path = typer.Option(...),
     metrics: Path = typer.Option(...),
     params: Path = typer.Option(Path("params.yaml")),
 ) -> None:
     """Options are paths; numbers come from the params file."""
-    with stage_run("pack_lmdb", item=item, params=params, reads=READS, inputs=(shards,), metrics=metrics) as run:
-        building = run.work / "out"
-        for leftover in (building, building.with_name("out.writing")):
+    with stage_run("pack_lmdb", item=item, params=params, reads=READS, inputs=(source,), metrics=metrics) as run:
+        building, config = run.work / "out", run.section("pack_lmdb", PackConfig)
+        for leftover in (building, building.with_name("out.writing"), *run.work.glob(".out.*")):
             shutil.rmtree(leftover, ignore_errors=True)
-        run.report(pack(shards, building, run.section("pack_lmdb", PackConfig)))
+        chosen, per_transaction = config.item(item), config.records_per_transaction
+        if chosen.source == Source.RELEASED:
+            packed = import_store(source, building, timesteps=chosen.timesteps, per_transaction=per_transaction)
+        else:
+            packed = pack(source, building, per_transaction=per_transaction)
+        run.report(packed)
         run.publish(building, out)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -129,6 +130,21 @@ class LatentStore:
                 yield transaction
         except lmdb.Error as error:
             raise ValueError(f"{self.folder} is damaged ({error}); pack it again") from error
+
+
+def read_prompts(folder: Path) -> list[str]:
+    """Every prompt of an LMDB, ours or a released one, in the order of its rows. Raises ValueError for a bad one."""
+    prompts: dict[int, str] = {}
+    try:
+        with _environment(folder.resolve()).begin() as transaction:
+            for key, value in transaction.cursor():
+                if found := re.fullmatch(rb"prompts_(\d+)_data", key):
+                    prompts[int(found[1])] = bytes(value).decode()
+    except (lmdb.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{folder} is damaged ({error}); its prompts cannot be read") from error
+    if not prompts:
+        raise ValueError(f"{folder} holds no prompts")
+    return [prompts[index] for index in sorted(prompts)]
 
 
 @lru_cache(maxsize=16)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,40 @@ from causvid.data.latent_store import Record, write_store
 from causvid.data.shards import read_shard
 
 
+class Source(StrEnum):
+    """Where an LMDB comes from: shards of this run, or an LMDB of the released code."""
+
+    OURS = "ours"
+    RELEASED = "released"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackItem:
+    """One LMDB of the run. timesteps: of a released LMDB's ODE states, which does not tell them; null for all else."""
+
+    source: Source
+    folder: Path
+    timesteps: tuple[float, ...] | None
+
+    def __post_init__(self) -> None:
+        if self.source == Source.OURS and self.timesteps is not None:
+            raise ValueError("pack_lmdb: timesteps are for source released; our own shards tell theirs")
+
+
 @dataclass(frozen=True, kw_only=True)
 class PackConfig:
     """Params section ``pack_lmdb``."""
 
     records_per_transaction: PositiveInt
+    latents: PackItem
+    ode_pairs: PackItem
+
+    def item(self, name: str) -> PackItem:
+        """The LMDB ``name``."""
+        return {"latents": self.latents, "ode_pairs": self.ode_pairs}[name]
 
 
-def pack(shards: Path, out: Path, config: PackConfig) -> dict[str, Any]:
+def pack(shards: Path, out: Path, *, per_transaction: int) -> dict[str, Any]:
     """Pack every shard of the folder ``shards`` into the LMDB ``out`` and return its metadata.
 
     Raises ValueError when shards disagree in shape or timesteps, naming the shard.
@@ -42,5 +69,5 @@ def pack(shards: Path, out: Path, config: PackConfig) -> dict[str, Any]:
         records(),
         out,
         timesteps=json.loads(timesteps) if timesteps else None,
-        per_transaction=config.records_per_transaction,
+        per_transaction=per_transaction,
     )

@@ -1,4 +1,4 @@
-"""data/prompts: one embedding per distinct prompt, the evaluation list and the negative prompt."""
+"""data/prompts (one embedding per distinct prompt, the evaluation list, the negative prompt), and files of prompts."""
 
 from __future__ import annotations
 
@@ -13,6 +13,19 @@ from safetensors.torch import save_file
 
 EMBEDDINGS = "embeddings.safetensors"
 INDEX = "prompts.json"
+
+
+def read_prompt_file(path: Path, name: str) -> list[str]:
+    """The non-blank lines of ``path``, which the user gave as ``name``. Raises ValueError when there are none."""
+    if not path.is_file():
+        raise ValueError(f"{name} is {path}, which does not exist")
+    try:
+        prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is {path}, which is not a UTF-8 text ({error})") from error
+    if not prompts:
+        raise ValueError(f"{name} is {path}, which holds no prompts")
+    return prompts
 
 
 def _key(prompt: str) -> str:

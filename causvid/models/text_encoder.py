@@ -57,6 +57,14 @@ def load_text_encoder(
     return model.requires_grad_(False).eval(), AutoTokenizer.from_pretrained(tokenizer)
 
 
+def save_text_encoder(encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write ``folder``/text_encoder and ``folder``/tokenizer, as in a diffusers pipeline's folder; no path in them."""
+    encoder.config._name_or_path = ""
+    tokenizer.name_or_path = ""
+    encoder.save_pretrained(folder / "text_encoder")
+    tokenizer.save_pretrained(folder / "tokenizer")
+
+
 @torch.no_grad()
 def embed(
     encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], tokens: int

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from pydantic import PositiveInt
 
-from causvid.data.manifest import read_manifest
 from causvid.data.prompt_store import PromptStore
 from causvid.data.shards import Shard, shard_path, write_shard
 from causvid.diffusion.schedule import ScheduleConfig
@@ -78,9 +77,10 @@ def pair_name(number: int) -> str:
     return f"{number:07d}"
 
 
-def generate_ode_pairs(job: OdePairSolver, clips: Path, config: OdePairConfig, compute: Compute) -> dict[str, float]:
-    """Solve ``config.pairs`` pairs, captions of ``clips`` in turn; finished shards are kept."""
-    captions = [row["caption"] for row in read_manifest(clips)]
+def generate_ode_pairs(
+    job: OdePairSolver, captions: Sequence[str], config: OdePairConfig, compute: Compute
+) -> dict[str, float]:
+    """Solve ``config.pairs`` pairs, ``captions`` in turn; finished shards are kept."""
     items = [(number, captions[number % len(captions)]) for number in range(config.pairs)]
     job.out.mkdir(parents=True, exist_ok=True)
     groups = [items[start : start + config.batch_size] for start in range(0, len(items), config.batch_size)]

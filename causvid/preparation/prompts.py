@@ -1,4 +1,4 @@
-"""Embed every prompt a run will need, once: no training step holds the text encoder."""
+"""Embed every prompt a run will need, once: no training step holds the text encoder, which is kept."""
 
 from __future__ import annotations
 
@@ -9,10 +9,16 @@ from typing import Any
 
 import torch
 
-from causvid.data.manifest import read_manifest
-from causvid.data.prompt_store import write_prompts
+from causvid.data.captions import read_captions
+from causvid.data.prompt_store import read_prompt_file, write_prompts
 from causvid.models.pretrained import Init
-from causvid.models.text_encoder import build_text_encoder, build_tokenizer, embed, load_text_encoder
+from causvid.models.text_encoder import (
+    build_text_encoder,
+    build_tokenizer,
+    embed,
+    load_text_encoder,
+    save_text_encoder,
+)
 from causvid.runtime import device as devices
 from causvid.runtime.progress import progress
 
@@ -21,37 +27,30 @@ BATCH = 32
 
 @dataclass(frozen=True, kw_only=True)
 class PromptConfig:
-    """Params section ``encode_prompts``. evaluation_prompts: a text file, one a line; negative_prompt may be ""."""
+    """Params section ``encode_prompts``. evaluation_prompts: a text file, one a line; negative_prompt may be "".
+
+    captions: the prompts to train with: a folder of clips, an LMDB of ours or a released one, or such a text file.
+    """
 
     init: Init
+    captions: Path
     evaluation_prompts: Path
     negative_prompt: str
 
 
-def read_prompt_file(path: Path) -> list[str]:
-    """The non-blank lines of ``path``. Raises ValueError when there are none."""
-    if not path.is_file():
-        raise ValueError(f"encode_prompts.evaluation_prompts is {path}, which does not exist")
-    prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not prompts:
-        raise ValueError(f"encode_prompts.evaluation_prompts is {path}, which holds no prompts")
-    return prompts
-
-
 def encode_prompts(
-    clips: Path,
     config: PromptConfig,
     out: Path,
+    kept: Path,
     *,
     text_encoder: Mapping[str, Any],
     tokens: int,
     precision: devices.Precision,
     seed: int,
 ) -> dict[str, float]:
-    """Write data/prompts for the captions of ``clips``, the evaluation prompts and the negative prompt."""
-    evaluation = read_prompt_file(config.evaluation_prompts)
-    captions = [row["caption"] for row in read_manifest(clips)]
-    prompts = sorted({*captions, *evaluation, config.negative_prompt})
+    """Write ``out`` for the captions, the evaluation prompts and the negative prompt, and the encoder to ``kept``."""
+    evaluation = read_prompt_file(config.evaluation_prompts, "encode_prompts.evaluation_prompts")
+    prompts = sorted({*read_captions(config.captions), *evaluation, config.negative_prompt})
     found = config.init.locate("text_encoder")
     if found is not None:
         tokenizer_folder = config.init.locate("tokenizer")
@@ -60,6 +59,7 @@ def encode_prompts(
     else:
         tokenizer = build_tokenizer(prompts)
         encoder = build_text_encoder(text_encoder, len(tokenizer), seed)
+    save_text_encoder(encoder, tokenizer, kept)
     encoder = encoder.to(devices.pick())
     embeddings: dict[str, torch.Tensor] = {}
     starts = range(0, len(prompts), BATCH)

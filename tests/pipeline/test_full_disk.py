@@ -34,7 +34,7 @@ cp -r "$disk/out" "$disk.out"
         ("extract_latents", "40k", ["--clips", "data/clips", "--vae", "data/checkpoints/vae"], "data/latents"),
         ("train_teacher", "1m", ["--latents", "data/lmdb/latents", "--prompts", "data/prompts", "--curve", "{disk}/curve.csv"],
          "data/checkpoints/teacher"),
-        ("pack_lmdb", "40k", ["--shards", "data/ode_pairs", "--item", "ode_pairs"], "data/lmdb/ode_pairs"),
+        ("pack_lmdb", "40k", ["--source", "data/ode_pairs", "--item", "ode_pairs"], "data/lmdb/ode_pairs"),
     ],
 )  # fmt: skip
 def test_a_full_disk(smoke: Clone, tmp_path: Path, name: str, size: str, options: list[str], same: str) -> None:

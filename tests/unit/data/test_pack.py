@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from causvid.data.latent_store import LatentStore
-from causvid.data.pack import PackConfig, pack
+from causvid.data.pack import PackConfig, PackItem, pack
 from causvid.data.shards import Shard, shard_path, write_shard
-
-CONFIG = PackConfig(records_per_transaction=2)
+from causvid.params import build
 
 
 def fill(
@@ -29,8 +28,8 @@ def fill(
 def test_records_are_sorted_by_name_whoever_wrote_first(tmp_path: Path) -> None:
     fill(tmp_path / "a", ["0010", "0002", "0001"])
     fill(tmp_path / "b", ["0001", "0002", "0010"])
-    metadata = pack(tmp_path / "a", tmp_path / "lmdb", CONFIG)
-    pack(tmp_path / "b", tmp_path / "again", CONFIG)
+    metadata = pack(tmp_path / "a", tmp_path / "lmdb", per_transaction=2)
+    pack(tmp_path / "b", tmp_path / "again", per_transaction=2)
     store = LatentStore(tmp_path / "lmdb")
     assert [store[k].prompt for k in range(len(store))] == ["clip 0001", "clip 0002", "clip 0010"]
     assert metadata == {"count": 3, "shape": [3, 4, 2, 2], "dtype": "float16", "timesteps": None}
@@ -40,13 +39,13 @@ def test_records_are_sorted_by_name_whoever_wrote_first(tmp_path: Path) -> None:
 def test_equal_captions_are_records_of_their_own(tmp_path: Path) -> None:
     """The released packer keeps the first of equal prompts and may lose the shape with the last."""
     fill(tmp_path / "shards", ["0001", "0002", "0003"], notes={"caption": "a red ball"})
-    assert pack(tmp_path / "shards", tmp_path / "lmdb", CONFIG)["count"] == 3
+    assert pack(tmp_path / "shards", tmp_path / "lmdb", per_transaction=2)["count"] == 3
 
 
 def test_pairs_keep_their_timesteps(tmp_path: Path) -> None:
     times = [1000.0, 756.7567567567568, 0.0]
     fill(tmp_path / "shards", ["0001", "0002"], notes={"timesteps": json.dumps(times)}, shape=(3, 4, 3, 2, 2))
-    assert pack(tmp_path / "shards", tmp_path / "lmdb", CONFIG)["timesteps"] == times
+    assert pack(tmp_path / "shards", tmp_path / "lmdb", per_transaction=2)["timesteps"] == times
     LatentStore(tmp_path / "lmdb").require_timesteps([1000, 757, 0], 0.5)
 
 
@@ -55,16 +54,28 @@ def test_shards_that_disagree_are_named(tmp_path: Path) -> None:
     fill(folder, ["0001"], notes={"timesteps": "[1000.0, 0.0]"})
     fill(folder, ["0002"], notes={"timesteps": "[1000.0, 500.0]"})
     with pytest.raises(ValueError, match=r"0002.safetensors has timesteps \[1000.0, 500.0\], .*0001.safetensors has"):
-        pack(folder, tmp_path / "times", CONFIG)
+        pack(folder, tmp_path / "times", per_transaction=2)
     fill(folder, ["0002"], notes={"timesteps": "[1000.0, 0.0]"}, shape=(4, 2, 2, 2))
     with pytest.raises(ValueError, match=r"record 1 has shape \(2, 4, 2, 2\)"):
-        pack(folder, tmp_path / "shapes", CONFIG)
+        pack(folder, tmp_path / "shapes", per_transaction=2)
 
 
 def test_an_empty_folder_and_a_damaged_shard_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no shards; run the stage"):
-        pack(tmp_path, tmp_path / "lmdb", CONFIG)
+        pack(tmp_path, tmp_path / "lmdb", per_transaction=2)
     fill(tmp_path / "shards", ["0001", "0002"])
     shard_path(tmp_path / "shards", "0002").write_bytes(b"")
     with pytest.raises(ValueError, match=r"0002.safetensors is not a shard"):
-        pack(tmp_path / "shards", tmp_path / "lmdb", CONFIG)
+        pack(tmp_path / "shards", tmp_path / "lmdb", per_transaction=2)
+
+
+def test_times_are_a_released_lmdb_s(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"pack_lmdb: timesteps are for source released"):
+        build(PackItem, {"source": "ours", "folder": "data/ode_pairs", "timesteps": [1000, 0]}, name="pack_lmdb")
+
+
+def test_an_unknown_source_is_named() -> None:
+    item = {"source": "ours", "folder": "data/latents", "timesteps": None}
+    section = {"records_per_transaction": 2, "latents": {**item, "source": "theirs"}, "ode_pairs": item}
+    with pytest.raises(ValueError, match=r"pack_lmdb.latents.source: .*'ours' or 'released' \(found 'theirs'\)"):
+        build(PackConfig, section, name="pack_lmdb")

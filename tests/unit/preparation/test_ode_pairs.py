@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from causvid.data.captions import read_captions
 from causvid.data.manifest import read_manifest
-from causvid.data.pack import PackConfig, pack
+from causvid.data.pack import pack
 from causvid.data.prompt_store import PromptStore
 from causvid.data.shards import read_shard, shard_path
 from causvid.diffusion.guidance import guide
@@ -42,7 +43,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 @torch.no_grad()
 def test_a_pair_is_a_guided_euler_solve(job: OdePairSolver, world: Path) -> None:
     """Written out: four steps of shift 3 at sigmas 1, .9, .75, .5, 0, guided by uncond + 3 (cond - uncond)."""
-    assert generate_ode_pairs(job, world / "clips", CONFIG, HERE) == {"pairs": 10, "resumed": 0, "states": 4}
+    assert generate_ode_pairs(job, read_captions(world / "clips"), CONFIG, HERE) == {
+        "pairs": 10,
+        "resumed": 0,
+        "states": 4,
+    }
     captions = [row["caption"] for row in read_manifest(world / "clips")]
     teacher, prompts = load_transformer(world / "teacher").eval(), PromptStore(world / "prompts")
     for number in (0, 5, 9):
@@ -64,31 +69,31 @@ def test_a_pair_is_a_guided_euler_solve(job: OdePairSolver, world: Path) -> None
 
 
 def test_a_killed_solve_goes_on_and_gives_the_same_bytes(job: OdePairSolver, world: Path, tmp_path: Path) -> None:
-    generate_ode_pairs(job, world / "clips", CONFIG, HERE)
+    generate_ode_pairs(job, read_captions(world / "clips"), CONFIG, HERE)
     whole = contents(job.out)
     resumed = replace(job, out=tmp_path / "resumed")
     resumed.out.mkdir()
     for name in sorted(whole)[:5]:
         (resumed.out / name).write_bytes(whole[name])
-    assert generate_ode_pairs(resumed, world / "clips", CONFIG, HERE)["resumed"] == 4
+    assert generate_ode_pairs(resumed, read_captions(world / "clips"), CONFIG, HERE)["resumed"] == 4
     assert contents(resumed.out) == whole
 
 
 def test_pairs_with_one_caption_differ_and_seeds_differ(job: OdePairSolver, world: Path, tmp_path: Path) -> None:
-    generate_ode_pairs(job, world / "clips", CONFIG, HERE)
+    generate_ode_pairs(job, read_captions(world / "clips"), CONFIG, HERE)
     first, ninth = (read_shard(shard_path(job.out, pair_name(k))) for k in (0, 8))
     assert first.notes["caption"] == ninth.notes["caption"]
     assert not torch.equal(first.latents, ninth.latents)
     other = replace(job, out=tmp_path / "other", seed=1)
-    generate_ode_pairs(other, world / "clips", CONFIG, HERE)
+    generate_ode_pairs(other, read_captions(world / "clips"), CONFIG, HERE)
     assert not torch.equal(first.latents, read_shard(shard_path(other.out, pair_name(0))).latents)
 
 
 def test_packed_pairs_fit_the_schedule_that_made_them(
     job: OdePairSolver, world: Path, tmp_path: Path, schedule: ScheduleConfig
 ) -> None:
-    generate_ode_pairs(job, world / "clips", CONFIG, HERE)
-    metadata = pack(job.out, tmp_path / "lmdb", PackConfig(records_per_transaction=4))
+    generate_ode_pairs(job, read_captions(world / "clips"), CONFIG, HERE)
+    metadata = pack(job.out, tmp_path / "lmdb", per_transaction=4)
     assert metadata["count"] == 10
     assert metadata["shape"] == [4, 4, 4, 4, 4]
     assert metadata["timesteps"] == schedule.stored_timesteps()

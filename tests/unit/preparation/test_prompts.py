@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from causvid.data.captions import read_captions
 from causvid.data.manifest import read_manifest
-from causvid.data.prompt_store import PromptStore
+from causvid.data.prompt_store import PromptStore, read_prompt_file
 from causvid.models.pretrained import Init
-from causvid.models.text_encoder import build_text_encoder, build_tokenizer
-from causvid.preparation.prompts import PromptConfig, encode_prompts, read_prompt_file
+from causvid.models.text_encoder import build_text_encoder, build_tokenizer, embed, load_text_encoder
+from causvid.preparation.prompts import PromptConfig, encode_prompts
 from causvid.runtime.device import Precision
 
 CONFIG = {"d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
@@ -30,14 +31,15 @@ def encode(
     (tmp_path / "prompts.txt").write_text(evaluation, encoding="utf-8")
     values: dict[str, Any] = {
         "init": SCRATCH,
+        "captions": world / "clips",
         "evaluation_prompts": tmp_path / "prompts.txt",
         "negative_prompt": "",
         **changes,
     }
     results = encode_prompts(
-        world / "clips",
         PromptConfig(**values),
         tmp_path / name,
+        tmp_path / f"{name}_encoder",
         text_encoder=CONFIG,
         tokens=8,
         precision=Precision.FLOAT32,
@@ -80,9 +82,46 @@ def test_a_pretrained_encoder_is_taken_when_there_is_one(world: Path, tmp_path: 
     assert not torch.equal(theirs(["a red ball"]), ours(["a red ball"]))
 
 
+def test_the_encoder_is_kept_and_gives_the_same_embeddings(world: Path, tmp_path: Path) -> None:
+    store = encode(world, tmp_path)
+    folder = tmp_path / "out_encoder"
+    encoder, tokenizer = load_text_encoder(folder / "text_encoder", folder / "tokenizer", torch.float32)
+    (again,) = embed(encoder, tokenizer, ["a blue cube"], store.tokens)
+    assert torch.equal(store(["a blue cube"])[0, : len(again)], again)
+    init = Init(folder=folder, hub=None, revision=None)
+    assert torch.equal(encode(world, tmp_path, name="again", init=init)(["a red ball"]), store(["a red ball"]))
+    files = [path for name in ("out", "again") for path in (tmp_path / f"{name}_encoder").rglob("*.*")]
+    assert len(files) == 8
+    assert [path for path in files if str(tmp_path).encode() in path.read_bytes()] == []  # no machine's path in them
+
+
+# --- where captions come from -----------------------------------------------------------------------------------------
+
+
+def test_captions_of_clips_of_an_lmdb_and_of_a_text_file(world: Path, tmp_path: Path) -> None:
+    captions = [row["caption"] for row in read_manifest(world / "clips")]
+    assert read_captions(world / "clips") == captions
+    assert read_captions(world / "lmdb" / "latents") == captions
+    (tmp_path / "prompts.txt").write_text("\n".join(captions), encoding="utf-8")
+    assert read_captions(tmp_path / "prompts.txt") == captions
+
+
+def test_captions_that_are_nowhere_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"encode_prompts.captions is .*, which has neither manifest.jsonl"):
+        read_captions(tmp_path)
+    with pytest.raises(ValueError, match=r"encode_prompts.captions is .*nothing, which does not exist"):
+        read_captions(tmp_path / "nothing")
+    (tmp_path / "data.mdb").write_bytes(b"no LMDB")
+    with pytest.raises(ValueError, match=r"data.mdb is not a readable LMDB"):
+        read_captions(tmp_path)
+
+
 def test_prompt_files_that_hold_nothing_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"encode_prompts.evaluation_prompts is .*none.txt, which does not exist"):
-        read_prompt_file(tmp_path / "none.txt")
+    with pytest.raises(ValueError, match=r"--prompts is .*none.txt, which does not exist"):
+        read_prompt_file(tmp_path / "none.txt", "--prompts")
     (tmp_path / "empty.txt").write_text("\n  \n")
     with pytest.raises(ValueError, match=r"empty.txt, which holds no prompts"):
-        read_prompt_file(tmp_path / "empty.txt")
+        read_prompt_file(tmp_path / "empty.txt", "--prompts")
+    (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin.txt, which is not a UTF-8 text"):
+        read_prompt_file(tmp_path / "latin.txt", "--prompts")

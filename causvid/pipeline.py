@@ -1,42 +1,72 @@
-"""CausVidPipeline: the one way to generate, for a many-step bidirectional teacher and a few-step causal student."""
+"""CausVidPipeline: the one way to generate, for a many-step bidirectional teacher and a few-step student."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLWan, DiffusionPipeline, WanTransformer3DModel
 from diffusers.utils.torch_utils import randn_tensor
+from transformers import UMT5EncoderModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from causvid.diffusion.schedule import ScheduleConfig
-from causvid.diffusion.velocity import guided
+from causvid.diffusion.velocity import conditional, guided
 from causvid.models.causal_wan import CausalWanTransformer3DModel
-from causvid.models.vae import StreamingDecoder, decode, encode, temporal_stride, to_uint8
+from causvid.models.text_encoder import embed
+from causvid.models.vae import StreamingDecoder, decode, encode, load_vae, temporal_stride, to_uint8
+from causvid.models.wan import load_transformer
+from causvid.runtime import device as devices
 from causvid.sampling.autoregressive import generate_blocks
+from causvid.sampling.few_step import few_step
 from causvid.sampling.ode_solver import solve_ode
 from causvid.shapes import LatentShape, VideoShape
 
 
 class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
-    """A transformer, a VAE and a schedule (by default the released one). Prompts come as embeddings [B, L, D]."""
+    """A transformer, a VAE and a schedule (by default the released one). Prompts come as embeddings [B, L, D].
+
+    With a text encoder, ``embed`` makes them. height, width, frames and fps are of the clips it was trained on.
+    """
+
+    _optional_components = ["text_encoder", "tokenizer"]
 
     def __init__(
         self,
         vae: AutoencoderKLWan,
         transformer: WanTransformer3DModel,
+        text_encoder: UMT5EncoderModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         shift: float = 8.0,
         solver_steps: int = 50,
         denoising_timesteps: list[float] | tuple[float, ...] = (1000, 757, 522),
         context_timestep: float = 0.0,
+        text_tokens: int = 512,
+        height: int = 480,
+        width: int = 832,
+        frames: int = 81,
+        fps: int = 16,
     ) -> None:
         super().__init__()
-        self.register_modules(vae=vae, transformer=transformer)
+        self.register_modules(vae=vae, transformer=transformer, text_encoder=text_encoder, tokenizer=tokenizer)
         self.register_to_config(
             shift=shift,
             solver_steps=solver_steps,
             denoising_timesteps=list(denoising_timesteps),
             context_timestep=context_timestep,
+            text_tokens=text_tokens,
+            height=height,
+            width=width,
+            frames=frames,
+            fps=fps,
         )
+
+    @property
+    def video(self) -> VideoShape:
+        """The clips it was trained on."""
+        config = self.config
+        return VideoShape(height=config.height, width=config.width, frames=config.frames, fps=config.fps)
 
     @property
     def schedule(self) -> ScheduleConfig:
@@ -63,6 +93,16 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
             spatial_stride=self.vae.config.scale_factor_spatial,
         )
 
+    def embed(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Embeddings [B, L, D] of ``prompts``, padded with zeros. Raises ValueError without a text encoder."""
+        if self.text_encoder is None or self.tokenizer is None:
+            raise ValueError(
+                "this pipeline has no text encoder and tokenizer: give it embeddings, or load it with both"
+            )
+        tokens = self.config.text_tokens
+        states = embed(self.text_encoder, self.tokenizer, prompts, tokens)
+        return torch.stack([torch.nn.functional.pad(x.float(), (0, 0, 0, tokens - len(x))) for x in states])
+
     @torch.no_grad()
     def __call__(
         self,
@@ -71,14 +111,22 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
         generators: Sequence[torch.Generator],
         negative_embeds: torch.Tensor | None = None,
         guidance_scale: float = 1.0,
+        few_steps: bool = False,
     ) -> torch.Tensor:
         """uint8 frames [B, F, H, W, 3]. One generator per video: a video does not depend on its batch.
 
-        guidance_scale and negative_embeds are the teacher's; the student has its guidance distilled in.
+        A causal student streams. few_steps: a bidirectional one denoises the whole clip in its few steps. Neither has
+        use for guidance_scale and negative_embeds, which are the teacher's: theirs is distilled in.
         """
         if self.is_causal:
             return torch.cat(list(self.stream(prompt_embeds, video, generators)), dim=1)
-        noise = self._noise(self.latent_shape(video).sizes, generators)
+        sizes = self.latent_shape(video).sizes
+        noise = self._noise(sizes, generators)
+        if few_steps:
+            student = conditional(self.transformer, prompt_embeds.to(noise.device))
+            steps = self.schedule.denoising_timesteps
+            latents = few_step(student, noise, steps, lambda: self._noise(sizes, generators))
+            return to_uint8(decode(self.vae, latents))
         negative = negative_embeds if negative_embeds is not None else torch.zeros_like(prompt_embeds[:1])
         velocity = guided(self.transformer, prompt_embeds.to(noise.device), negative.to(noise.device), guidance_scale)
         latents = solve_ode(velocity, noise, self.schedule.grid.sigmas(self.config.solver_steps))[:, 0]
@@ -147,3 +195,19 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
     def _noise(self, size: tuple[int, ...], generators: Sequence[torch.Generator]) -> torch.Tensor:
         noise: torch.Tensor = randn_tensor((len(generators), *size), generator=list(generators), device=self.device)
         return noise.float()
+
+
+def load_pipeline(
+    checkpoint: Path, vae: Path, schedule: ScheduleConfig, precision: devices.Precision
+) -> CausVidPipeline:
+    """The pipeline of a trained transformer and VAE, on this process's device."""
+    pipeline = CausVidPipeline(
+        vae=load_vae(vae, precision.dtype),
+        transformer=load_transformer(checkpoint, precision.dtype).eval(),
+        shift=schedule.shift,
+        solver_steps=schedule.solver_steps,
+        denoising_timesteps=schedule.denoising_timesteps,
+        context_timestep=schedule.context_timestep,
+    )
+    pipeline.to(devices.pick())
+    return pipeline

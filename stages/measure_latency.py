@@ -9,7 +9,7 @@ import typer
 from causvid.data.prompt_store import PromptStore
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.evaluation.latency import LatencyConfig, compare
-from causvid.preparation.samples import load_pipeline
+from causvid.pipeline import load_pipeline
 from causvid.runtime.device import Precision
 from causvid.runtime.stage import stage_run
 from causvid.shapes import VideoShape

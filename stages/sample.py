@@ -10,7 +10,8 @@ import typer
 from causvid.data.manifest import read_manifest
 from causvid.data.prompt_store import PromptStore
 from causvid.diffusion.schedule import ScheduleConfig
-from causvid.preparation.samples import SampleConfig, load_pipeline, sample
+from causvid.pipeline import load_pipeline
+from causvid.preparation.samples import SampleConfig, sample
 from causvid.runtime.device import Precision
 from causvid.runtime.stage import stage_run
 from causvid.shapes import VideoShape
@@ -37,7 +38,8 @@ def main(
             checkpoint, vae, run.section("schedule", ScheduleConfig), run.section("model.precision", Precision)
         )
         config, video = run.section("sample", SampleConfig), run.section("video", VideoShape)
-        run.report(sample(pipeline, PromptStore(prompts), video, config, seed=run.section("seed", int), out=building))
+        seed, few_steps = run.section("seed", int), model != "teacher"
+        run.report(sample(pipeline, PromptStore(prompts), video, config, seed=seed, out=building, few_steps=few_steps))
         for row in read_manifest(building)[:SHOWN]:
             run.tracker.log_artifact(building / row["path"], "samples")
         run.publish(building, out)

@@ -31,6 +31,7 @@ def measure(
     video: VideoShape,
     guidance_scale: float,
     seed: int,
+    few_steps: bool,
 ) -> dict[str, float]:
     """Seconds to the first decoded frame and to the last, for one video (text encoding not counted)."""
     noise = [generator(seed, "latency")]
@@ -44,7 +45,7 @@ def measure(
         for _ in stream:
             pass
     else:
-        pipeline(text, video, noise, negative, guidance_scale)
+        pipeline(text, video, noise, negative, guidance_scale, few_steps)
         devices.synchronize(pipeline.device)
         first = time.perf_counter() - started  # nothing can be shown before the whole clip is denoised
     devices.synchronize(pipeline.device)
@@ -66,7 +67,7 @@ def compare(
     runs: dict[str, list[dict[str, float]]] = {"teacher": [], "student": []}
     for index in range(config.warmup + config.repeats):
         for name, pipeline in (("teacher", teacher), ("student", student)):
-            measured = measure(pipeline, text, negative, video, guidance_scale, seed)
+            measured = measure(pipeline, text, negative, video, guidance_scale, seed, name == "student")
             if index >= config.warmup:
                 runs[name].append(measured)
     results: dict[str, Any] = {"device": devices.describe(teacher.device)}

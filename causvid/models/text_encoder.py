@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from causvid.runtime.seeding import derive_seed
@@ -54,7 +54,8 @@ def load_text_encoder(
 ) -> tuple[UMT5EncoderModel, PreTrainedTokenizerBase]:
     """A pretrained encoder and its tokenizer from their folders."""
     model = UMT5EncoderModel.from_pretrained(encoder, dtype=dtype)
-    return model.requires_grad_(False).eval(), AutoTokenizer.from_pretrained(tokenizer)
+    # As its tokenizer.json has it: AutoTokenizer would give unknown characters T5's number in place of UMT5's.
+    return model.requires_grad_(False).eval(), PreTrainedTokenizerFast.from_pretrained(tokenizer)
 
 
 def save_text_encoder(encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -11,11 +11,7 @@ from pydantic import PositiveInt
 from causvid.data import manifest
 from causvid.data.generated import write_clips
 from causvid.data.prompt_store import PromptStore
-from causvid.diffusion.schedule import ScheduleConfig
-from causvid.models.vae import load_vae
-from causvid.models.wan import load_transformer
 from causvid.pipeline import CausVidPipeline
-from causvid.runtime import device as devices
 from causvid.runtime.progress import progress
 from causvid.runtime.seeding import generator
 from causvid.shapes import VideoShape
@@ -36,24 +32,15 @@ class SampleConfig:
     crf: int
 
 
-def load_pipeline(
-    checkpoint: Path, vae: Path, schedule: ScheduleConfig, precision: devices.Precision
-) -> CausVidPipeline:
-    """The pipeline of a trained transformer and VAE, on this process's device."""
-    pipeline = CausVidPipeline(
-        vae=load_vae(vae, precision.dtype),
-        transformer=load_transformer(checkpoint, precision.dtype).eval(),
-        shift=schedule.shift,
-        solver_steps=schedule.solver_steps,
-        denoising_timesteps=schedule.denoising_timesteps,
-        context_timestep=schedule.context_timestep,
-    )
-    pipeline.to(devices.pick())
-    return pipeline
-
-
 def sample(
-    pipeline: CausVidPipeline, prompts: PromptStore, video: VideoShape, config: SampleConfig, *, seed: int, out: Path
+    pipeline: CausVidPipeline,
+    prompts: PromptStore,
+    video: VideoShape,
+    config: SampleConfig,
+    *,
+    seed: int,
+    out: Path,
+    few_steps: bool,
 ) -> dict[str, float]:
     """Write ``out``/manifest.jsonl with its mp4s, and ``out``/rollouts likewise for a causal student."""
     if config.prompts > len(prompts.evaluation):
@@ -67,7 +54,7 @@ def sample(
     for start in progress(starts, total=len(starts), what="sample"):
         group = chosen[start : start + config.batch_size]
         generators = [generator(seed, "sample", start + k) for k in range(len(group))]
-        frames = pipeline(prompts(group), video, generators, negative, config.guidance_scale)
+        frames = pipeline(prompts(group), video, generators, negative, config.guidance_scale, few_steps)
         rows += write_clips(out, group, frames, video, config.crf, first=start)
     manifest.write_rows(out / manifest.NAME, rows)
     results: dict[str, float] = {"videos": len(rows)}

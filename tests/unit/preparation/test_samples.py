@@ -15,9 +15,9 @@ from causvid.data.prompt_store import PromptStore
 from causvid.data.video_reader import read_frames
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.models.vae import decode, encode, load_vae, to_uint8, to_unit
-from causvid.pipeline import CausVidPipeline
+from causvid.pipeline import CausVidPipeline, load_pipeline
 from causvid.preparation.reconstructions import write_reconstructions
-from causvid.preparation.samples import SampleConfig, load_pipeline, sample
+from causvid.preparation.samples import SampleConfig, sample
 from causvid.runtime.device import Precision
 from causvid.shapes import VideoShape
 
@@ -38,7 +38,9 @@ def test_a_student_writes_samples_and_rollouts(
     world: Path, video: VideoShape, schedule: ScheduleConfig, tmp_path: Path
 ) -> None:
     prompts = PromptStore(world / "prompts")
-    results = sample(pipeline_of(world, "student", schedule), prompts, video, CONFIG, seed=0, out=tmp_path / "a")
+    results = sample(
+        pipeline_of(world, "student", schedule), prompts, video, CONFIG, seed=0, few_steps=True, out=tmp_path / "a"
+    )
     assert results == {"videos": 5, "rollouts": 2}
     rows = read_manifest(tmp_path / "a")
     assert [row["caption"] for row in rows] == prompts.evaluation[:5]
@@ -47,7 +49,9 @@ def test_a_student_writes_samples_and_rollouts(
     long = read_manifest(tmp_path / "a" / "rollouts")
     assert [(row["caption"], row["frames"]) for row in long] == [(prompt, 26) for prompt in prompts.evaluation[:2]]
     assert read_frames(tmp_path / "a" / "rollouts" / long[0]["path"]).shape == (26, 32, 32, 3)
-    sample(pipeline_of(world, "student", schedule), prompts, video, CONFIG, seed=0, out=tmp_path / "again")
+    sample(
+        pipeline_of(world, "student", schedule), prompts, video, CONFIG, seed=0, few_steps=True, out=tmp_path / "again"
+    )
     assert contents(tmp_path / "again") == contents(tmp_path / "a")
 
 
@@ -58,6 +62,7 @@ def test_a_teacher_writes_no_rollouts(world: Path, video: VideoShape, schedule: 
         video,
         CONFIG,
         seed=0,
+        few_steps=False,
         out=tmp_path / "t",
     )
     assert results == {"videos": 5}
@@ -70,7 +75,7 @@ def test_the_batch_size_does_not_change_a_video(
     pipeline, prompts = pipeline_of(world, "student", schedule), PromptStore(world / "prompts")
     for size in (1, 5):
         config = replace(CONFIG, batch_size=size, rollouts=0)
-        sample(pipeline, prompts, video, config, seed=0, out=tmp_path / str(size))
+        sample(pipeline, prompts, video, config, seed=0, few_steps=True, out=tmp_path / str(size))
     for k in range(5):
         one, five = (read_frames(tmp_path / folder / f"{k:05d}.mp4").astype(int) for folder in ("1", "5"))
         assert np.abs(one - five).mean() < 0.5
@@ -82,7 +87,7 @@ def test_more_prompts_than_there_are_is_said(
     with pytest.raises(ValueError, match="sample.prompts is 9; encode_prompts.evaluation_prompts has 8"):
         sample(
             pipeline_of(world, "teacher", schedule), PromptStore(world / "prompts"), video, replace(CONFIG, prompts=9),
-            seed=0, out=tmp_path / "x",
+            seed=0, few_steps=True, out=tmp_path / "x",
         )  # fmt: skip
 
 

@@ -1,0 +1,63 @@
+"""Entering half-way: with released LMDBs named in params, training runs and nothing before it does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import lmdb
+import pytest
+
+from causvid.data.latent_store import LatentStore
+from tests.pipeline.conftest import Clone
+
+pytestmark = pytest.mark.pipeline
+
+
+def released(ours: Path, folder: Path) -> Path:
+    """The LMDB ``ours`` as the released code would have written it: without sums, with rows of an earlier build."""
+    folder.mkdir(parents=True)
+    with (
+        lmdb.open(str(ours), readonly=True, lock=False) as source,
+        lmdb.open(str(folder), map_size=2**28, lock=False) as target,
+        source.begin() as read,
+        target.begin(write=True) as write,
+    ):
+        for key, value in read.cursor():
+            if not key.endswith(b"sha256") and key != b"metadata":
+                write.put(key, value)
+        write.put(b"latents_9999_data", b"stale")
+        write.put(b"prompts_9999_data", read.get(b"prompts_0_data"))
+    return folder
+
+
+def test_training_starts_from_released_lmdbs(smoke: Clone, make_clone: Callable[[str], Clone]) -> None:
+    """The same rows and prompts: the same student, byte for byte, without a video in sight."""
+    clone = make_clone("half_way")
+    inputs = clone.root / "data" / "inputs"
+    for name in ("latents", "ode_pairs"):
+        released(smoke.root / "data" / "lmdb" / name, inputs / f"mixkit_{name}")
+    times = LatentStore(smoke.root / "data" / "lmdb" / "ode_pairs").metadata["timesteps"]
+    clone.set(
+        encode_prompts__captions="data/inputs/mixkit_latents",
+        pack_lmdb__latents={"source": "released", "folder": "data/inputs/mixkit_latents", "timesteps": None},
+        pack_lmdb__ode_pairs={"source": "released", "folder": "data/inputs/mixkit_ode_pairs", "timesteps": times},
+    )
+    ran = clone.run("dvc", "repro", "train_dmd").stdout
+    assert [line.split("'")[1] for line in ran.splitlines() if line.startswith("Running stage")].count("train_dmd") == 1
+    assert not (clone.root / "data" / "clips").exists()
+    ours, theirs = clone.hashes(), smoke.hashes()
+    assert not ours.keys() & {"download", "resample", "train_vae", "extract_latents", "generate_ode_pairs"}
+    for stage in ("encode_prompts", "pack_lmdb@latents", "train_teacher", "pack_lmdb@ode_pairs", "train_ode_init"):
+        assert ours[stage] == theirs[stage], stage
+    assert ours["train_dmd"] == theirs["train_dmd"]
+
+
+def test_a_released_lmdb_that_cannot_be_mended_is_one_sentence(make_clone: Callable[[str], Clone]) -> None:
+    clone = make_clone("broken_lmdb")
+    (clone.root / "data" / "inputs" / "mixkit").mkdir()
+    clone.set(pack_lmdb__latents={"source": "released", "folder": "data/inputs/mixkit", "timesteps": None})
+    done = clone.run("dvc", "repro", "-s", "pack_lmdb@latents", check=False)
+    assert done.returncode != 0
+    assert "pack_lmdb: data/inputs/mixkit holds no data.mdb" in done.stderr
+    assert "Traceback" not in done.stderr

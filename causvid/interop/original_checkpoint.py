@@ -83,7 +83,7 @@ def read_original(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], Layou
 
     Raises ValueError for a file that is cut, no checkpoint, or holds anything but named floating-point tensors.
     """
-    found = _read_file(path)
+    found = read_file(path)
     bare = bool(found) and all(isinstance(value, torch.Tensor) for value in found.values())
     sections = {GENERATOR: found} if bare else found
     unknown = sorted(set(map(str, sections)) - {GENERATOR, CRITIC})
@@ -95,12 +95,7 @@ def read_original(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], Layou
     for section, state in sections.items():
         if not isinstance(state, Mapping):
             raise ValueError(f"{path}: {section} is a {type(state).__name__}, not a state dict")
-        for key, value in state.items():
-            if not isinstance(key, str) or not isinstance(value, torch.Tensor) or not value.is_floating_point():
-                kind = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
-                raise ValueError(f"{path}: {section} has {key!r} of {kind}; expected a floating-point tensor")
-            if value.layout != torch.strided:
-                raise ValueError(f"{path}: {section} has {key!r} in the layout {value.layout}; expected a dense tensor")
+        check_tensors(f"{path}: {section}", state)
     keys = [key for state in sections.values() for key in state]
     prefixed = [key.startswith(PREFIX) for key in keys]
     if any(prefixed) and not all(prefixed):
@@ -108,6 +103,60 @@ def read_original(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], Layou
     prefix = PREFIX if any(prefixed) else ""
     layout = Layout(prefix=prefix, sections=() if bare else tuple(sections))
     return {name: _own(state, prefix) for name, state in sections.items()}, layout
+
+
+def read_file(path: Path) -> dict[Any, Any]:
+    """Whatever mapping a .safetensors or a file of ``torch.save`` holds; runs no code that a file may carry.
+
+    Values of a ``torch.save`` file are mapped, not read. Raises ValueError for one that is absent, cut or no mapping.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    # Foreign parsers with many ways to fail on a file that is cut or no checkpoint at all.
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path} is cut short or no checkpoint of tensors alone ({reason[:200]})") from error
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{path} holds a {type(found).__name__}, not state dicts by name")
+    return dict(found)
+
+
+def check_tensors(name: str, state: Mapping[Any, Any]) -> None:
+    """Raises ValueError, naming the key, for anything in ``state`` but dense floating-point tensors by name."""
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            kind = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
+            raise ValueError(f"{name} has {key!r} of {kind}; expected a floating-point tensor")
+        if value.layout != torch.strided:
+            raise ValueError(f"{name} has {key!r} in the layout {value.layout}; expected a dense tensor")
+
+
+def fit(
+    model: str,
+    state: Mapping[str, torch.Tensor],
+    theirs: Mapping[str, str],
+    expected: Mapping[str, tuple[int, ...]],
+) -> dict[str, torch.Tensor]:
+    """``state`` (Wan's keys) under our names: ``theirs`` is our name → Wan's, ``expected`` our name → shape.
+
+    Raises ValueError naming ``model`` and every key that is missing, that has no place, or that has another shape.
+    """
+    places = set(theirs.values())
+    wrong = [f"missing {key}" for key in theirs.values() if key not in state]
+    wrong += [f"unknown {key}" for key in state if key not in places]
+    wrong += [
+        f"{key} has shape {tuple(state[key].shape)}, expected {expected[ours]}"
+        for ours, key in theirs.items()
+        if key in state and tuple(state[key].shape) != expected[ours]
+    ]
+    if wrong:
+        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise ValueError(f"not the weights of {model}: {'; '.join(wrong[:5])}{more}")
+    return {ours: state[key] for ours, key in theirs.items()}
 
 
 def infer_config(state: Mapping[str, torch.Tensor], *, num_attention_heads: int) -> dict[str, Any]:
@@ -158,18 +207,8 @@ def to_diffusers(
             else CausalWanTransformer3DModel(**config, frames_per_block=frames_per_block)
         )
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    theirs = _names(model)
-    wrong = [f"missing {key}" for key in theirs.values() if key not in state]
-    wrong += [f"unknown {key}" for key in state if rename(key) not in expected]
-    wrong += [
-        f"{key} has shape {tuple(state[key].shape)}, expected {expected[ours]}"
-        for ours, key in theirs.items()
-        if key in state and tuple(state[key].shape) != expected[ours]
-    ]
-    if wrong:
-        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise ValueError(f"not the weights of one text-to-video Wan transformer: {'; '.join(wrong[:5])}{more}")
-    model.load_state_dict({ours: state[key] for ours, key in theirs.items()}, strict=True, assign=True)
+    weights = fit("one text-to-video Wan transformer", state, _names(model), expected)
+    model.load_state_dict(weights, strict=True, assign=True)
     # Buffers that are no weights (RoPE's tables) are still on the meta device: a new model makes them.
     model.rope = type(model.rope)(config["attention_head_dim"], tuple(config["patch_size"]), model.rope.max_seq_len)
     return model.requires_grad_(False).eval()
@@ -246,23 +285,6 @@ def export_checkpoint(source: Path, target: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _read_file(path: Path) -> dict[Any, Any]:
-    """Whatever mapping the file holds. Values of a .pt are mapped, not read."""
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    # Foreign parsers with many ways to fail on a file that is cut or no checkpoint at all.
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path} is cut short or no checkpoint of tensors alone ({reason[:200]})") from error
-    if not isinstance(found, Mapping):
-        raise ValueError(f"{path} holds a {type(found).__name__}, not state dicts by name")
-    return dict(found)
-
-
 def _read_layout(path: Path) -> Layout:
     if not path.is_file():
         return Layout(prefix=PREFIX, sections=(GENERATOR,))
@@ -284,7 +306,7 @@ def _to_original(folder: Path, prefix: str) -> dict[str, torch.Tensor]:
     files = sorted(folder.glob("diffusion_pytorch_model*.safetensors"))
     if not files or not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no diffusers transformer (config.json, diffusion_pytorch_model*.safetensors)")
-    state = {key: value for file in files for key, value in _read_file(file).items()}
+    state = {key: value for file in files for key, value in read_file(file).items()}
     with torch.device("meta"):
         theirs = _names(WanTransformer3DModel.from_config(WanTransformer3DModel.load_config(folder)))
     unknown, missing = sorted(state.keys() - theirs.keys()), [ours for ours in theirs if ours not in state]

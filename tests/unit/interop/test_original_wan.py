@@ -1,0 +1,408 @@
+"""Wan2.1's own files: names and shapes as its code has them, the same numbers out, and a named error for a bad file."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import Unigram
+from transformers import UMT5Config, UMT5EncoderModel
+
+from causvid import params
+from causvid.interop import original_wan
+from causvid.models.text_encoder import build_text_encoder, build_tokenizer, embed
+from causvid.models.vae import build_vae, decode, encode
+
+State = dict[str, torch.Tensor]
+VAE: dict[str, Any] = {
+    "base_dim": 8, "z_dim": 4, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_scales": [],
+    "temperal_downsample": [False, True, True], "dropout": 0.0, "is_residual": False, "patch_size": None,
+    "latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [1.5, 2.0, 0.5, 1.0],
+}  # fmt: skip
+TEXT: dict[str, Any] = {"d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 2, "num_heads": 3}
+RELEASED: dict[str, Any] = params.read(Path(__file__).parents[3] / "profiles" / "wan-1.3b.yaml")["model"]
+PROMPTS = ["a red ball moves left", "a blue cube"]
+
+
+# --- toy files, with the names and shapes of wan/modules/vae.py and t5.py ----------------------------------------------
+
+
+def conv(name: str, *shape: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield f"{name}.weight", shape
+    yield f"{name}.bias", shape[:1]
+
+
+def residual(name: str, fan_in: int, fan_out: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield f"{name}.residual.0.gamma", (fan_in, 1, 1, 1)
+    yield from conv(f"{name}.residual.2", fan_out, fan_in, 3, 3, 3)
+    yield f"{name}.residual.3.gamma", (fan_out, 1, 1, 1)
+    yield from conv(f"{name}.residual.6", fan_out, fan_out, 3, 3, 3)
+    if fan_in != fan_out:
+        yield from conv(f"{name}.shortcut", fan_out, fan_in, 1, 1, 1)
+
+
+def middle(name: str, width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield from residual(f"{name}.middle.0", width, width)
+    yield f"{name}.middle.1.norm.gamma", (width, 1, 1)
+    yield from conv(f"{name}.middle.1.to_qkv", 3 * width, width, 1, 1)
+    yield from conv(f"{name}.middle.1.proj", width, width, 1, 1)
+    yield from residual(f"{name}.middle.2", width, width)
+
+
+def head(name: str, width: int, channels: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield f"{name}.head.0.gamma", (width, 1, 1, 1)
+    yield from conv(f"{name}.head.2", channels, width, 3, 3, 3)
+
+
+def vae_encoder(widths: list[int], temporal: list[bool], channels: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Stages of two residual blocks and, but for the last, a halving; one flat count over all of them."""
+    yield from conv("encoder.conv1", widths[0], 3, 3, 3, 3)
+    index = 0
+    for stage, (fan_in, width) in enumerate(pairwise(widths)):
+        for wide in (fan_in, width):
+            yield from residual(f"encoder.downsamples.{index}", wide, width)
+            index += 1
+        if stage < len(temporal):
+            yield from conv(f"encoder.downsamples.{index}.resample.1", width, width, 3, 3)
+            if temporal[stage]:
+                yield from conv(f"encoder.downsamples.{index}.time_conv", width, width, 3, 1, 1)
+            index += 1
+    yield from middle("encoder", widths[-1])
+    yield from head("encoder", widths[-1], channels)
+
+
+def vae_decoder(widths: list[int], temporal: list[bool], channels: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Stages of three residual blocks and, but for the last, a doubling that halves the width."""
+    yield from conv("decoder.conv1", widths[0], channels, 3, 3, 3)
+    yield from middle("decoder", widths[0])
+    index, fan_in = 0, widths[0]
+    for stage, width in enumerate(widths[1:]):
+        for wide in (fan_in, width, width):
+            yield from residual(f"decoder.upsamples.{index}", wide, width)
+            index += 1
+        if stage < len(temporal):
+            yield from conv(f"decoder.upsamples.{index}.resample.1", width // 2, width, 3, 3)
+            if temporal[stage]:
+                yield from conv(f"decoder.upsamples.{index}.time_conv", 2 * width, width, 3, 1, 1)
+            index, fan_in = index + 1, width // 2
+    yield from head("decoder", widths[-1], 3)
+
+
+def vae_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    base, z, temporal = config["base_dim"], config["z_dim"], config["temperal_downsample"]
+    widths = [base * factor for factor in config["dim_mult"]]
+    return {
+        **dict(vae_encoder([base, *widths], temporal, 2 * z)),
+        **dict(conv("conv1", 2 * z, 2 * z, 1, 1, 1)),
+        **dict(conv("conv2", z, z, 1, 1, 1)),
+        **dict(vae_decoder([widths[-1], *widths[::-1]], temporal[::-1], z)),
+    }
+
+
+def text_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    width, inner, wide = config["d_model"], config["d_kv"] * config["num_heads"], config["d_ff"]
+    block = {
+        "norm1": (width,), "attn.q": (inner, width), "attn.k": (inner, width), "attn.v": (inner, width),
+        "attn.o": (width, inner), "norm2": (width,), "ffn.gate.0": (wide, width), "ffn.fc1": (wide, width),
+        "ffn.fc2": (width, wide), "pos_embedding.embedding": (32, config["num_heads"]),
+    }  # fmt: skip
+    blocks = {f"blocks.{i}.{key}.weight": shape for i in range(config["num_layers"]) for key, shape in block.items()}
+    return {"token_embedding.weight": (config["vocab_size"], width), **blocks, "norm.weight": (width,)}
+
+
+def random(shapes: dict[str, tuple[int, ...]], scale: float, dtype: torch.dtype = torch.float32) -> State:
+    generator = torch.Generator().manual_seed(0)
+    return {key: (scale * torch.randn(shape, generator=generator)).to(dtype) for key, shape in shapes.items()}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Wan's own layout, in toy sizes."""
+    tokenizer = build_tokenizer(PROMPTS)
+    tokenizer.save_pretrained(tmp_path / "google" / "umt5-xxl")
+    torch.save(random(vae_shapes(VAE), 0.2), tmp_path / original_wan.VAE_FILE)
+    torch.save(
+        random(text_shapes({**TEXT, "vocab_size": len(tokenizer)}), 0.5, torch.bfloat16),
+        tmp_path / original_wan.TEXT_ENCODER_FILE,
+    )
+    return tmp_path
+
+
+def read(path: Path) -> State:
+    state: State = torch.load(path, weights_only=True)
+    return state
+
+
+# --- the VAE ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", [VAE, RELEASED["vae"]], ids=["toy", "wan-1.3b"])
+def test_every_name_of_wans_vae_has_one_place_of_its_shape(config: dict[str, Any]) -> None:
+    with torch.device("meta"):
+        expected = {key: tuple(v.shape) for key, v in AutoencoderKLWan(**config).state_dict().items()}
+    theirs = vae_shapes(config)
+    assert len(theirs) == len(expected) == 194
+    assert convert_wan_vae_to_diffusers(theirs) == expected
+
+
+def test_the_vae_is_diffusers_one_with_the_same_bits(folder: Path) -> None:
+    vae = original_wan.load_vae(folder, VAE)
+    state = read(folder / original_wan.VAE_FILE)
+    ours = vae.state_dict()
+    assert all(torch.equal(ours[key], value) for key, value in convert_wan_vae_to_diffusers(state).items())
+    assert not vae.training
+    assert {(p.dtype, p.requires_grad, p.is_meta) for p in vae.parameters()} == {(torch.float32, False, False)}
+    assert (vae.config.latents_mean, vae.config.latents_std) == (VAE["latents_mean"], VAE["latents_std"])
+    reference = build_vae(VAE, 0)
+    reference.load_state_dict(convert_wan_vae_to_diffusers(state), strict=True)
+    reference.register_to_config(latents_mean=VAE["latents_mean"], latents_std=VAE["latents_std"])
+    video = torch.rand(1, 3, 5, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    latents = encode(vae, video)
+    assert latents.shape == (1, 4, 2, 2, 2)
+    torch.testing.assert_close(latents, encode(reference, video))
+    torch.testing.assert_close(decode(vae, latents), decode(reference, latents))
+
+
+def test_a_vae_of_another_precision_is_float32_and_laid_out_channels_last(folder: Path) -> None:
+    path = folder / original_wan.VAE_FILE
+    torch.save({key: value.bfloat16() for key, value in read(path).items()}, path)
+    vae = original_wan.load_vae(folder, VAE)
+    assert vae.dtype == torch.float32
+    assert vae.decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"latents_mean": None}, r"model.vae.latents_mean has 0 numbers, z_dim is 4; .*wan-1.3b.yaml has Wan's"),
+        ({"latents_std": [1.0]}, "model.vae.latents_std has 1 numbers, z_dim is 4"),
+        ({"base_dim": 16}, r"encoder.conv1.weight has shape \(8, 3, 3, 3, 3\), expected \(16, 3, 3, 3, 3\)"),
+        ({"temperal_downsample": [True, True, False]}, "unknown encoder.downsamples.8.time_conv.weight"),
+    ],
+)
+def test_a_config_that_is_not_the_vaes_is_named(change: dict[str, Any], message: str, folder: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        original_wan.load_vae(folder, {**VAE, **change})
+
+
+# --- the text encoder -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", [{**TEXT, "vocab_size": 10}, RELEASED["text_encoder"]], ids=["toy", "wan-1.3b"])
+def test_every_name_of_wans_text_encoder_has_one_place_of_its_shape(config: dict[str, Any]) -> None:
+    with torch.device("meta"):
+        encoder = UMT5EncoderModel(UMT5Config(**config))
+    expected = {key: tuple(value.shape) for key, value in encoder.state_dict().items()}
+    names, theirs = original_wan._text_names(config["num_layers"]), text_shapes(config)
+    assert sorted(names.values()) == sorted(theirs)
+    assert expected.pop("encoder.embed_tokens.weight") == expected["shared.weight"]
+    assert {ours: theirs[key] for ours, key in names.items()} == expected
+
+
+def bucket(distance: int) -> int:
+    """T5's number for a relative position: 8 exact ones, then 8 by powers of the root of 2 up to 128, on either side."""
+    size = abs(distance)
+    place = size if size < 8 else min(15, 8 + (size * size // 64).bit_length() - 1)
+    return place + (16 if distance > 0 else 0)
+
+
+def normed(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return weight * x / (x.square().mean(dim=-1, keepdim=True) + 1e-6).sqrt()
+
+
+def gelu(x: torch.Tensor) -> torch.Tensor:
+    return x / 2 * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))
+
+
+def wan_text_encoder(state: State, ids: list[int]) -> torch.Tensor:
+    """Embeddings [L, D] of one unpadded prompt, float64, from the mathematics of wan/modules/t5.py and Wan's names."""
+    state = {key.removesuffix(".weight"): value.double() for key, value in state.items()}
+    x = state["token_embedding"][ids]
+    buckets = torch.tensor([[bucket(key - query) for key in range(len(ids))] for query in range(len(ids))])
+    for index in range(TEXT["num_layers"]):
+        block = {key.removeprefix(f"blocks.{index}."): value for key, value in state.items()}
+        h = normed(x, block["norm1"])
+        heads = (h @ block[f"attn.{part}"].T for part in "qkv")
+        query, key, value = (part.unflatten(1, (TEXT["num_heads"], TEXT["d_kv"])).transpose(0, 1) for part in heads)
+        scores = query @ key.mT + block["pos_embedding.embedding"][buckets].movedim(2, 0)  # no 1/sqrt(d)
+        x = x + (scores.softmax(dim=-1) @ value).transpose(0, 1).flatten(1) @ block["attn.o"].T
+        h = normed(x, block["norm2"])
+        x = x + (gelu(h @ block["ffn.gate.0"].T) * (h @ block["ffn.fc1"].T)) @ block["ffn.fc2"].T
+    return normed(x, state["norm"])
+
+
+def test_the_text_encoder_computes_what_wans_does(folder: Path) -> None:
+    """300 tokens reach every bucket."""
+    encoder, tokenizer = original_wan.load_text_encoder(folder, TEXT, torch.float32)
+    state = read(folder / original_wan.TEXT_ENCODER_FILE)
+    ids = torch.randint(len(tokenizer), (300,), generator=torch.Generator().manual_seed(2)).tolist()
+    expected = wan_text_encoder(state, ids)
+    torch.testing.assert_close(encoder(torch.tensor([ids])).last_hidden_state[0].double(), expected, rtol=0, atol=1e-5)
+    swapped = {**state, "blocks.0.ffn.gate.0.weight": state["blocks.0.ffn.fc1.weight"]}
+    assert (wan_text_encoder(swapped, ids) - expected).abs().max() > 0.01, "the test tells the two sides apart"
+    for prompt, embedding in zip(PROMPTS, embed(encoder, tokenizer, PROMPTS, tokens=12), strict=True):
+        expected = wan_text_encoder(state, tokenizer(prompt)["input_ids"])
+        torch.testing.assert_close(embedding.double(), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_text_encoder_has_the_files_bits(dtype: torch.dtype, folder: Path) -> None:
+    encoder, tokenizer = original_wan.load_text_encoder(folder, {**TEXT, "vocab_size": 10}, dtype)
+    assert isinstance(encoder, UMT5EncoderModel)
+    assert tokenizer("a red cube")["input_ids"] == build_tokenizer(PROMPTS)("a red cube")["input_ids"]
+    state, ours = read(folder / original_wan.TEXT_ENCODER_FILE), encoder.state_dict()
+    names = original_wan._text_names(TEXT["num_layers"])
+    assert all(torch.equal(ours[name], state[key].to(dtype)) for name, key in names.items())
+    assert encoder.encoder.embed_tokens.weight is encoder.shared.weight
+    assert not encoder.training
+    assert {(p.dtype, p.requires_grad, p.is_meta) for p in encoder.parameters()} == {(dtype, False, False)}
+    reference = build_text_encoder(TEXT, 10, seed=0).to(dtype)
+    reference.load_state_dict(ours, strict=True)
+    ids = torch.arange(10)[None]
+    assert torch.equal(encoder(ids).last_hidden_state, reference(ids).last_hidden_state)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_layers": 3}, "missing blocks.2.norm1.weight"),
+        ({"num_layers": 1}, "unknown blocks.1.norm1.weight"),
+        ({"d_model": 8}, r"token_embedding.weight has shape \(10, 16\), expected \(10, 8\)"),
+        ({"num_heads": 2, "d_kv": 6}, r"pos_embedding.embedding.weight has shape \(32, 3\), expected \(32, 2\)"),
+        ({"vocab_size": 11}, r"token_embedding.weight has shape \(10, 16\), expected \(11, 16\)"),
+        ({"layer_norm_epsilon": 1e-5}, "layer_norm_epsilon is 1e-05, Wan's text encoder was made with 1e-06"),
+        ({"feed_forward_proj": "gated-silu"}, "feed_forward_proj is gated-silu, .* made with gated-gelu"),
+    ],
+)
+def test_a_config_that_is_not_the_text_encoders_is_named(change: dict[str, Any], message: str, folder: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        original_wan.load_text_encoder(folder, {**TEXT, **change}, torch.float32)
+
+
+def test_unknown_characters_keep_the_number_that_umt5_has(folder: Path) -> None:
+    """The folder's tokenizer_config.json names T5Tokenizer, whose unknown token is 2; UMT5's is 3."""
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), ("a", -3.0)]
+    tokenizer = Tokenizer(Unigram(pieces, unk_id=3, byte_fallback=False))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.add_special_tokens([name for name, _ in pieces[:4]])
+    tokenizer.save(str(folder / original_wan.TOKENIZER_FOLDER / "tokenizer.json"))
+    special = {f"{name}_token": f"<{name}>" for name in ("pad", "unk")}
+    config = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "bos_token": "<s>", "eos_token": "</s>", **special}
+    (folder / original_wan.TOKENIZER_FOLDER / "tokenizer_config.json").write_text(json.dumps(config))
+    _, loaded = original_wan.load_text_encoder(folder, TEXT, torch.float32)
+    assert loaded("a 👾")["input_ids"] == [4, 5, 4, 3]
+    assert (loaded.pad_token_id, loaded.eos_token_id, loaded.unk_token_id) == (0, 1, 3)
+
+
+# --- the folder -------------------------------------------------------------------------------------------------------
+
+
+def components(folder: Path) -> original_wan.Components:
+    return original_wan.load_components(folder, vae_config=VAE, text_config=TEXT, dtype=torch.bfloat16)
+
+
+def test_both_layouts_give_the_same(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    first = components(folder)
+    other = tmp_path_factory.mktemp("diffusers")
+    first.vae.save_pretrained(other / "vae")
+    first.text_encoder.save_pretrained(other / "text_encoder")
+    first.tokenizer.save_pretrained(other / "tokenizer")
+    assert (original_wan.is_original(folder), original_wan.is_original(other)) == (True, False)
+    again = components(other)
+    assert again.vae.dtype == first.vae.dtype == torch.float32
+    assert again.vae.config.latents_std == first.vae.config.latents_std
+    assert again.text_encoder.dtype == first.text_encoder.dtype == torch.bfloat16
+    for before, after in ((first.vae, again.vae), (first.text_encoder, again.text_encoder)):
+        states = before.state_dict(), after.state_dict()
+        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0].keys() | states[1].keys())
+    one, two = (embed(c.text_encoder, c.tokenizer, PROMPTS, tokens=8) for c in (first, again))
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+@pytest.mark.parametrize("name", original_wan._ORIGINAL)
+def test_a_missing_file_is_named(name: str, folder: Path) -> None:
+    (folder / name).unlink()
+    with pytest.raises(ValueError, match=f"lacks {re.escape(name)} of Wan2.1's own files; download"):
+        components(folder)
+
+
+def test_a_folder_of_neither_layout_is_named(tmp_path: Path) -> None:
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "config.json").touch()
+    with pytest.raises(
+        ValueError, match=r"lacks vae/\*.safetensors, text_encoder/config.json, .* has neither Wan2.1_V"
+    ):
+        components(tmp_path)
+    with pytest.raises(ValueError, match="lacks vae/config.json"):
+        components(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="umt5-xxl lacks tokenizer_config.json, tokenizer.json; download"):
+        original_wan.load_text_encoder(tmp_path, TEXT, torch.float32)
+
+
+FILES = [original_wan.VAE_FILE, original_wan.TEXT_ENCODER_FILE]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_cut_file_is_named(name: str, folder: Path) -> None:
+    content = (folder / name).read_bytes()
+    for size in (0, 1, 100, len(content) // 2, len(content) - 1):
+        (folder / name).write_bytes(content[:size])
+        with pytest.raises(ValueError, match=f"{re.escape(name)} is cut short or no checkpoint"):
+            components(folder)
+
+
+def test_a_cut_tokenizer_is_named(folder: Path) -> None:
+    path = folder / original_wan.TOKENIZER_FOLDER / "tokenizer.json"
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(ValueError, match="umt5-xxl holds no whole tokenizer"):
+        components(folder)
+
+
+def without(name: str) -> Callable[[State], Any]:
+    return lambda state: {key: value for key, value in state.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        (FILES[0], without("conv1.bias"), r"missing quant_conv.bias \(diffusers' name\)"),
+        (FILES[0], lambda s: {**s, "conv3.bias": torch.ones(1)}, "unknown conv3.bias"),
+        (FILES[0], lambda s: {**s, "quant_conv.bias": torch.ones(8)}, "unknown conv1.bias"),
+        (FILES[0], lambda s: {**s, "decoder.upsamples.x.shortcut.bias": torch.ones(1)}, "unknown decoder.upsamples.x"),
+        (FILES[0], lambda s: {**s, "conv2.bias": torch.ones(3)}, r"conv2.bias has shape \(3,\), expected \(4,\)"),
+        (FILES[1], without("blocks.1.attn.q.weight"), "missing blocks.1.attn.q.weight"),
+        (FILES[1], without("token_embedding.weight"), "missing token_embedding.weight"),
+        (FILES[1], lambda s: {**s, "pos_embedding.embedding.weight": torch.ones(1)}, "unknown pos_embedding.embedding"),
+        (FILES[1], lambda s: {**s, "token_embedding.weight": torch.ones(3)}, r"has shape \(3,\), expected"),
+    ],
+)
+def test_a_wrong_key_is_named(name: str, change: Callable[[State], Any], message: str, folder: Path) -> None:
+    torch.save(change(read(folder / name)), folder / name)
+    with pytest.raises(ValueError, match=message) as error:
+        components(folder)
+    assert str(folder / name) in str(error.value)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"model": {}}, "has 'model' of dict; expected a floating-point tensor"),
+        ({"ids": torch.ones(2, dtype=torch.long)}, "has 'ids' of torch.int64"),
+        ([1], "holds a list"),
+        ({"code": Path("/etc")}, "no checkpoint of tensors alone"),
+    ],
+)
+def test_a_file_of_anything_else_is_named(name: str, content: Any, message: str, folder: Path) -> None:
+    torch.save(content, folder / name)
+    with pytest.raises(ValueError, match=f"{re.escape(name)} .*{message}"):
+        components(folder)

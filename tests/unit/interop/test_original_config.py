@@ -1,0 +1,385 @@
+"""Released configs: each becomes the params file it means, every key told, and a named error for what has no equivalent."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from causvid import params
+from causvid.diffusion.schedule import ScheduleConfig
+from causvid.interop import original_config
+from causvid.interop.original_config import NO_PLACE, Released, ReleasedDmd, import_config
+from causvid.training.dmd_step import DmdConfig
+from causvid.training.ode_step import OdeConfig
+
+Config = dict[str, Any]
+CAUSAL_ODE: Config = {
+    "model_name": "causal_wan",
+    "generator_grad": {"model": True},
+    "denoising_step_list": [1000, 757, 522, 0],
+    "generator_task": "causal_video",
+    "generator_fsdp_wrap_strategy": "size",
+    "text_encoder_fsdp_wrap_strategy": "size",
+    "mixed_precision": True,
+    "seed": 0,
+    "wandb_host": "WANDB_HOST",
+    "wandb_key": "WANDB_KEY",
+    "wandb_entity": "tyin",
+    "wandb_project": "causvid",
+    "wandb_name": "wan_causal_ode",
+    "sharding_strategy": "hybrid_full",
+    "lr": 2.0e-6,
+    "beta1": 0.9,
+    "beta2": 0.999,
+    "data_path": "mixkit_ode_lmdb",
+    "batch_size": 2,
+    "log_iters": 200,
+    "output_path": "/mnt/localssd/wan_causal_ode",
+    "distillation_loss": "ode",
+    "gradient_checkpointing": True,
+    "num_frame_per_block": 3,
+    "warp_denoising_step": False,
+}
+SCRATCH: Config = CAUSAL_ODE | {
+    "model_name": "wan",
+    "denoising_step_list": [1000, 757, 522],
+    "generator_task": "bidirectional_video",
+    "real_task_type": "bidirectional_video",
+    "fake_task_type": "bidirectional_video",
+    "real_score_grad": {"model": False},
+    "fake_score_grad": {"model": True},
+    "real_score_fsdp_wrap_strategy": "size",
+    "fake_score_fsdp_wrap_strategy": "size",
+    "num_train_timestep": 1000,
+    "timestep_shift": 8.0,
+    "real_guidance_scale": 3.5,
+    "denoising_loss_type": "flow",
+    "backward_simulation": False,
+    "data_path": "mixkit_latents_lmdb",
+    "batch_size": 1,
+    "negative_prompt": params.read(original_config.BASE)["encode_prompts"]["negative_prompt"],
+    "dfake_gen_update_ratio": 5,
+    "image_or_video_shape": [1, 21, 16, 60, 104],
+    "distillation_loss": "dmd",
+}
+del SCRATCH["num_frame_per_block"]
+BIDIRECTIONAL = {key: value for key, value in SCRATCH.items() if key != "backward_simulation"} | {
+    "data_path": "sample_dataset/mixkit_prompts.txt"
+}
+CAUSAL_DMD = SCRATCH | {
+    "generator_name": "causal_wan",
+    "generator_ckpt": "wan_causal_ode_checkpoint_model_003000/model.pt",
+    "denoising_step_list": [1000, 757, 522, 0],
+    "generator_task": "causal_video",
+    "num_frame_per_block": 3,
+}
+WARP = CAUSAL_DMD | {
+    "denoising_step_list": [1000, 750, 500, 250, 0],
+    "warp_denoising_step": True,
+    "real_guidance_scale": 2.0,
+}
+# What differs from profiles/wan-1.3b.yaml, by dotted key; the profile's numbers are those of the causal configs.
+RELEASED_LATENTS = {
+    "pack_lmdb.latents.source": "released",
+    "pack_lmdb.latents.folder": "mixkit_latents_lmdb",
+    "encode_prompts.captions": "mixkit_latents_lmdb",
+}
+EXPECTED: dict[str, tuple[Config, Config]] = {
+    "causal_ode": (
+        CAUSAL_ODE,
+        {
+            "pack_lmdb.ode_pairs.source": "released",
+            "pack_lmdb.ode_pairs.folder": "mixkit_ode_lmdb",
+            "pack_lmdb.ode_pairs.timesteps": [1000, 757, 522, 0],
+            "encode_prompts.captions": "mixkit_ode_lmdb",
+        },
+    ),
+    "causal_dmd": (CAUSAL_DMD, RELEASED_LATENTS),
+    "causal_dmd_warp_4step_cfg2": (
+        WARP,
+        RELEASED_LATENTS
+        | {
+            "schedule.denoising_timesteps": [1000, 960, 888.889, 727.273],
+            "schedule.solver_steps": 52,
+            "train_dmd.guidance_scale": 3.0,
+        },
+    ),
+    "bidirectional_dmd": (
+        BIDIRECTIONAL,
+        {
+            "model.frames_per_block": None,
+            "encode_prompts.captions": "sample_dataset/mixkit_prompts.txt",
+            "train_ode_init.steps": 0,
+            "train_dmd.student_input": "backward_simulation",
+        },
+    ),
+    "bidirectional_dmd_from_scratch": (
+        SCRATCH,
+        RELEASED_LATENTS | {"model.frames_per_block": None, "train_ode_init.steps": 0},
+    ),
+}
+
+
+def written(tmp_path: Path, config: Mapping[str, Any]) -> Path:
+    source = tmp_path / "source.yaml"
+    YAML().dump(dict(config), source)
+    return source
+
+
+def imported(tmp_path: Path, config: Mapping[str, Any], workers: int = 64) -> tuple[dict[str, Any], list[str]]:
+    lines = import_config(written(tmp_path, config), tmp_path / "mine.yaml", workers=workers)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.yaml", "source.yaml"]
+    return flat(params.read(tmp_path / "mine.yaml")), lines
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
+def line_of(key: str, lines: list[str]) -> str:
+    (line,) = [line for line in lines if line.startswith((f"{key}: ", f"{key} (absent): "))]
+    return line
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_released_config_becomes_what_it_means(tmp_path: Path, name: str) -> None:
+    config, expected = EXPECTED[name]
+    values, lines = imported(tmp_path, config)
+    base = flat(params.read(original_config.BASE))
+    assert {key: values[key] for key in values if values[key] != base[key]} == {"profile": "mine"} | expected
+    for key in config:
+        line_of(key, lines)
+    for path in expected:
+        assert any(f" {path} {original_config._shown(base[path])} -> " in f" {line}" for line in lines), path
+    result = tmp_path / "mine.yaml"
+    params.section(result, "schedule", ScheduleConfig)
+    params.section(result, "train_dmd", DmdConfig)
+    params.section(result, "train_ode_init", OdeConfig)
+
+
+def test_every_number_of_a_distillation_arrives(tmp_path: Path) -> None:
+    changed = CAUSAL_DMD | {
+        "lr": 5.0e-6,
+        "beta1": 0.0,
+        "beta2": 0.99,
+        "batch_size": 3,
+        "log_iters": 50,
+        "seed": 7,
+        "mixed_precision": False,
+        "gradient_checkpointing": False,
+        "negative_prompt": 'dull: "grey", #1',
+        "dfake_gen_update_ratio": 4,
+        "image_or_video_shape": [3, 6, 16, 30, 52],
+        "num_frame_per_block": 2,
+        "data_path": "/data/own latents",
+    }
+    values, _ = imported(tmp_path, changed, workers=8)
+    for optimizer in ("train_dmd.student_optimizer", "train_dmd.critic_optimizer"):
+        assert values[f"{optimizer}.learning_rate"] == 5.0e-6
+        assert values[f"{optimizer}.betas"] == [0.0, 0.99]
+    assert values["train_ode_init.optimizer.betas"] == [0.9, 0.999]
+    assert values["train_dmd.batch_size"] == 24
+    assert values["compute.workers"] == 8
+    assert values["train_dmd.checkpoint_every"] == 50
+    assert values["seed"] == 7
+    assert values["model.precision"] == "float32"
+    assert values["compute.gradient_checkpointing"] is False
+    assert values["encode_prompts.negative_prompt"] == 'dull: "grey", #1'
+    assert values["train_dmd.critic_updates_per_student_update"] == 4
+    assert (values["video.frames"], values["video.height"], values["video.width"]) == (21, 240, 416)
+    assert values["model.frames_per_block"] == 2
+    assert values["pack_lmdb.latents.folder"] == "/data/own latents"
+
+
+def test_every_number_of_an_ode_regression_arrives(tmp_path: Path) -> None:
+    changed = CAUSAL_ODE | {"lr": 5.0e-6, "beta1": 0.0, "beta2": 0.99, "log_iters": 50, "batch_size": 3}
+    values, _ = imported(tmp_path, changed, workers=2)
+    assert values["train_ode_init.optimizer.learning_rate"] == 5.0e-6
+    assert values["train_ode_init.optimizer.betas"] == [0.0, 0.99]
+    assert values["train_ode_init.checkpoint_every"] == 50
+    assert values["train_ode_init.batch_size"] == 6
+    assert values["train_dmd.batch_size"] == 64
+
+
+def test_warped_ode_pairs_are_at_the_warped_times(tmp_path: Path) -> None:
+    warped = {"denoising_step_list": [1000, 750, 500, 250, 0], "warp_denoising_step": True, "data_path": "own_lmdb"}
+    values, _ = imported(tmp_path, CAUSAL_ODE | warped)
+    assert values["pack_lmdb.ode_pairs.timesteps"] == [1000, 960, 888.889, 727.273, 0]
+
+
+def test_absent_keys_have_their_released_default(tmp_path: Path) -> None:
+    absent = ("timestep_shift", "num_frame_per_block", "warp_denoising_step")
+    values, lines = imported(tmp_path, {key: value for key, value in CAUSAL_DMD.items() if key not in absent})
+    assert values["train_dmd.score_shift"] == 1.0
+    assert values["schedule.shift"] == 8.0  # the released models have it built in
+    assert values["model.frames_per_block"] == 1
+    assert "timestep_shift (absent): train_dmd.score_shift 8.0 -> 1.0" in line_of("timestep_shift", lines)
+
+
+def test_another_shift_warps_otherwise(tmp_path: Path) -> None:
+    values, lines = imported(tmp_path, WARP | {"timestep_shift": 5.0})
+    assert values["schedule.denoising_timesteps"] == [1000, 937.5, 833.333, 625]
+    assert (values["schedule.shift"], values["train_dmd.score_shift"]) == (5.0, 5.0)
+    assert "theirs shifts the scores' times alone" in line_of("timestep_shift", lines)
+
+
+def test_what_is_not_the_same_here_is_told(tmp_path: Path) -> None:
+    _, lines = imported(tmp_path, WARP)
+    assert "solver_steps 50 -> 52" in line_of("denoising_step_list", lines)
+    assert "a solver of 50 steps misses" in line_of("denoising_step_list", lines)
+    assert "guidance_scale 4.5 -> 3.0" in line_of("real_guidance_scale", lines)
+    assert "draws a new seed" in line_of("seed", lines)
+    checkpoint = line_of("generator_ckpt", lines)
+    assert "original_checkpoint import wan_causal_ode_checkpoint_model_003000/model.pt STUDENT" in checkpoint
+    assert "--num-attention-heads 12 --frames-per-block 3" in checkpoint
+    for key in NO_PLACE:
+        assert line_of(key, lines).startswith(f"{key}: no place here: ")
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (BIDIRECTIONAL | {"denoising_step_list": [1000, 757, 522, 0]}, "ours is bidirectional and is not"),
+        (CAUSAL_DMD | {"denoising_step_list": [1000, 757, 522]}, "is given no clean blocks; ours is"),
+    ],
+)
+def test_a_last_step_that_means_something_else_here_is_told(tmp_path: Path, config: Config, said: str) -> None:
+    values, lines = imported(tmp_path, config)
+    assert values["schedule.denoising_timesteps"] == [1000, 757, 522]
+    assert said in line_of("denoising_step_list", lines)
+
+
+def test_keys_of_the_distillation_in_an_ode_config_are_left_out_and_told(tmp_path: Path) -> None:
+    values, lines = imported(tmp_path, CAUSAL_ODE | {"real_guidance_scale": 9.0})
+    assert values["train_dmd.guidance_scale"] == 4.5
+    assert "left out" in line_of("real_guidance_scale", lines)
+
+
+def test_comments_and_notation_of_the_profile_stay(tmp_path: Path) -> None:
+    imported(tmp_path, WARP)
+    text = (tmp_path / "mine.yaml").read_text(encoding="utf-8")
+    assert "# Made of source.yaml by causvid.interop.original_config" in text
+    assert "This file is profiles/wan-1.3b.yaml" not in text
+    assert "  solver_steps: 52 # Euler steps of the teacher\n" in text
+    assert "  denoising_timesteps: [1000, 960, 888.889, 727.273] # the student's few steps" in text
+    assert "    image_dim: null\n" in text
+    ours = original_config.BASE.read_text(encoding="utf-8")
+    assert text.count("#") == ours.count("#") - 1  # the profile's two head lines became one
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (CAUSAL_DMD | {"model_name": "sdxl"}, r"model_name: Input should be 'wan' or 'causal_wan' \(found 'sdxl'\)"),
+        (CAUSAL_DMD | {"generator_task": "image"}, r"generator_task: .*'causal_video' \(found 'image'\)"),
+        (CAUSAL_DMD | {"denoising_loss_type": "noise"}, r"denoising_loss_type: .*'flow' \(found 'noise'\)"),
+        (CAUSAL_DMD | {"distillation_loss": "gan"}, "distillation_loss is gan; it must be ode or dmd"),
+        (CAUSAL_DMD | {"real_task_type": "causal_video"}, "real_task_type: "),
+        (CAUSAL_DMD | {"num_train_timestep": 500}, "num_train_timestep: "),
+        (CAUSAL_DMD | {"timestep_shift": 0.5}, "timestep_shift: "),
+        (CAUSAL_DMD | {"generator_grad": {"model": False}}, "generator_grad.model: "),
+        (CAUSAL_DMD | {"real_score_grad": {"model": True}}, "real_score_grad.model: "),
+        (CAUSAL_DMD | {"fake_score_grad": {"model": False}}, "fake_score_grad.model: "),
+        (CAUSAL_DMD | {"lr": "fast", "batch_size": 0}, "batch_size: .*lr: .*fast"),
+        (CAUSAL_DMD | {"image_or_video_shape": [21, 16, 60, 104]}, "image_or_video_shape.4"),
+        (CAUSAL_DMD | {"image_or_video_shape": [1, 21, 4, 60, 104]}, "image_or_video_shape is .* 16 channels"),
+        (CAUSAL_DMD | {"num_frame_per_block": 4}, "frames_per_block is 4; 21 latent frames divide"),
+        (CAUSAL_DMD | {"backward_simulation": True}, "backward_simulation is true, .* causal generator"),
+        (CAUSAL_DMD | {"generator_name": "wan"}, "generator_task is causal_video, the generator wan"),
+        (SCRATCH | {"generator_name": "causal_wan"}, "generator_task is bidirectional_video, the generator causal_wan"),
+        (CAUSAL_DMD | {"model_name": "causal_wan"}, "model_name is causal_wan; teacher and critic"),
+        (CAUSAL_ODE | {"generator_ckpt": "a.pt"}, "generator_ckpt is a.pt; train_ode_init starts from the teacher"),
+        (CAUSAL_DMD | {"data_path": "mixkit_ode_lmdb"}, "data_path is mixkit_ode_lmdb; .* needs an LMDB of latents"),
+        (CAUSAL_DMD | {"data_path": "a.txt"}, "data_path is a.txt; .* false needs an LMDB of latents"),
+        (BIDIRECTIONAL | {"data_path": "mixkit_latents_lmdb"}, "data_path is .* true needs a .txt of prompts"),
+        (CAUSAL_ODE | {"data_path": "/x/mixkit_latents_lmdb"}, "data_path is .* ode needs an LMDB of ODE pairs"),
+        (CAUSAL_ODE | {"denoising_step_list": [1000, 500, 0]}, "denoising_step_list is .*; the states in mixkit_ode"),
+        (CAUSAL_DMD | {"denoising_step_list": [999, 749, 0]}, "denoising_step_list is .* must start at 1000"),
+        (CAUSAL_DMD | {"denoising_step_list": [1000, 500, 750]}, "denoising_step_list is .* fall"),
+        (CAUSAL_DMD | {"denoising_step_list": [1000, 0, 0]}, "denoising_step_list is .* fall"),
+        (CAUSAL_DMD | {"denoising_step_list": []}, "denoising_step_list is"),
+        (CAUSAL_DMD | {"denoising_step_list": [1000, 3, 0]}, "denoising_timesteps has 3, which is not a state"),
+    ],
+)
+def test_what_has_no_equivalent_is_refused_by_name(tmp_path: Path, config: Config, message: str) -> None:
+    source = written(tmp_path, config)
+    with pytest.raises(ValueError, match=message):
+        import_config(source, tmp_path / "mine.yaml", workers=64)
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_all_unknown_and_missing_keys_are_named_at_once(tmp_path: Path) -> None:
+    config = {key: value for key, value in CAUSAL_DMD.items() if key not in ("lr", "real_guidance_scale")}
+    with pytest.raises(
+        ValueError, match="unknown key ema_weight; unknown key trainer; missing key lr; missing"
+    ) as error:
+        import_config(written(tmp_path, config | {"trainer": "x", "ema_weight": 0.9}), tmp_path / "m.yaml", workers=1)
+    assert "missing key real_guidance_scale" in str(error.value)
+    assert CAUSAL_DMD["negative_prompt"] not in str(error.value)
+
+
+@pytest.mark.parametrize(("text", "message"), [("[1]", "holds list, not keys"), ("a: [", "is not valid YAML")])
+def test_what_is_no_config_is_said(tmp_path: Path, text: str, message: str) -> None:
+    source = tmp_path / "source.yaml"
+    source.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        import_config(source, tmp_path / "mine.yaml", workers=1)
+    with pytest.raises(ValueError, match="does not exist"):
+        import_config(tmp_path / "none.yaml", tmp_path / "mine.yaml", workers=1)
+
+
+def test_no_workers_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="workers"):
+        import_config(written(tmp_path, CAUSAL_DMD), tmp_path / "mine.yaml", workers=0)
+
+
+def test_a_file_that_is_there_is_not_overwritten(tmp_path: Path) -> None:
+    target = tmp_path / "mine.yaml"
+    target.write_text("mine")
+    with pytest.raises(FileExistsError, match="mine.yaml exists"):
+        import_config(written(tmp_path, CAUSAL_DMD), target, workers=1)
+    assert target.read_text() == "mine"
+
+
+def test_a_profile_without_a_key_that_is_set_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tmp_path / "base.yaml"
+    base.write_text(original_config.BASE.read_text(encoding="utf-8").replace("student_input:", "other:"), "utf-8")
+    monkeypatch.setattr(original_config, "BASE", base)
+    with pytest.raises(ValueError, match="base.yaml has no key train_dmd.student_input"):
+        import_config(written(tmp_path, CAUSAL_DMD), tmp_path / "mine.yaml", workers=1)
+    assert not (tmp_path / "mine.yaml").exists()
+
+
+def test_the_sdxl_config_is_refused_by_every_key_that_differs(tmp_path: Path) -> None:
+    sdxl = SCRATCH | {"model_name": "sdxl", "generator_task": "image", "denoising_loss_type": "noise"}
+    with pytest.raises(ValueError, match="model_name") as error:
+        import_config(written(tmp_path, sdxl), tmp_path / "mine.yaml", workers=1)
+    assert "generator_task" in str(error.value)
+    assert "denoising_loss_type" in str(error.value)
+
+
+def test_no_key_has_two_fates() -> None:
+    assert not NO_PLACE.keys() & ReleasedDmd.__dataclass_fields__.keys()
+    assert Released.__dataclass_fields__.keys() < ReleasedDmd.__dataclass_fields__.keys()
+
+
+def test_the_command(tmp_path: Path) -> None:
+    written(tmp_path, WARP | {"wandb_key": "secret"})
+    command = [sys.executable, "-m", "causvid.interop.original_config", "import", "source.yaml", "mine.yaml"]
+    env = {"PYTHONPATH": str(params.ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+    assert len(done.stdout.splitlines()) == len(WARP) + 1
+    assert "secret" not in done.stdout
+    assert done.stdout.endswith("mine.yaml: everything else as in profiles/wan-1.3b.yaml\n")
+    failed = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert failed.returncode == 1
+    assert failed.stderr == "mine.yaml exists; choose another name or remove it\n"

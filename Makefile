@@ -22,11 +22,11 @@ $(UV):
 	$(PYTHON) -m venv .tools
 	.tools/bin/pip install --quiet uv==$(UV_VERSION)
 
-# The .pth file: our packages can be imported from any folder.
-.venv/.ready: requirements.lock Makefile | $(UV)
+# Our own packages last: importable from any folder, and the command causvid.
+.venv/.ready: requirements.lock pyproject.toml Makefile | $(UV)
 	test -x .venv/bin/python || $(UV) venv --quiet --python $(PYTHON) .venv
 	$(UV) pip sync --quiet --python .venv requirements.lock
-	.venv/bin/python -c "import site; open(f'{site.getsitepackages()[0]}/causvid.pth', 'w').write('$(CURDIR)\n')"
+	$(UV) pip install --quiet --python .venv --no-deps --editable .
 	touch $@
 
 .venvs/vbench/.ready: requirements/vbench.txt | $(UV)

@@ -85,13 +85,19 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
         return isinstance(self.transformer, CausalWanTransformer3DModel)
 
     def latent_shape(self, video: VideoShape) -> LatentShape:
-        """The latent size of ``video`` under this VAE."""
-        return LatentShape.of(
-            video,
-            channels=self.vae.config.z_dim,
-            temporal_stride=temporal_stride(self.vae),
-            spatial_stride=self.vae.config.scale_factor_spatial,
+        """The latent size of ``video``. Raises ValueError for one that the VAE or the transformer cannot hold."""
+        stride = self.vae.config.scale_factor_spatial
+        latent = LatentShape.of(
+            video, channels=self.vae.config.z_dim, temporal_stride=temporal_stride(self.vae), spatial_stride=stride
         )
+        for name, size, patch in zip(
+            ("height", "width"), latent.sizes[2:], self.transformer.config.patch_size[1:], strict=True
+        ):
+            if size % patch:
+                raise ValueError(
+                    f"video.{name} is {size * stride}; the transformer needs a multiple of {stride * patch}"
+                )
+        return latent
 
     def embed(self, prompts: Sequence[str]) -> torch.Tensor:
         """Embeddings [B, L, D] of ``prompts``, padded with zeros. Raises ValueError without a text encoder."""

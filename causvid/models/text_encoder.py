@@ -52,7 +52,10 @@ def build_text_encoder(config: Mapping[str, Any], vocabulary: int, seed: int) ->
 def load_text_encoder(
     encoder: Path, tokenizer: Path, dtype: torch.dtype
 ) -> tuple[UMT5EncoderModel, PreTrainedTokenizerBase]:
-    """A pretrained encoder and its tokenizer from their folders."""
+    """A pretrained encoder and its tokenizer from their folders. Raises ValueError for a folder without one."""
+    for folder, name in ((encoder, "config.json"), (tokenizer, "tokenizer.json")):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} holds no {name} of a text encoder and its tokenizer")
     model = UMT5EncoderModel.from_pretrained(encoder, dtype=dtype)
     # As its tokenizer.json has it: AutoTokenizer would give unknown characters T5's number in place of UMT5's.
     return model.requires_grad_(False).eval(), PreTrainedTokenizerFast.from_pretrained(tokenizer)

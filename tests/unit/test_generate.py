@@ -1,0 +1,256 @@
+"""The command causvid: the same video from each format, files that say what they show, and going on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ruamel.yaml import YAML
+from typer.testing import CliRunner, Result
+
+from causvid.data.video_reader import read_frames
+from causvid.generate import app, load_checkpoint
+from causvid.interop.original_checkpoint import export_checkpoint
+from causvid.interop.original_wan import load_components
+from causvid.models.text_encoder import save_text_encoder
+from causvid.models.wan import build_transformer, causal_student
+from causvid.runtime.device import Precision
+from causvid.runtime.seeding import generator
+from causvid.shapes import VideoShape
+from tests.unit.interop.wan_files import PROMPTS, TEXT, VAE, write_wan_folder
+
+PROFILES = Path(__file__).parents[2] / "profiles"
+CLIP = 13  # frames
+
+
+@dataclass(frozen=True)
+class Toys:
+    """A student in each of the three formats, and its params file."""
+
+    root: Path
+
+    @property
+    def checkpoints(self) -> dict[str, Path]:
+        return {
+            "ours": self.root / "checkpoints" / "dmd",
+            "released": self.root / "released" / "model.pt",
+            "diffusers": self.root / "diffusers",
+        }
+
+    def run(self, checkpoint: str, out: Path, *options: str, command: str = "generate") -> Result:
+        params = ["--params", str(self.root / "params.yaml")]
+        arguments = [command, "--checkpoint", str(self.checkpoints[checkpoint]), "--out", str(out), *params, *options]
+        return CliRunner().invoke(app, arguments)
+
+    def make(self, checkpoint: str, out: Path, *options: str, command: str = "generate") -> dict[str, Any]:
+        done = self.run(checkpoint, out, *options, command=command)
+        assert done.exit_code == 0, done.output
+        found: dict[str, Any] = json.loads((out / "videos.json").read_text()) if command == "generate" else {}
+        return found
+
+
+def write_params(path: Path, transformer: dict[str, Any], **changes: Any) -> None:
+    values = YAML(typ="safe").load(PROFILES / "smoke.yaml")
+    values["video"] = {"height": 32, "width": 32, "frames": CLIP, "fps": 8}
+    values["schedule"] |= {"shift": 3.0, "solver_steps": 4, "denoising_timesteps": [1000, 750, 500]}
+    values["model"] |= {"vae": VAE, "transformer": transformer, "text_encoder": TEXT, "text_tokens": 8}
+    values["model"] |= {"frames_per_block": 2, "precision": "float32", **changes}
+    YAML(typ="safe").dump(values, path)
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory: pytest.TempPathFactory, transformer_config: dict[str, Any]) -> Toys:
+    toys = Toys(tmp_path_factory.mktemp("toys"))
+    config = {**transformer_config, "text_dim": TEXT["d_model"]}
+    write_params(toys.root / "params.yaml", config)
+    wan = toys.root / "released" / "Wan2.1-T2V-1.3B"
+    wan.mkdir(parents=True)
+    write_wan_folder(wan)
+    parts = load_components(wan, vae_config=VAE, text_config=TEXT, dtype=torch.float32)
+    student = causal_student(build_transformer(config, seed=1), frames_per_block=2)
+    student.save_pretrained(toys.checkpoints["ours"])
+    parts.vae.save_pretrained(toys.root / "checkpoints" / "vae")
+    save_text_encoder(parts.text_encoder, parts.tokenizer, toys.root / "checkpoints" / "text_encoder")
+    export_checkpoint(toys.checkpoints["ours"], toys.checkpoints["released"])
+    toys.make("ours", toys.checkpoints["diffusers"], command="export")
+    return toys
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.txt"
+    path.write_text("\n\n".join(PROMPTS) + "\n", encoding="utf-8")
+    return path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.mp4"))}
+
+
+def test_each_format_gives_the_same_videos(toys: Toys, prompts: Path, tmp_path: Path) -> None:
+    found = {}
+    for name in toys.checkpoints:
+        index = toys.make(name, tmp_path / name, "--prompts", str(prompts))
+        found[name] = contents(tmp_path / name)
+        assert {file: (row["prompt"], row["seed"], row["index"]) for file, row in index["videos"].items()} == {
+            f"{k:05d}-seed0.mp4": (prompt, 0, k) for k, prompt in enumerate(PROMPTS)
+        }
+        assert found[name].keys() == index["videos"].keys()
+    assert found["ours"] == found["released"] == found["diffusers"]
+    first, second = (read_frames(tmp_path / "ours" / file) for file in sorted(found["ours"]))
+    assert first.shape == second.shape == (CLIP, 32, 32, 3)
+    assert not np.array_equal(first, second)
+
+
+def test_a_video_is_the_pipeline_s(toys: Toys, tmp_path: Path) -> None:
+    """Embeddings of the prompt, noise of (seed, index), the few steps: nothing else is between."""
+    toys.make("ours", tmp_path / "out", "--prompt", PROMPTS[0], "--seed", "3")
+    checkpoint = toys.checkpoints["ours"]
+    pipeline = load_checkpoint(checkpoint, params=toys.root / "params.yaml", wan=None, precision=Precision.FLOAT32)
+    expected = pipeline(pipeline.embed(PROMPTS[:1]), pipeline.video, [generator(3, "generate", 0)])[0].numpy()
+    found = read_frames(tmp_path / "out" / "00000-seed3.mp4")
+    assert np.abs(found.astype(int) - expected.astype(int)).mean() < 25  # H.264 of noise
+    assert pipeline.video == VideoShape(height=32, width=32, frames=CLIP, fps=8)
+
+
+# --- bidirectional, long, other sizes ---------------------------------------------------------------------------------
+
+
+def test_a_bidirectional_student_makes_the_whole_clip_in_its_few_steps(
+    toys: Toys, transformer_config: dict[str, Any], tmp_path: Path
+) -> None:
+    write_params(tmp_path / "params.yaml", {**transformer_config, "text_dim": 16}, frames_per_block=None)
+    options = ["--prompt", PROMPTS[0], "--params", str(tmp_path / "params.yaml")]
+    toys.make("released", tmp_path / "out", *options)
+    toys.make("released", tmp_path / "causal", "--prompt", PROMPTS[0])
+    whole, blocks = (read_frames(tmp_path / name / "00000-seed0.mp4") for name in ("out", "causal"))
+    assert whole.shape == blocks.shape
+    assert not np.array_equal(whole, blocks)
+    long = toys.run("released", tmp_path / "long", *options, "--seconds", "4")
+    assert long.exit_code == 1
+    assert "--seconds is 4.0, 32 frames at 8 fps; it must be 1 frame at least, and 13 at most" in long.output
+
+
+@pytest.mark.parametrize(("seconds", "frames"), [("0.5", 4), ("1.625", CLIP), ("4", 32)])
+def test_a_length_in_seconds(toys: Toys, tmp_path: Path, seconds: str, frames: int) -> None:
+    toys.make("ours", tmp_path, "--prompt", PROMPTS[0], "--seconds", seconds)
+    assert len(read_frames(tmp_path / "00000-seed0.mp4")) == frames
+
+
+def test_other_sizes_rates_and_seeds(toys: Toys, tmp_path: Path) -> None:
+    options = ["--prompt", PROMPTS[0], "--height", "48", "--width", "16", "--fps", "4", "--seed", "0", "--seed", "7"]
+    index = toys.make("diffusers", tmp_path, *options)
+    assert index["settings"] | {"height": 48, "width": 16, "fps": 4} == index["settings"]
+    one, two = (read_frames(tmp_path / f"00000-seed{seed}.mp4") for seed in (0, 7))
+    assert one.shape == two.shape == (CLIP, 48, 16, 3)
+    assert not np.array_equal(one, two)
+    for height, said in (("36", "the VAE needs a multiple of 8"), ("40", "the transformer needs a multiple of 16")):
+        odd = toys.run("ours", tmp_path / "odd", "--prompt", PROMPTS[0], "--height", height)
+        assert f"video.height is {height}; {said}" in odd.output
+
+
+# --- going on ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_half_done_file_of_prompts_goes_on(toys: Toys, prompts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    toys.make("ours", out, "--prompts", str(prompts))
+    whole, index = contents(out), (out / "videos.json").read_bytes()
+    (out / "00001-seed0.mp4").unlink()
+    kept = (out / "00000-seed0.mp4").stat().st_mtime_ns
+    assert "2 videos, 1 of them made now" in toys.run("ours", out, "--prompts", str(prompts)).output
+    assert (contents(out), (out / "videos.json").read_bytes()) == (whole, index)
+    assert (out / "00000-seed0.mp4").stat().st_mtime_ns == kept
+    prompts.write_text("\n".join([*PROMPTS, "a blue ball"]), encoding="utf-8")
+    assert "3 videos, 1 of them made now" in toys.run("ours", out, "--prompts", str(prompts)).output
+
+
+def test_a_video_that_was_killed_before_it_was_noted_is_made_again(toys: Toys, tmp_path: Path) -> None:
+    toys.make("ours", tmp_path, "--prompt", PROMPTS[0])
+    (tmp_path / "00001-seed0.mp4").write_bytes(b"of a run that was killed before it wrote the map")
+    (tmp_path / "more.txt").write_text("\n".join(PROMPTS), encoding="utf-8")
+    toys.make("ours", tmp_path, "--prompts", str(tmp_path / "more.txt"))
+    assert len(read_frames(tmp_path / "00001-seed0.mp4")) == CLIP
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--prompt", PROMPTS[1]], "00000-seed0.mp4 shows 'a red ball moves left', not 'a blue cube'"),
+        (["--prompt", PROMPTS[0], "--fps", "4"], "holds videos made with fps 8, not 4; choose another --out"),
+        (["--prompt", PROMPTS[0], "--precision", "bfloat16"], "made with precision float32, not bfloat16"),
+    ],
+)
+def test_videos_of_other_prompts_or_settings_are_not_mixed(
+    toys: Toys, tmp_path: Path, options: list[str], said: str
+) -> None:
+    toys.make("ours", tmp_path, "--prompt", PROMPTS[0])
+    before = contents(tmp_path)
+    done = toys.run("ours", tmp_path, *options)
+    assert (done.exit_code, contents(tmp_path)) == (1, before)
+    assert said in done.output
+
+
+def test_another_model_does_not_go_on_with_these_videos(toys: Toys, tmp_path: Path) -> None:
+    toys.make("ours", tmp_path, "--prompt", PROMPTS[0])
+    path = tmp_path / "videos.json"
+    index = json.loads(path.read_text())
+    path.write_text(json.dumps({**index, "settings": {**index["settings"], "checkpoint": "another"}}))
+    assert "made with checkpoint another, not" in toys.run("ours", tmp_path, "--prompt", PROMPTS[0]).output
+    path.write_text("{")
+    assert "videos.json is not a map of videos" in toys.run("ours", tmp_path, "--prompt", PROMPTS[0]).output
+
+
+# --- what a user can get wrong ----------------------------------------------------------------------------------------
+
+
+def test_what_is_no_checkpoint_is_said(toys: Toys, tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(b"no checkpoint")
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "config.json").write_text("{}")
+    for checkpoint, said in (
+        (tmp_path / "nothing", "it must be a folder with config.json (trained here), a released model.pt, or"),
+        (tmp_path / "model.pt", "needs one Wan2.1 folder beside it (found: none); name it with --wan-folder"),
+        (tmp_path / "alone", "run the stage train_vae"),
+    ):
+        options = ["--prompt", "x", "--out", str(tmp_path / "out"), "--params", str(toys.root / "params.yaml")]
+        done = CliRunner().invoke(app, ["generate", "--checkpoint", str(checkpoint), *options])
+        assert done.exit_code == 1
+        assert said in done.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_params_of_another_model_are_refused(toys: Toys, tmp_path: Path) -> None:
+    """Shapes do not tell the head count: a wrong one would run, and make noise."""
+    options = ["--prompt", "x", "--params", str(PROFILES / "laptop.yaml")]
+    done = toys.run("released", tmp_path / "out", *options)
+    assert done.exit_code == 1
+    assert "laptop.yaml: model.transformer." in done.output
+
+
+def test_one_source_of_prompts(toys: Toys, prompts: Path, tmp_path: Path) -> None:
+    for options in ([], ["--prompt", "x", "--prompts", str(prompts)]):
+        assert "give one of --prompts and --prompt" in toys.run("ours", tmp_path / "out", *options).output
+    done = toys.run("ours", tmp_path / "out", "--prompts", str(tmp_path / "none.txt"))
+    assert "--prompts is" in done.output
+    assert "does not exist" in done.output
+
+
+def test_an_export_overwrites_nothing(toys: Toys) -> None:
+    assert (
+        "which exists; choose another folder"
+        in toys.run("ours", toys.checkpoints["diffusers"], command="export").output
+    )
+
+
+def test_the_command_is_installed() -> None:
+    command = Path(sys.executable).with_name("causvid")
+    done = subprocess.run([command, "--help"], capture_output=True, text=True, check=True)
+    assert "generate" in done.stdout

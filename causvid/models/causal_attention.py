@@ -10,8 +10,8 @@ import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan import WanAttention
 
-from causvid.models.kv_cache import LayerCache
-from causvid.models.rope import rotate
+from causvid.models.kv_cache import LayerCache, Slot
+from causvid.models.rope import Rotary, rotate
 
 
 class BlockCausalAttnProcessor:
@@ -26,22 +26,27 @@ class BlockCausalAttnProcessor:
         hidden_states: torch.Tensor,
         encoder_hidden_states: None = None,
         attention_mask: None = None,
-        rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+        rotary_emb: Rotary | None = None,
         *,
         block_tokens: int,
         cache: LayerCache | None = None,
-        start_token: int = 0,
+        slot: Slot | None = None,
+        key_rotary: Rotary | None = None,
     ) -> torch.Tensor:
         """Attend each block of ``block_tokens`` to itself and what came before it.
 
-        With ``cache``, ``hidden_states`` is one block that starts at ``start_token`` of the video.
+        With ``cache``, ``hidden_states`` is one block that goes into its ``slot``. With ``key_rotary`` the cache keeps
+        keys as they are and rotates what it returns by that; else a key is rotated once, by ``rotary_emb``.
         """
         assert rotary_emb is not None
         query = rotate(_heads(attn, attn.norm_q(attn.to_q(hidden_states))), rotary_emb)
-        key = rotate(_heads(attn, attn.norm_k(attn.to_k(hidden_states))), rotary_emb)
+        key = _heads(attn, attn.norm_k(attn.to_k(hidden_states)))
+        key = rotate(key, rotary_emb) if key_rotary is None else key
         value = _heads(attn, attn.to_v(hidden_states))
         if cache is not None:
-            out = self._attend(query, *cache.write(start_token, key, value))
+            assert slot is not None
+            key, value = cache.write(slot, key, value)
+            out = self._attend(query, key if key_rotary is None else rotate(key, key_rotary), value)
         else:
             ends = range(block_tokens, query.shape[1] + 1, block_tokens)
             blocks = [self._attend(query[:, end - block_tokens : end], key[:, :end], value[:, :end]) for end in ends]

@@ -210,12 +210,12 @@ def test_rotary_offset_is_a_slice_of_the_whole_table(transformer_config: dict[st
     frames, height, width = 7, 3, 5
     whole = rope(torch.zeros(1, 4, frames, 2 * height, 2 * width))  # diffusers' own, in latent pixels
     for start, count in [(0, 7), (2, 3), (6, 1)]:
-        part = rotary_embedding(rope, start_frame=start, frames=count, height=height, width=width)
+        part = rotary_embedding(rope, frames=(range(start, start + count),), height=height, width=width)
         tokens = slice(start * height * width, (start + count) * height * width)
         for ours, theirs in zip(part, whole, strict=True):
             assert torch.equal(ours, theirs[:, tokens])
     with pytest.raises(ValueError, match=r"frame 66 lies beyond the rotary table of 64 latent frames"):
-        rotary_embedding(rope, start_frame=60, frames=6, height=height, width=width)
+        rotary_embedding(rope, frames=(range(60, 66),), height=height, width=width)
 
 
 @torch.no_grad()

@@ -66,7 +66,7 @@ def test_memory_is_allocated_once_and_the_prompt_projected_once(
     allocate = KVCache.allocate.__func__  # type: ignore[attr-defined]
 
     def counting(cls: type[KVCache], **sizes: Any) -> KVCache:
-        allocated.append(sizes["tokens"])
+        allocated.append(sizes["frames"] * sizes["frame_tokens"])
         made: KVCache = allocate(cls, **sizes)
         return made
 

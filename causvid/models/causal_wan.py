@@ -7,6 +7,7 @@ Shapes: B batch, C channels, F latent frames, H and W latent pixels; P tokens pe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from diffusers import (
     WanTransformer3DModel,
 )
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.attention_dispatch import attention_backend
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from diffusers.utils import apply_lora_scale
@@ -135,6 +137,15 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
             like=self.patch_embedding.weight,
             window=None if sink_frames is None else Window(frames=num_frames, sink=sink_frames, block=per_block),
         )
+
+    def set_attention_backend(self, backend: str) -> None:
+        """Use diffusers' attention ``backend``; "flex": FlexAttention for block-causal attention, the rest unchanged.
+
+        diffusers also makes a backend the process's default. Not so flex: without a mask and uncompiled it would be the
+        slowest choice for a teacher beside this student.
+        """
+        with attention_backend() if backend.lower() == "flex" else nullcontext():  # puts the default back
+            super().set_attention_backend(backend)
 
     @apply_lora_scale("attention_kwargs")
     def forward(

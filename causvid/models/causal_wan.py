@@ -6,6 +6,8 @@ Shapes: B batch, C channels, F latent frames, H and W latent pixels; P tokens pe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,13 +16,14 @@ from diffusers import (
     WanTransformer3DModel,
 )
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.attention_dispatch import attention_backend
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from diffusers.utils import apply_lora_scale
 
 from causvid.models.causal_attention import BlockCausalAttnProcessor, CachedTextAttnProcessor
-from causvid.models.kv_cache import KVCache, LayerCache
-from causvid.models.rope import rotary_embedding
+from causvid.models.kv_cache import KVCache, LayerCache, Slot, Window
+from causvid.models.rope import Rotary, rotary_embedding
 
 
 class CausalWanTransformerBlock(WanTransformerBlock):
@@ -36,10 +39,11 @@ class CausalWanTransformerBlock(WanTransformerBlock):
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
         temb: torch.Tensor,
-        rotary_emb: tuple[torch.Tensor, torch.Tensor],
+        rotary_emb: Rotary,
         block_tokens: int,
         cache: LayerCache | None = None,
-        start_token: int = 0,
+        slot: Slot | None = None,
+        key_rotary: Rotary | None = None,
     ) -> torch.Tensor:
         """One layer over ``hidden_states`` [B, F P, D] with modulation ``temb`` [B, F, 6, D]."""
         frames = temb.shape[1]
@@ -49,7 +53,7 @@ class CausalWanTransformerBlock(WanTransformerBlock):
         x = hidden_states.float()
         normed = _modulate(self.norm1(x), scale, shift, frames).type_as(hidden_states)
         attended = self.attn1(
-            normed, None, None, rotary_emb, block_tokens=block_tokens, cache=cache, start_token=start_token
+            normed, None, None, rotary_emb, block_tokens=block_tokens, cache=cache, slot=slot, key_rotary=key_rotary
         )
         hidden_states = (x + _gate(attended, gate, frames)).type_as(hidden_states)
 
@@ -114,16 +118,34 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
             for _ in range(num_layers)
         )
 
-    def make_kv_cache(self, *, batch_size: int, num_frames: int, height: int, width: int) -> KVCache:
-        """Memory for videos of ``num_frames`` latent frames of ``height`` x ``width`` latent pixels."""
+    def make_kv_cache(
+        self, *, batch_size: int, num_frames: int, height: int, width: int, sink_frames: int | None = None
+    ) -> KVCache:
+        """Memory for videos of ``num_frames`` latent frames of ``height`` x ``width`` latent pixels.
+
+        With ``sink_frames`` (0 or whole blocks) the videos may be endless: the cache keeps that many first frames and
+        the latest ones, ``num_frames`` in all. With None a block beyond ``num_frames`` raises ValueError.
+        """
+        per_block = self.config.frames_per_block
         return KVCache.allocate(
             layers=len(self.blocks),
             batch=batch_size,
-            tokens=num_frames * self._frame_tokens(height, width),
+            frames=num_frames,
+            frame_tokens=self._frame_tokens(height, width),
             heads=self.config.num_attention_heads,
             head_dim=self.config.attention_head_dim,
             like=self.patch_embedding.weight,
+            window=None if sink_frames is None else Window(frames=num_frames, sink=sink_frames, block=per_block),
         )
+
+    def set_attention_backend(self, backend: str) -> None:
+        """Use diffusers' attention ``backend``; "flex": FlexAttention for block-causal attention, the rest unchanged.
+
+        diffusers also makes a backend the process's default. Not so flex: without a mask and uncompiled it would be the
+        slowest choice for a teacher beside this student.
+        """
+        with attention_backend() if backend.lower() == "flex" else nullcontext():  # puts the default back
+            super().set_attention_backend(backend)
 
     @apply_lora_scale("attention_kwargs")
     def forward(
@@ -139,7 +161,8 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         """Velocity [B, C, F, H, W] of ``hidden_states`` at ``timestep`` [B, F] given the prompt [B, L, text_dim].
 
         Without ``kv_cache`` the frames are whole blocks from the video's start, seen block-causally. With it they are
-        one block at ``start_frame``: it attends to the cache and is written into it, over any earlier call's.
+        one block at ``start_frame`` of the video: it attends to the cache and is written into it, over an earlier
+        call's at the same start. A sliding cache wants the blocks in order.
         """
         batch, _, frames, height, width = hidden_states.shape
         if timestep.shape != (batch, frames):
@@ -147,30 +170,31 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         block_frames = 1 if frames == 1 else self.config.frames_per_block  # a picture is a block of its own
         if kv_cache is None and frames % block_frames:
             raise ValueError(f"{frames} latent frames do not divide into blocks of {self.config.frames_per_block}")
-        frame_tokens = self._frame_tokens(height, width)
-        rotary_emb = rotary_embedding(
-            self.rope,
-            start_frame=start_frame,
-            frames=frames,
-            height=height // self._patch(1),
-            width=width // self._patch(2),
-        )
+        slot = kv_cache.slot(start_frame, frames) if kv_cache is not None else None
+        first = slot.frame if slot is not None else start_frame
+        seen = slot.key_frames if slot is not None else None
+        rotary_emb = self._rotary((range(first, first + frames),), height, width)
+        key_rotary = self._rotary(seen, height, width) if seen is not None else None
         temb, modulation, text, _ = self.condition_embedder(
             timestep.flatten(), encoder_hidden_states, None, timestep_seq_len=frames
         )
         modulation = modulation.unflatten(2, (6, -1))
         x = self.patch_embedding(hidden_states).flatten(2).transpose(1, 2).contiguous()
-        where = (block_frames * frame_tokens,)
+        block_tokens = block_frames * self._frame_tokens(height, width)
         for index, block in enumerate(self.blocks):
             if torch.is_grad_enabled() and self.gradient_checkpointing and kv_cache is None:
-                x = self._gradient_checkpointing_func(block, x, text, modulation, rotary_emb, *where)
+                x = self._gradient_checkpointing_func(block, x, text, modulation, rotary_emb, block_tokens)
             else:
                 cache = kv_cache.layers[index] if kv_cache is not None else None
-                x = block(x, text, modulation, rotary_emb, *where, cache, start_frame * frame_tokens)
+                x = block(x, text, modulation, rotary_emb, block_tokens, cache, slot, key_rotary)
         shift, scale = (self.scale_shift_table + temb.unsqueeze(2)).unsqueeze(2).unbind(3)  # two of [B, F, 1, D]
         x = _modulate(self.norm_out(x.float()), scale, shift, frames).type_as(x)
         sample = self._unpatchify(self.proj_out(x), frames, height, width)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    def _rotary(self, frames: Sequence[range], height: int, width: int) -> Rotary:
+        rows, columns = height // self._patch(1), width // self._patch(2)
+        return rotary_embedding(self.rope, frames=frames, height=rows, width=columns)
 
     def _patch(self, axis: int) -> int:
         return int(self.config.patch_size[axis])

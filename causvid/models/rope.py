@@ -1,39 +1,43 @@
-"""Rotary position embedding of a part of a video that starts at any frame."""
+"""Rotary position embedding of any frames of a video, in any order."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 
+Rotary = tuple[torch.Tensor, torch.Tensor]  # cos and sin, each [1, tokens, 1, head_dim]
 
-def rotary_embedding(
-    rope: WanRotaryPosEmbed, *, start_frame: int, frames: int, height: int, width: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin, each [1, frames * height * width, 1, head_dim], for tokens of frames start_frame … + frames.
 
-    height and width in tokens. Equals diffusers' table for start_frame 0. Raises ValueError beyond the table's end.
+def rotary_embedding(rope: WanRotaryPosEmbed, *, frames: Sequence[range], height: int, width: int) -> Rotary:
+    """The table for the tokens of latent ``frames``: runs of positions, in the order in which the tokens lie.
+
+    height and width in tokens. Equals diffusers' table for frames from 0 on. Raises ValueError beyond the table's end.
     """
-    if start_frame + frames > rope.max_seq_len:
+    last = max(run.stop for run in frames if run)
+    if last > rope.max_seq_len:
         raise ValueError(
-            f"frame {start_frame + frames} lies beyond the rotary table of {rope.max_seq_len} latent frames; "
-            "restart the positions (as a long rollout does) or raise rope_max_seq_len"
+            f"frame {last} lies beyond the rotary table of {rope.max_seq_len} latent frames; restart the positions "
+            "(as a long rollout does), slide a window (sink_frames of the KV cache) or raise rope_max_seq_len"
         )
     parts = (rope.t_dim, rope.h_dim, rope.w_dim)
-    grid = (frames, height, width)
+    count = sum(map(len, frames))
+    grid = (count, height, width)
     tables = []
     for table in (rope.freqs_cos, rope.freqs_sin):
         time, row, column = table.split(parts, dim=1)
         pieces = (
-            time[start_frame : start_frame + frames].view(frames, 1, 1, -1),
+            torch.cat([time[run.start : run.stop] for run in frames]).view(count, 1, 1, -1),
             row[:height].view(1, height, 1, -1),
             column[:width].view(1, 1, width, -1),
         )
         joined = torch.cat([piece.expand(*grid, -1) for piece in pieces], dim=-1)
-        tables.append(joined.reshape(1, frames * height * width, 1, -1))
+        tables.append(joined.reshape(1, count * height * width, 1, -1))
     return tables[0], tables[1]
 
 
-def rotate(x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
     """Rotate interleaved pairs of the last axis of ``x`` [B, tokens, heads, head_dim] in the table's float32."""
     cos, sin = rotary[0][..., 0::2], rotary[1][..., 1::2]
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
 from causvid.diffusion.schedule import ScheduleConfig
+from causvid.diffusion.velocity import Velocity
 from causvid.models.causal_wan import CausalWanTransformer3DModel
+from causvid.models.kv_cache import KVCache
 from causvid.sampling.few_step import few_step
 from causvid.shapes import BlockLayout
 
@@ -15,38 +17,74 @@ from causvid.shapes import BlockLayout
 def generate_blocks(
     student: CausalWanTransformer3DModel,
     text: torch.Tensor,
-    noise: torch.Tensor,
+    noise: torch.Tensor | Iterable[torch.Tensor],
     schedule: ScheduleConfig,
     draw: Callable[[int], torch.Tensor],
     context: torch.Tensor | None = None,
+    *,
+    window: int | None = None,
+    sink: int = 0,
 ) -> Iterator[torch.Tensor]:
     """Yield the video's blocks [B, C, k, H, W], each as soon as it is final.
 
-    text: [B, L, D]; noise: [B, C, F, H, W]; draw(k) gives fresh noise of k frames. ``context`` [B, C, n, H, W] are
-    known first frames, whole blocks: they are yielded as they are and only written into the cache.
+    text: [B, L, D]; noise: [B, C, F, H, W], or its blocks [B, C, k, H, W] one by one, without end if you like; draw(k)
+    gives fresh noise of k frames. ``context`` [B, C, n, H, W] are known first frames, whole blocks: they are yielded as
+    they are and only written into the cache. A video longer than ``window`` latent frames is made in the memory of that
+    many: its first ``sink`` frames and the latest ones. None: as many as the video has.
     """
-    batch, _, frames, height, width = noise.shape
-    layout = BlockLayout(frames=frames, frames_per_block=student.config.frames_per_block)
+    per_block = student.config.frames_per_block
     known = context.shape[2] if context is not None else 0
-    BlockLayout(frames=known or layout.frames_per_block, frames_per_block=layout.frames_per_block)
-    cache = student.make_kv_cache(batch_size=batch, num_frames=frames, height=height, width=width)
-    dtype = cache.layers[0].keys.dtype
-    for start in layout.starts():
-        block = slice(start, start + layout.frames_per_block)
-
-        def velocity(x_t: torch.Tensor, timestep: torch.Tensor, start: int = start) -> torch.Tensor:
-            out = student(
-                x_t.to(dtype), timestep=timestep, encoder_hidden_states=text.to(dtype), return_dict=False,
-                kv_cache=cache, start_frame=start,
-            )  # fmt: skip
-            return out[0].to(x_t.dtype)  # type: ignore[no-any-return]
-
+    BlockLayout(frames=known or per_block, frames_per_block=per_block)
+    frames = noise.shape[2] if isinstance(noise, torch.Tensor) else None
+    cache: KVCache | None = None
+    finished: torch.Tensor | None = None
+    for index, part in enumerate(_parts(noise, per_block)):
+        start = index * per_block
+        if cache is None:
+            cache = _make_cache(student, part, frames, window, sink)
+        if finished is not None:  # written with its clean content, once it is sure that a block follows
+            clean = torch.full((len(part), per_block), schedule.context_timestep, device=finished.device)
+            _velocity(student, text, cache, start - per_block)(finished, clean)
         if context is not None and start < known:
-            x0 = context[:, :, block]
+            finished = context[:, :, start : start + per_block]
         else:
-            x0 = few_step(
-                velocity, noise[:, :, block], schedule.denoising_timesteps, lambda: draw(layout.frames_per_block)
-            )
-        if block.stop < frames:  # a finished block is written with its clean content; nothing follows the last
-            velocity(x0, torch.full((batch, layout.frames_per_block), schedule.context_timestep, device=x0.device))
-        yield x0
+            velocity = _velocity(student, text, cache, start)
+            finished = few_step(velocity, part, schedule.denoising_timesteps, lambda: draw(per_block))
+        yield finished
+
+
+def _parts(noise: torch.Tensor | Iterable[torch.Tensor], per_block: int) -> Iterator[torch.Tensor]:
+    if isinstance(noise, torch.Tensor):
+        BlockLayout(frames=noise.shape[2], frames_per_block=per_block)
+        noise = noise.split(per_block, dim=2)
+    for part in noise:
+        if part.shape[2] != per_block:
+            raise ValueError(f"a block of noise has {part.shape[2]} latent frames; the student's have {per_block}")
+        yield part
+
+
+def _make_cache(
+    student: CausalWanTransformer3DModel, part: torch.Tensor, frames: int | None, window: int | None, sink: int
+) -> KVCache:
+    """Memory for a video of ``frames`` (None: unknown) whose first block of noise is ``part``."""
+    if window is None and (frames is None or sink):
+        raise ValueError(f"window is None and sink is {sink}; a sink and noise that comes block by block need a window")
+    size = {"batch_size": part.shape[0], "height": part.shape[3], "width": part.shape[4]}
+    if frames is not None and (window is None or frames <= window):
+        return student.make_kv_cache(num_frames=frames, **size)
+    assert window is not None
+    return student.make_kv_cache(num_frames=window, sink_frames=sink, **size)
+
+
+def _velocity(student: CausalWanTransformer3DModel, text: torch.Tensor, cache: KVCache, start: int) -> Velocity:
+    """The student's velocity of the block at latent frame ``start``, which every call writes into ``cache``."""
+    dtype = cache.layers[0].keys.dtype
+
+    def velocity(x_t: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        out = student(
+            x_t.to(dtype), timestep=timestep, encoder_hidden_states=text.to(dtype), return_dict=False,
+            kv_cache=cache, start_frame=start,
+        )  # fmt: skip
+        return out[0].to(x_t.dtype)  # type: ignore[no-any-return]
+
+    return velocity

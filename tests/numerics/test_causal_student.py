@@ -5,7 +5,7 @@ Shapes: B batch, C = 4 channels, F latent frames, H and W latent pixels, L text 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -60,54 +60,65 @@ def assert_close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 SIZES = [(6, 16, 16), (6, 6, 10)]
 
 
+class Shape(NamedTuple):
+    """A clip and the student's blocks, in latent units; a patch is 2 x 2 latent pixels."""
+
+    batch: int
+    frames: int
+    frames_per_block: int
+    height: int
+    width: int
+    head_dim: int
+
+
+SHAPES = [
+    pytest.param(Shape(2, 6, 1, 16, 16, 32), id="block of a frame, 6 x 64 tokens (3 x 128)"),
+    pytest.param(Shape(3, 6, 3, 6, 10, 64), id="blocks of 3, odd in patches, 6 x 15 tokens"),
+    pytest.param(Shape(1, 4, 2, 16, 32, 128), id="blocks of 2 x 128 tokens, the released head size"),
+    pytest.param(Shape(2, 5, 5, 10, 14, 96), id="the whole clip, odd in everything, 5 x 35 tokens"),
+    pytest.param(Shape(4, 9, 3, 2, 6, 48), id="a batch of 4, three blocks of 9 tokens"),
+]
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("head_dim", [32, 128])
-@pytest.mark.parametrize("frames_per_block", [1, 3, 6])
-@pytest.mark.parametrize("size", SIZES)
-def test_cached_equals_uncached(
-    transformer_config: dict[str, Any], head_dim: int, frames_per_block: int, size: tuple[int, int, int]
-) -> None:
+@pytest.mark.parametrize("shape", SHAPES)
+def test_cached_equals_uncached(transformer_config: dict[str, Any], shape: Shape) -> None:
+    batch, frames, frames_per_block, height, width, head_dim = shape
     student = causal_student(teacher_of(transformer_config, attention_head_dim=head_dim), frames_per_block).eval()
-    frames, height, width = size
-    x, text = inputs(2, frames, height, width)
-    timestep = block_times(2, frames, frames_per_block)
+    x, text = inputs(batch, frames, height, width)
+    timestep = block_times(batch, frames, frames_per_block)
     whole = forward(student, x, timestep, text)
 
-    cache = student.make_kv_cache(batch_size=2, num_frames=frames, height=height, width=width)
     noisy = torch.randn(x.shape, generator=torch.Generator().manual_seed(4))
-    for start in range(0, frames, frames_per_block):
-        block = slice(start, start + frames_per_block)
-        # A noisier pass first, as sampling does: the last write of a block is the one that counts.
-        forward(
-            student,
-            noisy[:, :, block],
-            torch.full_like(timestep[:, block], 999.0),
-            text,
-            kv_cache=cache,
-            start_frame=start,
-        )
-        streamed = forward(student, x[:, :, block], timestep[:, block], text, kv_cache=cache, start_frame=start)
-        assert_close(streamed, whole[:, :, block])
+    for sink in (None, 0):  # rotated once when written; rotated when read
+        cache = student.make_kv_cache(batch_size=batch, num_frames=frames, height=height, width=width, sink_frames=sink)
+        for start in range(0, frames, frames_per_block):
+            block = slice(start, start + frames_per_block)
+            # A noisier pass first, as sampling does: the last write of a block is the one that counts.
+            for video, times in ((noisy, torch.full_like(timestep, 999.0)), (x, timestep)):
+                streamed = forward(
+                    student, video[:, :, block], times[:, block], text, kv_cache=cache, start_frame=start
+                )
+            assert_close(streamed, whole[:, :, block])
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("frames_per_block", [1, 2, 3])
-def test_a_later_block_cannot_change_an_earlier_one_by_a_bit(
-    transformer_config: dict[str, Any], frames_per_block: int
-) -> None:
-    student = causal_student(teacher_of(transformer_config), frames_per_block).eval()
-    x, text = inputs(2, 6, 4, 6)
-    timestep = block_times(2, 6, frames_per_block)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_later_block_cannot_change_an_earlier_one_by_a_bit(transformer_config: dict[str, Any], shape: Shape) -> None:
+    batch, frames, frames_per_block, height, width, head_dim = shape
+    student = causal_student(teacher_of(transformer_config, attention_head_dim=head_dim), frames_per_block).eval()
+    x, text = inputs(batch, frames, height, width)
+    timestep = block_times(batch, frames, frames_per_block)
     before = forward(student, x, timestep, text)
-    for start in range(frames_per_block, 6, frames_per_block):
+    for start in range(0, frames, frames_per_block):
+        later = start + frames_per_block
         changed, other_times = x.clone(), timestep.clone()
-        changed[:, :, start : start + frames_per_block] += 10
-        other_times[:, start : start + frames_per_block] = 333.0
+        changed[:, :, start:later] += 10
+        other_times[:, start:later] = 333.0
         after = forward(student, changed, other_times, text)
         assert torch.equal(after[:, :, :start], before[:, :, :start])
-        assert not torch.allclose(after[:, :, start:], before[:, :, start:], atol=1e-2)
-        later = start + frames_per_block
-        if later < 6:  # and the future does see it
+        assert not torch.allclose(after[:, :, start:later], before[:, :, start:later], atol=1e-2)
+        if later < frames:  # and the future does see it
             assert not torch.equal(after[:, :, later:], before[:, :, later:])
 
 
@@ -124,12 +135,14 @@ def test_no_gradient_reaches_later_noise(transformer_config: dict[str, Any], fra
 
 
 @torch.no_grad()
-def test_one_block_is_the_bidirectional_model(transformer_config: dict[str, Any]) -> None:
-    teacher = teacher_of(transformer_config)
-    student = causal_student(teacher, 6).eval()
-    x, text = inputs(2, 6, 4, 6)
-    timestep = torch.tensor([757.0, 20.0])
-    assert_close(forward(student, x, timestep[:, None].expand(-1, 6), text), forward(teacher, x, timestep, text))
+@pytest.mark.parametrize("shape", SHAPES)
+def test_one_block_is_the_bidirectional_model(transformer_config: dict[str, Any], shape: Shape) -> None:
+    batch, frames, _, height, width, head_dim = shape
+    teacher = teacher_of(transformer_config, attention_head_dim=head_dim)
+    student = causal_student(teacher, frames).eval()
+    x, text = inputs(batch, frames, height, width)
+    timestep = torch.tensor([757.0, 20.0, 1000.0, 0.0])[:batch]
+    assert_close(forward(student, x, timestep[:, None].expand(-1, frames), text), forward(teacher, x, timestep, text))
 
 
 def test_state_dicts_load_both_ways(transformer_config: dict[str, Any]) -> None:
@@ -210,12 +223,12 @@ def test_rotary_offset_is_a_slice_of_the_whole_table(transformer_config: dict[st
     frames, height, width = 7, 3, 5
     whole = rope(torch.zeros(1, 4, frames, 2 * height, 2 * width))  # diffusers' own, in latent pixels
     for start, count in [(0, 7), (2, 3), (6, 1)]:
-        part = rotary_embedding(rope, start_frame=start, frames=count, height=height, width=width)
+        part = rotary_embedding(rope, frames=(range(start, start + count),), height=height, width=width)
         tokens = slice(start * height * width, (start + count) * height * width)
         for ours, theirs in zip(part, whole, strict=True):
             assert torch.equal(ours, theirs[:, tokens])
     with pytest.raises(ValueError, match=r"frame 66 lies beyond the rotary table of 64 latent frames"):
-        rotary_embedding(rope, start_frame=60, frames=6, height=height, width=width)
+        rotary_embedding(rope, frames=(range(60, 66),), height=height, width=width)
 
 
 @torch.no_grad()

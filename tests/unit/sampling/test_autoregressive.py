@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.models.causal_wan import CausalWanTransformer3DModel
@@ -66,7 +70,7 @@ def test_memory_is_allocated_once_and_the_prompt_projected_once(
     allocate = KVCache.allocate.__func__  # type: ignore[attr-defined]
 
     def counting(cls: type[KVCache], **sizes: Any) -> KVCache:
-        allocated.append(sizes["tokens"])
+        allocated.append(sizes["frames"] * sizes["frame_tokens"])
         made: KVCache = allocate(cls, **sizes)
         return made
 
@@ -138,3 +142,106 @@ def test_frames_that_make_no_blocks_are_refused(student: CausalWanTransformer3DM
         next(generate_blocks(student, TEXT, NOISE[:, :, :5], schedule, draw_from(0)))
     with pytest.raises(ValueError, match="frames_per_block is 2; 3 latent frames"):
         next(generate_blocks(student, TEXT, NOISE, schedule, draw_from(0), NOISE[:, :, :3]))
+
+
+def endless(seed: int) -> Iterator[torch.Tensor]:
+    draw = draw_from(seed)
+    while True:
+        yield draw(2)
+
+
+@torch.no_grad()
+def test_noise_that_comes_block_by_block_is_the_same_video(
+    student: CausalWanTransformer3DModel, schedule: ScheduleConfig
+) -> None:
+    whole = list(generate_blocks(student, TEXT, NOISE, schedule, draw_from(3)))
+    parts = generate_blocks(student, TEXT, iter(NOISE.split(2, dim=2)), schedule, draw_from(3), window=6)
+    for ours, expected in zip(parts, whole, strict=True):
+        assert torch.equal(ours, expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("window", "sink"), [(6, 0), (6, 2), (8, 4)])
+def test_a_window_as_long_as_the_video_changes_nothing(
+    student: CausalWanTransformer3DModel, schedule: ScheduleConfig, window: int, sink: int
+) -> None:
+    whole = list(generate_blocks(student, TEXT, NOISE, schedule, draw_from(3)))
+    windowed = generate_blocks(student, TEXT, NOISE, schedule, draw_from(3), window=window, sink=sink)
+    for ours, expected in zip(windowed, whole, strict=True):
+        assert torch.equal(ours, expected)
+
+
+@torch.no_grad()
+def test_a_windowed_video_starts_as_the_plain_one_and_keeps_its_known_start(
+    student: CausalWanTransformer3DModel, schedule: ScheduleConfig
+) -> None:
+    whole = list(generate_blocks(student, TEXT, NOISE, schedule, draw_from(3), NOISE[:, :, :2]))
+    windowed = list(generate_blocks(student, TEXT, NOISE, schedule, draw_from(3), NOISE[:, :, :2], window=4, sink=0))
+    assert torch.equal(windowed[0], NOISE[:, :, :2])
+    assert torch.equal(windowed[1], whole[1])
+    assert not torch.allclose(windowed[2], whole[2], atol=1e-4)  # the first block is out of sight
+
+
+class _Sizes(TorchDispatchMode):
+    """The sizes of what operations return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.sizes += [x.numel() for x in tree_leaves(out) if isinstance(x, torch.Tensor)]
+        return out
+
+
+@torch.no_grad()
+def test_an_endless_video_needs_no_more_memory_and_no_more_work(
+    transformer_config: dict[str, Any], schedule: ScheduleConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """40 latent frames with a rotary table of 8: from the full window on, every block costs the same."""
+    student = causal_student(build_transformer({**transformer_config, "rope_max_seq_len": 8}, 0), 2).eval()
+    caches = []
+    make = student.make_kv_cache
+    monkeypatch.setattr(student, "make_kv_cache", lambda **sizes: caches.append(make(**sizes)) or caches[-1])
+    stream = generate_blocks(student, TEXT, endless(1), schedule, draw_from(3), window=8, sink=2)
+    seen, pointers, blocks = [], set(), []
+    for _ in range(20):
+        with _Sizes() as spy:
+            blocks.append(next(stream))
+        seen.append((len(spy.sizes), max(spy.sizes), sum(spy.sizes)))
+        pointers.add(tuple(layer.keys.data_ptr() for layer in caches[0].layers))
+    assert len(caches) == len(pointers) == 1
+    assert caches[0].layers[0].keys.shape[1] == 8 * 4
+    assert seen[0] != seen[5]
+    assert set(seen[5:]) == {seen[5]}
+    assert all(block.shape == (1, 4, 2, 4, 4) and block.isfinite().all() for block in blocks)
+    assert not any(torch.equal(*pair) for pair in pairwise(blocks))
+
+
+@torch.no_grad()
+def test_a_block_waits_for_nothing_that_follows_it(
+    student: CausalWanTransformer3DModel, schedule: ScheduleConfig
+) -> None:
+    """It is yielded before it is written, and the next block's noise is not drawn before it is asked for."""
+    drawn: list[int] = []
+    noise = (drawn.append(1) or part for part in NOISE.split(2, dim=2))
+    seen = calls_of(student)
+    stream = generate_blocks(student, TEXT, noise, schedule, draw_from(3), window=6)
+    next(stream)
+    assert len(drawn) == 1
+    assert len(seen) == len(schedule.denoising_timesteps)
+
+
+@torch.no_grad()
+def test_windows_and_noise_that_do_not_fit_are_named(
+    student: CausalWanTransformer3DModel, schedule: ScheduleConfig
+) -> None:
+    with pytest.raises(ValueError, match="window is None and sink is 0; .* noise that comes block by block need"):
+        next(generate_blocks(student, TEXT, endless(1), schedule, draw_from(3)))
+    with pytest.raises(ValueError, match="window is None and sink is 2; a sink .* need a window"):
+        next(generate_blocks(student, TEXT, NOISE, schedule, draw_from(3), sink=2))
+    with pytest.raises(ValueError, match="a block of noise has 3 latent frames; the student's have 2"):
+        next(generate_blocks(student, TEXT, [NOISE[:, :, :3]], schedule, draw_from(3), window=6))
+    with pytest.raises(ValueError, match="num_frames is 3"):
+        next(generate_blocks(student, TEXT, endless(1), schedule, draw_from(3), window=3))

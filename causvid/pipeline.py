@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import repeat
 from pathlib import Path
 
 import torch
@@ -140,11 +141,19 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     @torch.no_grad()
     def stream(
-        self, prompt_embeds: torch.Tensor, video: VideoShape, generators: Sequence[torch.Generator]
+        self,
+        prompt_embeds: torch.Tensor,
+        video: VideoShape,
+        generators: Sequence[torch.Generator],
+        sink_frames: int | None = None,
     ) -> Iterator[torch.Tensor]:
-        """Yield uint8 frames [B, f, H, W, 3] of each block as soon as it is denoised and decoded."""
+        """Yield uint8 frames [B, f, H, W, 3] of each block as soon as it is denoised and decoded.
+
+        With ``sink_frames`` (latent frames: whole blocks, or 0) the stream has no end: the student sees the first ones
+        and the latest, as many as a clip of ``video`` has, and memory does not grow. Take what you need of it.
+        """
         decoder = StreamingDecoder(self.vae)
-        for block in self._blocks(prompt_embeds, video, generators, None):
+        for block in self._blocks(prompt_embeds, video, generators, None, sink_frames):
             yield to_uint8(decoder(block).float())
 
     @torch.no_grad()
@@ -181,17 +190,25 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
         video: VideoShape,
         generators: Sequence[torch.Generator],
         context: torch.Tensor | None,
+        sink_frames: int | None = None,
     ) -> Iterator[torch.Tensor]:
         self._require_causal()
         channels, frames, height, width = self.latent_shape(video).sizes
-        noise = self._noise((channels, frames, height, width), generators)
+
+        def draw(k: int) -> torch.Tensor:
+            return self._noise((channels, k, height, width), generators)
+
+        endless = sink_frames is not None
+        per_block = self.transformer.config.frames_per_block
         return generate_blocks(
             self.transformer,
-            prompt_embeds.to(noise.device),
-            noise,
+            prompt_embeds.to(self.device),
+            map(draw, repeat(per_block)) if endless else draw(frames),
             self.schedule,
-            lambda k: self._noise((channels, k, height, width), generators),
+            draw,
             context,
+            window=frames if endless else None,
+            sink=sink_frames or 0,
         )
 
     def _require_causal(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,23 @@ def test_what_cannot_roll_out_says_why(
 def test_a_rollout_of_a_teacher_is_refused_in_words(teacher: CausVidPipeline, video: VideoShape) -> None:
     with pytest.raises(ValueError, match="causal student"):
         teacher.rollout(TEXT[:1], video, generators(1), 39)
+
+
+def test_an_endless_stream_goes_on_in_the_memory_of_a_clip(student: CausVidPipeline, video: VideoShape) -> None:
+    """Ten blocks through a window of two: its own first block beside the latest; beyond the clip it does not repeat."""
+    parts = list(islice(student.stream(TEXT[:1], video, generators(1), sink_frames=0), 10))
+    assert [part.shape[1] for part in parts] == [5] + [
+        8
+    ] * 9  # a block of two latent frames, the first one of which is one
+    assert len({part.numpy().tobytes() for part in parts}) == 10
+    longer = VideoShape(height=32, width=32, frames=1 + 4 * 5, fps=8)  # six latent frames, three blocks
+    sunk = list(islice(student.stream(TEXT[:1], longer, generators(1), sink_frames=2), 8))
+    free = list(islice(student.stream(TEXT[:1], longer, generators(1), sink_frames=0), 8))
+    alike = [torch.equal(a, b) for a, b in zip(sunk, free, strict=True)]
+    assert alike[:3] == [True] * 3  # nothing is forgotten yet
+    assert not any(alike[3:])
+    with pytest.raises(ValueError, match=r"num_frames is 4; a sliding KV cache needs .* at least one besides its sink"):
+        next(student.stream(TEXT[:1], video, generators(1), sink_frames=4))
 
 
 def test_frames_that_the_vae_would_drop_are_refused(student: CausVidPipeline) -> None:

@@ -172,7 +172,8 @@ class Plan:
         yield Row(
             stage="encode_prompts", work=f"{prompts} prompts", flops=2.0 * every_token * self.text_tokens * prompts,
             memory=everything * self.bytes, network=SINGLE * everything if hub[1] else 0.0,
-            disk=prompts * self.text_tokens * v["model"]["text_encoder"]["d_model"] * self.bytes,
+            disk=prompts * self.text_tokens * v["model"]["text_encoder"]["d_model"] * self.bytes
+            + everything * self.bytes,  # the encoder is kept, for prompts to come
         )  # fmt: skip
         yield Row(
             stage="extract_latents", work=f"{self.clips} clips", flops=self.clips * self.vae.encode(frames),

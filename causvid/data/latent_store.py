@@ -166,12 +166,12 @@ def open_store(folder: Path) -> lmdb.Environment:
     """``folder``/data.mdb for reading. Raises ValueError when it is not there, not readable or cut short."""
     file = folder / FILE
     if not file.is_file():
-        raise ValueError(f"{folder} holds no {FILE}; run the stage that packs it")
+        raise ValueError(f"{folder} holds no {FILE}; run the stage that packs it, or name the folder that has one")
     try:
         # lock=False: a reader must not create a lock file inside a tracked folder.
         env = lmdb.open(str(folder), readonly=True, lock=False, readahead=False, meminit=False)
     except lmdb.Error as error:
-        raise ValueError(f"{file} is not a readable LMDB ({error}); pack it again") from error
+        raise ValueError(f"{file} is not a readable LMDB ({error}); copy or pack it again") from error
     needed = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
     if file.stat().st_size < needed:  # reading beyond the end would kill the process, not raise
         env.close()

@@ -128,8 +128,13 @@ def decode(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
 def set_latent_statistics(vae: AutoencoderKLWan, mean: torch.Tensor, deviation: torch.Tensor) -> None:
     """Record per-channel statistics [C] of raw latents in the VAE's config, where diffusers keeps them.
 
-    Raises ValueError for a channel that never changes: its latents could not be normalised.
+    Raises ValueError for a channel that never changes, whose latents could not be normalised, and for one that is not
+    finite.
     """
+    if not (mean.isfinite().all() and deviation.isfinite().all()):
+        raise ValueError(
+            "latents are not finite: the VAE's training has diverged; lower train_vae.optimizer.learning_rate"
+        )
     dead = [channel for channel, value in enumerate(deviation.tolist()) if not value > 0]
     if dead:
         raise ValueError(f"latent channels {dead} are the same for every clip; lower train_vae.kl_weight")
@@ -152,8 +157,10 @@ def to_uint8(video: torch.Tensor) -> torch.Tensor:
 
 
 def _statistics(vae: AutoencoderKLWan) -> tuple[torch.Tensor, torch.Tensor]:
-    shape = (1, -1, 1, 1, 1)
-    return torch.tensor(vae.config.latents_mean).view(shape), torch.tensor(vae.config.latents_std).view(shape)
+    config, shape = vae.config, (1, -1, 1, 1, 1)
+    # Said, not left to torch's default: loading another model changes that for the whole process for a moment.
+    mean, deviation = (torch.tensor(x, dtype=torch.float32) for x in (config.latents_mean, config.latents_std))
+    return mean.view(shape), deviation.view(shape)
 
 
 def _keep_newest_tap(conv: WanCausalConv3d) -> None:

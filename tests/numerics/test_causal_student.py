@@ -145,6 +145,21 @@ def test_one_block_is_the_bidirectional_model(transformer_config: dict[str, Any]
     assert_close(forward(student, x, timestep[:, None].expand(-1, frames), text), forward(teacher, x, timestep, text))
 
 
+@torch.no_grad()
+def test_a_picture_is_a_block_of_its_own(transformer_config: dict[str, Any]) -> None:
+    """One latent frame in blocks of three, as images are mixed into training: the bidirectional model's answer."""
+    teacher = build_transformer(transformer_config, 0).eval()
+    student = causal_student(teacher, 3).eval()
+    generator = torch.Generator().manual_seed(0)
+    x, text = torch.randn(2, 4, 1, 4, 6, generator=generator), torch.randn(2, 3, 8, generator=generator)
+    times = torch.tensor([250.0, 750.0])
+    ours = student(x, timestep=times[:, None], encoder_hidden_states=text, return_dict=False)[0]
+    theirs = teacher(x, timestep=times, encoder_hidden_states=text, return_dict=False)[0]
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="2 latent frames do not divide into blocks of 3"):
+        student(x.repeat(1, 1, 2, 1, 1), timestep=times[:, None].repeat(1, 2), encoder_hidden_states=text)
+
+
 def test_state_dicts_load_both_ways(transformer_config: dict[str, Any]) -> None:
     teacher, student = build_transformer(transformer_config, 1), CausalWanTransformer3DModel(**transformer_config)
     expected = {name: value.clone() for name, value in teacher.state_dict().items()}

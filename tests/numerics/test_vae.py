@@ -195,3 +195,9 @@ def test_a_latent_channel_that_never_changes_is_named(vae_config: dict[str, Any]
         ValueError, match=r"latent channels \[2\] are the same for every clip; lower train_vae.kl_weight"
     ):
         set_latent_statistics(model, torch.zeros(4), torch.tensor([0.5, 1.0, 0.0, 3.0]))
+
+
+def test_a_vae_that_has_diverged_is_named(vae_config: dict[str, Any]) -> None:
+    vae = build_vae({**vae_config, "z_dim": 2}, seed=0)
+    with pytest.raises(ValueError, match="latents are not finite: the VAE's training has diverged"):
+        set_latent_statistics(vae, torch.zeros(2), torch.tensor([1.0, float("nan")]))

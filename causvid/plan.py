@@ -203,7 +203,8 @@ class Plan:
         )  # fmt: skip
         yield Row(
             stage="train_ode_init", work=_steps(ode["steps"]), flops=ode["steps"] * ode["batch_size"] * self.ode_step(),
-            memory=self._trained(ode["batch_size"], 1), disk=SINGLE * weights, network=self._reduced(ode["steps"]),
+            memory=self._trained(ode["batch_size"], 1), disk=SINGLE * weights,
+            network=self._reduced(ode["steps"]) + (SINGLE * weights if ode["init"]["hub"] else 0.0),
         )  # fmt: skip
         updates = self.student_updates()
         yield Row(

@@ -199,7 +199,8 @@ def _refuse(config: Released) -> None:
         )
     if config.generator_ckpt and not dmd:
         raise ValueError(
-            f"generator_ckpt is {config.generator_ckpt}; train_ode_init starts from the teacher's weights: drop the key"
+            f"generator_ckpt is {config.generator_ckpt}; the released ODE training has no such key: drop it, and name "
+            "a student to start from as train_ode_init.init.folder"
         )
 
 
@@ -320,8 +321,8 @@ def _student(config: Released, params: Mapping[str, Any]) -> dict[str, Fate]:
         shape += f" --frames-per-block {frames}" if frames else ""
         checkpoint = Fate(
             why="train_ode_init makes its like; to start from the file itself, run python -m "
-            f"causvid.interop.original_checkpoint import {config.generator_ckpt} STUDENT {shape}, then "
-            "stages.train_dmd with --student STUDENT"
+            f"causvid.interop.original_checkpoint import {config.generator_ckpt} STUDENT {shape}, then set "
+            "train_ode_init.init.folder to STUDENT and train_ode_init.steps to 0"
         )
     return {
         "model_name": Fate(why="the models are of model.transformer, their weights those of train_teacher.init"),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import WanTransformer3DModel
 from pydantic import NonNegativeInt, PositiveInt
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -16,6 +17,7 @@ from causvid.diffusion.schedule import COLUMN_TOLERANCE, ScheduleConfig
 from causvid.diffusion.timesteps import block_choices
 from causvid.diffusion.velocity import conditional
 from causvid.losses.ode_regression import ode_regression_loss
+from causvid.models.pretrained import Init
 from causvid.models.wan import for_training, load_transformer, student_of
 from causvid.runtime import device as devices
 from causvid.runtime.distributed import replicate, weight_of
@@ -30,8 +32,9 @@ from causvid.training.trainer import train
 
 @dataclass(frozen=True, kw_only=True)
 class OdeConfig:
-    """Params section ``train_ode_init``. batch_size is global."""
+    """Params section ``train_ode_init``. batch_size is global; init: a student, else it starts as the teacher."""
 
+    init: Init
     steps: NonNegativeInt
     batch_size: PositiveInt
     optimizer: OptimizerConfig
@@ -68,11 +71,25 @@ class OdeStep:
         self.layout = BlockLayout(frames=frames, frames_per_block=job.frames_per_block or frames)
         # A clean block is context for later ones; a bidirectional student has but one.
         self.choices = len(self.timesteps) - (0 if job.frames_per_block else 1)
-        student = student_of(load_transformer(job.teacher), job.frames_per_block)
+        student = self._initial()
         student = for_training(student, self.device, job.gradient_checkpointing)
         self.average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(job.config.ema_decay))
         self.model = replicate(student)  # after the copy: a replica cannot be copied
         self.optimizer = Optimizer(self.model, job.config.optimizer, steps=job.config.steps, is_matrix=is_block_matrix)
+
+    def _initial(self) -> WanTransformer3DModel:
+        """The student before training. Raises ValueError for one whose blocks are not model.frames_per_block."""
+        found = self.job.config.init.locate("transformer")
+        if found is None:
+            return student_of(load_transformer(self.job.teacher), self.job.frames_per_block)
+        student = load_transformer(found)
+        blocks = student.config.get("frames_per_block")
+        if blocks != self.job.frames_per_block:
+            raise ValueError(
+                f"train_ode_init.init is {found} with frames_per_block {blocks}; model.frames_per_block is "
+                f"{self.job.frames_per_block} (null = bidirectional): change one of them"
+            )
+        return student
 
     def parts(self) -> dict[str, Stateful]:
         """Student, its average, its optimizer."""

@@ -297,7 +297,7 @@ def test_comments_and_notation_of_the_profile_stay(tmp_path: Path) -> None:
         (CAUSAL_DMD | {"generator_name": "wan"}, "generator_task is causal_video, the generator wan"),
         (SCRATCH | {"generator_name": "causal_wan"}, "generator_task is bidirectional_video, the generator causal_wan"),
         (CAUSAL_DMD | {"model_name": "causal_wan"}, "model_name is causal_wan; teacher and critic"),
-        (CAUSAL_ODE | {"generator_ckpt": "a.pt"}, "generator_ckpt is a.pt; train_ode_init starts from the teacher"),
+        (CAUSAL_ODE | {"generator_ckpt": "a.pt"}, "generator_ckpt is a.pt; the released ODE training has no such key"),
         (CAUSAL_DMD | {"data_path": "mixkit_ode_lmdb"}, "data_path is mixkit_ode_lmdb; .* needs an LMDB of latents"),
         (CAUSAL_DMD | {"data_path": "a.txt"}, "data_path is a.txt; .* false needs an LMDB of latents"),
         (BIDIRECTIONAL | {"data_path": "mixkit_latents_lmdb"}, "data_path is .* true needs a .txt of prompts"),

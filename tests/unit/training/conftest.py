@@ -85,7 +85,7 @@ def kinds(
 
     def ode(work: Path, *, steps: int = 6, precision: Precision = Precision.FLOAT32, **changes: Any) -> OdeJob:
         config: dict[str, Any] = {
-            "steps": steps, "batch_size": 4, "optimizer": optimizer("muon"), "ema_decay": 0.5,
+            "init": SCRATCH, "steps": steps, "batch_size": 4, "optimizer": optimizer("muon"), "ema_decay": 0.5,
             "checkpoint_every": 2, **changes,
         }  # fmt: skip
         return OdeJob(

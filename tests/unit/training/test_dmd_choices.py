@@ -1,4 +1,4 @@
-"""The released code's choices by name: backward simulation, clean frames in or out of the loss, images mixed in."""
+"""The released code's choices by name: backward simulation, a student to start from, clean frames, images."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from causvid.diffusion.flow import add_noise, sigma_of, velocity_to_x0
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.diffusion.velocity import conditional
+from causvid.models.pretrained import Init
 from causvid.models.wan import load_transformer
 from causvid.training.batches import read_batch
 
@@ -114,6 +115,30 @@ def test_a_bidirectional_student_by_ode_regression(kinds: dict[str, Any], world:
         assert step(index)["loss"] > 0
     assert {tuple(timestep.shape) for timestep in seen} == {(8,)}
     assert min(timestep.min().item() for timestep in seen) > 0
+
+
+# --- a student to start from ------------------------------------------------------------------------------------------
+
+
+def test_a_student_can_be_brought(kinds: dict[str, Any], world: Path, tmp_path: Path) -> None:
+    """Zero steps export it: training by DMD starts from a released student."""
+    (tmp_path / "zero").mkdir()
+    init = Init(folder=world / "student", hub=None, revision=None)
+    kinds["ode"].train(kinds["ode"].job(tmp_path / "zero", steps=0, init=init))
+    exported, brought = (load_transformer(folder) for folder in (tmp_path / "zero" / "export", world / "student"))
+    assert all(torch.equal(a, b) for a, b in zip(exported.parameters(), brought.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("folder", "has", "wanted"), [("teacher", "None", 2), ("student", "2", None), ("student", "2", 4)]
+)
+def test_a_brought_student_s_blocks_must_be_the_run_s(
+    kinds: dict[str, Any], world: Path, tmp_path: Path, folder: str, has: str, wanted: int | None
+) -> None:
+    init = Init(folder=world / folder, hub=None, revision=None)
+    job = replace(kinds["ode"].job(tmp_path, init=init), frames_per_block=wanted)
+    with pytest.raises(ValueError, match=f"with frames_per_block {has}; model.frames_per_block is {wanted}"):
+        kinds["ode"].step(job)
 
 
 # --- clean frames -----------------------------------------------------------------------------------------------------

@@ -28,7 +28,8 @@ from causvid.shapes import LatentShape, VideoShape
 class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
     """A transformer, a VAE and a schedule (by default the released one). Prompts come as embeddings [B, L, D].
 
-    With a text encoder, ``embed`` makes them. height, width, frames and fps are of the clips it was trained on.
+    With a text encoder, ``embed`` makes them. height, width, frames and fps are of the clips it was trained on;
+    precision is the one of the weights it is meant to run with.
     """
 
     _optional_components = ["text_encoder", "tokenizer"]
@@ -48,6 +49,7 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
         width: int = 832,
         frames: int = 81,
         fps: int = 16,
+        precision: str = "float32",
     ) -> None:
         super().__init__()
         self.register_modules(vae=vae, transformer=transformer, text_encoder=text_encoder, tokenizer=tokenizer)
@@ -61,6 +63,7 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
             width=width,
             frames=frames,
             fps=fps,
+            precision=precision,
         )
 
     @property
@@ -213,7 +216,7 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     def _require_causal(self) -> None:
         if not self.is_causal:
-            raise ValueError("streaming needs a causal student; this pipeline holds a bidirectional teacher")
+            raise ValueError("streaming needs a causal student; this pipeline holds a bidirectional model")
 
     def _noise(self, size: tuple[int, ...], generators: Sequence[torch.Generator]) -> torch.Tensor:
         noise: torch.Tensor = randn_tensor((len(generators), *size), generator=list(generators), device=self.device)

@@ -245,11 +245,16 @@ class Plan:
     def student_step(self) -> float:
         """One sample of a DMD student update: student there and back, critic and guided teacher forward."""
         teacher = 1 if self.values["train_dmd"]["guidance_scale"] == 1 else 2
-        return self.causal.training + (1 + teacher) * self.bidirectional.forward
+        return self._simulated() + self.causal.training + (1 + teacher) * self.bidirectional.forward
 
     def critic_step(self) -> float:
         """One sample of a critic update: the student forward, the critic there and back."""
-        return self.causal.forward + self.bidirectional.training
+        return self._simulated() + self.causal.forward + self.bidirectional.training
+
+    def _simulated(self) -> float:
+        """The student's passes before the one it is trained at, where its input is simulated."""
+        simulates = self.values["train_dmd"]["student_input"] == "backward_simulation"
+        return (len(self.schedule.denoising_timesteps) - 1) * self.causal.forward if simulates else 0.0
 
     def student_updates(self) -> int:
         """Student updates in ``train_dmd.steps`` critic updates."""

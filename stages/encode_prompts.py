@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ READS = ("seed", "model.text_encoder", "model.text_tokens", "model.precision", "
 
 def main(
     captions: Path = typer.Option(...),
+    more_captions: Path = typer.Option(...),
     evaluation_prompts: Path = typer.Option(...),
     out: Path = typer.Option(...),
     text_encoder: Path = typer.Option(...),
@@ -24,13 +26,14 @@ def main(
     params: Path = typer.Option(Path("params.yaml")),
 ) -> None:
     """Options are paths; numbers come from the params file."""
-    inputs = (captions, evaluation_prompts)
+    inputs = (captions, more_captions, evaluation_prompts)
     with stage_run("encode_prompts", params=params, reads=READS, inputs=inputs, metrics=metrics) as run:
         building, encoder = run.work / "out", run.work / "text_encoder"
         for leftover in (building, encoder):
             shutil.rmtree(leftover, ignore_errors=True)
+        config = run.section("encode_prompts", PromptConfig)
         results = encode_prompts(
-            run.section("encode_prompts", PromptConfig),
+            replace(config, captions=captions, more_captions=more_captions, evaluation_prompts=evaluation_prompts),
             building,
             encoder,
             text_encoder=run.section("model.text_encoder", dict[str, Any]),

@@ -106,7 +106,7 @@ def world(
     manifest.write_rows(root / "clips" / manifest.NAME, rows)
     build_vae(vae_config, seed=0).save_pretrained(root / "vae")
     embeddings = {prompt: normal(3, 8) for prompt in ["", *CAPTIONS]}
-    write_prompts(root / "prompts", embeddings, evaluation=CAPTIONS[::-1], negative="", tokens=4)
+    write_prompts(root / "prompts", embeddings, captions=CAPTIONS, evaluation=CAPTIONS[::-1], negative="", tokens=4)
     teacher = build_transformer(transformer_config, seed=0)
     teacher.save_pretrained(root / "teacher")
     causal_student(build_transformer(transformer_config, seed=1), frames_per_block=2).save_pretrained(root / "student")

@@ -8,14 +8,14 @@ from causvid.data import latent_store, manifest
 from causvid.data.prompt_store import read_prompt_file
 
 
-def read_captions(source: Path) -> list[str]:
-    """The prompts of ``encode_prompts.captions``, in their order. Raises ValueError for what holds none."""
+def read_captions(source: Path, name: str = "encode_prompts.captions") -> list[str]:
+    """The prompts of ``source``, which the user gave as ``name``, in their order. ValueError for what holds none."""
     if (source / manifest.NAME).is_file():
         return [row["caption"] for row in manifest.read_manifest(source)]
     if (source / latent_store.FILE).is_file():
         return latent_store.read_prompts(source)
     if source.is_dir():
         raise ValueError(
-            f"encode_prompts.captions is {source}, which has neither {manifest.NAME} (clips) nor {latent_store.FILE}"
+            f"{name} is {source}, which has neither {manifest.NAME} (clips) nor {latent_store.FILE} (LMDB)"
         )
-    return read_prompt_file(source, "encode_prompts.captions")
+    return read_prompt_file(source, name)

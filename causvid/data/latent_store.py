@@ -137,7 +137,9 @@ def read_prompts(folder: Path) -> list[str]:
     prompts: dict[int, str] = {}
     try:
         with _environment(folder.resolve()).begin() as transaction:
-            for key, value in transaction.cursor():
+            cursor = transaction.cursor()
+            cursor.set_range(b"prompts_")  # sorted keys: the latents before them are not touched
+            for key, value in cursor:
                 if found := re.fullmatch(rb"prompts_(\d+)_data", key):
                     prompts[int(found[1])] = bytes(value).decode()
     except (lmdb.Error, UnicodeDecodeError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ def read_prompt_file(path: Path, name: str) -> list[str]:
     if not path.is_file():
         raise ValueError(f"{name} is {path}, which does not exist")
     try:
-        prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        prompts = [line.strip() for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     except UnicodeDecodeError as error:
         raise ValueError(f"{name} is {path}, which is not a UTF-8 text ({error})") from error
     if not prompts:
@@ -33,12 +33,19 @@ def _key(prompt: str) -> str:
 
 
 def write_prompts(
-    folder: Path, embeddings: Mapping[str, torch.Tensor], *, evaluation: Sequence[str], negative: str, tokens: int
+    folder: Path,
+    embeddings: Mapping[str, torch.Tensor],
+    *,
+    captions: Sequence[str],
+    evaluation: Sequence[str],
+    negative: str,
+    tokens: int,
 ) -> None:
-    """Write embeddings [its tokens, D] by prompt text, and the two lists that later stages need."""
+    """Write embeddings [its tokens, D] by prompt text, and the lists that later stages need."""
     folder.mkdir(parents=True)
     save_file({_key(prompt): tensor.contiguous() for prompt, tensor in sorted(embeddings.items())}, folder / EMBEDDINGS)
-    index = {"evaluation": list(evaluation), "negative": negative, "tokens": tokens, "prompts": sorted(embeddings)}
+    lists = {"captions": list(captions), "evaluation": list(evaluation), "prompts": sorted(embeddings)}
+    index = {**lists, "negative": negative, "tokens": tokens}
     (folder / INDEX).write_text(json.dumps(index, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -51,8 +58,20 @@ class PromptStore:
             raise ValueError(f"{folder} holds no {INDEX}; run the stage encode_prompts")
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         self.tokens: int = index["tokens"]
+        self.captions: list[str] = index["captions"]
         self.evaluation: list[str] = index["evaluation"]
+        self.prompts: list[str] = index["prompts"]
         self.negative: str = index["negative"]
+
+    def require(self, prompts: Iterable[str], source: Path) -> None:
+        """Raise ValueError when a prompt of ``source`` was not encoded: before training, not when its turn comes."""
+        known = set(self.prompts)
+        missing = sorted({prompt for prompt in prompts if prompt not in known})
+        if missing:
+            raise ValueError(
+                f"{self.folder} has no embedding of {len(missing)} prompts of {source}, as {missing[0]!r}; name where "
+                "they stand as encode_prompts.captions or encode_prompts.more_captions"
+            )
 
     def __call__(self, prompts: Sequence[str]) -> torch.Tensor:
         """Embeddings [len(prompts), tokens, D], float32. Raises ValueError naming a prompt that was not encoded."""

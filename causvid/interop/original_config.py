@@ -315,14 +315,15 @@ def _data(config: Released, times: Sequence[float]) -> dict[str, Fate]:
 def _student(config: Released, params: Mapping[str, Any]) -> dict[str, Fate]:
     frames = config.num_frame_per_block if config.causal else None
     blocks = "latent frames" if config.causal else "a bidirectional student makes the whole clip at once"
-    checkpoint = Fate(settings={"train_ode_init.steps": 0}, why="theirs starts from the teacher's weights")
+    unread = {"train_ode_init.steps": 0, "generate_ode_pairs.pairs": 1}  # zero steps read no pair
+    checkpoint = Fate(settings=unread, why="theirs starts from the teacher's weights")
     if config.generator_ckpt:
         shape = f"--num-attention-heads {params['model']['transformer']['num_attention_heads']}"
         shape += f" --frames-per-block {frames}" if frames else ""
         checkpoint = Fate(
             why="train_ode_init makes its like; to start from the file itself, run python -m "
             f"causvid.interop.original_checkpoint import {config.generator_ckpt} STUDENT {shape}, then set "
-            "train_ode_init.init.folder to STUDENT and train_ode_init.steps to 0"
+            "train_ode_init.init.folder to STUDENT, train_ode_init.steps to 0 and generate_ode_pairs.pairs to 1"
         )
     return {
         "model_name": Fate(why="the models are of model.transformer, their weights those of train_teacher.init"),

@@ -47,6 +47,14 @@ def student_of(teacher: WanTransformer3DModel, frames_per_block: int | None) -> 
     return copy.deepcopy(teacher) if frames_per_block is None else causal_student(teacher, frames_per_block)
 
 
+def to_precision(model: WanTransformer3DModel, dtype: torch.dtype) -> WanTransformer3DModel:
+    """``model`` with its weights in ``dtype``, but for what diffusers keeps in float32 when it loads one (and RoPE)."""
+    for name, parameter in model.named_parameters():
+        if not set(name.split(".")) & set(model._keep_in_fp32_modules):
+            parameter.data = parameter.data.to(dtype)
+    return model
+
+
 def for_training(
     model: WanTransformer3DModel, device: torch.device, gradient_checkpointing: bool
 ) -> WanTransformer3DModel:

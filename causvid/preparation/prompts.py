@@ -29,11 +29,13 @@ BATCH = 32
 class PromptConfig:
     """Params section ``encode_prompts``. evaluation_prompts: a text file, one a line; negative_prompt may be "".
 
-    captions: the prompts to train with: a folder of clips, an LMDB of ours or a released one, or such a text file.
+    captions: the prompts to train with: a folder of clips, an LMDB of ours or a released one, or such a text file;
+    more_captions: another such place, or a folder without either for none.
     """
 
     init: Init
     captions: Path
+    more_captions: Path
     evaluation_prompts: Path
     negative_prompt: str
 
@@ -50,7 +52,11 @@ def encode_prompts(
 ) -> dict[str, float]:
     """Write ``out`` for the captions, the evaluation prompts and the negative prompt, and the encoder to ``kept``."""
     evaluation = read_prompt_file(config.evaluation_prompts, "encode_prompts.evaluation_prompts")
-    prompts = sorted({*read_captions(config.captions), *evaluation, config.negative_prompt})
+    captions = read_captions(config.captions)
+    more = (
+        [] if _is_empty(config.more_captions) else read_captions(config.more_captions, "encode_prompts.more_captions")
+    )
+    prompts = sorted({*captions, *more, *evaluation, config.negative_prompt})
     found = config.init.locate("text_encoder")
     if found is not None:
         tokenizer_folder = config.init.locate("tokenizer")
@@ -66,5 +72,12 @@ def encode_prompts(
     for start in progress(starts, total=len(starts), what="encode_prompts"):
         group: Sequence[str] = prompts[start : start + BATCH]
         embeddings.update(zip(group, (e.cpu() for e in embed(encoder, tokenizer, group, tokens)), strict=True))
-    write_prompts(out, embeddings, evaluation=evaluation, negative=config.negative_prompt, tokens=tokens)
+    write_prompts(
+        out, embeddings, captions=captions, evaluation=evaluation, negative=config.negative_prompt, tokens=tokens
+    )
     return {"prompts": len(prompts), "evaluation_prompts": len(evaluation)}
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether it is a placeholder: a folder with nothing but hidden files and a README."""
+    return folder.is_dir() and all(path.name.startswith((".", "README")) for path in folder.iterdir())

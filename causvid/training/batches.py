@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from causvid.data.datasets import sample_index
-from causvid.data.latent_store import LatentStore
+from causvid.data.latent_store import LatentStore, read_prompts
 from causvid.data.prompt_store import PromptStore
 from causvid.runtime.distributed import share_of
 from causvid.runtime.seeding import normal
@@ -37,9 +38,14 @@ def read_batch(store: LatentStore, *, seed: int, step: int, size: int, device: t
 
 
 class Texts:
-    """Prompt embeddings on the device, read when asked for: all of a large data set's would fill the memory."""
+    """Prompt embeddings on the device, read when asked for: all of a large data set's would fill the memory.
 
-    def __init__(self, store: PromptStore, device: torch.device) -> None:
+    latents: an LMDB whose prompts training will ask for, None = no training. Raises ValueError when one is missing.
+    """
+
+    def __init__(self, store: PromptStore, device: torch.device, latents: Path | None) -> None:
+        if latents is not None:
+            store.require(read_prompts(latents), latents)
         self.store, self.device = store, device
         self._negative = store([store.negative]).to(device)
 

@@ -14,6 +14,7 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from causvid.data.datasets import sample_index
 from causvid.data.latent_store import LatentStore
 from causvid.data.prompt_store import PromptStore
 from causvid.diffusion.flow import TRAIN_TIMESTEPS, add_noise, sigma_of, velocity_to_x0
@@ -100,7 +101,10 @@ class DmdStep:
 
     def __init__(self, job: DmdJob) -> None:
         self.job, self.device = job, devices.pick()
-        self.store, self.texts = LatentStore(job.latents), Texts(PromptStore(job.prompts), self.device)
+        self.simulates = job.config.student_input == StudentInput.BACKWARD_SIMULATION
+        self.store, prompts = LatentStore(job.latents), PromptStore(job.prompts)
+        self.captions = prompts.captions
+        self.texts = Texts(prompts, self.device, job.latents if job.config.steps and not self.simulates else None)
         teacher = load_transformer(job.teacher).to(self.device)
         self.critic = replicate(for_training(copy.deepcopy(teacher), self.device, job.gradient_checkpointing))
         self.teacher = teacher.requires_grad_(False).eval()
@@ -110,7 +114,7 @@ class DmdStep:
         self.frames_per_block: int | None = self.student.config.get("frames_per_block")  # None: bidirectional
         frames = self.store.metadata["shape"][0]
         BlockLayout(frames=frames, frames_per_block=self.frames_per_block or frames)  # says what does not divide
-        if self.frames_per_block and job.config.student_input == StudentInput.BACKWARD_SIMULATION:
+        if self.frames_per_block and self.simulates:
             raise ValueError(
                 "train_dmd.student_input is backward_simulation; it is for a bidirectional student "
                 f"(model.frames_per_block null, not {self.frames_per_block}): a causal one trains on real_data"
@@ -142,6 +146,10 @@ class DmdStep:
         """Algorithm 1, one iteration."""
         job = self.job
         batch = read_batch(self.store, seed=job.seed, step=step, size=job.config.batch_size, device=self.device)
+        if self.simulates:  # needs prompts only: those of encode_prompts.captions, and of the latents their size
+            batch = batch._replace(
+                prompts=[self.captions[sample_index(job.seed, n, len(self.captions))] for n in batch.numbers]
+            )
         if torch.rand((), generator=generator(job.seed, "image_batch", step)) < job.config.image_share:
             batch = batch._replace(latents=batch.latents[:, :, :1])  # a VAE's first latent frame is one picture
         text = self.texts(batch.prompts)
@@ -162,14 +170,15 @@ class DmdStep:
                 critic=conditional(self.critic, text),
                 scored=None if self.job.config.clean_frames_in_loss else noisy,
             )
-        worth = 1 if self.job.config.clean_frames_in_loss else weight_of(noisy.sum())
-        (out.loss * worth).backward()
+        worth = torch.ones(()) if self.job.config.clean_frames_in_loss else weight_of(noisy.sum())
+        loss = out.loss * worth.to(self.device)
+        loss.backward()
         norm = self.student_optimizer.step(step)
         self.average.update_parameters(self.student)
         return {
-            "student_loss": out.loss,
+            "student_loss": loss,
             "student_grad_norm": norm,
-            "dmd_gradient": out.gradient_size,
+            "dmd_gradient": out.gradient_size * worth.to(self.device),
             "dmd_normaliser": out.normaliser,
         }
 
@@ -199,7 +208,7 @@ class DmdStep:
         chosen = torch.stack([block_choices(layout, len(times), draw) for draw in draws])
         timestep = times[chosen].to(self.device)
         sigma, student = sigma_of(timestep), conditional(self.student, text)
-        if self.job.config.student_input == StudentInput.BACKWARD_SIMULATION:
+        if self.simulates:
             x_t = self._simulate(batch, student, chosen[:, 0], purpose)
         else:
             x_t = add_noise(batch.latents, batch.noise(self.job.seed, f"{purpose}_noise"), sigma)

@@ -64,7 +64,8 @@ class OdeStep:
 
     def __init__(self, job: OdeJob) -> None:
         self.job, self.device = job, devices.pick()
-        self.store, self.texts = LatentStore(job.pairs), Texts(PromptStore(job.prompts), self.device)
+        self.store = LatentStore(job.pairs)
+        self.texts = Texts(PromptStore(job.prompts), self.device, job.pairs if job.config.steps else None)
         self.store.require_timesteps([*job.schedule.denoising_timesteps, 0.0], COLUMN_TOLERANCE)
         self.timesteps = torch.tensor([*job.schedule.denoising_timesteps, 0.0], dtype=torch.float64)
         frames = self.store.metadata["shape"][1]

@@ -62,7 +62,8 @@ class TeacherStep:
 
     def __init__(self, job: TeacherJob) -> None:
         self.job, self.device = job, devices.pick()
-        self.store, self.texts = LatentStore(job.latents), Texts(PromptStore(job.prompts), self.device)
+        self.store = LatentStore(job.latents)
+        self.texts = Texts(PromptStore(job.prompts), self.device, job.latents if job.config.steps else None)
         found = job.config.init.locate("transformer")
         model = load_transformer(found) if found else build_transformer(job.transformer, job.seed)
         model = for_training(model, self.device, job.gradient_checkpointing)

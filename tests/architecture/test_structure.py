@@ -76,7 +76,7 @@ def test_every_module_reaches_a_stage() -> None:
     ours = {p.relative_to(ROOT).as_posix() for p in (ROOT / "causvid").rglob("*.py") if p.stat().st_size}
     commands = {
         "causvid/evaluation/vbench_runner.py",
-        *import_closure(ROOT / "causvid" / "generate.py", ROOT),
+        *import_closure(ROOT / "causvid" / "generate" / "command.py", ROOT),
         "causvid/interop/original_config.py",
         "causvid/interop/original_lmdb.py",
     }

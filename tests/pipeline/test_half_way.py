@@ -44,6 +44,7 @@ def test_training_starts_from_released_lmdbs(smoke: Clone, make_clone: Callable[
     times = LatentStore(smoke.root / "data" / "lmdb" / "ode_pairs").metadata["timesteps"]
     clone.set(
         encode_prompts__captions="data/inputs/mixkit_latents",
+        encode_prompts__more_captions="data/inputs/mixkit_ode_pairs",
         pack_lmdb__latents={"source": "released", "folder": "data/inputs/mixkit_latents", "timesteps": None},
         pack_lmdb__ode_pairs={"source": "released", "folder": "data/inputs/mixkit_ode_pairs", "timesteps": times},
     )

@@ -195,7 +195,7 @@ def test_rollout_windows_overlap_by_a_re_encoded_block(
 def test_what_cannot_roll_out_says_why(
     teacher: CausVidPipeline, world: Path, video: VideoShape, schedule: ScheduleConfig
 ) -> None:
-    with pytest.raises(ValueError, match="causal student; this pipeline holds a bidirectional teacher"):
+    with pytest.raises(ValueError, match="causal student; this pipeline holds a bidirectional model"):
         next(teacher.stream(TEXT[:1], video, generators(1)))
     whole = causal_student(load_transformer(world / "teacher"), 4).eval()
     with pytest.raises(ValueError, match="model.frames_per_block is the whole clip"):

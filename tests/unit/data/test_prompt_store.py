@@ -18,7 +18,7 @@ def embedding(length: int, seed: int = 0) -> torch.Tensor:
 
 
 def write(folder: Path, prompts: dict[str, torch.Tensor]) -> PromptStore:
-    write_prompts(folder, prompts, evaluation=["b", "a", "b"], negative="", tokens=4)
+    write_prompts(folder, prompts, captions=["a"], evaluation=["b", "a", "b"], negative="", tokens=4)
     return PromptStore(folder)
 
 
@@ -44,7 +44,7 @@ def test_order_and_repetition_are_the_caller_s(tmp_path: Path) -> None:
 
 def test_padding_takes_no_room(tmp_path: Path) -> None:
     short = {f"prompt {k}": embedding(1, k) for k in range(50)}
-    write_prompts(tmp_path / "p", short, evaluation=[], negative="prompt 0", tokens=10_000)
+    write_prompts(tmp_path / "p", short, captions=[], evaluation=[], negative="prompt 0", tokens=10_000)
     assert (tmp_path / "p" / EMBEDDINGS).stat().st_size < 10_000
 
 

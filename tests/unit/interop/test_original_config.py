@@ -116,12 +116,13 @@ EXPECTED: dict[str, tuple[Config, Config]] = {
             "model.frames_per_block": None,
             "encode_prompts.captions": "sample_dataset/mixkit_prompts.txt",
             "train_ode_init.steps": 0,
+            "generate_ode_pairs.pairs": 1,
             "train_dmd.student_input": "backward_simulation",
         },
     ),
     "bidirectional_dmd_from_scratch": (
         SCRATCH,
-        RELEASED_LATENTS | {"model.frames_per_block": None, "train_ode_init.steps": 0},
+        RELEASED_LATENTS | {"model.frames_per_block": None, "train_ode_init.steps": 0, "generate_ode_pairs.pairs": 1},
     ),
 }
 

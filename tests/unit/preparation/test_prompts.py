@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,11 @@ def encode(
     **changes: Any,
 ) -> PromptStore:
     (tmp_path / "prompts.txt").write_text(evaluation, encoding="utf-8")
+    (tmp_path / "empty").mkdir(exist_ok=True)
     values: dict[str, Any] = {
         "init": SCRATCH,
         "captions": world / "clips",
+        "more_captions": tmp_path / "empty",
         "evaluation_prompts": tmp_path / "prompts.txt",
         "negative_prompt": "",
         **changes,
@@ -104,6 +107,27 @@ def test_captions_of_clips_of_an_lmdb_and_of_a_text_file(world: Path, tmp_path: 
     assert read_captions(world / "lmdb" / "latents") == captions
     (tmp_path / "prompts.txt").write_text("\n".join(captions), encoding="utf-8")
     assert read_captions(tmp_path / "prompts.txt") == captions
+
+
+def test_more_captions_are_encoded_but_not_listed(world: Path, tmp_path: Path) -> None:
+    """Those of a second LMDB, say: training on it finds them; what is drawn for pairs stays what captions says."""
+    (tmp_path / "first.txt").write_text("a red ball", encoding="utf-8")
+    config = PromptConfig(
+        init=SCRATCH, captions=tmp_path / "first.txt", more_captions=world / "lmdb" / "pairs",
+        evaluation_prompts=tmp_path / "first.txt", negative_prompt="",
+    )  # fmt: skip
+    encode_prompts(
+        config, tmp_path / "out", tmp_path / "kept",
+        text_encoder=CONFIG, tokens=8, precision=Precision.FLOAT32, seed=0,
+    )  # fmt: skip
+    store = PromptStore(tmp_path / "out")
+    store.require(read_captions(world / "lmdb" / "pairs"), world)
+    assert store.captions == ["a red ball"]
+    with pytest.raises(ValueError, match=r"encode_prompts.more_captions is .*none, which does not exist"):
+        encode_prompts(
+            replace(config, more_captions=tmp_path / "none"), tmp_path / "x", tmp_path / "y",
+            text_encoder=CONFIG, tokens=8, precision=Precision.FLOAT32, seed=0,
+        )  # fmt: skip
 
 
 def test_captions_that_are_nowhere_are_named(tmp_path: Path) -> None:

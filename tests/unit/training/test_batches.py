@@ -51,7 +51,7 @@ def test_noise_differs_by_sample_purpose_and_seed(world: Path) -> None:
 
 def test_texts_are_the_stores(world: Path) -> None:
     store = PromptStore(world / "prompts")
-    texts = Texts(store, CPU)
+    texts = Texts(store, CPU, None)
     a, b = store.evaluation[:2]
     assert torch.equal(texts([a, b, a]), store([a, b, a]))
     assert torch.equal(texts.negative(), store([""]))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from causvid.data.prompt_store import write_prompts
 from causvid.diffusion.flow import add_noise, sigma_of, velocity_to_x0
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.diffusion.velocity import conditional
@@ -81,6 +82,30 @@ def test_backward_simulation_reads_no_clip(kinds: dict[str, Any], bidirectional:
     other = batch._replace(latents=torch.full_like(batch.latents, 9.0))
     for one, two in zip(step._generate(batch, text, "critic"), step._generate(other, text, "critic"), strict=True):
         assert torch.equal(one, two)
+
+
+def test_backward_simulation_needs_no_prompt_of_the_latents(
+    kinds: dict[str, Any], bidirectional: Any, world: Path, tmp_path: Path
+) -> None:
+    """It trains on encode_prompts.captions; real data asks for the LMDB's prompts, and before the first step."""
+    captions = ["a green cone", "a grey cone"]
+    embeddings = {prompt: torch.full((3, 8), float(k)) for k, prompt in enumerate(["", *captions])}
+    write_prompts(tmp_path / "prompts", embeddings, captions=captions, evaluation=[], negative="", tokens=4)
+    job = replace(bidirectional(tmp_path, student_input="backward_simulation"), prompts=tmp_path / "prompts")
+    step, asked = kinds["dmd"].step(job), list[str]()
+    texts = step.texts
+    step.texts = type(
+        "Recording", (), {"negative": texts.negative, "__call__": lambda _, p: asked.extend(p) or texts(p)}
+    )()
+    step(0)
+    step(1)
+    assert set(asked) == set(captions)
+    for name in ("teacher", "ode", "dmd"):
+        with pytest.raises(
+            ValueError, match=r"has no embedding of 8 prompts of .*name where they stand as encode_prompts"
+        ):
+            kinds[name].step(replace(kinds[name].job(tmp_path), prompts=tmp_path / "prompts"))
+        kinds[name].step(replace(kinds[name].job(tmp_path, steps=0), prompts=tmp_path / "prompts"))
 
 
 def test_only_the_last_pass_of_a_simulation_is_trained(

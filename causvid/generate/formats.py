@@ -123,7 +123,7 @@ def _from_released(file: Path, params: Path, wan: Path, precision: devices.Preci
             )
     parts = load_components(wan, vae_config=model["vae"], text_config=model["text_encoder"], dtype=dtype)
     return CausVidPipeline(
-        vae=parts.vae.to(dtype),
+        vae=torch.nn.Module.to(parts.vae, dtype),  # diffusers' own prints that nothing needs float32
         transformer=to_precision(transformer, dtype),
         text_encoder=parts.text_encoder,
         tokenizer=parts.tokenizer,

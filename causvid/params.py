@@ -30,6 +30,8 @@ def read(path: Path) -> dict[str, Any]:
         values = YAML(typ="safe").load(path)
     except FileNotFoundError as error:
         raise ValueError(f"{path} does not exist; put one in place with 'make profile NAME=laptop'") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error})") from error
     except YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):

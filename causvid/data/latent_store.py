@@ -137,6 +137,9 @@ def read_prompts(folder: Path) -> list[str]:
     prompts: dict[int, str] = {}
     try:
         with _environment(folder.resolve()).begin() as transaction:
+            shape = transaction.get(b"latents_shape")
+            counted = re.match(rb"\d+", shape) if shape is not None else None
+            count = int(counted[0]) if counted else None  # rows behind it are left from an earlier build
             cursor = transaction.cursor()
             cursor.set_range(b"prompts_")  # sorted keys: the latents before them are not touched
             for key, value in cursor:
@@ -146,7 +149,7 @@ def read_prompts(folder: Path) -> list[str]:
         raise ValueError(f"{folder} is damaged ({error}); its prompts cannot be read") from error
     if not prompts:
         raise ValueError(f"{folder} holds no prompts")
-    return [prompts[index] for index in sorted(prompts)]
+    return [prompts[index] for index in sorted(prompts) if count is None or index < count]
 
 
 @lru_cache(maxsize=16)

@@ -43,6 +43,15 @@ class PackConfig:
     latents: PackItem
     ode_pairs: PackItem
 
+    def __post_init__(self) -> None:
+        if self.latents.timesteps is not None:
+            raise ValueError("pack_lmdb.latents.timesteps must be null: clips have no times")
+        if self.ode_pairs.source == Source.RELEASED and self.ode_pairs.timesteps is None:
+            raise ValueError(
+                "pack_lmdb.ode_pairs.timesteps is null; a released LMDB does not tell the times of its states: as "
+                "released they are [1000, 757, 522, 0]"
+            )
+
     def item(self, name: str) -> PackItem:
         """The LMDB ``name``."""
         return {"latents": self.latents, "ode_pairs": self.ode_pairs}[name]

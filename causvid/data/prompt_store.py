@@ -20,7 +20,7 @@ def read_prompt_file(path: Path, name: str) -> list[str]:
     if not path.is_file():
         raise ValueError(f"{name} is {path}, which does not exist")
     try:
-        prompts = [line.strip() for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+        prompts = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except UnicodeDecodeError as error:
         raise ValueError(f"{name} is {path}, which is not a UTF-8 text ({error})") from error
     if not prompts:

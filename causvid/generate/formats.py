@@ -91,7 +91,7 @@ def _from_ours(folder: Path, params: Path, precision: devices.Precision | None) 
     settings = _settings(params)
     dtype = (precision or devices.Precision(settings["precision"])).dtype
     transformer = load_transformer(folder, dtype).eval()
-    blocks, expected = transformer.config.get("frames_per_block"), params_file.read(params)["model"]["frames_per_block"]
+    blocks, expected = transformer.config.get("frames_per_block"), _frames_per_block(params)
     if blocks != expected:
         raise ValueError(
             f"{folder} has frames_per_block {blocks} (None = bidirectional); {params} has model.frames_per_block "
@@ -107,14 +107,15 @@ def _from_ours(folder: Path, params: Path, precision: devices.Precision | None) 
 
 def _from_released(file: Path, params: Path, wan: Path, precision: devices.Precision | None) -> CausVidPipeline:
     model, settings = params_file.read(params)["model"], _settings(params)
-    dtype = (precision or devices.Precision(settings["precision"])).dtype
+    dtype, blocks = (precision or devices.Precision(settings["precision"])).dtype, _frames_per_block(params)
+    compared = ("attention_head_dim", "ffn_dim", "num_layers", "text_dim")
+    if missing := {"num_attention_heads", *compared} - (model["transformer"] or {}).keys():
+        raise ValueError(f"{params}: model.transformer lacks {', '.join(sorted(missing))}, which a model.pt needs")
+    heads = model["transformer"]["num_attention_heads"]
     transformer = load_generator(
-        file,
-        num_attention_heads=model["transformer"]["num_attention_heads"],
-        frames_per_block=model["frames_per_block"] or 1,
-        causal=model["frames_per_block"] is not None,
+        file, num_attention_heads=heads, frames_per_block=1 if blocks is None else blocks, causal=blocks is not None
     )
-    for name in ("attention_head_dim", "ffn_dim", "num_layers", "text_dim"):
+    for name in compared:
         ours, theirs = model["transformer"][name], transformer.config[name]
         if ours != theirs:
             raise ValueError(
@@ -129,6 +130,10 @@ def _from_released(file: Path, params: Path, wan: Path, precision: devices.Preci
         tokenizer=parts.tokenizer,
         **settings,
     )
+
+
+def _frames_per_block(params: Path) -> int | None:
+    return params_file.section(params, "model.frames_per_block", int | None)  # type: ignore[arg-type]
 
 
 def _settings(params: Path) -> dict[str, Any]:

@@ -75,10 +75,13 @@ def generate(
                 shown = done[video.name].prompt
                 raise ValueError(f"{out / video.name} shows {shown!r}, not {video.prompt!r}; choose another --out")
         missing = [video for video in wanted if video.name not in done or not _has_bytes(out / video.name)]
-        for video in progress(missing, total=len(missing), what="generate"):
-            write_video(out / video.name, make_video(pipeline, video, shape, frames), fps=shape.fps, crf=CRF)
-            done[video.name] = video
-            write_json(out / MAP, {"settings": settings, "videos": {n: asdict(v) for n, v in done.items()}})
+        try:
+            for video in progress(missing, total=len(missing), what="generate"):
+                write_video(out / video.name, make_video(pipeline, video, shape, frames), fps=shape.fps, crf=CRF)
+                done[video.name] = video
+                write_json(out / MAP, {"settings": settings, "videos": {n: asdict(v) for n, v in done.items()}})
+        except OSError as error:
+            raise ValueError(f"--out {out} cannot be written into ({error}); the same command goes on there") from error
     return {"videos": len(wanted), "made": len(missing)}
 
 

@@ -370,7 +370,7 @@ def import_command(
     """Make a diffusers folder of a released checkpoint (.pt or .safetensors)."""
     try:
         import_checkpoint(source, target, num_attention_heads=num_attention_heads, frames_per_block=frames_per_block)
-    except (ValueError, FileExistsError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(str(error))
 
 
@@ -382,7 +382,7 @@ def export_command(
     """Make a released checkpoint of a diffusers folder."""
     try:
         export_checkpoint(source, target)
-    except (ValueError, FileExistsError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(str(error))
 
 

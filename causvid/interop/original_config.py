@@ -441,7 +441,7 @@ def import_command(
     """Make a params file and say what became of every key."""
     try:
         lines = import_config(source, target, workers=workers)
-    except (ValueError, FileExistsError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(str(error))
     print("\n".join(lines))
     print(f"{target}: everything else as in {BASE.relative_to(BASE.parents[1])}")

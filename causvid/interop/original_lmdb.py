@@ -248,7 +248,7 @@ def import_command(
     try:
         shape, times = _numbers(int, row_shape), _numbers(float, timesteps)
         metadata = import_store(source, target, row_shape=shape, timesteps=times)
-    except (ValueError, FileExistsError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(str(error))
     print(f"{target}: {metadata['count']} rows of {tuple(metadata['shape'])}")
 

@@ -21,6 +21,11 @@ def rotary_embedding(rope: WanRotaryPosEmbed, *, frames: Sequence[range], height
             f"frame {last} lies beyond the rotary table of {rope.max_seq_len} latent frames; restart the positions "
             "(as a long rollout does), slide a window (sink_frames of the KV cache) or raise rope_max_seq_len"
         )
+    for name, size in (("rows", height), ("columns", width)):
+        if size > rope.max_seq_len:
+            raise ValueError(
+                f"{size} {name} of tokens do not fit the rotary table of {rope.max_seq_len}; make it smaller"
+            )
     parts = (rope.t_dim, rope.h_dim, rope.w_dim)
     count = sum(map(len, frames))
     grid = (count, height, width)

@@ -56,9 +56,21 @@ def load_text_encoder(
     for folder, name in ((encoder, "config.json"), (tokenizer, "tokenizer.json")):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} holds no {name} of a text encoder and its tokenizer")
-    model = UMT5EncoderModel.from_pretrained(encoder, dtype=dtype)
-    # As its tokenizer.json has it: AutoTokenizer would give unknown characters T5's number in place of UMT5's.
-    return model.requires_grad_(False).eval(), PreTrainedTokenizerFast.from_pretrained(tokenizer)
+    try:
+        model = UMT5EncoderModel.from_pretrained(encoder, dtype=dtype)
+    # A foreign loader with many ways to fail on files that are cut or do not belong together.
+    except Exception as error:
+        raise ValueError(f"{encoder} cannot be loaded as a text encoder: {_first_line(error)}") from error
+    try:
+        # As its tokenizer.json has it: AutoTokenizer would give unknown characters T5's number in place of UMT5's.
+        words = PreTrainedTokenizerFast.from_pretrained(tokenizer)
+    except Exception as error:
+        raise ValueError(f"{tokenizer} cannot be loaded as a tokenizer: {_first_line(error)}") from error
+    return model.requires_grad_(False).eval(), words
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def save_text_encoder(encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -25,11 +25,16 @@ def load_transformer(folder: Path, dtype: torch.dtype = torch.float32) -> WanTra
     """The transformer saved in ``folder``: causal or bidirectional, as its config.json says."""
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no transformer (no config.json)")
-    name = WanTransformer3DModel.load_config(folder)["_class_name"]
+    name = dict(WanTransformer3DModel.load_config(folder)).get("_class_name")
     known = {cls.__name__: cls for cls in (WanTransformer3DModel, CausalWanTransformer3DModel)}
     if name not in known:
         raise ValueError(f"{folder}/config.json names the class {name}; expected one of {', '.join(sorted(known))}")
-    model = known[name].from_pretrained(folder, torch_dtype=dtype)
+    model, found = known[name].from_pretrained(folder, torch_dtype=dtype, output_loading_info=True)
+    if found["missing_keys"]:
+        missing = sorted(found["missing_keys"])
+        raise ValueError(
+            f"{folder} lacks {missing[0]} and {len(missing) - 1} more weights that its config.json asks for"
+        )
     model.register_to_config(_name_or_path=None)  # this machine's path: saved again, it would change the bytes
     return model
 

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from causvid.data.latent_store import FILE, LatentStore, Record, write_store
+from causvid.data.latent_store import FILE, LatentStore, Record, read_prompts, write_store
 from causvid.runtime.work import publish
 
 # From Python 3.12 on a fork of a process with threads is warned about; these children only read and end.
@@ -210,3 +210,12 @@ def test_what_is_no_store_is_said(tmp_path: Path) -> None:
         transaction.put(b"latents_shape", b"1 2 3")
     with pytest.raises(ValueError, match=r"foreign.*metadata"):
         LatentStore(tmp_path / "foreign")
+
+
+def test_prompts_of_rows_left_behind_are_not_read(tmp_path: Path) -> None:
+    """A released LMDB built twice into one folder: the rows behind its count are another build's."""
+    with lmdb.open(str(tmp_path), map_size=2**20, lock=False) as env, env.begin(write=True) as transaction:
+        for index in range(12):
+            transaction.put(f"prompts_{index}_data".encode(), f"p{index}".encode())
+        transaction.put(b"latents_shape", b"11 1 1 1 1")
+    assert read_prompts(tmp_path) == [f"p{index}" for index in range(11)]

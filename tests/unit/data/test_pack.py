@@ -79,3 +79,14 @@ def test_an_unknown_source_is_named() -> None:
     section = {"records_per_transaction": 2, "latents": {**item, "source": "theirs"}, "ode_pairs": item}
     with pytest.raises(ValueError, match=r"pack_lmdb.latents.source: .*'ours' or 'released' \(found 'theirs'\)"):
         build(PackConfig, section, name="pack_lmdb")
+
+
+def test_times_where_none_are_and_none_where_they_must_be() -> None:
+    item = {"source": "ours", "folder": "data/latents", "timesteps": None}
+    released = {**item, "source": "released"}
+    for wrong, said in (
+        ({"latents": {**released, "timesteps": [1000, 0]}, "ode_pairs": item}, "latents.timesteps must be null"),
+        ({"latents": item, "ode_pairs": released}, "ode_pairs.timesteps is null; a released LMDB does not tell"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            build(PackConfig, {"records_per_transaction": 2, **wrong}, name="pack_lmdb")

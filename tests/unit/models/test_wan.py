@@ -118,3 +118,11 @@ def test_where_a_model_was_loaded_from_is_not_saved_with_it(transformer_config: 
         load_transformer(tmp_path / folder).save_pretrained(tmp_path / f"{folder}_again")
     saved = [(tmp_path / f"{folder}_again" / "config.json").read_text() for folder in ("here", "there")]
     assert saved[0] == saved[1]
+
+
+def test_weights_that_are_missing_are_named(transformer_config: dict[str, Any], tmp_path: Path) -> None:
+    build_transformer(transformer_config, 0).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_layers": 3}))
+    with pytest.raises(ValueError, match=r"lacks blocks.2.attn1.norm_k.weight and 26 more weights"):
+        load_transformer(tmp_path)

@@ -26,22 +26,31 @@ T = TypeVar("T")
 
 def read(path: Path) -> dict[str, Any]:
     """The whole params file as plain Python values, its keys checked. Raises ValueError naming every wrong key."""
-    try:
-        values = YAML(typ="safe").load(path)
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} does not exist; put one in place with 'make profile NAME=laptop'") from error
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error})") from error
-    except YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds {type(values).__name__}, not sections; start from a file in {PROFILES.name}/")
+    values = read_mapping(path, holding="sections", remedy="put one in place with 'make profile NAME=laptop'")
     have, want = set(_leaves(values)), set(_leaves(YAML(typ="safe").load(PROFILES / "laptop.yaml")))
     wrong = [f"missing key {key}" for key in sorted(want - have)] + [
         f"unknown key {key}" for key in sorted(have - want)
     ]
     if wrong:
         raise ValueError(f"{path}: {'; '.join(wrong)} (the keys must be those of profiles/laptop.yaml)")
+    return values
+
+
+def read_mapping(path: Path, *, holding: str, remedy: str) -> dict[str, Any]:
+    """The YAML mapping in ``path``; ``holding`` is what its user would call the entries.
+
+    Raises ValueError, with the ``remedy``, for a file that is missing, cannot be read or holds something else.
+    """
+    try:
+        values = YAML(typ="safe").load(path)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} does not exist; {remedy}") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error}); {remedy}") from error
+    except YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds {type(values).__name__}, not {holding}; {remedy}")
     return values
 
 

@@ -26,12 +26,11 @@ import typer
 from pydantic import Field, PositiveInt
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedSeq
-from ruamel.yaml.error import YAMLError
 from ruamel.yaml.representer import RoundTripRepresenter
 
 from causvid.diffusion.flow import TRAIN_TIMESTEPS
 from causvid.diffusion.schedule import FlowSchedule, ScheduleConfig
-from causvid.params import PROFILES, build, read
+from causvid.params import PROFILES, build, read, read_mapping
 from causvid.runtime.parallel import Compute
 from causvid.runtime.work import publish, write_text
 from causvid.shapes import BlockLayout, LatentShape, VideoShape
@@ -159,14 +158,7 @@ def import_config(source: Path, target: Path, *, workers: int) -> list[str]:
 
 def _read(source: Path) -> tuple[dict[str, Any], Released]:
     """The keys of ``source``, all of them and those that mean something. Raises ValueError naming every wrong one."""
-    try:
-        given = YAML(typ="safe").load(source)
-    except FileNotFoundError as error:
-        raise ValueError(f"{source} does not exist") from error
-    except YAMLError as error:
-        raise ValueError(f"{source} is not valid YAML: {error}") from error
-    if not isinstance(given, dict):
-        raise ValueError(f"{source} holds {type(given).__name__}, not keys with values")
+    given = read_mapping(source, holding="keys with values", remedy="name a config of the released code")
     training = TRAININGS.get(str(given.get("distillation_loss")))
     if training is None:
         raise ValueError(

@@ -172,9 +172,10 @@ def _link(name: str, to: str, kind: bytes) -> tarfile.TarInfo:
     return info
 
 
+ABSOLUTE = f"{os.sep}absolute.mp4"
 HOSTILE = _tar(
     ("../out.mp4", b"outside"),
-    ("/tmp/absolute.mp4", b"outside"),
+    (ABSOLUTE, b"outside"),
     _link("link.mp4", "/etc/passwd", tarfile.SYMTYPE),
     _link("hard.mp4", "../../secret", tarfile.LNKTYPE),
     _link("device.mp4", "", tarfile.CHRTYPE),
@@ -231,7 +232,7 @@ def test_mixkit_is_read_member_by_member(
     assert len(list((tmp_path / "raw").rglob("*"))) == 6
     assert not any("zip" in line or "sam_image" in line for line in hub.asked)
     passed_over = capsys.readouterr().err
-    for name in ("../out.mp4", "/tmp/absolute.mp4", "link.mp4", "hard.mp4", "device.mp4", "honest.mp4"):
+    for name in ("../out.mp4", ABSOLUTE, "link.mp4", "hard.mp4", "device.mp4", "honest.mp4"):
         assert f"passed over '{name}'" in passed_over
 
 

@@ -40,7 +40,7 @@ CAUSAL_ODE: Config = {
     "data_path": "mixkit_ode_lmdb",
     "batch_size": 2,
     "log_iters": 200,
-    "output_path": "/mnt/localssd/wan_causal_ode",
+    "output_path": "localssd/wan_causal_ode",
     "distillation_loss": "ode",
     "gradient_checkpointing": True,
     "num_frame_per_block": 3,

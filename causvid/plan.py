@@ -156,7 +156,7 @@ class Plan:
         v, frames, row = self.values, self.latent.frames, self.latent_bytes
         hub = [v[stage]["init"]["hub"] for stage in ("train_vae", "encode_prompts", "train_teacher")]
         everything, every_token = text_encoder_parameters(v["model"]["text_encoder"])
-        prompts = self.clips + v["sample"]["prompts"] + 1
+        prompts = self.clips + v["sample"]["videos"] + 1
         made_here = v["download"]["source"] == "toy_world"
         raw = self.clips * self.clip_bytes if made_here else None
         yield Row(stage="download", work=f"{self.clips} videos", disk=raw, network=0.0 if made_here else None)
@@ -223,7 +223,7 @@ class Plan:
         teacher_clip = self.teacher_clip(section["guidance_scale"])
         for name in ("teacher", "ode_init", "dmd"):
             is_teacher = name == "teacher"
-            clips, work = section["prompts"], f"{section['prompts']} prompts"
+            clips, work = section["videos"], f"{section['videos']} videos"
             if not is_teacher:
                 clips, work = clips + long, f"{work}, {long} clips of rollouts"
             yield Row(
@@ -298,8 +298,8 @@ def problems(values: Mapping[str, Any]) -> Iterator[str]:
         if vae[name] != stride:
             yield f"model.vae.{name} is {vae[name]}; this architecture strides by {stride}"
     for name, count in (("sample.rollouts", sample["rollouts"]), ("report.rows", values["report"]["rows"])):
-        if count > sample["prompts"]:
-            yield f"{name} is {count}; there are only sample.prompts {sample['prompts']}"
+        if count > sample["videos"]:
+            yield f"{name} is {count}; there are only sample.videos {sample['videos']}"
     workers = values["compute"]["workers"]
     for stage in ("train_vae", "train_teacher", "train_ode_init", "train_dmd"):
         if values[stage]["steps"] and values[stage]["batch_size"] % workers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -19,15 +20,16 @@ READS = ("seed", "video", "download")
 def main(
     folder: Annotated[Path, typer.Option(help="your videos, for source folder")],
     captions: Annotated[Path, typer.Option(help="their captions: {relative path: caption}")],
+    toy_world_captions: Annotated[Path, typer.Option(help="captions of the toy world's clips, one a line")],
     out: Annotated[Path, typer.Option()],
     metrics: Annotated[Path, typer.Option()],
     params: Annotated[Path, typer.Option()] = Path("params.yaml"),
 ) -> None:
     """Options are paths; numbers come from the params file."""
-    with stage_run("download", params=params, reads=READS, inputs=(folder,), metrics=metrics) as run:
+    with stage_run("download", params=params, reads=READS, inputs=(folder, toy_world_captions), metrics=metrics) as run:
         refuse_problems(params)  # said in the first second, not hours later by the stage that stumbles over it
         video = run.section("video", VideoShape)
-        config = run.section("download", sources.DownloadConfig)
+        config = replace(run.section("download", sources.DownloadConfig), toy_world_captions=toy_world_captions)
         built, hub = run.work / "out", run.work / "hub"
         shutil.rmtree(built, ignore_errors=True)
         if config.source == "toy_world":

@@ -12,7 +12,7 @@ from causvid.evaluation import drift, judge, quality, vbench
 from causvid.runtime import device
 from causvid.runtime.stage import stage_run
 
-READS = ("download.source", "sample.prompts", "evaluate")
+READS = ("download.source", "sample.videos", "evaluate")
 LOCK = Path("requirements/vbench.txt")
 
 
@@ -26,7 +26,7 @@ def main(
     """Score the first videos of a folder, as many as there are evaluation samples."""
     inputs = [videos, reference, LOCK]
     with stage_run("evaluate", params=params, reads=READS, inputs=inputs, metrics=metrics, item=item) as run:
-        config, limit = run.section("evaluate", vbench.EvaluateConfig), run.section("sample.prompts", int)
+        config, limit = run.section("evaluate", vbench.EvaluateConfig), run.section("sample.videos", int)
         clips = read_manifest(reference)
         shown, reserved = quality.halves(clips, limit)
         rows = shown if videos == reference else read_manifest(videos)[:limit]

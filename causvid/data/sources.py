@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 from causvid.data import manifest, toy_world
+from causvid.data.prompt_store import read_prompt_file
 from causvid.data.video_writer import write_video
 from causvid.data.workers import Lost, run_killable
 from causvid.runtime.progress import progress
@@ -43,13 +44,15 @@ class DownloadConfig:
     """Params section ``download``. The stage gets folder and captions as arguments too, where DVC can see them.
 
     source: which of the three; folder, captions: of source folder, captions {relative path: caption} or absent for .txt
-    files beside the videos; toy_world_clips: clips to render; mixkit_*: repository, its commit or branch, the folder of
-    its tar parts; limit: videos to take at most, None for all.
+    files beside the videos; toy_world_captions: a file of those its clips show, one a line; toy_world_clips: clips to
+    render; mixkit_*: repository, its commit or branch, the folder of its tar parts; limit: videos to take at most, None
+    for all.
     """
 
     source: Literal["toy_world", "folder", "mixkit"]
     folder: Path
     captions: Path
+    toy_world_captions: Path
     toy_world_clips: int
     mixkit_repo: str
     mixkit_revision: str
@@ -68,7 +71,8 @@ def toy_world_videos(
 ) -> dict[str, Any]:
     """Render the toy world's training clips into ``out``; how many workers do it changes nothing. Returns counts."""
     count = min(config.toy_world_clips, config.limit or config.toy_world_clips)
-    captions = toy_world.clip_captions(count, seed=seed)
+    known = read_prompt_file(config.toy_world_captions, "download.toy_world_captions")
+    captions = toy_world.clip_captions(known, count, seed=seed)
     (out / "videos").mkdir(parents=True)
     write = partial(_write_toy_clip, out=out, video=video, seed=seed)
     jobs = list(enumerate(captions))

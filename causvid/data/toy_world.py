@@ -7,8 +7,8 @@ scale with the smaller side of others.
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import astuple, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import product
 
@@ -35,7 +35,6 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 }
 DIRECTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle")
-HELD_OUT = 33  # captions no training clip shows
 
 _REFERENCE_SIDE = 32  # pixels
 _SPEED = 1.0  # pixels per frame at the reference side
@@ -73,33 +72,6 @@ def _scenes() -> dict[str, Scene]:
 def captions() -> list[str]:
     """All 288 captions, sorted."""
     return sorted(_scenes())
-
-
-@cache
-def _held_out() -> frozenset[str]:
-    """Scattered, but with every shape, colour, direction and background about equally often among them."""
-    chosen: set[str] = set()
-    times: Counter[str] = Counter()
-    for _ in range(HELD_OUT):
-        rest = _scenes().keys() - chosen
-        rarest = min(rest, key=lambda name: (sum(times[v] for v in _values(name)), derive_seed("held out", name)))
-        chosen.add(rarest)
-        times.update(_values(rarest))
-    return frozenset(chosen)
-
-
-def _values(caption: str) -> tuple[str, ...]:
-    return astuple(_scenes()[caption])
-
-
-def held_out_captions() -> list[str]:
-    """The 33 captions that no training clip shows, sorted; always the same ones."""
-    return sorted(_held_out())
-
-
-def training_captions() -> list[str]:
-    """The other 255 captions, sorted."""
-    return sorted(_scenes().keys() - _held_out())
 
 
 def parse(caption: str) -> Scene:
@@ -161,11 +133,14 @@ def render(scene: Scene, *, video: VideoShape, start_xy: tuple[float, float], ra
     return frames
 
 
-def clip_captions(count: int, *, seed: int) -> list[str]:
-    """Captions of training clips 0 to count - 1: every 255 of them name every training caption once, newly shuffled."""
-    known = training_captions()
-    turns = range(-(-count // len(known)))
-    shuffled = [sorted(known, key=lambda caption: derive_seed(seed, "toy_world", turn, caption)) for turn in turns]
+def clip_captions(known: Sequence[str], count: int, *, seed: int) -> list[str]:
+    """Captions of training clips 0 to count - 1: all of ``known`` once, newly shuffled, before one comes again.
+
+    Raises ValueError for a caption that is not of this world.
+    """
+    distinct = sorted({parse(caption).caption for caption in known})
+    turns = range(-(-count // len(distinct)))
+    shuffled = [sorted(distinct, key=lambda caption: derive_seed(seed, "toy_world", turn, caption)) for turn in turns]
     return [caption for turn in shuffled for caption in turn][:count]
 
 

@@ -19,12 +19,12 @@ from causvid.shapes import VideoShape
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig:
-    """Params section ``sample``. prompts: how many evaluation prompts; rollouts: how many of them also run long.
+    """Params section ``sample``. videos: how many, of the evaluation prompts in turn; rollouts: how many also run long.
 
     guidance_scale is the teacher's; rollout_clips is a rollout's length in training clips; crf the quality of the mp4s.
     """
 
-    prompts: PositiveInt
+    videos: PositiveInt
     batch_size: PositiveInt
     guidance_scale: float
     rollouts: int
@@ -43,11 +43,7 @@ def sample(
     few_steps: bool,
 ) -> dict[str, float]:
     """Write ``out``/manifest.jsonl with its mp4s, and ``out``/rollouts likewise for a causal student."""
-    if config.prompts > len(prompts.evaluation):
-        raise ValueError(
-            f"sample.prompts is {config.prompts}; encode_prompts.evaluation_prompts has {len(prompts.evaluation)}"
-        )
-    chosen = prompts.evaluation[: config.prompts]
+    chosen = [prompts.evaluation[k % len(prompts.evaluation)] for k in range(config.videos)]
     negative = prompts([prompts.negative])
     starts = range(0, len(chosen), config.batch_size)
     rows: list[dict[str, Any]] = []

@@ -119,7 +119,7 @@ def test_use_puts_a_profile_in_place(tmp_path: Path) -> None:
 def test_use_of_an_unknown_profile_lists_the_known_and_changes_nothing(tmp_path: Path) -> None:
     target = tmp_path / "params.yaml"
     target.write_text("mine")
-    with pytest.raises(ValueError, match="no profile 'gpu'; known: .*laptop, smoke, wan-1.3b"):
+    with pytest.raises(ValueError, match="no profile 'gpu'; known: .*laptop, smoke, toy-wan, wan-1.3b"):
         params.use("gpu", target)
     assert target.read_text() == "mine"
 

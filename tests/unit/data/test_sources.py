@@ -19,18 +19,20 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from causvid.data import manifest, toy_world
+from causvid.data import manifest
 from causvid.data.sources import DownloadConfig, folder_videos, mixkit_videos, toy_world_videos
 from causvid.data.video_reader import read_frames
 from causvid.shapes import VideoShape
 from tests.unit.data.hub_stand_in import COMMIT, REPO, StandIn, serve
 
 VIDEO = VideoShape(height=32, width=32, frames=5, fps=8)
+TRAINING = Path("data/inputs/toy_world/training.txt")
 
 
 def _config(**changes: Any) -> DownloadConfig:
     values: dict[str, Any] = {
-        "source": "folder", "folder": Path("unused"), "captions": Path("unused"), "toy_world_clips": 6,
+        "source": "folder", "folder": Path("unused"), "captions": Path("unused"),
+        "toy_world_captions": TRAINING, "toy_world_clips": 6,
         "mixkit_repo": REPO, "mixkit_revision": "main", "mixkit_folder": "all_mixkit", "limit": None,
     }  # fmt: skip
     return DownloadConfig(**(values | changes))
@@ -60,13 +62,19 @@ def test_the_toy_world_is_written_alike_by_one_and_two_workers(tmp_path: Path) -
     assert one == two
     for row in manifest.read_manifest(tmp_path / "1"):
         assert read_frames(tmp_path / "1" / row["path"]).shape == (5, 32, 32, 3)
-        assert row["caption"] in toy_world.training_captions()
+        assert row["caption"] in TRAINING.read_text(encoding="utf-8").splitlines()
         assert row["source"] == f"toy_world/{row['id']}"
 
 
 def test_the_limit_holds_for_the_toy_world_too(tmp_path: Path) -> None:
     counts = toy_world_videos(tmp_path / "raw", _config(source="toy_world", limit=2), video=VIDEO, seed=0, workers=1)
     assert counts["videos"] == 2
+
+
+def test_a_file_of_captions_that_is_not_there_is_named(tmp_path: Path) -> None:
+    config = _config(source="toy_world", toy_world_captions=tmp_path / "mine.txt")
+    with pytest.raises(ValueError, match="download.toy_world_captions is .*mine.txt, which does not exist"):
+        toy_world_videos(tmp_path / "raw", config, video=VIDEO, seed=0, workers=1)
 
 
 # --- A folder
@@ -259,7 +267,8 @@ def test_the_endpoint_of_the_environment_is_asked(tmp_path: Path) -> None:
     script = (
         "from pathlib import Path\n"
         "from causvid.data.sources import DownloadConfig, mixkit_videos\n"
-        "config = DownloadConfig(source='mixkit', folder=Path(), captions=Path(), toy_world_clips=0, limit=None,\n"
+        "config = DownloadConfig(source='mixkit', folder=Path(), captions=Path(), toy_world_captions=Path(),\n"
+        "    toy_world_clips=0, limit=None,\n"
         f"    mixkit_repo={REPO!r}, mixkit_revision='main', mixkit_folder='all_mixkit')\n"
         "mixkit_videos(Path('raw'), config, hub=Path('hub'))\n"
     )

@@ -43,6 +43,7 @@ def _run(tmp_path: Path, **changes: Any) -> dict[str, Any]:
     download.main(
         folder=Path(values["download"]["folder"]),
         captions=Path(values["download"]["captions"]),
+        toy_world_captions=Path(values["download"]["toy_world_captions"]),
         out=tmp_path / "raw",
         metrics=tmp_path / "metrics.json",
         params=tmp_path / "params.yaml",

@@ -61,7 +61,10 @@ class BlockCausalAttnProcessor:
 
 
 class CachedTextAttnProcessor:
-    """Cross-attention whose keys and values of the prompt are made once per cache."""
+    """Cross-attention whose keys and values of the prompt are made once per cache; with gradients, in every pass.
+
+    Each pass then has a graph of its own, back to the projections' weights.
+    """
 
     _attention_backend: AttentionBackendName | None = None
     _parallel_config = None
@@ -78,11 +81,11 @@ class CachedTextAttnProcessor:
     ) -> torch.Tensor:
         """Attend ``hidden_states`` [B, tokens, dim] to the prompt [B, L, dim]."""
         query = _heads(attn, attn.norm_q(attn.to_q(hidden_states)))
-        text = cache.text if cache is not None else None
+        text = None if cache is None or torch.is_grad_enabled() else cache.text
         if text is None:
             key = _heads(attn, attn.norm_k(attn.to_k(encoder_hidden_states)))
             text = key, _heads(attn, attn.to_v(encoder_hidden_states))
-            if cache is not None:
+            if cache is not None and not torch.is_grad_enabled():
                 cache.text = text
         out = dispatch_attention_fn(query, *text, backend=_maskless(self._attention_backend))
         return _project_out(attn, out.flatten(2, 3).type_as(query))

@@ -162,7 +162,8 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
 
         Without ``kv_cache`` the frames are whole blocks from the video's start, seen block-causally. With it they are
         one block at ``start_frame`` of the video: it attends to the cache and is written into it, over an earlier
-        call's at the same start. A sliding cache wants the blocks in order.
+        call's at the same start. A sliding cache wants the blocks in order. With gradients nothing is written; until
+        their backward pass, what the block saw must stay in the cache (gradient checkpointing reads it again).
         """
         batch, _, frames, height, width = hidden_states.shape
         if timestep.shape != (batch, frames):
@@ -182,11 +183,12 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         x = self.patch_embedding(hidden_states).flatten(2).transpose(1, 2).contiguous()
         block_tokens = block_frames * self._frame_tokens(height, width)
         for index, block in enumerate(self.blocks):
-            if torch.is_grad_enabled() and self.gradient_checkpointing and kv_cache is None:
-                x = self._gradient_checkpointing_func(block, x, text, modulation, rotary_emb, block_tokens)
+            cache = kv_cache.layers[index] if kv_cache is not None else None
+            arguments = (x, text, modulation, rotary_emb, block_tokens, cache, slot, key_rotary)
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                x = self._gradient_checkpointing_func(block, *arguments)
             else:
-                cache = kv_cache.layers[index] if kv_cache is not None else None
-                x = block(x, text, modulation, rotary_emb, block_tokens, cache, slot, key_rotary)
+                x = block(*arguments)
         shift, scale = (self.scale_shift_table + temb.unsqueeze(2)).unsqueeze(2).unbind(3)  # two of [B, F, 1, D]
         x = _modulate(self.norm_out(x.float()), scale, shift, frames).type_as(x)
         sample = self._unpatchify(self.proj_out(x), frames, height, width)

@@ -1,8 +1,11 @@
-"""What the causal student remembers of finished blocks: keys and values, allocated once. For inference only.
+"""What the causal student remembers of finished blocks: keys and values, allocated once.
 
 A plain cache holds one video from its first frame to its last. A cache with a window serves endless video: it keeps the
 first frames (the sink; StreamingLLM, arXiv 2309.17453) and, in a ring, the latest blocks. No data is moved: the newest
 block overwrites the oldest. A key's position then depends on how far the video has come, so it is rotated when read.
+
+A pass with gradients reads the memory and leaves it as it is: what is remembered never has a gradient, and nothing that
+a backward pass needs is overwritten. Only passes without gradients write.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ class LayerCache:
     def write(self, slot: Slot, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Put a block's keys and values into its ``slot`` (over what was there) and return all that the block sees.
 
-        Raises ValueError when the block does not fit.
+        Keys and values with a gradient are not written: what the block sees is then a copy of the memory with them in
+        their slot. Raises ValueError when the block does not fit.
         """
         end = slot.start + keys.shape[1]
         if end > self.keys.shape[1] or keys.shape[0] != self.keys.shape[0]:
@@ -31,6 +35,12 @@ class LayerCache:
                 f"tokens {slot.start}…{end} of a batch of {keys.shape[0]} do not fit a KV cache of "
                 f"{self.keys.shape[1]} tokens and a batch of {self.keys.shape[0]}; make the cache for this video, or "
                 "with sink_frames for an endless one"
+            )
+        if keys.requires_grad or values.requires_grad:
+            before, after = slice(slot.start), slice(end, slot.seen)
+            return (
+                torch.cat([self.keys[:, before], keys, self.keys[:, after]], dim=1),
+                torch.cat([self.values[:, before], values, self.values[:, after]], dim=1),
             )
         self.keys[:, slot.start : end] = keys
         self.values[:, slot.start : end] = values

@@ -42,15 +42,41 @@ def generate_blocks(
         start = index * per_block
         if cache is None:
             cache = _make_cache(student, part, frames, window, sink)
-        if finished is not None:  # written with its clean content, once it is sure that a block follows
-            clean = torch.full((len(part), per_block), schedule.context_timestep, device=finished.device)
-            _velocity(student, text, cache, start - per_block)(finished, clean)
+        if finished is not None:  # once it is sure that a block follows
+            _remember(student, text, cache, start - per_block, finished, schedule)
         if context is not None and start < known:
             finished = context[:, :, start : start + per_block]
         else:
             velocity = _velocity(student, text, cache, start)
             finished = few_step(velocity, part, schedule.denoising_timesteps, lambda: draw(per_block))
         yield finished
+
+
+def rollout_with_gradient(
+    student: CausalWanTransformer3DModel,
+    text: torch.Tensor,
+    noise: torch.Tensor,
+    schedule: ScheduleConfig,
+    draw: Callable[[int], torch.Tensor],
+    exit_step: int,
+) -> torch.Tensor:
+    """The student's own video [B, C, F, H, W] as it is trained on (Self-Forcing, arXiv 2506.08009, algorithm 1).
+
+    A block is its x0 at step ``exit_step``, counted from 0. Gradients flow through that one prediction: neither through
+    the steps before it nor through the cache, into which the block is then written clean. At the last step the video is
+    that of ``generate_blocks`` for the same ``noise`` and ``draw``. One latent frame, a picture, is one block.
+    """
+    batch, _, frames, height, width = noise.shape
+    layout = BlockLayout(frames=frames, frames_per_block=1 if frames == 1 else student.config.frames_per_block)
+    cache = student.make_kv_cache(batch_size=batch, num_frames=frames, height=height, width=width)
+    steps = schedule.denoising_timesteps[: exit_step + 1]
+    blocks: list[torch.Tensor] = []
+    for start, part in zip(layout.starts(), noise.split(layout.frames_per_block, dim=2), strict=True):
+        if blocks:
+            _remember(student, text, cache, start - layout.frames_per_block, blocks[-1], schedule)
+        velocity = _velocity(student, text, cache, start)
+        blocks.append(few_step(velocity, part, steps, lambda: draw(layout.frames_per_block)))
+    return torch.cat(blocks, dim=2)
 
 
 def _parts(noise: torch.Tensor | Iterable[torch.Tensor], per_block: int) -> Iterator[torch.Tensor]:
@@ -74,6 +100,21 @@ def _make_cache(
         return student.make_kv_cache(num_frames=frames, **size)
     assert window is not None
     return student.make_kv_cache(num_frames=window, sink_frames=sink, **size)
+
+
+@torch.no_grad()
+def _remember(
+    student: CausalWanTransformer3DModel,
+    text: torch.Tensor,
+    cache: KVCache,
+    start: int,
+    finished: torch.Tensor,
+    schedule: ScheduleConfig,
+) -> None:
+    """Write the ``finished`` block at latent frame ``start`` into ``cache``, with its clean content."""
+    size = len(finished), finished.shape[2]
+    clean = torch.full(size, schedule.context_timestep, device=finished.device)
+    _velocity(student, text, cache, start)(finished, clean)
 
 
 def _velocity(student: CausalWanTransformer3DModel, text: torch.Tensor, cache: KVCache, start: int) -> Velocity:

@@ -14,8 +14,12 @@ from causvid.diffusion.velocity import Velocity
 def few_step(
     velocity: Velocity, noise: torch.Tensor, timesteps: Sequence[float], draw: Callable[[], torch.Tensor]
 ) -> torch.Tensor:
-    """x0 [B, C, F, H, W] from ``noise`` along falling ``timesteps``; ``draw`` gives fresh noise between two of them."""
-    *_, x = noisy_states(velocity, noise, timesteps, draw)
+    """x0 [B, C, F, H, W] from ``noise`` along falling ``timesteps``; ``draw`` gives fresh noise between two of them.
+
+    Where gradients are enabled, they flow through the last prediction alone (Self-Forcing, arXiv 2506.08009).
+    """
+    with torch.no_grad():
+        *_, x = noisy_states(velocity, noise, timesteps, draw)
     return _predict_x0(velocity, x, timesteps[-1])
 
 

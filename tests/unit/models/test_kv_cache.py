@@ -1,4 +1,4 @@
-"""The cache is allocated once, written in place, and remembers the prompt."""
+"""The cache is allocated once, written in place, remembers the prompt, and takes nothing that has a gradient."""
 
 from __future__ import annotations
 
@@ -69,6 +69,28 @@ def test_a_prompt_is_projected_once_per_cache(student: CausalWanTransformer3DMod
     fresh = student.make_kv_cache(batch_size=1, num_frames=6, height=4, width=4)
     assert not torch.allclose(step(student, fresh, 0, other), outs[0], atol=1e-4)
     assert len(projected) == 4 * 2
+
+
+def test_a_pass_with_gradients_reads_the_cache_and_leaves_it_as_it_is(student: CausalWanTransformer3DModel) -> None:
+    """Neither memory nor prompt is written, so any pass may follow before the backward pass."""
+    cache, text = student.make_kv_cache(batch_size=1, num_frames=6, height=4, width=4), torch.randn(1, 3, 8)
+    assert step(student, cache, 0, text).requires_grad
+    assert all(layer.text is None and not layer.keys.any() and not layer.values.any() for layer in cache.layers)
+    with torch.no_grad():
+        step(student, cache, 0, text)
+        expected = step(student, cache, 2, text)
+    kept = [(layer.keys.clone(), layer.values.clone(), layer.text) for layer in cache.layers]
+    out = step(student, cache, 2, text)
+    assert torch.equal(out, expected)
+    for layer, (keys, values, prompt) in zip(cache.layers, kept, strict=True):
+        assert torch.equal(layer.keys, keys)
+        assert torch.equal(layer.values, values)
+        assert layer.text is prompt
+    with torch.no_grad():
+        step(student, cache, 2, text)
+        step(student, cache, 4, text)
+    out.sum().backward()
+    assert all(parameter.grad is not None for parameter in student.parameters())
 
 
 def test_training_without_a_cache_keeps_none(student: CausalWanTransformer3DModel) -> None:

@@ -210,7 +210,8 @@ class Plan:
         yield Row(
             stage="train_dmd", work=f"{dmd['steps']} critic and {updates} student updates",
             flops=dmd["batch_size"] * (updates * self.student_step() + dmd["steps"] * self.critic_step()),
-            memory=self._trained(dmd["batch_size"], 2) + SINGLE * weights, disk=SINGLE * weights,
+            memory=self._trained(dmd["batch_size"], 2) + SINGLE * weights + self._rollout_cache(),
+            disk=SINGLE * weights,
             network=self._reduced(dmd["steps"] + updates),
         )  # fmt: skip
 
@@ -245,16 +246,32 @@ class Plan:
     def student_step(self) -> float:
         """One sample of a DMD student update: student there and back, critic and guided teacher forward."""
         teacher = 1 if self.values["train_dmd"]["guidance_scale"] == 1 else 2
-        return self._simulated() + self.causal.training + (1 + teacher) * self.bidirectional.forward
+        return self._rolled_out() + self.causal.training + (1 + teacher) * self.bidirectional.forward
 
     def critic_step(self) -> float:
         """One sample of a critic update: the student forward, the critic there and back."""
-        return self._simulated() + self.causal.forward + self.bidirectional.training
+        return self._rolled_out() + self.causal.forward + self.bidirectional.training
 
-    def _simulated(self) -> float:
-        """The student's passes before the one it is trained at, where its input is simulated."""
-        simulates = self.values["train_dmd"]["student_input"] == "backward_simulation"
-        return (len(self.schedule.denoising_timesteps) - 1) * self.causal.forward if simulates else 0.0
+    def _rolled_out(self) -> float:
+        """The student's passes besides the one it is trained at, where its input is a rollout; the prompt's left out.
+
+        A bidirectional student makes all steps before the last. A causal one stops at a step drawn at random, which
+        is half of them on average, and writes every block but the last into its cache.
+        """
+        before = len(self.schedule.denoising_timesteps) - 1
+        if self.values["train_dmd"]["inputs"] == "data":
+            return 0.0
+        if self.values["model"]["frames_per_block"] is None:
+            return before * self.causal.forward
+        passes = [self.block_pass(block) for block in range(self.layout.blocks)]
+        return before / 2 * sum(passes) + sum(passes[:-1])
+
+    def _rollout_cache(self) -> float:
+        """Bytes of the cache a causal rollout of one worker's batch needs, in the weights' float32."""
+        if self.values["train_dmd"]["inputs"] == "data" or self.values["model"]["frames_per_block"] is None:
+            return 0.0
+        clips = max(1, self.values["train_dmd"]["batch_size"] // self.workers)
+        return clips * self.transformer.kv_cache_bytes(self.clip_tokens, SINGLE)
 
     def student_updates(self) -> int:
         """Student updates in ``train_dmd.steps`` critic updates."""

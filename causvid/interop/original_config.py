@@ -329,7 +329,7 @@ def _student(config: Released, params: Mapping[str, Any]) -> dict[str, Fate]:
 def _scores(config: ReleasedDmd) -> dict[str, Fate]:
     shift = {"train_dmd.score_shift": config.timestep_shift or 1.0}
     solver = {"schedule.shift": config.timestep_shift} if config.timestep_shift else {}
-    kind = "backward_simulation" if config.backward_simulation else "real_data"
+    inputs = "rollout" if config.backward_simulation else "data"
     same = ("generator_name", "real_score_grad", "fake_score_grad", "real_task_type", "fake_task_type")
     return {key: Fate(why="the same here") for key in (*same, "num_train_timestep", "denoising_loss_type")} | {
         "timestep_shift": Fate(
@@ -339,7 +339,7 @@ def _scores(config: ReleasedDmd) -> dict[str, Fate]:
             settings={"train_dmd.guidance_scale": config.real_guidance_scale + 1},
             why="theirs is added to the conditional side, ours counts from the unconditional one",
         ),
-        "backward_simulation": Fate(settings={"train_dmd.student_input": kind}),
+        "backward_simulation": Fate(settings={"train_dmd.inputs": inputs}),
         "negative_prompt": Fate(settings={"encode_prompts.negative_prompt": config.negative_prompt}),
         "dfake_gen_update_ratio": Fate(
             settings={"train_dmd.critic_updates_per_student_update": config.dfake_gen_update_ratio}

@@ -23,11 +23,13 @@ from causvid.diffusion.timesteps import block_choices, score_timestep
 from causvid.diffusion.velocity import Velocity, conditional, guided
 from causvid.losses.dmd import dmd_loss
 from causvid.losses.flow_matching import flow_matching_loss
+from causvid.models.causal_wan import CausalWanTransformer3DModel
 from causvid.models.wan import for_training, load_transformer
 from causvid.runtime import device as devices
 from causvid.runtime.distributed import replicate, weight_of
 from causvid.runtime.seeding import generator
 from causvid.runtime.tracking import Tracker
+from causvid.sampling.autoregressive import rollout_with_gradient
 from causvid.sampling.few_step import noisy_states
 from causvid.shapes import BlockLayout
 from causvid.training.batches import Batch, Texts, read_batch
@@ -36,11 +38,11 @@ from causvid.training.optimizers import Optimizer, OptimizerConfig, is_block_mat
 from causvid.training.trainer import train
 
 
-class StudentInput(StrEnum):
-    """What the student denoises in training: real clips with noise, or states of its own sampler from pure noise."""
+class Inputs(StrEnum):
+    """What the student denoises in training: real clips with noise, or what its own sampler shows it from noise on."""
 
-    REAL_DATA = "real_data"
-    BACKWARD_SIMULATION = "backward_simulation"
+    DATA = "data"
+    ROLLOUT = "rollout"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +62,7 @@ class DmdConfig:
     guidance_scale: float
     student_optimizer: OptimizerConfig
     critic_optimizer: OptimizerConfig
-    student_input: StudentInput
+    inputs: Inputs
     clean_frames_in_loss: bool
     image_share: float
     score_shift: float
@@ -101,10 +103,10 @@ class DmdStep:
 
     def __init__(self, job: DmdJob) -> None:
         self.job, self.device = job, devices.pick()
-        self.simulates = job.config.student_input == StudentInput.BACKWARD_SIMULATION
+        self.rolls_out = job.config.inputs == Inputs.ROLLOUT
         self.store, prompts = LatentStore(job.latents), PromptStore(job.prompts)
         self.captions = prompts.captions
-        self.texts = Texts(prompts, self.device, job.latents if job.config.steps and not self.simulates else None)
+        self.texts = Texts(prompts, self.device, job.latents if job.config.steps and not self.rolls_out else None)
         teacher = load_transformer(job.teacher).to(self.device)
         self.critic = replicate(for_training(copy.deepcopy(teacher), self.device, job.gradient_checkpointing))
         self.teacher = teacher.requires_grad_(False).eval()
@@ -114,11 +116,6 @@ class DmdStep:
         self.frames_per_block: int | None = self.student.config.get("frames_per_block")  # None: bidirectional
         frames = self.store.metadata["shape"][0]
         BlockLayout(frames=frames, frames_per_block=self.frames_per_block or frames)  # says what does not divide
-        if self.frames_per_block and self.simulates:
-            raise ValueError(
-                "train_dmd.student_input is backward_simulation; it is for a bidirectional student "
-                f"(model.frames_per_block null, not {self.frames_per_block}): a causal one trains on real_data"
-            )
         config = job.config
         self.student_optimizer = Optimizer(
             self.student, config.student_optimizer, steps=config.steps, is_matrix=is_block_matrix
@@ -146,7 +143,7 @@ class DmdStep:
         """Algorithm 1, one iteration."""
         job = self.job
         batch = read_batch(self.store, seed=job.seed, step=step, size=job.config.batch_size, device=self.device)
-        if self.simulates:  # needs prompts only: those of encode_prompts.captions, and of the latents their size
+        if self.rolls_out:  # needs prompts only: those of encode_prompts.captions, and of the latents their size
             batch = batch._replace(
                 prompts=[self.captions[sample_index(job.seed, n, len(self.captions))] for n in batch.numbers]
             )
@@ -161,7 +158,7 @@ class DmdStep:
 
     def _update_student(self, step: int, batch: Batch, text: torch.Tensor) -> dict[str, torch.Tensor]:
         with self._autocast():
-            sample, noisy = self._generate(batch, text, "student")
+            sample, noisy = self._generate(step, batch, text, "student")
             out = dmd_loss(
                 sample,
                 batch.noise(self.job.seed, "student_score_noise"),
@@ -185,7 +182,7 @@ class DmdStep:
     def _update_critic(self, step: int, batch: Batch, text: torch.Tensor) -> dict[str, torch.Tensor]:
         with self._autocast():
             with torch.no_grad():
-                sample, _ = self._generate(batch, text, "critic")
+                sample, _ = self._generate(step, batch, text, "critic")
             noise, times = batch.noise(self.job.seed, "critic_score_noise"), self._score_times(batch, "critic_score")
             loss = flow_matching_loss(conditional(self.critic, text), sample, noise, times)
         loss.backward()
@@ -195,10 +192,35 @@ class DmdStep:
         """One per forward: a context that outlived an optimizer step would go on with weights cast before it."""
         return devices.autocast(self.device, self.job.precision)
 
-    def _generate(self, batch: Batch, text: torch.Tensor, purpose: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """The student's x0 (line 5-6), each block at one of its steps or given clean; which frames [B, F] were noisy.
+    def _generate(self, step: int, batch: Batch, text: torch.Tensor, purpose: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """The student's x0 (line 5-6) and which of its frames [B, F] were noisy."""
+        if self.rolls_out and isinstance(self.student, CausalWanTransformer3DModel):
+            sample = self._roll_out(self.student, step, batch, text, purpose)
+            return sample, torch.ones(len(sample), sample.shape[2], dtype=torch.bool, device=self.device)
+        return self._denoise(batch, text, purpose)
 
-        Clean blocks are context for later ones; an image and a bidirectional student's clip are one block.
+    def _roll_out(
+        self, student: CausalWanTransformer3DModel, step: int, batch: Batch, text: torch.Tensor, purpose: str
+    ) -> torch.Tensor:
+        """A causal student's own clip. One exit step for the global batch: every rank makes the same passes."""
+        schedule, seed, renoise = self.job.schedule, self.job.seed, count()
+        channels, _, *size = batch.latents.shape[1:]
+        exit_step = torch.randint(
+            len(schedule.denoising_timesteps), (), generator=generator(seed, f"{purpose}_exit", step)
+        )
+        return rollout_with_gradient(
+            student,
+            text,
+            batch.noise(seed, f"{purpose}_noise"),
+            schedule,
+            lambda frames: batch.noise(seed, f"{purpose}_renoise_{next(renoise)}", (channels, frames, *size)),
+            int(exit_step),
+        )
+
+    def _denoise(self, batch: Batch, text: torch.Tensor, purpose: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """x0 in one pass, each block at one of the student's steps or given clean, as context for later ones.
+
+        An image and a bidirectional student's clip are one block.
         """
         frames, steps = batch.latents.shape[2], self.job.schedule.denoising_timesteps
         blocks = self.frames_per_block is not None and frames > 1
@@ -208,7 +230,7 @@ class DmdStep:
         chosen = torch.stack([block_choices(layout, len(times), draw) for draw in draws])
         timestep = times[chosen].to(self.device)
         sigma, student = sigma_of(timestep), conditional(self.student, text)
-        if self.simulates:
+        if self.rolls_out:
             x_t = self._simulate(batch, student, chosen[:, 0], purpose)
         else:
             x_t = add_noise(batch.latents, batch.noise(self.job.seed, f"{purpose}_noise"), sigma)
@@ -216,7 +238,7 @@ class DmdStep:
 
     @torch.no_grad()
     def _simulate(self, batch: Batch, student: Velocity, chosen: torch.Tensor, purpose: str) -> torch.Tensor:
-        """What the few-step sampler shows the student at step ``chosen`` [B] of its own trajectory from noise."""
+        """What the sampler shows a bidirectional student at step ``chosen`` [B] of its own trajectory from noise."""
         renoise = count()
         states = noisy_states(
             student,

@@ -97,6 +97,23 @@ def test_work_of_training_samples(wan: Plan) -> None:
     assert wan.kept(recompute=False) / 1e9 == pytest.approx(85, rel=0.05)
 
 
+def test_work_of_rollouts(wan: Plan) -> None:
+    """Three steps: a causal student makes one before its last on average and writes six of seven blocks; else two."""
+
+    def changed(path: str, value: object, plan: Plan) -> Plan:
+        values = copy.deepcopy(dict(plan.values))
+        _change(path, value)(values)
+        return Plan(values)
+
+    whole = changed("model.frames_per_block", None, wan)
+    rollouts = [changed("train_dmd.inputs", "rollout", each) for each in (wan, whole)]
+    for rollout, clips, more in zip(rollouts, (wan, whole), (198.07 + 157.66, 2 * 283.0), strict=True):
+        assert (rollout.student_step() - clips.student_step()) / TERA == pytest.approx(more, abs=0.3)
+        assert (rollout.critic_step() - clips.critic_step()) / TERA == pytest.approx(more, abs=0.3)
+    caches = [each._rollout_cache() for each in (wan, whole, *rollouts)]
+    assert caches == [0, 0, 2 * wan.kv_cache(), 0]  # of one clip a worker, float32 instead of bfloat16
+
+
 def test_work_of_the_vae(wan: Plan) -> None:
     """Encoding and decoding: the first frame, then every latent frame; a whole clip counted in one go agrees."""
     vae = wan.vae

@@ -117,7 +117,7 @@ EXPECTED: dict[str, tuple[Config, Config]] = {
             "encode_prompts.captions": "sample_dataset/mixkit_prompts.txt",
             "train_ode_init.steps": 0,
             "generate_ode_pairs.pairs": 1,
-            "train_dmd.student_input": "backward_simulation",
+            "train_dmd.inputs": "rollout",
         },
     ),
     "bidirectional_dmd_from_scratch": (
@@ -353,9 +353,11 @@ def test_a_file_that_is_there_is_not_overwritten(tmp_path: Path) -> None:
 
 def test_a_profile_without_a_key_that_is_set_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = tmp_path / "base.yaml"
-    base.write_text(original_config.BASE.read_text(encoding="utf-8").replace("student_input:", "other:"), "utf-8")
+    base.write_text(
+        original_config.BASE.read_text(encoding="utf-8").replace("  inputs: data", "  other: data"), "utf-8"
+    )
     monkeypatch.setattr(original_config, "BASE", base)
-    with pytest.raises(ValueError, match="base.yaml has no key train_dmd.student_input"):
+    with pytest.raises(ValueError, match="base.yaml has no key train_dmd.inputs"):
         import_config(written(tmp_path, CAUSAL_DMD), tmp_path / "mine.yaml", workers=1)
     assert not (tmp_path / "mine.yaml").exists()
 

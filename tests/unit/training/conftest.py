@@ -97,7 +97,7 @@ def kinds(
         config: dict[str, Any] = {
             "steps": steps, "batch_size": 4, "critic_updates_per_student_update": 2, "critic_only_steps": 1,
             "guidance_scale": 2.0, "student_optimizer": optimizer(), "critic_optimizer": optimizer(learning_rate=2e-2),
-            "student_input": "real_data",
+            "inputs": "data",
             "clean_frames_in_loss": True, "image_share": 0.0, "score_shift": 3.0, "score_timesteps": (20.0, 980.0), "ema_decay": 0.5, "checkpoint_every": 2, **changes,
         }  # fmt: skip
         return DmdJob(

@@ -1,9 +1,9 @@
-"""The released code's choices by name: backward simulation, a student to start from, clean frames, images."""
+"""Choices by name: the student's own rollout as its input, a student to start from, clean frames, images."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from causvid.diffusion.flow import add_noise, sigma_of, velocity_to_x0
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.diffusion.velocity import conditional
 from causvid.models.pretrained import Init
-from causvid.models.wan import load_transformer
+from causvid.models.wan import causal_student, load_transformer
+from causvid.sampling.autoregressive import generate_blocks
 from causvid.training.batches import read_batch
 
 
@@ -52,11 +53,11 @@ def test_a_bidirectional_student_has_one_noisy_time_for_a_whole_clip(
     assert {t for _, timestep in seen for t in timestep.tolist()} == set(schedule.denoising_timesteps)
 
 
-def test_backward_simulation_shows_the_student_its_own_states(
+def test_a_rollout_shows_a_bidirectional_student_its_own_states(
     kinds: dict[str, Any], bidirectional: Any, schedule: ScheduleConfig, tmp_path: Path
 ) -> None:
     """Its x0 at one step, renoised to the next, is what it sees there: made again here step by step."""
-    step = kinds["dmd"].step(bidirectional(tmp_path, batch_size=8, student_input="backward_simulation"))
+    step = kinds["dmd"].step(bidirectional(tmp_path, batch_size=8, inputs="rollout"))
     batch = read_batch(step.store, seed=0, step=1, size=8, device=torch.device("cpu"))
     text, student = step.texts(batch.prompts), conditional(step.student, step.texts(batch.prompts))
     times, states = schedule.denoising_timesteps, [batch.noise(0, "student_noise")]
@@ -66,7 +67,7 @@ def test_backward_simulation_shows_the_student_its_own_states(
             x0 = velocity_to_x0(states[-1], student(states[-1], here), sigma_of(here))
             states.append(add_noise(x0, batch.noise(0, f"student_renoise_{index}"), there))
     seen = watch(step)
-    step._generate(batch, text, "student")
+    step._generate(1, batch, text, "student")
     *simulated, (x_t, timestep) = seen
     assert len(simulated) == len(times) - 1
     chosen = [times.index(t) for t in timestep.tolist()]
@@ -75,23 +76,28 @@ def test_backward_simulation_shows_the_student_its_own_states(
         torch.testing.assert_close(x_t[sample], states[index][sample])
 
 
-def test_backward_simulation_reads_no_clip(kinds: dict[str, Any], bidirectional: Any, tmp_path: Path) -> None:
-    step = kinds["dmd"].step(bidirectional(tmp_path, student_input="backward_simulation"))
+@pytest.mark.parametrize("student", ["causal", "bidirectional"])
+def test_a_rollout_reads_no_clip(student: str, kinds: dict[str, Any], bidirectional: Any, tmp_path: Path) -> None:
+    step = kinds["dmd"].step(
+        {"causal": kinds["dmd"].job, "bidirectional": bidirectional}[student](tmp_path, inputs="rollout")
+    )
     batch = read_batch(step.store, seed=0, step=1, size=4, device=torch.device("cpu"))
     text = step.texts(batch.prompts)
     other = batch._replace(latents=torch.full_like(batch.latents, 9.0))
-    for one, two in zip(step._generate(batch, text, "critic"), step._generate(other, text, "critic"), strict=True):
+    for one, two in zip(
+        step._generate(1, batch, text, "critic"), step._generate(1, other, text, "critic"), strict=True
+    ):
         assert torch.equal(one, two)
 
 
-def test_backward_simulation_needs_no_prompt_of_the_latents(
+def test_a_rollout_needs_no_prompt_of_the_latents(
     kinds: dict[str, Any], bidirectional: Any, world: Path, tmp_path: Path
 ) -> None:
     """It trains on encode_prompts.captions; real data asks for the LMDB's prompts, and before the first step."""
     captions = ["a green cone", "a grey cone"]
     embeddings = {prompt: torch.full((3, 8), float(k)) for k, prompt in enumerate(["", *captions])}
     write_prompts(tmp_path / "prompts", embeddings, captions=captions, evaluation=[], negative="", tokens=4)
-    job = replace(bidirectional(tmp_path, student_input="backward_simulation"), prompts=tmp_path / "prompts")
+    job = replace(bidirectional(tmp_path, inputs="rollout"), prompts=tmp_path / "prompts")
     step, asked = kinds["dmd"].step(job), list[str]()
     texts = step.texts
     step.texts = type(
@@ -111,7 +117,7 @@ def test_backward_simulation_needs_no_prompt_of_the_latents(
 def test_only_the_last_pass_of_a_simulation_is_trained(
     kinds: dict[str, Any], bidirectional: Any, tmp_path: Path
 ) -> None:
-    step = kinds["dmd"].step(bidirectional(tmp_path, student_input="backward_simulation"))
+    step = kinds["dmd"].step(bidirectional(tmp_path, inputs="rollout"))
     trained: list[bool] = []
     step.student.register_forward_hook(lambda _, __, out: trained.append(out[0].requires_grad))
     step(1)
@@ -120,9 +126,90 @@ def test_only_the_last_pass_of_a_simulation_is_trained(
     assert critic_update == [False, False, False]
 
 
-def test_backward_simulation_of_a_causal_student_is_refused(kinds: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"train_dmd.student_input is backward_simulation; .* real_data"):
-        kinds["dmd"].step(kinds["dmd"].job(tmp_path, student_input="backward_simulation"))
+# --- a causal student's rollout ---------------------------------------------------------------------------------------
+
+
+def test_a_causal_rollout_is_the_sampler_s_with_the_run_s_own_noise(
+    kinds: dict[str, Any], schedule: ScheduleConfig, tmp_path: Path
+) -> None:
+    """Noise of whole clips and of every renoising is named by purpose and sample; all frames count in the loss."""
+    step = kinds["dmd"].step(kinds["dmd"].job(tmp_path, inputs="rollout"))
+    batch = read_batch(step.store, seed=0, step=1, size=4, device=torch.device("cpu"))
+    text, renoise = step.texts(batch.prompts), count()
+    seen = watch(step)
+    for index in range(9):
+        seen.clear()
+        sample, scored = step._generate(index, batch, text, "critic")
+        if len(seen) == 2 * len(schedule.denoising_timesteps) + 1:
+            break
+    with torch.no_grad():
+        expected = generate_blocks(
+            step.student, text, batch.noise(0, "critic_noise"), schedule,
+            lambda frames: batch.noise(0, f"critic_renoise_{next(renoise)}", (4, frames, 4, 4)),
+        )  # fmt: skip
+        assert torch.equal(sample, torch.cat(list(expected), dim=2))
+    assert scored.shape == (4, 4)
+    assert scored.all()
+
+
+def test_the_exit_step_is_one_for_a_whole_iteration(
+    kinds: dict[str, Any], schedule: ScheduleConfig, tmp_path: Path
+) -> None:
+    """Drawn anew for every iteration and purpose; all samples and blocks share it."""
+    job = kinds["dmd"].job(tmp_path, inputs="rollout", critic_only_steps=0, critic_updates_per_student_update=1)
+    step = kinds["dmd"].step(job)
+    seen, exits = watch(step), []
+    for index in range(12):
+        seen.clear()
+        step(index)
+        assert all((timestep == timestep[0, 0]).all() for _, timestep in seen)
+        times = [timestep[0, 0].item() for _, timestep in seen]
+        rollouts = []  # passes of the student's update, then of the critic's: two blocks, one written in between
+        for _ in ("student", "critic"):
+            steps = times.index(0.0)
+            assert times[: 2 * steps + 1] == [*times[:steps], 0.0, *times[:steps]]
+            assert times[:steps] == list(schedule.denoising_timesteps)[:steps]
+            rollouts.append(steps)
+            times = times[2 * steps + 1 :]
+        assert not times
+        exits.append(rollouts)
+    student, critic = zip(*exits, strict=True)
+    assert set(student) == set(critic) == {1, 2, 3}
+    assert student != critic
+
+
+def test_one_pass_per_block_of_a_causal_rollout_is_trained(kinds: dict[str, Any], tmp_path: Path) -> None:
+    """All of the student's weights learn, and the critic's update asks the student for no gradient."""
+    step = kinds["dmd"].step(kinds["dmd"].job(tmp_path, inputs="rollout"))
+    trained: list[bool] = []
+    step.student.register_forward_hook(lambda _, __, out: trained.append(out[0].requires_grad))
+    before = {name: parameter.detach().clone() for name, parameter in step.student.named_parameters()}
+    step(0)
+    assert not any(trained)
+    step(1)
+    assert sum(trained) == 2
+    assert not any(torch.equal(parameter, before[name]) for name, parameter in step.student.named_parameters())
+
+
+def test_clean_frames_are_none_in_a_causal_rollout(kinds: dict[str, Any], tmp_path: Path) -> None:
+    losses = []
+    for included in (True, False):
+        job = kinds["dmd"].job(tmp_path, inputs="rollout", clean_frames_in_loss=included)
+        losses.append(kinds["dmd"].step(job)(1)["student_loss"].item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+@pytest.mark.parametrize("inputs", ["data", "rollout"])
+def test_frames_that_make_no_blocks_are_refused(
+    inputs: str, kinds: dict[str, Any], world: Path, tmp_path: Path
+) -> None:
+    causal_student(load_transformer(world / "teacher"), 3).save_pretrained(tmp_path / "threes")
+    job = replace(kinds["dmd"].job(tmp_path, inputs=inputs), student=tmp_path / "threes")
+    with pytest.raises(ValueError, match="model.frames_per_block is 3; 4 latent frames divide into blocks of 1, 2, 4"):
+        kinds["dmd"].step(job)
+
+
+# --- a student to start from ------------------------------------------------------------------------------------------
 
 
 def test_a_bidirectional_student_by_ode_regression(kinds: dict[str, Any], world: Path, tmp_path: Path) -> None:
@@ -140,9 +227,6 @@ def test_a_bidirectional_student_by_ode_regression(kinds: dict[str, Any], world:
         assert step(index)["loss"] > 0
     assert {tuple(timestep.shape) for timestep in seen} == {(8,)}
     assert min(timestep.min().item() for timestep in seen) > 0
-
-
-# --- a student to start from ------------------------------------------------------------------------------------------
 
 
 def test_a_student_can_be_brought(kinds: dict[str, Any], world: Path, tmp_path: Path) -> None:
@@ -182,7 +266,7 @@ def test_a_clean_frame_s_x0_is_the_frame_itself(kinds: dict[str, Any], tmp_path:
     """At sigma 0 no velocity can move it: whether it counts in the loss is a matter of scale alone."""
     step = kinds["dmd"].step(kinds["dmd"].job(tmp_path, batch_size=8))
     batch = read_batch(step.store, seed=0, step=1, size=8, device=torch.device("cpu"))
-    sample, noisy = step._generate(batch, step.texts(batch.prompts), "student")
+    sample, noisy = step._generate(1, batch, step.texts(batch.prompts), "student")
     clean = ~noisy
     assert 0 < clean.sum() < clean.numel()
     assert torch.equal(sample.transpose(1, 2)[clean], batch.latents.transpose(1, 2)[clean])
@@ -191,12 +275,15 @@ def test_a_clean_frame_s_x0_is_the_frame_itself(kinds: dict[str, Any], tmp_path:
 # --- images -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("inputs", ["data", "rollout"])
 @pytest.mark.parametrize("student", ["causal", "bidirectional"])
 def test_images_are_first_frames_in_their_share_of_the_steps(
-    student: str, kinds: dict[str, Any], bidirectional: Any, tmp_path: Path
+    student: str, inputs: str, kinds: dict[str, Any], bidirectional: Any, tmp_path: Path
 ) -> None:
     job = {"causal": kinds["dmd"].job, "bidirectional": bidirectional}[student]
-    step = kinds["dmd"].step(job(tmp_path, steps=40, image_share=0.5, critic_updates_per_student_update=1))
+    step = kinds["dmd"].step(
+        job(tmp_path, inputs=inputs, steps=40, image_share=0.5, critic_updates_per_student_update=1)
+    )
     shown: dict[str, list[int]] = {"student": [], "teacher": [], "critic": []}
     for name, frames in shown.items():
         getattr(step, name).register_forward_pre_hook(
@@ -205,7 +292,8 @@ def test_images_are_first_frames_in_their_share_of_the_steps(
     for index in range(1, 25):
         step(index)
     share = shown["teacher"].count(1) / len(shown["teacher"])
-    assert set(shown["teacher"]) == set(shown["student"]) == set(shown["critic"]) == {1, 4}
+    assert set(shown["teacher"]) == set(shown["critic"]) == {1, 4}
+    assert set(shown["student"]) == ({1, 2} if (student, inputs) == ("causal", "rollout") else {1, 4})
     assert 0.25 <= share <= 0.75
 
 

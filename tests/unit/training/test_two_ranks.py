@@ -91,11 +91,16 @@ def curve(folder: Path) -> list[dict[str, float]]:
         return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
 
 
-@pytest.mark.parametrize("name", ["teacher", "ode", "dmd", "vae"])
-def test_two_ranks_train_as_one(name: str, kinds: dict[str, Any], tmp_path: Path) -> None:
-    """AdamW, so that rounding stays rounding; images then clips for the VAE, with a checkpoint and a resume between."""
+@pytest.mark.parametrize(
+    ("name", "inputs"), [("teacher", None), ("ode", None), ("dmd", "data"), ("dmd", "rollout"), ("vae", None)]
+)
+def test_two_ranks_train_as_one(name: str, inputs: str | None, kinds: dict[str, Any], tmp_path: Path) -> None:
+    """AdamW, so that rounding stays rounding; images then clips for the VAE, with a checkpoint and a resume between.
+
+    A rollout makes several passes with gradients before one backward pass.
+    """
     adamw = optimizer(learning_rate=1e-3, decay="constant")
-    changes: dict[str, Any] = {} if name == "dmd" else {"optimizer": adamw}
+    changes: dict[str, Any] = {"inputs": inputs} if name == "dmd" else {"optimizer": adamw}
     if name == "vae":
         changes |= {"image_steps": 2}
     alone, together = (kinds[name].job(tmp_path / place, steps=4, **changes) for place in ("alone", "together"))

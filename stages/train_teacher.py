@@ -1,4 +1,4 @@
-"""Stage train_teacher: fit the bidirectional teacher by flow matching, or take a pretrained one."""
+"""Stage train_teacher: fit the teacher, bidirectional or causal, by flow matching, or take a pretrained one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from causvid.runtime.stage import stage_run
 from causvid.training.teacher_step import TeacherConfig, TeacherJob, train_teacher
 from causvid.training.trainer import CURVE, EXPORT, read_last
 
-READS = ("seed", "model.transformer", "model.text_tokens", "model.precision", "schedule.shift", "train_teacher")
+READS = (
+    "seed", "model.transformer", "model.frames_per_block", "model.text_tokens", "model.precision", "schedule.shift",
+    "train_teacher",
+)  # fmt: skip
 
 
 def main(
@@ -29,6 +32,7 @@ def main(
         job = TeacherJob(
             config=run.section("train_teacher", TeacherConfig),
             transformer=run.section("model.transformer", dict[str, Any]),
+            frames_per_block=run.section("model.frames_per_block", int | None),  # type: ignore[arg-type]  # a union is no type[T]
             shift=run.section("schedule.shift", float),
             seed=run.section("seed", int),
             precision=run.section("model.precision", Precision),

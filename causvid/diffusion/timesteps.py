@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from causvid.diffusion.flow import TRAIN_TIMESTEPS
@@ -19,6 +21,23 @@ def stratified_timestep(position: int, batch: int, shift: float, generator: torc
     """Time for sample ``position`` of a batch whose unshifted times cover [0, 1) evenly. Returns a scalar."""
     u = (position + torch.rand((), generator=generator, dtype=torch.float64)) / batch
     return FlowSchedule(shift=shift).shifted(u) * TRAIN_TIMESTEPS
+
+
+def stratified_block_timesteps(
+    layout: BlockLayout, batch: int, shift: float, generators: Sequence[torch.Generator]
+) -> torch.Tensor:
+    """Times of a global batch, one per sample and block (diffusion forcing). Returns [batch, F].
+
+    Every block's unshifted times cover [0, 1) evenly over the batch, dealt out to the samples by the block's own
+    generator: so the blocks of a sample are independent of each other.
+    """
+    blocks = [
+        (torch.randperm(batch, generator=draw) + torch.rand(batch, generator=draw, dtype=torch.float64)) / batch
+        for draw in generators
+    ]
+    assert len(blocks) == layout.blocks
+    times = FlowSchedule(shift=shift).shifted(torch.stack(blocks, dim=1)) * TRAIN_TIMESTEPS
+    return times.repeat_interleave(layout.frames_per_block, dim=1)
 
 
 def score_timestep(shift: float, low: float, high: float, generator: torch.Generator) -> torch.Tensor:

@@ -1,28 +1,33 @@
-"""Fit the bidirectional teacher: flow matching with prompt dropout (for guidance) and a weight average."""
+"""Fit the teacher: flow matching with prompt dropout (for guidance) and a weight average.
+
+A causal teacher is fitted by diffusion forcing (CausVid sec. 4.2): every block at a time of its own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import WanTransformer3DModel
 from pydantic import NonNegativeInt, PositiveInt
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from causvid.data.latent_store import LatentStore
 from causvid.data.prompt_store import PromptStore
-from causvid.diffusion.timesteps import stratified_timestep
+from causvid.diffusion.timesteps import stratified_block_timesteps, stratified_timestep
 from causvid.diffusion.velocity import conditional
 from causvid.losses.flow_matching import flow_matching_loss
 from causvid.models.pretrained import Init
-from causvid.models.wan import build_transformer, for_training, load_transformer
+from causvid.models.wan import build_transformer, causal_student, for_training, load_transformer
 from causvid.runtime import device as devices
 from causvid.runtime.distributed import replicate
 from causvid.runtime.seeding import generator
 from causvid.runtime.tracking import Tracker
-from causvid.training.batches import Texts, read_batch
+from causvid.shapes import BlockLayout
+from causvid.training.batches import Batch, Texts, read_batch
 from causvid.training.checkpoint import Stateful
 from causvid.training.optimizers import Optimizer, OptimizerConfig, is_block_matrix
 from causvid.training.trainer import train
@@ -30,9 +35,14 @@ from causvid.training.trainer import train
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
-    """Params section ``train_teacher``. steps 0 takes the initial weights as they are; batch_size is global."""
+    """Params section ``train_teacher``. steps 0 takes the initial weights as they are; batch_size is global.
+
+    causal: whether the teacher is block-causal, with a time per block (diffusion forcing), or bidirectional; init: a
+    bidirectional model, of which a causal one is made, or a causal one.
+    """
 
     init: Init
+    causal: bool
     steps: NonNegativeInt
     batch_size: PositiveInt
     optimizer: OptimizerConfig
@@ -43,10 +53,14 @@ class TeacherConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherJob:
-    """What a worker needs to train the teacher; the result is the diffusers folder ``work``/export."""
+    """What a worker needs to train the teacher; the result is the diffusers folder ``work``/export.
+
+    frames_per_block: latent frames in a block of a causal teacher.
+    """
 
     config: TeacherConfig
     transformer: Mapping[str, Any]
+    frames_per_block: int | None
     shift: float
     seed: int
     precision: devices.Precision
@@ -56,6 +70,13 @@ class TeacherJob:
     work: Path
     tracker: Tracker
 
+    def __post_init__(self) -> None:
+        if self.config.causal and self.frames_per_block is None:
+            raise ValueError(
+                "train_teacher.causal is true and model.frames_per_block is null; a causal teacher needs the number of "
+                "latent frames in a block, or set train_teacher.causal to false"
+            )
+
 
 class TeacherStep:
     """One optimizer step of the teacher."""
@@ -64,12 +85,32 @@ class TeacherStep:
         self.job, self.device = job, devices.pick()
         self.store = LatentStore(job.latents)
         self.texts = Texts(PromptStore(job.prompts), self.device, job.latents if job.config.steps else None)
-        found = job.config.init.locate("transformer")
-        model = load_transformer(found) if found else build_transformer(job.transformer, job.seed)
-        model = for_training(model, self.device, job.gradient_checkpointing)
+        self.layout = self._layout()
+        model = for_training(self._initial(), self.device, job.gradient_checkpointing)
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(job.config.ema_decay))
         self.model = replicate(model)  # after the copy: a replica cannot be copied
         self.optimizer = Optimizer(self.model, job.config.optimizer, steps=job.config.steps, is_matrix=is_block_matrix)
+
+    def _layout(self) -> BlockLayout | None:
+        """The clips' blocks, None for a bidirectional teacher. Raises ValueError when they do not divide into any."""
+        blocks = self.job.frames_per_block
+        if not self.job.config.causal or blocks is None:
+            return None
+        return BlockLayout(frames=self.store.metadata["shape"][0], frames_per_block=blocks)
+
+    def _initial(self) -> WanTransformer3DModel:
+        """The teacher before training. Raises ValueError for a causal one whose blocks are not this run's."""
+        job, found = self.job, self.job.config.init.locate("transformer")
+        model = load_transformer(found) if found else build_transformer(job.transformer, job.seed)
+        has, wanted = model.config.get("frames_per_block"), self.layout.frames_per_block if self.layout else None
+        if has is None:
+            return model if wanted is None else causal_student(model, wanted)
+        if has != wanted:
+            raise ValueError(
+                f"train_teacher.init is {found}, a causal model with frames_per_block {has}; train_teacher.causal is "
+                f"{job.config.causal} and model.frames_per_block is {job.frames_per_block}: change one of them"
+            )
+        return model
 
     def parts(self) -> dict[str, Stateful]:
         """Teacher, its average, its optimizer."""
@@ -81,14 +122,11 @@ class TeacherStep:
         model.save_pretrained(folder)
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
-        """Flow matching on one batch; times cover the schedule evenly within the global batch."""
-        job, size = self.job, self.job.config.batch_size
-        batch = read_batch(self.store, seed=job.seed, step=step, size=size, device=self.device)
+        """Flow matching on one batch."""
+        job = self.job
+        batch = read_batch(self.store, seed=job.seed, step=step, size=job.config.batch_size, device=self.device)
         draws = [generator(job.seed, "teacher", number) for number in batch.numbers]
-        times = [
-            stratified_timestep(number % size, size, job.shift, draw)
-            for number, draw in zip(batch.numbers, draws, strict=True)
-        ]
+        times = self._times(batch, draws) if self.layout is None else self._block_times(step, batch, self.layout)
         dropped = [torch.rand((), generator=draw).item() < job.config.prompt_dropout for draw in draws]
         negative = self.texts.store.negative
         text = self.texts([negative if drop else p for p, drop in zip(batch.prompts, dropped, strict=True)])
@@ -97,12 +135,28 @@ class TeacherStep:
                 conditional(self.model, text),
                 batch.latents,
                 batch.noise(job.seed, "teacher_noise"),
-                torch.stack(times).to(self.device),
+                times.to(self.device),
             )
         loss.backward()
         norm = self.optimizer.step(step)
         self.average.update_parameters(self.model)
         return {"loss": loss, "grad_norm": norm}
+
+    def _times(self, batch: Batch, draws: Sequence[torch.Generator]) -> torch.Tensor:
+        """One time per sample [b]; they cover the schedule evenly within the global batch."""
+        size = self.job.config.batch_size
+        times = [
+            stratified_timestep(number % size, size, self.job.shift, draw)
+            for number, draw in zip(batch.numbers, draws, strict=True)
+        ]
+        return torch.stack(times)
+
+    def _block_times(self, step: int, batch: Batch, layout: BlockLayout) -> torch.Tensor:
+        """A time per sample and block [b, F]: this rank's rows of what every rank draws for the global batch."""
+        job, size = self.job, self.job.config.batch_size
+        draws = [generator(job.seed, "teacher_block", step, block) for block in range(layout.blocks)]
+        times = stratified_block_timesteps(layout, size, job.shift, draws)
+        return times[[number % size for number in batch.numbers]]
 
 
 def train_teacher(job: TeacherJob) -> None:

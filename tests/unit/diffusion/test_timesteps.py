@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from causvid.diffusion.timesteps import block_choices, score_timestep, stratified_timestep
+from causvid.diffusion.timesteps import (
+    block_choices,
+    score_timestep,
+    stratified_block_timesteps,
+    stratified_timestep,
+)
 from causvid.runtime.seeding import generator
 from causvid.shapes import BlockLayout
 
@@ -41,10 +46,26 @@ def test_a_batch_has_one_time_in_every_stratum(shift: float) -> None:
     assert [int(u * 16) for u in unshifted.tolist()] == list(range(16))
 
 
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_every_block_has_one_time_in_every_stratum_and_blocks_are_independent(shift: float) -> None:
+    """Diffusion forcing: over a batch each block covers the schedule, within a sample no block tells another's time."""
+    layout, batch = BlockLayout(frames=6, frames_per_block=2), 512
+    times = stratified_block_timesteps(layout, batch, shift, [generator(1, "b", k) for k in range(3)])
+    assert (times.shape, times.dtype) == ((batch, 6), torch.float64)
+    assert torch.equal(times[:, 0::2], times[:, 1::2])  # a block's frames share its time
+    sigma = times[:, ::2] / 1000
+    unshifted = sigma / (shift - (shift - 1) * sigma)
+    for block in unshifted.T:
+        assert sorted(int(u * batch) for u in block.tolist()) == list(range(batch))
+    assert (torch.corrcoef(unshifted.T) - torch.eye(3)).abs().max() < 0.15
+    assert (torch.corrcoef(torch.stack([unshifted[:, 0], torch.arange(batch).double()]))[0, 1]).abs() < 0.15
+
+
 def test_times_come_from_the_generator_alone() -> None:
     for law in (
         lambda g: score_timestep(8.0, 20, 980, g),
         lambda g: stratified_timestep(3, 8, 3.0, g),
+        lambda g: stratified_block_timesteps(BlockLayout(frames=2, frames_per_block=2), 4, 3.0, [g]),
         lambda g: block_choices(BlockLayout(frames=6, frames_per_block=1), 4, g),
     ):
         torch.manual_seed(0)

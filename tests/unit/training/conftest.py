@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -65,7 +66,7 @@ def optimizer(kind: str = "adamw", **changes: Any) -> OptimizerConfig:
 def kinds(
     world: Path, schedule: ScheduleConfig, transformer_config: dict[str, Any], vae_config: dict[str, Any]
 ) -> dict[str, Kind]:
-    """Teacher, ODE, DMD and VAE training on the toy world; every part of each one's state matters within six steps."""
+    """Teacher (bidirectional and causal), ODE, DMD and VAE training on the toy world; every part of each one's state matters within six steps."""
     common: dict[str, Any] = {"tracker": SilentTracker(), "seed": 0}
     network: dict[str, Any] = {
         "precision": Precision.FLOAT32,
@@ -75,12 +76,12 @@ def kinds(
 
     def teacher(work: Path, *, steps: int = 6, precision: Precision = Precision.FLOAT32, **changes: Any) -> TeacherJob:
         config: dict[str, Any] = {
-            "init": SCRATCH, "steps": steps, "batch_size": 4, "optimizer": optimizer("muon"), "prompt_dropout": 0.5,
-            "ema_decay": 0.5, "checkpoint_every": 2, **changes,
+            "init": SCRATCH, "causal": False, "steps": steps, "batch_size": 4, "optimizer": optimizer("muon"),
+            "prompt_dropout": 0.5, "ema_decay": 0.5, "checkpoint_every": 2, **changes,
         }  # fmt: skip
         return TeacherJob(
-            config=TeacherConfig(**config), transformer=transformer_config, shift=3.0, work=work,
-            latents=world / "lmdb" / "latents", **{**common, **network, "precision": precision},
+            config=TeacherConfig(**config), transformer=transformer_config, frames_per_block=2, shift=3.0,
+            work=work, latents=world / "lmdb" / "latents", **{**common, **network, "precision": precision},
         )  # fmt: skip
 
     def ode(work: Path, *, steps: int = 6, precision: Precision = Precision.FLOAT32, **changes: Any) -> OdeJob:
@@ -115,6 +116,7 @@ def kinds(
 
     return {
         "teacher": Kind(teacher, TeacherStep, train_teacher),
+        "causal_teacher": Kind(partial(teacher, causal=True), TeacherStep, train_teacher),
         "ode": Kind(ode, OdeStep, train_ode_init),
         "dmd": Kind(dmd, DmdStep, train_dmd),
         "vae": Kind(vae, VaeStep, train_vae),

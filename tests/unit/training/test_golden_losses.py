@@ -50,7 +50,7 @@ def losses(kind: Any, work: Path) -> dict[str, list[float]]:
     return {name: [float(row[name]) for row in rows if row[name]] for name in rows[0] if name.endswith("loss")}
 
 
-@pytest.mark.parametrize("name", ["vae", "teacher", "ode", "dmd"])
+@pytest.mark.parametrize("name", ["vae", "teacher", "causal_teacher", "ode", "dmd"])
 def test_the_first_losses_are_the_recorded_ones(name: str, kinds: dict[str, Any], tmp_path: Path) -> None:
     found = losses(kinds[name], tmp_path)
     assert all(len(set(values)) > 1 for values in found.values())

@@ -13,7 +13,7 @@ import torch
 from causvid.training import checkpoint
 from causvid.training.trainer import CURVE, train
 
-KINDS = ["teacher", "ode", "dmd", "vae"]
+KINDS = ["teacher", "causal_teacher", "ode", "dmd", "vae"]
 KINDS_WITH_PARTS = [
     ("teacher", "model"), ("teacher", "average"), ("teacher", "optimizer"),
     ("ode", "model"), ("ode", "average"), ("ode", "optimizer"),

@@ -344,7 +344,7 @@ def test_a_trained_vae_knows_its_latents_statistics(kinds: dict[str, Any], tmp_p
     assert tuple(posterior(vae, videos[0]).mean.shape[1:]) == latent_size(vae, videos[0])
 
 
-@pytest.mark.parametrize("name", ["teacher", "ode", "dmd"])
+@pytest.mark.parametrize("name", ["teacher", "causal_teacher", "ode", "dmd"])
 def test_gradient_checkpointing_does_not_change_training(name: str, kinds: dict[str, Any], tmp_path: Path) -> None:
     curves = []
     for checkpointed in (False, True):

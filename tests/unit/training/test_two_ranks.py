@@ -92,7 +92,8 @@ def curve(folder: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize(
-    ("name", "inputs"), [("teacher", None), ("ode", None), ("dmd", "data"), ("dmd", "rollout"), ("vae", None)]
+    ("name", "inputs"),
+    [("teacher", None), ("causal_teacher", None), ("ode", None), ("dmd", "data"), ("dmd", "rollout"), ("vae", None)],
 )
 def test_two_ranks_train_as_one(name: str, inputs: str | None, kinds: dict[str, Any], tmp_path: Path) -> None:
     """AdamW, so that rounding stays rounding; images then clips for the VAE, with a checkpoint and a resume between.

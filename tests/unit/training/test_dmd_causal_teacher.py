@@ -1,0 +1,93 @@
+"""DMD against a causal teacher (the paper's Table 4): only the teacher differs, and the critic that starts as it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from causvid.diffusion.velocity import Velocity, conditional, guided
+from causvid.losses.dmd import dmd_loss
+from causvid.models.causal_wan import CausalWanTransformer3DModel
+from causvid.models.wan import causal_student, load_transformer
+
+FRAMES, BLOCK = 4, 2
+
+
+@pytest.fixture
+def job(kinds: dict[str, Any], world: Path, tmp_path: Path) -> Any:
+    """A DMD job whose teacher is a causal model of blocks of two."""
+    causal_student(load_transformer(world / "teacher"), BLOCK).save_pretrained(tmp_path / "teacher")
+
+    def make(folder: str, **changes: Any) -> Any:
+        return replace(kinds["dmd"].job(tmp_path / folder, **changes), teacher=tmp_path / "teacher")
+
+    return make
+
+
+def test_it_trains(kinds: dict[str, Any], job: Any) -> None:
+    step = kinds["dmd"].step(job("run"))
+    asked: dict[str, set[tuple[int, ...]]] = {"teacher": set(), "critic": set()}
+    for name, shapes in asked.items():
+        assert isinstance(getattr(step, name), CausalWanTransformer3DModel)
+        getattr(step, name).register_forward_pre_hook(
+            lambda _, __, kwargs, shapes=shapes: shapes.add(tuple(kwargs["timestep"].shape)), with_kwargs=True
+        )
+    critic = {name: value.clone() for name, value in step.critic.state_dict().items()}
+    values = [step(index) for index in range(3)]
+    assert all(value.isfinite() for row in values for value in row.values())
+    assert [("student_loss" in row) for row in values] == [False, True, False]
+    assert asked == {"teacher": {(8, FRAMES)}, "critic": {(4, FRAMES)}}  # guidance asks the teacher twice at once
+    assert any(not torch.equal(value, critic[name]) for name, value in step.critic.state_dict().items())
+
+
+def test_images_train_too(kinds: dict[str, Any], job: Any) -> None:
+    step = kinds["dmd"].step(job("images", image_share=1.0))
+    assert all(value.isfinite() for index in (0, 1) for value in step(index).values())
+
+
+def scores(step: Any, sample: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What teacher and critic answer for ``sample``, and the gradient that the student gets from both."""
+    text = step.texts([step.captions[0]])
+    teacher: Velocity = guided(step.teacher, text, step.texts.negative(), 2.0)
+    critic = conditional(step.critic, text)
+    times = torch.full((1,), 600.0)
+    noise = torch.randn(sample.shape, generator=torch.Generator().manual_seed(9))
+    with torch.no_grad():
+        found = {"teacher": teacher(sample, times), "critic": critic(sample, times)}
+    leaf = sample.clone().requires_grad_(True)
+    out = dmd_loss(leaf, noise, times, teacher=teacher, critic=critic)
+    out.loss.backward()
+    assert leaf.grad is not None
+    return {**found, "gradient": leaf.grad * out.normaliser}  # the normaliser is a mean over all frames
+
+
+def test_no_score_of_a_block_knows_a_later_one(kinds: dict[str, Any], job: Any, world: Path) -> None:
+    """Another second block leaves the first one's scores and gradient as they were; a bidirectional teacher's move."""
+    sample = torch.randn(1, 4, FRAMES, 4, 4, generator=torch.Generator().manual_seed(3))
+    later, earlier = sample.clone(), sample.clone()
+    later[:, :, BLOCK:] += 1
+    earlier[:, :, :BLOCK] += 1
+    causal, plain = (kinds["dmd"].step(j) for j in (job("causal"), replace(job("plain"), teacher=world / "teacher")))
+    for step in (causal, plain):
+        step(0)  # a critic that has left the teacher: their difference is not zero
+        step(1)
+    for name in ("teacher", "critic", "gradient"):
+        before, after = (scores(causal, x)[name][:, :, :BLOCK] for x in (sample, later))
+        torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-6)
+        moved = (scores(plain, later)[name] - scores(plain, sample)[name])[:, :, :BLOCK]
+        assert moved.abs().max() > 1e-3 * before.abs().max()
+        past = (scores(causal, earlier)[name] - scores(causal, sample)[name])[:, :, BLOCK:]
+        assert past.abs().max() > 1e-3 * before.abs().max()  # it does see the earlier one
+
+
+def test_the_critic_s_loss_of_a_block_has_no_gradient_to_a_later_one(kinds: dict[str, Any], job: Any) -> None:
+    step = kinds["dmd"].step(job("run"))
+    x_t = torch.randn(1, 4, FRAMES, 4, 4, generator=torch.Generator().manual_seed(3)).requires_grad_(True)
+    velocity = conditional(step.critic, step.texts([step.captions[0]]))(x_t, torch.full((1,), 600.0))
+    (gradient,) = torch.autograd.grad(velocity[:, :, :BLOCK].square().sum(), x_t)
+    assert gradient[:, :, :BLOCK].abs().max() > 0
+    assert gradient[:, :, BLOCK:].abs().max() == 0

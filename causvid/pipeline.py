@@ -1,8 +1,8 @@
-"""CausVidPipeline: the one way to generate, for a many-step bidirectional teacher and a few-step student."""
+"""CausVidPipeline: the one way to generate, for bidirectional and causal models, in many steps and in few."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from causvid.models.text_encoder import embed
 from causvid.models.vae import StreamingDecoder, decode, encode, load_vae, temporal_stride, to_uint8
 from causvid.models.wan import load_transformer
 from causvid.runtime import device as devices
-from causvid.sampling.autoregressive import generate_blocks
+from causvid.sampling.autoregressive import generate_blocks, solve_blocks
 from causvid.sampling.few_step import few_step
 from causvid.sampling.ode_solver import solve_ode
 from causvid.shapes import LatentShape, VideoShape
@@ -85,7 +85,7 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     @property
     def is_causal(self) -> bool:
-        """Whether the transformer streams blocks (a student) or denoises a clip at once (a teacher)."""
+        """Whether the transformer streams blocks or denoises a clip at once."""
         return isinstance(self.transformer, CausalWanTransformer3DModel)
 
     def latent_shape(self, video: VideoShape) -> LatentShape:
@@ -121,15 +121,19 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
         generators: Sequence[torch.Generator],
         negative_embeds: torch.Tensor | None = None,
         guidance_scale: float = 1.0,
-        few_steps: bool = False,
+        *,
+        few_steps: bool,
     ) -> torch.Tensor:
         """uint8 frames [B, F, H, W, 3]. One generator per video: a video does not depend on its batch.
 
-        A causal student streams. few_steps: a bidirectional one denoises the whole clip in its few steps. Neither has
-        use for guidance_scale and negative_embeds, which are the teacher's: theirs is distilled in.
+        few_steps: whether the model is a student, trained for the schedule's few steps; else it makes the solver's
+        many. A student has no use for guidance_scale and negative_embeds (None = zeros): its guidance is distilled in.
         """
         if self.is_causal:
-            return torch.cat(list(self.stream(prompt_embeds, video, generators)), dim=1)
+            stream = self.stream(
+                prompt_embeds, video, generators, None, negative_embeds, guidance_scale, few_steps=few_steps
+            )
+            return torch.cat(list(stream), dim=1)
         sizes = self.latent_shape(video).sizes
         noise = self._noise(sizes, generators)
         if few_steps:
@@ -137,8 +141,8 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
             steps = self.schedule.denoising_timesteps
             latents = few_step(student, noise, steps, lambda: self._noise(sizes, generators))
             return to_uint8(decode(self.vae, latents))
-        negative = negative_embeds if negative_embeds is not None else torch.zeros_like(prompt_embeds[:1])
-        velocity = guided(self.transformer, prompt_embeds.to(noise.device), negative.to(noise.device), guidance_scale)
+        negative = self._negative(prompt_embeds, negative_embeds)
+        velocity = guided(self.transformer, prompt_embeds.to(noise.device), negative, guidance_scale)
         latents = solve_ode(velocity, noise, self.schedule.grid.sigmas(self.config.solver_steps))[:, 0]
         return to_uint8(decode(self.vae, latents))
 
@@ -149,27 +153,42 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
         video: VideoShape,
         generators: Sequence[torch.Generator],
         sink_frames: int | None = None,
+        negative_embeds: torch.Tensor | None = None,
+        guidance_scale: float = 1.0,
+        *,
+        few_steps: bool,
     ) -> Iterator[torch.Tensor]:
         """Yield uint8 frames [B, f, H, W, 3] of each block as soon as it is denoised and decoded.
 
-        With ``sink_frames`` (latent frames: whole blocks, or 0) the stream has no end: the student sees the first ones
-        and the latest, as many as a clip of ``video`` has, and memory does not grow. Take what you need of it.
+        With ``sink_frames`` (latent frames: whole blocks, or 0) the stream has no end: the model sees the first ones
+        and the latest, as many as a clip of ``video`` has, and memory does not grow. Take what you need of it. The last
+        three are as in a call.
         """
+        blocks = self._sampler(prompt_embeds, video, generators, negative_embeds, guidance_scale, few_steps=few_steps)
         decoder = StreamingDecoder(self.vae)
-        for block in self._blocks(prompt_embeds, video, generators, None, sink_frames):
+        for block in blocks(None, sink_frames):
             yield to_uint8(decoder(block).float())
 
     @torch.no_grad()
     def rollout(
-        self, prompt_embeds: torch.Tensor, video: VideoShape, generators: Sequence[torch.Generator], frames: int
+        self,
+        prompt_embeds: torch.Tensor,
+        video: VideoShape,
+        generators: Sequence[torch.Generator],
+        frames: int,
+        negative_embeds: torch.Tensor | None = None,
+        guidance_scale: float = 1.0,
+        *,
+        few_steps: bool,
     ) -> torch.Tensor:
-        """uint8 frames [B, frames, H, W, 3] of a video longer than the student was trained for.
+        """uint8 frames [B, frames, H, W, 3] of a video longer than the model was trained for.
 
         Windows of ``video.frames`` overlap by one block. The next window starts from the last block's latents, its
         first one re-encoded from a single decoded frame: a window's first latent stands for one frame, not several
-        (the recipe of the released long-video script). Positions restart in every window.
+        (the recipe of the released long-video script). Positions restart in every window. The last three arguments
+        are as in a call.
         """
-        self._require_causal()
+        blocks = self._sampler(prompt_embeds, video, generators, negative_embeds, guidance_scale, few_steps=few_steps)
         stride, per_block = temporal_stride(self.vae), self.transformer.config.frames_per_block
         overlap = stride * (per_block - 1) + 1  # frames shown by a window's first block
         if overlap >= video.frames:
@@ -179,7 +198,7 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
         shown: list[torch.Tensor] = []
         context: torch.Tensor | None = None
         while sum(part.shape[2] for part in shown) + overlap < frames:
-            latents = torch.cat(list(self._blocks(prompt_embeds, video, generators, context)), dim=2)
+            latents = torch.cat(list(blocks(context, None)), dim=2)
             pixels = decode(self.vae, latents)
             first = encode(self.vae, pixels[:, :, -overlap : -overlap + 1 or None])
             context = torch.cat([first, latents[:, :, latents.shape[2] - per_block + 1 :]], dim=2)
@@ -187,36 +206,41 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
         shown.append(pixels[:, :, -overlap:])
         return to_uint8(torch.cat(shown, dim=2)[:, :, :frames])
 
-    def _blocks(
+    def _sampler(
         self,
         prompt_embeds: torch.Tensor,
         video: VideoShape,
         generators: Sequence[torch.Generator],
-        context: torch.Tensor | None,
-        sink_frames: int | None = None,
-    ) -> Iterator[torch.Tensor]:
-        self._require_causal()
+        negative_embeds: torch.Tensor | None,
+        guidance_scale: float,
+        *,
+        few_steps: bool,
+    ) -> Callable[[torch.Tensor | None, int | None], Iterator[torch.Tensor]]:
+        """(known first frames, sink frames) -> latent blocks. Raises ValueError for a bidirectional model."""
+        if not self.is_causal:
+            raise ValueError("streaming needs a causal model; this pipeline holds a bidirectional one")
+        model, schedule, text = self.transformer, self.schedule, prompt_embeds.to(self.device)
+        negative = self._negative(prompt_embeds, negative_embeds)
         channels, frames, height, width = self.latent_shape(video).sizes
 
         def draw(k: int) -> torch.Tensor:
             return self._noise((channels, k, height, width), generators)
 
-        endless = sink_frames is not None
-        per_block = self.transformer.config.frames_per_block
-        return generate_blocks(
-            self.transformer,
-            prompt_embeds.to(self.device),
-            map(draw, repeat(per_block)) if endless else draw(frames),
-            self.schedule,
-            draw,
-            context,
-            window=frames if endless else None,
-            sink=sink_frames or 0,
-        )
+        def blocks(context: torch.Tensor | None, sink_frames: int | None) -> Iterator[torch.Tensor]:
+            endless = sink_frames is not None
+            noise = map(draw, repeat(model.config.frames_per_block)) if endless else draw(frames)
+            window, sink = frames if endless else None, sink_frames or 0
+            if few_steps:
+                return generate_blocks(model, text, noise, schedule, draw, context, window=window, sink=sink)
+            return solve_blocks(
+                model, text, negative, guidance_scale, noise, schedule, context, window=window, sink=sink
+            )
 
-    def _require_causal(self) -> None:
-        if not self.is_causal:
-            raise ValueError("streaming needs a causal student; this pipeline holds a bidirectional model")
+        return blocks
+
+    def _negative(self, prompt_embeds: torch.Tensor, given: torch.Tensor | None) -> torch.Tensor:
+        negative = given if given is not None else torch.zeros_like(prompt_embeds[:1])
+        return negative.to(self.device)
 
     def _noise(self, size: tuple[int, ...], generators: Sequence[torch.Generator]) -> torch.Tensor:
         noise: torch.Tensor = randn_tensor((len(generators), *size), generator=list(generators), device=self.device)

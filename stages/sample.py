@@ -1,8 +1,9 @@
-"""Stage sample: videos for the evaluation prompts, the same noise for every model, and long rollouts of students."""
+"""Stage sample: videos for the evaluation prompts, the same noise for every model; long rollouts of causal ones."""
 
 from __future__ import annotations
 
 import shutil
+from enum import StrEnum
 from pathlib import Path
 
 import typer
@@ -20,8 +21,16 @@ READS = ("seed", "video", "model.text_tokens", "model.precision", "schedule", "s
 SHOWN = 4  # videos that go to MLflow
 
 
+class Steps(StrEnum):
+    """What a model was trained for: the solver's many steps with guidance, or a student's few."""
+
+    MANY = "many"
+    FEW = "few"
+
+
 def main(
     model: str = typer.Option(...),
+    steps: Steps = typer.Option(...),
     checkpoint: Path = typer.Option(...),
     vae: Path = typer.Option(...),
     prompts: Path = typer.Option(...),
@@ -29,7 +38,7 @@ def main(
     metrics: Path = typer.Option(...),
     params: Path = typer.Option(Path("params.yaml")),
 ) -> None:
-    """Options are paths; numbers come from the params file."""
+    """Options are paths, a name and the kind of model; numbers come from the params file."""
     inputs = (checkpoint, vae, prompts)
     with stage_run("sample", item=model, params=params, reads=READS, inputs=inputs, metrics=metrics) as run:
         building = run.work / "out"
@@ -38,7 +47,7 @@ def main(
             checkpoint, vae, run.section("schedule", ScheduleConfig), run.section("model.precision", Precision)
         )
         config, video = run.section("sample", SampleConfig), run.section("video", VideoShape)
-        seed, few_steps = run.section("seed", int), model != "teacher"
+        seed, few_steps = run.section("seed", int), steps == Steps.FEW
         run.report(sample(pipeline, PromptStore(prompts), video, config, seed=seed, out=building, few_steps=few_steps))
         for row in read_manifest(building)[:SHOWN]:
             run.tracker.log_artifact(building / row["path"], "samples")

@@ -38,14 +38,14 @@ def measure(
     devices.synchronize(pipeline.device)
     started = time.perf_counter()
     if pipeline.is_causal:
-        stream = pipeline.stream(text, video, noise)
+        stream = pipeline.stream(text, video, noise, None, negative, guidance_scale, few_steps=few_steps)
         next(stream)
         devices.synchronize(pipeline.device)
         first = time.perf_counter() - started
         for _ in stream:
             pass
     else:
-        pipeline(text, video, noise, negative, guidance_scale, few_steps)
+        pipeline(text, video, noise, negative, guidance_scale, few_steps=few_steps)
         devices.synchronize(pipeline.device)
         first = time.perf_counter() - started  # nothing can be shown before the whole clip is denoised
     devices.synchronize(pipeline.device)

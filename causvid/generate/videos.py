@@ -43,7 +43,7 @@ def make_video(pipeline: CausVidPipeline, video: Video, shape: VideoShape, frame
     """uint8 frames [frames, H, W, 3] as a numpy array: a clip, cut to length, or a rollout when it is longer."""
     text, noise = pipeline.embed([video.prompt]), [generator(video.seed, "generate", video.index)]
     if frames > shape.frames:
-        made = pipeline.rollout(text, shape, noise, frames)
+        made = pipeline.rollout(text, shape, noise, frames, few_steps=True)
     else:
         made = pipeline(text, shape, noise, few_steps=True)
     return made[0, :frames].cpu().numpy()

@@ -21,7 +21,8 @@ from causvid.shapes import VideoShape
 class SampleConfig:
     """Params section ``sample``. videos: how many, of the evaluation prompts in turn; rollouts: how many also run long.
 
-    guidance_scale is the teacher's; rollout_clips is a rollout's length in training clips; crf the quality of the mp4s.
+    guidance_scale is of models that make many steps; rollout_clips is a rollout's length in training clips; crf the
+    quality of the mp4s.
     """
 
     videos: PositiveInt
@@ -42,7 +43,10 @@ def sample(
     out: Path,
     few_steps: bool,
 ) -> dict[str, float]:
-    """Write ``out``/manifest.jsonl with its mp4s, and ``out``/rollouts likewise for a causal student."""
+    """Write ``out``/manifest.jsonl with its mp4s, and ``out``/rollouts likewise for a causal model.
+
+    few_steps: whether the model is a student that makes the schedule's few steps; else it makes many, with guidance.
+    """
     chosen = [prompts.evaluation[k % len(prompts.evaluation)] for k in range(config.videos)]
     negative = prompts([prompts.negative])
     starts = range(0, len(chosen), config.batch_size)
@@ -50,14 +54,17 @@ def sample(
     for start in progress(starts, total=len(starts), what="sample"):
         group = chosen[start : start + config.batch_size]
         generators = [generator(seed, "sample", start + k) for k in range(len(group))]
-        frames = pipeline(prompts(group), video, generators, negative, config.guidance_scale, few_steps)
+        frames = pipeline(prompts(group), video, generators, negative, config.guidance_scale, few_steps=few_steps)
         rows += write_clips(out, group, frames, video, config.crf, first=start)
     manifest.write_rows(out / manifest.NAME, rows)
     results: dict[str, float] = {"videos": len(rows)}
     if pipeline.is_causal and config.rollouts:
         group = chosen[: config.rollouts]
         generators = [generator(seed, "rollout", k) for k in range(len(group))]
-        long = pipeline.rollout(prompts(group), video, generators, config.rollout_clips * video.frames)
+        long = pipeline.rollout(
+            prompts(group), video, generators, config.rollout_clips * video.frames, negative, config.guidance_scale,
+            few_steps=few_steps,
+        )  # fmt: skip
         rows = write_clips(out / "rollouts", group, long, video, config.crf)
         manifest.write_rows(out / "rollouts" / manifest.NAME, rows)
         results["rollouts"] = len(rows)

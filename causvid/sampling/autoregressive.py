@@ -1,4 +1,4 @@
-"""Streaming with a KV cache (CausVid algorithm 2): denoise a block in few steps, write it into the cache, go on."""
+"""Streaming with a KV cache (CausVid algorithm 2): denoise a block, write it into the cache, go on."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 
 from causvid.diffusion.schedule import ScheduleConfig
-from causvid.diffusion.velocity import Velocity
+from causvid.diffusion.velocity import Velocity, guide_halves, per_frame
 from causvid.models.causal_wan import CausalWanTransformer3DModel
 from causvid.models.kv_cache import KVCache
 from causvid.sampling.few_step import few_step
+from causvid.sampling.ode_solver import solve_ode
 from causvid.shapes import BlockLayout
+
+# (a block's velocity given its past, its noise [B, C, k, H, W]) -> the block. The velocity is of as many samples as
+# there are texts: with guidance 2 B, without the prompt and with it.
+Denoise = Callable[[Velocity, torch.Tensor], torch.Tensor]
 
 
 def generate_blocks(
@@ -25,14 +30,59 @@ def generate_blocks(
     window: int | None = None,
     sink: int = 0,
 ) -> Iterator[torch.Tensor]:
-    """Yield the video's blocks [B, C, k, H, W], each as soon as it is final.
+    """Yield a few-step student's blocks [B, C, k, H, W], each as soon as it is final.
 
     text: [B, L, D]; noise: [B, C, F, H, W], or its blocks [B, C, k, H, W] one by one, without end if you like; draw(k)
     gives fresh noise of k frames. ``context`` [B, C, n, H, W] are known first frames, whole blocks: they are yielded as
     they are and only written into the cache. A video longer than ``window`` latent frames is made in the memory of that
     many: its first ``sink`` frames and the latest ones. None: as many as the video has.
     """
-    per_block = student.config.frames_per_block
+
+    def denoise(velocity: Velocity, part: torch.Tensor) -> torch.Tensor:
+        return few_step(velocity, part, schedule.denoising_timesteps, lambda: draw(part.shape[2]))
+
+    return _block_by_block(student, text, noise, denoise, schedule, context, window, sink)
+
+
+def solve_blocks(
+    model: CausalWanTransformer3DModel,
+    text: torch.Tensor,
+    negative: torch.Tensor,
+    guidance_scale: float,
+    noise: torch.Tensor | Iterable[torch.Tensor],
+    schedule: ScheduleConfig,
+    context: torch.Tensor | None = None,
+    *,
+    window: int | None = None,
+    sink: int = 0,
+) -> Iterator[torch.Tensor]:
+    """Yield a many-step causal model's blocks: each by Euler over the solver's grid, with guidance.
+
+    negative: [1 or B, L, D]. The half without the prompt has a past of its own in the cache: the same blocks, seen
+    without the prompt. guidance_scale 1 needs no such half. The rest is as in ``generate_blocks``.
+    """
+    sigmas = schedule.grid.sigmas(schedule.solver_steps)
+    guides = guidance_scale != 1
+
+    def denoise(velocity: Velocity, part: torch.Tensor) -> torch.Tensor:
+        return solve_ode(guide_halves(velocity, guidance_scale) if guides else velocity, part, sigmas)[:, 0]
+
+    texts = torch.cat([negative.expand_as(text), text]) if guides else text
+    return _block_by_block(model, texts, noise, denoise, schedule, context, window, sink)
+
+
+def _block_by_block(
+    model: CausalWanTransformer3DModel,
+    texts: torch.Tensor,
+    noise: torch.Tensor | Iterable[torch.Tensor],
+    denoise: Denoise,
+    schedule: ScheduleConfig,
+    context: torch.Tensor | None,
+    window: int | None,
+    sink: int,
+) -> Iterator[torch.Tensor]:
+    """The one loop; ``texts`` are as many as samples in the cache."""
+    per_block = model.config.frames_per_block
     known = context.shape[2] if context is not None else 0
     BlockLayout(frames=known or per_block, frames_per_block=per_block)
     frames = noise.shape[2] if isinstance(noise, torch.Tensor) else None
@@ -41,14 +91,13 @@ def generate_blocks(
     for index, part in enumerate(_parts(noise, per_block)):
         start = index * per_block
         if cache is None:
-            cache = _make_cache(student, part, frames, window, sink)
+            cache = _make_cache(model, part, len(texts), frames, window, sink)
         if finished is not None:  # once it is sure that a block follows
-            _remember(student, text, cache, start - per_block, finished, schedule)
+            _remember(model, texts, cache, start - per_block, finished, schedule)
         if context is not None and start < known:
             finished = context[:, :, start : start + per_block]
         else:
-            velocity = _velocity(student, text, cache, start)
-            finished = few_step(velocity, part, schedule.denoising_timesteps, lambda: draw(per_block))
+            finished = denoise(_velocity(model, texts, cache, start), part)
         yield finished
 
 
@@ -90,12 +139,17 @@ def _parts(noise: torch.Tensor | Iterable[torch.Tensor], per_block: int) -> Iter
 
 
 def _make_cache(
-    student: CausalWanTransformer3DModel, part: torch.Tensor, frames: int | None, window: int | None, sink: int
+    student: CausalWanTransformer3DModel,
+    part: torch.Tensor,
+    batch: int,
+    frames: int | None,
+    window: int | None,
+    sink: int,
 ) -> KVCache:
-    """Memory for a video of ``frames`` (None: unknown) whose first block of noise is ``part``."""
+    """Memory for ``batch`` videos of ``frames`` (None: unknown) of the size of ``part``, the first block of noise."""
     if window is None and (frames is None or sink):
         raise ValueError(f"window is None and sink is {sink}; a sink and noise that comes block by block need a window")
-    size = {"batch_size": part.shape[0], "height": part.shape[3], "width": part.shape[4]}
+    size = {"batch_size": batch, "height": part.shape[3], "width": part.shape[4]}
     if frames is not None and (window is None or frames <= window):
         return student.make_kv_cache(num_frames=frames, **size)
     assert window is not None
@@ -105,26 +159,28 @@ def _make_cache(
 @torch.no_grad()
 def _remember(
     student: CausalWanTransformer3DModel,
-    text: torch.Tensor,
+    texts: torch.Tensor,
     cache: KVCache,
     start: int,
     finished: torch.Tensor,
     schedule: ScheduleConfig,
 ) -> None:
-    """Write the ``finished`` block at latent frame ``start`` into ``cache``, with its clean content."""
-    size = len(finished), finished.shape[2]
-    clean = torch.full(size, schedule.context_timestep, device=finished.device)
-    _velocity(student, text, cache, start)(finished, clean)
+    """Write the ``finished`` block at latent frame ``start`` into ``cache``, clean, once for each half of ``texts``."""
+    clean = torch.full((len(texts),), schedule.context_timestep, device=finished.device)
+    _velocity(student, texts, cache, start)(finished.repeat(len(texts) // len(finished), 1, 1, 1, 1), clean)
 
 
 def _velocity(student: CausalWanTransformer3DModel, text: torch.Tensor, cache: KVCache, start: int) -> Velocity:
-    """The student's velocity of the block at latent frame ``start``, which every call writes into ``cache``."""
+    """The student's velocity of the block at latent frame ``start``, which every call writes into ``cache``.
+
+    Times are [B], one for the block, or [B, k].
+    """
     dtype = cache.layers[0].keys.dtype
 
     def velocity(x_t: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         out = student(
-            x_t.to(dtype), timestep=timestep, encoder_hidden_states=text.to(dtype), return_dict=False,
-            kv_cache=cache, start_frame=start,
+            x_t.to(dtype), timestep=per_frame(timestep, x_t.shape[2]), encoder_hidden_states=text.to(dtype),
+            return_dict=False, kv_cache=cache, start_frame=start,
         )  # fmt: skip
         return out[0].to(x_t.dtype)  # type: ignore[no-any-return]
 

@@ -14,6 +14,7 @@ from causvid.models.causal_wan import CausalWanTransformer3DModel
 from causvid.models.vae import decode, encode, load_vae, to_uint8
 from causvid.models.wan import build_transformer, causal_student, load_transformer
 from causvid.pipeline import CausVidPipeline
+from causvid.sampling.autoregressive import generate_blocks
 from causvid.shapes import VideoShape
 
 TEXT = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0))
@@ -21,6 +22,13 @@ TEXT = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0))
 
 def generators(*seeds: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def settings(kind: str, *, scale: float) -> dict[str, Any]:
+    """How a model of ``kind`` is called: a student in its few steps, the others in many with guidance."""
+    if kind == "student":
+        return {"few_steps": True}
+    return {"few_steps": False, "negative_embeds": TEXT[:1] * 0.5, "guidance_scale": scale}
 
 
 def pipeline_of(
@@ -48,6 +56,12 @@ def teacher(world: Path, schedule: ScheduleConfig) -> CausVidPipeline:
     return pipeline_of(world, load_transformer(world / "teacher").eval(), schedule)
 
 
+@pytest.fixture(scope="module")
+def causal(world: Path, schedule: ScheduleConfig) -> CausVidPipeline:
+    """A causal model that makes many steps: the student's weights stand for it."""
+    return pipeline_of(world, load_transformer(world / "student").eval(), schedule)
+
+
 def assert_alike(ours: torch.Tensor, theirs: torch.Tensor) -> None:
     """Equal up to float rounding that crosses a half: at most one level of 255, in almost no pixel."""
     difference = (ours.int() - theirs.int()).abs()
@@ -56,10 +70,10 @@ def assert_alike(ours: torch.Tensor, theirs: torch.Tensor) -> None:
     assert (difference > 0).float().mean() < 1e-2
 
 
-@pytest.mark.parametrize("kind", ["student", "teacher"])
+@pytest.mark.parametrize("kind", ["student", "teacher", "causal"])
 def test_a_video_does_not_depend_on_its_batch(kind: str, video: VideoShape, request: pytest.FixtureRequest) -> None:
     pipeline: CausVidPipeline = request.getfixturevalue(kind)
-    guidance = {} if kind == "student" else {"negative_embeds": TEXT[:1] * 0.5, "guidance_scale": 3.0}
+    guidance = settings(kind, scale=3.0)
     together = pipeline(TEXT, video, generators(1, 2, 3), **guidance)
     assert together.shape == (3, 13, 32, 32, 3)
     assert together.dtype == torch.uint8
@@ -69,7 +83,7 @@ def test_a_video_does_not_depend_on_its_batch(kind: str, video: VideoShape, requ
     assert (together[0].int() - together[1].int()).abs().max() > 1
 
 
-@pytest.mark.parametrize("kind", ["student", "teacher"])
+@pytest.mark.parametrize("kind", ["student", "teacher", "causal"])
 def test_latents_do_not_depend_on_the_batch_to_five_digits(
     kind: str, video: VideoShape, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,10 +104,10 @@ def test_latents_do_not_depend_on_the_batch_to_five_digits(
 
     monkeypatch.setattr(module, "StreamingDecoder", Spy)
     monkeypatch.setattr(module, "decode", spying)
-    pipeline(TEXT, video, generators(1, 2, 3))
+    pipeline(TEXT, video, generators(1, 2, 3), **settings(kind, scale=3.0))
     together = torch.cat(given, dim=2)
     given.clear()
-    pipeline(TEXT[1:2], video, generators(2))
+    pipeline(TEXT[1:2], video, generators(2), **settings(kind, scale=3.0))
     torch.testing.assert_close(torch.cat(given, dim=2), together[1:2], rtol=1e-5, atol=1e-5)
 
 
@@ -101,14 +115,16 @@ def test_teacher_and_student_start_from_the_same_noise(
     teacher: CausVidPipeline, student: CausVidPipeline, video: VideoShape
 ) -> None:
     noise = []
-    for pipeline in (teacher, student):
+    for pipeline, few_steps in ((teacher, False), (student, False), (student, True)):
         hook = pipeline.transformer.register_forward_pre_hook(
             lambda _, args, kwargs: noise.append(args[0].clone()), with_kwargs=True
         )
-        pipeline(TEXT[:1], video, generators(7))
+        pipeline(TEXT[:1], video, generators(7), few_steps=few_steps)
         hook.remove()
-    first_of_teacher, first_of_student = noise[0], noise[4]  # the teacher takes four steps
-    assert torch.equal(first_of_teacher[:, :, :2], first_of_student)
+    # The teacher takes four steps; so does each of two blocks in many steps, with a clean pass between them.
+    first_of_teacher, first_of_many, first_of_few = noise[0], noise[4], noise[4 + 9]
+    assert torch.equal(first_of_teacher[:, :, :2], first_of_many)
+    assert torch.equal(first_of_teacher[:, :, :2], first_of_few)
 
 
 def test_every_renoising_draws_anew(
@@ -122,22 +138,23 @@ def test_every_renoising_draws_anew(
         return drawn[-1]
 
     monkeypatch.setattr(CausVidPipeline, "_noise", spying)
-    student(TEXT[:1], video, generators(1))
+    student(TEXT[:1], video, generators(1), few_steps=True)
     assert [noise.shape[2] for noise in drawn] == [4, 2, 2, 2, 2]  # the clip's, then two renoisings a block
     frames = torch.cat(drawn, dim=2)[0].transpose(0, 1).flatten(1)
     assert torch.pdist(frames).min() > 1  # no frame of noise comes twice
 
 
 def test_a_stream_is_the_video_in_pieces(student: CausVidPipeline, video: VideoShape) -> None:
-    parts = list(student.stream(TEXT[:2], video, generators(1, 2)))
-    assert [part.shape for part in parts] == [(2, 5, 32, 32, 3), (2, 8, 32, 32, 3)]  # 1 + 4 frames, then 2 x 4
-    assert torch.equal(torch.cat(parts, dim=1), student(TEXT[:2], video, generators(1, 2)))
+    for how in (settings("student", scale=3.0), settings("causal", scale=3.0)):
+        parts = list(student.stream(TEXT[:2], video, generators(1, 2), **how))
+        assert [part.shape for part in parts] == [(2, 5, 32, 32, 3), (2, 8, 32, 32, 3)]  # 1 + 4 frames, then 2 x 4
+        assert torch.equal(torch.cat(parts, dim=1), student(TEXT[:2], video, generators(1, 2), **how))
 
 
 def test_the_first_piece_costs_the_first_block_only(student: CausVidPipeline, video: VideoShape) -> None:
     calls: list[int] = []
     hook = student.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
-    stream = student.stream(TEXT[:1], video, generators(1))
+    stream = student.stream(TEXT[:1], video, generators(1), few_steps=True)
     next(stream)
     assert len(calls) <= 4  # three denoising steps and the clean pass
     list(stream)
@@ -145,21 +162,51 @@ def test_the_first_piece_costs_the_first_block_only(student: CausVidPipeline, vi
     assert len(calls) == 7
 
 
-def test_guidance_changes_the_teacher_s_video_only(
+def test_guidance_changes_a_video_of_many_steps_only(
     teacher: CausVidPipeline, student: CausVidPipeline, video: VideoShape
 ) -> None:
-    for pipeline, differs in ((teacher, True), (student, False)):
-        plain = pipeline(TEXT[:1], video, generators(1), TEXT[1:2], 1.0)
-        strong = pipeline(TEXT[:1], video, generators(1), TEXT[1:2], 6.0)
-        assert torch.equal(plain, strong) != differs
+    for pipeline, few_steps in ((teacher, False), (student, False), (teacher, True), (student, True)):
+        plain, strong, other = (
+            pipeline(TEXT[:1], video, generators(1), negative, scale, few_steps=few_steps)
+            for negative, scale in ((TEXT[1:2], 1.0), (TEXT[1:2], 6.0), (TEXT[2:], 6.0))
+        )
+        assert torch.equal(plain, strong) == few_steps
+        assert torch.equal(strong, other) == few_steps
+
+
+def test_many_steps_of_a_causal_model_are_the_solver_s_in_every_block(
+    causal: CausVidPipeline, video: VideoShape, schedule: ScheduleConfig
+) -> None:
+    """Both halves in one batch, the sigmas of the grid, and one clean pass between the two blocks."""
+    calls: list[tuple[int, int, float]] = []
+    hook = causal.transformer.register_forward_pre_hook(
+        lambda _, args, kwargs: calls.append((len(args[0]), kwargs["start_frame"], kwargs["timestep"][0, 0].item())),
+        with_kwargs=True,
+    )
+    causal(TEXT[:2], video, generators(1, 2), **settings("causal", scale=3.0))
+    hook.remove()
+    grid = (schedule.grid.sigmas(4)[:-1] * 1000).tolist()
+    assert [call[:2] for call in calls] == [(4, 0)] * 5 + [(4, 2)] * 4
+    assert [time for *_, time in calls] == pytest.approx([*grid, 0.0, *grid])
 
 
 def test_a_rollout_has_the_asked_length_and_starts_as_a_clip(student: CausVidPipeline, video: VideoShape) -> None:
-    clip = student(TEXT[:1], video, generators(5))
+    clip = student(TEXT[:1], video, generators(5), few_steps=True)
     for frames in (13, 14, 21, 29, 39):
-        long = student.rollout(TEXT[:1], video, generators(5), frames)
+        long = student.rollout(TEXT[:1], video, generators(5), frames, few_steps=True)
         assert long.shape == (1, frames, 32, 32, 3)
         assert_alike(long[:, :8], clip[:, :8])  # the first window, but for the block that the next one shows
+
+
+def test_a_rollout_in_many_steps_continues_each_window(causal: CausVidPipeline, video: VideoShape) -> None:
+    """Six clips long, with guidance in every window: another scale is another video from the first frame on."""
+    how = settings("causal", scale=3.0)
+    long = causal.rollout(TEXT[:2], video, generators(5, 6), 6 * 13, **how)
+    assert long.shape == (2, 78, 32, 32, 3)
+    assert_alike(long[:, :8], causal(TEXT[:2], video, generators(5, 6), **how)[:, :8])
+    other = causal.rollout(TEXT[:2], video, generators(5, 6), 6 * 13, **{**how, "guidance_scale": 1.0})
+    assert (long[:, 8:].int() - other[:, 8:].int()).abs().amax(dim=(0, 2, 3, 4)).min() > 0
+    assert not torch.equal(long[:, :8], other[:, :8])
 
 
 def test_rollout_windows_overlap_by_a_re_encoded_block(
@@ -168,16 +215,15 @@ def test_rollout_windows_overlap_by_a_re_encoded_block(
     """As released: the last block's first frame is decoded and encoded alone, its other latents go on."""
     contexts: list[torch.Tensor | None] = []
     windows: list[torch.Tensor] = []
-    blocks_of = CausVidPipeline._blocks
 
-    def spying(self: CausVidPipeline, *args: Any) -> Any:
-        contexts.append(args[3])
-        blocks = list(blocks_of(self, *args))
+    def spying(*args: Any, **kwargs: Any) -> Any:
+        contexts.append(args[5])
+        blocks = list(generate_blocks(*args, **kwargs))
         windows.append(torch.cat(blocks, dim=2))
         return iter(blocks)
 
-    monkeypatch.setattr(CausVidPipeline, "_blocks", spying)
-    shown = student.rollout(TEXT[:1], video, generators(5), 3 * 13)
+    monkeypatch.setattr("causvid.pipeline.generate_blocks", spying)
+    shown = student.rollout(TEXT[:1], video, generators(5), 3 * 13, few_steps=True)
     assert contexts[0] is None
     pixels = [decode(student.vae, window) for window in windows]
     for context, window, decoded in zip(contexts[1:], windows, pixels, strict=False):
@@ -195,38 +241,39 @@ def test_rollout_windows_overlap_by_a_re_encoded_block(
 def test_what_cannot_roll_out_says_why(
     teacher: CausVidPipeline, world: Path, video: VideoShape, schedule: ScheduleConfig
 ) -> None:
-    with pytest.raises(ValueError, match="causal student; this pipeline holds a bidirectional model"):
-        next(teacher.stream(TEXT[:1], video, generators(1)))
+    with pytest.raises(ValueError, match="needs a causal model; this pipeline holds a bidirectional one"):
+        next(teacher.stream(TEXT[:1], video, generators(1), few_steps=False))
     whole = causal_student(load_transformer(world / "teacher"), 4).eval()
     with pytest.raises(ValueError, match="model.frames_per_block is the whole clip"):
-        pipeline_of(world, whole, schedule).rollout(TEXT[:1], video, generators(1), 39)
+        pipeline_of(world, whole, schedule).rollout(TEXT[:1], video, generators(1), 39, few_steps=True)
 
 
 def test_a_rollout_of_a_teacher_is_refused_in_words(teacher: CausVidPipeline, video: VideoShape) -> None:
-    with pytest.raises(ValueError, match="causal student"):
-        teacher.rollout(TEXT[:1], video, generators(1), 39)
+    with pytest.raises(ValueError, match="causal model"):
+        teacher.rollout(TEXT[:1], video, generators(1), 39, few_steps=False)
 
 
 def test_an_endless_stream_goes_on_in_the_memory_of_a_clip(student: CausVidPipeline, video: VideoShape) -> None:
     """Ten blocks through a window of two: its own first block beside the latest; beyond the clip it does not repeat."""
-    parts = list(islice(student.stream(TEXT[:1], video, generators(1), sink_frames=0), 10))
+    few = {"few_steps": True}
+    parts = list(islice(student.stream(TEXT[:1], video, generators(1), sink_frames=0, **few), 10))
     assert [part.shape[1] for part in parts] == [5] + [
         8
     ] * 9  # a block of two latent frames, the first one of which is one
     assert len({part.numpy().tobytes() for part in parts}) == 10
     longer = VideoShape(height=32, width=32, frames=1 + 4 * 5, fps=8)  # six latent frames, three blocks
-    sunk = list(islice(student.stream(TEXT[:1], longer, generators(1), sink_frames=2), 8))
-    free = list(islice(student.stream(TEXT[:1], longer, generators(1), sink_frames=0), 8))
+    sunk = list(islice(student.stream(TEXT[:1], longer, generators(1), sink_frames=2, **few), 8))
+    free = list(islice(student.stream(TEXT[:1], longer, generators(1), sink_frames=0, **few), 8))
     alike = [torch.equal(a, b) for a, b in zip(sunk, free, strict=True)]
     assert alike[:3] == [True] * 3  # nothing is forgotten yet
     assert not any(alike[3:])
     with pytest.raises(ValueError, match=r"num_frames is 4; a sliding KV cache needs .* at least one besides its sink"):
-        next(student.stream(TEXT[:1], video, generators(1), sink_frames=4))
+        next(student.stream(TEXT[:1], video, generators(1), sink_frames=4, **few))
 
 
 def test_frames_that_the_vae_would_drop_are_refused(student: CausVidPipeline) -> None:
     with pytest.raises(ValueError, match="video.frames is 12"):
-        student(TEXT[:1], VideoShape(height=32, width=32, frames=12, fps=8), generators(1))
+        student(TEXT[:1], VideoShape(height=32, width=32, frames=12, fps=8), generators(1), few_steps=True)
 
 
 @pytest.mark.parametrize("kind", ["student", "teacher"])
@@ -239,7 +286,8 @@ def test_a_pipeline_comes_back_from_its_folder(
     loaded.set_progress_bar_config(disable=True)
     assert type(loaded.transformer) is type(pipeline.transformer)
     assert loaded.schedule == schedule
-    assert torch.equal(loaded(TEXT[:1], video, generators(1)), pipeline(TEXT[:1], video, generators(1)))
+    how = settings(kind, scale=3.0)
+    assert torch.equal(loaded(TEXT[:1], video, generators(1), **how), pipeline(TEXT[:1], video, generators(1), **how))
     if kind == "student":
         assert isinstance(loaded.transformer, CausalWanTransformer3DModel)
         assert loaded.transformer.config.frames_per_block == 2
@@ -251,7 +299,7 @@ def test_half_precision_runs_and_looks_alike(
     kind: str, world: Path, video: VideoShape, schedule: ScheduleConfig, request: pytest.FixtureRequest
 ) -> None:
     half = pipeline_of(world, load_transformer(world / kind, torch.bfloat16).eval(), schedule, torch.bfloat16)
-    guidance = {} if kind == "student" else {"negative_embeds": TEXT[1:2], "guidance_scale": 2.0}
+    guidance = settings(kind, scale=2.0)
     frames = half(TEXT[:1], video, generators(1), **guidance)
     full = request.getfixturevalue(kind)(TEXT[:1], video, generators(1), **guidance)
     assert (frames.float() - full.float()).abs().mean() < 12  # levels of 255

@@ -21,7 +21,7 @@ from causvid.preparation.samples import SampleConfig, sample
 from causvid.runtime.device import Precision
 from causvid.shapes import VideoShape
 
-CONFIG = SampleConfig(prompts=5, batch_size=2, guidance_scale=2.0, rollouts=2, rollout_clips=2, crf=10)
+CONFIG = SampleConfig(videos=5, batch_size=2, guidance_scale=2.0, rollouts=2, rollout_clips=2, crf=10)
 
 
 def pipeline_of(world: Path, model: str, schedule: ScheduleConfig) -> CausVidPipeline:
@@ -69,6 +69,23 @@ def test_a_teacher_writes_no_rollouts(world: Path, video: VideoShape, schedule: 
     assert not (tmp_path / "t" / "rollouts").exists()
 
 
+def test_a_causal_model_of_many_steps_writes_rollouts_too(
+    world: Path, video: VideoShape, schedule: ScheduleConfig, tmp_path: Path
+) -> None:
+    """The student's weights, sampled in many steps with guidance: the same files, other videos."""
+    pipeline, prompts = pipeline_of(world, "student", schedule), PromptStore(world / "prompts")
+    made = {}
+    for name, few_steps, scale in (("few", True, 2.0), ("many", False, 2.0), ("unguided", False, 1.0)):
+        config = replace(CONFIG, videos=2, guidance_scale=scale)
+        results = sample(pipeline, prompts, video, config, seed=0, few_steps=few_steps, out=tmp_path / name)
+        assert results == {"videos": 2, "rollouts": 2}
+        made[name] = contents(tmp_path / name)
+    assert made["few"].keys() == made["many"].keys() == made["unguided"].keys()
+    for path in (path for path in made["many"] if path.endswith(".mp4")):
+        assert len({made[name][path] for name in made}) == 3
+    assert {row["frames"] for row in read_manifest(tmp_path / "many" / "rollouts")} == {2 * video.frames}
+
+
 def test_the_batch_size_does_not_change_a_video(
     world: Path, video: VideoShape, schedule: ScheduleConfig, tmp_path: Path
 ) -> None:
@@ -81,14 +98,17 @@ def test_the_batch_size_does_not_change_a_video(
         assert np.abs(one - five).mean() < 0.5
 
 
-def test_more_prompts_than_there_are_is_said(
+def test_prompts_are_taken_in_turn_each_time_with_other_noise(
     world: Path, video: VideoShape, schedule: ScheduleConfig, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="sample.prompts is 9; encode_prompts.evaluation_prompts has 8"):
-        sample(
-            pipeline_of(world, "teacher", schedule), PromptStore(world / "prompts"), video, replace(CONFIG, prompts=9),
-            seed=0, few_steps=True, out=tmp_path / "x",
-        )  # fmt: skip
+    """Nine videos of eight prompts: the ninth shows the first prompt again, and is another video."""
+    prompts, config = PromptStore(world / "prompts"), replace(CONFIG, videos=9, rollouts=0)
+    pipeline = pipeline_of(world, "student", schedule)
+    assert sample(pipeline, prompts, video, config, seed=0, few_steps=True, out=tmp_path / "x") == {"videos": 9}
+    rows = read_manifest(tmp_path / "x")
+    assert [row["caption"] for row in rows] == [*prompts.evaluation, prompts.evaluation[0]]
+    first, ninth = (read_frames(tmp_path / "x" / rows[k]["path"]).astype(int) for k in (0, 8))
+    assert np.abs(first - ninth).mean() > 0.5
 
 
 def test_reconstructions_measure_the_vae_before_compression(world: Path, video: VideoShape, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from causvid.models.causal_wan import CausalWanTransformer3DModel
 from causvid.models.vae import decode, encode, load_vae, to_uint8
 from causvid.models.wan import build_transformer, causal_student, load_transformer
 from causvid.pipeline import CausVidPipeline
-from causvid.sampling.autoregressive import generate_blocks
+from causvid.sampling.autoregressive import generate_blocks, solve_blocks
 from causvid.shapes import VideoShape
 
 TEXT = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0))
@@ -198,7 +198,7 @@ def test_a_rollout_has_the_asked_length_and_starts_as_a_clip(student: CausVidPip
         assert_alike(long[:, :8], clip[:, :8])  # the first window, but for the block that the next one shows
 
 
-def test_a_rollout_in_many_steps_continues_each_window(causal: CausVidPipeline, video: VideoShape) -> None:
+def test_a_rollout_in_many_steps_is_guided_in_every_window(causal: CausVidPipeline, video: VideoShape) -> None:
     """Six clips long, with guidance in every window: another scale is another video from the first frame on."""
     how = settings("causal", scale=3.0)
     long = causal.rollout(TEXT[:2], video, generators(5, 6), 6 * 13, **how)
@@ -209,21 +209,29 @@ def test_a_rollout_in_many_steps_continues_each_window(causal: CausVidPipeline, 
     assert not torch.equal(long[:, :8], other[:, :8])
 
 
+@pytest.mark.parametrize(
+    ("kind", "makes", "context_at"), [("student", generate_blocks, 5), ("causal", solve_blocks, 6)]
+)
 def test_rollout_windows_overlap_by_a_re_encoded_block(
-    student: CausVidPipeline, video: VideoShape, monkeypatch: pytest.MonkeyPatch
+    kind: str,
+    makes: Any,
+    context_at: int,
+    student: CausVidPipeline,
+    video: VideoShape,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As released: the last block's first frame is decoded and encoded alone, its other latents go on."""
     contexts: list[torch.Tensor | None] = []
     windows: list[torch.Tensor] = []
 
     def spying(*args: Any, **kwargs: Any) -> Any:
-        contexts.append(args[5])
-        blocks = list(generate_blocks(*args, **kwargs))
+        contexts.append(args[context_at])
+        blocks = list(makes(*args, **kwargs))
         windows.append(torch.cat(blocks, dim=2))
         return iter(blocks)
 
-    monkeypatch.setattr("causvid.pipeline.generate_blocks", spying)
-    shown = student.rollout(TEXT[:1], video, generators(5), 3 * 13, few_steps=True)
+    monkeypatch.setattr(f"causvid.pipeline.{makes.__name__}", spying)
+    shown = student.rollout(TEXT[:1], video, generators(5), 3 * 13, **settings(kind, scale=3.0))
     assert contexts[0] is None
     pixels = [decode(student.vae, window) for window in windows]
     for context, window, decoded in zip(contexts[1:], windows, pixels, strict=False):

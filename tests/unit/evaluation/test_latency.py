@@ -1,0 +1,39 @@
+"""Timing: the teacher makes its many steps and the student its few, and what is counted is what is run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from causvid.diffusion.schedule import ScheduleConfig
+from causvid.evaluation.latency import LatencyConfig, compare
+from causvid.pipeline import load_pipeline
+from causvid.runtime.device import Precision
+from causvid.shapes import VideoShape
+
+
+@pytest.mark.parametrize(("teacher", "calls_of_teacher"), [("teacher", 4), ("student", 2 * 4 + 1)])
+def test_teacher_and_student_make_their_own_steps(
+    teacher: str, calls_of_teacher: int, world: Path, video: VideoShape, schedule: ScheduleConfig
+) -> None:
+    """A causal teacher makes four steps in each of two blocks, and a clean pass between; guidance doubles the batch."""
+    rows: dict[str, list[int]] = {"teacher": [], "student": []}
+    pipelines = {}
+    for name, folder in (("teacher", teacher), ("student", "student")):
+        pipelines[name] = load_pipeline(world / folder, world / "vae", schedule, Precision.FLOAT32)
+        pipelines[name].set_progress_bar_config(disable=True)
+        pipelines[name].transformer.register_forward_pre_hook(
+            lambda _, args, kwargs, name=name: rows[name].append(len(args[0])), with_kwargs=True
+        )
+    text = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(0))
+    found = compare(
+        **pipelines, text=text[:1], negative=text[1:], video=video, guidance_scale=2.0, seed=0,
+        config=LatencyConfig(warmup=0, repeats=1),
+    )  # fmt: skip
+    assert rows == {"teacher": [2] * calls_of_teacher, "student": [1] * (2 * 3 + 1)}
+    for name in ("teacher", "student"):
+        assert 0 < found[name]["first_frame_s"] <= found[name]["seconds"]
+        assert found[name]["fps"] == pytest.approx(video.frames / found[name]["seconds"])
+    assert (found["teacher"]["passes"], found["student"]["passes"]) == (8, 3)

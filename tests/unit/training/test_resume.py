@@ -16,6 +16,7 @@ from causvid.training.trainer import CURVE, train
 KINDS = ["teacher", "causal_teacher", "ode", "dmd", "vae"]
 KINDS_WITH_PARTS = [
     ("teacher", "model"), ("teacher", "average"), ("teacher", "optimizer"),
+    ("causal_teacher", "model"), ("causal_teacher", "average"), ("causal_teacher", "optimizer"),
     ("ode", "model"), ("ode", "average"), ("ode", "optimizer"),
     ("dmd", "student"), ("dmd", "average"), ("dmd", "critic"),
     ("dmd", "student_optimizer"), ("dmd", "critic_optimizer"),

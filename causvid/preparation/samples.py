@@ -48,23 +48,21 @@ def sample(
     few_steps: whether the model is a student that makes the schedule's few steps; else it makes many, with guidance.
     """
     chosen = [prompts.evaluation[k % len(prompts.evaluation)] for k in range(config.videos)]
-    negative = prompts([prompts.negative])
+    negative, scale = prompts([prompts.negative]), config.guidance_scale
     starts = range(0, len(chosen), config.batch_size)
     rows: list[dict[str, Any]] = []
     for start in progress(starts, total=len(starts), what="sample"):
         group = chosen[start : start + config.batch_size]
         generators = [generator(seed, "sample", start + k) for k in range(len(group))]
-        frames = pipeline(prompts(group), video, generators, negative, config.guidance_scale, few_steps=few_steps)
-        rows += write_clips(out, group, frames, video, config.crf, first=start)
+        clips = pipeline(prompts(group), video, generators, negative, scale, few_steps=few_steps)
+        rows += write_clips(out, group, clips, video, config.crf, first=start)
     manifest.write_rows(out / manifest.NAME, rows)
     results: dict[str, float] = {"videos": len(rows)}
     if pipeline.is_causal and config.rollouts:
         group = chosen[: config.rollouts]
         generators = [generator(seed, "rollout", k) for k in range(len(group))]
-        long = pipeline.rollout(
-            prompts(group), video, generators, config.rollout_clips * video.frames, negative, config.guidance_scale,
-            few_steps=few_steps,
-        )  # fmt: skip
+        frames = config.rollout_clips * video.frames
+        long = pipeline.rollout(prompts(group), video, generators, frames, negative, scale, few_steps=few_steps)
         rows = write_clips(out / "rollouts", group, long, video, config.crf)
         manifest.write_rows(out / "rollouts" / manifest.NAME, rows)
         results["rollouts"] = len(rows)

@@ -187,7 +187,9 @@ class Plan:
         states = len(self.schedule.stored_timesteps())
         yield Row(
             stage="train_teacher", work=_steps(teacher["steps"]),
-            flops=teacher["steps"] * teacher["batch_size"] * self.bidirectional.training,
+            flops=teacher["steps"]
+            * teacher["batch_size"]
+            * (self.causal if teacher["causal"] else self.bidirectional).training,
             memory=self._trained(teacher["batch_size"], 1) if teacher["steps"] else SINGLE * weights,
             network=self._reduced(teacher["steps"]) + (SINGLE * weights if teacher["init"]["hub"] else 0.0),
             disk=SINGLE * weights,
@@ -317,6 +319,8 @@ def problems(values: Mapping[str, Any]) -> Iterator[str]:
     for name, count in (("sample.rollouts", sample["rollouts"]), ("report.rows", values["report"]["rows"])):
         if count > sample["videos"]:
             yield f"{name} is {count}; there are only sample.videos {sample['videos']}"
+    if values["train_teacher"]["causal"] and not model["frames_per_block"]:
+        yield "train_teacher.causal is true; it needs model.frames_per_block, latent frames in a block, not null"
     workers = values["compute"]["workers"]
     for stage in ("train_vae", "train_teacher", "train_ode_init", "train_dmd"):
         if values[stage]["steps"] and values[stage]["batch_size"] % workers:

@@ -151,6 +151,14 @@ def _change(path: str, value: object) -> Callable[[dict[str, Any]], None]:
     return apply
 
 
+def _change_both(*changes: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+    def apply(values: dict[str, Any]) -> None:
+        for change in changes:
+            change(values)
+
+    return apply
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -166,6 +174,10 @@ def _change(path: str, value: object) -> Callable[[dict[str, Any]], None]:
         (_change("model.transformer.in_channels", 8), ["model.transformer.in_channels", "16"]),
         (_change("model.transformer.text_dim", 32), ["text_dim", "64"]),
         (_change("model.vae.scale_factor_spatial", 4), ["scale_factor_spatial", "8"]),
+        (
+            _change_both(_change("train_teacher.causal", True), _change("model.frames_per_block", None)),
+            ["train_teacher.causal is true", "model.frames_per_block"],
+        ),
         (_change("sample.rollouts", 1000), ["sample.rollouts", "sample.videos"]),
         (_change("report.rows", 1000), ["report.rows", "sample.videos"]),
         (_change("compute.workers", 3), ["train_dmd.batch_size", "compute.workers 3"]),

@@ -28,11 +28,6 @@ class VideoShape:
             if getattr(self, name) % 2:
                 raise ValueError(f"video.{name} is {getattr(self, name)}; H.264 with 4:2:0 colour needs an even number")
 
-    @property
-    def seconds(self) -> float:
-        """Length of a clip in seconds."""
-        return self.frames / self.fps
-
 
 @dataclass(frozen=True, kw_only=True)
 class LatentShape:

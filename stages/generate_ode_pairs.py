@@ -14,7 +14,7 @@ from causvid.runtime.device import Precision
 from causvid.runtime.stage import stage_run
 from causvid.shapes import LatentShape, VideoShape
 
-READS = ("seed", "video", "model.text_tokens", "model.precision", "schedule", "generate_ode_pairs")
+READS = ("seed", "video", "model.precision", "schedule", "generate_ode_pairs")
 
 
 def main(

@@ -15,7 +15,7 @@ from causvid.runtime.stage import stage_run
 from causvid.shapes import VideoShape
 
 READS = (
-    "seed", "video", "model.text_tokens", "model.precision", "schedule", "sample.guidance_scale", "measure_latency",
+    "seed", "video", "model.precision", "schedule", "sample.guidance_scale", "measure_latency",
 )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from causvid.runtime.device import Precision
 from causvid.runtime.stage import stage_run
 from causvid.shapes import VideoShape
 
-READS = ("seed", "video", "model.text_tokens", "model.precision", "schedule", "sample")
+READS = ("seed", "video", "model.precision", "schedule", "sample")
 SHOWN = 4  # videos that go to MLflow
 
 

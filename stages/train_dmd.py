@@ -13,7 +13,7 @@ from causvid.runtime.stage import stage_run
 from causvid.training.dmd_step import DmdConfig, DmdJob, train_dmd
 from causvid.training.trainer import CURVE, EXPORT, read_last
 
-READS = ("seed", "model.text_tokens", "model.precision", "schedule", "train_dmd")
+READS = ("seed", "model.precision", "schedule", "train_dmd")
 
 
 def main(

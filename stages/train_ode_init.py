@@ -13,7 +13,7 @@ from causvid.runtime.stage import stage_run
 from causvid.training.ode_step import OdeConfig, OdeJob, train_ode_init
 from causvid.training.trainer import CURVE, EXPORT, read_last
 
-READS = ("seed", "model.frames_per_block", "model.text_tokens", "model.precision", "schedule", "train_ode_init")
+READS = ("seed", "model.frames_per_block", "model.precision", "schedule", "train_ode_init")
 
 
 def main(

@@ -14,7 +14,7 @@ from causvid.training.teacher_step import TeacherConfig, TeacherJob, train_teach
 from causvid.training.trainer import CURVE, EXPORT, read_last
 
 READS = (
-    "seed", "model.transformer", "model.frames_per_block", "model.text_tokens", "model.precision", "schedule.shift",
+    "seed", "model.transformer", "model.frames_per_block", "model.precision", "schedule.shift",
     "train_teacher",
 )  # fmt: skip
 

@@ -138,8 +138,3 @@ class KVCache:
             return self.window.slot(start_frame, frames, self.frame_tokens)
         start, seen = start_frame * self.frame_tokens, (start_frame + frames) * self.frame_tokens
         return Slot(start=start, seen=seen, frame=start_frame, key_frames=None)
-
-    def reset(self) -> None:
-        """Forget the prompt; blocks are simply overwritten from the start."""
-        for layer in self.layers:
-            layer.text = None

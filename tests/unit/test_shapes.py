@@ -19,7 +19,6 @@ def latent(of: VideoShape) -> LatentShape:
 
 def test_the_released_sizes() -> None:
     assert latent(video()).sizes == (16, 21, 60, 104)
-    assert video().seconds == 81 / 16
     layout = BlockLayout(frames=21, frames_per_block=3)
     assert layout.blocks == 7
     assert list(layout.starts()) == [0, 3, 6, 9, 12, 15, 18]

@@ -123,16 +123,6 @@ def test_only_the_oldest_block_of_the_ring_is_overwritten(transformer_config: di
     assert written == [[1], [2], [3], [1]]  # blocks of the memory; 0 is the sink
 
 
-@torch.no_grad()
-def test_a_new_video_in_a_used_cache_is_as_in_a_new_one(transformer_config: dict[str, Any]) -> None:
-    student, x = student_of(transformer_config), video(20)
-    used = cache_of(student, 6, 2)
-    run(student, used, x.flip(2))
-    used.reset()
-    for ours, expected in zip(run(student, used, x), run(student, cache_of(student, 6, 2), x), strict=True):
-        assert torch.equal(ours, expected)
-
-
 @pytest.mark.parametrize("sink", [0, 3, 6])
 @pytest.mark.parametrize("window", [9, 12])
 def test_a_slot_follows_from_the_start_alone(window: int, sink: int) -> None:

@@ -91,3 +91,17 @@ class BlockLayout:
     def starts(self) -> range:
         """First latent frame of every block."""
         return range(0, self.frames, self.frames_per_block)
+
+    def frame_ranges(self, temporal_stride: int) -> list[range]:
+        """Frames of the video that each block shows, the VAE keeping the first one and striding the rest."""
+        ends = [(start + self.frames_per_block - 1) * temporal_stride + 1 for start in self.starts()]
+        return [range(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def block_frames(video: VideoShape, *, temporal_stride: int, frames_per_block: int | None) -> list[range]:
+    """The frames of ``video`` that each block of latent frames shows; a ``frames_per_block`` of None is one block.
+
+    Raises ValueError for frames that the VAE would drop or that do not divide into blocks.
+    """
+    latent = LatentShape.of(video, channels=1, temporal_stride=temporal_stride, spatial_stride=1).frames
+    return BlockLayout(frames=latent, frames_per_block=frames_per_block or latent).frame_ranges(temporal_stride)

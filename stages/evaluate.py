@@ -8,11 +8,21 @@ from typing import Annotated
 import typer
 
 from causvid.data.manifest import read_manifest
-from causvid.evaluation import drift, judge, quality, vbench
+from causvid.evaluation import scores, vbench
+from causvid.evaluation.features import FeatureNet
 from causvid.runtime import device
 from causvid.runtime.stage import stage_run
+from causvid.shapes import VideoShape, block_frames
 
-READS = ("download.source", "sample.videos", "evaluate")
+READS = (
+    "video",
+    "model.frames_per_block",
+    "model.vae.scale_factor_temporal",
+    "download.source",
+    "sample.videos",
+    "sample.crf",
+    "evaluate",
+)
 LOCK = Path("requirements/vbench.txt")
 
 
@@ -20,29 +30,30 @@ def main(
     videos: Annotated[Path, typer.Option(help="folder of videos with a manifest")],
     item: Annotated[str, typer.Option(help="name of the folder in the reports")],
     reference: Annotated[Path, typer.Option(help="real clips to compare with")],
+    feature_vae: Annotated[Path, typer.Option(help="folder of the VAE whose encoder gives the features")],
     metrics: Annotated[Path, typer.Option(help="JSON file to write")],
     params: Annotated[Path, typer.Option(help="params file")] = Path("params.yaml"),
 ) -> None:
     """Score the first videos of a folder, as many as there are evaluation samples."""
-    inputs = [videos, reference, LOCK]
+    inputs = [videos, reference, feature_vae, LOCK]
     with stage_run("evaluate", params=params, reads=READS, inputs=inputs, metrics=metrics, item=item) as run:
-        config, limit = run.section("evaluate", vbench.EvaluateConfig), run.section("sample.videos", int)
-        clips = read_manifest(reference)
-        shown, reserved = quality.halves(clips, limit)
-        rows = shown if videos == reference else read_manifest(videos)[:limit]
-        measured = quality.measure_folder(videos, rows)
-        real = quality.measure_folder(reference, reserved[: len(rows)])
-        toy_world = run.section("download.source", str) == "toy_world"
-        run.report(
-            {
-                "n": len(rows),
-                "judge": judge.judge_folder(videos, rows) if toy_world else None,
-                "frechet_distance": quality.frechet_distance(measured.features, real.features),
-                "flicker": measured.flicker,
-                "drift": drift.drift(videos, clips[0]["frames"]),
-                "vbench": vbench.score(videos, rows, config, device=str(device.pick()), log=run.work / "vbench.log"),
-            }
+        config, video = run.section("evaluate", vbench.EvaluateConfig), run.section("video", VideoShape)
+        setting = scores.Setting(
+            reference=reference,
+            toy_world=run.section("download.source", str) == "toy_world",
+            video=video,
+            blocks=block_frames(
+                video,
+                temporal_stride=run.section("model.vae.scale_factor_temporal", int),
+                frames_per_block=run.section("model.frames_per_block", int | None),  # type: ignore[arg-type]  # a union is no type[T]
+            ),
+            count=run.section("sample.videos", int),
+            crf=run.section("sample.crf", int),
         )
+        found = scores.score(videos, FeatureNet(feature_vae), setting)
+        run.report(found)
+        rows, log = read_manifest(videos)[: found["n"]], run.work / "vbench.log"
+        run.report({"vbench": vbench.score(videos, rows, config, device=str(device.pick()), log=log)})
 
 
 if __name__ == "__main__":

@@ -57,10 +57,12 @@ SECONDS_PER_VIDEO = 900.0  # and dimension; the slowest one takes about 340 for 
 class EvaluateConfig:
     """Params section ``evaluate``.
 
-    vbench_python: the interpreter of VBench's environment; vbench_weights: the folder VBench calls its cache;
-    vbench_dimensions: names of dimensions to score.
+    feature_vae: folder of the VAE whose encoder gives the Frechet distance its features; vbench_python: the interpreter
+    of VBench's environment; vbench_weights: the folder VBench calls its cache; vbench_dimensions: names of dimensions
+    to score.
     """
 
+    feature_vae: Path
     vbench_python: Path
     vbench_weights: Path
     vbench_dimensions: tuple[str, ...]

@@ -1,0 +1,45 @@
+"""What the measures say of real clips after known damage: the floors below the ceiling that the clips set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from causvid.evaluation import judge, table4
+from causvid.evaluation.corruptions import FLOORS
+from causvid.evaluation.frechet import Ruler
+from causvid.runtime.seeding import derive_seed
+
+
+def floors(
+    videos: Sequence[NDArray[np.uint8]], captions: Sequence[str], blocks: Sequence[range], ruler: Ruler
+) -> dict[str, dict[str, Any]]:
+    """{corruption: {"judge", "table4", "frechet_distance"}} of toy-world clips, uint8 [F, H, W, 3] each.
+
+    "shuffled_captions" holds every clip against another's caption, which is what chance gives; the Frechet distance
+    sees no captions, so that one has none.
+    """
+    shuffled = _generator("shuffled_captions").permutation(len(captions))
+    found: dict[str, dict[str, Any]] = {
+        "shuffled_captions": {**_judged(videos, [captions[k] for k in shuffled], blocks), "frechet_distance": None}
+    }
+    for name, (corrupt, strength) in FLOORS.items():
+        damaged = [corrupt(frames, strength, _generator(name, k)) for k, frames in enumerate(videos)]
+        distance = ruler.measure(damaged)["frechet_distance"]
+        found[name] = {**_judged(damaged, captions, blocks), "frechet_distance": distance}
+    return found
+
+
+def _judged(
+    videos: Sequence[NDArray[np.uint8]], captions: Sequence[str], blocks: Sequence[range]
+) -> dict[str, dict[str, Any]]:
+    judged = judge.judge_videos(videos, captions, blocks)
+    assert judged is not None, "the captions are the toy world's"
+    return {"judge": judged, "table4": table4.columns(judged)}
+
+
+def _generator(*keys: int | str) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(derive_seed("floors", *keys)))

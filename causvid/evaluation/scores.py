@@ -1,0 +1,63 @@
+"""Every measure of one folder of videos that needs no other environment: judge, Frechet distance, flicker, drift.
+
+The toy world can be rendered, so there the distance is to what a perfect model would make of the very same captions.
+Elsewhere it is to real clips, never the ones scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from causvid.data.manifest import read_manifest
+from causvid.evaluation import drift, judge, quality, table4
+from causvid.evaluation.clips import Clips, renderings
+from causvid.evaluation.features import FeatureNet
+from causvid.evaluation.floors import floors
+from causvid.evaluation.frechet import Ruler
+from causvid.shapes import VideoShape
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is the same for every folder.
+
+    reference: folder of real clips; toy_world: whether they are of that world; video: their size; blocks: frames of
+    each block of a clip; count: videos to score; crf: the samples' x264 quality.
+    """
+
+    reference: Path
+    toy_world: bool
+    video: VideoShape
+    blocks: Sequence[range]
+    count: int
+    crf: int
+
+
+def score(folder: Path, net: FeatureNet, setting: Setting) -> dict[str, Any]:
+    """Scores of the first ``setting.count`` videos of ``folder``.
+
+    Returns ``n``; ``judge`` (of ``judge.judge_videos``) and ``table4``, None where no caption is of the toy world; the
+    Frechet distance (of ``Ruler.measure``); ``flicker``; ``drift``; ``floors`` of the real clips themselves where they
+    are of the toy world, else None.
+    """
+    listed, clips = read_manifest(folder), read_manifest(setting.reference)
+    rendered = setting.toy_world and all(judge.scene_of(row["caption"]) for row in listed[: setting.count])
+    shown, reserved = quality.halves(clips, setting.count)
+    rows = shown if folder == setting.reference and not rendered else listed[: setting.count]
+    captions = [row["caption"] for row in rows]
+    videos = Clips(folder, rows)
+    real = renderings(captions, setting.video, crf=setting.crf) if rendered else Clips(setting.reference, reserved)
+    ruler = Ruler(net=net, reference=net(real), count=setting.count)
+    judged = judge.judge_videos(videos, captions, setting.blocks) if setting.toy_world else None
+    return {
+        "n": len(rows),
+        "judge": judged,
+        "table4": table4.columns(judged) if judged else None,
+        **ruler.measure(videos),
+        "flicker": quality.mean_flicker(videos),
+        "drift": drift.drift(folder, clips[0]["frames"]),
+        "floors": floors(videos, captions, setting.blocks, ruler) if rendered and folder == setting.reference else None,
+    }

@@ -1,7 +1,8 @@
 """Flicker, and the Frechet distance of two sets of features with an interval.
 
 The distance compares runs of this project with each other; it is no FVD. Its floor falls as the number of videos
-grows, so it is read at one fixed number only.
+grows, so it is read at one fixed number only: with the toy world's VAE, real clips are 0.8 from their own world at 64
+videos, 0.4 at 128 and 0.2 at 256. The interval tells how far another draw of videos would move it; the floor stays in.
 """
 
 from __future__ import annotations

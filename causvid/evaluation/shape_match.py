@@ -23,6 +23,8 @@ CANVAS = VideoShape(height=32, width=32, frames=1, fps=1)  # the world at its ow
 RADII = np.geomspace(0.6, 1.65, 40)  # of the mean radius: areas from a third of the usual one to three times it
 OFFSETS = (-0.5, 0.0, 0.5)  # world pixels: an object that is not quite whole has its centre of mass elsewhere
 BLURS = (0.0, 0.5, 0.8, 1.1)  # standard deviations in world pixels
+# Real clips reach 0.97, reconstructions of 26 dB 0.95; halves and two thirds of a shape 0.62 to 0.92, triangles with a
+# round top 0.90 to 0.93, then nearest to a circle.
 MIN_MATCH = 0.92
 
 

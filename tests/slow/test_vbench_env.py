@@ -30,6 +30,7 @@ pytestmark = [
 
 def score(folder: Path, names: list[str], log: Path, *dimensions: str) -> dict[str, object]:
     config = EvaluateConfig(
+        feature_vae=folder / "unread",
         vbench_python=PYTHON,
         vbench_weights=folder / "no_weights",
         vbench_dimensions=("temporal_flickering", *dimensions),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from causvid.shapes import BlockLayout, LatentShape, VideoShape
+from causvid.shapes import BlockLayout, LatentShape, VideoShape, block_frames
 
 
 def video(*, height: int = 480, width: int = 832, frames: int = 81, fps: int = 16) -> VideoShape:
@@ -58,3 +58,26 @@ def test_odd_sizes_cannot_be_h264(name: str) -> None:
 def test_blocks_that_do_not_divide_the_clip_name_those_that_do(size: int) -> None:
     with pytest.raises(ValueError, match=rf"model.frames_per_block is {size}; 21 latent frames .*1, 3, 7, 21 frames"):
         BlockLayout(frames=21, frames_per_block=size)
+
+
+def test_blocks_show_these_frames() -> None:
+    assert block_frames(video(frames=33), temporal_stride=4, frames_per_block=3) == [
+        range(9), range(9, 21), range(21, 33),
+    ]  # fmt: skip
+    assert block_frames(video(frames=9), temporal_stride=4, frames_per_block=1) == [range(1), range(1, 5), range(5, 9)]
+    assert block_frames(video(frames=33), temporal_stride=4, frames_per_block=None) == [range(33)]
+
+
+@given(blocks=st.integers(1, 9), size=st.integers(1, 5), stride=st.integers(1, 8))
+def test_blocks_cover_the_clip_once(blocks: int, size: int, stride: int) -> None:
+    clip = video(frames=(blocks * size - 1) * stride + 1)
+    found = block_frames(clip, temporal_stride=stride, frames_per_block=size)
+    assert [frame for block in found for frame in block] == list(range(clip.frames))
+    assert [len(block) for block in found] == [(size - 1) * stride + 1] + [size * stride] * (blocks - 1)
+
+
+def test_frames_and_blocks_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="video.frames is 32"):
+        block_frames(video(frames=32), temporal_stride=4, frames_per_block=3)
+    with pytest.raises(ValueError, match="model.frames_per_block is 2"):
+        block_frames(video(frames=33), temporal_stride=4, frames_per_block=2)

@@ -80,7 +80,9 @@ def weights(tmp_path: Path) -> Path:
 
 
 def config(weights: Path, *dimensions: str, python: Path = Path(sys.executable)) -> EvaluateConfig:
-    return EvaluateConfig(vbench_python=python, vbench_weights=weights, vbench_dimensions=dimensions)
+    return EvaluateConfig(
+        feature_vae=Path("unread"), vbench_python=python, vbench_weights=weights, vbench_dimensions=dimensions
+    )
 
 
 def scored(tmp_path: Path, settings: EvaluateConfig) -> dict[str, Any]:
@@ -212,7 +214,7 @@ def test_the_runner_dies_with_a_stage_that_is_killed(tmp_path: Path, stand_in: P
     (stand_in / "temporal_flickering.py").write_text(HEAD + endless(tmp_path))
     program = (
         "import sys; from pathlib import Path; from causvid.evaluation import vbench; here = Path(sys.argv[1]);"
-        "settings = vbench.EvaluateConfig(vbench_python=Path(sys.executable), vbench_weights=here,"
+        "settings = vbench.EvaluateConfig(feature_vae=here, vbench_python=Path(sys.executable), vbench_weights=here,"
         " vbench_dimensions=('temporal_flickering',));"
         "vbench.score(here, [], settings, device='cpu', log=here / 'log')"
     )

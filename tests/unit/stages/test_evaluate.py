@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 
 from causvid import params
 from causvid.data import toy_world
-from causvid.data.manifest import NAME, write_rows
+from causvid.data.manifest import NAME, read_manifest, write_rows
 from causvid.data.video_writer import write_video
 from causvid.runtime import tracking
 from causvid.shapes import VideoShape
@@ -35,7 +35,9 @@ def write_folder(folder: Path, count: int, *, first: int = 0, frames: int = VIDE
     folder.mkdir(parents=True)
     video = VideoShape(height=32, width=32, frames=frames, fps=8)
     rows = []
-    for index, caption in enumerate(toy_world.clip_captions(first + count, seed=0)[first:], start=first):
+    for index, caption in enumerate(
+        toy_world.clip_captions(toy_world.captions(), first + count, seed=0)[first:], start=first
+    ):
         clip = toy_world.clip_frames(caption, index, video=video, seed=0)
         write_video(folder / f"{index:03d}.mp4", (clip * dim).astype(np.uint8), fps=8, crf=10)
         rows.append({"id": f"{index:03d}", "path": f"{index:03d}.mp4", "caption": caption, "frames": frames})
@@ -43,23 +45,29 @@ def write_folder(folder: Path, count: int, *, first: int = 0, frames: int = VIDE
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
-    """Runs the stage on a folder, in a project of its own with eight evaluation samples and no VBench."""
+def run(tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """Runs the stage on a folder, in a project of its own with twenty evaluation samples and no VBench."""
     for name in ("stages", "causvid", "requirements"):
         (tmp_path / name).symlink_to(params.ROOT / name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_STAGE", raising=False)
     monkeypatch.setattr(tracking, "child_run", no_child_run)
 
-    def evaluate_folder(videos: str, source: str = "toy_world") -> dict[str, Any]:
+    def evaluate_folder(videos: str, source: str = "toy_world", vae: Path = world / "vae") -> dict[str, Any]:
         yaml = YAML(typ="safe")
         values = yaml.load(params.PROFILES / "laptop.yaml")
-        values["download"]["source"], values["sample"]["prompts"] = source, 8
+        values["download"]["source"], values["sample"]["videos"] = source, 20
+        values["video"]["frames"], values["model"]["frames_per_block"] = VIDEO.frames, 1
         values["evaluate"]["vbench_python"] = "nowhere/python"
         yaml.dump(values, Path("params.yaml"))
         metrics = Path("reports/evaluate/x.json")
         evaluate.main(
-            videos=Path(videos), item="x", reference=Path("clips"), metrics=metrics, params=Path("params.yaml")
+            videos=Path(videos),
+            item="x",
+            reference=Path("clips"),
+            feature_vae=vae,
+            metrics=metrics,
+            params=Path("params.yaml"),
         )
         found: dict[str, Any] = json.loads(metrics.read_text())
         return found
@@ -67,13 +75,24 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[s
     return evaluate_folder
 
 
-def test_real_clips_set_the_ceiling_and_the_floor(tmp_path: Path, run: Callable[..., dict[str, Any]]) -> None:
-    write_folder(tmp_path / "clips", 20)
+FRECHET = {"frechet_distance", "frechet_interval", "frechet_n", "frechet_note"}
+
+
+def test_real_clips_set_the_ceiling_and_the_floors(tmp_path: Path, run: Callable[..., dict[str, Any]]) -> None:
+    write_folder(tmp_path / "clips", 24)
     found = run("clips")
-    assert set(found) == {"n", "judge", "frechet_distance", "flicker", "drift", "vbench", "key"}
-    assert found["n"] == found["judge"]["n"] == 8
+    assert set(found) == {"n", "judge", "table4", *FRECHET, "flicker", "drift", "floors", "vbench", "key"}
+    assert found["n"] == found["judge"]["n"] == found["frechet_n"] == 20
     assert all(found["judge"][name] == 1 for name in ("colour", "background", "shape", "motion"))
-    assert found["frechet_distance"] > 0  # the other eight are other clips
+    assert [block["velocity"] for block in found["judge"]["blocks"]] == [None, 1, 1]
+    assert found["table4"]["text"] == 100
+    assert found["table4"]["temporal"] > 95
+    assert found["table4"]["diversity"] is None  # no caption comes twice
+    low, high = found["frechet_interval"]
+    assert 0 <= low < found["frechet_distance"] < high  # the reference has other starts
+    assert found["frechet_note"] is None
+    assert found["floors"]["vanished"]["judge"]["seen"] == 0
+    assert all(found["floors"][name]["frechet_distance"] > 2 * high for name in ("frozen", "blurred", "noise"))
     assert 0 < found["flicker"] < 0.2
     assert found["drift"] is None
     assert found["vbench"]["version"] is None
@@ -81,30 +100,60 @@ def test_real_clips_set_the_ceiling_and_the_floor(tmp_path: Path, run: Callable[
     assert "make vbench-env" in found["vbench"]["skipped"]["temporal_flickering"]
 
 
-def test_samples_are_compared_with_clips_they_do_not_hold(tmp_path: Path, run: Callable[..., dict[str, Any]]) -> None:
-    write_folder(tmp_path / "clips", 20)
-    write_folder(tmp_path / "samples", 10, first=40, dim=0.5)
-    write_folder(tmp_path / "samples" / "rollouts", 2, frames=3 * VIDEO.frames)
-    found = run("samples")
-    assert found["n"] == 8
-    assert found["drift"]["n"] == 2
-    assert found["drift"]["windows"] == 3
-    assert found["frechet_distance"] > 2 * run("clips")["frechet_distance"]
+def test_samples_are_compared_with_their_captions_rendered(tmp_path: Path, run: Callable[..., dict[str, Any]]) -> None:
+    write_folder(tmp_path / "clips", 1)  # nothing is taken from them but their length
+    write_folder(tmp_path / "samples", 24, first=40)
+    write_folder(tmp_path / "dim", 24, first=40, dim=0.5)
+    write_folder(tmp_path / "dim" / "rollouts", 2, frames=3 * VIDEO.frames)
+    clean, dim = run("samples"), run("dim")
+    assert dim["n"] == dim["frechet_n"] == 20
+    assert dim["frechet_distance"] > 2 * clean["frechet_distance"]
+    assert dim["floors"] is None
+    assert dim["drift"]["n"] == 2
+    assert dim["drift"]["windows"] == 3
+    assert dim["drift"]["judge"][0]["temporal_psnr"] > 25
 
 
-def test_other_sources_have_no_judge(tmp_path: Path, run: Callable[..., dict[str, Any]]) -> None:
-    write_folder(tmp_path / "clips", 4)
+def test_other_sources_are_compared_with_other_real_clips(tmp_path: Path, run: Callable[..., dict[str, Any]]) -> None:
+    write_folder(tmp_path / "clips", 40)
     found = run("clips", source="folder")
-    assert found["judge"] is None
-    assert found["n"] == 2
+    assert found["judge"] is found["table4"] is found["floors"] is None
+    assert found["n"] == found["frechet_n"] == 20
+    assert found["frechet_distance"] > 0
+
+
+def test_captions_of_another_world_are_scored_without_judge(tmp_path: Path, run: Callable[..., dict[str, Any]]) -> None:
+    write_folder(tmp_path / "clips", 40)
+    write_folder(tmp_path / "samples", 20)
+    rows = [{**row, "caption": "a dog"} for row in read_manifest(tmp_path / "samples")]
+    write_rows(tmp_path / "samples" / NAME, rows)
+    found = run("samples")
+    assert found["judge"] is found["table4"] is None
+    assert found["frechet_n"] == 20
     assert found["frechet_distance"] is not None
 
 
-def test_a_single_clip_is_scored_without_a_distance(tmp_path: Path, run: Callable[..., dict[str, Any]]) -> None:
+@pytest.mark.parametrize(("source", "scored"), [("toy_world", 6), ("folder", 3)])
+def test_few_clips_are_scored_without_a_distance(
+    tmp_path: Path, run: Callable[..., dict[str, Any]], source: str, scored: int
+) -> None:
+    write_folder(tmp_path / "clips", 6)
+    found = run("clips", source=source)
+    assert found["n"] == scored
+    assert found["frechet_distance"] is found["frechet_interval"] is None
+    assert f"{scored} of 20 videos" in found["frechet_note"]
+
+
+def test_a_single_clip_is_no_trouble(tmp_path: Path, run: Callable[..., dict[str, Any]]) -> None:
     write_folder(tmp_path / "clips", 1)
-    found = run("clips")
-    assert found["n"] == 1
-    assert found["frechet_distance"] is None
+    for source in ("toy_world", "folder"):
+        assert run("clips", source=source)["n"] == 1
+
+
+def test_a_missing_feature_network_ends_with_one_sentence(tmp_path: Path, run: Callable[..., dict[str, Any]]) -> None:
+    write_folder(tmp_path / "clips", 4)
+    with pytest.raises(SystemExit, match=r"^evaluate: evaluate.feature_vae is nowhere, which holds no VAE"):
+        run("clips", vae=Path("nowhere"))
 
 
 def test_same_inputs_same_bytes(tmp_path: Path, run: Callable[..., dict[str, Any]]) -> None:

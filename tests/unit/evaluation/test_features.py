@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from causvid.data import toy_world
+from causvid.evaluation.features import BATCH_PIXELS, DIMENSIONS, FeatureNet, pool
+from causvid.models.vae import load_vae
+from causvid.shapes import VideoShape
+
+VIDEO = VideoShape(height=32, width=32, frames=13, fps=8)
+
+
+def clips(count: int) -> list[np.ndarray]:
+    captions = toy_world.captions()
+    return [toy_world.clip_frames(captions[k], k, video=VIDEO, seed=0) for k in range(count)]
+
+
+def test_features_of_a_video_do_not_depend_on_its_company(world: Path) -> None:
+    net = FeatureNet(world / "vae")
+    videos = clips(BATCH_PIXELS // clips(1)[0][..., 0].size + 2)  # more than a batch
+    together = net(iter(videos))
+    assert together.shape == (len(videos), 8)  # four channels
+    assert together.dtype == np.float64
+    alone = np.concatenate([net([frames]) for frames in videos])
+    assert together == pytest.approx(alone, rel=1e-4, abs=1e-6)
+    assert together.std(axis=0).min() > 0
+    assert net([]).shape == (0, 0)
+
+
+@pytest.mark.parametrize("size", [(1, 32, 32), (5, 48, 64)])
+def test_features_of_any_size(world: Path, size: tuple[int, int, int]) -> None:
+    found = FeatureNet(world / "vae")([np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)])
+    assert found.shape == (1, 8)
+    assert np.isfinite(found).all()
+
+
+def test_a_folder_without_a_vae_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"evaluate.feature_vae is .*nothing, which holds no VAE"):
+        FeatureNet(tmp_path / "nothing")
+
+
+def test_damaged_weights_stop_the_run(tmp_path: Path, world: Path) -> None:
+    load_vae(world / "vae").save_pretrained(tmp_path)
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["encoder.conv_in.weight"][0] = float("nan")
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="features are not finite"):
+        FeatureNet(tmp_path)(clips(1))
+
+
+def test_pooling_in_closed_form() -> None:
+    hidden = torch.zeros(1, 2, 3, 4, 4)
+    hidden[:, 0, :, :, 2:] = 6.0  # halves: a standard deviation of 3 in every frame, no change
+    hidden[:, 1, 1] = 5.0  # flat frames: up by 5 and down again
+    assert pool(hidden).tolist() == [[3.0, 0.0, 0.0, 5.0]]
+    assert pool(hidden[:, :, :1]).tolist() == [[3.0, 0.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize(("channels", "dimensions"), [(24, 48), (32, 64), (33, 34), (96, 64)])
+def test_many_channels_are_thinned_out(channels: int, dimensions: int) -> None:
+    assert pool(torch.zeros(2, channels, 2, 2, 2)).shape == (2, dimensions)
+    assert dimensions <= DIMENSIONS

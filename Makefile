@@ -13,7 +13,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 
-.PHONY: env vbench-env repro test test-slow test-browser check flow ui report profile dag plan lock clean
+.PHONY: env vbench-env repro test test-slow test-browser check flow ablation ui report profile dag plan lock clean
 
 env: .venv/.ready ## the environment in .venv, as locked
 vbench-env: .venvs/vbench/.ready ## VBench's own environment
@@ -56,6 +56,9 @@ test-slow: env vbench-env
 
 flow: env vbench-env ## the same experiment as a Prefect flow
 	python -m flows.distill
+
+ablation: env vbench-env ## the paper's Table 4: its rows over seeds, reports/ablate/*.json; then 'make report'
+	python -m flows.ablate
 
 ui: env ## Prefect on http://127.0.0.1:4200, MLflow on http://127.0.0.1:5000; Ctrl-C stops both
 	@prefect server start --host 127.0.0.1 & prefect=$$!; \

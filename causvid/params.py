@@ -1,4 +1,4 @@
-"""params.yaml: sections become frozen dataclasses; ``python -m causvid.params use NAME`` puts a profile in place.
+"""params.yaml: sections become frozen dataclasses. ``python -m causvid.params`` puts a file of them in place.
 
 A profile (profiles/NAME.yaml) is a complete params file. All profiles have the same keys, so a working params.yaml is
 held against one of them: a missing or unknown key anywhere stops the first stage that runs, naming the key.
@@ -6,9 +6,11 @@ held against one of them: a missing or unknown key anywhere stops the first stag
 
 from __future__ import annotations
 
+import argparse
+import io
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,13 +29,17 @@ T = TypeVar("T")
 def read(path: Path) -> dict[str, Any]:
     """The whole params file as plain Python values, its keys checked. Raises ValueError naming every wrong key."""
     values = read_mapping(path, holding="sections", remedy="put one in place with 'make profile NAME=laptop'")
+    _require_keys(values, path)
+    return values
+
+
+def _require_keys(values: Mapping[str, Any], path: Path) -> None:
     have, want = set(_leaves(values)), set(_leaves(YAML(typ="safe").load(PROFILES / "laptop.yaml")))
     wrong = [f"missing key {key}" for key in sorted(want - have)] + [
         f"unknown key {key}" for key in sorted(have - want)
     ]
     if wrong:
         raise ValueError(f"{path}: {'; '.join(wrong)} (the keys must be those of profiles/laptop.yaml)")
-    return values
 
 
 def read_mapping(path: Path, *, holding: str, remedy: str) -> dict[str, Any]:
@@ -59,12 +65,7 @@ def section(path: Path, name: str, cls: type[T]) -> T:
 
     Raises ValueError listing every wrong field of the section: its name, the value found and what was expected.
     """
-    value: Any = read(path)
-    for key in name.split("."):
-        if not isinstance(value, dict) or key not in value:
-            raise ValueError(f"{path}: missing section {name}")
-        value = value[key]
-    return build(cls, value, name=f"{path}: {name}")
+    return build(cls, _lookup(read(path), name, path), name=f"{path}: {name}")
 
 
 def build(cls: type[T], value: Any, *, name: str) -> T:
@@ -85,8 +86,64 @@ def use(profile: str, target: Path) -> None:
         known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
         raise ValueError(f"there is no profile {profile!r}; known: {known}")
     read(source)
+    _replace(target, source.read_bytes())
+
+
+def vary(base: Path, changes: Sequence[str], target: Path) -> None:
+    """Write the params file ``base`` with ``changes`` over ``target`` in one step.
+
+    A change is ``dotted.key=value``, the value in YAML, or ``FILE:section``: a mapping of such keys to values in a
+    YAML file. Of two changes of one key the later holds. Raises ValueError naming a key that ``base`` has not got.
+    """
+    values = read(base)
+    for key, value in _parse_changes(changes):
+        *parents, last = key.split(".")
+        place: Any = values
+        for parent in parents:
+            place = place.get(parent) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or last not in place:
+            raise ValueError(f"{base}: unknown key {key}")
+        place[last] = value
+    _require_keys(values, target)
+    yaml, text = YAML(), io.BytesIO()
+    yaml.default_flow_style = False
+    yaml.dump(values, text)
+    _replace(target, text.getvalue())
+
+
+def _parse_changes(changes: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    for change in changes:
+        key, equals, value = change.partition("=")
+        file, colon, section = change.rpartition(":")
+        if equals:
+            try:
+                yield key, YAML(typ="safe").load(value)
+            except YAMLError as error:
+                raise ValueError(f"{key}: {value!r} is not valid YAML: {error}") from error
+        elif colon:
+            found = _lookup(
+                read_mapping(Path(file), holding="changes", remedy="name another file"), section, Path(file)
+            )
+            if not isinstance(found, dict):
+                raise ValueError(f"{change} holds {type(found).__name__}, not changes (dotted.key: value)")
+            yield from ((str(key), value) for key, value in found.items())
+        else:
+            raise ValueError(f"{change!r} is no change: write dotted.key=value, or FILE:section")
+
+
+def _lookup(values: Mapping[str, Any], dotted: str, path: Path) -> Any:
+    found: Any = values
+    for key in dotted.split("."):
+        if not isinstance(found, Mapping) or key not in found:
+            raise ValueError(f"{path}: missing section {dotted}")
+        found = found[key]
+    return found
+
+
+def _replace(target: Path, content: bytes) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{target.name}.tmp")
-    temporary.write_bytes(source.read_bytes())
+    temporary.write_bytes(content)
     os.replace(temporary, target)
 
 
@@ -99,11 +156,26 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield name
 
 
-if __name__ == "__main__":
-    if len(sys.argv) != 3 or sys.argv[1] != "use":
-        sys.exit("usage: python -m causvid.params use NAME")
+def main(arguments: Sequence[str]) -> None:
+    """The command; what a user can get wrong ends it with one sentence."""
+    parser = argparse.ArgumentParser(prog="python -m causvid.params", description="Put a params file in place.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    using = commands.add_parser("use", help="make params.yaml a copy of profiles/NAME.yaml")
+    using.add_argument("name", metavar="NAME")
+    varying = commands.add_parser("set", help="write a params file with some values changed")
+    varying.add_argument("base", metavar="BASE", type=Path)
+    varying.add_argument("changes", metavar="CHANGE", nargs="+", help="dotted.key=value, or FILE:section of such")
+    varying.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args(arguments)
     try:
-        use(sys.argv[2], Path("params.yaml"))
+        if given.command == "use":
+            use(given.name, Path("params.yaml"))
+            print(f"params.yaml is now the profile {given.name}")
+        else:
+            vary(given.base, given.changes, given.out)
     except ValueError as error:
         sys.exit(str(error))
-    print(f"params.yaml is now the profile {sys.argv[2]}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -9,8 +9,6 @@ import base64
 import mimetypes
 import os
 import re
-import signal
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +22,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.dvc_flow import bring_up_to_date
+from flows.dvc_flow import bring_up_to_date, run_as_command
 from flows.dvc_task import Record
 
 IMAGE_LIMIT = 1_000_000  # bytes; Prefect keeps artifacts in its database
@@ -57,11 +55,7 @@ def inline_images(markdown: str, folder: Path) -> str:
 
 def main(stages: Annotated[list[str] | None, typer.Argument(help="DVC stages; none = all")] = None) -> None:
     """Bring stages and what they depend on up to date; Ctrl-C stops them, the same command goes on later."""
-    # Prefect passes SIGTERM on to the handler it found; the default one would leave its temporary server behind.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    state = distill(stages or None, return_state=True)
-    if not state.is_completed():
-        sys.exit(f"{state.name}: {state.result(raise_on_failure=False) if state.is_failed() else state.message}")
+    run_as_command(distill, stages)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import concurrent.futures
 import os
+import signal
 import socket
+import sys
 import threading
 from asyncio import CancelledError
 from collections import Counter
@@ -16,7 +18,7 @@ from uuid import UUID
 
 import httpx
 from filelock import FileLock, Timeout
-from prefect import get_run_logger
+from prefect import Flow, get_run_logger
 from prefect import tags as tagged
 from prefect.artifacts import create_table_artifact
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -67,6 +69,15 @@ def bring_up_to_date(name: str, root: Path, targets: Sequence[str] | None) -> St
     counts = Counter(str(state.name).lower() for state in states.values())
     message = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
     return Completed(message=message, data=[state.result() for state in states.values()])
+
+
+def run_as_command(flow: Flow[..., State[list[Record]]], targets: list[str] | None) -> None:
+    """Run ``flow`` on ``targets`` (none = its default) as a program, which ends with the reason when it failed."""
+    # Prefect passes SIGTERM on to the handler it found; the default one would leave its temporary server behind.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    state: State[Any] = flow(targets or None, return_state=True)
+    if not state.is_completed():
+        sys.exit(f"{state.name}: {state.result(raise_on_failure=False) if state.is_failed() else state.message}")
 
 
 def run_stages(stages: Sequence[Stage], root: Path, environment: Mapping[str, str]) -> dict[str, State[Any]]:

@@ -27,7 +27,7 @@ def main(
     params: Path = typer.Option(Path("params.yaml")),
 ) -> None:
     """Options are paths; numbers come from the params file."""
-    read = [reports / name for name in (*tables.SINGLE, "evaluate")]
+    read = [reports / name for name in (*tables.SINGLE, "evaluate", "ablate")]
     with stage_run("report", params=params, reads=READS, inputs=[samples, published, *read], metrics=metrics) as run:
         content = page.collect(
             reports,
@@ -41,7 +41,7 @@ def main(
         built = run.work / "out"
         shutil.rmtree(built, ignore_errors=True)
         drawn = page.draw(content, built / "figures")
-        write_text(built / "index.html", page.html(content, built / "figures" / "curves.svg"))
+        write_text(built / "index.html", page.html(content, built / "figures"))
         write_text(built / "report.md", page.markdown(content, figures.name, drawn))
         run.report({"videos": content.videos_shown, "prompts": len(content.samples), "tables": len(content.tables())})
         for path in (built / "index.html", *(built / "figures" / name for name in drawn)):

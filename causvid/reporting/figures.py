@@ -6,6 +6,7 @@ Frames are uint8 [F, H, W, 3]. Backgrounds are transparent and lines mid-grey, t
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,17 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 Frames = NDArray[np.uint8]
 Curve = dict[str, tuple[list[float], list[float]]]
+Point = Mapping[str, float | None]  # mean and se, its standard error; None of a single seed
 
 GREY, BLUE = "#7f7f7f", "#3b82c4"
+LINES = (BLUE, "#d9822b", "#3f9b57", "#a44fb0")  # told apart on light and on dark
 # Nothing in a file may depend on when, where or by which version it was drawn.
 REPRODUCIBLE: dict[Any, Any] = {
     "svg.hashsalt": "causvid",
@@ -27,6 +32,7 @@ REPRODUCIBLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
 }
+ACROSS = 3  # panels in a row of figure 4
 TILE = 96  # pixels across of a frame on a sheet, about
 GAP, TITLE, LABEL = 3, 26, 128  # pixels
 DOTS = 100  # pixels per inch; sheets are drawn one to one
@@ -70,11 +76,31 @@ def draw_curves(curves: Mapping[str, Curve], out: Path) -> None:
             for column, (name, (steps, values)) in enumerate(curve.items()):
                 axes = figure.add_subplot(len(drawn), across, row * across + column + 1)
                 axes.plot(steps, values, color=BLUE, linewidth=1, marker="" if len(steps) > 1 else "o")
-                axes.set_title(f"{stage}: {name.replace('_', ' ')}", color=GREY, fontsize=9, parse_math=False)
-                axes.tick_params(colors=GREY, labelsize=7)
-                axes.spines[["top", "right"]].set_visible(False)
-                axes.spines[["left", "bottom"]].set_color(GREY)
-                axes.patch.set_alpha(0)
+                _style(axes, f"{stage}: {name.replace('_', ' ')}")
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+
+
+def draw_along(panels: Mapping[str, Mapping[str, Sequence[Point]]], out: Path) -> None:
+    """As SVG, one panel a title: by label, scores with their standard errors from the first place on.
+
+    The first place stands apart from the rest: the first block and the first window have nothing to go on from.
+    """
+    labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
+    rows = math.ceil(len(panels) / ACROSS)
+    with matplotlib.rc_context(REPRODUCIBLE):
+        figure = Figure(figsize=(3.2 * ACROSS, 2.1 * rows + 0.3), layout="constrained")
+        for index, (title, lines) in enumerate(panels.items()):
+            axes = figure.add_subplot(rows, ACROSS, index + 1)
+            for label, points in lines.items():
+                style: Any = {"color": LINES[labels.index(label)], "linewidth": 1, "marker": "o", "markersize": 3}
+                for part in (slice(0, 1), slice(1, None)):
+                    places = range(1, len(points) + 1)[part]
+                    means, errors = ([point[name] or 0 for point in points[part]] for name in ("mean", "se"))
+                    axes.errorbar(places, means, errors, label=label if part.start else None, **style)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            _style(axes, title)
+        handles, shown = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, shown, loc="outside lower center", ncols=len(labels), frameon=False, labelcolor=GREY)
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
 
 
@@ -98,6 +124,14 @@ def draw_sheet(strips: Sequence[Strip], out: Path, *, columns: int) -> None:
                 axes.set_axis_off()
                 top -= GAP
         figure.savefig(out, format="png", dpi=DOTS, transparent=True, metadata={"Software": None})
+
+
+def _style(axes: Axes, title: str) -> None:
+    axes.set_title(title, color=GREY, fontsize=9, parse_math=False)
+    axes.tick_params(colors=GREY, labelsize=7)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+    axes.patch.set_alpha(0)
 
 
 def tile(frames: Frames, columns: int) -> Frames:

@@ -9,17 +9,23 @@ import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from causvid.data import manifest
 from causvid.data.video_reader import read_frames
 from causvid.diffusion.schedule import ScheduleConfig
-from causvid.reporting import figures, tables
+from causvid.reporting import ablation, figures, tables
 from causvid.reporting.tables import MODELS, SETS, Published, Table
 from causvid.shapes import VideoShape
 
 TEMPLATE = "page.html.jinja"
+FIGURE4 = "figure4.svg"
+FIGURE4_NOTE = (
+    "Quality along a video: by block of a clip, and by window of a long rollout, each as long as a training clip. "
+    "Bars are standard errors over seeds. The first place stands apart: it has nothing before it to go on from."
+)
 ROLLOUTS = "rollouts"  # folder below a student's samples
 STUDENTS = MODELS[1:]
 SHOWN_WIDTH = 176  # pixels across of a small video on the page, about; larger ones fill their column
@@ -45,13 +51,17 @@ class Show:
 
 @dataclass(frozen=True, kw_only=True)
 class Content:
-    """Everything the page says. ``curves`` by stage; tables without a row are not shown."""
+    """Everything the page says. ``curves`` by stage; tables without a row are not shown.
+
+    ``ablation``: Table 4 by what its students were trained on, empty when it was not run.
+    """
 
     profile: str
     video: VideoShape
     schedule: ScheduleConfig
     published: Published
     results: tables.Results
+    ablation: Mapping[str, Mapping[str, Any]]
     curves: Mapping[str, figures.Curve]
     samples: tuple[Show, ...]
     rollouts: tuple[Show, ...]
@@ -87,6 +97,7 @@ class Content:
             tables.quality(found),
             tables.latency(found, published),
             tables.beside_paper(found, published),
+            *self._table4(),
             tables.published_vbench(published),
             tables.vbench(found),
             tables.vbench_skipped(found),
@@ -95,6 +106,24 @@ class Content:
             tables.data(found),
         ]
         return [table for table in every if table.rows]
+
+    def _table4(self) -> list[Table]:
+        best, found = next(iter(tables.TABLE4)), self.ablation
+        shown = [tables.table4(found.get(best), best, self.published)]
+        shown += [tables.table4(values, inputs, self.published) for inputs, values in found.items() if inputs != best]
+        return shown + [tables.claims(values, inputs) for inputs, values in found.items()]
+
+    def along(self) -> dict[str, dict[str, list[figures.Point]]]:
+        """The panels of figure 4, the judge's scores by block and by window of a rollout, a line a row of Table 4."""
+        curves = self.ablation.get(next(iter(tables.TABLE4)), {}).get("curves", {})
+        panels: dict[str, dict[str, list[figures.Point]]] = {}
+        for along in ablation.ALONG:
+            for measure in ablation.DRAWN_MEASURES:
+                lines = {ablation.ROWS[row]: tables.lookup(curves, row, along, measure) for row in ablation.DRAWN}
+                drawn = {label: points for label, points in lines.items() if points}
+                if drawn:
+                    panels[f"{measure.replace('_', ' ')} by {along[:-1]}"] = drawn
+        return panels
 
     @property
     def videos_shown(self) -> int:
@@ -121,6 +150,7 @@ def collect(
         schedule=schedule,
         published=tables.read_published(published),
         results=tables.read_results(reports),
+        ablation=tables.read_ablation(reports),
         curves={stage: figures.read_curve(path) for stage, path in curves.items() if path.is_file()},
         samples=_shows({SETS[name]: samples / name for name in MODELS}, rows),
         rollouts=_shows({SETS[name]: samples / name / ROLLOUTS for name in STUDENTS}, rows),
@@ -129,18 +159,22 @@ def collect(
 
 
 def draw(content: Content, folder: Path) -> list[str]:
-    """Write curves.svg, samples.png and, where there are rollouts, rollouts.png into ``folder``; return their names."""
+    """Write curves.svg, samples.png and, if there are results, rollouts.png and figure4.svg; return their names."""
     folder.mkdir(parents=True)
+    names = ["curves.svg", "samples.png"]
     figures.draw_curves(content.curves, folder / "curves.svg")
     figures.draw_sheet(_strips(content.samples), folder / "samples.png", columns=SHEET_FRAMES)
-    if not content.rollouts:
-        return ["curves.svg", "samples.png"]
-    figures.draw_sheet(_strips(content.rollouts), folder / "rollouts.png", columns=SHEET_FRAMES)
-    return ["curves.svg", "samples.png", "rollouts.png"]
+    if content.rollouts:
+        figures.draw_sheet(_strips(content.rollouts), folder / "rollouts.png", columns=SHEET_FRAMES)
+        names.append("rollouts.png")
+    if panels := content.along():
+        figures.draw_along(panels, folder / FIGURE4)
+        names.append(FIGURE4)
+    return names
 
 
-def html(content: Content, curves: Path) -> str:
-    """The page; ``curves`` is the SVG to put inside."""
+def html(content: Content, folder: Path) -> str:
+    """The page; ``folder`` has the figures to put inside."""
     times = max(1, SHOWN_WIDTH // content.video.width)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
@@ -148,7 +182,10 @@ def html(content: Content, curves: Path) -> str:
     )  # fmt: skip
     return environment.get_template(TEMPLATE).render(
         content=content,
-        curves=data_uri(curves),
+        curves=data_uri(folder / "curves.svg"),
+        figure4=data_uri(folder / FIGURE4) if (folder / FIGURE4).is_file() else None,
+        figure4_note=FIGURE4_NOTE,
+        not_run=tables.NOT_RUN,
         data_uri=data_uri,
         not_measured=tables.NOT_MEASURED,
         small=times > 1,
@@ -163,7 +200,10 @@ def markdown(content: Content, folder: str, names: list[str]) -> str:
     parts += [f"![{name.split('.')[0]}]({folder}/{name})" for name in names if name.endswith(".png")]
     for table in content.tables():
         parts += [f"## {table.title}", table.markdown(), table.note]
-    parts += [f"## Curves\n\n![curves]({folder}/curves.svg)", "## Sources"]
+    shown = (
+        f"![figure 4]({folder}/{FIGURE4})\n\n{FIGURE4_NOTE}" if FIGURE4 in names else f"{tables.NOT_RUN.capitalize()}."
+    )
+    parts += [f"## Figure 4\n\n{shown}", f"## Curves\n\n![curves]({folder}/curves.svg)", "## Sources"]
     parts += ["\n".join(f"- {source.citation}. <{source.url}>" for source in content.published.sources.values())]
     return "\n\n".join(part for part in parts if part) + "\n"
 

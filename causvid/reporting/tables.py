@@ -6,6 +6,7 @@ A number that is missing is "not measured"; a published number always stands wit
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,10 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from causvid import params
+from causvid.reporting import ablation
 
 NOT_MEASURED = "not measured"
+NOT_RUN = "not run"
 PUBLISHED = "published, not measured here"
 # Folders of videos in the order of the tables, and the three that answer the same prompts from the same noise.
 SETS = {
@@ -40,6 +43,10 @@ SCORES = (
     ("Fréchet distance", ("frechet_distance",), 2),
     ("flicker", ("flicker",), 4),
 )
+
+# The ablation's results by what their students were trained on, the better way first.
+TABLE4 = {"rollout": "table4.json", "data": "table4_data.json"}
+INPUTS = {"rollout": "their own rollouts", "data": "noised real clips"}
 
 Results = Mapping[str, Mapping[str, Any]]
 
@@ -68,10 +75,11 @@ class Latency:
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """Published VBench groups in percent; ``like`` is the model of ours beside it, None = we have none."""
+    """Published VBench groups in percent; ``like`` is the model of ours beside it, ``row`` the row of our Table 4."""
 
     model: str
     like: str | None
+    row: str | None
     temporal: float
     frame: float
     text: float
@@ -144,9 +152,26 @@ def read_results(reports: Path) -> dict[str, dict[str, Any]]:
     return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in files.items() if path.is_file()}
 
 
+def read_ablation(reports: Path) -> dict[str, dict[str, Any]]:
+    """The ablation's tables by what the students were trained on; what is not there is left out."""
+    files = {inputs: reports / "ablate" / name for inputs, name in TABLE4.items()}
+    return {inputs: json.loads(path.read_text(encoding="utf-8")) for inputs, path in files.items() if path.is_file()}
+
+
 def number(value: Any, decimals: int) -> str:
     """A number with that many decimals; what is none is not measured."""
     return f"{value:,.{decimals}f}" if isinstance(value, int | float) else NOT_MEASURED
+
+
+def spread(value: Mapping[str, float | None] | None) -> str:
+    """A mean ± its standard error over seeds, to two digits of the error; a single seed has none."""
+    if value is None or value["mean"] is None:
+        return NOT_MEASURED
+    mean, se = value["mean"], value["se"]
+    if not se:
+        return f"{mean:,.3f}" if se is None else f"{mean:,.3f} ± 0"
+    decimals = max(0, min(6, 1 - math.floor(math.log10(se))))
+    return f"{mean:,.{decimals}f} ± {se:,.{decimals}f}"
 
 
 def lookup(values: Mapping[str, Any] | None, *path: str) -> Any:
@@ -201,21 +226,60 @@ def latency(results: Results, published: Published) -> Table:
 
 
 def beside_paper(results: Results, published: Published) -> Table:
-    """The paper's tables 1 and 4 with our row of the same kind beside each of theirs."""
+    """The rows of the paper's tables 1 and 4 that the pipeline has a model for, with ours of the same kind beside."""
     rows = []
     for row in published.quality:
-        ours = results.get(f"evaluate/{row.like}") if row.like else None
+        if row.like is None:
+            continue
+        ours = results.get(f"evaluate/{row.like}")
         names = ("motion", "velocity", "frame_psnr")
         mine = [number(lookup(ours, "judge", name), 1 if name == "frame_psnr" else 3) for name in names]
         theirs = (number(value, 1) for value in (row.temporal, row.frame, row.text))
-        cells = mine if row.like else ["not run"] * len(mine)
-        rows.append((row.model, *theirs, published.cite(row), SETS.get(row.like or "", "-"), *cells))
+        rows.append((row.model, *theirs, published.cite(row), SETS[row.like], *mine))
     return Table(
         title="Quality beside the paper",
         head=("published", "temporal", "frame", "text", "where", "ours", "motion", "velocity", "frame PSNR, dB"),
         rows=tuple(rows),
         note=f"Left: {PUBLISHED} (VBench groups, percent). Right: this run. Other data, other scale, other measures: "
         "compare the order of the rows, not the numbers.",
+    )
+
+
+def table4(found: Mapping[str, Any] | None, inputs: str, published: Published) -> Table:
+    """The paper's Table 4 with ours over seeds beside it; ``found`` None: it was not run."""
+    theirs = {row.row: row for row in published.quality if row.row}
+    rows = []
+    for name, label in ablation.ROWS.items():
+        ours = (spread(lookup(found, "rows", name, measure)) if found else NOT_RUN for measure in ablation.MEASURES)
+        paper = (number(getattr(theirs[name], it), 1) if name in theirs else "-" for it in ablation.QUALITY)
+        rows.append((label, *ours, *paper))
+    cited = published.cite(next(iter(theirs.values())))
+    ran = (
+        f"Ours: mean ± standard error over {found['seeds']} seeds, {found['prompts']} videos each, measures of the toy "
+        f"world. Students of DMD are trained on {INPUTS[inputs]}."
+        if found
+        else "Ours was not run: 'make ablation'."
+    )
+    return Table(
+        title="Table 4" if inputs == next(iter(TABLE4)) else f"Table 4, students trained on {INPUTS[inputs]}",
+        head=("row", *ablation.MEASURES, *(f"paper: {name}" for name in ablation.QUALITY)),
+        rows=tuple(rows),
+        note=f"{ran} The paper's: {cited}, {PUBLISHED}; VBench groups in percent. Compare the order of the rows.",
+    )
+
+
+def claims(found: Mapping[str, Any], inputs: str) -> Table:
+    """What the paper says of its Table 4, a line per claim and measure: the gap here, and the verdict."""
+    rows = [
+        (_words(name.partition("/")[0]), name.partition("/")[2], spread(found["gaps"][name]), said)
+        for name, said in sorted(found["claims"].items())
+    ]
+    return Table(
+        title=f"The paper's claims, students trained on {INPUTS[inputs]}",
+        head=("claim", "measure", "gap", "verdict"),
+        rows=tuple(rows),
+        note=f"Gaps are between paired seeds, positive in the paper's direction; {ablation.HOLDS} or {ablation.FAILS}: "
+        f"beyond two standard errors. 'As good as' allows {ablation.LEVEL:.0%} of the teacher's score.",
     )
 
 

@@ -33,8 +33,8 @@ LEVEL = 0.01  # of the teacher's score: less than the smallest loss that the pap
 ROUNDING = 1e-9  # of a score: gaps that differ by less than this do not differ
 # Figure 4: the rows drawn, the judge's measures, and where an evaluation has one entry a window or a block.
 DRAWN = ("few_step_ode_init_bidirectional_teacher", "few_step_ode_init_causal_teacher", "many_step_causal")
-DRAWN_MEASURES = ("velocity", "shape", "frame_psnr")
-ALONG = {"windows": ("drift", "judge"), "blocks": ("judge", "blocks")}
+DRAWN_MEASURES = {"velocity": "velocity", "frame_psnr": "frame PSNR, dB", "shape": "shape", "seen": "object seen"}
+ALONG = {"blocks": ("judge", "blocks"), "windows": ("drift", "judge")}
 
 Evaluations = Mapping[str, Sequence[Mapping[str, Any]]]
 
@@ -204,7 +204,7 @@ def _gaps(found: Evaluations, claim: Claim, measure: str) -> list[float]:
 def _curves(
     evaluations: Sequence[Mapping[str, Any]], *path: str
 ) -> Iterator[tuple[str, list[dict[str, float | None]]]]:
-    """Measure, and its summary over seeds at every entry of the lists at ``path``; none that lacks one."""
+    """Measure, and its summary over seeds at every entry of the lists at ``path``; None where a seed has no value."""
     lists = []
     for evaluation in evaluations:
         place: Any = evaluation
@@ -212,6 +212,7 @@ def _curves(
             place = place.get(key) if isinstance(place, Mapping) else None
         lists.append(place or [])
     for name in DRAWN_MEASURES:
-        points = [[entry.get(name) for entry in entries] for entries in zip(*lists, strict=True)]
-        if points and all(isinstance(value, int | float) for point in points for value in point):
-            yield name, [summary(point) for point in points]
+        places = [[entry.get(name) for entry in entries] for entries in zip(*lists, strict=True)]
+        points = [{"mean": None, "se": None} if None in values else summary(values) for values in places]
+        if any(point["mean"] is not None for point in points):
+            yield name, points

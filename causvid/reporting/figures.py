@@ -16,6 +16,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
@@ -81,9 +82,9 @@ def draw_curves(curves: Mapping[str, Curve], out: Path) -> None:
 
 
 def draw_along(panels: Mapping[str, Mapping[str, Sequence[Point]]], out: Path) -> None:
-    """As SVG, one panel a title: by label, scores with their standard errors from the first place on.
+    """As SVG, one panel a title: by label, scores with their standard errors at place 1, 2, ...
 
-    The first place stands apart from the rest: the first block and the first window have nothing to go on from.
+    The first place is not joined to the rest: it has nothing before it to go on from.
     """
     labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
     rows = math.ceil(len(panels) / ACROSS)
@@ -92,15 +93,11 @@ def draw_along(panels: Mapping[str, Mapping[str, Sequence[Point]]], out: Path) -
         for index, (title, lines) in enumerate(panels.items()):
             axes = figure.add_subplot(rows, ACROSS, index + 1)
             for label, points in lines.items():
-                style: Any = {"color": LINES[labels.index(label)], "linewidth": 1, "marker": "o", "markersize": 3}
-                for part in (slice(0, 1), slice(1, None)):
-                    places = range(1, len(points) + 1)[part]
-                    means, errors = ([point[name] or 0 for point in points[part]] for name in ("mean", "se"))
-                    axes.errorbar(places, means, errors, label=label if part.start else None, **style)
+                _draw_line(axes, points, LINES[labels.index(label)])
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             _style(axes, title)
-        handles, shown = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, shown, loc="outside lower center", ncols=len(labels), frameon=False, labelcolor=GREY)
+        handles = [Line2D([], [], color=LINES[index], marker="o", markersize=3) for index in range(len(labels))]
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, labelcolor=GREY)
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
 
 
@@ -124,6 +121,15 @@ def draw_sheet(strips: Sequence[Strip], out: Path, *, columns: int) -> None:
                 axes.set_axis_off()
                 top -= GAP
         figure.savefig(out, format="png", dpi=DOTS, transparent=True, metadata={"Software": None})
+
+
+def _draw_line(axes: Axes, points: Sequence[Point], colour: str) -> None:
+    known = [(place, point["mean"], point["se"] or 0.0) for place, point in enumerate(points, start=1)]
+    known = [found for found in known if found[1] is not None]
+    for part in ([it for it in known if it[0] == 1], [it for it in known if it[0] > 1]):
+        if part:
+            places, means, errors = zip(*part, strict=True)
+            axes.errorbar(places, means, errors, color=colour, linewidth=1, marker="o", markersize=3)
 
 
 def _style(axes: Axes, title: str) -> None:

@@ -118,11 +118,11 @@ class Content:
         curves = self.ablation.get(next(iter(tables.TABLE4)), {}).get("curves", {})
         panels: dict[str, dict[str, list[figures.Point]]] = {}
         for along in ablation.ALONG:
-            for measure in ablation.DRAWN_MEASURES:
+            for measure, label in ablation.DRAWN_MEASURES.items():
                 lines = {ablation.ROWS[row]: tables.lookup(curves, row, along, measure) for row in ablation.DRAWN}
-                drawn = {label: points for label, points in lines.items() if points}
+                drawn = {row: points for row, points in lines.items() if points}
                 if drawn:
-                    panels[f"{measure.replace('_', ' ')} by {along[:-1]}"] = drawn
+                    panels[f"{label} by {along[:-1]}"] = drawn
         return panels
 
     @property

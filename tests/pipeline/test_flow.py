@@ -20,6 +20,7 @@ from prefect.states import Running
 from prefect.testing.utilities import prefect_test_harness
 
 from flows import dvc_flow, dvc_task
+from flows.ablate import ablate
 from flows.distill import distill
 from tests.pipeline.conftest import Clone
 from tests.unit.flows import tiny_pipeline
@@ -90,6 +91,28 @@ def test_the_first_run_runs_everything_along_dvcs_graph(root: Path) -> None:
     assert edges == {"download": [], "train@a": ["download"], "train@b": ["download"], "report": ["train@a", "train@b"]}
     assert {it.name for it in task_runs() if "gpu" in it.tags} == {"train@a", "train@b"}
     assert '"stage": "report", "outcome": "Ran"' in artifact("stages")
+
+
+def test_the_second_pipeline_is_a_flow_of_its_own(root: Path) -> None:
+    """Stages by their names in it; the root's only where it depends on them; one number reruns what reads it."""
+    tiny_pipeline.add_second(root)
+    first = ablate(return_state=True)
+    assert (first.name, first.message) == ("Completed", "5 ran")
+    assert [record.stage for record in first.result()] == tiny_pipeline.SECOND_STAGES
+    assert first.result()[-1].metrics == {"row": "y"}
+    assert (root / "y.txt").read_text() == "3\nclips: y\n"
+    assert not (root / "report.txt").exists()
+    assert ablate(["row@x"], return_state=True).message == "3 unchanged"
+    changed = (
+        (root / "ablation" / "dvc.yaml")
+        .read_text()
+        .replace("'clips: ${item.row}'", "'clips: ${item.row}' | sed s/y/z/")
+    )
+    (root / "ablation" / "dvc.yaml").write_text(changed)
+    assert (
+        ablate(return_state=True).message == "3 ran, 2 unchanged"
+    )  # both params, of the rows the one whose value moved
+    assert run().message == "3 ran, 1 unchanged"
 
 
 def test_unchanged_and_restored(root: Path, mlflow_uri: str) -> None:

@@ -124,16 +124,75 @@ def test_use_of_an_unknown_profile_lists_the_known_and_changes_nothing(tmp_path:
     assert target.read_text() == "mine"
 
 
+def leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def test_a_varied_file_differs_in_what_was_named_and_nothing_else(tmp_path: Path) -> None:
+    base, out = file_with(tmp_path), tmp_path / "new" / "params.yaml"
+    init = "{folder: data/mine, hub: null, revision: null}"
+    params.vary(base, ["seed=7", "model.frames_per_block=null", f"train_teacher.init={init}", "profile=1e-3"], out)
+    before, after = leaves(params.read(base)), leaves(params.read(out))
+    assert {key: value for key, value in after.items() if before[key] != value} == {
+        "seed": 7,
+        "model.frames_per_block": None,
+        "train_teacher.init.folder": "data/mine",
+        "profile": 0.001,
+    }
+    assert [path.name for path in out.parent.iterdir()] == ["params.yaml"]
+
+
+def test_changes_come_from_files_too_and_the_later_holds(tmp_path: Path) -> None:
+    base, out, file = file_with(tmp_path), tmp_path / "out.yaml", tmp_path / "rows.yaml"
+    file.write_text("rows:\n  mine: {seed: 5, sample.videos: 9}\n  none: {}\n")
+    params.vary(base, [f"{file}:rows.mine", f"{file}:rows.none", "seed=6"], out)
+    found = params.read(out)
+    assert (found["seed"], found["sample"]["videos"]) == (6, 9)
+    params.vary(base, ["seed=6", f"{file}:rows.mine"], out)
+    assert params.read(out)["seed"] == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("sed=1", "params.yaml: unknown key sed"),
+        ("train_teacher.step=1", "params.yaml: unknown key train_teacher.step"),
+        ("seed.one=1", "params.yaml: unknown key seed.one"),
+        ("nothing.at.all=1", "params.yaml: unknown key nothing.at.all"),
+        ("train_teacher.init={folder: x}", "missing key train_teacher.init.hub"),
+        ("seed=[1", "seed: .* is not valid YAML"),
+        ("seed", "'seed' is no change: write dotted.key=value, or FILE:section"),
+        ("no.yaml:rows", "no.yaml does not exist"),
+        ("FILE:rows.yours", "rows.yaml: missing section rows.yours"),
+        ("FILE:rows.mine.seed", "holds int, not changes"),
+        ("FILE:rows", "unknown key mine"),
+    ],
+)
+def test_a_change_that_cannot_be_is_named_and_nothing_is_written(tmp_path: Path, change: str, message: str) -> None:
+    base, out, file = file_with(tmp_path), tmp_path / "out.yaml", tmp_path / "rows.yaml"
+    file.write_text("rows: {mine: {seed: 5}}")
+    with pytest.raises(ValueError, match=message):
+        params.vary(base, [change.replace("FILE", str(file))], out)
+    assert not out.exists()
+
+
 def test_the_command(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "causvid.params"]
     env = {"PYTHONPATH": str(params.ROOT)}
     done = subprocess.run([*command, "use", "smoke"], cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
     assert done.stdout == "params.yaml is now the profile smoke\n"
     assert (tmp_path / "params.yaml").read_text(encoding="utf-8") == SMOKE
-    for arguments, said in [(["use", "nope"], "known:"), ([], "usage:")]:
+    varied = [*command, "set", "params.yaml", "--out", "runs/1/params.yaml", "seed=1", "model.frames_per_block=null"]
+    subprocess.run(varied, cwd=tmp_path, env=env, check=True)
+    assert params.read(tmp_path / "runs/1/params.yaml")["seed"] == 1
+    wrong = ["set", "params.yaml", "--out", "other.yaml", "sed=1"]
+    for arguments, said in [(["use", "nope"], "known:"), (wrong, "params.yaml: unknown key sed"), ([], "usage:")]:
         failed = subprocess.run(
             [*command, *arguments], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
         )
-        assert failed.returncode == 1
+        assert failed.returncode != 0
         assert said in failed.stderr
         assert "Traceback" not in failed.stderr

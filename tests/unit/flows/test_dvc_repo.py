@@ -82,13 +82,27 @@ def test_reading_the_plan_leaves_the_working_directory_alone(root: Path) -> None
 
 def test_a_second_pipeline_in_a_subfolder_is_not_part_of_the_first(tmp_path: Path) -> None:
     root = tiny_pipeline.make(tmp_path / "project")
-    (root / "ablation").mkdir()
-    (root / "ablation" / "dvc.yaml").write_text("stages: {row: {cmd: echo, deps: [../clips.txt], outs: [row.txt]}}")
+    tiny_pipeline.add_second(root)
     assert [stage.name for stage in read_plan(root).stages] == tiny_pipeline.STAGES
-    assert [stage.name for stage in read_plan(root, ["ablation/dvc.yaml:row"]).stages] == [
+    assert [stage.name for stage in read_plan(root, ["ablation/dvc.yaml:row@y"]).stages] == [
         "download",
-        "ablation/dvc.yaml:row",
+        "ablation/dvc.yaml:params@y",
+        "ablation/dvc.yaml:row@y",
     ]
+
+
+def test_a_second_pipeline_is_planned_with_what_it_needs_of_the_first(tmp_path: Path) -> None:
+    root = tiny_pipeline.make(tmp_path / "project")
+    tiny_pipeline.add_second(root)
+    plan = read_plan(root, ["ablation/dvc.yaml"])
+    assert [stage.name for stage in plan.stages] == tiny_pipeline.SECOND_STAGES
+    row = plan.stages[-1]
+    assert row.upstream == ("ablation/dvc.yaml:params@y", "download")
+    assert row.metrics == (root / "rows" / "y.json",)  # relative to its wdir, not to its dvc.yaml
+    assert (plan.changed, plan.profile) == (True, "tiny")
+    subprocess.run([tiny_pipeline.DVC, "repro", "--quiet", "ablation/dvc.yaml"], cwd=root, check=True)
+    assert not read_plan(root, ["ablation/dvc.yaml"]).changed
+    assert not (root / "report.txt").exists(), "the root's own stages were run"
 
 
 def test_the_plan_says_whether_anything_changed_and_which_commit_it_is(tmp_path: Path) -> None:

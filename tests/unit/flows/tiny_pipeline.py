@@ -51,6 +51,35 @@ def make(root: Path) -> Path:
     return root
 
 
+# A second pipeline: its params are a file that its own first stage makes, its paths are the root's.
+SECOND = """\
+stages:
+  params:
+    wdir: ..
+    matrix: {row: [x, y]}
+    cmd: "echo 'clips: ${item.row}' > ${item.row}.yaml"
+    outs: ['${item.row}.yaml']
+  row:
+    wdir: ..
+    matrix: {row: [x, y]}
+    cmd: cat clips.txt ${item.row}.yaml > ${item.row}.txt; echo '{"row":"${item.row}"}' > rows/${item.row}.json
+    deps: [clips.txt]
+    params: ['${item.row}.yaml': [clips]]
+    outs: ['${item.row}.txt']
+    metrics: ['rows/${item.row}.json': {cache: false}]
+"""
+SECOND_STAGES = ["download", *(f"ablation/dvc.yaml:{name}@{row}" for name in ("params", "row") for row in "xy")]
+
+
+def add_second(root: Path) -> None:
+    """Put the second pipeline beside the first."""
+    for folder in ("ablation", "rows"):
+        (root / folder).mkdir()
+    (root / "ablation" / "dvc.yaml").write_text(SECOND)
+    with (root / ".gitignore").open("a") as file:
+        file.write("/x.*\n/y.*\n")
+
+
 def change(root: Path, section: str, **values: object) -> None:
     """Change entries of a params section."""
     yaml = YAML()

@@ -15,6 +15,7 @@ from causvid.data import manifest
 from causvid.data.video_writer import write_video
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.reporting import page
+from causvid.reporting.ablation import CLAIMS, DRAWN, FAILS, HOLDS, MEASURES, ROWS, UNRESOLVED
 from causvid.reporting.page import Content
 from causvid.shapes import VideoShape
 
@@ -76,6 +77,28 @@ def reports(tmp_path: Path) -> Path:
         "step,critic_loss,student_loss\n0,1.5,\n1,1.0,0.2\n2,0.5,\n3,0.4,0.1\n"
     )
     return folder
+
+
+@pytest.fixture
+def ablated(reports: Path) -> Path:
+    """reports/ of a run whose Table 4 was run too."""
+    rows = {row: {"mean": 0.4 + k * 0.034, "se": 0.011} for k, row in enumerate(ROWS)}
+    tests = [f"{claim.name}/{measure}" for claim in CLAIMS for measure in claim.measures]
+    verdicts = [HOLDS, FAILS, UNRESOLVED]
+    points = [{"mean": 0.5 + k / 10, "se": 0.01} for k in range(3)]
+    curve = {"blocks": {"velocity": [{"mean": None, "se": None}, *points]}, "windows": {"velocity": points}}
+    table4 = {
+        "seeds": 3,
+        "prompts": 256,
+        "rows": {row: dict.fromkeys(MEASURES, value) for row, value in rows.items()},
+        "claims": {name: verdicts[k % 3] for k, name in enumerate(sorted(tests, reverse=True))},
+        "gaps": {name: {"mean": 0.1, "se": 0.01} for name in tests},
+        "curves": dict.fromkeys(DRAWN, curve),
+    }
+    table4["claims"]["ode_init_only_is_worse/frame"] = HOLDS
+    (reports / "ablate").mkdir()
+    (reports / "ablate" / "table4.json").write_text(json.dumps(table4))
+    return reports
 
 
 def _add_videos(folder: Path, frames: int, brightness: int) -> None:

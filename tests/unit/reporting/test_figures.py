@@ -47,6 +47,26 @@ def test_curves_are_the_same_bytes_twice(tmp_path: Path) -> None:
     assert 'id="axes_' not in (tmp_path / "none.svg").read_text()
 
 
+def test_scores_along_a_video_are_the_same_bytes_twice_and_leave_gaps_open(tmp_path: Path) -> None:
+    """A panel a title; the first place is not joined to the rest; a place without a value is not drawn."""
+    points = [{"mean": 0.5, "se": 0.1}, {"mean": 0.7, "se": None}, {"mean": 0.8, "se": 0.05}]
+    panels = {
+        "velocity by block": {"student": points, "other": [{"mean": None, "se": None}, *points[1:]]},
+        "velocity by window": {"student": points},
+    }
+    for name in ("a.svg", "b.svg"):
+        figures.draw_along(panels, tmp_path / name)
+    text = (tmp_path / "a.svg").read_text()
+    assert text == (tmp_path / "b.svg").read_text()
+    assert text.count('id="axes_') == 2
+    alone = {"velocity by block": {"student": points[:1]}}
+    figures.draw_along(alone, tmp_path / "alone.svg")
+    figures.draw_along(
+        {"velocity by block": {"student": [*points[:1], {"mean": None, "se": None}]}}, tmp_path / "c.svg"
+    )
+    assert (tmp_path / "alone.svg").read_text() == (tmp_path / "c.svg").read_text()
+
+
 def test_tiles_run_from_the_first_to_the_last_frame() -> None:
     """Three of nine frames: the first, the middle, the last; small frames grow by a whole factor."""
     row = figures.tile(video(9, 16, 32), 3)

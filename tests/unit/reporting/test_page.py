@@ -41,7 +41,7 @@ def read(content: Content, folder: Path) -> Reader:
     """The page of ``content``, parsed."""
     page.draw(content, folder)
     reader = Reader()
-    reader.feed(page.html(content, folder / "curves.svg"))
+    reader.feed(page.html(content, folder))
     return reader
 
 
@@ -71,7 +71,7 @@ def test_a_small_video_is_enlarged_by_a_whole_factor(content: Content, tmp_path:
     """32 pixels become 160, pixelated."""
     reader = read(content, tmp_path / "figures")
     assert {video["width"] for video in reader.videos} == {"160"}
-    assert "image-rendering: pixelated" in page.html(content, tmp_path / "figures" / "curves.svg")
+    assert "image-rendering: pixelated" in page.html(content, tmp_path / "figures")
 
 
 def test_captions_and_tables_are_text(content: Content, captions: dict[str, str], tmp_path: Path) -> None:
@@ -89,9 +89,7 @@ def test_the_same_run_gives_the_same_files(content: Content, tmp_path: Path) -> 
     for name in ("a", "b"):
         names = page.draw(content, tmp_path / name)
         pictures = [(tmp_path / name / figure).read_bytes() for figure in names]
-        made.append(
-            (page.html(content, tmp_path / name / "curves.svg"), page.markdown(content, "figures", names), pictures)
-        )
+        made.append((page.html(content, tmp_path / name), page.markdown(content, "figures", names), pictures))
     assert made[0] == made[1]
 
 
@@ -102,8 +100,31 @@ def test_an_empty_run_says_not_measured(collect: Collect, tmp_path: Path) -> Non
     assert reader.videos == []
     assert content.videos_shown == 0
     assert "The speed of teacher and student was not measured." in reader.text
-    for words in ("Samples: not measured.", "Rollouts: not measured.", "Curves: not measured."):
+    waiting = ("Samples: not measured.", "Rollouts: not measured.", "Curves: not measured.", "Figure 4: not run.")
+    for words in (*waiting, "Ours was not run: 'make ablation'."):
         assert words in reader.text
+
+
+def test_table_4_and_its_figure_are_shown_when_they_were_run(
+    collect: Collect, ablated: Path, samples: Path, tmp_path: Path
+) -> None:
+    """Rows, claims and curves on the page and in the Markdown; a second table for the other inputs when it is there."""
+    content = collect(ablated, samples)
+    names = page.draw(content, tmp_path / "figures")
+    assert "figure4.svg" in names
+    text = page.markdown(content, "figures", names)
+    for words in ("## Table 4\n", "0.502 ± 0.011", "| causal teacher is worse | text |", "](figures/figure4.svg)"):
+        assert words in text
+    assert "not run" not in text
+    titles = [table.title for table in content.tables()]
+    assert "Table 4, students trained on noised real clips" not in titles
+    (ablated / "ablate" / "table4_data.json").write_text((ablated / "ablate" / "table4.json").read_text())
+    titles = [table.title for table in collect(ablated, samples).tables()]
+    assert "Table 4, students trained on noised real clips" in titles
+    reader = read(content, tmp_path / "again")
+    assert "0.502 ± 0.011" in reader.text
+    svg = base64.b64encode((tmp_path / "figures" / "figure4.svg").read_bytes()).decode()
+    assert any(address.endswith(svg) for address in reader.loaded)
 
 
 def test_a_model_without_samples_leaves_its_place_empty(

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from causvid.reporting import tables
+from causvid.reporting.ablation import ROWS
 from causvid.reporting.tables import NOT_MEASURED, Table
 
 
@@ -37,7 +38,8 @@ def test_what_was_not_measured_is_never_a_number(published: Path) -> None:
     assert {cell for row in quality.rows for cell in row[1:]} == {NOT_MEASURED}
     assert {cell for row in speed.rows[:3] for cell in row[1:3]} == {NOT_MEASURED}
     beside = tables.beside_paper({}, theirs)
-    assert {cell for row in beside.rows for cell in row[6:]} == {NOT_MEASURED, "not run"}
+    assert {cell for row in beside.rows for cell in row[6:]} == {NOT_MEASURED}
+    assert {cell for row in tables.table4(None, "rollout", theirs).rows for cell in row[1:5]} == {tables.NOT_RUN}
     for made in (tables.vbench, tables.vbench_skipped, tables.drift, tables.training, tables.data):
         assert made({}).rows == ()
 
@@ -64,13 +66,52 @@ def test_speed_puts_ratios_beside_the_papers(reports: Path, published: Path) -> 
 
 
 def test_paper_rows_have_ours_of_the_same_kind_beside_them(reports: Path, published: Path) -> None:
-    """ODE init beside ODE init, DMD beside DMD; rows we do not run say so."""
+    """ODE init beside ODE init, DMD beside DMD; rows of the ablation stand in a table of their own."""
     table = tables.beside_paper(tables.read_results(reports), tables.read_published(published))
     ode = cells(table, "4 steps, ODE init only")
     assert (ode["temporal"], ode["frame"], ode["text"], ode["ours"]) == ("92.9", "48.1", "25.3", "student, ODE init")
     assert (ode["velocity"], ode["frame PSNR, dB"]) == ("0.450", "26.9")
-    assert cells(table, "4 steps, ODE init, causal teacher")["velocity"] == "not run"
+    assert not any("causal teacher" in row[0] for row in table.rows)
     assert tables.PUBLISHED in table.note
+
+
+def test_table_4_has_ours_over_seeds_beside_the_papers(ablated: Path, published: Path) -> None:
+    """Each row in its place, seven of ours and six of the paper's."""
+    found = tables.read_ablation(ablated)["rollout"]
+    table = tables.table4(found, "rollout", tables.read_published(published))
+    assert [row[0] for row in table.rows] == list(ROWS.values())
+    assert len({row[1:5] for row in table.rows}) == 7
+    ode = cells(table, ROWS["few_step_ode_init_no_teacher"])
+    assert (ode["temporal"], ode["paper: frame"], ode["paper: text"]) == ("0.502 ± 0.011", "48.1", "25.3")
+    assert cells(table, ROWS["few_step_bidirectional"])["paper: temporal"] == "-"
+    assert cells(table, ROWS["many_step_causal"])["paper: temporal"] == "92.4"
+    for words in ("3 seeds, 256 videos", "their own rollouts", "causvid, Table 4".replace("causvid", "CausVid")):
+        assert words in table.note
+
+
+def test_every_claim_has_its_line(ablated: Path) -> None:
+    found = tables.read_ablation(ablated)["rollout"]
+    table = tables.claims(found, "rollout")
+    assert len(table.rows) == len(found["claims"])
+    lines = {(row[0], row[1]): (row[2], row[3]) for row in table.rows}
+    assert lines["ode init only is worse", "frame"] == ("0.100 ± 0.010", "holds")
+    assert {row[3] for row in table.rows} == {"holds", "does not hold", "not resolved"}
+
+
+@pytest.mark.parametrize(
+    ("mean", "se", "cell"),
+    [
+        (0.51234, 0.0123, "0.512 ± 0.012"),
+        (26.94, 0.31, "26.94 ± 0.31"),
+        (1234.5, 25.0, "1,234 ± 25"),
+        (0.5, 0.0, "0.500 ± 0"),
+        (0.5, None, "0.500"),
+        (None, None, NOT_MEASURED),
+        (0.5, 1e-12, "0.500000 ± 0.000000"),
+    ],
+)
+def test_a_spread_is_as_precise_as_its_error(mean: float | None, se: float | None, cell: str) -> None:
+    assert tables.spread({"mean": mean, "se": se}) == cell
 
 
 def test_vbench_scores_and_reasons(reports: Path) -> None:

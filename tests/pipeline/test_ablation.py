@@ -1,0 +1,47 @@
+"""The whole ablation at smoke size, two seeds: from nothing to Table 4 on the page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from causvid.reporting.ablation import MEASURES, ROWS
+from tests.pipeline.conftest import Clone
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
+
+
+def test_one_command_makes_the_table_and_one_number_reruns_only_what_reads_it(
+    make_clone: Callable[[str], Clone],
+) -> None:
+    clone = make_clone("ablation")
+    settings = clone.root / "ablation" / "params.yaml"
+    text = settings.read_text().replace("seeds: [0, 1, 2]", "seeds: [0, 1]")
+    for key, value in (("sample.videos: 256", "4"), ("sample.rollouts: 32", "2"), ("sample.rollout_clips: 6", "2")):
+        assert key in text
+        text = text.replace(key, f"{key.split(':')[0]}: {value}")
+    settings.write_text(text)
+    prompts = clone.root / "data" / "inputs" / "two.txt"  # each asked twice: diversity needs it
+    prompts.write_text("".join((clone.root / "data/inputs/toy_world/scoring.txt").read_text().splitlines(True)[:2]))
+    clone.set(encode_prompts__evaluation_prompts="data/inputs/two.txt")
+    clone.run("python", "-m", "flows.ablate")
+    for name, inputs in (("table4.json", "rollout"), ("table4_data.json", "data")):
+        made = json.loads((clone.root / "reports" / "ablate" / name).read_text())
+        assert (made["seeds"], made["prompts"], made["inputs"], made["profile"]) == (2, 4, inputs, "smoke")
+        assert {tuple(sorted(row)) for row in made["rows"].values()} == {tuple(sorted(MEASURES))}
+        assert set(made["rows"]) == set(ROWS)
+    assert not (clone.root / "data" / "checkpoints" / "dmd").exists(), "the root's own student was trained"
+    assert "up to date" in clone.run("dvc", "status", "ablation/dvc.yaml").stdout
+    clone.run("dvc", "repro")
+    assert "up to date" in clone.run("dvc", "status", "ablation/dvc.yaml").stdout
+    report = (clone.root / "reports" / "report.md").read_text()
+    assert "not run" not in report
+    assert "figure4.svg" in report
+    clone.set(train_dmd__guidance_scale=1.5)
+    listed = json.loads(clone.run("dvc", "status", "--json", "ablation/dvc.yaml").stdout)
+    assert {name.split(":")[-1].split("@")[0] for name in listed} == {"params", "params_dmd"}
+    clone.run("dvc", "repro", "ablation/dvc.yaml:params_dmd", "ablation/dvc.yaml:params")
+    listed = json.loads(clone.run("dvc", "status", "--json", "ablation/dvc.yaml").stdout)
+    assert {name.split(":")[-1].split("@")[0] for name in listed} == {"train_dmd", "train_dmd_other_start"}

@@ -1,0 +1,67 @@
+"""Stage table4: from the evaluations of rows and seeds to the committed result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from causvid import params
+from causvid.reporting.ablation import MEASURES, ROWS, UNDISTILLED
+from causvid.runtime import tracking
+from stages import table4
+
+
+def run(inputs: str, out: str) -> tuple[int, str]:
+    """Run the stage as ablation/dvc.yaml does, in the current folder."""
+    app = typer.Typer()
+    app.command()(table4.main)
+    options = {"evaluations": "evaluate", "settings": "seeds.yaml", "inputs": inputs, "out": out}
+    result = CliRunner().invoke(app, [part for name, value in options.items() for part in (f"--{name}", value)])
+    return result.exit_code, str(result.exception)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two seeds of every row trained on data, the second one a little better, and nobody who keeps the stage's runs."""
+
+    @contextmanager
+    def no_tracking(*_: object) -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(log_metrics=lambda _: None)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tracking, "child_run", no_tracking)
+    params.use("smoke", tmp_path / "params.yaml")
+    (tmp_path / "seeds.yaml").write_text("seeds: [4, 7]\nrows: {}\n")
+    for k, row in enumerate(ROWS):
+        folder = tmp_path / "evaluate" / (row if row in UNDISTILLED else f"{row}-data")
+        folder.mkdir(parents=True)
+        for seed in (4, 7):
+            score = dict.fromkeys(MEASURES, k + seed / 100)
+            (folder / f"{seed}.json").write_text(json.dumps({"n": 8, "table4": score, "judge": None, "drift": None}))
+    for code in ("stages", "causvid"):  # the stage's key covers its source
+        (tmp_path / code).symlink_to(params.ROOT / code)
+    return tmp_path
+
+
+def test_the_result_says_what_it_was_made_of(project: Path) -> None:
+    assert run("data", "reports/ablate/table4_data.json") == (0, "None")
+    made = json.loads((project / "reports/ablate/table4_data.json").read_text())
+    assert (made["profile"], made["inputs"], made["seeds"], made["prompts"]) == ("smoke", "data", 2, 8)
+    assert made["commit"] is None  # no git here
+    assert sorted(made["rows"]) == sorted(ROWS)
+    assert made["rows"]["many_step_causal"]["temporal"] == pytest.approx({"mean": 1.055, "se": 0.015})
+    assert len(made["key"]) == 16
+
+
+def test_students_that_were_not_scored_stop_it_with_a_sentence(project: Path) -> None:
+    code, message = run("rollout", "reports/ablate/table4.json")
+    assert code == 1
+    assert "-rollout/4.json is missing; 'make ablation' makes it" in message
+    assert not (project / "reports").exists()

@@ -35,6 +35,7 @@ ROUNDING = 1e-9  # of a score: gaps that differ by less than this do not differ
 DRAWN = ("few_step_ode_init_bidirectional_teacher", "few_step_ode_init_causal_teacher", "many_step_causal")
 DRAWN_MEASURES = {"velocity": "velocity", "frame_psnr": "frame PSNR, dB", "shape": "shape", "seen": "object seen"}
 ALONG = {"blocks": ("judge", "blocks"), "windows": ("drift", "judge")}
+UNKNOWN: dict[str, float | None] = {"mean": None, "se": None}
 
 Evaluations = Mapping[str, Sequence[Mapping[str, Any]]]
 
@@ -213,6 +214,6 @@ def _curves(
         lists.append(place or [])
     for name in DRAWN_MEASURES:
         places = [[entry.get(name) for entry in entries] for entries in zip(*lists, strict=True)]
-        points = [{"mean": None, "se": None} if None in values else summary(values) for values in places]
+        points = [UNKNOWN if None in values else summary(values) for values in places]
         if any(point["mean"] is not None for point in points):
             yield name, points

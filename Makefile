@@ -73,7 +73,7 @@ profile: env ## put profiles/$(NAME).yaml in place
 	python -m causvid.params use $(NAME)
 
 dag: env ## docs/pipeline.md from dvc.yaml
-	{ printf '# The pipeline\n\nMade by `make dag` from dvc.yaml.\n\n```mermaid\n'; dvc dag --mermaid; printf '```\n'; } > docs/pipeline.md
+	{ printf '# The pipeline\n\nMade by `make dag` from dvc.yaml.\n\n```mermaid\n'; dvc dag --mermaid dvc.yaml; printf '```\n'; } > docs/pipeline.md
 
 plan: env ## memory, time and disk of the profile in params.yaml, without running it
 	python -m causvid.plan params.yaml

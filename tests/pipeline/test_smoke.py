@@ -25,7 +25,7 @@ def test_everything_is_there(smoke: Clone) -> None:
 def test_a_second_repro_changes_nothing(smoke: Clone) -> None:
     before = smoke.hashes()
     assert "Data and pipelines are up to date." in smoke.run("dvc", "repro").stdout
-    assert "up to date" in smoke.run("dvc", "status").stdout
+    assert "up to date" in smoke.run("dvc", "status", "dvc.yaml").stdout
     assert smoke.hashes() == before
 
 
@@ -41,14 +41,14 @@ def test_mlflow_has_a_child_run_for_every_stage(smoke: Clone) -> None:
 
 def test_workers_rerun_nothing_and_one_number_reruns_only_what_depends_on_it(smoke: Clone) -> None:
     smoke.set(compute__workers=2)
-    assert "up to date" in smoke.run("dvc", "status").stdout
+    assert "up to date" in smoke.run("dvc", "status", "dvc.yaml").stdout
     smoke.set(compute__workers=1)
     smoke.set(sample__rollouts=1)
-    changed = json.loads(smoke.run("dvc", "status", "--json").stdout)
+    changed = json.loads(smoke.run("dvc", "status", "dvc.yaml", "--json").stdout)
     assert set(changed) >= {"sample@teacher", "sample@ode_init", "sample@dmd"}
     assert not set(changed) & {"download", "train_vae", "train_teacher", "train_dmd", "measure_latency"}
     smoke.set(sample__rollouts=2)
-    assert "up to date" in smoke.run("dvc", "status").stdout
+    assert "up to date" in smoke.run("dvc", "status", "dvc.yaml").stdout
 
 
 def test_zero_dmd_steps_are_the_ode_init_student_and_changing_back_is_served_from_the_cache(smoke: Clone) -> None:

@@ -13,7 +13,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 
-.PHONY: env vbench-env repro test test-slow test-browser check flow ablation ui report profile dag plan lock clean
+.PHONY: env vbench-env repro toy-wan test test-slow test-browser check flow ablation ui report profile dag plan lock clean
 
 env: .venv/.ready ## the environment in .venv, as locked
 vbench-env: .venvs/vbench/.ready ## VBench's own environment
@@ -36,6 +36,12 @@ $(UV):
 
 repro: env vbench-env ## the experiment: every stage that is out of date
 	dvc repro
+
+toy-wan: env vbench-env ## the weights in data/inputs/toy_wan again, from nothing: hours; then make profile NAME=laptop
+	python -m causvid.params use toy-wan
+	dvc repro evaluate@reconstruction evaluate@teacher
+	cd data/inputs/toy_wan && rm -rf vae text_encoder tokenizer transformer && \
+	  cp -r ../../checkpoints/vae ../../checkpoints/text_encoder/* . && cp -r ../../checkpoints/teacher transformer
 
 test: env ## everything that runs on a CPU without network
 	$(MAKE) check

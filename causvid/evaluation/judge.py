@@ -147,7 +147,7 @@ def judge_videos(videos: Sequence[Frames], captions: Sequence[str], blocks: Sequ
     means = average([each.verdict for each in found])
     if means is None:
         return None
-    return {**means, **spread.average(spreads), "blocks": [_over_block(found, block) for block in blocks]}
+    return {**means, **spread.average(spreads), "blocks": [over_block(found, block) for block in blocks]}
 
 
 def average(verdicts: Sequence[Verdict | None]) -> dict[str, float | None] | None:
@@ -170,7 +170,8 @@ def _scenes(captions: Sequence[str]) -> list[Scene]:
     return [scene for caption in dict.fromkeys(captions) if (scene := scene_of(caption))]
 
 
-def _over_block(found: Sequence[Examination], block: range) -> dict[str, float | None]:
+def over_block(found: Sequence[Examination], block: range) -> dict[str, float | None]:
+    """{velocity, frame_psnr, seen} of all videos over the frames of ``block``; velocity None where there is no step."""
     frames = slice(block.start, block.stop)
     into = slice(max(0, block.start - 1), block.stop - 1)  # step k leads into frame k + 1
     right = np.concatenate([each.right[into] for each in found])

@@ -39,9 +39,9 @@ class Setting:
 def score(folder: Path, net: FeatureNet, setting: Setting) -> dict[str, Any]:
     """Scores of the first ``setting.count`` videos of ``folder``.
 
-    Returns ``n``; ``judge`` (of ``judge.judge_videos``) and ``table4``, None where no caption is of the toy world; the
-    Frechet distance (of ``Ruler.measure``); ``flicker``; ``drift``; ``floors`` of the real clips themselves where they
-    are of the toy world, else None.
+    Returns ``n`` and of how many different ``prompts``; ``judge`` (of ``judge.judge_videos``) and ``table4``,
+    None where no caption is of the toy world; the Frechet distance (of ``Ruler.measure``); ``flicker``; ``drift``;
+    ``floors`` of the real clips themselves where they are of the toy world, else None.
     """
     listed, clips = read_manifest(folder), read_manifest(setting.reference)
     rendered = setting.toy_world and all(judge.scene_of(row["caption"]) for row in listed[: setting.count])
@@ -54,10 +54,11 @@ def score(folder: Path, net: FeatureNet, setting: Setting) -> dict[str, Any]:
     judged = judge.judge_videos(videos, captions, setting.blocks) if setting.toy_world else None
     return {
         "n": len(rows),
+        "prompts": len(set(captions)),
         "judge": judged,
         "table4": table4.columns(judged) if judged else None,
         **ruler.measure(videos),
         "flicker": quality.mean_flicker(videos),
-        "drift": drift.drift(folder, clips[0]["frames"]),
+        "drift": drift.drift(folder, clips[0]["frames"], setting.blocks),
         "floors": floors(videos, captions, setting.blocks, ruler) if rendered and folder == setting.reference else None,
     }

@@ -59,11 +59,12 @@ def sample(
     manifest.write_rows(out / manifest.NAME, rows)
     results: dict[str, float] = {"videos": len(rows)}
     if pipeline.is_causal and config.rollouts:
-        group = chosen[: config.rollouts]
-        generators = [generator(seed, "rollout", k) for k in range(len(group))]
-        frames = config.rollout_clips * video.frames
-        long = pipeline.rollout(prompts(group), video, generators, frames, negative, scale, few_steps=few_steps)
-        rows = write_clips(out / "rollouts", group, long, video, config.crf)
+        frames, rows = config.rollout_clips * video.frames, []
+        for start in range(0, config.rollouts, config.batch_size):
+            group = chosen[start : min(start + config.batch_size, config.rollouts)]
+            generators = [generator(seed, "rollout", start + k) for k in range(len(group))]
+            long = pipeline.rollout(prompts(group), video, generators, frames, negative, scale, few_steps=few_steps)
+            rows += write_clips(out / "rollouts", group, long, video, config.crf, first=start)
         manifest.write_rows(out / "rollouts" / manifest.NAME, rows)
         results["rollouts"] = len(rows)
     return results

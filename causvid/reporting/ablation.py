@@ -34,7 +34,7 @@ ROUNDING = 1e-9  # of a score: gaps that differ by less than this do not differ
 # Figure 4: the rows drawn, the judge's measures, and where an evaluation has one entry a window or a block.
 DRAWN = ("few_step_ode_init_bidirectional_teacher", "few_step_ode_init_causal_teacher", "many_step_causal")
 DRAWN_MEASURES = {"velocity": "velocity", "frame_psnr": "frame PSNR, dB", "shape": "shape", "seen": "object seen"}
-ALONG = {"blocks": ("judge", "blocks"), "windows": ("drift", "judge")}
+ALONG = {"blocks": ("drift", "blocks"), "windows": ("drift", "judge")}
 UNKNOWN: dict[str, float | None] = {"mean": None, "se": None}
 
 Evaluations = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -127,13 +127,14 @@ def read_evaluations(folder: Path, seeds: Sequence[int], inputs: str) -> dict[st
 
 
 def table4(found: Evaluations) -> dict[str, Any]:
-    """Seeds, prompts, the rows' scores, the claims with their paired gaps, and the curves of figure 4."""
+    """Seeds, different prompts, videos of a seed and row; scores, claims with paired gaps, the curves of figure 4."""
     tests = {f"{claim.name}/{measure}": (claim, measure) for claim in CLAIMS for measure in claim.measures}
     gaps = {name: _gaps(found, *test) for name, test in tests.items()}
     first = next(iter(found.values()))
     return {
         "seeds": len(first),
-        "prompts": first[0]["n"],
+        "prompts": first[0]["prompts"],
+        "videos": first[0]["n"],
         "rows": {row: {name: summary(_scores(found, row, name)) for name in MEASURES} for row in found},
         "claims": {name: verdict(gaps[name], scale=max(map(abs, _both(found, *test)))) for name, test in tests.items()},
         "gaps": {name: summary(values) for name, values in gaps.items()},

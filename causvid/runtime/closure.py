@@ -27,7 +27,8 @@ def import_closure(module: Path, root: Path) -> set[str]:
         seen.add(path)
         if path.relative_to(root).as_posix() not in NEUTRAL and path.suffix == ".py":
             todo.extend(_imports(path, root))
-            todo.extend(path.parent.glob("*.jinja"))  # a template is code that a module of its folder runs
+            # A template is code that the module which names it runs.
+            todo.extend(file for file in path.parent.glob("*.jinja") if file.name in path.read_text())
     names = {path.relative_to(root).as_posix() for path in seen if path.stat().st_size}
     return names - NEUTRAL
 

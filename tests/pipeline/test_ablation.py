@@ -19,7 +19,12 @@ def test_one_command_makes_the_table_and_one_number_reruns_only_what_reads_it(
     clone = make_clone("ablation")
     settings = clone.root / "ablation" / "params.yaml"
     text = settings.read_text().replace("seeds: [0, 1, 2]", "seeds: [0, 1]")
-    for key, value in (("sample.videos: 256", "4"), ("sample.rollouts: 32", "2"), ("sample.rollout_clips: 6", "2")):
+    for key, value in (
+        ("sample.videos: 256", "4"),
+        ("sample.rollouts: 32", "2"),
+        ("sample.rollout_clips: 6", "2"),
+        ("train_teacher.steps: 800", "6"),
+    ):
         assert key in text
         text = text.replace(key, f"{key.split(':')[0]}: {value}")
     settings.write_text(text)
@@ -29,7 +34,8 @@ def test_one_command_makes_the_table_and_one_number_reruns_only_what_reads_it(
     clone.run("python", "-m", "flows.ablate")
     for name, inputs in (("table4.json", "rollout"), ("table4_data.json", "data")):
         made = json.loads((clone.root / "reports" / "ablate" / name).read_text())
-        assert (made["seeds"], made["prompts"], made["inputs"], made["profile"]) == (2, 4, inputs, "smoke")
+        assert (made["seeds"], made["prompts"], made["videos"]) == (2, 2, 4)
+        assert (made["inputs"], made["profile"]) == (inputs, "smoke")
         assert {tuple(sorted(row)) for row in made["rows"].values()} == {tuple(sorted(MEASURES))}
         assert set(made["rows"]) == set(ROWS)
     assert not (clone.root / "data" / "checkpoints" / "dmd").exists(), "the root's own student was trained"

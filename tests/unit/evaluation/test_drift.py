@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from causvid.data import toy_world
 from causvid.data.manifest import NAME, write_rows
 from causvid.data.video_writer import write_video
-from causvid.evaluation.drift import drift, statistics, window_starts
+from causvid.evaluation.drift import blocks_of, drift, statistics, window_starts
 from causvid.shapes import VideoShape
 
 WINDOW = 9
+BLOCKS = [range(5), range(5, 9)]  # of a window
 CAPTION = "a yellow circle moves right over a gray background"
 Frames = NDArray[np.uint8]
 
@@ -41,7 +42,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 
 
 def test_a_steady_rollout_does_not_drift(write: Callable[..., Path]) -> None:
-    found = drift(write(rollout(), rollout()), WINDOW)
+    found = drift(write(rollout(), rollout()), WINDOW, BLOCKS)
     assert found is not None
     assert (found["n"], found["windows"], found["window_frames"]) == (2, 3, WINDOW)
     for values in found["statistics"].values():
@@ -54,7 +55,7 @@ def test_a_steady_rollout_does_not_drift(write: Callable[..., Path]) -> None:
 def test_an_injected_fade_is_found(write: Callable[..., Path]) -> None:
     frames = rollout()
     fading = np.linspace(1, 0, len(frames))[:, None, None, None]
-    found = drift(write((frames * fading).astype(np.uint8)), WINDOW)
+    found = drift(write((frames * fading).astype(np.uint8)), WINDOW, BLOCKS)
     assert found is not None
     brightness = found["statistics"]["brightness"]
     assert brightness["windows"] == sorted(brightness["windows"], reverse=True)
@@ -69,27 +70,36 @@ def test_an_injected_fade_is_found(write: Callable[..., Path]) -> None:
 def test_an_object_lost_on_the_way_is_found_by_the_judge(write: Callable[..., Path]) -> None:
     frames = rollout()
     frames[2 * WINDOW :] = toy_world.BACKGROUNDS["gray"]
-    found = drift(write(frames), WINDOW)
+    found = drift(write(frames), WINDOW, BLOCKS)
     assert found is not None
     assert [window["seen"] for window in found["judge"]] == [1, 1, 0]
+    seen = [block["seen"] for block in found["blocks"]]
+    assert seen == [1, 1, 1, 1, pytest.approx(1 / 4), 0]  # frames 17 to 20; the object is gone from 18 on
     assert found["judge"][2]["area_cv"] is None
 
 
 def test_other_captions_are_measured_but_not_judged(write: Callable[..., Path]) -> None:
-    found = drift(write(rollout(), caption="a dog"), WINDOW)
+    found = drift(write(rollout(), caption="a dog"), WINDOW, BLOCKS)
     assert found is not None
     assert found["judge"] is None
+    assert found["blocks"] is None
     assert found["statistics"]["brightness"]["windows"]
 
 
 def test_nothing_to_compare_is_none(tmp_path: Path, write: Callable[..., Path]) -> None:
-    assert drift(tmp_path, WINDOW) is None
-    assert drift(write(rollout(WINDOW)), WINDOW) is None
+    assert drift(tmp_path, WINDOW, BLOCKS) is None
+    assert drift(write(rollout(WINDOW)), WINDOW, BLOCKS) is None
 
 
 def test_rollouts_of_unequal_length_are_refused(write: Callable[..., Path]) -> None:
     with pytest.raises(ValueError, match="9, 27 frames"):
-        drift(write(rollout(WINDOW), rollout(3 * WINDOW)), WINDOW)
+        drift(write(rollout(WINDOW), rollout(3 * WINDOW)), WINDOW, BLOCKS)
+
+
+def test_a_rollout_goes_on_with_blocks_like_the_last() -> None:
+    assert blocks_of(27, BLOCKS) == [range(5), range(5, 9), range(9, 13), range(13, 17), range(17, 21), range(21, 25)]
+    assert blocks_of(25, BLOCKS)[-1] == range(21, 25)
+    assert blocks_of(9, [range(9)]) == [range(9)]
 
 
 def test_statistics_in_closed_form() -> None:

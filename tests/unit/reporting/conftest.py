@@ -89,7 +89,10 @@ def ablated(reports: Path) -> Path:
     curve = {"blocks": {"velocity": [{"mean": None, "se": None}, *points]}, "windows": {"velocity": points}}
     table4 = {
         "seeds": 3,
-        "prompts": 256,
+        "prompts": 32,
+        "videos": 256,
+        "profile": "laptop",
+        "commit": {"sha": "0123456789abcdef", "dirty": True},
         "rows": {row: dict.fromkeys(MEASURES, value) for row, value in rows.items()},
         "claims": {name: verdicts[k % 3] for k, name in enumerate(sorted(tests, reverse=True))},
         "gaps": {name: {"mean": 0.1, "se": 0.01} for name in tests},

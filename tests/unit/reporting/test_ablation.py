@@ -28,9 +28,10 @@ def evaluation(score: float, n: int = 256) -> dict[str, Any]:
     windows = [{"velocity": score - k / 100, "shape": None, "frame_psnr": 20.0} for k in range(6)]
     return {
         "n": n,
+        "prompts": 32,
         "table4": dict.fromkeys(MEASURES, score),
         "judge": {"velocity": score, "blocks": [{**block, "velocity": None}, block, block]},
-        "drift": {"n": 32, "windows": 6, "judge": windows},
+        "drift": {"n": 32, "windows": 6, "judge": windows, "blocks": [{**block, "velocity": None}, block, block]},
     }
 
 
@@ -141,7 +142,7 @@ def test_the_result_file(write: Write) -> None:
     """Seeds, prompts, seven rows of four measures, sixteen claims; it is JSON without NaN."""
     found = ablation.read_evaluations(write({row: [0.1 * k, 0.2 * k] for k, row in enumerate(ROWS)}), (0, 1), "rollout")
     made = json.loads(json.dumps(ablation.table4(found), allow_nan=False))
-    assert (made["seeds"], made["prompts"], list(made["rows"])) == (2, 256, list(ROWS))
+    assert (made["seeds"], made["prompts"], made["videos"], list(made["rows"])) == (2, 32, 256, list(ROWS))
     assert {tuple(row) for row in made["rows"].values()} == {MEASURES}
     assert len(made["claims"]) == 5 * 3 + 1 == len(made["gaps"])
     assert set(made["claims"].values()) <= {HOLDS, FAILS, UNRESOLVED}

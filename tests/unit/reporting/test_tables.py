@@ -85,7 +85,7 @@ def test_table_4_has_ours_over_seeds_beside_the_papers(ablated: Path, published:
     assert (ode["temporal"], ode["paper: frame"], ode["paper: text"]) == ("0.502 ± 0.011", "48.1", "25.3")
     assert cells(table, ROWS["few_step_bidirectional"])["paper: temporal"] == "-"
     assert cells(table, ROWS["many_step_causal"])["paper: temporal"] == "92.4"
-    for words in ("3 seeds, 256 videos", "their own rollouts", "causvid, Table 4".replace("causvid", "CausVid")):
+    for words in ("3 seeds, each 256 videos of 32 prompts", "profile laptop, commit 0123456 with changes", "their own rollouts", "causvid, Table 4".replace("causvid", "CausVid")):
         assert words in table.note
 
 

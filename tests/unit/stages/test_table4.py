@@ -44,7 +44,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         folder.mkdir(parents=True)
         for seed in (4, 7):
             score = dict.fromkeys(MEASURES, k + seed / 100)
-            (folder / f"{seed}.json").write_text(json.dumps({"n": 8, "table4": score, "judge": None, "drift": None}))
+            (folder / f"{seed}.json").write_text(
+                json.dumps({"n": 8, "prompts": 4, "table4": score, "judge": None, "drift": None})
+            )
     for code in ("stages", "causvid"):  # the stage's key covers its source
         (tmp_path / code).symlink_to(params.ROOT / code)
     return tmp_path
@@ -53,7 +55,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_result_says_what_it_was_made_of(project: Path) -> None:
     assert run("data", "reports/ablate/table4_data.json") == (0, "None")
     made = json.loads((project / "reports/ablate/table4_data.json").read_text())
-    assert (made["profile"], made["inputs"], made["seeds"], made["prompts"]) == ("smoke", "data", 2, 8)
+    assert (made["profile"], made["inputs"], made["seeds"], made["videos"]) == ("smoke", "data", 2, 8)
     assert made["commit"] is None  # no git here
     assert sorted(made["rows"]) == sorted(ROWS)
     assert made["rows"]["many_step_causal"]["temporal"] == pytest.approx({"mean": 1.055, "se": 0.015})

@@ -1,0 +1,49 @@
+"""The weights that ship: whole, small, and good enough that a prompt's video shows what it says."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+
+from causvid.data import toy_world
+from causvid.evaluation.judge import judge
+from causvid.generate.formats import load_checkpoint
+from causvid.models.vae import decode, encode, to_uint8, to_unit
+from causvid.pipeline import CausVidPipeline
+
+FOLDER = Path("data/inputs/toy_wan")
+LIMIT = 12_000_000  # bytes that may lie in git
+
+
+@pytest.fixture(scope="module")
+def teacher() -> CausVidPipeline:
+    return load_checkpoint(FOLDER, params=Path("profiles/toy-wan.yaml"), wan=None, precision=None)
+
+
+def test_they_are_the_files_that_the_card_names() -> None:
+    card = (FOLDER / "README.md").read_text(encoding="utf-8")
+    weights = sorted(FOLDER.glob("*/*.safetensors"))
+    assert [path.parent.name for path in weights] == ["text_encoder", "transformer", "vae"]
+    for path in weights:
+        assert hashlib.sha256(path.read_bytes()).hexdigest() in card
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) < LIMIT
+
+
+def test_the_autoencoder_gives_clips_back(teacher: CausVidPipeline) -> None:
+    for index, caption in enumerate(Path("data/inputs/toy_world/tuning.txt").read_text("utf-8").splitlines()[:4]):
+        clip = torch.from_numpy(toy_world.clip_frames(caption, index, video=teacher.video, seed=7))
+        with torch.no_grad():
+            back = to_uint8(decode(teacher.vae, encode(teacher.vae, to_unit(clip)[None])))[0]
+        error = (back.float() - clip.float()).square().mean()
+        assert 10 * torch.log10(255.0**2 / error) > 27  # dB; 30 on average over clips that went through H.264
+
+
+def test_the_teacher_shows_what_prompts_it_never_saw_say(teacher: CausVidPipeline) -> None:
+    prompts = Path("data/inputs/toy_world/tuning.txt").read_text("utf-8").splitlines()[:8]
+    noise = [torch.Generator().manual_seed(k) for k in range(len(prompts))]
+    frames = teacher(teacher.embed(prompts), teacher.video, noise, teacher.embed([""]), guidance_scale=2.0)
+    verdicts = [judge(video.numpy(), prompt) for video, prompt in zip(frames, prompts, strict=True)]
+    assert sum(v is not None and v.colour and v.background and v.motion for v in verdicts) >= 7

@@ -41,6 +41,7 @@ def _evaluation(shift: float) -> dict[str, Any]:
         "n": 128,
         "judge": {**judge, "frame_psnr": 26.94},
         "frechet_distance": 3.25,
+        "frechet_interval": [3.0, 3.5],
         "flicker": 0.0312,
         "drift": {"n": 2, "windows": 2, "window_frames": 5, "statistics": {"brightness": brightness}, "judge": windows},
         "vbench": {"version": "0.1.5", "scores": {"temporal_flickering": 0.9712}, "skipped": skipped},
@@ -69,6 +70,8 @@ def reports(tmp_path: Path) -> Path:
     }
     files = {folder / name / "metrics.json": value for name, value in metrics.items()}
     files |= {folder / "evaluate" / f"{name}.json": _evaluation(k / 10) for k, name in enumerate(page.SETS)}
+    frozen = {"judge": {"velocity": 0.125}, "table4": {"temporal": 33.3}, "frechet_distance": 187.0}
+    files[folder / "evaluate" / "clips.json"] |= {"floors": {"frozen": frozen}}
     for path, value in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(value))

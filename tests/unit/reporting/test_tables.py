@@ -23,10 +23,21 @@ def cells(table: Table, row: str) -> dict[str, str]:
 def test_quality_rows_carry_their_own_numbers(reports: Path) -> None:
     """Five sets in their order; each number stands in its column, a null is not measured."""
     table = tables.quality(tables.read_results(reports))
-    assert [row[0] for row in table.rows] == list(tables.SETS.values())
+    assert [row[0] for row in table.rows] == [*tables.SETS.values(), "floor: real clips, frozen"]
+    floor = cells(table, "floor: real clips, frozen")
+    assert (floor["n"], floor["velocity"], floor["temporal"], floor["Fréchet distance"]) == (
+        "128",
+        "0.125",
+        "33.3",
+        "187.00",
+    )
     teacher = cells(table, "teacher")
     assert (teacher["n"], teacher["colour"], teacher["velocity"]) == ("128", "0.800", "0.550")
-    assert (teacher["frame PSNR, dB"], teacher["Fréchet distance"], teacher["flicker"]) == ("26.9", "3.25", "0.0312")
+    assert (teacher["frame PSNR, dB"], teacher["Fréchet distance"], teacher["flicker"]) == (
+        "26.9",
+        "3.25 (3.00 to 3.50)",
+        "0.0312",
+    )
     assert teacher["size flicker"] == NOT_MEASURED
     assert "28.6" in table.note
 
@@ -48,7 +59,7 @@ def test_without_a_judge_the_rest_is_still_shown(evaluation: dict[str, Any]) -> 
     """``judge: null`` (no toy world) empties the judge's columns only."""
     table = tables.quality({"evaluate/dmd": {**evaluation, "judge": None}})
     dmd = cells(table, "student, DMD")
-    assert (dmd["colour"], dmd["Fréchet distance"], dmd["n"]) == (NOT_MEASURED, "3.25", "128")
+    assert (dmd["colour"], dmd["Fréchet distance"], dmd["n"]) == (NOT_MEASURED, "3.25 (3.00 to 3.50)", "128")
 
 
 def test_speed_puts_ratios_beside_the_papers(reports: Path, published: Path) -> None:
@@ -85,7 +96,12 @@ def test_table_4_has_ours_over_seeds_beside_the_papers(ablated: Path, published:
     assert (ode["temporal"], ode["paper: frame"], ode["paper: text"]) == ("0.502 ± 0.011", "48.1", "25.3")
     assert cells(table, ROWS["few_step_bidirectional"])["paper: temporal"] == "-"
     assert cells(table, ROWS["many_step_causal"])["paper: temporal"] == "92.4"
-    for words in ("3 seeds, each 256 videos of 32 prompts", "profile laptop, commit 0123456 with changes", "their own rollouts", "causvid, Table 4".replace("causvid", "CausVid")):
+    for words in (
+        "3 seeds, each 256 videos of 32 prompts",
+        "profile laptop, commit 0123456 with changes",
+        "their own rollouts",
+        "causvid, Table 4".replace("causvid", "CausVid"),
+    ):
         assert words in table.note
 
 

@@ -30,7 +30,9 @@ cp -r "$disk/out" "$disk.out"
 @pytest.mark.parametrize(
     ("name", "size", "options", "same"),
     [
-        ("download", "40k", ["--folder", "data/inputs/videos", "--captions", "data/inputs/videos/captions.json"], "data/raw"),
+        ("download", "40k",
+         ["--folder", "data/inputs/videos", "--captions", "data/inputs/videos/captions.json",
+          "--toy-world-captions", "data/inputs/toy_world/training.txt"], "data/raw"),
         ("extract_latents", "40k", ["--clips", "data/clips", "--vae", "data/checkpoints/vae"], "data/latents"),
         ("train_teacher", "1m", ["--latents", "data/lmdb/latents", "--prompts", "data/prompts", "--curve", "{disk}/curve.csv"],
          "data/checkpoints/teacher"),

@@ -65,7 +65,7 @@ def section(path: Path, name: str, cls: type[T]) -> T:
 
     Raises ValueError listing every wrong field of the section: its name, the value found and what was expected.
     """
-    return build(cls, _lookup(read(path), name, path), name=f"{path}: {name}")
+    return build(cls, lookup(read(path), name, path), name=f"{path}: {name}")
 
 
 def build(cls: type[T], value: Any, *, name: str) -> T:
@@ -121,9 +121,7 @@ def _parse_changes(changes: Iterable[str]) -> Iterator[tuple[str, Any]]:
             except YAMLError as error:
                 raise ValueError(f"{key}: {value!r} is not valid YAML: {error}") from error
         elif colon:
-            found = _lookup(
-                read_mapping(Path(file), holding="changes", remedy="name another file"), section, Path(file)
-            )
+            found = lookup(read_mapping(Path(file), holding="changes", remedy="name another file"), section, Path(file))
             if not isinstance(found, dict):
                 raise ValueError(f"{change} holds {type(found).__name__}, not changes (dotted.key: value)")
             yield from ((str(key), value) for key, value in found.items())
@@ -131,7 +129,8 @@ def _parse_changes(changes: Iterable[str]) -> Iterator[tuple[str, Any]]:
             raise ValueError(f"{change!r} is no change: write dotted.key=value, or FILE:section")
 
 
-def _lookup(values: Mapping[str, Any], dotted: str, path: Path) -> Any:
+def lookup(values: Mapping[str, Any], dotted: str, path: Path) -> Any:
+    """The entry ``dotted`` of the nested ``values``, which ``path`` holds. Raises ValueError when it is not there."""
     found: Any = values
     for key in dotted.split("."):
         if not isinstance(found, Mapping) or key not in found:

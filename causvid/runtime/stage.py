@@ -73,7 +73,7 @@ def stage_run(
     try:
         root = Path.cwd()
         everything = params_file.read(params)
-        values = {section: _lookup(everything, section) for section in reads}
+        values = {section: params_file.lookup(everything, section, params) for section in reads}
         label = f"{name}@{item}" if item else name
         compute = params_file.build(Compute, everything["compute"], name="compute")
         weights = [
@@ -95,15 +95,6 @@ def stage_run(
         if not _disk_is_full(error):
             raise
         sys.exit(f"{name}: the disk is full ({error}); free some space and run the same command again: work is kept")
-
-
-def _lookup(values: Mapping[str, Any], dotted: str) -> Any:
-    found: Any = values
-    for part in dotted.split("."):
-        if not isinstance(found, Mapping) or part not in found:
-            raise ValueError(f"params: missing key {dotted}")
-        found = found[part]
-    return found
 
 
 def _disk_is_full(error: BaseException) -> bool:

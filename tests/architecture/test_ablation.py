@@ -67,7 +67,11 @@ def test_rows_are_those_of_the_result_and_at_least_three_seeds() -> None:
 @pytest.mark.parametrize("profile", sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml")))
 def test_a_rows_changes_are_keys_of_every_profile(tmp_path: Path, row: str, profile: str) -> None:
     sections = [f"{ROOT / 'ablation' / 'params.yaml'}:{name}" for name in ("all", f"rows.{row}")]
-    params.vary(ROOT / "profiles" / f"{profile}.yaml", [*sections, "seed=1"], tmp_path / "params.yaml")
+    varied = tmp_path / "params.yaml"
+    params.vary(ROOT / "profiles" / f"{profile}.yaml", [*sections, "seed=7"], varied)
+    made = params.read(varied)
+    for key, value in ({"seed": 7} | SETTINGS["all"] | SETTINGS["rows"][row]).items():
+        assert params.lookup(made, key, varied) == value
 
 
 @pytest.mark.parametrize(("run", "seed"), CASES)

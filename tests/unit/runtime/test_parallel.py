@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -81,21 +82,25 @@ def test_a_gpu_has_one_worker_at_a_time() -> None:
 
 
 @pytest.mark.usefixtures("_two_cores")
-def test_an_error_in_a_worker_is_raised_here_and_ends_the_work() -> None:
-    """The other worker waits until the error is known: nothing that was not begun by then may begin."""
-    failed, begun = threading.Event(), list[int]()
+def test_an_error_in_a_worker_is_raised_here_and_ends_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other worker waits until no more groups are handed out: none that was not begun by then may begin."""
+    stopped, begun = threading.Event(), list[int]()
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            super().shutdown(wait=False, cancel_futures=cancel_futures)
+            stopped.set()
+            super().shutdown(wait=wait)
 
     def handle(group: Sequence[int]) -> None:
         begun.extend(group)
         if 13 in group:
             raise ValueError("unlucky")
-        failed.wait(timeout=30)
+        assert stopped.wait(timeout=30)
 
-    running = map_groups(lambda: handle, [[13], *([k] for k in range(100, 400))], compute())
-    releaser = threading.Timer(0.5, failed.set)
-    releaser.start()
+    monkeypatch.setattr(parallel, "ThreadPoolExecutor", Pool)
     with pytest.raises(ValueError, match="unlucky"):
-        list(running)
+        list(map_groups(lambda: handle, [[13], *([k] for k in range(100, 400))], compute()))
     assert len(begun) <= 1 + 2  # the failed one, and one in each thread
 
 

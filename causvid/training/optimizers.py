@@ -1,7 +1,7 @@
 """Optimizers with their learning-rate law, as one thing that steps and can be saved.
 
-Muon (Jordan et al. 2024) orthogonalises the update of every matrix; it is torch's, which takes matrices only, so a
-convolution kernel is shown to it as the matrix [outputs, the rest]. AdamW takes what is left.
+Muon orthogonalises the update of every matrix and takes matrices only, so a convolution kernel is shown to it as the
+matrix [outputs, the rest]. AdamW takes what is left.
 """
 
 from __future__ import annotations
@@ -13,6 +13,10 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+
+from causvid.training.muon import Muon
+
+MUON_MOMENTUM = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +64,11 @@ class Optimizer:
         self.optimizers: list[torch.optim.Optimizer] = []
         if matrices:
             self.optimizers.append(
-                torch.optim.Muon(
+                Muon(
                     [view for _, view in self.views],
                     lr=0.0,
                     weight_decay=config.weight_decay,
-                    adjust_lr_fn="match_rms_adamw",
+                    momentum=MUON_MOMENTUM,
                 )
             )
         if rest:

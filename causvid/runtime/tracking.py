@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PARENT_VARIABLE = "CAUSVID_PARENT_RUN_ID"
 VALUE_LIMIT = 6000  # characters MLflow stores of one parameter
+BATCH_LIMIT = 100  # parameters it takes at once
 
 
 def tracking_uri(root: Path) -> str:
@@ -78,13 +79,16 @@ def start_parent(name: str, profile: str, root: Path, tags: Mapping[str, str]) -
 @contextmanager
 def child_run(stage: str, profile: str, root: Path, params: Mapping[str, Any], key: str) -> Iterator[Tracker]:
     """A run for one executed stage, under the flow's or the repro's parent; FAILED when the body raises."""
+    from mlflow.entities import Param
+
     uri = tracking_uri(root)
     api = client(uri)
     parent = os.environ.get(PARENT_VARIABLE) or _repro_parent(api, profile, root)
     tags = {"dvc_stage": stage, "key": key, **git_tags(root)} | ({"mlflow.parentRunId": parent} if parent else {})
     run_id = api.create_run(experiment_id(api, profile), run_name=stage, tags=tags).info.run_id
-    for name, value in flatten(params):
-        api.log_param(run_id, name, str(value)[:VALUE_LIMIT])
+    values = [Param(name, str(value)[:VALUE_LIMIT]) for name, value in flatten(params)]
+    for start in range(0, len(values), BATCH_LIMIT):
+        api.log_batch(run_id, params=values[start : start + BATCH_LIMIT])
     try:
         yield Tracker(uri=uri, run_id=run_id)
     except BaseException:

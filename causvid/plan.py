@@ -251,8 +251,10 @@ class Plan:
         return self._rolled_out() + self.causal.training + (1 + teacher) * self.bidirectional.forward
 
     def critic_step(self) -> float:
-        """One sample of a critic update: the student forward, the critic there and back."""
-        return self._rolled_out() + self.causal.forward + self.bidirectional.training
+        """One sample of a critic update: the critic there and back, and its share of the student's pass or rollout."""
+        student = self._rolled_out() + self.causal.forward
+        shared: int = self.values["train_dmd"]["critic_updates_per_sample"]
+        return student / shared + self.bidirectional.training
 
     def _rolled_out(self) -> float:
         """The student's passes besides the one it is trained at, where its input is a rollout; the prompt's left out.

@@ -49,6 +49,7 @@ class Inputs(StrEnum):
 class DmdConfig:
     """Params section ``train_dmd``. steps counts critic updates; batch_size is global.
 
+    critic_updates_per_sample: how many share one batch of the student's samples, each at times and noise of its own;
     critic_only_steps come before the first student update; guidance_scale w is the teacher's (uncond + w (cond -
     uncond)); score_shift and score_timesteps are the law of the time at which the scores are compared.
     clean_frames_in_loss: whether frames the student was given clean count in the loss' means; image_share: of the
@@ -58,6 +59,7 @@ class DmdConfig:
     steps: NonNegativeInt
     batch_size: PositiveInt
     critic_updates_per_student_update: PositiveInt
+    critic_updates_per_sample: PositiveInt
     critic_only_steps: NonNegativeInt
     guidance_scale: float
     student_optimizer: OptimizerConfig
@@ -71,6 +73,12 @@ class DmdConfig:
     checkpoint_every: PositiveInt
 
     def __post_init__(self) -> None:
+        if self.critic_updates_per_student_update % self.critic_updates_per_sample:
+            raise ValueError(
+                f"train_dmd.critic_updates_per_sample is {self.critic_updates_per_sample}; it must divide "
+                f"train_dmd.critic_updates_per_student_update, {self.critic_updates_per_student_update}: the critic is "
+                "never shown samples of an earlier student"
+            )
         low, high = self.score_timesteps
         if not 0 < low <= high <= TRAIN_TIMESTEPS:
             raise ValueError(
@@ -113,6 +121,7 @@ class DmdStep:
         student = for_training(load_transformer(job.student), self.device, job.gradient_checkpointing)
         self.average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(job.config.ema_decay))
         self.student = replicate(student)  # after the copy: a replica cannot be copied
+        self.shared: tuple[int, Batch, torch.Tensor] | None = None  # the critic's samples, and the step they are of
         self.frames_per_block: int | None = self.student.config.get("frames_per_block")  # None: bidirectional
         frames = self.store.metadata["shape"][0]
         BlockLayout(frames=frames, frames_per_block=self.frames_per_block or frames)  # says what does not divide
@@ -142,6 +151,15 @@ class DmdStep:
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
         """Algorithm 1, one iteration."""
         job = self.job
+        values: dict[str, torch.Tensor] = {}
+        after = step - job.config.critic_only_steps
+        if after >= 0 and after % job.config.critic_updates_per_student_update == 0:
+            values |= self._update_student(step)
+        return values | self._update_critic(step)
+
+    def _read(self, step: int) -> Batch:
+        """What step ``step`` asks the student for."""
+        job = self.job
         batch = read_batch(self.store, seed=job.seed, step=step, size=job.config.batch_size, device=self.device)
         if self.rolls_out:  # needs prompts only: those of encode_prompts.captions, and of the latents their size
             batch = batch._replace(
@@ -149,14 +167,11 @@ class DmdStep:
             )
         if torch.rand((), generator=generator(job.seed, "image_batch", step)) < job.config.image_share:
             batch = batch._replace(latents=batch.latents[:, :, :1])  # a VAE's first latent frame is one picture
-        text = self.texts(batch.prompts)
-        values: dict[str, torch.Tensor] = {}
-        after = step - job.config.critic_only_steps
-        if after >= 0 and after % job.config.critic_updates_per_student_update == 0:
-            values |= self._update_student(step, batch, text)
-        return values | self._update_critic(step, batch, text)
+        return batch
 
-    def _update_student(self, step: int, batch: Batch, text: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _update_student(self, step: int) -> dict[str, torch.Tensor]:
+        batch = self._read(step)
+        text = self.texts(batch.prompts)
         with self._autocast():
             sample, noisy = self._generate(step, batch, text, "student")
             out = dmd_loss(
@@ -179,14 +194,28 @@ class DmdStep:
             "dmd_normaliser": out.normaliser,
         }
 
-    def _update_critic(self, step: int, batch: Batch, text: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _update_critic(self, step: int) -> dict[str, torch.Tensor]:
         with self._autocast():
-            with torch.no_grad():
-                sample, _ = self._generate(step, batch, text, "critic")
+            batch, sample = self._critic_sample(step)
             noise, times = batch.noise(self.job.seed, "critic_score_noise"), self._score_times(batch, "critic_score")
-            loss = flow_matching_loss(conditional(self.critic, text), sample, noise, times)
+            loss = flow_matching_loss(conditional(self.critic, self.texts(batch.prompts)), sample, noise, times)
         loss.backward()
         return {"critic_loss": loss, "critic_grad_norm": self.critic_optimizer.step(step)}
+
+    @torch.no_grad()
+    def _critic_sample(self, step: int) -> tuple[Batch, torch.Tensor]:
+        """What the critic learns at ``step``: the student's samples, and their batch with the numbers of ``step``.
+
+        Made at the first of the steps that share them, or again after a resume between these: the student is the same.
+        """
+        config = self.job.config
+        first = max(0, step - (step - config.critic_only_steps) % config.critic_updates_per_sample)
+        if self.shared is None or self.shared[0] != first:
+            batch = self._read(first)
+            self.shared = first, batch, self._generate(first, batch, self.texts(batch.prompts), "critic")[0]
+        _, batch, sample = self.shared
+        shift = (step - first) * config.batch_size
+        return batch._replace(numbers=[number + shift for number in batch.numbers]), sample
 
     def _autocast(self) -> AbstractContextManager[object]:
         """One per forward: a context that outlived an optimizer step would go on with weights cast before it."""

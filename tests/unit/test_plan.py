@@ -110,6 +110,8 @@ def test_work_of_rollouts(wan: Plan) -> None:
     for rollout, clips, more in zip(rollouts, (wan, whole), (198.07 + 157.66, 2 * 283.0), strict=True):
         assert (rollout.student_step() - clips.student_step()) / TERA == pytest.approx(more, abs=0.3)
         assert (rollout.critic_step() - clips.critic_step()) / TERA == pytest.approx(more, abs=0.3)
+    shared = changed("train_dmd.critic_updates_per_sample", 5, rollouts[0])
+    assert shared.critic_step() / TERA == pytest.approx((198.07 * 2 + 157.66) / 5 + 949.4, abs=0.3)
     caches = [each._rollout_cache() for each in (wan, whole, *rollouts)]
     assert caches == [0, 0, 2 * wan.kv_cache(), 0]  # of one clip a worker, float32 instead of bfloat16
 

@@ -209,6 +209,46 @@ def test_frames_that_make_no_blocks_are_refused(
         kinds["dmd"].step(job)
 
 
+# --- samples that critic updates share --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inputs", ["data", "rollout"])
+def test_critic_updates_share_a_sample_at_times_and_noise_of_their_own(
+    inputs: str, kinds: dict[str, Any], tmp_path: Path
+) -> None:
+    """Groups begin with the student's update; the student is asked once for each, and none spans two students."""
+    shares = {"critic_updates_per_student_update": 4, "critic_updates_per_sample": 2}
+    step = kinds["dmd"].step(kinds["dmd"].job(tmp_path, steps=20, inputs=inputs, critic_only_steps=3, **shares))
+    shown: list[tuple[torch.Tensor, torch.Tensor]] = []
+    step.critic.register_forward_pre_hook(
+        lambda _, args, kwargs: shown.append((args[0], kwargs["timestep"])) if torch.is_grad_enabled() else None,
+        with_kwargs=True,
+    )
+    asked, samples = watch(step), list[tuple[int, torch.Tensor]]()
+    passes = []
+    for index in range(9):
+        asked.clear()
+        step(index)
+        passes.append(bool(asked))
+        assert step.shared is not None
+        samples.append((step.shared[0], step.shared[2]))
+    assert passes == [True, True, False, True, False, True, False, True, False]
+    assert [first for first, _ in samples] == [0, 1, 1, 3, 3, 5, 5, 7, 7]
+    assert samples[3][1] is samples[4][1]
+    assert not torch.equal(samples[4][1], samples[5][1])
+    assert len(shown) == 9
+    for before, after in pairwise(shown):
+        assert not torch.equal(before[1], after[1])
+        assert not torch.equal(before[0], after[0])
+
+
+def test_the_critic_is_never_shown_an_earlier_student_s_samples(kinds: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"critic_updates_per_sample is 2; it must divide train_dmd.*per_student_update, 3"
+    ):
+        kinds["dmd"].job(tmp_path, critic_updates_per_student_update=3, critic_updates_per_sample=2)
+
+
 # --- a student to start from ------------------------------------------------------------------------------------------
 
 

@@ -83,7 +83,7 @@ def killed(job: Any, kind: Any, at: int) -> None:
         run(job, kind, at=at)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", [*KINDS, "dmd_sharing_samples"])
 def test_resumed_equals_never_stopped_and_two_runs_are_equal(name: str, kinds: dict[str, Any], tmp_path: Path) -> None:
     kind = kinds[name]
     torch.manual_seed(1)
@@ -91,7 +91,7 @@ def test_resumed_equals_never_stopped_and_two_runs_are_equal(name: str, kinds: d
     torch.manual_seed(2)
     assert run(kind.job(tmp_path / "again"), kind) == straight
     stopped = kind.job(tmp_path / "stopped")
-    killed(stopped, kind, at=3)  # one step after the checkpoint of 2: that step is done again
+    killed(stopped, kind, at=3)  # one step after the checkpoint of 2, between two that share samples
     torch.manual_seed(3)
     killed(stopped, kind, at=5)
     assert run(stopped, kind) == straight

@@ -45,7 +45,7 @@ def test_one_command_makes_the_table_and_one_number_reruns_only_what_reads_it(
     report = (clone.root / "reports" / "report.md").read_text()
     assert "not run" not in report
     assert "figure4.svg" in report
-    clone.set(train_dmd__guidance_scale=1.5)
+    clone.set(train_dmd__score_shift=2.0)
     listed = json.loads(clone.run("dvc", "status", "--json", "ablation/dvc.yaml").stdout)
     assert {name.split(":")[-1].split("@")[0] for name in listed} == {"params", "params_dmd"}
     clone.run("dvc", "repro", "ablation/dvc.yaml:params_dmd", "ablation/dvc.yaml:params")

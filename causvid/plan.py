@@ -246,15 +246,20 @@ class Plan:
         return self.causal.training
 
     def student_step(self) -> float:
-        """One sample of a DMD student update: student there and back, critic and guided teacher forward."""
+        """One sample of a DMD student update: student there (if not shared) and back, critic and guided teacher."""
         teacher = 1 if self.values["train_dmd"]["guidance_scale"] == 1 else 2
-        return self._rolled_out() + self.causal.training + (1 + teacher) * self.bidirectional.forward
+        there = 0.0 if self.values["train_dmd"]["share_samples"] else self._sampled()
+        return there + self.causal.training - self.causal.forward + (1 + teacher) * self.bidirectional.forward
 
     def critic_step(self) -> float:
         """One sample of a critic update: the critic there and back, and its share of the student's pass or rollout."""
-        student = self._rolled_out() + self.causal.forward
-        shared: int = self.values["train_dmd"]["critic_updates_per_sample"]
-        return student / shared + self.bidirectional.training
+        section = self.values["train_dmd"]
+        updates = section["critic_updates_per_student_update"] if section["share_samples"] else 1
+        return self._sampled() / updates + self.bidirectional.training
+
+    def _sampled(self) -> float:
+        """The student's pass it is trained at, with those before it."""
+        return self._rolled_out() + self.causal.forward
 
     def _rolled_out(self) -> float:
         """The student's passes besides the one it is trained at, where its input is a rollout; the prompt's left out.
@@ -280,8 +285,9 @@ class Plan:
     def student_updates(self) -> int:
         """Student updates in ``train_dmd.steps`` critic updates."""
         section = self.values["train_dmd"]
-        after: int = section["steps"] - section["critic_only_steps"]
-        return max(0, math.ceil(after / section["critic_updates_per_student_update"]))
+        after: int = max(0, section["steps"] - section["critic_only_steps"])
+        cycles = after / section["critic_updates_per_student_update"]  # the student's turn is last in one, or first
+        return math.floor(cycles) if section["share_samples"] else math.ceil(cycles)
 
     def _trained(self, batch: int, networks: int) -> float:
         """Peak of a trainer: weights, gradients and moments, the average of one network, its recomputed activations."""

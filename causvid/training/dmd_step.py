@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import NonNegativeInt, PositiveInt
@@ -49,7 +49,8 @@ class Inputs(StrEnum):
 class DmdConfig:
     """Params section ``train_dmd``. steps counts critic updates; batch_size is global.
 
-    critic_updates_per_sample: how many share one batch of the student's samples, each at times and noise of its own;
+    share_samples: whether the critic's updates between two of the student, each at times and noise of its own, and the
+    student's that follows learn from one batch of the student's samples, not from fresh ones each;
     critic_only_steps come before the first student update; guidance_scale w is the teacher's (uncond + w (cond -
     uncond)); score_shift and score_timesteps are the law of the time at which the scores are compared.
     clean_frames_in_loss: whether frames the student was given clean count in the loss' means; image_share: of the
@@ -59,7 +60,7 @@ class DmdConfig:
     steps: NonNegativeInt
     batch_size: PositiveInt
     critic_updates_per_student_update: PositiveInt
-    critic_updates_per_sample: PositiveInt
+    share_samples: bool
     critic_only_steps: NonNegativeInt
     guidance_scale: float
     student_optimizer: OptimizerConfig
@@ -73,12 +74,6 @@ class DmdConfig:
     checkpoint_every: PositiveInt
 
     def __post_init__(self) -> None:
-        if self.critic_updates_per_student_update % self.critic_updates_per_sample:
-            raise ValueError(
-                f"train_dmd.critic_updates_per_sample is {self.critic_updates_per_sample}; it must divide "
-                f"train_dmd.critic_updates_per_student_update, {self.critic_updates_per_student_update}: the critic is "
-                "never shown samples of an earlier student"
-            )
         low, high = self.score_timesteps
         if not 0 < low <= high <= TRAIN_TIMESTEPS:
             raise ValueError(
@@ -106,6 +101,15 @@ class DmdJob:
     tracker: Tracker
 
 
+class Sampled(NamedTuple):
+    """The student's x0 [B, C, F, H, W] of the batch of a step, and which of its frames [B, F] were noisy."""
+
+    step: int
+    batch: Batch
+    x0: torch.Tensor
+    noisy: torch.Tensor
+
+
 class DmdStep:
     """One critic update, and every few steps a student update before it (algorithm 1, two time scales)."""
 
@@ -121,7 +125,7 @@ class DmdStep:
         student = for_training(load_transformer(job.student), self.device, job.gradient_checkpointing)
         self.average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(job.config.ema_decay))
         self.student = replicate(student)  # after the copy: a replica cannot be copied
-        self.shared: tuple[int, Batch, torch.Tensor] | None = None  # the critic's samples, and the step they are of
+        self.shared: Sampled | None = None
         self.frames_per_block: int | None = self.student.config.get("frames_per_block")  # None: bidirectional
         frames = self.store.metadata["shape"][0]
         BlockLayout(frames=frames, frames_per_block=self.frames_per_block or frames)  # says what does not divide
@@ -149,13 +153,32 @@ class DmdStep:
         model.save_pretrained(folder)
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
-        """Algorithm 1, one iteration."""
-        job = self.job
-        values: dict[str, torch.Tensor] = {}
-        after = step - job.config.critic_only_steps
-        if after >= 0 and after % job.config.critic_updates_per_student_update == 0:
-            values |= self._update_student(step)
-        return values | self._update_critic(step)
+        """Algorithm 1, one iteration.
+
+        The student's turn is the first of as many as the ratio says; with shared samples the last, as the critic has to
+        learn from them while the student that made them is still there to be asked again after a resume.
+        """
+        ratio, after = self.job.config.critic_updates_per_student_update, step - self.job.config.critic_only_steps
+        if self.job.config.share_samples:
+            sampled = self._shared(max(0, step - after % ratio))
+            values = self._update_critic(step, sampled._replace(x0=sampled.x0.detach()))
+            if after >= 0 and (after + 1) % ratio == 0:
+                self.shared = None
+                values |= self._update_student(step, sampled)
+            return values
+        values = {}
+        if after >= 0 and after % ratio == 0:
+            values = self._update_student(step, self._sample(step, "student"))
+        with torch.no_grad():
+            sampled = self._sample(step, "critic")
+        return values | self._update_critic(step, sampled)
+
+    def _shared(self, first: int) -> Sampled:
+        """What the iterations from ``first`` to the student's turn learn from; before its first turn, no gradient."""
+        if self.shared is None or self.shared.step != first:
+            with torch.set_grad_enabled(first >= self.job.config.critic_only_steps):
+                self.shared = self._sample(first, "critic")
+        return self.shared
 
     def _read(self, step: int) -> Batch:
         """What step ``step`` asks the student for."""
@@ -169,13 +192,18 @@ class DmdStep:
             batch = batch._replace(latents=batch.latents[:, :, :1])  # a VAE's first latent frame is one picture
         return batch
 
-    def _update_student(self, step: int) -> dict[str, torch.Tensor]:
+    def _sample(self, step: int, purpose: str) -> Sampled:
         batch = self._read(step)
+        with self._autocast():
+            x0, noisy = self._generate(step, batch, self.texts(batch.prompts), purpose)
+        return Sampled(step, batch, x0, noisy)
+
+    def _update_student(self, step: int, sampled: Sampled) -> dict[str, torch.Tensor]:
+        batch, noisy = sampled.batch, sampled.noisy
         text = self.texts(batch.prompts)
         with self._autocast():
-            sample, noisy = self._generate(step, batch, text, "student")
             out = dmd_loss(
-                sample,
+                sampled.x0,
                 batch.noise(self.job.seed, "student_score_noise"),
                 self._score_times(batch, "student_score"),
                 teacher=guided(self.teacher, text, self.texts.negative(), self.job.config.guidance_scale),
@@ -194,28 +222,15 @@ class DmdStep:
             "dmd_normaliser": out.normaliser,
         }
 
-    def _update_critic(self, step: int) -> dict[str, torch.Tensor]:
+    def _update_critic(self, step: int, sampled: Sampled) -> dict[str, torch.Tensor]:
+        """A denoising step on samples of this step or of an earlier one: times and noise are those of ``step``."""
+        shift = (step - sampled.step) * self.job.config.batch_size
+        batch = sampled.batch._replace(numbers=[number + shift for number in sampled.batch.numbers])
         with self._autocast():
-            batch, sample = self._critic_sample(step)
             noise, times = batch.noise(self.job.seed, "critic_score_noise"), self._score_times(batch, "critic_score")
-            loss = flow_matching_loss(conditional(self.critic, self.texts(batch.prompts)), sample, noise, times)
+            loss = flow_matching_loss(conditional(self.critic, self.texts(batch.prompts)), sampled.x0, noise, times)
         loss.backward()
         return {"critic_loss": loss, "critic_grad_norm": self.critic_optimizer.step(step)}
-
-    @torch.no_grad()
-    def _critic_sample(self, step: int) -> tuple[Batch, torch.Tensor]:
-        """What the critic learns at ``step``: the student's samples, and their batch with the numbers of ``step``.
-
-        Made at the first of the steps that share them, or again after a resume between these: the student is the same.
-        """
-        config = self.job.config
-        first = max(0, step - (step - config.critic_only_steps) % config.critic_updates_per_sample)
-        if self.shared is None or self.shared[0] != first:
-            batch = self._read(first)
-            self.shared = first, batch, self._generate(first, batch, self.texts(batch.prompts), "critic")[0]
-        _, batch, sample = self.shared
-        shift = (step - first) * config.batch_size
-        return batch._replace(numbers=[number + shift for number in batch.numbers]), sample
 
     def _autocast(self) -> AbstractContextManager[object]:
         """One per forward: a context that outlived an optimizer step would go on with weights cast before it."""

@@ -110,8 +110,10 @@ def test_work_of_rollouts(wan: Plan) -> None:
     for rollout, clips, more in zip(rollouts, (wan, whole), (198.07 + 157.66, 2 * 283.0), strict=True):
         assert (rollout.student_step() - clips.student_step()) / TERA == pytest.approx(more, abs=0.3)
         assert (rollout.critic_step() - clips.critic_step()) / TERA == pytest.approx(more, abs=0.3)
-    shared = changed("train_dmd.critic_updates_per_sample", 5, rollouts[0])
-    assert shared.critic_step() / TERA == pytest.approx((198.07 * 2 + 157.66) / 5 + 949.4, abs=0.3)
+    shared = changed("train_dmd.share_samples", True, rollouts[0])
+    sample = 198.07 * 2 + 157.66
+    assert shared.critic_step() / TERA == pytest.approx(sample / 5 + 949.4, abs=0.3)
+    assert (rollouts[0].student_step() - shared.student_step()) / TERA == pytest.approx(sample, abs=0.3)
     caches = [each._rollout_cache() for each in (wan, whole, *rollouts)]
     assert caches == [0, 0, 2 * wan.kv_cache(), 0]  # of one clip a worker, float32 instead of bfloat16
 
@@ -140,6 +142,16 @@ def test_pairs_and_clips_on_disk(wan: Plan) -> None:
     assert disk["generate_ode_pairs"] == 1500 * 16_773_120
     assert [row.stage for row in wan.rows()].index("train_dmd") > 0
     assert wan.student_updates() == 200
+
+
+@pytest.mark.parametrize(("shares", "turns"), [(True, 3), (False, 4)])
+def test_student_updates_after_the_critic_s_own(shares: bool, turns: int, wan: Plan) -> None:
+    """Of 19 critic updates 2 come before any of the student's, which has one turn in five: the last or the first."""
+    values = copy.deepcopy(dict(wan.values))
+    values["train_dmd"] |= {"steps": 19, "critic_only_steps": 2, "share_samples": shares}
+    assert Plan(values).student_updates() == turns
+    values["train_dmd"]["steps"] = 1
+    assert Plan(values).student_updates() == 0
 
 
 def _change(path: str, value: object) -> Callable[[dict[str, Any]], None]:

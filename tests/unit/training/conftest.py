@@ -96,7 +96,7 @@ def kinds(
 
     def dmd(work: Path, *, steps: int = 6, precision: Precision = Precision.FLOAT32, **changes: Any) -> DmdJob:
         config: dict[str, Any] = {
-            "steps": steps, "batch_size": 4, "critic_updates_per_student_update": 2, "critic_updates_per_sample": 1, "critic_only_steps": 1,
+            "steps": steps, "batch_size": 4, "critic_updates_per_student_update": 2, "share_samples": False, "critic_only_steps": 1,
             "guidance_scale": 2.0, "student_optimizer": optimizer(), "critic_optimizer": optimizer(learning_rate=2e-2),
             "inputs": "data",
             "clean_frames_in_loss": True, "image_share": 0.0, "score_shift": 3.0, "score_timesteps": (20.0, 980.0), "ema_decay": 0.5, "checkpoint_every": 2, **changes,
@@ -119,6 +119,6 @@ def kinds(
         "causal_teacher": Kind(partial(teacher, causal=True), TeacherStep, train_teacher),
         "ode": Kind(ode, OdeStep, train_ode_init),
         "dmd": Kind(dmd, DmdStep, train_dmd),
-        "dmd_sharing_samples": Kind(partial(dmd, critic_updates_per_sample=2), DmdStep, train_dmd),
+        "dmd_sharing_samples": Kind(partial(dmd, share_samples=True), DmdStep, train_dmd),
         "vae": Kind(vae, VaeStep, train_vae),
     }

@@ -209,44 +209,54 @@ def test_frames_that_make_no_blocks_are_refused(
         kinds["dmd"].step(job)
 
 
-# --- samples that critic updates share --------------------------------------------------------------------------------
+# --- samples that student and critic share ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("inputs", ["data", "rollout"])
-def test_critic_updates_share_a_sample_at_times_and_noise_of_their_own(
+def test_student_and_critic_share_a_sample_at_times_and_noise_of_their_own(
     inputs: str, kinds: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Groups begin with the student's update; the student is asked once for each, and none spans two students."""
-    shares = {"critic_updates_per_student_update": 4, "critic_updates_per_sample": 2}
-    step = kinds["dmd"].step(kinds["dmd"].job(tmp_path, steps=20, inputs=inputs, critic_only_steps=3, **shares))
-    shown: list[tuple[torch.Tensor, torch.Tensor]] = []
+    """A cycle ends with the student's turn; the student is asked once in it, and no cycle spans two students."""
+    job = kinds["dmd"].job(
+        tmp_path, steps=20, inputs=inputs, critic_only_steps=4, critic_updates_per_student_update=3, share_samples=True
+    )
+    step = kinds["dmd"].step(job)
+    learned: list[tuple[torch.Tensor, torch.Tensor]] = []
+    scored: list[tuple[torch.Tensor, torch.Tensor]] = []
     step.critic.register_forward_pre_hook(
-        lambda _, args, kwargs: shown.append((args[0], kwargs["timestep"])) if torch.is_grad_enabled() else None,
+        lambda _, args, kwargs: (learned if torch.is_grad_enabled() else scored).append((args[0], kwargs["timestep"])),
         with_kwargs=True,
     )
-    asked, samples = watch(step), list[tuple[int, torch.Tensor]]()
-    passes = []
-    for index in range(9):
+    asked, passes, turns, samples = watch(step), list[bool](), list[bool](), list[Any]()
+    sampling = step._sample
+    step._sample = lambda *args: samples.append(sampling(*args)) or samples[-1]
+    for index in range(11):
         asked.clear()
-        step(index)
+        values = step(index)
         passes.append(bool(asked))
-        assert step.shared is not None
-        samples.append((step.shared[0], step.shared[2]))
-    assert passes == [True, True, False, True, False, True, False, True, False]
-    assert [first for first, _ in samples] == [0, 1, 1, 3, 3, 5, 5, 7, 7]
-    assert samples[3][1] is samples[4][1]
-    assert not torch.equal(samples[4][1], samples[5][1])
-    assert len(shown) == 9
-    for before, after in pairwise(shown):
+        turns.append("student_loss" in values)
+    assert passes == [True, True, False, False, True, False, False, True, False, False, True]
+    assert turns == [index in (6, 9) for index in range(11)]
+    assert [sample.step for sample in samples] == [0, 1, 4, 7, 10]
+    assert [sample.x0.requires_grad for sample in samples] == [False, False, True, True, True]
+    assert len({sample.x0.sum().item() for sample in samples}) == len(samples)
+    assert len(learned) == 11
+    assert len(scored) == 2
+    for before, after in pairwise([*learned[4:7], scored[0]]):
         assert not torch.equal(before[1], after[1])
         assert not torch.equal(before[0], after[0])
 
 
-def test_the_critic_is_never_shown_an_earlier_student_s_samples(kinds: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"critic_updates_per_sample is 2; it must divide train_dmd.*per_student_update, 3"
-    ):
-        kinds["dmd"].job(tmp_path, critic_updates_per_student_update=3, critic_updates_per_sample=2)
+def test_sharing_samples_the_student_learns_what_it_would_from_its_own(kinds: dict[str, Any], tmp_path: Path) -> None:
+    """The critic's updates in between neither use up the gradient nor change the sample's."""
+    shared = kinds["dmd"].step(kinds["dmd"].job(tmp_path, critic_only_steps=0, share_samples=True))
+    shared(0)
+    values = shared(1)
+    alone = kinds["dmd"].step(kinds["dmd"].job(tmp_path, critic_only_steps=0))
+    alone.critic.load_state_dict(shared.critic.state_dict())
+    again = alone._update_student(1, alone._sample(0, "critic"))
+    assert again["student_loss"].item() == pytest.approx(values["student_loss"].item(), rel=1e-6)
+    assert again["student_grad_norm"].item() == pytest.approx(values["student_grad_norm"].item(), rel=1e-6)
 
 
 # --- a student to start from ------------------------------------------------------------------------------------------

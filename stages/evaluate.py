@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from causvid.data.manifest import read_manifest
 from causvid.evaluation import scores, vbench
 from causvid.evaluation.features import FeatureNet
 from causvid.runtime import device
@@ -50,10 +49,10 @@ def main(
             count=run.section("sample.videos", int),
             crf=run.section("sample.crf", int),
         )
-        found = scores.score(videos, FeatureNet(feature_vae), setting)
-        run.report(found)
-        rows, log = read_manifest(videos)[: found["n"]], run.work / "vbench.log"
-        run.report({"vbench": vbench.score(videos, rows, config, device=str(device.pick()), log=log)})
+        rows, log = scores.scored(videos, setting), run.work / "vbench.log"
+        with vbench.scoring(videos, rows, config, device=str(device.pick()), log=log) as vbenched:
+            run.report(scores.score(videos, FeatureNet(feature_vae), setting))
+            run.report({"vbench": vbenched()})
 
 
 if __name__ == "__main__":

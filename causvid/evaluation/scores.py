@@ -6,7 +6,7 @@ Elsewhere it is to real clips, never the ones scored.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from causvid.evaluation.features import FeatureNet
 from causvid.evaluation.floors import floors
 from causvid.evaluation.frechet import Ruler
 from causvid.shapes import VideoShape
+
+Rows = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,19 +38,36 @@ class Setting:
     crf: int
 
 
+def scored(folder: Path, setting: Setting) -> Rows:
+    """Rows of the videos of ``folder`` to score: the first ``setting.count``.
+
+    Of the real clips, where the distance is to real ones, the first half of them at most: it is to the others.
+    """
+    listed = read_manifest(folder)
+    rows = listed[: setting.count]
+    return (
+        quality.halves(listed, setting.count)[0]
+        if folder == setting.reference and not _rendered(rows, setting)
+        else rows
+    )
+
+
+def _rendered(rows: Rows, setting: Setting) -> bool:
+    """Whether what the captions of ``rows`` mean can be rendered."""
+    return setting.toy_world and all(judge.scene_of(row["caption"]) for row in rows)
+
+
 def score(folder: Path, net: FeatureNet, setting: Setting) -> dict[str, Any]:
-    """Scores of the first ``setting.count`` videos of ``folder``.
+    """Scores of the videos ``scored`` of ``folder``.
 
     Returns ``n`` and of how many different ``prompts``; ``judge`` (of ``judge.judge_videos``) and ``table4``,
     None where no caption is of the toy world; the Frechet distance (of ``Ruler.measure``); ``flicker``; ``drift``;
     ``floors`` of the real clips themselves where they are of the toy world, else None.
     """
-    listed, clips = read_manifest(folder), read_manifest(setting.reference)
-    rendered = setting.toy_world and all(judge.scene_of(row["caption"]) for row in listed[: setting.count])
-    shown, reserved = quality.halves(clips, setting.count)
-    rows = shown if folder == setting.reference and not rendered else listed[: setting.count]
-    captions = [row["caption"] for row in rows]
+    rows, clips = scored(folder, setting), read_manifest(setting.reference)
+    rendered, captions = _rendered(rows, setting), [row["caption"] for row in rows]
     videos = Clips(folder, rows)
+    reserved = quality.halves(clips, setting.count)[1]
     real = renderings(captions, setting.video, crf=setting.crf) if rendered else Clips(setting.reference, reserved)
     ruler = Ruler(net=net, reference=net(real), count=setting.count)
     judged = judge.judge_videos(videos, captions, setting.blocks) if setting.toy_world else None

@@ -11,7 +11,9 @@ import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,27 +76,35 @@ class EvaluateConfig:
                 raise ValueError(f"evaluate.vbench_dimensions has {name!r}; VBench's are {', '.join(sorted(known))}")
 
 
-def score(
+@contextmanager
+def scoring(
     folder: Path, rows: Sequence[Mapping[str, Any]], config: EvaluateConfig, *, device: str, log: Path
-) -> dict[str, Any]:
-    """{"version": str or None, "scores": {dimension: float}, "skipped": {dimension: reason}} of the listed videos.
+) -> Iterator[Callable[[], dict[str, Any]]]:
+    """Score the listed videos of ``folder`` beside what the body does; yields the function that waits for the result.
 
-    Every dimension of ``config`` stands in exactly one of the two. What VBench prints goes into the file ``log``.
+    Which is {"version": str or None, "scores": {dimension: float}, "skipped": {dimension: reason}}; every dimension of
+    ``config`` stands in one of the last two. What VBench prints goes into ``log``; it does not outlive the body.
     """
     skipped = {name: reason for name in config.vbench_dimensions if (reason := why_not(name, config))}
     wanted = [name for name in config.vbench_dimensions if name not in skipped]
     if not wanted:
-        return {"version": None, "scores": {}, "skipped": skipped}
+        yield lambda: {"version": None, "scores": {}, "skipped": skipped}
+        return
     videos = [{"path": str((folder / row["path"]).absolute()), "prompt": row["caption"]} for row in rows]
     request = {"dimensions": wanted, "device": device, "threads": os.cpu_count() or 1, "videos": videos}
     limit = START_SECONDS + SECONDS_PER_VIDEO * len(wanted) * len(videos)
     with tempfile.TemporaryDirectory() as scratch:
-        cache = Path(scratch) / "cache"
+        cache, out = Path(scratch) / "cache", Path(scratch) / "out.json"
         _link_weights(config.vbench_weights, wanted, cache)
-        found, trouble = _run(config.vbench_python, request, cache, Path(scratch) / "out.json", log, limit)
-    skipped |= found["skipped"]
-    skipped |= {name: trouble for name in wanted if name not in {*found["scores"], *skipped}}
-    return {"version": found["version"], "scores": found["scores"], "skipped": skipped}
+        with _running(config.vbench_python, request, cache, out, log, limit) as trouble:
+
+            def result() -> dict[str, Any]:
+                why = trouble()
+                found = json.loads(out.read_text()) if out.is_file() else {"version": None, "scores": {}, "skipped": {}}
+                failed = {name: why for name in wanted if name not in {*found["scores"], *found["skipped"]}}
+                return {**found, "skipped": skipped | found["skipped"] | failed}
+
+            yield result
 
 
 def why_not(dimension: str, config: EvaluateConfig) -> str | None:
@@ -117,10 +127,14 @@ def _link_weights(weights: Path, dimensions: Sequence[str], cache: Path) -> None
             link.symlink_to((weights / name).resolve())
 
 
-def _run(
+@contextmanager
+def _running(
     python: Path, request: Mapping[str, Any], cache: Path, out: Path, log: Path, seconds: float
-) -> tuple[dict[str, Any], str]:
-    """The runner's result so far, and in words why it may be incomplete."""
+) -> Iterator[Callable[[], str]]:
+    """The runner at work on ``request``; yields the function that waits for its end, ``seconds`` from here on at most,
+
+    and says in words why ``out`` may be incomplete.
+    """
     settings = {
         "VBENCH_CACHE_DIR": str(cache),
         "TORCH_HOME": str(cache / "torch_hub"),
@@ -128,27 +142,38 @@ def _run(
         "TRANSFORMERS_OFFLINE": "1",
         "OMP_NUM_THREADS": str(request["threads"]),
     }
-    with log.open("wb") as stream:
+    end = time.monotonic() + seconds
+    with tempfile.TemporaryFile() as asked, log.open("wb") as stream:
+        asked.write(json.dumps(request).encode())
+        asked.seek(0)
         # A session of its own: its helpers can be killed with it.
         process = subprocess.Popen(
             [str(python), "-P", str(RUNNER), str(out)],
-            stdin=subprocess.PIPE,
+            stdin=asked,
             stdout=stream,
             stderr=stream,
             env={**os.environ, **settings},
             start_new_session=True,
         )
+
+        def trouble() -> str:
+            try:
+                process.wait(max(0.0, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                _kill(process)
+                return f"VBench was stopped after {seconds:.0f} s"
+            return f"VBench's interpreter ended with code {process.returncode}: {_last_line(log)}"
+
         try:
-            process.communicate(json.dumps(request).encode(), timeout=seconds)
-            trouble = f"VBench's interpreter ended with code {process.returncode}: {_last_line(log)}"
-        except subprocess.TimeoutExpired:
-            trouble = f"VBench was stopped after {seconds:.0f} s"
+            yield trouble
         finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-    found = json.loads(out.read_text()) if out.is_file() else {"version": None, "scores": {}, "skipped": {}}
-    return found, trouble
+            _kill(process)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _last_line(log: Path) -> str:

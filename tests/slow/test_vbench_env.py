@@ -35,7 +35,9 @@ def score(folder: Path, names: list[str], log: Path, *dimensions: str) -> dict[s
         vbench_weights=folder / "no_weights",
         vbench_dimensions=("temporal_flickering", *dimensions),
     )
-    return vbench.score(folder, [{"path": name, "caption": "a clip"} for name in names], config, device="cpu", log=log)
+    rows = [{"path": name, "caption": "a clip"} for name in names]
+    with vbench.scoring(folder, rows, config, device="cpu", log=log) as result:
+        return result()
 
 
 @pytest.mark.parametrize("name", sorted(GOLDEN))

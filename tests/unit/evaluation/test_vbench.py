@@ -86,7 +86,8 @@ def config(weights: Path, *dimensions: str, python: Path = Path(sys.executable))
 
 
 def scored(tmp_path: Path, settings: EvaluateConfig) -> dict[str, Any]:
-    return vbench.score(tmp_path, ROWS, settings, device="cpu", log=tmp_path / "vbench.log")
+    with vbench.scoring(tmp_path, ROWS, settings, device="cpu", log=tmp_path / "vbench.log") as result:
+        return result()
 
 
 def test_scores_come_from_the_other_interpreter(tmp_path: Path, stand_in: Path, weights: Path) -> None:
@@ -209,14 +210,30 @@ def test_timeout_ends_the_runner_and_its_helpers(
     assert all(has_ended(int((tmp_path / name).read_text())) for name in ("runner.pid", "helper.pid"))
 
 
+def test_it_runs_beside_the_body_and_not_after_it(tmp_path: Path, stand_in: Path, weights: Path) -> None:
+    """A body that fails takes VBench with it."""
+    (stand_in / "temporal_flickering.py").write_text(HEAD + endless(tmp_path))
+    settings, started = config(weights, "temporal_flickering"), tmp_path / "helper.pid"
+
+    def body() -> None:
+        with vbench.scoring(tmp_path, ROWS, settings, device="cpu", log=tmp_path / "vbench.log"):
+            while not (started.exists() and started.read_text()):
+                time.sleep(0.05)
+            raise ValueError("of the body's own")
+
+    with pytest.raises(ValueError, match="of the body's own"):
+        body()
+    assert all(has_ended(int((tmp_path / name).read_text())) for name in ("runner.pid", "helper.pid"))
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux's kernel tells a child of its parent's death")
 def test_the_runner_dies_with_a_stage_that_is_killed(tmp_path: Path, stand_in: Path, weights: Path) -> None:
     (stand_in / "temporal_flickering.py").write_text(HEAD + endless(tmp_path))
     program = (
         "import sys; from pathlib import Path; from causvid.evaluation import vbench; here = Path(sys.argv[1]);"
         "settings = vbench.EvaluateConfig(feature_vae=here, vbench_python=Path(sys.executable), vbench_weights=here,"
-        " vbench_dimensions=('temporal_flickering',));"
-        "vbench.score(here, [], settings, device='cpu', log=here / 'log')"
+        " vbench_dimensions=('temporal_flickering',))\n"
+        "with vbench.scoring(here, [], settings, device='cpu', log=here / 'log') as result: result()"
     )
     stage = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=params.ROOT)
     try:

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from causvid.models.vae import load_vae, posterior, to_unit
+from causvid.models.vae import encoder_inputs, load_vae, to_unit
 from causvid.runtime import device as devices
 
 DIMENSIONS = 64  # at most: well below the number of videos, or their covariance says little
@@ -33,8 +34,7 @@ class FeatureNet:
                 "data/inputs/toy_wan/vae"
             )
         self.vae = load_vae(folder).to(devices.pick())
-        self.parts: list[torch.Tensor] = []
-        self.vae.encoder.down_blocks[0].register_forward_hook(lambda _module, _inputs, out: self.parts.append(out))
+        self.vae.encoder.down_blocks[0].register_forward_hook(_leave)
 
     def __call__(self, videos: Iterable[NDArray[np.uint8]]) -> NDArray[np.float64]:
         """float64 [N, D] of videos uint8 [F, H, W, 3] of one size; D is at most 64.
@@ -53,9 +53,26 @@ class FeatureNet:
 
     @torch.no_grad()
     def _pooled(self, videos: Sequence[NDArray[np.uint8]]) -> NDArray[np.float64]:
-        self.parts.clear()
-        posterior(self.vae, to_unit(torch.from_numpy(np.stack(videos))).to(self.vae.device))
-        return pool(torch.cat(self.parts, dim=2)).double().cpu().numpy()
+        video = to_unit(torch.from_numpy(np.stack(videos))).to(self.vae.device)
+        cache: list[Any] = [None] * self.vae._cached_conv_counts["encoder"]
+        parts: list[torch.Tensor] = []
+        for part in encoder_inputs(self.vae, video):
+            try:
+                self.vae.encoder(part, feat_cache=cache, feat_idx=[0])
+            except _Seen as seen:
+                parts.append(seen.hidden)
+        return pool(torch.cat(parts, dim=2)).double().cpu().numpy()
+
+
+class _Seen(Exception):
+    """No error: the way out of the encoder, whose rest is a quarter of its work."""
+
+    def __init__(self, hidden: torch.Tensor) -> None:
+        self.hidden = hidden
+
+
+def _leave(_module: torch.nn.Module, _inputs: tuple[Any, ...], hidden: torch.Tensor) -> None:
+    raise _Seen(hidden)
 
 
 def pool(hidden: torch.Tensor) -> torch.Tensor:

@@ -74,13 +74,19 @@ def channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:
 def posterior(vae: AutoencoderKLWan, video: torch.Tensor) -> Posterior:
     """Mean and log-variance of the latents of ``video``, differentiable."""
     cache: list[Any] = [None] * vae._cached_conv_counts["encoder"]
+    encoded = torch.cat(
+        [vae.encoder(part, feat_cache=cache, feat_idx=[0]) for part in encoder_inputs(vae, video)], dim=2
+    )
+    mean, log_variance = vae.quant_conv(encoded).chunk(2, dim=1)
+    return Posterior(mean, log_variance.clamp(-30.0, 20.0))
+
+
+def encoder_inputs(vae: AutoencoderKLWan, video: torch.Tensor) -> list[torch.Tensor]:
+    """``video`` as the encoder takes it with its caches: the first frame, then chunks of whole latent frames."""
     x = patchify(video, patch_size=vae.config.patch_size) if vae.config.patch_size else video
     x = x.contiguous(memory_format=torch.channels_last_3d)
     chunk = max(1, CHUNK_PIXELS // (video.shape[3] * video.shape[4]) // temporal_stride(vae)) * temporal_stride(vae)
-    parts = [x[:, :, :1], *(x[:, :, 1:].split(chunk, dim=2) if x.shape[2] > 1 else ())]
-    encoded = torch.cat([vae.encoder(part, feat_cache=cache, feat_idx=[0]) for part in parts], dim=2)
-    mean, log_variance = vae.quant_conv(encoded).chunk(2, dim=1)
-    return Posterior(mean, log_variance.clamp(-30.0, 20.0))
+    return [x[:, :, :1], *(x[:, :, 1:].split(chunk, dim=2) if x.shape[2] > 1 else ())]
 
 
 def encode(vae: AutoencoderKLWan, video: torch.Tensor) -> torch.Tensor:

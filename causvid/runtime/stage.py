@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import gc
 import os
 import signal
 import sys
@@ -19,6 +20,7 @@ from causvid.runtime import tracking, work
 from causvid.runtime.parallel import Compute
 
 T = TypeVar("T")
+COLLECTS = (700, 10, 10)  # Python's own; while stages import, the package stages makes it rarer
 # Before a stage imports a library that phones home.
 QUIET = {
     "DO_NOT_TRACK": "true",
@@ -85,6 +87,7 @@ def stage_run(
             tracking.child_run(label, everything["profile"], root, values, key) as tracker,
         ):
             run = StageRun(name=name, work=folder, key=key, tracker=tracker, compute=compute, params=values)
+            gc.set_threshold(*COLLECTS)
             started = time.monotonic()
             yield run
             tracker.log_metrics({"stage_seconds": time.monotonic() - started})

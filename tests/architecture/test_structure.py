@@ -94,9 +94,9 @@ def test_every_module_reaches_a_stage() -> None:
 
 
 def test_package_markers_are_empty() -> None:
-    assert [
-        p for d in ("causvid", "stages", "flows") for p in (ROOT / d).rglob("__init__.py") if p.stat().st_size
-    ] == []
+    """But for that of the stages, which is about how they start."""
+    markers = [file for d in ("causvid", "stages", "flows") for file in (ROOT / d).rglob("__init__.py")]
+    assert [file for file in markers if file.stat().st_size] == [ROOT / "stages" / "__init__.py"]
 
 
 def test_only_one_file_says_cuda() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import gc
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import stages
 from causvid import params as params_file
 from causvid.runtime import tracking
 from causvid.runtime.stage import StageRun, stage_run
@@ -90,6 +93,18 @@ def test_the_same_stage_finds_its_work_again_and_a_changed_one_does_not(project:
     run_stage(body)
     assert keys[0] == keys[1] == keys[3]
     assert len(set(keys)) == 3
+
+
+def test_garbage_is_collected_rarely_while_a_stage_imports_and_as_usual_at_work(project: Path) -> None:
+    before, found = gc.get_threshold(), list[tuple[int, int, int]]()
+    try:
+        gc.set_threshold(700, 10, 10)
+        importlib.reload(stages)
+        assert gc.get_threshold()[0] >= 10_000
+        run_stage(lambda run: found.append(gc.get_threshold()))
+    finally:
+        gc.set_threshold(*before)
+    assert found == [(700, 10, 10)]
 
 
 def test_an_undeclared_section_is_our_mistake(project: Path) -> None:

@@ -212,7 +212,8 @@ class Plan:
         yield Row(
             stage="train_dmd", work=f"{dmd['steps']} critic and {updates} student updates",
             flops=dmd["batch_size"] * (updates * self.student_step() + dmd["steps"] * self.critic_step()),
-            memory=self._trained(dmd["batch_size"], 2) + SINGLE * weights + self._rollout_cache(),
+            memory=self._trained(dmd["batch_size"], 2, waiting=1 if dmd["share_samples"] else 0)
+            + SINGLE * weights + self._rollout_cache(),
             disk=SINGLE * weights,
             network=self._reduced(dmd["steps"] + updates),
         )  # fmt: skip
@@ -289,9 +290,12 @@ class Plan:
         cycles = after / section["critic_updates_per_student_update"]  # the student's turn is last in one, or first
         return math.floor(cycles) if section["share_samples"] else math.ceil(cycles)
 
-    def _trained(self, batch: int, networks: int) -> float:
-        """Peak of a trainer: weights, gradients and moments, the average of one network, its recomputed activations."""
-        kept = self.kept(recompute=True) * max(1, batch // self.workers)
+    def _trained(self, batch: int, networks: int, *, waiting: int = 0) -> float:
+        """Peak of a trainer: weights, gradients and moments, the average of one network, its recomputed activations.
+
+        And those of as many others as are ``waiting`` for their backward pass meanwhile.
+        """
+        kept = self.kept(recompute=True) * max(1, batch // self.workers) * (1 + waiting)
         return self.transformer.parameters * (networks * TRAINED + AVERAGED) + kept
 
     def _reduced(self, updates: int) -> float:

@@ -49,7 +49,7 @@ def main(
             count=run.section("sample.videos", int),
             crf=run.section("sample.crf", int),
         )
-        rows, log = scores.scored(videos, setting), run.work / "vbench.log"
+        rows, log = scores.select(videos, setting).rows, run.work / "vbench.log"
         with vbench.scoring(videos, rows, config, device=str(device.pick()), log=log) as vbenched:
             run.report(scores.score(videos, FeatureNet(feature_vae), setting))
             run.report({"vbench": vbenched()})

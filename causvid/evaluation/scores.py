@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from causvid.data.manifest import read_manifest
 from causvid.evaluation import drift, judge, quality, table4
@@ -38,35 +38,34 @@ class Setting:
     crf: int
 
 
-def scored(folder: Path, setting: Setting) -> Rows:
-    """Rows of the videos of ``folder`` to score: the first ``setting.count``.
+class Selected(NamedTuple):
+    """Rows of the videos to score, and whether what their captions mean can be rendered."""
+
+    rows: Rows
+    rendered: bool
+
+
+def select(folder: Path, setting: Setting) -> Selected:
+    """The first ``setting.count`` videos of ``folder``.
 
     Of the real clips, where the distance is to real ones, the first half of them at most: it is to the others.
     """
     listed = read_manifest(folder)
     rows = listed[: setting.count]
-    return (
-        quality.halves(listed, setting.count)[0]
-        if folder == setting.reference and not _rendered(rows, setting)
-        else rows
-    )
-
-
-def _rendered(rows: Rows, setting: Setting) -> bool:
-    """Whether what the captions of ``rows`` mean can be rendered."""
-    return setting.toy_world and all(judge.scene_of(row["caption"]) for row in rows)
+    rendered = setting.toy_world and all(judge.scene_of(row["caption"]) for row in rows)
+    whole = rendered or folder != setting.reference
+    return Selected(rows if whole else quality.halves(listed, setting.count)[0], rendered)
 
 
 def score(folder: Path, net: FeatureNet, setting: Setting) -> dict[str, Any]:
-    """Scores of the videos ``scored`` of ``folder``.
+    """Scores of the videos of ``folder`` that ``select`` takes.
 
     Returns ``n`` and of how many different ``prompts``; ``judge`` (of ``judge.judge_videos``) and ``table4``,
     None where no caption is of the toy world; the Frechet distance (of ``Ruler.measure``); ``flicker``; ``drift``;
     ``floors`` of the real clips themselves where they are of the toy world, else None.
     """
-    rows, clips = scored(folder, setting), read_manifest(setting.reference)
-    rendered, captions = _rendered(rows, setting), [row["caption"] for row in rows]
-    videos = Clips(folder, rows)
+    (rows, rendered), clips = select(folder, setting), read_manifest(setting.reference)
+    captions, videos = [row["caption"] for row in rows], Clips(folder, rows)
     reserved = quality.halves(clips, setting.count)[1]
     real = renderings(captions, setting.video, crf=setting.crf) if rendered else Clips(setting.reference, reserved)
     ruler = Ruler(net=net, reference=net(real), count=setting.count)

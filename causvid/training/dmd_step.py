@@ -111,7 +111,7 @@ class Sampled(NamedTuple):
 
 
 class DmdStep:
-    """One critic update, and every few steps a student update before it (algorithm 1, two time scales)."""
+    """One critic update a step, and every few steps one of the student (algorithm 1, two time scales)."""
 
     def __init__(self, job: DmdJob) -> None:
         self.job, self.device = job, devices.pick()

@@ -113,6 +113,8 @@ def test_work_of_rollouts(wan: Plan) -> None:
     shared = changed("train_dmd.share_samples", True, rollouts[0])
     sample = 198.07 * 2 + 157.66
     assert shared.critic_step() / TERA == pytest.approx(sample / 5 + 949.4, abs=0.3)
+    memory = [next(row.memory for row in each.rows() if row.stage == "train_dmd") for each in (shared, rollouts[0])]
+    assert memory[0] - memory[1] == pytest.approx(shared.kept(recompute=True))  # the student's, while the critic learns
     assert (rollouts[0].student_step() - shared.student_step()) / TERA == pytest.approx(sample, abs=0.3)
     caches = [each._rollout_cache() for each in (wan, whole, *rollouts)]
     assert caches == [0, 0, 2 * wan.kv_cache(), 0]  # of one clip a worker, float32 instead of bfloat16

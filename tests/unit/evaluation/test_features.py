@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from causvid.data import toy_world
 from causvid.evaluation.features import BATCH_PIXELS, DIMENSIONS, FeatureNet, pool
-from causvid.models.vae import load_vae
+from causvid.models import vae as vae_module
+from causvid.models.vae import load_vae, posterior, to_unit
 from causvid.shapes import VideoShape
 
 VIDEO = VideoShape(height=32, width=32, frames=13, fps=8)
@@ -30,6 +31,17 @@ def test_features_of_a_video_do_not_depend_on_its_company(world: Path) -> None:
     assert together == pytest.approx(alone, rel=1e-4, abs=1e-6)
     assert together.std(axis=0).min() > 0
     assert net([]).shape == (0, 0)
+
+
+def test_features_are_what_the_whole_encoder_passes_through(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In chunks with caches, of which leaving it early keeps what the first block needs."""
+    monkeypatch.setattr(vae_module, "CHUNK_PIXELS", 4 * 32 * 32)
+    vae, passed, videos = load_vae(world / "vae"), list[torch.Tensor](), np.stack(clips(2))
+    vae.encoder.down_blocks[0].register_forward_hook(lambda _module, _inputs, out: passed.append(out))
+    posterior(vae, to_unit(torch.from_numpy(videos)))
+    assert len(passed) == 4
+    expected = pool(torch.cat(passed, dim=2)).double().numpy()
+    assert np.array_equal(FeatureNet(world / "vae")(videos), expected)
 
 
 @pytest.mark.parametrize("size", [(1, 32, 32), (5, 48, 64)])

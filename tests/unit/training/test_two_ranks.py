@@ -93,18 +93,28 @@ def curve(folder: Path) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize(
     ("name", "inputs"),
-    [("teacher", None), ("causal_teacher", None), ("ode", None), ("dmd", "data"), ("dmd", "rollout"), ("vae", None)],
+    [
+        ("teacher", None),
+        ("causal_teacher", None),
+        ("ode", None),
+        ("dmd", "data"),
+        ("dmd", "rollout"),
+        ("dmd_sharing_samples", "data"),
+        ("dmd_sharing_samples", "rollout"),
+        ("vae", None),
+    ],
 )
 def test_two_ranks_train_as_one(name: str, inputs: str | None, kinds: dict[str, Any], tmp_path: Path) -> None:
     """AdamW, so that rounding stays rounding; images then clips for the VAE, with a checkpoint and a resume between.
 
-    A rollout makes several passes with gradients before one backward pass.
+    A rollout makes several passes with gradients before one backward pass, and a shared one waits for it while the
+    critic makes its own.
     """
     adamw = optimizer(learning_rate=1e-3, decay="constant")
-    changes: dict[str, Any] = {"inputs": inputs} if name == "dmd" else {"optimizer": adamw}
+    changes: dict[str, Any] = {"inputs": inputs} if inputs else {"optimizer": adamw}
     if name == "vae":
         changes |= {"image_steps": 2}
-    alone, together = (kinds[name].job(tmp_path / place, steps=4, **changes) for place in ("alone", "together"))
+    alone, together = (kinds[name].job(tmp_path / place, steps=6, **changes) for place in ("alone", "together"))
     kinds[name].train(alone)
     on_two_ranks(tmp_path / "ranks", lambda _: kinds[name].train(together))
     ours, theirs = curve(alone.work), curve(together.work)
@@ -117,4 +127,4 @@ def test_two_ranks_train_as_one(name: str, inputs: str | None, kinds: dict[str, 
     assert weights.keys() == others.keys()
     for key, value in weights.items():
         torch.testing.assert_close(others[key], value, rtol=1e-3, atol=1e-3)
-    assert sorted(p.name for p in (together.work / "checkpoints").iterdir()) == ["step-0000002", "step-0000004"]
+    assert sorted(p.name for p in (together.work / "checkpoints").iterdir()) == ["step-0000004", "step-0000006"]

@@ -19,7 +19,7 @@ env: .venv/.ready ## the environment in .venv, as locked
 vbench-env: .venvs/vbench/.ready ## VBench's own environment
 
 # Bytecode of what stages import, not of all that is installed: a minute less, and a 'dvc repro' by hand finds it too.
-COMPILE := import importlib, pathlib, dvc.cli, mlflow.tracking; \
+COMPILE := import importlib, pathlib; \
   [importlib.import_module(f'stages.{file.stem}') for file in pathlib.Path('stages').glob('[a-z]*.py')]
 
 $(UV):
@@ -31,7 +31,7 @@ $(UV):
 	test -x .venv/bin/python || $(UV) venv --quiet --python $(PYTHON) .venv
 	$(UV) pip sync --quiet --python .venv requirements.lock
 	$(UV) pip install --quiet --python .venv --no-deps --editable .
-	.venv/bin/python -c "$(COMPILE)"
+	.venv/bin/python -c "import dvc.cli, mlflow.tracking" & .venv/bin/python -c "$(COMPILE)" && wait $$!
 	touch $@
 
 .venvs/vbench/.ready: requirements/vbench.txt | $(UV)

@@ -17,13 +17,18 @@ from causvid.runtime.seeding import derive_seed
 from causvid.shapes import VideoShape
 
 Frames = NDArray[np.uint8]
+KEPT_BYTES = 2**28
 
 
 class Clips(Sequence[Frames]):
-    """The videos that manifest ``rows`` list in ``folder``, uint8 [F, H, W, 3] each, decoded anew at every look."""
+    """The videos that manifest ``rows`` list in ``folder``, uint8 [F, H, W, 3] each.
+
+    Decoded anew at every look, where all of them would take more than ``KEPT_BYTES``; else once, and read-only.
+    """
 
     def __init__(self, folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         self.paths = [folder / row["path"] for row in rows]
+        self.kept: dict[Path, Frames] = {}
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -36,8 +41,17 @@ class Clips(Sequence[Frames]):
 
     def __getitem__(self, index: int | slice) -> Frames | list[Frames]:
         if isinstance(index, slice):
-            return [read_frames(path) for path in self.paths[index]]
-        return read_frames(self.paths[index])
+            return [self._read(path) for path in self.paths[index]]
+        return self._read(self.paths[index])
+
+    def _read(self, path: Path) -> Frames:
+        if path in self.kept:
+            return self.kept[path]
+        frames = read_frames(path)
+        if frames.nbytes * len(self) <= KEPT_BYTES:
+            frames.flags.writeable = False
+            self.kept[path] = frames
+        return frames
 
 
 def renderings(captions: Sequence[str], video: VideoShape, *, crf: int) -> Iterator[Frames]:

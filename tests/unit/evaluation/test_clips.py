@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from causvid.data import toy_world
+from causvid.data.video_reader import read_frames
 from causvid.data.video_writer import write_video
+from causvid.evaluation import clips as clips_module
 from causvid.evaluation import judge
 from causvid.evaluation.clips import Clips, renderings
 from causvid.shapes import VideoShape
@@ -22,6 +24,21 @@ def test_clips_are_read_in_the_order_of_their_rows(tmp_path: Path) -> None:
     assert [round(float(frames.mean()), -1) for frames in clips] == [120, 0, 60]
     assert [frames.shape for frames in clips[:2]] == [(2, 32, 32, 3)] * 2
     assert np.array_equal(clips[:2][1], clips[1])
+
+
+@pytest.mark.parametrize("limit", [0, 3 * 2 * 32 * 32 * 3])
+def test_few_small_clips_are_decoded_once(limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr(clips_module, "KEPT_BYTES", limit)
+    monkeypatch.setattr(clips_module, "read_frames", lambda path: read.append(path) or read_frames(path))
+    for k in range(3):
+        write_video(tmp_path / f"{k}.mp4", np.full((2, 32, 32, 3), 60 * k, dtype=np.uint8), fps=8, crf=10)
+    clips = Clips(tmp_path, [{"path": f"{k}.mp4"} for k in range(3)])
+    assert all(np.array_equal(a, b) for a, b in zip(clips, clips[:], strict=True))
+    assert len(read) == (3 if limit else 6)
+    if limit:
+        with pytest.raises(ValueError, match="read-only"):
+            clips[0][:] = 0
 
 
 def test_renderings_show_their_captions_each_in_its_own_way() -> None:

@@ -212,12 +212,13 @@ def test_frames_that_make_no_blocks_are_refused(
 # --- samples that student and critic share ----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("student", ["causal", "bidirectional"])
 @pytest.mark.parametrize("inputs", ["data", "rollout"])
 def test_student_and_critic_share_a_sample_at_times_and_noise_of_their_own(
-    inputs: str, kinds: dict[str, Any], tmp_path: Path
+    inputs: str, student: str, kinds: dict[str, Any], bidirectional: Any, tmp_path: Path
 ) -> None:
     """A cycle ends with the student's turn; the student is asked once in it, and no cycle spans two students."""
-    job = kinds["dmd"].job(
+    job = {"causal": kinds["dmd"].job, "bidirectional": bidirectional}[student](
         tmp_path, steps=20, inputs=inputs, critic_only_steps=4, critic_updates_per_student_update=3, share_samples=True
     )
     step = kinds["dmd"].step(job)

@@ -50,7 +50,7 @@ toy-wan: env vbench-env ## the weights in data/inputs/toy_wan again, from nothin
 
 test: env ## everything that runs on a CPU without network
 	$(MAKE) check
-	python -m pytest -m "not slow and not gpu and not browser"
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not browser"
 
 check: env ## style, types, import floors
 	ruff check .

@@ -21,13 +21,18 @@ DMD = ("--latents", "data/lmdb/latents", "--prompts", "data/prompts", "--teacher
        "--student", "data/checkpoints/ode_init")  # fmt: skip
 
 
+def apart(clone: Clone, work: Path) -> dict[str, str]:
+    """The clone's environment with a work folder and an MLflow database of its own: nothing is left in the clone."""
+    return clone.env | {"CAUSVID_WORK_DIR": str(work), "MLFLOW_TRACKING_URI": f"sqlite:///{work}.db"}
+
+
 def stage(clone: Clone, name: str, *options: str, params: Path, work: Path) -> None:
     """Run one stage by hand, outside DVC, with a params file and a work folder of its own."""
     command = (sys.executable, "-m", f"stages.{name}", *options, "--params", str(params))
     done = subprocess.run(
         command,
         cwd=clone.root,
-        env=clone.env | {"CAUSVID_WORK_DIR": str(work)},
+        env=apart(clone, work),
         capture_output=True,
         text=True,
         check=False,
@@ -93,7 +98,7 @@ def test_a_killed_dmd_run_goes_on_and_ends_with_the_same_weights(smoke: Clone, t
     work = tmp_path / "killed"
     process = subprocess.Popen(
         [sys.executable, "-m", "stages.train_dmd", *options, "--params", str(params)],
-        cwd=smoke.root, env=smoke.env | {"CAUSVID_WORK_DIR": str(work)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        cwd=smoke.root, env=apart(smoke, work), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while not list(work.glob("train_dmd/*/checkpoints/step-0000010")):

@@ -38,7 +38,9 @@ def main(
         elif config.source == "folder":
             counts = sources.folder_videos(built, config, folder=folder, captions=captions)
         else:
-            counts = sources.mixkit_videos(built, config, hub=hub)
+            from causvid.data.mixkit import mixkit_videos  # the hub's client takes a second to import
+
+            counts = mixkit_videos(built, config, hub=hub)
         run.publish(built, out)
         run.report({"source": config.source, **counts})
         shutil.rmtree(hub, ignore_errors=True)

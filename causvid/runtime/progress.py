@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -15,15 +16,37 @@ SECONDS_BETWEEN_LINES = 5.0
 
 def progress(items: Iterable[T], *, total: int, what: str, initial: int = 0) -> Iterator[T]:
     """Yield ``items`` and say on stderr how many of ``total`` are done; ``initial`` were done before."""
+    with meter(total=total, what=what, initial=initial) as done:
+        for item in items:
+            yield item
+            done.update(1)
+
+
+@contextmanager
+def meter(*, total: int, what: str, initial: int = 0, unit: str = "") -> Iterator[tqdm[None] | _Lines]:
+    """Something whose ``update(n)`` says on stderr that n more of ``total`` are done. unit: "", or "B" for bytes."""
     if sys.stderr.isatty():
-        yield from tqdm(items, total=total, initial=initial, desc=what, leave=False)
-        return
-    started = last = time.monotonic()
-    for done, item in enumerate(items, start=initial + 1):
-        yield item
+        units = {"unit": unit, "unit_scale": True} if unit else {}
+        with tqdm(total=total, initial=initial, desc=what, leave=False, **units) as bar:
+            yield bar
+    else:
+        yield _Lines(total=total, what=what, initial=initial, unit=unit)
+
+
+class _Lines:
+    def __init__(self, *, total: int, what: str, initial: int, unit: str) -> None:
+        self.total, self.what, self.initial, self.unit, self.done = total, what, initial, unit, initial
+        self.started = self.last = time.monotonic()
+
+    def update(self, count: int) -> None:
+        self.done += count
         now = time.monotonic()
-        if now - last >= SECONDS_BETWEEN_LINES and done < total:
-            rate = (done - initial) / (now - started)
-            sys.stderr.write(f"{what}: {done}/{total}, {(total - done) / rate:.0f} s left\n")
+        if now - self.last >= SECONDS_BETWEEN_LINES and self.initial < self.done < self.total:
+            rate = (self.done - self.initial) / (now - self.started)
+            done, total = self._said(self.done), self._said(self.total)
+            sys.stderr.write(f"{self.what}: {done}/{total}, {(self.total - self.done) / rate:.0f} s left\n")
             sys.stderr.flush()
-            last = now
+            self.last = now
+
+    def _said(self, count: int) -> str:
+        return tqdm.format_sizeof(count, self.unit) if self.unit else str(count)

@@ -1,4 +1,4 @@
-"""A small stand-in for the hub on this machine: the four requests its client makes to read a data set."""
+"""A stand-in for the hub on this machine: the requests its client makes to read a data set, and the hub's bad hours."""
 
 from __future__ import annotations
 
@@ -14,73 +14,109 @@ from urllib.parse import unquote, urlsplit
 
 REPO = "someone/videos"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+PAGE = b"<html><title>Bad gateway</title></html>"
+
+# What a request may meet. cut: the connection ends in the middle. silent cut: as if that were the end. flip: one bit is
+# another. page: 200 and a page of HTML. long: bytes behind the end. whole: a range is asked for, everything comes.
+# etag: the file has another ETag than a moment ago. A number is an HTTP state.
+FAULTS = ("cut", "silent cut", "flip", "page", "long", "whole", "etag", "429", "500", "503")
 
 
 @dataclass
 class StandIn:
-    """What it serves, what it announces (path: content, where that differs), and what it was asked for."""
+    """What it serves, the paths that are plain git files (no LFS), what it was asked for, and what is to go wrong.
+
+    faults: path of a file, or "api" for lists and revisions → what the next requests for it meet, one each.
+    """
 
     files: dict[str, bytes]
-    announced: dict[str, bytes] = field(default_factory=dict)
+    git: set[str] = field(default_factory=set)
+    faults: dict[str, list[str]] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    retry_after: str = "0"
     url: str = ""
+
+    def bytes_asked(self, path: str) -> list[str]:
+        """The Range of every GET of the file at ``path``; "" for none."""
+        wanted = f"GET /datasets/{REPO}/resolve/{COMMIT}/{path} "
+        return [line.removeprefix(wanted) for line in self.asked if line.startswith(wanted)]
 
 
 @contextmanager
-def serve(files: dict[str, bytes], announced: dict[str, bytes] | None = None) -> Iterator[StandIn]:
+def serve(files: dict[str, bytes]) -> Iterator[StandIn]:
     """Serve ``files`` of the data set REPO at branch main on a loopback port."""
-    stand_in = StandIn(files=files, announced=announced or {})
+    stand_in = StandIn(files=files)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._answer(body=True)
-
-        def do_HEAD(self) -> None:
-            self._answer(body=False)
-
-        def _answer(self, *, body: bool) -> None:
             path = unquote(urlsplit(self.path).path)
-            stand_in.asked.append(f"{self.command} {path}")
+            stand_in.asked.append(f"GET {path} {self.headers.get('Range', '')}")
             for prefix, answer in (
                 (f"/api/datasets/{REPO}/revision/", self._revision),
-                (f"/api/datasets/{REPO}/tree/{COMMIT}/", self._tree),
+                (f"/api/datasets/{REPO}/tree/{COMMIT}", self._tree),
                 (f"/datasets/{REPO}/resolve/{COMMIT}/", self._file),
             ):
                 if path.startswith(prefix):
-                    return answer(path.removeprefix(prefix), body)
-            return self._send(404, b"", {"X-Error-Code": "RepoNotFound"}, body)
+                    return answer(path.removeprefix(prefix))
+            return self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
 
-        def _revision(self, revision: str, body: bool) -> None:
+        def _revision(self, revision: str) -> None:
             if revision not in ("main", COMMIT):
-                return self._send(404, b"", {"X-Error-Code": "RevisionNotFound"}, body)
-            return self._json({"id": REPO, "sha": COMMIT, "siblings": []}, body)
+                return self._send(404, b"", {"X-Error-Code": "RevisionNotFound"})
+            return self._json({"id": REPO, "sha": COMMIT, "siblings": []})
 
-        def _tree(self, folder: str, body: bool) -> None:
-            inside = [path for path in stand_in.files if path.rsplit("/", 1)[0] == folder]
+        def _tree(self, folder: str) -> None:
+            inside = [path for path in stand_in.files if path.startswith(folder.removeprefix("/"))]
             if not inside:
-                return self._send(404, b"", {"X-Error-Code": "EntryNotFound"}, body)
-            return self._json([_entry(path, stand_in) for path in inside], body)
+                return self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
+            return self._json([_entry(path, stand_in) for path in inside])
 
-        def _file(self, path: str, body: bool) -> None:
+        def _json(self, value: Any) -> None:
+            fault = _next(stand_in, "api")
+            if fault.isdigit():
+                return self._send(int(fault), PAGE, {"Retry-After": stand_in.retry_after})
+            if fault == "page":
+                return self._send(200, PAGE, {"Content-Type": "text/html"})
+            return self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+        def _file(self, path: str) -> None:
             if path not in stand_in.files:
-                return self._send(404, b"", {"X-Error-Code": "EntryNotFound"}, body)
-            return self._send(200, stand_in.files[path], {"ETag": f'"{_sha256(path, stand_in)}"'}, body)
+                return self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
+            content, fault = stand_in.files[path], _next(stand_in, path)
+            etag = {"ETag": '"another"' if fault == "etag" else f'"{_sums(path, stand_in)[0]}"'}
+            if fault.isdigit():
+                return self._send(int(fault), PAGE, {"Retry-After": stand_in.retry_after})
+            if fault == "page":
+                return self._send(200, PAGE, {"Content-Type": "text/html"})
+            begin = 0
+            if asked := self.headers.get("Range", ""):
+                begin = int(asked.removeprefix("bytes=").removesuffix("-"))
+            if fault == "whole":
+                begin = 0
+            status = 206 if begin else 200
+            if begin:
+                etag["Content-Range"] = f"bytes {begin}-{len(content) - 1}/{len(content)}"
+            rest = content[begin:]
+            middle = len(rest) // 2
+            if fault == "flip":
+                rest = rest[:middle] + bytes([rest[middle] ^ 8]) + rest[middle + 1 :]
+            if fault == "long":
+                rest += b"more"
+            if fault == "silent cut":
+                rest = rest[:middle]
+            return self._send(status, rest, etag, cut=middle if fault == "cut" else None)
 
-        def _json(self, value: Any, body: bool) -> None:
-            self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"}, body)
-
-        def _send(self, status: int, content: bytes, headers: dict[str, str], body: bool) -> None:
+        def _send(self, status: int, content: bytes, headers: dict[str, str], cut: int | None = None) -> None:
             self.send_response(status)
             for name, value in {**headers, "X-Repo-Commit": COMMIT, "Content-Length": str(len(content))}.items():
                 self.send_header(name, value)
             self.end_headers()
-            if body:
-                self.wfile.write(content)
+            self.wfile.write(content[:cut])
 
         def log_message(self, *args: object) -> None: ...
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         stand_in.url = f"http://127.0.0.1:{server.server_port}"
         try:
             yield stand_in
@@ -88,11 +124,17 @@ def serve(files: dict[str, bytes], announced: dict[str, bytes] | None = None) ->
             server.shutdown()
 
 
-def _sha256(path: str, stand_in: StandIn) -> str:
-    return hashlib.sha256(stand_in.announced.get(path, stand_in.files[path])).hexdigest()
+def _next(stand_in: StandIn, path: str) -> str:
+    waiting = stand_in.faults.get(path, [])
+    return waiting.pop(0) if waiting else ""
+
+
+def _sums(path: str, stand_in: StandIn) -> tuple[str, str]:
+    content = stand_in.files[path]
+    return hashlib.sha256(content).hexdigest(), hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def _entry(path: str, stand_in: StandIn) -> dict[str, Any]:
-    size = len(stand_in.files[path])
-    lfs = {"oid": _sha256(path, stand_in), "size": size, "pointerSize": 130}
-    return {"type": "file", "path": path, "size": size, "oid": "0" * 40, "lfs": lfs}
+    size, (sha256, sha1) = len(stand_in.files[path]), _sums(path, stand_in)
+    entry = {"type": "file", "path": path, "size": size, "oid": sha1}
+    return entry if path in stand_in.git else entry | {"lfs": {"oid": sha256, "size": size, "pointerSize": 130}}

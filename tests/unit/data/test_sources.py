@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
-import re
-import shutil
-import subprocess
-import sys
-import tarfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 
 from causvid.data import manifest
-from causvid.data.sources import DownloadConfig, folder_videos, mixkit_videos, toy_world_videos
+from causvid.data.sources import DownloadConfig, folder_videos, toy_world_videos
 from causvid.data.video_reader import read_frames
 from causvid.shapes import VideoShape
-from tests.unit.data.hub_stand_in import COMMIT, REPO, StandIn, serve
 
 VIDEO = VideoShape(height=32, width=32, frames=5, fps=8)
 TRAINING = Path("data/inputs/toy_world/training.txt")
@@ -33,7 +21,8 @@ def _config(**changes: Any) -> DownloadConfig:
     values: dict[str, Any] = {
         "source": "folder", "folder": Path("unused"), "captions": Path("unused"),
         "toy_world_captions": TRAINING, "toy_world_clips": 6,
-        "mixkit_repo": REPO, "mixkit_revision": "main", "mixkit_folder": "all_mixkit", "limit": None,
+        "mixkit_repo": "unused", "mixkit_revision": "main", "mixkit_files": "*.tar", "mixkit_captions": ("*.json",),
+        "limit": None,
     }  # fmt: skip
     return DownloadConfig(**(values | changes))
 
@@ -156,147 +145,3 @@ def test_many_missing_captions_are_counted(tmp_path: Path) -> None:
     folder = _folder(tmp_path, *(f"{index}.mp4" for index in range(8)))
     with pytest.raises(ValueError, match=r"beside 0.mp4, 1.mp4, 2.mp4, 3.mp4, 4.mp4 and 3 more"):
         _take(folder, folder / "captions.json")
-
-
-# --- MixKit
-
-
-def _tar(*members: tuple[str, bytes] | tarfile.TarInfo) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for member in members:
-            if isinstance(member, tarfile.TarInfo):
-                archive.addfile(member)
-            else:
-                info = tarfile.TarInfo(member[0])
-                info.size = len(member[1])
-                archive.addfile(info, io.BytesIO(member[1]))
-    return buffer.getvalue()
-
-
-def _link(name: str, to: str, kind: bytes) -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname = kind, to
-    return info
-
-
-ABSOLUTE = f"{os.sep}absolute.mp4"
-HOSTILE = _tar(
-    ("../out.mp4", b"outside"),
-    (ABSOLUTE, b"outside"),
-    _link("link.mp4", "/etc/passwd", tarfile.SYMTYPE),
-    _link("hard.mp4", "../../secret", tarfile.LNKTYPE),
-    _link("device.mp4", "", tarfile.CHRTYPE),
-    ("readme.txt", b"no video"),
-    ("honest.mp4", b"honest"),
-    ("honest.mp4", b"again"),
-)
-FISH = _tar(("Fish/a.mp4", b"a"), ("mnt/Fish/b.mov", b"b"), ("Fish/silent.mp4", b"silent"))
-ANNOTATIONS = [
-    {"path": "Fish/a.mp4", "frame_idx": "65:130", "cap": ["a later stretch"]},
-    {"path": "Fish/a.mp4", "frame_idx": "0:65", "cap": ["the  beginning", "another"]},
-    {"path": "Fish/b.mov", "frame_idx": "0:513", "cap": "a plain string"},
-]
-CAPTIONS = {"anno_jsons/video_mixkit_65f.json": json.dumps(ANNOTATIONS).encode()}
-
-
-def _fetch(tmp_path: Path, **changes: Any) -> dict[str, Any]:
-    return mixkit_videos(tmp_path / "raw", _config(source="mixkit", **changes), hub=tmp_path / "hub")
-
-
-@contextmanager
-def _hub(
-    monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes], announced: dict[str, bytes] | None = None
-) -> Iterator[StandIn]:
-    """The stand-in, and this process's client talking to it: it has read HF_ENDPOINT when it was imported."""
-    with serve(files, announced) as hub:
-        monkeypatch.setattr(huggingface_hub, "HfApi", partial(huggingface_hub.HfApi, endpoint=hub.url))
-        yield hub
-
-
-def test_mixkit_is_read_member_by_member(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    files = {
-        "all_mixkit/Fish.tar": FISH,
-        "all_mixkit/Hostile.tar": HOSTILE,
-        "all_mixkit/mixkit_2.zip.001": b"another form of the same",
-        "all_mixkit/extra.json": json.dumps({"Hostile/honest.mp4": "by path"}).encode(),
-        "anno_jsons/video_mixkit_65f.json": json.dumps(ANNOTATIONS).encode(),
-        "anno_jsons/sam_image.json": b"gigabytes of something else",
-    }
-    with _hub(monkeypatch, files) as hub:
-        counts = _fetch(tmp_path)
-    assert counts == {"videos": 4, "distinct_captions": 3, "without_caption": 1, "commit": COMMIT}
-    rows = manifest.read_manifest(tmp_path / "raw")
-    assert [(row["source"], row["caption"], row["path"]) for row in rows] == [
-        ("Fish.tar/Fish/a.mp4", "the beginning", "videos/000000.mp4"),
-        ("Fish.tar/mnt/Fish/b.mov", "a plain string", "videos/000001.mov"),
-        ("Fish.tar/Fish/silent.mp4", None, "videos/000002.mp4"),
-        ("Hostile.tar/honest.mp4", "by path", "videos/000003.mp4"),
-    ]
-    assert [(tmp_path / "raw" / row["path"]).read_bytes() for row in rows] == [b"a", b"b", b"silent", b"honest"]
-    assert {path.name for path in tmp_path.iterdir()} == {"raw", "hub"}
-    assert len(list((tmp_path / "raw").rglob("*"))) == 6
-    assert not any("zip" in line or "sam_image" in line for line in hub.asked)
-    passed_over = capsys.readouterr().err
-    for name in ("../out.mp4", ABSOLUTE, "link.mp4", "hard.mp4", "device.mp4", "honest.mp4"):
-        assert f"passed over '{name}'" in passed_over
-
-
-def test_mixkit_stops_fetching_at_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = {
-        "all_mixkit/Fish.tar": FISH,
-        "all_mixkit/Zoo.tar": _tar(("Zoo/z.mp4", b"z")),
-        "anno_jsons/video_mixkit_65f.json": json.dumps(ANNOTATIONS).encode(),
-    }
-    with _hub(monkeypatch, files) as hub:
-        assert _fetch(tmp_path, limit=2)["videos"] == 2
-    assert not any("Zoo.tar" in line for line in hub.asked)
-
-
-def test_an_earlier_try_s_parts_are_not_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with _hub(monkeypatch, {"all_mixkit/Fish.tar": FISH} | CAPTIONS) as hub:
-        for _ in range(2):
-            shutil.rmtree(tmp_path / "raw", ignore_errors=True)
-            assert _fetch(tmp_path)["videos"] == 3
-    assert len([line for line in hub.asked if line.startswith("GET") and line.endswith("Fish.tar")]) == 1
-
-
-def test_the_endpoint_of_the_environment_is_asked(tmp_path: Path) -> None:
-    script = (
-        "from pathlib import Path\n"
-        "from causvid.data.sources import DownloadConfig, mixkit_videos\n"
-        "config = DownloadConfig(source='mixkit', folder=Path(), captions=Path(), toy_world_captions=Path(),\n"
-        "    toy_world_clips=0, limit=None,\n"
-        f"    mixkit_repo={REPO!r}, mixkit_revision='main', mixkit_folder='all_mixkit')\n"
-        "mixkit_videos(Path('raw'), config, hub=Path('hub'))\n"
-    )
-    with serve({"all_mixkit/Fish.tar": FISH} | CAPTIONS) as hub:
-        environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": "home", "PYTHONPATH": str(Path.cwd())}
-        subprocess.run([sys.executable, "-c", script], check=True, env=environment, cwd=tmp_path)
-    assert len(manifest.read_manifest(tmp_path / "raw")) == 3
-
-
-@pytest.mark.parametrize(
-    ("files", "announced", "changes", "message"),
-    [
-        ({"all_mixkit/Fish.tar": FISH} | CAPTIONS, {"all_mixkit/Fish.tar": b"other"}, {}, "Fish.tar arrived damaged"),
-        ({"all_mixkit/Fish.tar": FISH[: 1024 + 512]} | CAPTIONS, {}, {}, "no sound tar archive"),
-        ({"all_mixkit/Fish.tar": FISH}, {}, {}, "has no captions"),
-        ({"all_mixkit/notes.txt": b"-"} | CAPTIONS, {}, {}, "holds no tar part with a video"),
-        ({"all_mixkit/Fish.tar": FISH} | CAPTIONS, {}, {"mixkit_folder": "gone"}, "folder gone) is not on the hub"),
-        ({"all_mixkit/Fish.tar": FISH} | CAPTIONS, {}, {"mixkit_revision": "gone"}, "(revision gone, "),
-    ],
-    ids=["wrong hash", "cut tar", "no captions", "no tar", "no folder", "no revision"],
-)
-def test_what_the_hub_does_not_have_is_said(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    files: dict[str, bytes],
-    announced: dict[str, bytes],
-    changes: dict[str, Any],
-    message: str,
-) -> None:
-    with _hub(monkeypatch, files, announced), pytest.raises(ValueError, match=re.escape(message)):
-        _fetch(tmp_path, **changes)

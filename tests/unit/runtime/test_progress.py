@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from causvid.runtime import progress as module
-from causvid.runtime.progress import progress
+from causvid.runtime.progress import meter, progress
 
 
 @pytest.fixture
@@ -44,3 +44,11 @@ def test_an_error_in_the_work_passes(capsys: pytest.CaptureFixture[str]) -> None
 
     with pytest.raises(KeyError):
         list(progress(broken(), total=2, what="x"))
+
+
+def test_bytes_are_said_in_units(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with meter(total=3 * 10**9, what="Fish.tar", initial=10**9, unit="B") as done:
+        done.update(0)
+        done.update(500_000_000)
+        done.update(1_500_000_000)
+    assert capsys.readouterr().err.splitlines() == ["Fish.tar: 1.50GB/3.00GB, 18 s left"]

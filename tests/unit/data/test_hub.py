@@ -1,0 +1,184 @@
+"""Fetching from a hub that has bad hours: what arrives is right or refused, and nothing is fetched twice."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
+
+from causvid.data import hub
+from causvid.data.hub import ATTEMPTS, HubCommit, open_commit
+from tests.unit.data.hub_stand_in import COMMIT, FAULTS, REPO, StandIn, serve
+
+CONTENT = random.Random(0).randbytes(300_000)
+FILES = {
+    "parts/../../up.tar": b"up",
+    "parts/deep/down.tar": b"down",
+    "parts/a.tar": CONTENT,
+    "parts/b.tar": b"b",
+    "parts/empty.tar": b"",
+    "parts/c.txt": b"c",
+    "top.json": b"{}",
+}
+
+
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses that were made; none takes time."""
+    made: list[float] = []
+    monkeypatch.setattr(time, "sleep", made.append)
+    return made
+
+
+@contextmanager
+def opened(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[tuple[StandIn, HubCommit]]:
+    with serve(dict(FILES)) as stand_in:
+        monkeypatch.setattr(hub, "HfApi", partial(HfApi, endpoint=stand_in.url))
+        yield stand_in, open_commit(REPO, "main", kind="dataset", folder=folder)
+
+
+def fetch(commit: HubCommit, path: str = "parts/a.tar") -> bytes:
+    (file,) = commit.files(path)
+    return commit.fetch(file).read_bytes()
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_pattern_names_files_of_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(monkeypatch, tmp_path) as (_, commit):
+        assert commit.commit == COMMIT
+        found = {pattern: [file.path for file in commit.files(pattern)] for pattern in ("parts/*.tar", "*.json", "x/*")}
+    assert found == {
+        "parts/*.tar": ["parts/a.tar", "parts/b.tar", "parts/empty.tar"],
+        "*.json": ["top.json"],
+        "x/*": [],
+    }
+
+
+@pytest.mark.parametrize("path", ["parts/a.tar", "parts/b.tar", "parts/empty.tar", "top.json"])
+@pytest.mark.parametrize("git", [False, True])
+def test_every_file_is_fetched_once_whatever_keeps_its_sum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, git: bool
+) -> None:
+    with opened(monkeypatch, tmp_path) as (stand_in, commit):
+        stand_in.git = set(FILES) if git else set()
+        assert [fetch(commit, path), fetch(commit, path)] == [FILES[path]] * 2
+        assert stand_in.bytes_asked(path) == [""]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("git", [False, True])
+def test_a_bad_answer_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, git: bool
+) -> None:
+    with opened(monkeypatch, tmp_path) as (stand_in, commit):
+        stand_in.git = set(FILES) if git else set()
+        stand_in.faults["parts/a.tar"] = [fault]
+        assert fetch(commit) == CONTENT
+        asked = stand_in.bytes_asked("parts/a.tar")
+    # What came before a cut is kept; an unasked range or ETag is no harm, the sum decides.
+    assert asked == {"cut": ["", "bytes=150000-"], "whole": [""], "etag": [""]}.get(fault, ["", ""])
+    assert left(tmp_path) == ["a.tar"]
+
+
+def test_cuts_never_end_it_while_something_new_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
+) -> None:
+    with opened(monkeypatch, tmp_path) as (stand_in, commit):
+        stand_in.faults["parts/a.tar"] = ["cut"] * 12 + ["whole"]
+        assert fetch(commit) == CONTENT
+    assert not pauses
+
+
+def test_another_process_goes_on_where_one_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = tmp_path / COMMIT / "parts" / "a.tar.part"
+    part.parent.mkdir(parents=True)
+    with opened(monkeypatch, tmp_path) as (stand_in, commit):
+        part.write_bytes(CONTENT[:1000])
+        assert fetch(commit) == CONTENT
+        (tmp_path / COMMIT / "parts" / "a.tar").unlink()
+        part.write_bytes(b"x" + CONTENT[1:2000])  # damaged: found at the end, and begun anew
+        assert fetch(commit) == CONTENT
+        (tmp_path / COMMIT / "parts" / "a.tar").unlink()
+        part.write_bytes(CONTENT)  # killed before it could be renamed
+        assert fetch(commit) == CONTENT
+        assert stand_in.bytes_asked("parts/a.tar") == ["bytes=1000-", "bytes=2000-", ""]
+
+
+def test_no_wrong_file_is_accepted_in_200_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dice = random.Random(1)
+    refused = []
+    for number in range(200):
+        with opened(monkeypatch, tmp_path / str(number)) as (stand_in, commit):
+            size = dice.choice([1, 700, 100_000])
+            stand_in.files["parts/a.tar"] = CONTENT[:size]
+            stand_in.git = {"parts/a.tar"} if dice.random() < 0.3 else set()
+            stand_in.faults["parts/a.tar"] = dice.choices(FAULTS, k=dice.choice([0, 1, 2, 20]))
+            stand_in.faults["api"] = dice.choices(["429", "503", "page"], k=dice.randrange(3))
+            try:
+                assert fetch(commit) == CONTENT[:size]
+            except ValueError as error:
+                refused.append(str(error))
+                assert "a.tar" not in left(tmp_path / str(number))
+    assert 0 < len(refused) < 100
+    assert all("parts/a.tar: gave up after" in error for error in refused)
+
+
+def test_every_flipped_bit_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mirror that serves 200 damaged files, every time the same: all refused, none left."""
+    dice = random.Random(2)
+    with opened(monkeypatch, tmp_path) as (stand_in, commit):
+        (listed,) = commit.files("parts/a.tar")
+        for _ in range(200):
+            damaged = bytearray(CONTENT)
+            for _ in range(dice.choice([1, 3, 40])):
+                damaged[dice.randrange(len(damaged))] ^= 1 << dice.randrange(8)
+            stand_in.files["parts/a.tar"] = bytes(damaged)
+            with pytest.raises(ValueError, match="arrived damaged"):
+                commit.fetch(listed)
+            assert not left(tmp_path)
+
+
+def test_what_does_not_pass_is_raised_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
+) -> None:
+    with opened(monkeypatch, tmp_path) as (stand_in, commit):
+        stand_in.faults["parts/a.tar"] = ["403"]
+        with pytest.raises(HfHubHTTPError, match="403"):
+            fetch(commit)
+        for repo, revision in (("someone/else", "main"), (REPO, "gone"), ("no//name", "main")):
+            with pytest.raises(ValueError, match="is not on the hub"):
+                open_commit(repo, revision, kind="dataset", folder=tmp_path)
+    assert not pauses
+
+
+def test_the_hub_s_pause_is_kept_and_others_grow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with opened(monkeypatch, tmp_path) as (stand_in, commit):
+        stand_in.retry_after = "7"
+        stand_in.faults["parts/a.tar"] = ["429", "503"]
+        assert fetch(commit) == CONTENT
+        assert pauses == [7.0, 7.0]
+        assert "parts/a.tar: 429 Too Many Requests" in capsys.readouterr().err
+        stand_in.retry_after = "86400"
+        stand_in.faults["parts/b.tar"] = ["429"]
+        fetch(commit, "parts/b.tar")
+        assert pauses[2:] == [hub.LONGEST_PAUSE]
+
+
+def test_a_hub_that_is_away_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float]) -> None:
+    monkeypatch.setattr(hub, "HfApi", partial(HfApi, endpoint="http://127.0.0.1:9"))
+    with pytest.raises(ValueError, match=f"dataset {REPO}: gave up after {ATTEMPTS} tries .*refused"):
+        open_commit(REPO, "main", kind="dataset", folder=tmp_path)
+    assert len(pauses) == ATTEMPTS - 1
+    assert max(pauses) <= hub.LONGEST_PAUSE

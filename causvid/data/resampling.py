@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import av
+import av.logging
 import numpy as np
 from av.container import InputContainer
 from av.filter import Graph
@@ -36,6 +37,7 @@ from causvid.shapes import VideoShape
 
 REJECTED = "rejected.jsonl"
 SECONDS_PER_VIDEO = 300.0
+VIDEO_MEMORY = 4 * 2**30  # bytes; 8K with 16 reference frames takes one
 SQUEEZE_LIMIT = Fraction(1, 10)  # how far off the target's aspect a squeezed source may be (the released rule)
 SILENT_END = Fraction(1, 2)  # seconds a container may announce beyond its last packet
 
@@ -75,7 +77,7 @@ def resample_folder(
     (out / "videos").mkdir(parents=True)
     work = partial(_resample_row, raw=raw, out=out, video=video, config=config)
     kept, rejected = [], []
-    results = run_killable(work, rows, workers=min(workers, len(rows)), seconds=seconds)
+    results = run_killable(work, rows, workers=min(workers, len(rows)), seconds=seconds, memory=VIDEO_MEMORY)
     for row, result in progress(results, total=len(rows), what="resampling"):
         if isinstance(result, Lost):
             rejected.append((row["id"], _rejected(row, result.code, result.reason)))
@@ -295,24 +297,45 @@ class _Converter:
 @contextmanager
 def _open(source: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The container and its video stream, to be decoded strictly. What the body decodes badly is a Rejection."""
-    try:
-        # "file:" and the whitelist keep a name or a header from reaching the network or other files.
-        url, only = f"file:{source.resolve()}", {"protocol_whitelist": "file"}
-        container = av.open(url, format=_container(source), options=only, metadata_errors="replace")
-    except av.FFmpegError as error:
-        raise Rejection("unreadable", f"the file cannot be opened: {error.strerror}") from error
-    with container:
-        shown = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-        if not shown:
-            raise Rejection("no_video_stream", "the file holds no video, only other streams")
-        if shown[0].codec_context is None:
-            raise Rejection("unreadable", "its codec is unknown here")
-        shown[0].codec_context.options = {"err_detect": "explode"}
-        shown[0].codec_context.thread_count = 1
+    # "file:" and the whitelist keep a name or a header from reaching the network or other files.
+    url, only = f"file:{source.resolve()}", {"protocol_whitelist": "file"}
+    with _complaints() as said:
         try:
-            yield container, shown[0]
+            container = av.open(url, format=_container(source), options=only, metadata_errors="replace")
+        except MemoryError:
+            raise
         except av.FFmpegError as error:
-            raise Rejection("damaged", f"decoding stopped: {error.strerror}") from error
+            raise Rejection("unreadable", f"the file cannot be opened: {error.strerror}") from error
+        with container:
+            shown = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+            if not shown:
+                raise Rejection("no_video_stream", "the file holds no video, only other streams")
+            if shown[0].codec_context is None:
+                raise Rejection("unreadable", "its codec is unknown here")
+            shown[0].codec_context.options = {"err_detect": "explode"}
+            shown[0].codec_context.thread_count = 1
+            try:
+                yield container, shown[0]
+            except MemoryError:
+                raise
+            except av.FFmpegError as error:
+                raise Rejection("damaged", f"decoding stopped: {error.strerror}") from error
+    if said:
+        raise Rejection("damaged", f"its decoder complained: {said[0]}")
+
+
+@contextmanager
+def _complaints() -> Iterator[list[str]]:
+    """What FFmpeg says of damage it hides, filled when the body ends: it conceals lost blocks and reports success."""
+    said: list[str] = []
+    before = av.logging.get_level()
+    av.logging.set_level(av.logging.INFO)
+    try:
+        with av.logging.Capture() as lines:
+            yield said
+        said += [text.strip() for level, _, text in lines if level <= av.logging.ERROR or "concealing" in text]
+    finally:
+        av.logging.set_level(before)
 
 
 def _container(source: Path) -> str:
@@ -340,8 +363,8 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[
             seconds = max(seconds, (packet.pts + (packet.duration or 0)) * packet.time_base)
         if packet.stream is stream:
             yield packet
-    # Matroska does not list its packets; a cut there shows in the announced length only.
-    announced = Fraction((container.start_time or 0) + (container.duration or 0), av.time_base)
+    # Matroska does not list its packets; a cut there shows in the announced length only, which counts from 0.
+    announced = Fraction(container.duration or 0, av.time_base)
     if not stream.frames and seconds + SILENT_END < announced:
         raise Rejection("damaged", f"the file ends at {float(seconds):.1f} of {float(announced):.1f} announced seconds")
 

@@ -24,6 +24,7 @@ from causvid.shapes import VideoShape
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 TOY_CRF = 8  # of the toy world's files: near x264's best, so that 4:2:0 colour is the only loss
 SECONDS_PER_CLIP = 300.0
+CLIP_MEMORY = 4 * 2**30
 
 Row = dict[str, Any]
 
@@ -69,7 +70,7 @@ def toy_world_videos(
     if workers == 1:
         done: Iterator[tuple[tuple[int, str], Lost | None]] = ((job, write(job)) for job in jobs)
     else:
-        done = run_killable(write, jobs, workers=min(workers, len(jobs)), seconds=SECONDS_PER_CLIP)
+        done = run_killable(write, jobs, workers=min(workers, len(jobs)), seconds=SECONDS_PER_CLIP, memory=CLIP_MEMORY)
     for (index, _), result in progress(done, total=len(jobs), what="rendering the toy world"):
         if result is not None:
             raise RuntimeError(f"clip {index} of the toy world was not written: {result.reason}")

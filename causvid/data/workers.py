@@ -1,10 +1,12 @@
 """Worker processes that may die: a broken video can hang or crash its decoder, and that must cost one video only.
 
-A worker runs one job at a time under an alarm that kills it, whatever holds its interpreter; it is then replaced.
+A worker runs one job at a time under an alarm that kills it, whatever holds its interpreter; it is then replaced. How
+much memory it may take is limited too: a header of a few bytes can ask for all there is.
 """
 
 from __future__ import annotations
 
+import resource
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -19,26 +21,27 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, kw_only=True)
 class Lost:
-    """Stands for the result of a job whose worker did not survive it. code: timeout | crashed; reason: a sentence."""
+    """The result of a job its worker did not survive. code: timeout | memory | crashed; reason: a sentence."""
 
     code: str
     reason: str
 
 
 def run_killable(
-    work: Callable[[Job], Result], jobs: Iterable[Job], *, workers: int, seconds: float
+    work: Callable[[Job], Result], jobs: Iterable[Job], *, workers: int, seconds: float, memory: int
 ) -> Iterator[tuple[Job, Result | Lost]]:
     """Yield every job with ``work(job)``, in the order they finish, from ``workers`` processes.
 
-    A job that takes more than ``seconds`` or takes its worker down yields ``Lost``; an exception it raises is raised
-    here. ``work``, jobs and results are pickled. The processes end with this one, even when it is killed.
+    A job that takes more than ``seconds`` or ``memory`` bytes, or takes its worker down, yields ``Lost``; an exception
+    it raises is raised here. ``work``, jobs and results are pickled. The processes end with this one, even when it is
+    killed.
     """
     todo = iter(jobs)
     busy: dict[Any, _Worker[Job, Result]] = {}
     idle: list[_Worker[Job, Result]] = []
     try:
         for job in islice(todo, workers):
-            worker = _Worker(work, seconds)
+            worker = _Worker(work, seconds, memory)
             busy[worker.give(job)] = worker
         while busy:
             for ready in wait(list(busy)):
@@ -46,7 +49,7 @@ def run_killable(
                 idle.append(worker)
                 job, result = worker.job, worker.result()
                 for following in islice(todo, 1):
-                    worker = _Worker(work, seconds) if isinstance(result, Lost) else idle.pop()
+                    worker = _Worker(work, seconds, memory) if isinstance(result, Lost) else idle.pop()
                     busy[worker.give(following)] = worker
                 yield job, result
     finally:
@@ -65,14 +68,14 @@ class _Raised:
 class _Worker(Generic[Job, Result]):
     job: Job
 
-    def __init__(self, work: Callable[[Job], Result], seconds: float) -> None:
+    def __init__(self, work: Callable[[Job], Result], seconds: float, memory: int) -> None:
         # Spawned: a fork of a process with threads (MLflow, torch) may never come back.
         context = get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, work, seconds), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, work, seconds, memory), daemon=True)
         self.process.start()
         theirs.close()  # so that its death ends the connection
-        self.seconds = seconds
+        self.seconds, self.memory = seconds, memory
 
     def give(self, job: Job) -> Connection:
         self.job = job
@@ -87,12 +90,16 @@ class _Worker(Generic[Job, Result]):
             if self.process.exitcode == -signal.SIGALRM:
                 return Lost(code="timeout", reason=f"it took more than {self.seconds:g} seconds and was stopped")
             return Lost(code="crashed", reason=f"its worker process died (exit code {self.process.exitcode})")
+        if isinstance(result, _Raised) and isinstance(result.error, MemoryError):
+            return Lost(code="memory", reason=f"it took more than {self.memory / 2**30:.3g} GiB of memory")
         if isinstance(result, _Raised):
             raise result.error
         return result
 
 
-def _serve(connection: Connection, work: Callable[[Any], Any], seconds: float) -> None:
+def _serve(connection: Connection, work: Callable[[Any], Any], seconds: float, memory: int) -> None:
+    # What it writes to, not what it maps: libraries map far more than they touch.
+    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     while True:
         try:
             job = connection.recv()
@@ -102,6 +109,8 @@ def _serve(connection: Connection, work: Callable[[Any], Any], seconds: float) -
         signal.setitimer(signal.ITIMER_REAL, seconds)
         try:
             result = work(job)
+        except MemoryError:  # a fresh one: a library's own may not be picklable
+            result = _Raised(MemoryError())
         except Exception as error:  # raised again in the parent
             result = _Raised(error)
         signal.setitimer(signal.ITIMER_REAL, 0)

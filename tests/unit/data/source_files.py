@@ -30,19 +30,24 @@ def write_source(
     codec: str = "libx264",
     pix_fmt: str = "yuv420p",
     options: dict[str, str] | None = None,
+    stream: dict[str, str] | None = None,
 ) -> Path:
-    """Write ``frames`` at ``fps``, or at ``times`` in seconds, as the container that the suffix names."""
-    with av.open(str(path), "w", options=options or {}) as container:
-        stream = container.add_stream(codec, rate=fps)
-        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], pix_fmt
+    """Write ``frames`` at ``fps``, or at ``times`` in seconds, as the container that the suffix (or options) names.
+
+    options: of the container; stream: of the encoder.
+    """
+    settings = dict(options or {})
+    with av.open(str(path), "w", format=settings.pop("format", None), options=settings) as container:
+        track = container.add_stream(codec, rate=fps, options=stream or {})
+        track.height, track.width, track.pix_fmt = frames.shape[1], frames.shape[2], pix_fmt
         if times is not None:
-            stream.codec_context.time_base = Fraction(1, 600)
+            track.codec_context.time_base = Fraction(1, 600)
         for index, frame in enumerate(frames):
             picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
             if times is not None:
                 picture.pts, picture.time_base = round(times[index] * 600), Fraction(1, 600)
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode())
+            container.mux(track.encode(picture))
+        container.mux(track.encode())
     return path
 
 

@@ -367,7 +367,7 @@ def test_mutated_files_end_in_one_list_or_the_other(tmp_path: Path) -> None:
     kept = [row["source"] for row in manifest.read_manifest(tmp_path / "out")]
     rejected = [row["source"] for row in manifest.read_rows(tmp_path / "out" / "rejected.jsonl")]
     assert sorted(kept + rejected) == sorted([whole[0].name, *(path.name for path in mutants)])
-    assert counts["rejected_by_code"].keys() <= {"unreadable", "damaged", "no_video_stream", "too_short"}
+    assert counts["rejected_by_code"].keys() <= {"unreadable", "damaged", "no_video_stream", "too_short", "memory"}
     assert counts["rejected"] > 10
 
 

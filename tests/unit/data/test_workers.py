@@ -15,36 +15,41 @@ import pytest
 
 from causvid.data.workers import Lost, run_killable
 
+MEMORY = 2**30
+
 
 def _work(job: str) -> str:
     if job == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)
     if job == "hang":  # holding the interpreter lock, as a decoder in C can
         ctypes.PyDLL(None).sleep(60)
+    if job == "gorge":
+        bytearray(2 * MEMORY)
     if job == "raise":
         raise OSError(28, "No space left on device")
     return f"{job}!"
 
 
-def test_a_crash_and_a_hang_cost_one_job_each() -> None:
-    jobs = ["a", "hang", "b", "crash", "c", "d", "e"]
-    results = dict(run_killable(_work, jobs, workers=2, seconds=1.5))
+def test_a_crash_a_hang_and_too_much_memory_cost_one_job_each() -> None:
+    jobs = ["a", "hang", "b", "crash", "c", "gorge", "d", "e"]
+    results = dict(run_killable(_work, jobs, workers=2, seconds=1.5, memory=MEMORY))
     assert results.keys() == set(jobs)
     assert {job: results[job] for job in "abcde"} == {job: f"{job}!" for job in "abcde"}
     assert results["hang"] == Lost(code="timeout", reason="it took more than 1.5 seconds and was stopped")
     assert results["crash"] == Lost(code="crashed", reason=f"its worker process died (exit code {-signal.SIGSEGV})")
+    assert results["gorge"] == Lost(code="memory", reason="it took more than 1 GiB of memory")
     assert not multiprocessing.active_children()
 
 
 def test_an_exception_is_raised_here_and_ends_the_workers() -> None:
     with pytest.raises(OSError, match="No space left") as caught:
-        list(run_killable(_work, ["a", "raise", "hang", "hang"], workers=2, seconds=30))
+        list(run_killable(_work, ["a", "raise", "hang", "hang"], workers=2, seconds=30, memory=MEMORY))
     assert caught.value.errno == 28
     assert not multiprocessing.active_children()
 
 
 def test_no_jobs_start_no_worker() -> None:
-    assert list(run_killable(_work, [], workers=2, seconds=1)) == []
+    assert list(run_killable(_work, [], workers=2, seconds=1, memory=MEMORY)) == []
 
 
 def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
@@ -53,7 +58,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
         "import time\n"
         "from causvid.data.workers import run_killable\n"
         "if __name__ == '__main__':\n"
-        "    for job, _ in run_killable(abs, [1, 2, 3], workers=1, seconds=30):\n"
+        "    for job, _ in run_killable(abs, [1, 2, 3], workers=1, seconds=30, memory=2**30):\n"
         "        print(job, flush=True)\n"
         "        time.sleep(60)\n"
     )

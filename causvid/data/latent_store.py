@@ -29,7 +29,7 @@ FILE = "data.mdb"
 
 
 class Record(NamedTuple):
-    """latents: float32 [C, F, H, W] or [T, C, F, H, W]; prompt: its caption."""
+    """latents: [C, F, H, W] or [T, C, F, H, W], float16 when they are read; prompt: its caption."""
 
     latents: torch.Tensor
     prompt: str
@@ -82,7 +82,7 @@ def write_store(
 
 
 class LatentStore:
-    """Reads such an LMDB. Every record, prompt included, is held against its sha256 when read.
+    """Reads such an LMDB. Every record, prompt included, is held against its sha256 when it is read for the first time.
 
     Can be pickled and used after a fork. Raises ValueError, naming the file and the record, for a missing, truncated or
     damaged store.
@@ -90,6 +90,8 @@ class LatentStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._sound: set[int] = set()  # records that were compared with their sum
+        self._buffer = np.empty(0, DTYPE)
         with self._reading() as transaction:
             found, digest = (cast("bytes | None", transaction.get(key)) for key in (b"metadata", b"metadata_sha256"))
         if found is None or digest != _digest(found):
@@ -100,15 +102,33 @@ class LatentStore:
         return int(self.metadata["count"])
 
     def __getitem__(self, index: int) -> Record:
-        with self._reading() as transaction:
+        row = np.empty(self.metadata["shape"], DTYPE)
+        prompt = self._read(index, row)
+        return Record(row_in_memory(torch.from_numpy(row)), prompt)
+
+    def batch(self, indices: Sequence[int]) -> tuple[torch.Tensor, list[str]]:
+        """Latents float16 [n, C, F, H, W] or [n, T, C, F, H, W] of n records, and their prompts.
+
+        One copy from the file's pages into a buffer that the next batch overwrites: fresh memory costs more than that.
+        """
+        if len(self._buffer) != len(indices):
+            self._buffer = np.empty((len(indices), *self.metadata["shape"]), DTYPE)
+        prompts = [self._read(index, self._buffer[position]) for position, index in enumerate(indices)]
+        return row_in_memory(torch.from_numpy(self._buffer)), prompts
+
+    def _read(self, index: int, row: np.ndarray[Any, np.dtype[np.float16]]) -> str:
+        """Fill ``row`` with the latents of a record; return its prompt."""
+        with self._reading(buffers=True) as transaction:
             names = (f"latents_{index}_data", f"prompts_{index}_data", f"latents_{index}_sha256")
-            data, prompt, digest = (cast("bytes | None", transaction.get(name.encode())) for name in names)
-        if data is None or prompt is None:
-            raise ValueError(f"{self.folder}: record {index} of {len(self)} is missing; pack it again")
-        if digest != _digest(data, prompt):
-            raise ValueError(f"{self.folder}: record {index} is damaged (its sha256 differs); pack it again")
-        row = np.frombuffer(data, DTYPE).reshape(self.metadata["shape"]).astype(np.float32)
-        return Record(row_from_disk(torch.from_numpy(row)), prompt.decode())
+            data, prompt, digest = (cast("memoryview | None", transaction.get(name.encode())) for name in names)
+            if data is None or prompt is None:
+                raise ValueError(f"{self.folder}: record {index} of {len(self)} is missing; pack it again")
+            if index not in self._sound:
+                if digest is None or bytes(digest) != _digest(data, prompt):
+                    raise ValueError(f"{self.folder}: record {index} is damaged (its sha256 differs); pack it again")
+                self._sound.add(index)
+            row[...] = np.frombuffer(data, DTYPE).reshape(row.shape)
+            return bytes(prompt).decode()
 
     def require_timesteps(self, expected: Sequence[float], tolerance: float) -> None:
         """Refuse states of other times than ``expected``. Raises ValueError showing both."""
@@ -124,9 +144,10 @@ class LatentStore:
             )
 
     @contextmanager
-    def _reading(self) -> Iterator[lmdb.Transaction]:
+    def _reading(self, *, buffers: bool = False) -> Iterator[lmdb.Transaction[Any]]:
         try:
-            with _environment(self.folder.resolve()).begin() as transaction:
+            begin: Any = _environment(self.folder.resolve()).begin
+            with begin(buffers=buffers) as transaction:
                 yield transaction
         except lmdb.Error as error:
             raise ValueError(f"{self.folder} is damaged ({error}); pack it again") from error
@@ -184,14 +205,17 @@ def open_store(folder: Path) -> lmdb.Environment:
     return env
 
 
-def _digest(*parts: bytes) -> bytes:
-    return hashlib.sha256(b"".join(parts)).hexdigest().encode()
+def _digest(*parts: bytes | memoryview) -> bytes:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest().encode()
 
 
 def _to_disk(latents: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float16]]:
     return np.ascontiguousarray(latents.transpose(-4, -3).to(torch.float16).numpy(), dtype=DTYPE)
 
 
-def row_from_disk(row: torch.Tensor) -> torch.Tensor:
-    """A row [F, C, H, W] or [T, F, C, H, W] with the axes it has in memory, [C, F, H, W] or [T, C, F, H, W]."""
-    return row.transpose(-4, -3).contiguous()
+def row_in_memory(row: torch.Tensor) -> torch.Tensor:
+    """A view of a row [..., F, C, H, W] with the axes it has in memory, [..., C, F, H, W]."""
+    return row.transpose(-4, -3)

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 import typer
 
-from causvid.data.latent_store import DTYPE, Record, open_store, row_from_disk, write_store
+from causvid.data.latent_store import DTYPE, Record, open_store, row_in_memory, write_store
 from causvid.runtime.work import publish
 
 # The two rows the released scripts make: 81 frames of 480 x 832 under Wan's VAE, alone and as four solver states.
@@ -130,7 +130,7 @@ def import_store(
                 row = np.frombuffer(_value(transaction, "latents", index), DTYPE).reshape(found.row_shape)
                 if not np.isfinite(row).all():
                     raise ValueError(f"{source}: row {index} holds values that are not finite (float16 ends at 65504)")
-                latents = row_from_disk(torch.from_numpy(row.astype(np.float32)))
+                latents = row_in_memory(torch.from_numpy(row.astype(np.float32)))
                 yield Record(latents, bytes(_value(transaction, "prompts", index)).decode())
 
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -32,9 +32,9 @@ class Batch(NamedTuple):
 def read_batch(store: LatentStore, *, seed: int, step: int, size: int, device: torch.device) -> Batch:
     """This rank's part of global batch ``step`` of ``size`` samples."""
     numbers = [step * size + position for position in share_of(size)]
-    records = [store[sample_index(seed, number, len(store))] for number in numbers]
-    latents = torch.stack([record.latents for record in records]).to(device)
-    return Batch(latents, [record.prompt for record in records], numbers)
+    latents, prompts = store.batch([sample_index(seed, number, len(store)) for number in numbers])
+    # Copied in any case: the next batch comes into the same memory.
+    return Batch(latents.to(device, torch.float32, copy=True).contiguous(), prompts, numbers)
 
 
 class Texts:

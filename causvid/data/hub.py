@@ -3,20 +3,25 @@
 What passes by itself (a cut connection, 429, 5xx, a page of text in the place of bytes, a flipped bit) is tried again
 after growing pauses. The hub's own client compares sizes only and begins a file anew in every process; here the rest is
 asked for.
+
+``python -m causvid.data.hub REPO 'FOLDER/*' --out FOLDER`` fetches files of a model repository (``--dataset``: of a
+data set), such as the released LMDBs and checkpoints.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import httpx2
+import typer
 from huggingface_hub import HfApi, hf_hub_url
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -198,3 +203,31 @@ def _difference(path: Path, file: RepoFile) -> str:
         while chunk := stream.read(2**20):
             digest.update(chunk)
     return "" if digest.hexdigest() == wanted else f"sum {digest.hexdigest()}, not {wanted}"
+
+
+def main(
+    repo: Annotated[str, typer.Argument(help="repository on the hub, owner/name")],
+    pattern: Annotated[str, typer.Argument(help="which files, as folder/*")],
+    out: Annotated[Path, typer.Option(help="folder to make; there when it is whole")],
+    revision: Annotated[str, typer.Option(help="commit, branch or tag")] = "main",
+    dataset: Annotated[bool, typer.Option("--dataset", help="the repository is a data set, not a model")] = False,
+) -> None:
+    """Fetch files of a repository into a folder, each with the sum the hub lists; stopped, the same command goes on."""
+    if out.exists():
+        sys.exit(f"--out is {out}; it exists: take it away, or name another folder")
+    place = out.with_name(f"{out.name}.fetching")
+    try:
+        source = open_commit(repo, revision, kind="dataset" if dataset else "model", folder=place)
+        files = source.files(pattern)
+        if not files:
+            raise ValueError(f"{repo} has no file {pattern}")
+        fetched = [source.fetch(file) for file in files]
+    except ValueError as error:
+        sys.exit(str(error))
+    os.replace(fetched[0].parent, out)
+    shutil.rmtree(place)
+    print(f"{len(files)} files of {repo} at commit {source.commit} in {out}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

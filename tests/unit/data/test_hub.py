@@ -182,3 +182,22 @@ def test_a_hub_that_is_away_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         open_commit(REPO, "main", kind="dataset", folder=tmp_path)
     assert len(pauses) == ATTEMPTS - 1
     assert max(pauses) <= hub.LONGEST_PAUSE
+
+
+def test_the_command_leaves_a_whole_folder_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "lmdb"
+    with opened(monkeypatch, tmp_path / "x") as (stand_in, _):
+        stand_in.faults["parts/a.tar"] = ["page"] * ATTEMPTS
+        with pytest.raises(SystemExit, match="gave up after"):
+            hub.main(REPO, "parts/*", out, dataset=True)
+        assert not out.exists()
+        hub.main(REPO, "parts/*", out, dataset=True)
+        assert left(out) == ["a.tar", "b.tar", "c.txt", "empty.tar"]
+        assert f"4 files of {REPO} at commit {COMMIT}" in capsys.readouterr().out
+        assert [path.name for path in tmp_path.iterdir()] == ["lmdb"]
+        with pytest.raises(SystemExit, match="it exists"):
+            hub.main(REPO, "parts/*", out, dataset=True)
+        with pytest.raises(SystemExit, match=f"{REPO} has no file gone/"):
+            hub.main(REPO, "gone/*", tmp_path / "other", dataset=True)

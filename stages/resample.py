@@ -26,11 +26,11 @@ def main(
         built = run.work / "out"
         shutil.rmtree(built, ignore_errors=True)
         counts = resample_folder(
-            raw,
-            built,
+            raw.resolve(),
+            built.resolve(),
             video=run.section("video", VideoShape),
             config=run.section("resample", ResampleConfig),
-            workers=run.compute.workers,
+            compute=run.compute,
         )
         run.publish(built, out)
         run.report(counts)

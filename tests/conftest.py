@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from causvid.diffusion.schedule import ScheduleConfig
 from causvid.models.vae import build_vae
 from causvid.models.wan import build_transformer, causal_student
 from causvid.shapes import VideoShape
+
+# Ray's ports are open to the whole machine; it reads this when it is imported.
+os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="of these tests")
 
 # A busy machine is no failure, and a red test is red again: no deadline, the same examples every time.
 settings.register_profile("causvid", deadline=None, derandomize=True)

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import PositiveInt
 
 from causvid.data.latent_store import Record, write_store
-from causvid.data.shards import read_shard
+from causvid.data.shards import indexed, read_shard
 
 
 class Source(StrEnum):
@@ -60,11 +60,9 @@ class PackConfig:
 def pack(shards: Path, out: Path, *, per_transaction: int) -> dict[str, Any]:
     """Pack every shard of the folder ``shards`` into the LMDB ``out`` and return its metadata.
 
-    Raises ValueError when shards disagree in shape or timesteps, naming the shard.
+    Raises ValueError when shards disagree in shape or timesteps, naming the shard, or with their index.
     """
-    paths = sorted(shards.glob("*.safetensors"))
-    if not paths:
-        raise ValueError(f"{shards} holds no shards; run the stage that makes them")
+    paths = indexed(shards)
     timesteps = read_shard(paths[0]).notes.get("timesteps")
 
     def records() -> Iterator[Record]:

@@ -9,11 +9,10 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -32,6 +31,7 @@ from causvid.data import manifest
 from causvid.data.video_reader import read_frames
 from causvid.data.video_writer import write_video
 from causvid.data.workers import Lost, run_killable
+from causvid.runtime.parallel import Compute, map_groups
 from causvid.runtime.progress import progress
 from causvid.shapes import VideoShape
 
@@ -39,9 +39,11 @@ REJECTED = "rejected.jsonl"
 SECONDS_PER_VIDEO = 300.0
 VIDEO_MEMORY = 4 * 2**30  # bytes; 8K with 16 reference frames takes one
 SQUEEZE_LIMIT = Fraction(1, 10)  # how far off the target's aspect a squeezed source may be (the released rule)
+VIDEOS_PER_GROUP = 32  # of one Ray worker: its process costs a second to start
 SILENT_END = Fraction(1, 2)  # seconds a container may announce beyond its last packet
 
 Picture = TypeVar("Picture")
+Row = dict[str, Any]
 # Widened for downscaling, so free of aliases; the flags make the rounding the same on every CPU.
 _SCALE_FLAGS = "bicubic+accurate_rnd+bitexact+full_chroma_int"
 
@@ -66,8 +68,70 @@ class Rejection(Exception):
         self.code = code
 
 
+@dataclass(frozen=True, kw_only=True)
+class Resampler:
+    """Resamples groups of the manifest rows of ``raw`` into ``out``. Each video is read in a process that may die.
+
+    seconds: what a video may take; processes: videos a worker reads at once.
+    """
+
+    raw: Path
+    out: Path
+    video: VideoShape
+    config: ResampleConfig
+    processes: int
+    seconds: float
+
+    def load(self, row: Row) -> Row:
+        """Nothing is read here."""
+        return row
+
+    def worker(self) -> Resampler:
+        """No models to load."""
+        return self
+
+    def __call__(self, rows: Sequence[Row]) -> list[Row]:
+        """Of each row the finished clip's, or that of rejected.jsonl."""
+        return list(self.each(rows))
+
+    def each(self, rows: Sequence[Row]) -> Iterator[Row]:
+        """The same as they are done."""
+        processes = min(self.processes, len(rows))
+        done = run_killable(self.one, rows, workers=processes, seconds=self.seconds, memory=VIDEO_MEMORY)
+        for row, result in done:
+            yield _rejected(row, result.code, result.reason) if isinstance(result, Lost) else result
+
+    def one(self, row: Row) -> Row:
+        """The same of one row, in this process."""
+        target = self.out / "videos" / f"{row['id']}.mp4"
+        try:
+            if not row["caption"]:
+                raise Rejection("no_caption", "nothing says what the video shows")
+            make_clip(self.raw / row["path"], target, video=self.video, config=self.config)
+        except Rejection as rejection:
+            target.unlink(missing_ok=True)
+            return _rejected(row, rejection.code, str(rejection))
+        return {
+            "id": row["id"],
+            "path": target.relative_to(self.out).as_posix(),
+            "caption": row["caption"],
+            "source": row["source"],
+            "frames": self.video.frames,
+            "height": self.video.height,
+            "width": self.video.width,
+            "fps": self.video.fps,
+            "sha256": hashlib.sha256(target.read_bytes()).hexdigest(),
+        }
+
+
 def resample_folder(
-    raw: Path, out: Path, *, video: VideoShape, config: ResampleConfig, workers: int, seconds: float = SECONDS_PER_VIDEO
+    raw: Path,
+    out: Path,
+    *,
+    video: VideoShape,
+    config: ResampleConfig,
+    compute: Compute,
+    seconds: float = SECONDS_PER_VIDEO,
 ) -> dict[str, Any]:
     """Turn every video of the manifest in ``raw`` into a clip below ``out`` or a row of its rejected.jsonl.
 
@@ -75,51 +139,30 @@ def resample_folder(
     """
     rows = manifest.read_manifest(raw)
     (out / "videos").mkdir(parents=True)
-    work = partial(_resample_row, raw=raw, out=out, video=video, config=config)
-    kept, rejected = [], []
-    results = run_killable(work, rows, workers=min(workers, len(rows)), seconds=seconds, memory=VIDEO_MEMORY)
-    for row, result in progress(results, total=len(rows), what="resampling"):
-        if isinstance(result, Lost):
-            rejected.append((row["id"], _rejected(row, result.code, result.reason)))
-        elif "code" in result:
-            rejected.append((row["id"], result))
-        else:
-            kept.append(result)
+    here = compute.workers == 1
+    job = Resampler(
+        raw=raw, out=out, video=video, config=config, processes=compute.threads if here else 1, seconds=seconds
+    )
+    results = job.each(rows) if here else _on_ray(job, rows, compute)
+    done = sorted(progress(results, total=len(rows), what="resampling"), key=lambda row: str(row["id"]))
+    kept, rejected = [row for row in done if "code" not in row], [row for row in done if "code" in row]
     if not kept:
-        raise ValueError(f"none of the {len(rows)} videos can be used: {_summary(row for _, row in rejected)}")
-    manifest.write_rows(out / manifest.NAME, sorted(kept, key=lambda row: str(row["id"])))
-    manifest.write_rows(out / REJECTED, (row for _, row in sorted(rejected, key=lambda pair: str(pair[0]))))
-    codes = Counter(row["code"] for _, row in rejected)
+        raise ValueError(f"none of the {len(rows)} videos can be used: {_summary(rejected)}")
+    manifest.write_rows(out / manifest.NAME, kept)
+    manifest.write_rows(out / REJECTED, rejected)
+    codes = Counter(row["code"] for row in rejected)
     return {"kept": len(kept), "rejected": len(rejected), "rejected_by_code": dict(sorted(codes.items()))}
 
 
-def _resample_row(
-    row: Mapping[str, Any], *, raw: Path, out: Path, video: VideoShape, config: ResampleConfig
-) -> dict[str, Any]:
-    """The manifest row of the finished clip, or its row of rejected.jsonl."""
-    target = out / "videos" / f"{row['id']}.mp4"
-    try:
-        if not row["caption"]:
-            raise Rejection("no_caption", "nothing says what the video shows")
-        make_clip(raw / row["path"], target, video=video, config=config)
-    except Rejection as rejection:
-        target.unlink(missing_ok=True)
-        return _rejected(row, rejection.code, str(rejection))
-    return {
-        "id": row["id"],
-        "path": target.relative_to(out).as_posix(),
-        "caption": row["caption"],
-        "source": row["source"],
-        "frames": video.frames,
-        "height": video.height,
-        "width": video.width,
-        "fps": video.fps,
-        "sha256": hashlib.sha256(target.read_bytes()).hexdigest(),
-    }
+def _on_ray(job: Resampler, rows: Sequence[Row], compute: Compute) -> Iterator[Row]:
+    groups = [rows[start : start + VIDEOS_PER_GROUP] for start in range(0, len(rows), VIDEOS_PER_GROUP)]
+    for handled in map_groups(job, groups, compute):
+        yield from handled.results
+        yield from (_rejected(row, bad.code, bad.reason) for row, bad in handled.bad)
 
 
 def _rejected(row: Mapping[str, Any], code: str, reason: str) -> dict[str, Any]:
-    return {"source": row["source"], "code": code, "reason": reason}
+    return {"id": row["id"], "source": row["source"], "code": code, "reason": reason}
 
 
 def _summary(rejected: Iterable[Mapping[str, Any]]) -> str:

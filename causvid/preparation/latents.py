@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import PositiveInt
 
 from causvid.data.manifest import read_manifest
-from causvid.data.shards import Shard, shard_path, write_shard
+from causvid.data.shards import Shard, finish, shard_path, write_shard
 from causvid.data.video_reader import read_frames
 from causvid.models.vae import encode, load_vae, to_unit
 from causvid.runtime import device as devices
-from causvid.runtime.parallel import Compute, Worker, map_groups
+from causvid.runtime.parallel import BadItem, Compute, map_groups
 from causvid.runtime.progress import progress
 from causvid.shapes import VideoShape
 
@@ -30,7 +31,7 @@ class LatentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LatentEncoder:
-    """A worker that encodes groups of manifest rows into ``out``."""
+    """Encodes groups of manifest rows into ``out``."""
 
     clips: Path
     vae: Path
@@ -38,8 +39,19 @@ class LatentEncoder:
     video: VideoShape
     precision: devices.Precision
 
-    def __call__(self) -> Worker[dict[str, Any]]:
-        """Load the VAE, in the worker's own process."""
+    def load(self, row: dict[str, Any]) -> tuple[dict[str, Any], NDArray[np.uint8]]:
+        """The row and its frames."""
+        try:
+            frames = read_frames(self.clips / row["path"])
+        except ValueError as error:
+            raise BadItem("unreadable", str(error)) from error
+        expected = (self.video.frames, self.video.height, self.video.width, 3)
+        if frames.shape != expected:
+            raise BadItem("wrong_size", f"clip {row['id']} is {frames.shape}, not {expected}; run resample")
+        return row, frames
+
+    def worker(self) -> _Encoding:
+        """Load the VAE."""
         return _Encoding(self)
 
 
@@ -50,24 +62,31 @@ class _Encoding:
         self.vae = load_vae(job.vae, job.precision.dtype).to(self.device)
 
     @torch.no_grad()
-    def __call__(self, group: Sequence[dict[str, Any]]) -> None:
-        clips = [read_frames(self.job.clips / row["path"]) for row in group]
-        expected = (self.job.video.frames, self.job.video.height, self.job.video.width, 3)
-        for row, clip in zip(group, clips, strict=True):
-            if clip.shape != expected:
-                raise ValueError(f"clip {row['id']} is {clip.shape}, not {expected}; run resample")
-        latents = encode(self.vae, to_unit(torch.from_numpy(np.stack(clips))).to(self.device)).cpu()
-        for row, latent in zip(group, latents, strict=True):
+    def __call__(self, loaded: Sequence[tuple[dict[str, Any], NDArray[np.uint8]]]) -> Sequence[None]:
+        clips = torch.from_numpy(np.stack([frames for _, frames in loaded]))
+        latents = encode(self.vae, to_unit(clips.to(self.device))).cpu()
+        for (row, _), latent in zip(loaded, latents, strict=True):
             write_shard(self.job.out, row["id"], Shard(latent, {"caption": row["caption"]}))
+        return ()
 
 
 def extract_latents(job: LatentEncoder, config: LatentConfig, compute: Compute) -> dict[str, float]:
-    """Encode the clips of ``job.clips`` that have no shard yet. The manifest fixes the groups, not who encodes them."""
+    """Encode the clips of ``job.clips`` that have no shard yet. The manifest fixes the groups, not who encodes them.
+
+    A clip that cannot be encoded costs no other; it stands in rejected.jsonl. Raises ValueError when all of them do.
+    """
     rows = read_manifest(job.clips)
     job.out.mkdir(parents=True, exist_ok=True)
     groups = [rows[start : start + config.batch_size] for start in range(0, len(rows), config.batch_size)]
     missing = [g for g in groups if not all(shard_path(job.out, row["id"]).is_file() for row in g)]
     done = len(rows) - sum(map(len, missing))
-    for _ in progress(map_groups(job, missing, compute), total=len(missing), what="extract_latents"):
-        pass
-    return {"clips": len(rows), "resumed": done}
+    rejected: dict[str, dict[str, Any]] = {}
+    for handled in progress(map_groups(job, missing, compute), total=len(missing), what="extract_latents"):
+        for row, bad in handled.bad:
+            rejected[row["id"]] = {"id": row["id"], "source": row["source"], "code": bad.code, "reason": bad.reason}
+    kept = [{"id": row["id"], "caption": row["caption"]} for row in rows if row["id"] not in rejected]
+    if not kept:
+        first = rejected[rows[0]["id"]]
+        raise ValueError(f"none of the {len(rows)} clips can be encoded; {first['source']}: {first['reason']}")
+    finish(job.out, kept, rejected.values())
+    return {"clips": len(kept), "rejected": len(rejected), "resumed": done}

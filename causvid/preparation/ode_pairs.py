@@ -11,12 +11,12 @@ import torch
 from pydantic import PositiveInt
 
 from causvid.data.prompt_store import PromptStore
-from causvid.data.shards import Shard, shard_path, write_shard
+from causvid.data.shards import Shard, finish, shard_path, write_shard
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.diffusion.velocity import guided
 from causvid.models.wan import load_transformer
 from causvid.runtime import device as devices
-from causvid.runtime.parallel import Compute, Worker, map_groups
+from causvid.runtime.parallel import Compute, map_groups
 from causvid.runtime.progress import progress
 from causvid.runtime.seeding import normal
 from causvid.sampling.ode_solver import solve_ode
@@ -34,7 +34,7 @@ class OdePairConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OdePairSolver:
-    """A worker that solves groups of (number, caption) into ``out``."""
+    """Solves groups of (number, caption) into ``out``."""
 
     teacher: Path
     prompts: Path
@@ -45,8 +45,12 @@ class OdePairSolver:
     precision: devices.Precision
     seed: int
 
-    def __call__(self) -> Worker[tuple[int, str]]:
-        """Load the teacher, in the worker's own process."""
+    def load(self, item: tuple[int, str]) -> tuple[int, str]:
+        """A pair is made of its number and its caption: there is nothing to read."""
+        return item
+
+    def worker(self) -> _Solving:
+        """Load the teacher."""
         return _Solving(self)
 
 
@@ -57,7 +61,7 @@ class _Solving:
         self.prompts = PromptStore(job.prompts)
 
     @torch.no_grad()
-    def __call__(self, group: Sequence[tuple[int, str]]) -> None:
+    def __call__(self, group: Sequence[tuple[int, str]]) -> Sequence[None]:
         job, schedule = self.job, self.job.schedule
         text = self.prompts([caption for _, caption in group]).to(self.device)
         negative = self.prompts([self.prompts.negative]).to(self.device)
@@ -70,6 +74,7 @@ class _Solving:
         notes = {"timesteps": json.dumps(schedule.stored_timesteps())}
         for (number, caption), trajectory in zip(group, states.cpu(), strict=True):
             write_shard(job.out, pair_name(number), Shard(trajectory, {**notes, "caption": caption}))
+        return ()
 
 
 def pair_name(number: int) -> str:
@@ -80,11 +85,25 @@ def pair_name(number: int) -> str:
 def generate_ode_pairs(
     job: OdePairSolver, captions: Sequence[str], config: OdePairConfig, compute: Compute
 ) -> dict[str, float]:
-    """Solve ``config.pairs`` pairs, ``captions`` in turn; finished shards are kept."""
+    """Solve ``config.pairs`` pairs, ``captions`` in turn; finished shards are kept.
+
+    A pair that takes its workers down costs no other; it stands in rejected.jsonl. Raises ValueError when all do.
+    """
     items = [(number, captions[number % len(captions)]) for number in range(config.pairs)]
     job.out.mkdir(parents=True, exist_ok=True)
     groups = [items[start : start + config.batch_size] for start in range(0, len(items), config.batch_size)]
     missing = [g for g in groups if not all(shard_path(job.out, pair_name(number)).is_file() for number, _ in g)]
-    for _ in progress(map_groups(job, missing, compute), total=len(missing), what="generate_ode_pairs"):
-        pass
-    return {"pairs": len(items), "resumed": len(items) - sum(map(len, missing)), "states": len(job.schedule.columns())}
+    rejected: dict[int, dict[str, str]] = {}
+    for handled in progress(map_groups(job, missing, compute), total=len(missing), what="generate_ode_pairs"):
+        for (number, _), bad in handled.bad:
+            rejected[number] = {"id": pair_name(number), "code": bad.code, "reason": bad.reason}
+    kept = [{"id": pair_name(n), "caption": caption} for n, caption in items if n not in rejected]
+    if not kept:
+        raise ValueError(f"none of the {len(items)} pairs can be solved: {rejected[0]['reason']}")
+    finish(job.out, kept, rejected.values())
+    return {
+        "pairs": len(kept),
+        "rejected": len(rejected),
+        "resumed": len(items) - sum(map(len, missing)),
+        "states": len(job.schedule.columns()),
+    }

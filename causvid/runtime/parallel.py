@@ -1,21 +1,23 @@
 """Two launchers, one function: in this process, or under Ray. ``compute.workers`` chooses; results do not change.
 
-``map_groups`` spreads independent groups of items (clips to encode, prompts to solve) over workers. ``launch`` runs one
-training function on every rank.
+``map_groups`` spreads independent groups of items (videos to resample, clips to encode, prompts to solve) over workers.
+``launch`` runs one training function on every rank.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
-Item = TypeVar("Item", contravariant=True)
+TRIES = 3  # of a group, and then of each of its items alone, whose worker dies
+AHEAD = 2  # groups a worker has before it: one at work, one read meanwhile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,54 +47,102 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class Worker(Protocol[Item]):
-    """Loads its models once and then handles group after group, writing its own files."""
+class BadItem(Exception):
+    """This item cannot be handled; others can. code: a short stable word; the message: a sentence."""
 
-    def __call__(self, group: Sequence[Item]) -> None:
-        """Handle one group."""
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(code, reason)
+        self.code, self.reason = code, reason
+
+
+class Worker(Protocol):
+    """Holds its models and handles group after group. It may write files of its own: whole or not at all."""
+
+    def __call__(self, loaded: Sequence[Any], /) -> Sequence[Any]:
+        """Handle what was loaded of one group."""
         ...
 
 
-def map_groups(make: Callable[[], Worker[Any]], groups: Sequence[Sequence[Any]], compute: Compute) -> Iterator[int]:
-    """Give every group to a worker made by ``make``; yield the size of each group when it is done, in any order.
+class Job(Protocol):
+    """What is to be done with items; pickled to whoever does it."""
 
-    Groups are whole units: who handles one cannot change its bytes. An exception in a worker is raised here, in this
-    process that of the first group that has one.
+    def load(self, item: Any, /) -> Any:
+        """Read what ``item`` needs, on any CPU, without models. Raises BadItem."""
+        ...
+
+    def worker(self) -> Worker:
+        """Load the models, in the worker's own process."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Handled:
+    """A group that is done: what its worker returned, and the items that could not be handled, with the reason."""
+
+    results: Sequence[Any]
+    bad: Sequence[tuple[Any, BadItem]]
+
+
+def map_groups(job: Job, groups: Sequence[Sequence[Any]], compute: Compute) -> Iterator[Handled]:
+    """Give every group to a worker of ``job``; yield it when it is done, in any order.
+
+    Groups are whole units: who handles one cannot change its bytes. Where workers hold GPUs, other CPUs load the next
+    group meanwhile. A worker or a node that dies is replaced and its group tried again, in the end item by item: an
+    item that takes its worker down ``TRIES`` times is bad, with code crashed. An exception in a worker is raised here,
+    in this process that of the first group that has one.
     """
     if compute.workers == 1 or len(groups) < 2:
-        yield from _in_threads(make, groups, 1 if compute.gpus_per_worker else compute.threads)
+        yield from _here(job, groups, compute)
         return
-    import ray
-    from ray.util import ActorPool
-
     with _ray(compute):
-        actor = ray.remote(num_cpus=1, num_gpus=compute.gpus_per_worker)(_Actor)
-        pool = ActorPool([actor.remote(make) for _ in range(min(compute.workers, len(groups)))])
-        yield from pool.map_unordered(lambda a, group: a.handle.remote(group), groups)
+        yield from _on_ray(job, groups, compute)
 
 
-def _in_threads(make: Callable[[], Worker[Any]], groups: Sequence[Sequence[Any]], count: int) -> Iterator[int]:
-    """A worker in each of ``count`` threads of this process, torch with one thread in each, as in a Ray actor:
+def _load(job: Job, group: Sequence[Any]) -> tuple[list[Any], list[tuple[Any, BadItem]]]:
+    loaded, bad = [], []
+    for item in group:
+        try:
+            loaded.append(job.load(item))
+        except BadItem as error:
+            bad.append((item, error))
+    return loaded, bad
 
-    how a sum is split over threads decides its last bits, and so the bytes that are written.
+
+def _here(job: Job, groups: Sequence[Sequence[Any]], compute: Compute) -> Iterator[Handled]:
+    """A worker in each of this process's threads, or in one of them if it holds a GPU.
+
+    Torch has one thread in each, as in a Ray actor: how a sum is split over threads decides its last bits, and so the
+    bytes that are written.
     """
     import torch
 
-    before, idle = torch.get_num_threads(), SimpleQueue[Worker[Any]]()
+    count = 1 if compute.gpus_per_worker else compute.threads
+    before, idle = torch.get_num_threads(), SimpleQueue[Worker]()
     # All of them before the first group: loading a model changes torch's defaults for the whole process for a moment.
     for _ in range(min(count, len(groups))):
-        idle.put(make())
+        idle.put(job.worker())
+    readers = ThreadPoolExecutor(AHEAD) if compute.gpus_per_worker else None
+    read: dict[int, Future[Any]] = {}
 
-    def handle(group: Sequence[Any]) -> int:
+    def load(index: int) -> tuple[list[Any], list[tuple[Any, BadItem]]]:
+        if readers is None:
+            return _load(job, groups[index])
+        for later in range(index, min(index + AHEAD, len(groups))):
+            if later not in read:
+                read[later] = readers.submit(_load, job, groups[later])
+        ready: tuple[list[Any], list[tuple[Any, BadItem]]] = read.pop(index).result()
+        return ready
+
+    def handle(index: int) -> Handled:
+        loaded, bad = load(index)
         worker = idle.get()
         try:
-            worker(group)
+            return Handled(results=worker(loaded) if loaded else [], bad=bad)
         finally:
             idle.put(worker)
-        return len(group)
 
     pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
-    futures = [pool.submit(handle, group) for group in groups]
+    futures = [pool.submit(handle, index) for index in range(len(groups))]
     try:
         for future in as_completed(futures):
             if future.exception() is not None:
@@ -100,6 +150,8 @@ def _in_threads(make: Callable[[], Worker[Any]], groups: Sequence[Sequence[Any]]
             yield future.result()
     finally:
         pool.shutdown(cancel_futures=True)
+        if readers is not None:
+            readers.shutdown(cancel_futures=True)
         torch.set_num_threads(before)
     # Groups begin in their order: every one before a failed one has ended by now, so the same mistake is always named.
     for future in futures:
@@ -108,15 +160,100 @@ def _in_threads(make: Callable[[], Worker[Any]], groups: Sequence[Sequence[Any]]
 
 
 class _Actor:
-    def __init__(self, make: Callable[[], Worker[Any]]) -> None:
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+    def start(self) -> None:
         import torch
 
         torch.set_num_threads(1)
-        self.worker = make()
+        self.worker = self.job.worker()
 
-    def handle(self, group: Sequence[Any]) -> int:
-        self.worker(group)
-        return len(group)
+    def handle(self, group: Sequence[Any]) -> Handled:
+        return self.finish(_load(self.job, group))
+
+    def finish(self, read: tuple[list[Any], list[tuple[Any, BadItem]]]) -> Handled:
+        loaded, bad = read
+        return Handled(results=self.worker(loaded) if loaded else [], bad=bad)
+
+
+@dataclass
+class _Group:
+    items: Sequence[Any]
+    tries: int = 0
+
+    def after_a_crash(self) -> list[_Group]:
+        """What to try instead; nothing for a single item that has had its chances."""
+        self.tries += 1
+        if self.tries < TRIES:
+            return [self]
+        return [_Group([item]) for item in self.items] if len(self.items) > 1 else []
+
+
+def _on_ray(job: Job, groups: Sequence[Sequence[Any]], compute: Compute) -> Iterator[Handled]:
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    actor = ray.remote(num_cpus=1, num_gpus=compute.gpus_per_worker)(_Actor)
+    load = ray.remote(num_cpus=1)(_load)
+    shared, todo = ray.put(job), deque(_Group(group) for group in groups)
+    alive: list[Any] = []  # actors that have begun
+    starting: dict[Any, Any] = {}  # reference of its start → actor
+    busy: dict[Any, tuple[Any, _Group]] = {}  # reference of the result → actor, group
+    deaths = 0  # of actors, since something was done last
+
+    def crashed(group: _Group) -> Iterator[Handled]:
+        again = group.after_a_crash()
+        todo.extend(again)
+        if not again:
+            yield Handled(results=[], bad=[(group.items[0], BadItem("crashed", f"{TRIES} processes died of it"))])
+
+    def start() -> None:
+        fresh = actor.remote(shared)
+        starting[fresh.start.remote()] = fresh
+
+    def give(handle: Any) -> None:
+        while todo and sum(owner is handle for owner, _ in busy.values()) < AHEAD:
+            group = todo.popleft()
+            if compute.gpus_per_worker:
+                reference = handle.finish.remote(load.remote(shared, group.items))
+            else:
+                reference = handle.handle.remote(group.items)
+            busy[reference] = (handle, group)
+
+    for _ in range(min(compute.workers, len(groups))):
+        start()
+    while todo or busy:
+        (ready,), _ = ray.wait([*busy, *starting], num_returns=1)
+        owner, group = busy.pop(ready, (starting.pop(ready, None), None))
+        try:
+            done = ray.get(ready)
+        except RayTaskError as error:
+            if group is None or not isinstance(error.cause, RayError):
+                raise
+            yield from crashed(group)  # in the process that loaded it; the worker lives
+            give(owner)
+            continue
+        except RayError as error:  # its process or its node is gone
+            deaths += 1
+            if group is None and deaths > TRIES * compute.workers * (AHEAD + 1):
+                raise RuntimeError(f"workers die before they have begun: {error}") from error
+            # The other group it had comes back by itself, with the same error; one new worker takes its place.
+            if not any(other is owner for other, _ in busy.values()):
+                start()
+            alive = [other for other in alive if other is not owner]
+            if group is not None:
+                yield from crashed(group)
+            # Not to the new one alone: there may never be room for it again.
+            for other in alive:
+                give(other)
+            continue
+        if group is None:
+            alive.append(owner)
+        give(owner)
+        if group is not None:
+            deaths = 0
+            yield done
 
 
 def launch(train: Callable[[Any], None], job: Any, compute: Compute, *, name: str, storage: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from causvid.data.latent_store import LatentStore
 from causvid.data.pack import PackConfig, PackItem, pack
-from causvid.data.shards import Shard, shard_path, write_shard
+from causvid.data.shards import Shard, finish, shard_path, write_shard
 from causvid.params import build
 
 
@@ -23,6 +23,8 @@ def fill(
         write_shard(
             folder, name, Shard(torch.randn(shape, generator=generator), {"caption": f"clip {name}", **(notes or {})})
         )
+    rows = [{"id": path.stem, "caption": f"clip {path.stem}"} for path in folder.glob("*.safetensors")]
+    finish(folder, rows, [])
 
 
 def test_records_are_sorted_by_name_whoever_wrote_first(tmp_path: Path) -> None:
@@ -61,7 +63,7 @@ def test_shards_that_disagree_are_named(tmp_path: Path) -> None:
 
 
 def test_an_empty_folder_and_a_damaged_shard_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds no shards; run the stage"):
+    with pytest.raises(ValueError, match="has no manifest.jsonl; run the stage"):
         pack(tmp_path, tmp_path / "lmdb", per_transaction=2)
     fill(tmp_path / "shards", ["0001", "0002"])
     shard_path(tmp_path / "shards", "0002").write_bytes(b"")

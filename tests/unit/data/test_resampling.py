@@ -20,10 +20,13 @@ from causvid.data import manifest
 from causvid.data.resampling import Rejection, ResampleConfig, constant_rate, fit, make_clip, resample_folder
 from causvid.data.video_reader import read_frames
 from causvid.data.video_writer import write_video
+from causvid.runtime import parallel
+from causvid.runtime.parallel import Compute
 from causvid.shapes import VideoShape
 from tests.unit.data.source_files import GRAY_STEP, gray_frames, real_clips, rotate, write_source
 
 VIDEO = VideoShape(height=32, width=32, frames=9, fps=8)
+HERE = Compute(workers=1, gpus_per_worker=0, gradient_checkpointing=False)
 CROP = ResampleConfig(aspect="crop", crf=8)
 SQUEEZE = ResampleConfig(aspect="squeeze", crf=8)
 
@@ -316,7 +319,7 @@ def test_every_source_stands_in_exactly_one_list(tmp_path: Path) -> None:
     bad = _bad_sources(tmp_path)
     good = [write_source(tmp_path / f"good {i}.mp4", gray_frames(20, 48, 64), fps=8) for i in range(3)]
     raw = _raw(tmp_path / "raw", [good[0], *(path for path, _ in bad.values()), good[1], good[2]])
-    counts = resample_folder(raw, tmp_path / "out", video=VIDEO, config=CROP, workers=2)
+    counts = resample_folder(raw, tmp_path / "out", video=VIDEO, config=CROP, compute=HERE)
     kept = manifest.read_manifest(tmp_path / "out")
     rejected = manifest.read_rows(tmp_path / "out" / "rejected.jsonl")
     assert [row["source"] for row in kept] == [path.name for path in good]
@@ -363,7 +366,7 @@ def test_mutated_files_end_in_one_list_or_the_other(tmp_path: Path) -> None:
         mutants.append(tmp_path / f"mutant {index:02d}{origin.suffix}")
         mutants[-1].write_bytes(content)
     raw = _raw(tmp_path / "raw", [whole[0], *mutants])
-    counts = resample_folder(raw, tmp_path / "out", video=VIDEO, config=CROP, workers=1, seconds=20)
+    counts = resample_folder(raw, tmp_path / "out", video=VIDEO, config=CROP, compute=HERE, seconds=20)
     kept = [row["source"] for row in manifest.read_manifest(tmp_path / "out")]
     rejected = [row["source"] for row in manifest.read_rows(tmp_path / "out" / "rejected.jsonl")]
     assert sorted(kept + rejected) == sorted([whole[0].name, *(path.name for path in mutants)])
@@ -371,11 +374,12 @@ def test_mutated_files_end_in_one_list_or_the_other(tmp_path: Path) -> None:
     assert counts["rejected"] > 10
 
 
-def test_the_number_of_workers_changes_no_byte(tmp_path: Path) -> None:
+def test_the_number_of_processes_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sources = [write_source(tmp_path / f"{i}.mp4", gray_frames(12 + i, 48, 64), fps=8) for i in range(4)]
     raw = _raw(tmp_path / "raw", sources)
-    for workers in (1, 2):
-        resample_folder(raw, tmp_path / f"out{workers}", video=VIDEO, config=CROP, workers=workers)
+    for count in (1, 2):
+        monkeypatch.setattr(parallel, "cores", lambda count=count: count)
+        resample_folder(raw, tmp_path / f"out{count}", video=VIDEO, config=CROP, compute=HERE)
     one, two = (
         {p.relative_to(tmp_path / out): p.read_bytes() for p in (tmp_path / out).rglob("*") if p.is_file()}
         for out in ("out1", "out2")
@@ -393,7 +397,7 @@ def test_a_video_that_hangs_or_has_no_caption_is_a_row(tmp_path: Path) -> None:
     os.mkfifo(raw / rows[0]["path"])
     rows[1]["caption"] = None
     manifest.write_rows(raw / manifest.NAME, rows)
-    resample_folder(raw, tmp_path / "out", video=VIDEO, config=CROP, workers=1, seconds=2)
+    resample_folder(raw, tmp_path / "out", video=VIDEO, config=CROP, compute=HERE, seconds=2)
     rejected = manifest.read_rows(tmp_path / "out" / "rejected.jsonl")
     assert [row["code"] for row in rejected] == ["timeout", "no_caption"]
     assert len(manifest.read_manifest(tmp_path / "out")) == 1
@@ -405,5 +409,5 @@ def test_when_nothing_is_left_the_codes_are_said(tmp_path: Path) -> None:
     raw = _raw(tmp_path / "raw", [*sources, tmp_path / "empty.mp4"])
     said = r"none of the 3 videos .* 1 unreadable \(as empty.mp4: the file is empty\)"
     with pytest.raises(ValueError, match=said) as error:
-        resample_folder(raw, tmp_path / "out", video=VIDEO, config=CROP, workers=1)
+        resample_folder(raw, tmp_path / "out", video=VIDEO, config=CROP, compute=HERE)
     assert "2 too_short (as short0.mp4: it gives 5 frames at 8 per second; a clip needs 9)" in str(error.value)

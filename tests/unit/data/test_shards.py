@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from causvid.data.shards import Shard, read_shard, shard_path, write_shard
+from causvid.data.shards import Shard, finish, indexed, read_shard, shard_path, write_shard
 
 
 def latents(seed: int = 0) -> torch.Tensor:
@@ -49,7 +49,23 @@ def test_a_killed_write_leaves_no_shard(tmp_path: Path, monkeypatch: pytest.Monk
             write_shard(tmp_path, "0001", Shard(latents(), {}))
     assert not shard_path(tmp_path, "0001").exists()
     write_shard(tmp_path, "0001", Shard(latents(), {}))
-    assert [p.name for p in tmp_path.iterdir()] == ["0001.safetensors"]  # and the leftover is gone
+    finish(tmp_path, [{"id": "0001", "caption": "x"}], [])
+    assert not list(tmp_path.glob("*.tmp"))  # and the leftover is gone
+
+
+def test_the_index_lists_every_shard_or_is_not_written(tmp_path: Path) -> None:
+    rows = [{"id": name, "caption": name} for name in ("0002", "0001")]
+    write_shard(tmp_path, "0001", Shard(latents(), {}))
+    with pytest.raises(ValueError, match="has no shard 0002 and 0 others; run the stage again"):
+        finish(tmp_path, rows, [])
+    with pytest.raises(ValueError, match=r"has no manifest.jsonl; run the stage"):
+        indexed(tmp_path)
+    write_shard(tmp_path, "0002", Shard(latents(), {}))
+    finish(tmp_path, rows, [{"id": "0003", "code": "crashed", "reason": "three workers died of it"}])
+    assert [path.stem for path in indexed(tmp_path)] == ["0001", "0002"]
+    write_shard(tmp_path, "0004", Shard(latents(), {}))
+    with pytest.raises(ValueError, match="lists 2 shards, 3 are there, 0004 is one of the differences"):
+        indexed(tmp_path)
 
 
 @pytest.mark.parametrize("size", [0, 5, 60, -1])

@@ -11,19 +11,21 @@ import pytest
 from causvid.data import manifest
 from causvid.data.resampling import REJECTED, ResampleConfig, resample_folder
 from causvid.data.video_reader import read_frames
+from causvid.runtime.parallel import Compute
 from causvid.shapes import VideoShape
 from tests.unit.data.source_files import write_source
 from tests.unit.data.video_zoo import KEPT, fill, textured
 
 VIDEO = VideoShape(height=32, width=32, frames=9, fps=8)
+HERE = Compute(workers=1, gpus_per_worker=0, gradient_checkpointing=False)
 CROP = ResampleConfig(aspect="crop", crf=8)
 
 
 def _gate(folder: Path, names: list[str], out: Path, *, video: VideoShape = VIDEO) -> dict[str, str]:
-    """name → verdict, from what two workers leave in ``out``; every clip that was kept is whole."""
+    """name → verdict, from what is left in ``out``; every clip that was kept is whole."""
     rows = [{"id": f"{i:06d}", "path": name, "caption": "a video", "source": name} for i, name in enumerate(names)]
     manifest.write_rows(folder / manifest.NAME, rows)
-    resample_folder(folder, out, video=video, config=CROP, workers=2, seconds=30)
+    resample_folder(folder, out, video=video, config=CROP, compute=HERE, seconds=30)
     kept, rejected = manifest.read_manifest(out), manifest.read_rows(out / REJECTED)
     assert len(kept) + len(rejected) == len(names)
     assert all(row["reason"] for row in rejected)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from causvid.data.manifest import read_manifest
-from causvid.data.shards import read_shard, shard_path
+from causvid.data.manifest import read_manifest, read_rows
+from causvid.data.shards import REJECTED, indexed, read_shard, shard_path
 from causvid.data.video_reader import read_frames
 from causvid.models.vae import encode, load_vae, to_unit
 from causvid.preparation.latents import LatentConfig, LatentEncoder, extract_latents
@@ -32,11 +33,15 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
+
+
 def test_every_clip_has_a_shard_with_its_caption(job: LatentEncoder, world: Path) -> None:
-    assert extract_latents(job, CONFIG, HERE) == {"clips": 8, "resumed": 0}
+    assert extract_latents(job, CONFIG, HERE) == {"clips": 8, "rejected": 0, "resumed": 0}
     vae = load_vae(world / "vae")
     rows = read_manifest(world / "clips")
-    assert sorted(contents(job.out)) == sorted(f"{row['id']}.safetensors" for row in rows)
+    assert indexed(job.out) == shards(job.out) == [shard_path(job.out, row["id"]) for row in rows]
     for row in rows:
         shard = read_shard(shard_path(job.out, row["id"]))
         assert shard.notes == {"caption": row["caption"]}
@@ -49,13 +54,13 @@ def test_a_killed_extraction_goes_on_and_gives_the_same_bytes(job: LatentEncoder
     whole = contents(job.out)
     resumed = replace(job, out=tmp_path / "resumed")
     resumed.out.mkdir()
-    kept = sorted(whole)[:4]  # the first group of three, and one of the second
+    kept = [path.name for path in shards(job.out)][:4]  # the first group of three, and one of the second
     for name in kept:
         (resumed.out / name).write_bytes(whole[name])
-    (resumed.out / sorted(whole)[4].replace(".safetensors", ".tmp")).write_bytes(b"half a shard")
-    assert extract_latents(resumed, CONFIG, HERE) == {"clips": 8, "resumed": 3}
+    (resumed.out / f"{shards(job.out)[4].stem}.killed.tmp").write_bytes(b"half a shard")
+    assert extract_latents(resumed, CONFIG, HERE) == {"clips": 8, "rejected": 0, "resumed": 3}
     assert contents(resumed.out) == whole
-    assert extract_latents(resumed, CONFIG, HERE) == {"clips": 8, "resumed": 8}
+    assert extract_latents(resumed, CONFIG, HERE) == {"clips": 8, "rejected": 0, "resumed": 8}
 
 
 def test_a_clip_of_another_size_is_named(job: LatentEncoder) -> None:
@@ -64,11 +69,26 @@ def test_a_clip_of_another_size_is_named(job: LatentEncoder) -> None:
         extract_latents(wrong, CONFIG, HERE)
 
 
+def test_a_damaged_clip_costs_no_other(job: LatentEncoder, world: Path, tmp_path: Path) -> None:
+    extract_latents(job, LatentConfig(batch_size=1), HERE)
+    damaged = replace(job, clips=tmp_path / "clips", out=tmp_path / "damaged")
+    shutil.copytree(world / "clips", damaged.clips)
+    row = read_manifest(damaged.clips)[5]
+    (damaged.clips / row["path"]).write_bytes(b"not a video")
+    assert extract_latents(damaged, LatentConfig(batch_size=1), HERE) == {"clips": 7, "rejected": 1, "resumed": 0}
+    whole, found = contents(job.out), contents(damaged.out)
+    assert {name: whole[name] for name in found if name.endswith(".safetensors")}.items() <= found.items()
+    (rejected,) = read_rows(damaged.out / REJECTED)
+    assert (rejected["id"], rejected["code"]) == (row["id"], "unreadable")
+    assert "cannot be decoded" in rejected["reason"]
+    assert row["id"] not in [path.stem for path in indexed(damaged.out)]
+
+
 def test_half_precision_is_near(job: LatentEncoder, tmp_path: Path) -> None:
     extract_latents(job, CONFIG, HERE)
     half = replace(job, out=tmp_path / "half", precision=Precision.BFLOAT16)
     extract_latents(half, CONFIG, HERE)
-    for path in job.out.iterdir():
+    for path in shards(job.out):
         ours, theirs = read_shard(path).latents.float(), read_shard(half.out / path.name).latents.float()
         assert not torch.equal(ours, theirs)
         assert (ours - theirs).norm() < 0.05 * ours.norm()

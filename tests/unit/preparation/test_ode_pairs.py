@@ -45,6 +45,7 @@ def test_a_pair_is_a_guided_euler_solve(job: OdePairSolver, world: Path) -> None
     """Written out: four steps of shift 3 at sigmas 1, .9, .75, .5, 0, guided by uncond + 3 (cond - uncond)."""
     assert generate_ode_pairs(job, read_captions(world / "clips"), CONFIG, HERE) == {
         "pairs": 10,
+        "rejected": 0,
         "resumed": 0,
         "states": 4,
     }

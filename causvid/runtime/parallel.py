@@ -95,7 +95,7 @@ def map_groups(job: Job, groups: Sequence[Sequence[Any]], compute: Compute) -> I
         yield from _here(job, groups, compute)
         return
     with _ray(compute):
-        yield from _on_ray(job, groups, compute)
+        yield from _Pool(job, groups, compute).run()
 
 
 def _load(job: Job, group: Sequence[Any]) -> tuple[list[Any], list[tuple[Any, BadItem]]]:
@@ -181,6 +181,7 @@ class _Actor:
 class _Group:
     items: Sequence[Any]
     tries: int = 0
+    given: int = 0  # when it was given last: an actor dies over the first of those it has
 
     def after_a_crash(self) -> list[_Group]:
         """What to try instead; nothing for a single item that has had its chances."""
@@ -190,70 +191,102 @@ class _Group:
         return [_Group([item]) for item in self.items] if len(self.items) > 1 else []
 
 
-def _on_ray(job: Job, groups: Sequence[Sequence[Any]], compute: Compute) -> Iterator[Handled]:
-    import ray
-    from ray.exceptions import RayError, RayTaskError
+class _Pool:
+    """Ray's actors for a job, the groups that wait, and those that an actor has before it."""
 
-    actor = ray.remote(num_cpus=1, num_gpus=compute.gpus_per_worker)(_Actor)
-    load = ray.remote(num_cpus=1)(_load)
-    shared, todo = ray.put(job), deque(_Group(group) for group in groups)
-    alive: list[Any] = []  # actors that have begun
-    starting: dict[Any, Any] = {}  # reference of its start → actor
-    busy: dict[Any, tuple[Any, _Group]] = {}  # reference of the result → actor, group
-    deaths = 0  # of actors, since something was done last
+    def __init__(self, job: Job, groups: Sequence[Sequence[Any]], compute: Compute) -> None:
+        import ray
 
-    def crashed(group: _Group) -> Iterator[Handled]:
-        again = group.after_a_crash()
-        todo.extend(again)
-        if not again:
-            yield Handled(results=[], bad=[(group.items[0], BadItem("crashed", f"{TRIES} processes died of it"))])
+        self.compute = compute
+        self.actor = ray.remote(num_cpus=1, num_gpus=compute.gpus_per_worker)(_Actor)
+        self.load = ray.remote(num_cpus=1)(_load)
+        self.job, self.todo = ray.put(job), deque(_Group(group) for group in groups)
+        self.alive: list[Any] = []  # actors that have begun
+        self.starting: dict[Any, Any] = {}  # reference of its start → actor
+        self.busy: dict[Any, tuple[Any, _Group]] = {}  # reference of the result → actor, group
+        self.count = 0  # of groups given
+        self.deaths = 0  # of actors, since something was done last
+        for _ in range(min(compute.workers, len(groups))):
+            self.start()
 
-    def start() -> None:
-        fresh = actor.remote(shared)
-        starting[fresh.start.remote()] = fresh
+    def start(self) -> None:
+        fresh = self.actor.remote(self.job)
+        self.starting[fresh.start.remote()] = fresh
 
-    def give(handle: Any) -> None:
-        while todo and sum(owner is handle for owner, _ in busy.values()) < AHEAD:
-            group = todo.popleft()
-            if compute.gpus_per_worker:
-                reference = handle.finish.remote(load.remote(shared, group.items))
+    def give(self, handle: Any) -> None:
+        """Fill up what ``handle`` has before it."""
+        while self.todo and sum(owner is handle for owner, _ in self.busy.values()) < AHEAD:
+            group = self.todo.popleft()
+            self.count += 1
+            group.given = self.count
+            if self.compute.gpus_per_worker:
+                reference = handle.finish.remote(self.load.remote(self.job, group.items))
             else:
                 reference = handle.handle.remote(group.items)
-            busy[reference] = (handle, group)
+            self.busy[reference] = (handle, group)
 
-    for _ in range(min(compute.workers, len(groups))):
-        start()
-    while todo or busy:
-        (ready,), _ = ray.wait([*busy, *starting], num_returns=1)
-        owner, group = busy.pop(ready, (starting.pop(ready, None), None))
-        try:
-            done = ray.get(ready)
-        except RayTaskError as error:
-            if group is None or not isinstance(error.cause, RayError):
-                raise
-            yield from crashed(group)  # in the process that loaded it; the worker lives
-            give(owner)
-            continue
-        except RayError as error:  # its process or its node is gone
-            deaths += 1
-            if group is None and deaths > TRIES * compute.workers * (AHEAD + 1):
-                raise RuntimeError(f"workers die before they have begun: {error}") from error
-            # The other group it had comes back by itself, with the same error; one new worker takes its place.
-            if not any(other is owner for other, _ in busy.values()):
-                start()
-            alive = [other for other in alive if other is not owner]
-            if group is not None:
-                yield from crashed(group)
-            # Not to the new one alone: there may never be room for it again.
-            for other in alive:
-                give(other)
-            continue
-        if group is None:
-            alive.append(owner)
-        give(owner)
-        if group is not None:
-            deaths = 0
-            yield done
+    def run(self) -> Iterator[Handled]:
+        """Every group, in the order they finish."""
+        import ray
+        from ray.exceptions import RayError, RayTaskError
+
+        while self.todo or self.busy:
+            (ready,), _ = ray.wait([*self.busy, *self.starting], num_returns=1)
+            owner, group = self.busy.pop(ready, (self.starting.pop(ready, None), None))
+            try:
+                done = ray.get(ready)
+            except RayTaskError as error:
+                if group is None or not isinstance(error.cause, RayError):
+                    raise
+                yield from self.again(group)  # the process that loaded it died; the worker lives
+                self.give(owner)
+            except RayError as error:  # its process or its node is gone
+                yield from self.settle(owner, group)
+                self.replace(owner, group, error)
+                # Not to the new one alone: there may never be room for it again.
+                for other in self.alive:
+                    self.give(other)
+            else:
+                if group is None:
+                    self.alive.append(owner)
+                self.give(owner)
+                if group is not None:
+                    self.deaths = 0
+                    yield done
+
+    def settle(self, owner: Any, group: _Group | None) -> Iterator[Handled]:
+        """What an actor that died leaves: groups that were done, the one it died over, others that only waited."""
+        import ray
+        from ray.exceptions import RayError
+
+        # In the order they were given: it does one after another.
+        given = {ref: theirs for ref, (actor, theirs) in self.busy.items() if actor is owner}
+        failed = [group] if group is not None else []
+        for reference, theirs in given.items():
+            del self.busy[reference]
+            try:
+                yield ray.get(reference)
+            except RayError:
+                failed.append(theirs)
+        if failed:
+            first = min(failed, key=lambda each: each.given)
+            self.todo.extendleft(other for other in failed if other is not first)
+            yield from self.again(first)
+
+    def replace(self, owner: Any, group: _Group | None, error: Exception) -> None:
+        """Start another for an actor that died. Raises RuntimeError when they keep dying before they have begun."""
+        self.deaths += 1
+        if group is None and self.deaths > TRIES * self.compute.workers * (AHEAD + 1):
+            raise RuntimeError(f"workers die before they have begun: {error}") from error
+        self.start()
+        self.alive = [other for other in self.alive if other is not owner]
+
+    def again(self, group: _Group) -> Iterator[Handled]:
+        """Put back a group that a process died over; yield it when it has had its chances."""
+        tries = group.after_a_crash()
+        self.todo.extend(tries)
+        if not tries:
+            yield Handled(results=[], bad=[(group.items[0], BadItem("crashed", f"{TRIES} processes died of it"))])
 
 
 def launch(train: Callable[[Any], None], job: Any, compute: Compute, *, name: str, storage: Path) -> None:

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
-from causvid.data import manifest
+from causvid.data import manifest, resampling
 from causvid.data.resampling import ResampleConfig, resample_folder
 from causvid.runtime.parallel import Compute, map_groups
 from causvid.shapes import VideoShape
@@ -67,7 +67,8 @@ def test_an_error_of_ours_is_raised_here(tmp_path: Path) -> None:
         list(map_groups(Trouble(tmp_path), [[1], [99], [2]], TWO))
 
 
-def test_two_workers_resample_to_the_bytes_of_one(world: Path, tmp_path: Path) -> None:
+def test_two_workers_resample_to_the_bytes_of_one(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resampling, "VIDEOS_PER_GROUP", 3)  # one group alone would not go to Ray
     rows = [{**row, "source": row["id"]} for row in manifest.read_manifest(world / "clips")]
     raw = tmp_path / "raw"
     (raw / "videos").mkdir(parents=True)

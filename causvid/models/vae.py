@@ -2,7 +2,8 @@
 
 Videos are [B, 3, F, H, W] in [-1, 1]; latents [B, C, f, h, w], normalised to zero mean and unit variance per channel.
 Both directions run over chunks of frames with the convolutions' own caches, so a block of latents decodes as soon as it
-is there and the result does not depend on the chunks (to rounding).
+is there and the result does not depend on the chunks (to rounding). Frames larger than 1280 a side go in overlapping
+windows, whose results are not quite those of the whole.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanResample, patchify, unpatchify
 from torch import nn
 
+from causvid.models.tiles import Window, blend, windows
 from causvid.runtime.seeding import derive_seed
 
 LOG_VARIANCE_START = -6.0  # an almost deterministic posterior: reconstruction first
 MEAN_GAIN = 3.0  # latents of useful size from the first step
 CHUNK_PIXELS = 2**21  # of one video at once; bounds the memory of a 480x832 clip, lets a 32x32 clip pass in one piece
+LONGEST_SIDE = 1280  # pixels; what a released VAE's own sizes need in one piece
+OVERLAP = 256  # pixels that neighbouring windows share
 
 
 class Posterior(NamedTuple):
@@ -73,11 +77,12 @@ def channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:
 
 def posterior(vae: AutoencoderKLWan, video: torch.Tensor) -> Posterior:
     """Mean and log-variance of the latents of ``video``, differentiable."""
-    cache: list[Any] = [None] * vae._cached_conv_counts["encoder"]
-    encoded = torch.cat(
-        [vae.encoder(part, feat_cache=cache, feat_idx=[0]) for part in encoder_inputs(vae, video)], dim=2
-    )
-    mean, log_variance = vae.quant_conv(encoded).chunk(2, dim=1)
+    stride = vae.config.scale_factor_spatial
+    parts = [
+        (window, _encode(vae, window.of(video, stride)))
+        for window in _windows(vae, video.shape[3] // stride, video.shape[4] // stride)
+    ]
+    mean, log_variance = (parts[0][1] if len(parts) == 1 else blend(parts)).chunk(2, dim=1)
     return Posterior(mean, log_variance.clamp(-30.0, 20.0))
 
 
@@ -105,25 +110,17 @@ class StreamingDecoder:
 
     def __init__(self, vae: AutoencoderKLWan) -> None:
         self.vae = vae
-        self.cache: list[Any] = [None] * vae._cached_conv_counts["decoder"]
-        self.started = False
+        self.streams: dict[Window, _Stream] = {}
 
     def __call__(self, latents: torch.Tensor) -> torch.Tensor:
         """Pixels of the next latent frames ``latents`` (normalised), [B, 3, F, H, W], not clamped."""
         mean, deviation = _statistics(self.vae)
         raw = latents.float() * deviation.to(latents.device) + mean.to(latents.device)
-        x = self.vae.post_quant_conv(raw.to(self.vae.dtype)).contiguous(memory_format=torch.channels_last_3d)
-        out = []
-        if not self.started:
-            out.append(self.vae.decoder(x[:, :, :1], feat_cache=self.cache, feat_idx=[0], first_chunk=True))
-            self.started, x = True, x[:, :, 1:]
-        pixels = (
-            latents.shape[3] * latents.shape[4] * self.vae.config.scale_factor_spatial**2 * temporal_stride(self.vae)
-        )
-        for part in x.split(max(1, CHUNK_PIXELS // pixels), dim=2) if x.shape[2] else ():
-            out.append(self.vae.decoder(part, feat_cache=self.cache, feat_idx=[0]))
-        video = torch.cat(out, dim=2)
-        return unpatchify(video, patch_size=self.vae.config.patch_size) if self.vae.config.patch_size else video
+        parts = [
+            (window, self.streams.setdefault(window, _Stream(self.vae))(window.of(raw)))
+            for window in _windows(self.vae, latents.shape[3], latents.shape[4])
+        ]
+        return parts[0][1] if len(parts) == 1 else blend(parts, self.vae.config.scale_factor_spatial)
 
 
 def decode(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
@@ -160,6 +157,41 @@ def to_unit(frames: torch.Tensor) -> torch.Tensor:
 def to_uint8(video: torch.Tensor) -> torch.Tensor:
     """Video [..., 3, F, H, W] in [-1, 1] as uint8 frames [..., F, H, W, 3], rounded to nearest."""
     return ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(-4, -1).contiguous()
+
+
+class _Stream:
+    """The decoder and the caches of its convolutions, for one window of one video."""
+
+    def __init__(self, vae: AutoencoderKLWan) -> None:
+        self.vae = vae
+        self.cache: list[Any] = [None] * vae._cached_conv_counts["decoder"]
+        self.started = False
+
+    def __call__(self, raw: torch.Tensor) -> torch.Tensor:
+        x = self.vae.post_quant_conv(raw.to(self.vae.dtype)).contiguous(memory_format=torch.channels_last_3d)
+        out = []
+        if not self.started:
+            out.append(self.vae.decoder(x[:, :, :1], feat_cache=self.cache, feat_idx=[0], first_chunk=True))
+            self.started, x = True, x[:, :, 1:]
+        pixels = raw.shape[3] * raw.shape[4] * self.vae.config.scale_factor_spatial**2 * temporal_stride(self.vae)
+        for part in x.split(max(1, CHUNK_PIXELS // pixels), dim=2) if x.shape[2] else ():
+            out.append(self.vae.decoder(part, feat_cache=self.cache, feat_idx=[0]))
+        video = torch.cat(out, dim=2)
+        return unpatchify(video, patch_size=self.vae.config.patch_size) if self.vae.config.patch_size else video
+
+
+def _encode(vae: AutoencoderKLWan, video: torch.Tensor) -> torch.Tensor:
+    """Means and log-variances, [B, 2C, f, h, w], of a video small enough for one piece."""
+    cache: list[Any] = [None] * vae._cached_conv_counts["encoder"]
+    return vae.quant_conv(
+        torch.cat([vae.encoder(part, feat_cache=cache, feat_idx=[0]) for part in encoder_inputs(vae, video)], dim=2)
+    )
+
+
+def _windows(vae: AutoencoderKLWan, height: int, width: int) -> list[Window]:
+    """Windows of latent frames [height, width]."""
+    stride = vae.config.scale_factor_spatial
+    return windows(height, width, longest=LONGEST_SIDE // stride, overlap=OVERLAP // stride)
 
 
 def _statistics(vae: AutoencoderKLWan) -> tuple[torch.Tensor, torch.Tensor]:

@@ -46,6 +46,10 @@ def clip(batch: int = 2) -> torch.Tensor:
     return 2 * torch.rand(batch, 3, FRAMES, SIDE, SIDE, generator=torch.Generator().manual_seed(2)) - 1
 
 
+def large_clip(side: int) -> torch.Tensor:
+    return 2 * torch.rand(1, 3, FRAMES, side, side, generator=torch.Generator().manual_seed(3)) - 1
+
+
 def calls_of(layer: torch.nn.Module) -> list[int]:
     """Frames of every call of ``layer`` from now on."""
     seen: list[int] = []
@@ -99,6 +103,25 @@ def test_streaming_by_blocks_is_decoding_the_whole(vae: AutoencoderKLWan, blocks
         stride * n - (stride - 1 if k == 0 else 0) for k, n in enumerate(blocks)
     ]
     torch.testing.assert_close(torch.cat(parts, dim=2).clamp(-1, 1), decode(vae, latents), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_large_frames_go_in_windows(vae: AutoencoderKLWan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two windows a side, two latent cells shared: outside of those each is what it is alone, and so in a stream."""
+    stride = vae.config.scale_factor_spatial
+    whole, alone = encode(vae, large := large_clip(14 * stride)), encode(vae, large[..., : 8 * stride, : 8 * stride])
+    monkeypatch.setattr(module, "LONGEST_SIDE", 8 * stride)
+    monkeypatch.setattr(module, "OVERLAP", 2 * stride)
+    latents = encode(vae, large)
+    assert latents.shape == whole.shape
+    torch.testing.assert_close(latents[..., :6, :6], alone[..., :6, :6])
+    assert not torch.allclose(latents[..., :6, :6], whole[..., :6, :6])
+    corner = decode(vae, latents[..., 6:, 6:])
+    decoder = StreamingDecoder(vae)
+    video = torch.cat([decoder(block) for block in latents.split([3, 2], dim=2)], dim=2).clamp(-1, 1)
+    assert video.shape == large.shape
+    torch.testing.assert_close(video, decode(vae, latents), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(video[..., 8 * stride :, 8 * stride :], corner[..., 2 * stride :, 2 * stride :])
 
 
 @torch.no_grad()

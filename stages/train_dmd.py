@@ -34,7 +34,7 @@ def main(
             schedule=run.section("schedule", ScheduleConfig),
             seed=run.section("seed", int),
             precision=run.section("model.precision", Precision),
-            gradient_checkpointing=run.compute.gradient_checkpointing,
+            compute=run.compute,
             latents=latents.resolve(),
             prompts=prompts.resolve(),
             teacher=teacher.resolve(),

@@ -34,7 +34,7 @@ def main(
             frames_per_block=run.section("model.frames_per_block", int | None),  # type: ignore[arg-type]  # a union is no type[T]
             seed=run.section("seed", int),
             precision=run.section("model.precision", Precision),
-            gradient_checkpointing=run.compute.gradient_checkpointing,
+            compute=run.compute,
             pairs=pairs.resolve(),
             prompts=prompts.resolve(),
             teacher=teacher.resolve(),

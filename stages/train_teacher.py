@@ -36,7 +36,7 @@ def main(
             shift=run.section("schedule.shift", float),
             seed=run.section("seed", int),
             precision=run.section("model.precision", Precision),
-            gradient_checkpointing=run.compute.gradient_checkpointing,
+            compute=run.compute,
             latents=latents.resolve(),
             prompts=prompts.resolve(),
             work=run.work.resolve(),

@@ -40,7 +40,7 @@ BASE = PROFILES / "wan-1.3b.yaml"
 MIXKIT_ODE, MIXKIT_ODE_TIMES = "mixkit_ode_lmdb", [1000, 757, 522, 0]
 MIXKIT_LATENTS = "mixkit_latents_lmdb"
 
-_WHOLE = "no place here: a worker holds whole models, there is nothing to wrap or shard"
+_WHOLE = "no place here: compute.shard_weights keeps transformers in parts over all workers, block by block"
 _TRACKED = "no place here: MLflow keeps curves and samples, MLFLOW_TRACKING_URI says where"
 NO_PLACE = {
     **dict.fromkeys(("wandb_host", "wandb_key", "wandb_entity", "wandb_project", "wandb_name"), _TRACKED),

@@ -129,7 +129,11 @@ class KVCache:
     ) -> KVCache:
         """Empty memory with the dtype and device of ``like``."""
         size = (batch, frames * frame_tokens, heads, head_dim)
-        memory = [LayerCache(like.new_zeros(size), like.new_zeros(size)) for _ in range(layers)]
+
+        def empty() -> torch.Tensor:
+            return torch.zeros(size, dtype=like.dtype, device=like.device)  # a sharded weight's new_zeros are sharded
+
+        memory = [LayerCache(empty(), empty()) for _ in range(layers)]
         return cls(memory, frame_tokens, window)
 
     def slot(self, start_frame: int, frames: int) -> Slot:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed as dist
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -56,6 +57,58 @@ def replicate(module: Module, *, unused_parameters: bool = False) -> Module:
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         composable_ddp(module, find_unused_parameters=unused_parameters)
     return module
+
+
+def shard(module: Module, blocks: nn.ModuleList, dtype: torch.dtype) -> Module:
+    """Keep a part of every weight on each rank, in place (FSDP2): a block's whole ones exist while it is at work.
+
+    Blocks are fetched and multiplied in ``dtype``; masters, gradients and their average stay float32, and so does what
+    is outside of the blocks.
+    """
+    if world_size() > 1:
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+        # What a model returns is read, never written.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+        # What a block is given keeps its type: the times' embedding must not be rounded.
+        policy = MixedPrecisionPolicy(
+            param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+        for block in blocks:
+            fully_shard(block, mp_policy=policy)
+        fully_shard(module)
+    return module
+
+
+def whole(value: Any) -> Any:
+    """``value``, nested containers of tensors, with every sharded tensor put together on the CPU; every rank must ask.
+
+    The result is rank 0's; the others get None in the place of what was sharded.
+    """
+    if isinstance(value, DTensor):
+        full = value.full_tensor()
+        return full.cpu() if is_main() else None
+    if isinstance(value, Mapping):
+        return {key: whole(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(whole(item) for item in value)
+    return value
+
+
+def part_of(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """This rank's part of ``value`` where ``like`` is sharded; every rank holds all of ``value``."""
+    if not isinstance(like, DTensor) or isinstance(value, DTensor):
+        return value
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def from_main(value: str | None) -> str | None:
+    """Rank 0's ``value``."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def total(value: torch.Tensor) -> torch.Tensor:

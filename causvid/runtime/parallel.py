@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections import deque
@@ -16,7 +17,11 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Protocol
 
+from causvid.runtime.work import write_json
+
 TRIES = 3  # of a group, and then of each of its items alone, whose worker dies
+RESTARTS = 100  # of a training whose workers die, from its last checkpoint
+REFUSALS: dict[str, type[Exception]] = {kind.__name__: kind for kind in (ValueError, FloatingPointError)}
 AHEAD = 2  # groups a worker has before it: one at work, one read meanwhile
 
 
@@ -25,12 +30,14 @@ class Compute:
     """Params section ``compute``: how much of a machine to use. In no stage's params: it must not change a result.
 
     workers: processes; gpus_per_worker: GPUs each of them holds; gradient_checkpointing: whether a transformer in
-    training makes its activations again in the backward pass instead of keeping them.
+    training makes its activations again in the backward pass instead of keeping them; shard_weights: whether each
+    worker keeps its part of a transformer in training and fetches the rest block by block (FSDP), or all of it (DDP).
     """
 
     workers: int
     gpus_per_worker: float
     gradient_checkpointing: bool
+    shard_weights: bool
 
     def __post_init__(self) -> None:
         if self.workers < 1:
@@ -292,7 +299,11 @@ class _Pool:
 def launch(train: Callable[[Any], None], job: Any, compute: Compute, *, name: str, storage: Path) -> None:
     """Run ``train(job)`` here, or on ``compute.workers`` ranks under Ray Train as run ``name`` below ``storage``.
 
-    ``job`` is a picklable record of paths and numbers; what ``train`` makes, it writes to the paths in it.
+    ``job`` is a picklable record of paths and numbers; what ``train`` makes, it writes to the paths in it. When a rank
+    dies, all are started again: ``train`` must go on by itself where it was stopped.
+
+    Raises what ``train`` does. Under Ray a ValueError or FloatingPointError comes as it is, since no second try would
+    help, and anything else as Ray's own error after many tries.
     """
     if compute.workers == 1:
         train(job)
@@ -300,10 +311,11 @@ def launch(train: Callable[[Any], None], job: Any, compute: Compute, *, name: st
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    on_gpu = compute.gpus_per_worker > 0
+    on_gpu, refusal = compute.gpus_per_worker > 0, storage / "refusal.json"
+    refusal.unlink(missing_ok=True)
     with _ray(compute):
         trainer = TorchTrainer(
-            _Rank(train, compute.threads),
+            _Rank(train, compute.threads, refusal),
             train_loop_config={"job": job},
             torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
             scaling_config=ScalingConfig(
@@ -311,21 +323,33 @@ def launch(train: Callable[[Any], None], job: Any, compute: Compute, *, name: st
                 use_gpu=on_gpu,
                 resources_per_worker={"CPU": 1} | ({"GPU": compute.gpus_per_worker} if on_gpu else {}),
             ),
-            run_config=RunConfig(name=name, storage_path=str(storage), failure_config=FailureConfig(max_failures=2)),
+            run_config=RunConfig(
+                name=name, storage_path=str(storage), failure_config=FailureConfig(max_failures=RESTARTS)
+            ),
         )
         trainer.fit()
+    if refusal.is_file():
+        said = json.loads(refusal.read_text())
+        raise REFUSALS[said["kind"]](said["sentence"])
 
 
 @dataclass(frozen=True)
 class _Rank:
     train: Callable[[Any], None]
     threads: int
+    refusal: Path
 
     def __call__(self, config: dict[str, Any]) -> None:
         import torch
 
+        if self.refusal.is_file():  # Ray has started us again; whoever called ``launch`` says it
+            return
         torch.set_num_threads(self.threads)
-        self.train(config["job"])
+        try:
+            self.train(config["job"])
+        except tuple(REFUSALS.values()) as error:
+            write_json(self.refusal, {"kind": type(error).__name__, "sentence": str(error)})
+            raise
 
 
 class _ray:

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from pydantic import NonNegativeInt, PositiveInt
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from causvid.data.datasets import sample_index
 from causvid.data.latent_store import LatentStore
@@ -26,7 +25,8 @@ from causvid.losses.flow_matching import flow_matching_loss
 from causvid.models.causal_wan import CausalWanTransformer3DModel
 from causvid.models.wan import for_training, load_transformer
 from causvid.runtime import device as devices
-from causvid.runtime.distributed import replicate, weight_of
+from causvid.runtime.distributed import weight_of
+from causvid.runtime.parallel import Compute
 from causvid.runtime.seeding import generator
 from causvid.runtime.tracking import Tracker
 from causvid.sampling.autoregressive import rollout_with_gradient
@@ -34,7 +34,8 @@ from causvid.sampling.few_step import noisy_states
 from causvid.shapes import BlockLayout
 from causvid.training.batches import Batch, Texts, read_batch
 from causvid.training.checkpoint import Stateful
-from causvid.training.optimizers import Optimizer, OptimizerConfig, is_block_matrix
+from causvid.training.networks import averaged, save_whole, spread
+from causvid.training.optimizers import Optimizer, OptimizerConfig, backward, is_block_matrix
 from causvid.training.trainer import train
 
 
@@ -92,7 +93,7 @@ class DmdJob:
     schedule: ScheduleConfig
     seed: int
     precision: devices.Precision
-    gradient_checkpointing: bool
+    compute: Compute
     latents: Path
     prompts: Path
     teacher: Path
@@ -120,11 +121,12 @@ class DmdStep:
         self.captions = prompts.captions
         self.texts = Texts(prompts, self.device, job.latents if job.config.steps and not self.rolls_out else None)
         teacher = load_transformer(job.teacher).to(self.device)
-        self.critic = replicate(for_training(copy.deepcopy(teacher), self.device, job.gradient_checkpointing))
-        self.teacher = teacher.requires_grad_(False).eval()
-        student = for_training(load_transformer(job.student), self.device, job.gradient_checkpointing)
-        self.average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(job.config.ema_decay))
-        self.student = replicate(student)  # after the copy: a replica cannot be copied
+        critic = for_training(copy.deepcopy(teacher), self.device, job.compute.gradient_checkpointing)
+        self.critic = spread(critic, job.compute, job.precision)
+        self.teacher = spread(teacher.requires_grad_(False).eval(), job.compute, job.precision)
+        student = for_training(load_transformer(job.student), self.device, job.compute.gradient_checkpointing)
+        self.average = averaged(student, job.config.ema_decay, job.compute)
+        self.student = spread(student, job.compute, job.precision)
         self.shared: Sampled | None = None
         self.frames_per_block: int | None = self.student.config.get("frames_per_block")  # None: bidirectional
         frames = self.store.metadata["shape"][0]
@@ -149,8 +151,7 @@ class DmdStep:
 
     def export(self, folder: Path) -> None:
         """The student's weight average."""
-        model: Any = self.average.module
-        model.save_pretrained(folder)
+        save_whole(self.average.module, folder)
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
         """Algorithm 1, one iteration.
@@ -212,7 +213,7 @@ class DmdStep:
             )
         worth = torch.ones(()) if self.job.config.clean_frames_in_loss else weight_of(noisy.sum())
         loss = out.loss * worth.to(self.device)
-        loss.backward()
+        backward(loss, step)
         norm = self.student_optimizer.step(step)
         self.average.update_parameters(self.student)
         return {
@@ -229,7 +230,7 @@ class DmdStep:
         with self._autocast():
             noise, times = batch.noise(self.job.seed, "critic_score_noise"), self._score_times(batch, "critic_score")
             loss = flow_matching_loss(conditional(self.critic, self.texts(batch.prompts)), sampled.x0, noise, times)
-        loss.backward()
+        backward(loss, step)
         return {"critic_loss": loss, "critic_grad_norm": self.critic_optimizer.step(step)}
 
     def _autocast(self) -> AbstractContextManager[object]:

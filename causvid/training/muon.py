@@ -14,6 +14,9 @@ from typing import overload
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
+
+from causvid.runtime.distributed import part_of
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # of the quintic p(s) = a s + b s^3 + c s^5 that drives every s towards 1
 ITERATIONS = 5
@@ -61,10 +64,11 @@ class Muon(torch.optim.Optimizer):
             if not state:
                 state["momentum_buffer"] = torch.zeros_like(matrix.grad)
             buffer = state["momentum_buffer"].lerp_(matrix.grad, 1 - momentum)
-            updates.append(matrix.grad.lerp(buffer, momentum))
+            update = matrix.grad.lerp(buffer, momentum)
+            updates.append(update.full_tensor() if isinstance(update, DTensor) else update)  # a part has other ones
         scale = UPDATE_RMS * math.sqrt(max(matrices[0].shape))
         for matrix, update in zip(matrices, orthogonalise(torch.stack(updates)), strict=True):
-            matrix.mul_(1 - lr * weight_decay).add_(update, alpha=-lr * scale)
+            matrix.mul_(1 - lr * weight_decay).add_(part_of(update, matrix), alpha=-lr * scale)
 
 
 def orthogonalise(matrices: torch.Tensor) -> torch.Tensor:

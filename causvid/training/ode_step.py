@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
 from pydantic import NonNegativeInt, PositiveInt
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from causvid.data.latent_store import LatentStore
 from causvid.data.prompt_store import PromptStore
@@ -20,13 +18,15 @@ from causvid.losses.ode_regression import ode_regression_loss
 from causvid.models.pretrained import Init
 from causvid.models.wan import for_training, load_transformer, student_of
 from causvid.runtime import device as devices
-from causvid.runtime.distributed import replicate, weight_of
+from causvid.runtime.distributed import weight_of
+from causvid.runtime.parallel import Compute
 from causvid.runtime.seeding import generator
 from causvid.runtime.tracking import Tracker
 from causvid.shapes import BlockLayout
 from causvid.training.batches import Texts, read_batch
 from causvid.training.checkpoint import Stateful
-from causvid.training.optimizers import Optimizer, OptimizerConfig, is_block_matrix
+from causvid.training.networks import averaged, save_whole, spread
+from causvid.training.optimizers import Optimizer, OptimizerConfig, backward, is_block_matrix
 from causvid.training.trainer import train
 
 
@@ -51,7 +51,7 @@ class OdeJob:
     frames_per_block: int | None
     seed: int
     precision: devices.Precision
-    gradient_checkpointing: bool
+    compute: Compute
     pairs: Path
     prompts: Path
     teacher: Path
@@ -73,9 +73,9 @@ class OdeStep:
         # A clean block is context for later ones; a bidirectional student has but one.
         self.choices = len(self.timesteps) - (0 if job.frames_per_block else 1)
         student = self._initial()
-        student = for_training(student, self.device, job.gradient_checkpointing)
-        self.average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(job.config.ema_decay))
-        self.model = replicate(student)  # after the copy: a replica cannot be copied
+        student = for_training(student, self.device, job.compute.gradient_checkpointing)
+        self.average = averaged(student, job.config.ema_decay, job.compute)
+        self.model = spread(student, job.compute, job.precision)
         self.optimizer = Optimizer(self.model, job.config.optimizer, steps=job.config.steps, is_matrix=is_block_matrix)
 
     def _initial(self) -> WanTransformer3DModel:
@@ -98,8 +98,7 @@ class OdeStep:
 
     def export(self, folder: Path) -> None:
         """The weight average."""
-        model: Any = self.average.module
-        model.save_pretrained(folder)
+        save_whole(self.average.module, folder)
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
         """Every block at a state of its own (the clean end among them), one regression towards the clean end."""
@@ -119,7 +118,7 @@ class OdeStep:
         # The loss is a mean over noisy frames, and ranks have different numbers of them.
         noisy = (self.timesteps[chosen] > 0).sum().to(self.device, torch.float32)
         loss = loss * weight_of(noisy)
-        loss.backward()
+        backward(loss, step)
         norm = self.optimizer.step(step)
         self.average.update_parameters(self.model)
         return {"loss": loss, "grad_norm": norm}

@@ -13,7 +13,9 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
+from causvid.runtime.distributed import part_of
 from causvid.training.muon import Muon
 
 MUON_MOMENTUM = 0.95
@@ -85,6 +87,8 @@ class Optimizer:
             norm = nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip, error_if_nonfinite=True)
         except RuntimeError as error:
             raise FloatingPointError(f"step {step}: the gradient is not finite; no weight was changed") from error
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
         for parameter, view in self.views:
             view.grad = None if parameter.grad is None else _as_matrix(parameter.grad, like=parameter)
         for optimizer in self.optimizers:
@@ -102,7 +106,23 @@ class Optimizer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of ``state_dict``."""
         for index, optimizer in enumerate(self.optimizers):
-            optimizer.load_state_dict(state[str(index)])
+            saved, held = state[str(index)], [p for group in optimizer.param_groups for p in group["params"]]
+            # Copied: what comes may lie in a file.
+            moments = {
+                number: {
+                    name: (part_of(value, held[number]) if value.shape == held[number].shape else value).clone()
+                    for name, value in entries.items()
+                }
+                for number, entries in saved["state"].items()
+            }
+            optimizer.load_state_dict({**saved, "state": moments})
+
+
+def backward(loss: torch.Tensor, step: int) -> None:
+    """Gradients of ``loss``. Raises FloatingPointError, before there are any, when it is not finite at ``step``."""
+    if not loss.isfinite():
+        raise FloatingPointError(f"step {step}: the loss is {loss.item()}; no weight was changed")
+    loss.backward()
 
 
 def is_block_matrix(name: str, parameter: nn.Parameter) -> bool:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from diffusers import WanTransformer3DModel
 from pydantic import NonNegativeInt, PositiveInt
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from causvid.data.latent_store import LatentStore
 from causvid.data.prompt_store import PromptStore
@@ -23,13 +22,14 @@ from causvid.losses.flow_matching import flow_matching_loss
 from causvid.models.pretrained import Init
 from causvid.models.wan import build_transformer, causal_student, for_training, load_transformer
 from causvid.runtime import device as devices
-from causvid.runtime.distributed import replicate
+from causvid.runtime.parallel import Compute
 from causvid.runtime.seeding import generator
 from causvid.runtime.tracking import Tracker
 from causvid.shapes import BlockLayout
 from causvid.training.batches import Batch, Texts, read_batch
 from causvid.training.checkpoint import Stateful
-from causvid.training.optimizers import Optimizer, OptimizerConfig, is_block_matrix
+from causvid.training.networks import averaged, save_whole, spread
+from causvid.training.optimizers import Optimizer, OptimizerConfig, backward, is_block_matrix
 from causvid.training.trainer import train
 
 
@@ -64,7 +64,7 @@ class TeacherJob:
     shift: float
     seed: int
     precision: devices.Precision
-    gradient_checkpointing: bool
+    compute: Compute
     latents: Path
     prompts: Path
     work: Path
@@ -86,9 +86,9 @@ class TeacherStep:
         self.store = LatentStore(job.latents)
         self.texts = Texts(PromptStore(job.prompts), self.device, job.latents if job.config.steps else None)
         self.layout = self._layout()
-        model = for_training(self._initial(), self.device, job.gradient_checkpointing)
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(job.config.ema_decay))
-        self.model = replicate(model)  # after the copy: a replica cannot be copied
+        model = for_training(self._initial(), self.device, job.compute.gradient_checkpointing)
+        self.average = averaged(model, job.config.ema_decay, job.compute)
+        self.model = spread(model, job.compute, job.precision)
         self.optimizer = Optimizer(self.model, job.config.optimizer, steps=job.config.steps, is_matrix=is_block_matrix)
 
     def _layout(self) -> BlockLayout | None:
@@ -118,8 +118,7 @@ class TeacherStep:
 
     def export(self, folder: Path) -> None:
         """The weight average."""
-        model: Any = self.average.module
-        model.save_pretrained(folder)
+        save_whole(self.average.module, folder)
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
         """Flow matching on one batch."""
@@ -137,7 +136,7 @@ class TeacherStep:
                 batch.noise(job.seed, "teacher_noise"),
                 times.to(self.device),
             )
-        loss.backward()
+        backward(loss, step)
         norm = self.optimizer.step(step)
         self.average.update_parameters(self.model)
         return {"loss": loss, "grad_norm": norm}

@@ -32,7 +32,7 @@ class Step(Protocol):
         ...
 
     def export(self, folder: Path) -> None:
-        """Save what was learned as a diffusers model."""
+        """Save what was learned as a diffusers model; every rank asks, rank 0 writes."""
         ...
 
 
@@ -63,7 +63,7 @@ def train(step: Step, *, steps: int, checkpoint_every: int, work: Path, tracker:
             latest = {}  # a resumed run could not know it, and must write the same curve
     if is_main():
         write_curve(work / CURVE, history)
-        step.export(work / EXPORT)
+    step.export(work / EXPORT)
 
 
 def write_curve(path: Path, history: list[dict[str, float]]) -> None:

@@ -27,11 +27,11 @@ from causvid.models.vae import (
     to_unit,
 )
 from causvid.runtime import device as devices
-from causvid.runtime.distributed import replicate, share_of
+from causvid.runtime.distributed import is_main, replicate, share_of
 from causvid.runtime.seeding import derive_seed, normal
 from causvid.runtime.tracking import Tracker
 from causvid.training.checkpoint import Stateful
-from causvid.training.optimizers import Optimizer, OptimizerConfig, is_kernel
+from causvid.training.optimizers import Optimizer, OptimizerConfig, backward, is_kernel
 from causvid.training.trainer import train
 
 STATISTICS_CLIPS = 256  # enough for one mean and one deviation per channel
@@ -100,6 +100,8 @@ class VaeStep:
     def export(self, folder: Path) -> None:
         """The VAE; after training with the statistics of its latents."""
         vae = self.model.vae.eval()
+        if not is_main():
+            return
         if self.job.config.steps:
             _record_statistics(vae, self.job.clips[:STATISTICS_CLIPS])
         vae.save_pretrained(folder)
@@ -121,7 +123,7 @@ class VaeStep:
         latent = latent_size(vae, video)
         noise = torch.stack([normal(latent, seed, "vae_noise", number) for number in numbers]).to(self.device)
         error, kl = self.model(video, noise)
-        (error + config.kl_weight * kl).backward()
+        backward(error + config.kl_weight * kl, step)
         norm = self.optimizer.step(step)
         return {"loss": error, "kl": kl, "grad_norm": norm}
 

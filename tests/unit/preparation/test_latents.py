@@ -18,7 +18,7 @@ from causvid.runtime.device import Precision
 from causvid.runtime.parallel import Compute
 from causvid.shapes import VideoShape
 
-HERE = Compute(workers=1, gpus_per_worker=0, gradient_checkpointing=False)
+HERE = Compute(workers=1, gpus_per_worker=0, gradient_checkpointing=False, shard_weights=False)
 CONFIG = LatentConfig(batch_size=3)
 
 

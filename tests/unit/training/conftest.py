@@ -15,6 +15,7 @@ from causvid.data import manifest
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.models.pretrained import Init
 from causvid.runtime.device import Precision
+from causvid.runtime.parallel import Compute
 from causvid.training.checkpoint import Stateful
 from causvid.training.dmd_step import DmdConfig, DmdJob, DmdStep, train_dmd
 from causvid.training.ode_step import OdeConfig, OdeJob, OdeStep, train_ode_init
@@ -70,7 +71,7 @@ def kinds(
     common: dict[str, Any] = {"tracker": SilentTracker(), "seed": 0}
     network: dict[str, Any] = {
         "precision": Precision.FLOAT32,
-        "gradient_checkpointing": False,
+        "compute": Compute(workers=1, gpus_per_worker=0, gradient_checkpointing=False, shard_weights=False),
         "prompts": world / "prompts",
     }
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from causvid.training.checkpoint import DIGEST, KEEP, STATE, _sha256, resume, save
+from causvid.training.checkpoint import KEEP, MANIFEST, STATE, _entry, resume, save
 
 
 def module(value: float) -> torch.nn.Linear:
@@ -57,17 +60,22 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-DAMAGES: dict[str, Callable[[Path], object]] = {
-    "cut state": lambda p: cut(p / STATE),
-    "flipped bit": lambda p: flip(p / STATE),
-    "empty state": lambda p: (p / STATE).write_bytes(b""),
-    "no state": lambda p: (p / STATE).unlink(),
-    "no digest": lambda p: (p / DIGEST).unlink(),
-    "cut digest": lambda p: cut(p / DIGEST),
-    "flipped digest": lambda p: flip(p / DIGEST),
-    "empty digest": lambda p: (p / DIGEST).write_text(""),
-    "not even text": lambda p: (p / DIGEST).write_bytes(b"\xff\xfe\x00"),
-    "empty folder": lambda p: [f.unlink() for f in p.iterdir()],
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "cut state": (lambda p: cut(p / STATE), f"{STATE} has [0-9]+ bytes of [0-9]+"),
+    "flipped bit": (lambda p: flip(p / STATE), f"{STATE} has another sum"),
+    "empty state": (lambda p: (p / STATE).write_bytes(b""), f"{STATE} has 0 bytes of [0-9]+"),
+    "no state": (lambda p: (p / STATE).unlink(), f"no {STATE}"),
+    "no manifest": (lambda p: (p / MANIFEST).unlink(), f"no {MANIFEST}"),
+    "cut manifest": (lambda p: cut(p / MANIFEST), f"{MANIFEST} is not what was written"),
+    "flipped manifest": (lambda p: flip(p / MANIFEST), ".*"),
+    "empty manifest": (lambda p: (p / MANIFEST).write_text(""), f"{MANIFEST} is not what was written"),
+    "not even text": (lambda p: (p / MANIFEST).write_bytes(b"\xff\xfe\x00"), f"{MANIFEST} is not what was written"),
+    "another manifest": (lambda p: (p / MANIFEST).write_text("[]"), f"{MANIFEST} is not what was written"),
+    "a manifest of nothing": (
+        lambda p: (p / MANIFEST).write_text('{"files": {}}'),
+        f"{MANIFEST} does not list {STATE}",
+    ),
+    "empty folder": (lambda p: [f.unlink() for f in p.iterdir()], f"no {MANIFEST}"),
 }
 
 
@@ -76,9 +84,31 @@ def test_a_damaged_newest_gives_way_to_the_one_before(
     tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saved(tmp_path, 2, 4)
-    DAMAGES[damage](tmp_path / "step-0000004")
+    harm, reason = DAMAGES[damage]
+    harm(tmp_path / "step-0000004")
     assert resumed(tmp_path) == (2, 2.0, 2)
-    assert "step-0000004 is damaged; trying the checkpoint before it" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert re.search(rf"step-0000004 is damaged \({reason}\); trying the checkpoint before it", said), said
+
+
+def test_a_hundred_damaged_ones_give_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Bytes of the state cut off, turned over or overwritten, anywhere."""
+    saved(tmp_path, 2, 4)
+    state, dice = tmp_path / "step-0000004" / STATE, random.Random(0)
+    good = state.read_bytes()
+    for number in range(100):
+        bad, at = bytearray(good), dice.randrange(len(good))
+        if number % 3 == 0:
+            del bad[at:]
+        elif number % 3 == 1:
+            bad[at] ^= 1 << dice.randrange(8)
+        else:
+            bad[at:] = dice.randbytes(len(good) - at)
+        state.write_bytes(bad)
+        assert resumed(tmp_path) == (2, 2.0, 2)
+        assert "step-0000004 is damaged" in capsys.readouterr().err
+    state.write_bytes(good)
+    assert resumed(tmp_path) == (4, 4.0, 4)
 
 
 def test_a_damaged_one_is_replaced_when_training_comes_by_again(tmp_path: Path) -> None:
@@ -117,11 +147,11 @@ class Payload:
 
 
 def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
-    """Whoever can write into the folder can write a fitting digest too."""
+    """Whoever can write into the folder can write a fitting sum too."""
     saved(tmp_path / "c", 2)
     marker, folder = tmp_path / "ran", tmp_path / "c" / "step-0000002"
     torch.save({"parts": {"net": Payload(marker)}}, folder / STATE)
-    (folder / DIGEST).write_text(_sha256(folder / STATE))
+    (folder / MANIFEST).write_text(json.dumps({"files": {STATE: _entry(folder / STATE)}}))
     with pytest.raises(Exception, match="[Ww]eights"):
         resumed(tmp_path / "c")
     assert not marker.exists()

@@ -319,7 +319,7 @@ def test_a_latent_that_is_none_stops_training_before_a_weight_moves(
             before.update({key: state(part) for key, part in step.parts().items() if isinstance(part, torch.nn.Module)})
             step(index)
 
-    with pytest.raises(FloatingPointError, match=r"step \d: the gradient is not finite; no weight was changed"):
+    with pytest.raises(FloatingPointError, match=r"step \d: the (loss is nan|gradient is not finite); no weight was changed"):
         until_it_stops()
     assert all(same(state(step.parts()[key]), weights_before) for key, weights_before in before.items())
 
@@ -348,7 +348,8 @@ def test_a_trained_vae_knows_its_latents_statistics(kinds: dict[str, Any], tmp_p
 def test_gradient_checkpointing_does_not_change_training(name: str, kinds: dict[str, Any], tmp_path: Path) -> None:
     curves = []
     for checkpointed in (False, True):
-        job = replace(kinds[name].job(tmp_path / str(checkpointed), steps=2), gradient_checkpointing=checkpointed)
+        job = kinds[name].job(tmp_path / str(checkpointed), steps=2)
+        job = replace(job, compute=replace(job.compute, gradient_checkpointing=checkpointed))
         kinds[name].train(job)
         curves.append((job.work / CURVE).read_text())
     assert curves[0] == curves[1]

@@ -6,6 +6,7 @@ import csv
 import os
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from torch import distributed as dist
 from torch import nn
 
 from causvid.runtime import distributed
-from causvid.training.trainer import CURVE
+from causvid.training.teacher_step import TeacherStep
+from causvid.training.trainer import CURVE, train
 from tests.unit.training.conftest import optimizer
 
 # From Python 3.12 on a fork of a process with threads is warned about; these children only compute and end.
@@ -104,7 +106,10 @@ def curve(folder: Path) -> list[dict[str, float]]:
         ("vae", None),
     ],
 )
-def test_two_ranks_train_as_one(name: str, inputs: str | None, kinds: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("shard_weights", [False, True], ids=["whole", "in parts"])
+def test_two_ranks_train_as_one(
+    name: str, inputs: str | None, shard_weights: bool, kinds: dict[str, Any], tmp_path: Path
+) -> None:
     """AdamW, so that rounding stays rounding; images then clips for the VAE, with a checkpoint and a resume between.
 
     A rollout makes several passes with gradients before one backward pass, and a shared one waits for it while the
@@ -115,6 +120,8 @@ def test_two_ranks_train_as_one(name: str, inputs: str | None, kinds: dict[str, 
     if name == "vae":
         changes |= {"image_steps": 2}
     alone, together = (kinds[name].job(tmp_path / place, steps=6, **changes) for place in ("alone", "together"))
+    if name != "vae":
+        together = replace(together, compute=replace(together.compute, shard_weights=shard_weights))
     kinds[name].train(alone)
     on_two_ranks(tmp_path / "ranks", lambda _: kinds[name].train(together))
     ours, theirs = curve(alone.work), curve(together.work)
@@ -128,3 +135,52 @@ def test_two_ranks_train_as_one(name: str, inputs: str | None, kinds: dict[str, 
     for key, value in weights.items():
         torch.testing.assert_close(others[key], value, rtol=1e-3, atol=1e-3)
     assert sorted(p.name for p in (together.work / "checkpoints").iterdir()) == ["step-0000004", "step-0000006"]
+
+
+@pytest.mark.parametrize("shard_weights", [False, True], ids=["whole", "in parts"])
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_workers_may_come_and_go(shard_weights: bool, kind: str, kinds: dict[str, Any], tmp_path: Path) -> None:
+    """Two ranks to step 2, one to step 4, two to the end: the same samples, so the same losses and weights."""
+    changes = {"optimizer": optimizer(kind, learning_rate=1e-3, decay="constant"), "steps": 6}
+    alone, moved = (kinds["teacher"].job(tmp_path / place, **changes) for place in ("alone", "moved"))
+    moved = replace(moved, compute=replace(moved.compute, shard_weights=shard_weights))
+    kinds["teacher"].train(alone)
+
+    def until(steps: int) -> None:
+        train(TeacherStep(moved), steps=steps, checkpoint_every=2, work=moved.work, tracker=moved.tracker)
+
+    on_two_ranks(tmp_path / "first", lambda _: until(2))
+    until(4)
+    on_two_ranks(tmp_path / "last", lambda _: until(6))
+    ours, theirs = curve(alone.work), curve(moved.work)
+    assert [row["step"] for row in theirs] == [0, 1, 2, 3, 4, 5]
+    for one, two in zip(ours, theirs, strict=True):
+        assert two == pytest.approx(one, rel=1e-4)
+    weights, others = (load_file(job.work / "export" / "diffusion_pytorch_model.safetensors") for job in (alone, moved))
+    for key, value in weights.items():
+        torch.testing.assert_close(others[key], value, rtol=1e-3, atol=1e-4)
+
+
+def test_parts_are_put_together_and_taken_apart(tmp_path: Path) -> None:
+    def work(rank: int) -> None:
+        module = nn.Sequential(nn.Linear(3, 5))
+        expected = {
+            name: torch.arange(value.numel(), dtype=torch.float32).view_as(value)
+            for name, value in module.state_dict().items()
+        }
+        module.load_state_dict(expected)
+        distributed.shard(module, nn.ModuleList(module), torch.float32)
+        held = module.state_dict()
+        assert [value.to_local().shape[0] for value in held.values()] == [[3, 3], [2, 2]][rank]
+        found = distributed.whole({"net": [held]})["net"][0]
+        if rank == 0:
+            assert all(torch.equal(found[name], expected[name]) for name in expected)
+        else:
+            assert set(found.values()) == {None}
+        for name, value in expected.items():
+            part = distributed.part_of(value, held[name])
+            assert torch.equal(part.to_local(), held[name].to_local())
+            assert distributed.part_of(value, value) is value
+        assert distributed.from_main(f"rank {rank}") == "rank 0"
+
+    on_two_ranks(tmp_path / "ranks", work)

@@ -1,0 +1,82 @@
+"""Ray Train: workers that die cost the time since the last checkpoint, and what cannot be helped is said at once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from causvid.runtime.parallel import launch
+from causvid.training.trainer import CURVE, EXPORT
+
+# Ray's own use of its own settings.
+pytestmark = [
+    pytest.mark.timeout(1200),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
+    pytest.mark.filterwarnings("ignore::UserWarning:ray.data.context"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _our_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers unpickle what stands in this tree."""
+    monkeypatch.setenv("PYTHONPATH", str(Path.cwd()))
+
+
+def on_two(job: Any) -> Any:
+    return replace(job, compute=replace(job.compute, workers=2))
+
+
+def ranks() -> list[psutil.Process]:
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        if any("RayTrainWorker" in word for word in process.cmdline()):
+            found.append(process)
+    return sorted(found, key=lambda process: process.pid)
+
+
+def test_a_rank_killed_ten_times(kinds: dict[str, Any], tmp_path: Path) -> None:
+    """Now one rank, now the other, each time right after a checkpoint that came since."""
+    kind, kills, back = kinds["dmd"], 10, list[float]()
+    jobs = [on_two(kind.job(tmp_path / name, steps=60, checkpoint_every=2)) for name in ("straight", "killed")]
+    for job in jobs:
+        job.work.mkdir()
+    checkpoints, running = jobs[1].work / "checkpoints", threading.Event()
+    running.set()
+
+    def kill() -> None:
+        seen: set[str] = set()
+        for number in range(kills):
+            began = time.monotonic()
+            while running.is_set() and not (new := {path.name for path in checkpoints.glob("step-*")} - seen):
+                time.sleep(0.01)
+            if not running.is_set():
+                return
+            back.append(time.monotonic() - began)
+            seen |= new
+            alive = ranks()
+            alive[number % len(alive)].kill()
+
+    launch(kind.train, jobs[0], jobs[0].compute, name="straight", storage=jobs[0].work / "ray")
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    launch(kind.train, jobs[1], jobs[1].compute, name="killed", storage=jobs[1].work / "ray")
+    running.clear()
+    killer.join(timeout=60)
+    print(f"seconds from a kill to the next checkpoint: {[round(seconds, 1) for seconds in back[1:]]}")
+    assert len(back) == kills
+    straight, killed = (
+        {path.name: path.read_bytes() for path in [job.work / CURVE, *(job.work / EXPORT).iterdir()]} for job in jobs
+    )
+    assert killed == straight
+
+
+def test_what_cannot_be_helped_is_said_at_once(kinds: dict[str, Any], tmp_path: Path) -> None:
+    job = on_two(kinds["ode"].job(tmp_path, steps=6, batch_size=3))
+    with pytest.raises(ValueError, match="the batch of 3 does not divide over 2 workers"):
+        launch(kinds["ode"].train, job, job.compute, name="odd", storage=tmp_path / "ray")

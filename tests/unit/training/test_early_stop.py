@@ -1,0 +1,122 @@
+"""What is not finite stops a training before its update: no weight, moment or average has moved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from causvid.training import dmd_step, ode_step, optimizers, teacher_step, vae_step
+from causvid.training.batches import Batch
+from tests.unit.training.test_resume import fingerprint
+
+STEPS = 20
+
+
+@contextmanager
+def poisoned_loss(step: Any, poison: float, patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Its gradient stays finite."""
+    module = {"TeacherStep": teacher_step, "OdeStep": ode_step, "DmdStep": dmd_step, "VaeStep": vae_step}
+    with patch.context() as inside:
+        place = module[type(step).__name__]
+        inside.setattr(place, "backward", lambda loss, index: optimizers.backward(loss + poison, index))
+        yield
+
+
+@contextmanager
+def poisoned_gradient(step: Any, poison: float, patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One value of the last network's largest weight."""
+    network = step.critic if hasattr(step, "critic") else step.model
+    weight = max(network.parameters(), key=torch.numel)
+
+    def spoil(gradient: torch.Tensor) -> torch.Tensor:
+        spoilt = gradient.clone()
+        spoilt.view(-1)[7] = poison
+        return spoilt
+
+    handle = weight.register_hook(spoil)
+    yield
+    handle.remove()
+
+
+@contextmanager
+def poisoned_latent(step: Any, poison: float, patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One value of the batch."""
+    place = {"TeacherStep": teacher_step, "OdeStep": ode_step, "DmdStep": dmd_step}[type(step).__name__]
+    read: Callable[..., Batch] = place.read_batch  # type: ignore[attr-defined]
+
+    def spoilt(*args: Any, **kwargs: Any) -> Batch:
+        batch = read(*args, **kwargs)
+        latents = batch.latents.clone()
+        latents[..., 0, 0] = poison
+        return batch._replace(latents=latents)
+
+    with patch.context() as inside:
+        inside.setattr(place, "read_batch", spoilt)
+        yield
+
+
+@contextmanager
+def poisoned_output(network: torch.nn.Module, poison: float) -> Iterator[None]:
+    """A corner of what a network returns."""
+
+    def spoil(_: object, __: object, output: Any) -> Any:
+        spoilt = (output[0] if isinstance(output, tuple) else output).clone()
+        spoilt[..., 0, 0] = poison
+        return (spoilt,) if isinstance(output, tuple) else spoilt
+
+    handle = network.register_forward_hook(spoil)
+    yield
+    handle.remove()
+
+
+def poisoned_teacher(step: Any, poison: float, patch: pytest.MonkeyPatch) -> Any:
+    return poisoned_output(step.teacher, poison)
+
+
+def poisoned_vae(step: Any, poison: float, patch: pytest.MonkeyPatch) -> Any:
+    return poisoned_output(step.model.vae.encoder, poison)
+
+
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [
+        ("dmd", poisoned_loss),
+        ("dmd", poisoned_gradient),
+        ("dmd", poisoned_teacher),
+        ("dmd", poisoned_latent),
+        ("vae", poisoned_vae),
+        ("ode", poisoned_loss),
+        ("ode", poisoned_latent),
+        ("teacher", poisoned_gradient),
+    ],
+)
+def test_twenty_of_twenty_stop_before_the_update(
+    name: str, where: Callable[..., Any], kinds: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At every step in turn, NaN and infinity in turn; then the step is made in peace.
+
+    The teacher is asked at the student's steps only, which then come every time.
+    """
+    changes = {"critic_updates_per_student_update": 1, "critic_only_steps": 0} if name == "dmd" else {}
+    step = kinds[name].step(kinds[name].job(tmp_path, steps=STEPS, **changes))
+    moved = fingerprint(step)
+    for index in range(STEPS):
+        before = fingerprint(step)
+        poison = (float("nan"), float("inf"), float("-inf"))[index % 3]
+        with where(step, poison, monkeypatch), pytest.raises(FloatingPointError, match=f"step {index}: the "):
+            step(index)
+        after = fingerprint(step)
+        untouched = before.keys() - (
+            {"student", "student_optimizer", "average"} if where is poisoned_gradient else set()
+        )
+        assert {key: after[key] for key in untouched} == {key: before[key] for key in untouched}
+        for part in step.parts().values():
+            if isinstance(part, torch.nn.Module):
+                part.zero_grad(set_to_none=True)
+        step(index)
+    assert all(value != moved[key] for key, value in fingerprint(step).items())

@@ -1,0 +1,64 @@
+"""Training killed at any moment, again and again: the bytes are those of a run that nobody disturbed."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from causvid.training.trainer import CURVE, EXPORT
+
+# From Python 3.12 on a fork of a process with threads is warned about; these children only compute and end.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+
+
+def started(work: Callable[[], None], said: Path) -> int:
+    """The pid of a process that does ``work`` and ends; what goes wrong there is written to ``said``."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        except BaseException:
+            said.write_text(traceback.format_exc())
+        finally:
+            os._exit(code)
+    return child
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in [folder / CURVE, *sorted((folder / EXPORT).iterdir())]}
+
+
+@pytest.mark.parametrize("name", ["ode", "dmd", "dmd_sharing_samples"])
+@pytest.mark.parametrize("kills", [10, pytest.param(300, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
+def test_killed_runs_end_with_the_bytes_of_an_undisturbed_one(
+    name: str, kills: int, kinds: dict[str, Any], tmp_path: Path
+) -> None:
+    """As many runs as it takes, each killed until it is done. A run takes about as long as four kills are apart."""
+    kind, dice, done, runs = kinds[name], random.Random(0), 0, 0
+    began = time.monotonic()
+    kind.train(kind.job(tmp_path / "straight", steps=12))
+    took = time.monotonic() - began
+    expected = results(tmp_path / "straight")
+    while done < kills:
+        runs += 1
+        job, said = kind.job(tmp_path / f"{runs}", steps=12), tmp_path / f"{runs}.error"
+        while True:
+            child = started(lambda job=job: kind.train(job), said)
+            time.sleep(dice.uniform(0, took / 2))
+            os.kill(child, signal.SIGKILL)  # a child that has ended waits for us, and is not harmed
+            status = os.waitpid(child, 0)[1]
+            assert not said.exists(), said.read_text()
+            if os.WIFEXITED(status):
+                break
+            done += 1
+        assert results(job.work) == expected

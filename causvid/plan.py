@@ -87,6 +87,7 @@ class Plan:
         self.block_tokens = self.frame_tokens * self.layout.frames_per_block
         self.clip_tokens = self.frame_tokens * self.latent.frames
         self.workers: int = values["compute"]["workers"]
+        self.shards: int = self.workers if values["compute"]["shard_weights"] else 1
 
     @cached_property
     def vae(self) -> VaeCost:
@@ -213,9 +214,9 @@ class Plan:
             stage="train_dmd", work=f"{dmd['steps']} critic and {updates} student updates",
             flops=dmd["batch_size"] * (updates * self.student_step() + dmd["steps"] * self.critic_step()),
             memory=self._trained(dmd["batch_size"], 2, waiting=1 if dmd["share_samples"] else 0)
-            + SINGLE * weights + self._rollout_cache(),
+            + SINGLE * weights / self.shards + self._rollout_cache(),
             disk=SINGLE * weights,
-            network=self._reduced(dmd["steps"] + updates),
+            network=self._reduced(dmd["steps"] + updates, self._other_passes()),
         )  # fmt: skip
 
     def _judging(self) -> Iterator[Row]:
@@ -296,11 +297,34 @@ class Plan:
         And those of as many others as are ``waiting`` for their backward pass meanwhile.
         """
         kept = self.kept(recompute=True) * max(1, batch // self.workers) * (1 + waiting)
-        return self.transformer.parameters * (networks * TRAINED + AVERAGED) + kept
+        held = self.transformer.parameters * (networks * TRAINED + AVERAGED) / self.shards
+        # Sharded, a block at work and the next one are whole.
+        whole = 2 * self.bytes * self.transformer.parameters / self.transformer.num_layers if self.shards > 1 else 0.0
+        return held + whole + kept
 
-    def _reduced(self, updates: int) -> float:
-        """Bytes each worker sends to average gradients ``updates`` times; a ring sends 2 (n - 1) / n of them."""
-        return updates * 2 * (self.workers - 1) / self.workers * SINGLE * self.transformer.parameters
+    def _reduced(self, updates: int, other_passes: float = 0.0) -> float:
+        """Bytes each worker sends for ``updates`` training passes and, where weights are sharded, for other ones.
+
+        A ring sends (n - 1) / n of them to gather weights or to scatter a sum. Averaging gradients is both; sharded, a
+        pass gathers the weights in the precision of the products, its way back once more.
+        """
+        sent = (self.workers - 1) / self.workers * self.transformer.parameters
+        if self.shards == 1:
+            return updates * 2 * SINGLE * sent
+        return (updates * (2 * self.bytes + SINGLE) + other_passes * self.bytes) * sent
+
+    def _other_passes(self) -> float:
+        """Passes of DMD that train nothing: the student's samples, and critic and teacher in its own updates."""
+        section, updates = self.values["train_dmd"], self.student_updates()
+        before = len(self.schedule.denoising_timesteps) - 1
+        passes = 1.0  # for one batch of samples
+        if section["inputs"] != "data" and self.values["model"]["frames_per_block"] is None:
+            passes += before
+        elif section["inputs"] != "data":
+            passes = self.layout.blocks * (before / 2 + 2) - 1
+        ratio = section["critic_updates_per_student_update"]
+        sampled = section["steps"] / ratio if section["share_samples"] else section["steps"] + updates
+        return sampled * passes + 2 * updates
 
 
 def problems(values: Mapping[str, Any]) -> Iterator[str]:

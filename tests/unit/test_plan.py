@@ -156,6 +156,25 @@ def test_student_updates_after_the_critic_s_own(shares: bool, turns: int, wan: P
     assert Plan(values).student_updates() == 0
 
 
+def test_weights_in_parts_cost_network_instead_of_memory(wan: Plan) -> None:
+    """On 64 workers. Of a DMD update: the critic's two gathers in bfloat16 and the sum's scattering in float32, and so on."""
+    values = copy.deepcopy(dict(wan.values))
+    values["compute"] |= {"shard_weights": True}
+    rows = {name: {row.stage: row for row in Plan(v).rows()} for name, v in (("whole", wan.values), ("parts", values))}
+    ode = {name: row["train_ode_init"] for name, row in rows.items()}
+    weights, workers = wan.transformer.parameters, wan.workers
+    saved = 20 * weights * (1 - 1 / workers) - 2 * 2 * weights / wan.transformer.num_layers
+    assert ode["whole"].memory - ode["parts"].memory == pytest.approx(saved)
+    assert ode["whole"].network == ode["parts"].network  # 2 x 4 bytes, or 2 x 2 and 4
+    section = values["train_dmd"]
+    steps, updates = section["steps"], Plan(values).student_updates()
+    sent = weights * (workers - 1) / workers
+    assert (section["inputs"], section["share_samples"]) == ("data", False)
+    assert rows["parts"]["train_dmd"].network == pytest.approx(
+        sent * (8 * (steps + updates) + 2 * (steps + updates + 2 * updates))
+    )
+
+
 def _change(path: str, value: object) -> Callable[[dict[str, Any]], None]:
     def apply(values: dict[str, Any]) -> None:
         *sections, key = path.split(".")

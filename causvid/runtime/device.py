@@ -39,6 +39,18 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def peak_memory(device: torch.device) -> int | None:
+    """Most bytes of tensors ``device`` has held since ``forget_peak_memory``; of a CPU nobody knows."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """Give unused memory back and begin anew to look for the peak."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def describe(device: torch.device) -> str:
     """The device in words, for reports."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"

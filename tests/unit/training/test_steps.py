@@ -319,7 +319,9 @@ def test_a_latent_that_is_none_stops_training_before_a_weight_moves(
             before.update({key: state(part) for key, part in step.parts().items() if isinstance(part, torch.nn.Module)})
             step(index)
 
-    with pytest.raises(FloatingPointError, match=r"step \d: the (loss is nan|gradient is not finite); no weight was changed"):
+    with pytest.raises(
+        FloatingPointError, match=r"step \d: the (loss is nan|gradient is not finite); no weight was changed"
+    ):
         until_it_stops()
     assert all(same(state(step.parts()[key]), weights_before) for key, weights_before in before.items())
 

@@ -309,8 +309,9 @@ def claims(found: Mapping[str, Any], inputs: str) -> Table:
         head=("claim", "measure", "gap", "verdict"),
         rows=tuple(rows),
         note=f"Gaps are between paired seeds, positive in the paper's direction; {ablation.HOLDS} or {ablation.FAILS}: "
-        f"beyond two standard errors of their mean, which with three seeds one gap in six is by chance alone. All "
-        f"seeds share teacher and pairs. 'As good as' allows {ablation.LEVEL:.0%} of the teacher's score.",
+        f"beyond two standard errors of their mean, which by chance alone is one gap in six with three seeds, one in "
+        f"nine with five. All seeds share teacher and pairs. 'As good as' allows {ablation.LEVEL:.0%} of the teacher's "
+        f"score.",
     )
 
 

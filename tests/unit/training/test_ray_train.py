@@ -11,15 +11,10 @@ from typing import Any
 import psutil
 import pytest
 
-from causvid.runtime.parallel import launch
 from causvid.training.trainer import CURVE, EXPORT
+from tests.unit.training.ray_train_child import launched
 
-# Ray's own use of its own settings.
-pytestmark = [
-    pytest.mark.timeout(1200),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
-    pytest.mark.filterwarnings("ignore::UserWarning:ray.data.context"),
-]
+pytestmark = pytest.mark.timeout(1200)
 
 
 @pytest.fixture(autouse=True)
@@ -40,12 +35,11 @@ def ranks() -> list[psutil.Process]:
     return sorted(found, key=lambda process: process.pid)
 
 
-def test_a_rank_killed_ten_times(kinds: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_a_rank_killed_again_and_again(kinds: dict[str, Any], tmp_path: Path, kills: int) -> None:
     """Now one rank, now the other, each time right after a checkpoint that came since."""
-    kind, kills, back = kinds["dmd"], 10, list[float]()
-    jobs = [on_two(kind.job(tmp_path / name, steps=60, checkpoint_every=2)) for name in ("straight", "killed")]
-    for job in jobs:
-        job.work.mkdir()
+    kind, back = kinds["dmd"], list[float]()
+    jobs = [on_two(kind.job(tmp_path / name, steps=6 * kills, checkpoint_every=2)) for name in ("straight", "killed")]
     checkpoints, running = jobs[1].work / "checkpoints", threading.Event()
     running.set()
 
@@ -62,11 +56,13 @@ def test_a_rank_killed_ten_times(kinds: dict[str, Any], tmp_path: Path) -> None:
             alive = ranks()
             alive[number % len(alive)].kill()
 
-    launch(kind.train, jobs[0], jobs[0].compute, name="straight", storage=jobs[0].work / "ray")
+    done = launched(kind.train, jobs[0])
+    assert done.returncode == 0, done.stderr
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    launch(kind.train, jobs[1], jobs[1].compute, name="killed", storage=jobs[1].work / "ray")
+    done = launched(kind.train, jobs[1])
     running.clear()
+    assert done.returncode == 0, done.stderr
     killer.join(timeout=60)
     print(f"seconds from a kill to the next checkpoint: {[round(seconds, 1) for seconds in back[1:]]}")
     assert len(back) == kills
@@ -77,6 +73,6 @@ def test_a_rank_killed_ten_times(kinds: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_helped_is_said_at_once(kinds: dict[str, Any], tmp_path: Path) -> None:
-    job = on_two(kinds["ode"].job(tmp_path, steps=6, batch_size=3))
-    with pytest.raises(ValueError, match="the batch of 3 does not divide over 2 workers"):
-        launch(kinds["ode"].train, job, job.compute, name="odd", storage=tmp_path / "ray")
+    job = on_two(kinds["ode"].job(tmp_path / "odd", steps=6, batch_size=3))
+    last = launched(kinds["ode"].train, job).stderr.splitlines()[-1]
+    assert last.startswith("ValueError: the batch of 3 does not divide over 2 workers")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,9 @@ def on_two(job: Any) -> Any:
 def ranks() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
-        if any("RayTrainWorker" in word for word in process.cmdline()):
-            found.append(process)
+        with suppress(psutil.Error):  # it may be gone by now
+            if any("RayTrainWorker" in word for word in process.cmdline()):
+                found.append(process)
     return sorted(found, key=lambda process: process.pid)
 
 

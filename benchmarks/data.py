@@ -38,7 +38,9 @@ TOY = VideoShape(height=32, width=32, frames=33, fps=16)
 
 def compute(workers: int) -> Compute:
     """On CPUs."""
-    return Compute(workers=workers, gpus_per_worker=0, gradient_checkpointing=False, shard_weights=False)
+    return Compute(
+        workers=workers, gpus_per_worker=0, gradient_checkpointing=False, shard_weights=False, save_in_background=False
+    )
 
 
 def seconds(work: Callable[[], object]) -> float:

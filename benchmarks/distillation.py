@@ -23,6 +23,7 @@ from typing import Any, cast
 import torch
 
 from causvid import params
+from causvid.costs import CPU, KINDS
 from causvid.data.latent_store import Record, write_store
 from causvid.data.prompt_store import write_prompts
 from causvid.diffusion.flow import add_noise, sigma_of, velocity_to_x0
@@ -31,10 +32,10 @@ from causvid.diffusion.velocity import conditional
 from causvid.losses.dmd import dmd_loss
 from causvid.losses.flow_matching import flow_matching_loss
 from causvid.models.wan import build_transformer, causal_student, for_training, load_transformer
-from causvid.plan import KINDS, Plan
+from causvid.plan import Plan
 from causvid.runtime import device as devices
 from causvid.runtime.parallel import Compute
-from causvid.runtime.tracking import Tracker
+from causvid.runtime.tracking import Tracker, Watch
 from causvid.training.dmd_step import DmdConfig, DmdJob, DmdStep
 
 CLIPS_STORED, CYCLES = 8, 3
@@ -63,7 +64,9 @@ def prepared(values: dict[str, Any], clips: int, folder: Path) -> DmdJob:
         precision=devices.Precision(values["model"]["precision"]),
         compute=replace(params.build(Compute, values["compute"], name="compute"), workers=1, shard_weights=False),
         latents=folder / "latents", prompts=folder / "prompts", teacher=folder / "teacher", student=folder / "student",
-        work=folder / "work", tracker=cast(Tracker, None),
+        work=folder / "work", tracker=cast(Tracker, None), made_from={},
+        watch=Watch(samples_every=0, samples=1, keep_checkpoints_every=None),
+        vae=folder / "vae", fps=8,
     )  # fmt: skip
 
 
@@ -162,8 +165,8 @@ def main(profile: Path, clips: int) -> None:
     with tempfile.TemporaryDirectory() as place:
         job = prepared(values, clips, Path(place))
         ratio, plan = job.config.critic_updates_per_student_update, Plan(values)
-        flops = clips * (plan.student_step() + ratio * plan.critic_step())
-        name = next((kind for kind in KINDS if kind in devices.describe(device)), "CPU core")
+        flops = clips * (plan.dmd.student + ratio * plan.dmd.critic)
+        name = next((kind for kind in KINDS if kind in devices.describe(device)), CPU)
         cores = torch.get_num_threads() if device.type == "cpu" else 1
         peak = cores * KINDS[name].peak[job.precision]
         print(f"{profile}: {ratio} critic updates and one of the student, {clips} clips, {devices.describe(device)}")

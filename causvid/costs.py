@@ -9,14 +9,34 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from causvid import params
-from causvid.shapes import LatentShape, VideoShape
+from causvid.shapes import BlockLayout, LatentShape, VideoShape
 
 # Values a block keeps per token for its backward: about 16 rows of the width (norms, q, k, v, rotated q and k, outputs,
 # the same for cross-attention, residuals) and both sides of the feed-forward's activation.
 KEPT_WIDTHS, KEPT_FFN = 16, 2
+
+
+class Accelerator(NamedTuple):
+    """memory in bytes; peak dense FLOP/s by precision; the fraction of it this kind of work reaches."""
+
+    memory: float
+    peak: Mapping[str, float]
+    achieved: float
+
+
+CPU = "CPU core"
+# Data sheets: A100 SXM 80 GB, H100 SXM, H200 SXM (bfloat16 and TF32, dense). The CPU core is one AVX-512 core measured
+# with large matrix products; 0.35 is between the 25 % and 45 % that published runs of this size reached.
+KINDS = {
+    "A100": Accelerator(80e9, {"bfloat16": 312e12, "float32": 156e12}, 0.35),
+    "H100": Accelerator(80e9, {"bfloat16": 989e12, "float32": 494e12}, 0.35),
+    "H200": Accelerator(141e9, {"bfloat16": 989e12, "float32": 494e12}, 0.35),
+    CPU: Accelerator(math.inf, {"bfloat16": 410e9, "float32": 95e9}, 0.5),
+}
 
 
 class Flops(NamedTuple):
@@ -113,6 +133,69 @@ class Transformer:
         """Estimate of what one sample keeps for its backward; ``recompute`` keeps only the input of every layer."""
         per_layer = self.width if recompute else KEPT_WIDTHS * self.width + KEPT_FFN * self.ffn_dim
         return float(tokens * self.num_layers * per_layer * value_bytes)
+
+
+class DmdWork(NamedTuple):
+    """FLOPs of one sample of an update of either network."""
+
+    student: float
+    critic: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """What passes over one clip cost: its blocks of latent frames, tokens of a latent frame and of the prompt."""
+
+    transformer: Transformer
+    layout: BlockLayout
+    frame_tokens: int
+    text_tokens: int
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens of a block."""
+        return self.frame_tokens * self.layout.frames_per_block
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the clip."""
+        return self.frame_tokens * self.layout.frames
+
+    @cached_property
+    def bidirectional(self) -> Flops:
+        """Teacher or critic in one pass."""
+        return self.transformer.bidirectional(self.tokens, self.text_tokens)
+
+    @cached_property
+    def causal(self) -> Flops:
+        """Student in one pass, as it trains; of a bidirectional one the clip is one block."""
+        return self.transformer.causal(self.block_tokens, self.layout.blocks, self.text_tokens)
+
+    def block_pass(self, block: int) -> float:
+        """FLOPs of one pass over block number ``block`` with everything before it, and the prompt, in the cache."""
+        pairs = self.block_tokens**2 * (block + 1)
+        return self.transformer.forward(self.block_tokens, pairs, self.text_tokens, text_cached=True).forward
+
+    def dmd(self, *, few_steps: int, rolls_out: bool, streams: bool, shared_by: int, guidance_scale: float) -> DmdWork:
+        """Updates of DMD, of a student of ``few_steps`` that is causal or not (``streams``).
+
+        ``rolls_out``: its input is its own rollout, of which the prompt is left out here; shared_by: critic updates
+        that, and the student's, learn from one batch of samples; 0 = each makes its own.
+        """
+        before = few_steps - 1
+        sampled = self.causal.forward
+        if rolls_out and streams:
+            # It stops at a step drawn at random, half of them on average, and every block but the last is cached.
+            passes = [self.block_pass(block) for block in range(self.layout.blocks)]
+            sampled += before / 2 * sum(passes) + sum(passes[:-1])
+        elif rolls_out:
+            sampled += before * self.causal.forward
+        scores = (2 if guidance_scale == 1 else 3) * self.bidirectional.forward  # of the critic and of the teacher
+        student = self.causal.training - self.causal.forward + scores
+        critic = self.bidirectional.training
+        if shared_by:
+            return DmdWork(student, critic + sampled / shared_by)
+        return DmdWork(student + sampled, critic + sampled)
 
 
 class VaeCost(NamedTuple):

@@ -16,13 +16,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import psutil
 import typer
 
 from causvid import params as params_file
-from causvid.costs import Flops, Transformer, VaeCost, text_encoder_parameters, vae_cost
+from causvid.costs import CPU, KINDS, Clip, DmdWork, Transformer, VaeCost, text_encoder_parameters, vae_cost
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.runtime import device
 from causvid.shapes import BlockLayout, LatentShape, VideoShape
@@ -33,24 +33,6 @@ HALF, SINGLE = 2, 4  # bytes of a float16 or bfloat16, of a float32
 TRAINED, AVERAGED = 4 * SINGLE, SINGLE
 VIDEO_BITS = 0.3  # H.264 bits per pixel at the qualities profiles use, a round figure
 MIXKIT_VIDEOS = 6484  # entries of the released captions file (CausVid repository, sample_dataset)
-
-
-class Accelerator(NamedTuple):
-    """memory in bytes; peak dense FLOP/s by precision; the fraction of it this kind of work reaches."""
-
-    memory: float
-    peak: Mapping[str, float]
-    achieved: float
-
-
-# Data sheets: A100 SXM 80 GB, H100 SXM, H200 SXM (bfloat16 and TF32, dense). The CPU core is one AVX-512 core measured
-# with large matrix products; 0.35 is between the 25 % and 45 % that published runs of this size reached.
-KINDS = {
-    "A100": Accelerator(80e9, {"bfloat16": 312e12, "float32": 156e12}, 0.35),
-    "H100": Accelerator(80e9, {"bfloat16": 989e12, "float32": 494e12}, 0.35),
-    "H200": Accelerator(141e9, {"bfloat16": 989e12, "float32": 494e12}, 0.35),
-    "CPU core": Accelerator(math.inf, {"bfloat16": 410e9, "float32": 95e9}, 0.5),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +65,12 @@ class Plan:
         self.transformer = Transformer.of(model["transformer"])
         self.text_tokens: int = model["text_tokens"]
         self.bytes = HALF if model["precision"] == "bfloat16" else SINGLE
-        self.frame_tokens = self.transformer.tokens(self.latent)
-        self.block_tokens = self.frame_tokens * self.layout.frames_per_block
-        self.clip_tokens = self.frame_tokens * self.latent.frames
+        self.clip = Clip(
+            transformer=self.transformer,
+            layout=self.layout,
+            frame_tokens=self.transformer.tokens(self.latent),
+            text_tokens=self.text_tokens,
+        )
         self.workers: int = values["compute"]["workers"]
         self.shards: int = self.workers if values["compute"]["shard_weights"] else 1
 
@@ -95,14 +80,16 @@ class Plan:
         return vae_cost(self.values["model"]["vae"], self.video, self.latent)
 
     @cached_property
-    def bidirectional(self) -> Flops:
-        """Teacher or critic on one clip."""
-        return self.transformer.bidirectional(self.clip_tokens, self.text_tokens)
-
-    @cached_property
-    def causal(self) -> Flops:
-        """Student on one clip in one pass, as it trains."""
-        return self.transformer.causal(self.block_tokens, self.layout.blocks, self.text_tokens)
+    def dmd(self) -> DmdWork:
+        """One sample of either update of DMD."""
+        section = self.values["train_dmd"]
+        return self.clip.dmd(
+            few_steps=len(self.schedule.denoising_timesteps),
+            rolls_out=section["inputs"] != "data",
+            streams=self.values["model"]["frames_per_block"] is not None,
+            shared_by=section["critic_updates_per_student_update"] if section["share_samples"] else 0,
+            guidance_scale=section["guidance_scale"],
+        )
 
     @property
     def clip_bytes(self) -> float:
@@ -126,28 +113,26 @@ class Plan:
 
     def kv_cache(self) -> int:
         """Bytes of the student's cache for one clip."""
-        return self.transformer.kv_cache_bytes(self.clip_tokens, self.bytes)
+        return self.transformer.kv_cache_bytes(self.clip.tokens, self.bytes)
 
     def kept(self, *, recompute: bool) -> float:
         """Bytes of activations one sample of training keeps, with or without gradient checkpointing."""
-        return self.transformer.activation_bytes(self.clip_tokens, self.bytes, recompute=recompute)
-
-    def block_pass(self, block: int) -> float:
-        """FLOPs of one pass over block number ``block`` with everything before it, and the prompt, in the cache."""
-        pairs = self.block_tokens**2 * (block + 1)
-        return self.transformer.forward(self.block_tokens, pairs, self.text_tokens, text_cached=True).forward
+        return self.transformer.activation_bytes(self.clip.tokens, self.bytes, recompute=recompute)
 
     def student_clip(self) -> float:
         """FLOPs of one clip from the few-step student: every block once per step, and once more to write it into the
         cache, which the last block does not need."""
-        steps, passes = len(self.schedule.denoising_timesteps), [self.block_pass(b) for b in range(self.layout.blocks)]
+        steps, passes = (
+            len(self.schedule.denoising_timesteps),
+            [self.clip.block_pass(b) for b in range(self.layout.blocks)],
+        )
         text = self.transformer.forward(0, 0, self.text_tokens).forward
         return text + (steps + 1) * sum(passes) - passes[-1] + self.vae.decode(self.latent.frames)
 
     def teacher_clip(self, guidance_scale: float, *, decode: bool = True) -> float:
         """FLOPs of one clip from the teacher: every solver step on the whole clip, twice under guidance."""
         passes = self.schedule.solver_steps * (1 if guidance_scale == 1 else 2)
-        return passes * self.bidirectional.forward + (self.vae.decode(self.latent.frames) if decode else 0)
+        return passes * self.clip.bidirectional.forward + (self.vae.decode(self.latent.frames) if decode else 0)
 
     def rows(self) -> list[Row]:
         """Every stage in the order of the pipeline."""
@@ -190,7 +175,7 @@ class Plan:
             stage="train_teacher", work=_steps(teacher["steps"]),
             flops=teacher["steps"]
             * teacher["batch_size"]
-            * (self.causal if teacher["causal"] else self.bidirectional).training,
+            * (self.clip.causal if teacher["causal"] else self.clip.bidirectional).training,
             memory=self._trained(teacher["batch_size"], 1) if teacher["steps"] else SINGLE * weights,
             network=self._reduced(teacher["steps"]) + (SINGLE * weights if teacher["init"]["hub"] else 0.0),
             disk=SINGLE * weights,
@@ -205,14 +190,15 @@ class Plan:
             disk=pairs["pairs"] * states * self.latent_bytes,
         )  # fmt: skip
         yield Row(
-            stage="train_ode_init", work=_steps(ode["steps"]), flops=ode["steps"] * ode["batch_size"] * self.ode_step(),
+            stage="train_ode_init", work=_steps(ode["steps"]),
+            flops=ode["steps"] * ode["batch_size"] * self.clip.causal.training,
             memory=self._trained(ode["batch_size"], 1), disk=SINGLE * weights,
             network=self._reduced(ode["steps"]) + (SINGLE * weights if ode["init"]["hub"] else 0.0),
         )  # fmt: skip
         updates = self.student_updates()
         yield Row(
             stage="train_dmd", work=f"{dmd['steps']} critic and {updates} student updates",
-            flops=dmd["batch_size"] * (updates * self.student_step() + dmd["steps"] * self.critic_step()),
+            flops=dmd["batch_size"] * (updates * self.dmd.student + dmd["steps"] * self.dmd.critic),
             memory=self._trained(dmd["batch_size"], 2, waiting=1 if dmd["share_samples"] else 0)
             + SINGLE * weights / self.shards + self._rollout_cache(),
             disk=SINGLE * weights,
@@ -243,46 +229,12 @@ class Plan:
             memory=student + self.bytes * weights,
         )  # fmt: skip
 
-    def ode_step(self) -> float:
-        """One sample of ODE regression (CausVid eq. 6): the student forward and backward."""
-        return self.causal.training
-
-    def student_step(self) -> float:
-        """One sample of a DMD student update: student there (if not shared) and back, critic and guided teacher."""
-        teacher = 1 if self.values["train_dmd"]["guidance_scale"] == 1 else 2
-        there = 0.0 if self.values["train_dmd"]["share_samples"] else self._sampled()
-        return there + self.causal.training - self.causal.forward + (1 + teacher) * self.bidirectional.forward
-
-    def critic_step(self) -> float:
-        """One sample of a critic update: the critic there and back, and its share of the student's pass or rollout."""
-        section = self.values["train_dmd"]
-        updates = section["critic_updates_per_student_update"] if section["share_samples"] else 1
-        return self._sampled() / updates + self.bidirectional.training
-
-    def _sampled(self) -> float:
-        """The student's pass it is trained at, with those before it."""
-        return self._rolled_out() + self.causal.forward
-
-    def _rolled_out(self) -> float:
-        """The student's passes besides the one it is trained at, where its input is a rollout; the prompt's left out.
-
-        A bidirectional student makes all steps before the last. A causal one stops at a step drawn at random, which
-        is half of them on average, and writes every block but the last into its cache.
-        """
-        before = len(self.schedule.denoising_timesteps) - 1
-        if self.values["train_dmd"]["inputs"] == "data":
-            return 0.0
-        if self.values["model"]["frames_per_block"] is None:
-            return before * self.causal.forward
-        passes = [self.block_pass(block) for block in range(self.layout.blocks)]
-        return before / 2 * sum(passes) + sum(passes[:-1])
-
     def _rollout_cache(self) -> float:
         """Bytes of the cache a causal rollout of one worker's batch needs, in the weights' float32."""
         if self.values["train_dmd"]["inputs"] == "data" or self.values["model"]["frames_per_block"] is None:
             return 0.0
         clips = max(1, self.values["train_dmd"]["batch_size"] // self.workers)
-        return clips * self.transformer.kv_cache_bytes(self.clip_tokens, SINGLE)
+        return clips * self.transformer.kv_cache_bytes(self.clip.tokens, SINGLE)
 
     def student_updates(self) -> int:
         """Student updates in ``train_dmd.steps`` critic updates."""
@@ -417,7 +369,9 @@ def _shapes(plan: Plan) -> Iterator[str]:
     yield f"Profile {plan.values['profile']}"
     yield f"  clip       {video.frames} frames of {video.width}x{video.height} at {video.fps} a second"
     yield f"  latent     {latent} (channels, frames, height, width), {plan.latent_bytes:,} bytes in float16"
-    tokens = f"{plan.frame_tokens:,} a latent frame, {plan.block_tokens:,} a block, {plan.clip_tokens:,} a clip"
+    tokens = (
+        f"{plan.clip.frame_tokens:,} a latent frame, {plan.clip.block_tokens:,} a block, {plan.clip.tokens:,} a clip"
+    )
     yield f"  tokens     {tokens}"
     yield f"  blocks     {plan.layout.blocks} of {plan.layout.frames_per_block} latent frames"
     yield f"  weights    transformer {transformer.parameters:,}, VAE {plan.vae.parameters:,}"
@@ -440,7 +394,7 @@ def main(
     try:
         plan = Plan(params_file.read(params))
         compute = plan.values["compute"]
-        chosen = kind or ("H100" if compute["gpus_per_worker"] else "CPU core")
+        chosen = kind or ("H100" if compute["gpus_per_worker"] else CPU)
         if chosen not in KINDS:
             raise ValueError(f"--kind is {chosen!r}; known: {', '.join(KINDS)}")
     except ValueError as error:

@@ -13,7 +13,7 @@ from causvid.runtime.stage import stage_run
 from causvid.training.dmd_step import DmdConfig, DmdJob, train_dmd
 from causvid.training.trainer import CURVE, EXPORT, read_last
 
-READS = ("seed", "model.precision", "schedule", "train_dmd")
+READS = ("seed", "video.fps", "model.precision", "schedule", "train_dmd")
 
 
 def main(
@@ -21,6 +21,7 @@ def main(
     prompts: Path = typer.Option(...),
     teacher: Path = typer.Option(...),
     student: Path = typer.Option(...),
+    vae: Path = typer.Option(...),
     out: Path = typer.Option(...),
     metrics: Path = typer.Option(...),
     curve: Path = typer.Option(...),
@@ -41,8 +42,12 @@ def main(
             student=student.resolve(),
             work=run.work.resolve(),
             tracker=run.tracker,
+            watch=run.watch,
+            made_from=run.origin.parts(),
+            vae=vae.resolve(),
+            fps=run.section("video.fps", int),
         )
-        launch(train_dmd, job, run.compute, name=run.key, storage=job.work / "ray")
+        launch(train_dmd, job, run.compute, name=run.origin.key, storage=job.work / "ray")
         run.report({**read_last(job.work / CURVE), "steps": job.config.steps})
         run.publish(job.work / EXPORT, out)
         run.publish(job.work / CURVE, curve)

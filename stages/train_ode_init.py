@@ -13,13 +13,14 @@ from causvid.runtime.stage import stage_run
 from causvid.training.ode_step import OdeConfig, OdeJob, train_ode_init
 from causvid.training.trainer import CURVE, EXPORT, read_last
 
-READS = ("seed", "model.frames_per_block", "model.precision", "schedule", "train_ode_init")
+READS = ("seed", "video.fps", "model.frames_per_block", "model.precision", "schedule", "train_ode_init")
 
 
 def main(
     pairs: Path = typer.Option(...),
     prompts: Path = typer.Option(...),
     teacher: Path = typer.Option(...),
+    vae: Path = typer.Option(...),
     out: Path = typer.Option(...),
     metrics: Path = typer.Option(...),
     curve: Path = typer.Option(...),
@@ -40,8 +41,12 @@ def main(
             teacher=teacher.resolve(),
             work=run.work.resolve(),
             tracker=run.tracker,
+            watch=run.watch,
+            made_from=run.origin.parts(),
+            vae=vae.resolve(),
+            fps=run.section("video.fps", int),
         )
-        launch(train_ode_init, job, run.compute, name=run.key, storage=job.work / "ray")
+        launch(train_ode_init, job, run.compute, name=run.origin.key, storage=job.work / "ray")
         run.report({**read_last(job.work / CURVE), "steps": job.config.steps})
         run.publish(job.work / EXPORT, out)
         run.publish(job.work / CURVE, curve)

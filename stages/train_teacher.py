@@ -41,8 +41,10 @@ def main(
             prompts=prompts.resolve(),
             work=run.work.resolve(),
             tracker=run.tracker,
+            watch=run.watch,
+            made_from=run.origin.parts(),
         )
-        launch(train_teacher, job, run.compute, name=run.key, storage=job.work / "ray")
+        launch(train_teacher, job, run.compute, name=run.origin.key, storage=job.work / "ray")
         run.report({**read_last(job.work / CURVE), "steps": job.config.steps})
         run.publish(job.work / EXPORT, out)
         run.publish(job.work / CURVE, curve)

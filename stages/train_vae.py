@@ -38,8 +38,11 @@ def main(
             clips=tuple((clips / row["path"]).resolve() for row in training),
             work=run.work.resolve(),
             tracker=run.tracker,
+            compute=run.compute,
+            watch=run.watch,
+            made_from=run.origin.parts(),
         )
-        launch(train_vae, job, run.compute, name=run.key, storage=job.work / "ray")
+        launch(train_vae, job, run.compute, name=run.origin.key, storage=job.work / "ray")
         shutil.rmtree(run.work / "samples", ignore_errors=True)
         scores = write_reconstructions(
             run.work / EXPORT, clips, held_out, run.section("video", VideoShape), crf=run.section("sample.crf", int),

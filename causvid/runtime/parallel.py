@@ -31,13 +31,15 @@ class Compute:
 
     workers: processes; gpus_per_worker: GPUs each of them holds; gradient_checkpointing: whether a transformer in
     training makes its activations again in the backward pass instead of keeping them; shard_weights: whether each
-    worker keeps its part of a transformer in training and fetches the rest block by block (FSDP), or all of it (DDP).
+    worker keeps its part of a transformer in training and fetches the rest block by block (FSDP), or all of it (DDP);
+    save_in_background: whether training goes on while a copy of its state is written.
     """
 
     workers: int
     gpus_per_worker: float
     gradient_checkpointing: bool
     shard_weights: bool
+    save_in_background: bool
 
     def __post_init__(self) -> None:
         if self.workers < 1:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from causvid import params as params_file
 from causvid.runtime import tracking, work
 from causvid.runtime.parallel import Compute
+from causvid.runtime.work import Origin
 
 T = TypeVar("T")
 COLLECTS = (700, 10, 10)  # Python's own; while stages import, the package stages makes it rarer
@@ -34,13 +35,14 @@ QUIET = {
 
 @dataclass(frozen=True, kw_only=True)
 class StageRun:
-    """One execution of one stage: its params, its folder for unfinished work, its tracker."""
+    """One execution of one stage: what it is made from, its folder for unfinished work, its tracker."""
 
     name: str
     work: Path
-    key: str
+    origin: Origin
     tracker: tracking.Tracker
     compute: Compute
+    watch: tracking.Watch
     params: Mapping[str, Any]
     results: dict[str, Any] = field(default_factory=dict)
 
@@ -78,20 +80,23 @@ def stage_run(
         values = {section: params_file.lookup(everything, section, params) for section in reads}
         label = f"{name}@{item}" if item else name
         compute = params_file.build(Compute, everything["compute"], name="compute")
+        watch = params_file.build(tracking.Watch, everything["watch"], name="watch")
         weights = [
             Path(value["init"]["folder"]) for value in values.values() if isinstance(value, dict) and "init" in value
         ]
-        key = work.stage_key(name, params={**values, "item": item}, inputs=[*inputs, *weights], root=root)
+        origin = work.stage_origin(name, params={**values, "item": item}, inputs=[*inputs, *weights], root=root)
         with (
-            work.work_folder(name, key, root=root) as folder,
-            tracking.child_run(label, everything["profile"], root, values, key) as tracker,
+            work.work_folder(name, origin.key, root=root) as folder,
+            tracking.child_run(label, everything["profile"], root, values, origin.key) as tracker,
         ):
-            run = StageRun(name=name, work=folder, key=key, tracker=tracker, compute=compute, params=values)
+            run = StageRun(
+                name=name, work=folder, origin=origin, tracker=tracker, compute=compute, watch=watch, params=values
+            )
             gc.set_threshold(*COLLECTS)
             started = time.monotonic()
             yield run
             tracker.log_metrics({"stage_seconds": time.monotonic() - started})
-            work.write_json(metrics, {**run.results, "key": key})
+            work.write_json(metrics, {**run.results, "key": origin.key})
     except (ValueError, work.BusyError) as error:
         sys.exit(f"{name}: {error}")
     except Exception as error:

@@ -30,6 +30,28 @@ def tracking_uri(root: Path) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Watch:
+    """Params section ``watch``: what a training leaves to look at. In no stage's params: it must not change a result.
+
+    samples_every: steps between sample videos, 0 = none; samples: how many; keep_checkpoints_every: steps whose
+    checkpoints stay, None = the newest alone.
+    """
+
+    samples_every: int
+    samples: int
+    keep_checkpoints_every: int | None
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("samples_every", self.samples_every, 0),
+            ("samples", self.samples, 1),
+            ("keep_checkpoints_every", self.keep_checkpoints_every, 1),
+        ):
+            if value is not None and value < least:
+                raise ValueError(f"watch.{name} is {value}; it must be at least {least}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Tracker:
     """A handle on one MLflow run. Small and picklable, so that rank 0 of a Ray worker can log into the stage's run."""
 

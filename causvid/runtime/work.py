@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 from ruamel.yaml import YAML
@@ -21,13 +21,30 @@ from ruamel.yaml import YAML
 from causvid.runtime.closure import import_closure
 
 
-def stage_key(stage: str, *, params: Mapping[str, Any], inputs: Sequence[Path], root: Path) -> str:
-    """16 hex digits of the sha256 over a stage's params, the content of its inputs and the code that defines it."""
+class Origin(NamedTuple):
+    """Everything that decides a stage's result: its resolved params, and digests of its inputs and code, by path."""
+
+    stage: str
+    params: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    code: Mapping[str, str]
+
+    @property
+    def key(self) -> str:
+        """16 hex digits that stand for all of it."""
+        return _sum(self._asdict())[:16]
+
+    def parts(self) -> dict[str, str]:
+        """A sum for each thing a person can tell apart: the params, the code, every input by its path."""
+        return {"params": _sum(self.params), "code": _sum(self.code), **self.inputs}
+
+
+def stage_origin(stage: str, *, params: Mapping[str, Any], inputs: Sequence[Path], root: Path) -> Origin:
+    """What a stage is made from: its params, the content of its inputs and of the modules that define it."""
     recorded = _recorded_hashes(root / "dvc.lock") if "DVC_STAGE" in os.environ else {}
     code = {name: _digest(root / name) for name in sorted(import_closure(root / "stages" / f"{stage}.py", root))}
     content = {path.as_posix(): recorded.get(path.as_posix()) or _digest(root / path) for path in inputs}
-    record = {"stage": stage, "params": params, "inputs": content, "code": code}
-    return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return Origin(stage, params, content, code)
 
 
 class BusyError(Exception):
@@ -84,6 +101,10 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON with sorted keys, atomically. NaN and infinity are refused with ValueError."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _sum(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _recorded_hashes(lock: Path) -> dict[str, str]:

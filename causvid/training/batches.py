@@ -53,6 +53,11 @@ class Texts:
         """Embeddings [len(prompts), L, D]."""
         return self.store(prompts).to(self.device)
 
+    @property
+    def length(self) -> int:
+        """L, tokens of a prompt."""
+        return self._negative.shape[1]
+
     def negative(self) -> torch.Tensor:
         """The unconditional embedding [1, L, D]."""
         return self._negative

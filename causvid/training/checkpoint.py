@@ -10,7 +10,8 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,31 +37,85 @@ class Stateful(Protocol):
         ...
 
 
-def save(folder: Path, step: int, parts: Mapping[str, Stateful], history: list[dict[str, float]]) -> None:
-    """Write ``parts`` and ``history`` as the state after ``step`` steps, then drop all but the newest ``KEEP``."""
-    values = {name: whole(part.state_dict()) for name, part in parts.items()}
-    if is_main():
-        building = folder / ".building"
+class Writer:
+    """Saves checkpoints into ``folder``, of which the newest ``KEEP`` stay, and those of every ``keep_every`` steps.
+
+    made_from: sums, by name, of what decides how training goes on (params, prompts, teacher, …). in_background: a copy
+    of the state is written while training goes on; what goes wrong is raised by the next save or ``wait``.
+    """
+
+    def __init__(
+        self, folder: Path, made_from: Mapping[str, str], *, keep_every: int | None, in_background: bool
+    ) -> None:
+        self.folder, self.made_from, self.keep_every = folder, dict(made_from), keep_every
+        self.thread = ThreadPoolExecutor(1) if in_background else None
+        self.writing: Future[None] | None = None
+
+    def save(self, step: int, parts: Mapping[str, Stateful], history: Sequence[Mapping[str, float]]) -> None:
+        """Write ``parts`` and ``history`` as the state after ``step`` steps. Every rank must ask."""
+        self.wait()
+        state = {
+            "step": step,
+            "history": [dict(row) for row in history],
+            "made_from": self.made_from,
+            "parts": {name: whole(part.state_dict()) for name, part in parts.items()},
+        }
+        if self.thread is None:
+            if is_main():
+                self._write(state)
+            barrier()
+        elif is_main():
+            self.writing = self.thread.submit(self._write, copied(state))
+
+    def wait(self) -> None:
+        """Until the last save is on disk."""
+        if self.writing is not None:
+            self.writing.result()
+            self.writing = None
+
+    def _write(self, state: dict[str, Any]) -> None:
+        building = self.folder / ".building"
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
-        torch.save({"step": step, "history": history, "parts": values}, building / STATE)
+        torch.save(state, building / STATE)
         write_json(building / MANIFEST, {"files": {STATE: _entry(building / STATE)}})
-        publish(building, folder / f"step-{step:07d}")
-        for old in sorted(folder.glob("step-*"))[:-KEEP]:
-            shutil.rmtree(old)
-    barrier()
+        publish(building, self.folder / f"step-{state['step']:07d}")
+        for old in sorted(self.folder.glob("step-*"))[:-KEEP]:
+            if self.keep_every is None or int(old.name.removeprefix("step-")) % self.keep_every:
+                shutil.rmtree(old)
 
 
-def resume(folder: Path, parts: Mapping[str, Stateful]) -> tuple[int, list[dict[str, float]]]:
+def copied(value: Any) -> Any:
+    """``value``, nested containers of tensors, with every tensor copied to the CPU: what comes can go on changing."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: copied(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(copied(item) for item in value)
+    return value
+
+
+def resume(
+    folder: Path, parts: Mapping[str, Stateful], made_from: Mapping[str, str]
+) -> tuple[int, list[dict[str, float]]]:
     """Restore ``parts`` from the newest checkpoint that verifies; returns its step and history, or (0, []).
 
-    Those that do not are named on stderr, each with the reason.
+    Those that do not are named on stderr, each with the reason. Raises ValueError when it was made from other things
+    than ``made_from``, naming them.
     """
     found = from_main(_newest(folder) if is_main() else None)
     if found is None:
         return 0, []
     # mmap: what ranks of one machine read is in its memory once. weights_only: nothing in the file is run as code.
     state = torch.load(folder / found / STATE, map_location="cpu", weights_only=True, mmap=True)
+    then = state["made_from"]
+    other = sorted(name for name in then.keys() | made_from.keys() if then.get(name) != made_from.get(name))
+    if other:
+        raise ValueError(
+            f"{folder / found} was made from other {', '.join(other)} than this run is: give it those back, or move "
+            f"{folder} away to start anew"
+        )
     for name, part in parts.items():
         values = state["parts"][name]
         if isinstance(part, nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -28,7 +29,7 @@ from causvid.runtime import device as devices
 from causvid.runtime.distributed import weight_of
 from causvid.runtime.parallel import Compute
 from causvid.runtime.seeding import generator
-from causvid.runtime.tracking import Tracker
+from causvid.runtime.tracking import Tracker, Watch
 from causvid.sampling.autoregressive import rollout_with_gradient
 from causvid.sampling.few_step import noisy_states
 from causvid.shapes import BlockLayout
@@ -36,7 +37,11 @@ from causvid.training.batches import Batch, Texts, read_batch
 from causvid.training.checkpoint import Stateful
 from causvid.training.networks import averaged, save_whole, spread
 from causvid.training.optimizers import Optimizer, OptimizerConfig, backward, is_block_matrix
+from causvid.training.previews import Previews
+from causvid.training.speed import Work, clip_of
 from causvid.training.trainer import train
+
+SATURATED = 3.0  # standard deviations of the latents, which have one; of a normal law .3 % lie beyond
 
 
 class Inputs(StrEnum):
@@ -100,6 +105,10 @@ class DmdJob:
     student: Path
     work: Path
     tracker: Tracker
+    watch: Watch
+    made_from: Mapping[str, str]
+    vae: Path
+    fps: int
 
 
 class Sampled(NamedTuple):
@@ -129,8 +138,8 @@ class DmdStep:
         self.student = spread(student, job.compute, job.precision)
         self.shared: Sampled | None = None
         self.frames_per_block: int | None = self.student.config.get("frames_per_block")  # None: bidirectional
-        frames = self.store.metadata["shape"][0]
-        BlockLayout(frames=frames, frames_per_block=self.frames_per_block or frames)  # says what does not divide
+        shape = self.store.metadata["shape"]
+        self.clip = clip_of(self.student.config, shape, self.frames_per_block, self.texts.length)
         config = job.config
         self.student_optimizer = Optimizer(
             self.student, config.student_optimizer, steps=config.steps, is_matrix=is_block_matrix
@@ -163,16 +172,33 @@ class DmdStep:
         if self.job.config.share_samples:
             sampled = self._shared(max(0, step - after % ratio))
             values = self._update_critic(step, sampled._replace(x0=sampled.x0.detach()))
-            if after >= 0 and (after + 1) % ratio == 0:
+            if self._is_students_turn(step):
                 self.shared = None
                 values |= self._update_student(step, sampled)
-            return values
+            return values | sizes(sampled.x0)
         values = {}
-        if after >= 0 and after % ratio == 0:
+        if self._is_students_turn(step):
             values = self._update_student(step, self._sample(step, "student"))
         with torch.no_grad():
             sampled = self._sample(step, "critic")
-        return values | self._update_critic(step, sampled)
+        return values | self._update_critic(step, sampled) | sizes(sampled.x0)
+
+    def _is_students_turn(self, step: int) -> bool:
+        ratio, after = self.job.config.critic_updates_per_student_update, step - self.job.config.critic_only_steps
+        return after >= 0 and after % ratio == (ratio - 1 if self.job.config.share_samples else 0)
+
+    def work(self, step: int) -> Work:
+        """The updates of a step on clips; of one on images it says the same. Exit steps are taken as their mean."""
+        config = self.job.config
+        update = self.clip.dmd(
+            few_steps=len(self.job.schedule.denoising_timesteps),
+            rolls_out=self.rolls_out,
+            streams=self.frames_per_block is not None,
+            shared_by=config.critic_updates_per_student_update if config.share_samples else 0,
+            guidance_scale=config.guidance_scale,
+        )
+        flops = update.critic + (update.student if self._is_students_turn(step) else 0.0)
+        return Work(config.batch_size, config.batch_size * self.clip.tokens, config.batch_size * flops)
 
     def _shared(self, first: int) -> Sampled:
         """What the iterations from ``first`` to the student's turn learn from; before its first turn, no gradient."""
@@ -303,9 +329,31 @@ class DmdStep:
         return torch.stack(times).to(self.device)
 
 
+def sizes(x0: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Of every latent frame of ``x0`` [B, C, F, H, W]: mean |x0|, and the share beyond ``SATURATED``."""
+    large = x0.detach().abs().transpose(1, 2).flatten(2)  # [B, F, C H W]
+    means, shares = large.mean((0, 2)), (large > SATURATED).float().mean((0, 2))
+    return {
+        f"{name}/frame_{frame:02d}": value
+        for name, values in (("x0_abs", means), ("x0_saturated", shares))
+        for frame, value in enumerate(values)
+    }
+
+
 def train_dmd(job: DmdJob) -> None:
     """Distil on every rank. Zero steps export the student as it came."""
-    config = job.config
-    train(
-        DmdStep(job), steps=config.steps, checkpoint_every=config.checkpoint_every, work=job.work, tracker=job.tracker
+    step = DmdStep(job)
+    previews = Previews(
+        step.average.module,
+        vae=job.vae,
+        schedule=job.schedule,
+        precision=job.precision,
+        prompts=step.texts.store,
+        count=job.watch.samples,
+        seed=job.seed,
+        latents=step.store.metadata["shape"],
+        fps=job.fps,
+        work=job.work,
+        tracker=job.tracker,
     )
+    train(step, job, previews)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +22,13 @@ from causvid.runtime import device as devices
 from causvid.runtime.distributed import weight_of
 from causvid.runtime.parallel import Compute
 from causvid.runtime.seeding import generator
-from causvid.runtime.tracking import Tracker
-from causvid.shapes import BlockLayout
+from causvid.runtime.tracking import Tracker, Watch
 from causvid.training.batches import Texts, read_batch
 from causvid.training.checkpoint import Stateful
 from causvid.training.networks import averaged, save_whole, spread
 from causvid.training.optimizers import Optimizer, OptimizerConfig, backward, is_block_matrix
+from causvid.training.previews import Previews
+from causvid.training.speed import Work, clip_of
 from causvid.training.trainer import train
 
 
@@ -57,6 +59,10 @@ class OdeJob:
     teacher: Path
     work: Path
     tracker: Tracker
+    watch: Watch
+    made_from: Mapping[str, str]
+    vae: Path
+    fps: int
 
 
 class OdeStep:
@@ -68,11 +74,10 @@ class OdeStep:
         self.texts = Texts(PromptStore(job.prompts), self.device, job.pairs if job.config.steps else None)
         self.store.require_timesteps([*job.schedule.denoising_timesteps, 0.0], COLUMN_TOLERANCE)
         self.timesteps = torch.tensor([*job.schedule.denoising_timesteps, 0.0], dtype=torch.float64)
-        frames = self.store.metadata["shape"][1]
-        self.layout = BlockLayout(frames=frames, frames_per_block=job.frames_per_block or frames)
+        student, shape = self._initial(), self.store.metadata["shape"][1:]
+        self.clip = clip_of(student.config, shape, job.frames_per_block, self.texts.length)
         # A clean block is context for later ones; a bidirectional student has but one.
         self.choices = len(self.timesteps) - (0 if job.frames_per_block else 1)
-        student = self._initial()
         student = for_training(student, self.device, job.compute.gradient_checkpointing)
         self.average = averaged(student, job.config.ema_decay, job.compute)
         self.model = spread(student, job.compute, job.precision)
@@ -105,7 +110,7 @@ class OdeStep:
         job = self.job
         batch = read_batch(self.store, seed=job.seed, step=step, size=job.config.batch_size, device=self.device)
         chosen = torch.stack(
-            [block_choices(self.layout, self.choices, generator(job.seed, "ode", n)) for n in batch.numbers]
+            [block_choices(self.clip.layout, self.choices, generator(job.seed, "ode", n)) for n in batch.numbers]
         )
         states = pick_states(batch.latents, chosen.to(self.device))
         with devices.autocast(self.device, job.precision):
@@ -123,6 +128,11 @@ class OdeStep:
         self.average.update_parameters(self.model)
         return {"loss": loss, "grad_norm": norm}
 
+    def work(self, step: int) -> Work:
+        """A forward and backward pass of each sample."""
+        size = self.job.config.batch_size
+        return Work(size, size * self.clip.tokens, size * self.clip.causal.training)
+
 
 def pick_states(trajectory: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     """Frame f of sample b from state ``chosen[b, f]`` of ``trajectory`` [B, T, C, F, H, W]; returns [B, C, F, H, W]."""
@@ -134,7 +144,18 @@ def pick_states(trajectory: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
 
 def train_ode_init(job: OdeJob) -> None:
     """Fit the student of ``job`` on every rank; zero steps export the teacher's weights as a student."""
-    config = job.config
-    train(
-        OdeStep(job), steps=config.steps, checkpoint_every=config.checkpoint_every, work=job.work, tracker=job.tracker
+    step = OdeStep(job)
+    previews = Previews(
+        step.average.module,
+        vae=job.vae,
+        schedule=job.schedule,
+        precision=job.precision,
+        prompts=step.texts.store,
+        count=job.watch.samples,
+        seed=job.seed,
+        latents=step.store.metadata["shape"][1:],
+        fps=job.fps,
+        work=job.work,
+        tracker=job.tracker,
     )
+    train(step, job, previews)

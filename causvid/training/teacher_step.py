@@ -24,12 +24,13 @@ from causvid.models.wan import build_transformer, causal_student, for_training, 
 from causvid.runtime import device as devices
 from causvid.runtime.parallel import Compute
 from causvid.runtime.seeding import generator
-from causvid.runtime.tracking import Tracker
+from causvid.runtime.tracking import Tracker, Watch
 from causvid.shapes import BlockLayout
 from causvid.training.batches import Batch, Texts, read_batch
 from causvid.training.checkpoint import Stateful
 from causvid.training.networks import averaged, save_whole, spread
 from causvid.training.optimizers import Optimizer, OptimizerConfig, backward, is_block_matrix
+from causvid.training.speed import Work, clip_of
 from causvid.training.trainer import train
 
 
@@ -69,6 +70,8 @@ class TeacherJob:
     prompts: Path
     work: Path
     tracker: Tracker
+    watch: Watch
+    made_from: Mapping[str, str]
 
     def __post_init__(self) -> None:
         if self.config.causal and self.frames_per_block is None:
@@ -87,6 +90,8 @@ class TeacherStep:
         self.texts = Texts(PromptStore(job.prompts), self.device, job.latents if job.config.steps else None)
         self.layout = self._layout()
         model = for_training(self._initial(), self.device, job.compute.gradient_checkpointing)
+        blocks = self.layout.frames_per_block if self.layout else None
+        self.clip = clip_of(model.config, self.store.metadata["shape"], blocks, self.texts.length)
         self.average = averaged(model, job.config.ema_decay, job.compute)
         self.model = spread(model, job.compute, job.precision)
         self.optimizer = Optimizer(self.model, job.config.optimizer, steps=job.config.steps, is_matrix=is_block_matrix)
@@ -141,6 +146,11 @@ class TeacherStep:
         self.average.update_parameters(self.model)
         return {"loss": loss, "grad_norm": norm}
 
+    def work(self, step: int) -> Work:
+        """A forward and backward pass of each sample."""
+        size = self.job.config.batch_size
+        return Work(size, size * self.clip.tokens, size * self.clip.causal.training)
+
     def _times(self, batch: Batch, draws: Sequence[torch.Generator]) -> torch.Tensor:
         """One time per sample [b]; they cover the schedule evenly within the global batch."""
         size = self.job.config.batch_size
@@ -160,11 +170,4 @@ class TeacherStep:
 
 def train_teacher(job: TeacherJob) -> None:
     """Train the teacher of ``job`` on every rank."""
-    config = job.config
-    train(
-        TeacherStep(job),
-        steps=config.steps,
-        checkpoint_every=config.checkpoint_every,
-        work=job.work,
-        tracker=job.tracker,
-    )
+    train(TeacherStep(job), job)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
 from causvid.runtime.distributed import is_main, mean
+from causvid.runtime.parallel import Compute
 from causvid.runtime.progress import progress
-from causvid.runtime.tracking import Tracker
+from causvid.runtime.tracking import Tracker, Watch
 from causvid.training import checkpoint
+from causvid.training.speed import Speed, Work
 
 LOG_POINTS = 100  # rows of a curve, whatever the number of steps
 CURVE = "curve.csv"
@@ -28,7 +30,14 @@ class Step(Protocol):
         ...
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
-        """Do training step ``step`` (a function of the state and of this number) and return scalars to log."""
+        """Do training step ``step`` (a function of the state and of this number) and return scalars to log.
+
+        One with a slash in its name is for MLflow alone, which makes a group of charts of what stands before it.
+        """
+        ...
+
+    def work(self, step: int) -> Work:
+        """What training step ``step`` handles over all workers."""
         ...
 
     def export(self, folder: Path) -> None:
@@ -36,34 +45,105 @@ class Step(Protocol):
         ...
 
 
-def train(step: Step, *, steps: int, checkpoint_every: int, work: Path, tracker: Tracker) -> None:
-    """Run ``step`` until ``steps``, from the newest checkpoint in ``work`` if there is one.
+class Job(Protocol):
+    """What the loop has to know of a training job; ``config`` is its params section."""
 
-    Rank 0 leaves ``work``/curve.csv and ``work``/export.
+    @property
+    def config(self) -> Lengths:
+        """Its params section."""
+        ...
 
-    Raises FloatingPointError at a non-finite value in a row of the curve (a step refuses non-finite gradients itself).
+    @property
+    def precision(self) -> str:
+        """Of the matrix products; MFU refers to the peak in it."""
+        ...
+
+    @property
+    def work(self) -> Path:
+        """Folder of its checkpoints and results."""
+        ...
+
+    @property
+    def tracker(self) -> Tracker:
+        """Where it says what it does."""
+        ...
+
+    @property
+    def compute(self) -> Compute:
+        """How much of the machine it uses."""
+        ...
+
+    @property
+    def watch(self) -> Watch:
+        """What it leaves to look at."""
+        ...
+
+    @property
+    def made_from(self) -> Mapping[str, str]:
+        """A sum by the name of everything that decides its result."""
+        ...
+
+
+class Lengths(Protocol):
+    """Of every params section of a training."""
+
+    @property
+    def steps(self) -> int:
+        """Training steps in all."""
+        ...
+
+    @property
+    def checkpoint_every(self) -> int:
+        """Steps from one checkpoint to the next."""
+        ...
+
+
+def train(step: Step, job: Job, previews: Callable[[int], None] | None = None) -> None:
+    """Run ``step`` until ``job.config.steps``, from the newest checkpoint in ``job.work`` if there is one.
+
+    ``previews`` is called with the number of steps done, as often as ``job.watch`` says and at the end.
+    Rank 0 leaves ``job.work``/curve.csv and ``job.work``/export.
+
+    Raises FloatingPointError at a non-finite value in a row of the curve (a step refuses non-finite gradients itself),
+    ValueError when the checkpoints there were made from something else.
     """
+    steps, work = job.config.steps, job.work
     checkpoints = work / "checkpoints"
-    start, history = checkpoint.resume(checkpoints, step.parts())
+    start, history = checkpoint.resume(checkpoints, step.parts(), job.made_from)
+    writer = checkpoint.Writer(
+        checkpoints,
+        job.made_from,
+        keep_every=job.watch.keep_checkpoints_every,
+        in_background=job.compute.save_in_background,
+    )
     log_every = max(1, steps // LOG_POINTS)
     latest: dict[str, torch.Tensor] = {}
-    remaining = range(start, steps)
+    speed, remaining = Speed(job.precision), range(start, steps)
     for index in progress(remaining, total=steps, what=work.parent.name, initial=start) if is_main() else remaining:
         latest |= step(index)
+        speed.add(step.work(index))
         if index % log_every == 0 or index + 1 == steps:
             row, latest = mean(latest), {}  # what is not made in every step is shown in the next row
             for name, value in row.items():
                 if not math.isfinite(value):
                     raise FloatingPointError(f"step {index}: {name} is {value}")
-            history.append({"step": index, **row})
+            history.append({"step": index, **{name: value for name, value in row.items() if "/" not in name}})
             if is_main():
-                tracker.log_metrics(row, index)
-        if (index + 1) % checkpoint_every == 0 or index + 1 == steps:
-            checkpoint.save(checkpoints, index + 1, step.parts(), history)
+                job.tracker.log_metrics({**row, **speed.read()}, index)
+        if _is_due(index + 1, job.config.checkpoint_every, steps):
+            writer.save(index + 1, step.parts(), history)
             latest = {}  # a resumed run could not know it, and must write the same curve
+        if previews and _is_due(index + 1, job.watch.samples_every, steps):
+            previews(index + 1)
+    writer.wait()
     if is_main():
         write_curve(work / CURVE, history)
     step.export(work / EXPORT)
+
+
+def _is_due(done: int, every: int, steps: int) -> bool:
+    """Whether what happens every so many steps, and at the end, happens after ``done``; never for 0."""
+    return every > 0 and (done % every == 0 or done == steps)
 
 
 def write_curve(path: Path, history: list[dict[str, float]]) -> None:

@@ -28,10 +28,12 @@ from causvid.models.vae import (
 )
 from causvid.runtime import device as devices
 from causvid.runtime.distributed import is_main, replicate, share_of
+from causvid.runtime.parallel import Compute
 from causvid.runtime.seeding import derive_seed, normal
-from causvid.runtime.tracking import Tracker
+from causvid.runtime.tracking import Tracker, Watch
 from causvid.training.checkpoint import Stateful
 from causvid.training.optimizers import Optimizer, OptimizerConfig, backward, is_kernel
+from causvid.training.speed import Work
 from causvid.training.trainer import train
 
 STATISTICS_CLIPS = 256  # enough for one mean and one deviation per channel
@@ -65,6 +67,14 @@ class VaeJob:
     clips: tuple[Path, ...]
     work: Path
     tracker: Tracker
+    compute: Compute
+    watch: Watch
+    made_from: Mapping[str, str]
+
+    @property
+    def precision(self) -> devices.Precision:
+        """Not a choice: a small VAE does not get faster."""
+        return devices.Precision.FLOAT32
 
 
 class _Autoencoding(nn.Module):
@@ -127,6 +137,11 @@ class VaeStep:
         norm = self.optimizer.step(step)
         return {"loss": error, "kl": kl, "grad_norm": norm}
 
+    def work(self, step: int) -> Work:
+        """Images or clips; their FLOPs are not counted."""
+        config = self.job.config
+        return Work(config.image_batch_size if step < config.image_steps else config.batch_size, 0, None)
+
 
 def latent_size(vae: AutoencoderKLWan, video: torch.Tensor) -> tuple[int, int, int, int]:
     """(C, f, h, w) of the latents of ``video`` [B, 3, F, H, W]."""
@@ -144,10 +159,7 @@ def load_or_build(job: VaeJob) -> AutoencoderKLWan:
 
 def train_vae(job: VaeJob) -> None:
     """Train the VAE on every rank. Zero steps export the initial weights, statistics and all, as they came."""
-    config = job.config
-    train(
-        VaeStep(job), steps=config.steps, checkpoint_every=config.checkpoint_every, work=job.work, tracker=job.tracker
-    )
+    train(VaeStep(job), job)
 
 
 @torch.no_grad()

@@ -47,7 +47,9 @@ class Trouble:
 
 
 def _compute(workers: int) -> Compute:
-    return Compute(workers=workers, gpus_per_worker=0, gradient_checkpointing=False, shard_weights=False)
+    return Compute(
+        workers=workers, gpus_per_worker=0, gradient_checkpointing=False, shard_weights=False, save_in_background=False
+    )
 
 
 def run_latents(world: Path, clips: Path, out: Path, *, workers: int) -> None:

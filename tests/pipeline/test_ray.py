@@ -24,8 +24,10 @@ from tests.pipeline.ray_jobs import Trouble, run_latents, run_pairs
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.slow, pytest.mark.timeout(7200)]
 
-HERE = Compute(workers=1, gpus_per_worker=0, gradient_checkpointing=False, shard_weights=False)
-TWO = Compute(workers=2, gpus_per_worker=0, gradient_checkpointing=False, shard_weights=False)
+HERE = Compute(
+    workers=1, gpus_per_worker=0, gradient_checkpointing=False, shard_weights=False, save_in_background=False
+)
+TWO = Compute(workers=2, gpus_per_worker=0, gradient_checkpointing=False, shard_weights=False, save_in_background=False)
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +55,9 @@ def test_what_kills_workers_costs_itself_only(tmp_path: Path) -> None:
 def test_what_kills_readers_beside_gpus_costs_itself_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray counts GPUs as it is told; these two are none."""
     groups = [[1, 2], [-13, 3], [4, -1], [5, 6]]
-    with_gpus = Compute(workers=2, gpus_per_worker=1, gradient_checkpointing=False, shard_weights=False)
+    with_gpus = Compute(
+        workers=2, gpus_per_worker=1, gradient_checkpointing=False, shard_weights=False, save_in_background=False
+    )
     with cluster_of(4, gpus=2) as cluster:
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
         done = list(map_groups(Trouble(tmp_path), groups, with_gpus))

@@ -18,7 +18,7 @@ from tests.pipeline.conftest import Clone
 pytestmark = pytest.mark.pipeline
 
 DMD = ("--latents", "data/lmdb/latents", "--prompts", "data/prompts", "--teacher", "data/checkpoints/teacher",
-       "--student", "data/checkpoints/ode_init")  # fmt: skip
+       "--student", "data/checkpoints/ode_init", "--vae", "data/checkpoints/vae")  # fmt: skip
 
 
 def apart(clone: Clone, work: Path) -> dict[str, str]:

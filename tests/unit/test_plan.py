@@ -72,7 +72,7 @@ def test_counts_of_the_released_model(wan: Plan) -> None:
     assert transformer.linear_per_token() / 1e9 == pytest.approx(2.5009, abs=1e-4)
     assert transformer.kv_cache_bytes(1, 2) == 184_320
     assert wan.kv_cache() / 1e9 == pytest.approx(6.04, abs=0.005)
-    assert (wan.frame_tokens, wan.block_tokens, wan.clip_tokens) == (1560, 4680, 32760)
+    assert (wan.clip.frame_tokens, wan.clip.block_tokens, wan.clip.tokens) == (1560, 4680, 32760)
     assert wan.latent_bytes == 4_193_280
     every, _ = costs.text_encoder_parameters(wan.values["model"]["text_encoder"])
     assert every == pytest.approx(5.68e9, rel=1e-3)
@@ -81,18 +81,18 @@ def test_counts_of_the_released_model(wan: Plan) -> None:
 def test_work_of_one_block(wan: Plan) -> None:
     """One cached pass over each of the seven blocks."""
     expected = (16.18, 20.22, 24.26, 28.30, 32.33, 36.37, 40.41)
-    assert [wan.block_pass(block) / TERA for block in range(7)] == pytest.approx(expected, abs=0.03)
+    assert [wan.clip.block_pass(block) / TERA for block in range(7)] == pytest.approx(expected, abs=0.03)
 
 
 def test_work_of_training_samples(wan: Plan) -> None:
     """Forward, ODE step, student update and critic update of one sample, without recompute."""
-    assert wan.causal.forward / TERA == pytest.approx(198.2, abs=0.1)
-    assert wan.bidirectional.forward / TERA == pytest.approx(283.0, abs=0.1)
-    assert wan.causal.backward / TERA == pytest.approx(454.5, abs=0.2)
-    assert wan.bidirectional.backward / TERA == pytest.approx(666.4, abs=0.3)
-    assert wan.ode_step() / TERA == pytest.approx(653, abs=1)
-    assert wan.student_step() / TERA == pytest.approx(1502, abs=1)
-    assert wan.critic_step() / TERA == pytest.approx(1148, abs=1)
+    assert wan.clip.causal.forward / TERA == pytest.approx(198.2, abs=0.1)
+    assert wan.clip.bidirectional.forward / TERA == pytest.approx(283.0, abs=0.1)
+    assert wan.clip.causal.backward / TERA == pytest.approx(454.5, abs=0.2)
+    assert wan.clip.bidirectional.backward / TERA == pytest.approx(666.4, abs=0.3)
+    assert wan.clip.causal.training / TERA == pytest.approx(653, abs=1)
+    assert wan.dmd.student / TERA == pytest.approx(1502, abs=1)
+    assert wan.dmd.critic / TERA == pytest.approx(1148, abs=1)
     assert wan.kept(recompute=True) / 1e9 == pytest.approx(3.0, abs=0.1)
     assert wan.kept(recompute=False) / 1e9 == pytest.approx(85, rel=0.05)
 
@@ -108,14 +108,14 @@ def test_work_of_rollouts(wan: Plan) -> None:
     whole = changed("model.frames_per_block", None, wan)
     rollouts = [changed("train_dmd.inputs", "rollout", each) for each in (wan, whole)]
     for rollout, clips, more in zip(rollouts, (wan, whole), (198.07 + 157.66, 2 * 283.0), strict=True):
-        assert (rollout.student_step() - clips.student_step()) / TERA == pytest.approx(more, abs=0.3)
-        assert (rollout.critic_step() - clips.critic_step()) / TERA == pytest.approx(more, abs=0.3)
+        assert (rollout.dmd.student - clips.dmd.student) / TERA == pytest.approx(more, abs=0.3)
+        assert (rollout.dmd.critic - clips.dmd.critic) / TERA == pytest.approx(more, abs=0.3)
     shared = changed("train_dmd.share_samples", True, rollouts[0])
     sample = 198.07 * 2 + 157.66
-    assert shared.critic_step() / TERA == pytest.approx(sample / 5 + 949.4, abs=0.3)
+    assert shared.dmd.critic / TERA == pytest.approx(sample / 5 + 949.4, abs=0.3)
     memory = [next(row.memory for row in each.rows() if row.stage == "train_dmd") for each in (shared, rollouts[0])]
     assert memory[0] - memory[1] == pytest.approx(shared.kept(recompute=True))  # the student's, while the critic learns
-    assert (rollouts[0].student_step() - shared.student_step()) / TERA == pytest.approx(sample, abs=0.3)
+    assert (rollouts[0].dmd.student - shared.dmd.student) / TERA == pytest.approx(sample, abs=0.3)
     caches = [each._rollout_cache() for each in (wan, whole, *rollouts)]
     assert caches == [0, 0, 2 * wan.kv_cache(), 0]  # of one clip a worker, float32 instead of bfloat16
 

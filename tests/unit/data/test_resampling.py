@@ -26,7 +26,9 @@ from causvid.shapes import VideoShape
 from tests.unit.data.source_files import GRAY_STEP, gray_frames, real_clips, rotate, write_source
 
 VIDEO = VideoShape(height=32, width=32, frames=9, fps=8)
-HERE = Compute(workers=1, gpus_per_worker=0, gradient_checkpointing=False, shard_weights=False)
+HERE = Compute(
+    workers=1, gpus_per_worker=0, gradient_checkpointing=False, shard_weights=False, save_in_background=False
+)
 CROP = ResampleConfig(aspect="crop", crf=8)
 SQUEEZE = ResampleConfig(aspect="squeeze", crf=8)
 

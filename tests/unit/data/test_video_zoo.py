@@ -17,7 +17,9 @@ from tests.unit.data.source_files import write_source
 from tests.unit.data.video_zoo import KEPT, fill, textured
 
 VIDEO = VideoShape(height=32, width=32, frames=9, fps=8)
-HERE = Compute(workers=1, gpus_per_worker=0, gradient_checkpointing=False, shard_weights=False)
+HERE = Compute(
+    workers=1, gpus_per_worker=0, gradient_checkpointing=False, shard_weights=False, save_in_background=False
+)
 CROP = ResampleConfig(aspect="crop", crf=8)
 
 

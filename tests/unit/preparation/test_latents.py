@@ -18,7 +18,9 @@ from causvid.runtime.device import Precision
 from causvid.runtime.parallel import Compute
 from causvid.shapes import VideoShape
 
-HERE = Compute(workers=1, gpus_per_worker=0, gradient_checkpointing=False, shard_weights=False)
+HERE = Compute(
+    workers=1, gpus_per_worker=0, gradient_checkpointing=False, shard_weights=False, save_in_background=False
+)
 CONFIG = LatentConfig(batch_size=3)
 
 

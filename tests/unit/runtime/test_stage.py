@@ -81,7 +81,7 @@ def test_the_same_stage_finds_its_work_again_and_a_changed_one_does_not(project:
     keys = []
 
     def body(run: StageRun) -> None:
-        keys.append(run.key)
+        keys.append(run.origin.key)
 
     run_stage(body)
     run_stage(body)

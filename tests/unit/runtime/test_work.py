@@ -37,7 +37,7 @@ def project(tmp_path: Path) -> Path:
 
 def key_of(project: Path, **changes: Any) -> str:
     asked: dict[str, Any] = {"params": {"seed": 0, "video": {"fps": 8}}, "inputs": [Path("data/in")], **changes}
-    return work.stage_key("toy", root=project, **asked)
+    return work.stage_origin("toy", root=project, **asked).key
 
 
 def rewrite(name: str, text: str) -> Callable[[Path], object]:

@@ -16,13 +16,19 @@ from causvid.diffusion.schedule import ScheduleConfig
 from causvid.models.pretrained import Init
 from causvid.runtime.device import Precision
 from causvid.runtime.parallel import Compute
+from causvid.runtime.tracking import Watch
 from causvid.training.checkpoint import Stateful
 from causvid.training.dmd_step import DmdConfig, DmdJob, DmdStep, train_dmd
 from causvid.training.ode_step import OdeConfig, OdeJob, OdeStep, train_ode_init
 from causvid.training.optimizers import OptimizerConfig
+from causvid.training.speed import Work
 from causvid.training.teacher_step import TeacherConfig, TeacherJob, TeacherStep, train_teacher
 from causvid.training.vae_step import VaeConfig, VaeJob, VaeStep, train_vae
 
+WATCH = Watch(samples_every=0, samples=2, keep_checkpoints_every=None)
+COMPUTE = Compute(
+    workers=1, gpus_per_worker=0, gradient_checkpointing=False, shard_weights=False, save_in_background=False
+)
 SCRATCH = Init(folder=Path("no such folder"), hub=None, revision=None)
 
 
@@ -32,6 +38,9 @@ class SilentTracker:
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Nothing."""
 
+    def log_artifact(self, path: Path, folder: str) -> None:
+        """Nothing."""
+
 
 class TrainingStep(Protocol):
     """What every step object is."""
@@ -39,6 +48,8 @@ class TrainingStep(Protocol):
     def parts(self) -> dict[str, Stateful]: ...
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]: ...
+
+    def work(self, step: int) -> Work: ...
 
 
 @dataclass(frozen=True)
@@ -68,10 +79,15 @@ def kinds(
     world: Path, schedule: ScheduleConfig, transformer_config: dict[str, Any], vae_config: dict[str, Any]
 ) -> dict[str, Kind]:
     """Teacher (bidirectional and causal), ODE, DMD (two ways) and VAE training on the toy world; every part of each one's state matters within six steps."""
-    common: dict[str, Any] = {"tracker": SilentTracker(), "seed": 0}
+    common: dict[str, Any] = {
+        "tracker": SilentTracker(),
+        "seed": 0,
+        "made_from": {"params": "0"},
+        "watch": WATCH,
+        "compute": COMPUTE,
+    }
     network: dict[str, Any] = {
         "precision": Precision.FLOAT32,
-        "compute": Compute(workers=1, gpus_per_worker=0, gradient_checkpointing=False, shard_weights=False),
         "prompts": world / "prompts",
     }
 
@@ -92,7 +108,7 @@ def kinds(
         }  # fmt: skip
         return OdeJob(
             config=OdeConfig(**config), schedule=schedule, frames_per_block=2, work=work,
-            pairs=world / "lmdb" / "pairs", teacher=world / "teacher", **{**common, **network, "precision": precision},
+            pairs=world / "lmdb" / "pairs", teacher=world / "teacher", vae=world / "vae", fps=8, **{**common, **network, "precision": precision},
         )  # fmt: skip
 
     def dmd(work: Path, *, steps: int = 6, precision: Precision = Precision.FLOAT32, **changes: Any) -> DmdJob:
@@ -104,7 +120,7 @@ def kinds(
         }  # fmt: skip
         return DmdJob(
             config=DmdConfig(**config), schedule=schedule, work=work, latents=world / "lmdb" / "latents",
-            teacher=world / "teacher", student=world / "student", **{**common, **network, "precision": precision},
+            teacher=world / "teacher", vae=world / "vae", fps=8, student=world / "student", **{**common, **network, "precision": precision},
         )  # fmt: skip
 
     def vae(work: Path, *, steps: int = 6, **changes: Any) -> VaeJob:

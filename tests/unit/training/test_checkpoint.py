@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import random
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from causvid.training.checkpoint import KEEP, MANIFEST, STATE, _entry, resume, save
+from causvid.training.checkpoint import KEEP, MANIFEST, STATE, Writer, _entry, resume
+
+MADE_FROM = {"params": "1", "code": "2", "data/checkpoints/teacher": "3", "data/prompts": "4"}
 
 
 def module(value: float) -> torch.nn.Linear:
@@ -21,16 +24,68 @@ def module(value: float) -> torch.nn.Linear:
     return linear
 
 
+def writer(folder: Path, *, in_background: bool = False) -> Writer:
+    return Writer(folder, MADE_FROM, keep_every=None, in_background=in_background)
+
+
 def saved(folder: Path, *steps: int) -> None:
     for step in steps:
-        save(folder, step, {"net": module(step)}, [{"step": k, "loss": 0.1 * k} for k in range(step)])
+        writer(folder).save(step, {"net": module(step)}, [{"step": k, "loss": 0.1 * k} for k in range(step)])
 
 
 def resumed(folder: Path) -> tuple[int, float, int]:
     """Step, first weight and length of the history that come back."""
     net = module(-1.0)
-    step, history = resume(folder, {"net": net})
+    step, history = resume(folder, {"net": net}, MADE_FROM)
     return step, net.weight[0, 0].item(), len(history)
+
+
+def test_in_the_background_the_state_of_then_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the file is being written, weights move on; the file holds those of the save, as one of the foreground does."""
+    go, real = threading.Event(), torch.save
+    monkeypatch.setattr(torch, "save", lambda state, path: go.wait(30) and real(state, path))
+    net, ours = module(1.0), writer(tmp_path, in_background=True)
+    ours.save(1, {"net": net}, [{"step": 0}])
+    assert not (tmp_path / "step-0000001").exists()
+    with torch.no_grad():
+        net.weight.fill_(9.0)
+    go.set()
+    ours.wait()
+    assert resumed(tmp_path) == (1, 1.0, 1)
+
+
+def test_what_goes_wrong_in_the_background_is_said_by_the_next_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    ours = writer(tmp_path, in_background=True)
+    ours.save(1, {"net": module(1.0)}, [])
+    ours.wait()
+    monkeypatch.setattr(torch, "save", full)
+    ours.save(2, {"net": module(2.0)}, [])
+    with pytest.raises(OSError, match="No space left"):
+        ours.save(3, {"net": module(3.0)}, [])
+    assert resumed(tmp_path)[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("now", "named"),
+    [
+        ({**MADE_FROM, "data/checkpoints/teacher": "9"}, "other data/checkpoints/teacher than"),
+        ({**MADE_FROM, "data/prompts": "9", "params": "9"}, "other data/prompts, params than"),
+        ({**MADE_FROM, "data/lmdb": "9"}, "other data/lmdb than"),
+        ({}, "other code, data/checkpoints/teacher, data/prompts, params than"),
+    ],
+)
+def test_a_checkpoint_of_another_training_is_refused_by_name(now: dict[str, str], named: str, tmp_path: Path) -> None:
+    saved(tmp_path, 2)
+    net = module(-1.0)
+    with pytest.raises(ValueError, match=named):
+        resume(tmp_path, {"net": net}, now)
+    assert net.weight[0, 0] == -1.0
+    assert resumed(tmp_path)[0] == 2
 
 
 def test_nothing_saved_is_a_beginning(tmp_path: Path) -> None:
@@ -46,8 +101,8 @@ def test_the_newest_comes_back_and_only_the_last_few_are_kept(tmp_path: Path) ->
 
 def test_numbers_of_the_history_come_back_to_the_bit(tmp_path: Path) -> None:
     history = [{"step": 0, "loss": 0.1 + 0.2, "grad_norm": 1e-323}]
-    save(tmp_path, 1, {"net": module(1)}, history)
-    assert resume(tmp_path, {"net": module(0)})[1] == history
+    writer(tmp_path).save(1, {"net": module(1)}, history)
+    assert resume(tmp_path, {"net": module(0)}, MADE_FROM)[1] == history
 
 
 def cut(path: Path) -> None:
@@ -160,4 +215,4 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
 def test_a_module_of_another_shape_is_refused(tmp_path: Path) -> None:
     saved(tmp_path, 2)
     with pytest.raises(RuntimeError, match="size mismatch"):
-        resume(tmp_path, {"net": torch.nn.Linear(3, 2)})
+        resume(tmp_path, {"net": torch.nn.Linear(3, 2)}, MADE_FROM)

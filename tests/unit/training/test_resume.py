@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from causvid.training import checkpoint
+from causvid.training.speed import Work
 from causvid.training.trainer import CURVE, train
 
 KINDS = ["teacher", "causal_teacher", "ode", "dmd", "vae"]
@@ -42,6 +43,9 @@ class Mortal:
             raise Killed
         return self.step(index)  # type: ignore[no-any-return]
 
+    def work(self, step: int) -> Work:
+        return self.step.work(step)  # type: ignore[no-any-return]
+
     def export(self, folder: Path) -> None:
         self.step.export(folder)
 
@@ -72,9 +76,7 @@ def run(job: Any, kind: Any, *, at: int | None = None, without: str | None = Non
     """Train ``job`` in a fresh object; returns the fingerprint and the curve."""
     step = kind.step(job)
     mortal = Mortal(step, at=at, without=without)
-    train(
-        mortal, steps=job.config.steps, checkpoint_every=job.config.checkpoint_every, work=job.work, tracker=job.tracker
-    )
+    train(mortal, job)
     return fingerprint(step), (job.work / CURVE).read_text()
 
 

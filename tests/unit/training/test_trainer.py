@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from causvid.runtime.tracking import Watch
 from causvid.training import checkpoint, trainer
+from causvid.training.speed import Work
 from causvid.training.trainer import CURVE, EXPORT, read_last, train, write_curve
+
+COMPUTE = SimpleNamespace(save_in_background=False)
+WATCH = Watch(samples_every=0, samples=1, keep_checkpoints_every=None)
 
 
 class Counter:
@@ -28,6 +35,9 @@ class Counter:
             self.module.weight.fill_(step)
         return {name: torch.tensor(value) for name, value in self.values(step).items()}
 
+    def work(self, step: int) -> Work:
+        return Work(2, 3, 5e6)
+
     def export(self, folder: Path) -> None:
         torch.save(self.module.state_dict(), folder)
 
@@ -37,14 +47,23 @@ class Log:
 
     def __init__(self) -> None:
         self.rows: list[tuple[int, dict[str, float]]] = []
+        self.more: list[dict[str, float]] = []
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        self.rows.append((step, dict(metrics)))
+        self.rows.append((step, {name: value for name, value in metrics.items() if "/" not in name}))
+        self.more.append({name: value for name, value in metrics.items() if "/" in name})
+
+
+def job_of(work: Path, log: Log, steps: int, every: int = 100, watch: Watch = WATCH) -> Any:
+    config = SimpleNamespace(steps=steps, checkpoint_every=every)
+    return SimpleNamespace(
+        config=config, precision="float32", work=work, tracker=log, made_from={}, watch=watch, compute=COMPUTE
+    )
 
 
 def run(work: Path, step: Counter, steps: int, every: int = 100) -> Log:
     log = Log()
-    train(step, steps=steps, checkpoint_every=every, work=work, tracker=log)  # type: ignore[arg-type]
+    train(step, job_of(work, log, steps, every))
     return log
 
 
@@ -98,7 +117,7 @@ def test_checkpoints_fall_where_they_were_asked_for_and_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved = []
-    monkeypatch.setattr(trainer.checkpoint, "save", lambda folder, step, *_: saved.append(step))
+    monkeypatch.setattr(trainer.checkpoint.Writer, "save", lambda writer, step, *_: saved.append(step))
     run(tmp_path, Counter(lambda step: {"loss": 1.0}), 7, every=3)
     assert saved == [3, 6, 7]
 
@@ -129,3 +148,33 @@ def test_a_curve_has_a_column_for_every_name_and_holes_stay_holes(tmp_path: Path
     assert rows[1][rows[0].index("student")] == ""
     assert rows[2][rows[0].index("student")] == "0.30000000000000004"
     assert read_last(tmp_path / CURVE) == {"critic": 1.0, "student": 0.30000000000000004}
+
+
+def test_what_has_a_slash_in_its_name_is_for_mlflow_alone(tmp_path: Path) -> None:
+    log = run(tmp_path, Counter(lambda step: {"loss": 1.0, "x0_abs/frame_00": 0.5}), 3)
+    assert (tmp_path / CURVE).read_text().splitlines()[0] == "step,loss"
+    assert [more["x0_abs/frame_00"] for more in log.more] == [0.5] * 3
+    assert all(more["speed/samples_per_second"] > 0 and more["speed/mfu"] > 0 for more in log.more)
+
+
+@pytest.mark.parametrize(("every", "called"), [(3, [3, 6, 7]), (100, [7]), (0, [])])
+def test_previews_are_made_as_often_as_asked_and_at_the_end(every: int, called: list[int], tmp_path: Path) -> None:
+    asked: list[int] = []
+    job = job_of(tmp_path, Log(), 7, watch=replace(WATCH, samples_every=every))
+    train(Counter(lambda step: {"loss": 1.0}), job, asked.append)
+    assert asked == called
+
+
+def test_checkpoints_that_are_to_stay_stay(tmp_path: Path) -> None:
+    train(
+        Counter(lambda step: {"loss": 1.0}),
+        job_of(tmp_path, Log(), 9, every=1, watch=replace(WATCH, keep_checkpoints_every=3)),
+    )
+    found = sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*"))
+    assert found == [f"step-{step:07d}" for step in (3, 6, 8, 9)]
+
+
+@pytest.mark.parametrize(("name", "value"), [("samples_every", -1), ("samples", 0), ("keep_checkpoints_every", 0)])
+def test_a_watch_that_cannot_be_is_refused(name: str, value: int) -> None:
+    with pytest.raises(ValueError, match=f"watch.{name} is {value}; it must be at least"):
+        replace(WATCH, **{name: value})

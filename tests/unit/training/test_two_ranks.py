@@ -147,7 +147,7 @@ def test_workers_may_come_and_go(shard_weights: bool, kind: str, kinds: dict[str
     kinds["teacher"].train(alone)
 
     def until(steps: int) -> None:
-        train(TeacherStep(moved), steps=steps, checkpoint_every=2, work=moved.work, tracker=moved.tracker)
+        train(TeacherStep(moved), replace(moved, config=replace(moved.config, steps=steps, checkpoint_every=2)))
 
     on_two_ranks(tmp_path / "first", lambda _: until(2))
     until(4)

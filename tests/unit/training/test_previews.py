@@ -1,0 +1,65 @@
+"""Sample videos during training: there, of the right size, the same for the same weights; training does not notice."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from causvid.data.video_reader import read_frames
+from causvid.training.trainer import CURVE
+
+
+class Log:
+    """Stands for an MLflow run that keeps artifacts' names."""
+
+    def __init__(self) -> None:
+        self.artifacts: list[tuple[str, str]] = []
+
+    def log_metrics(self, metrics: Any, step: int = 0) -> None:
+        """Nothing."""
+
+    def log_artifact(self, path: Path, folder: str) -> None:
+        self.artifacts.append((folder, path.name))
+
+
+def frames_of(work: Path, name: str) -> NDArray[np.uint8]:
+    return read_frames(work / "previews" / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"), [("ode", {}), ("dmd", {}), ("dmd", {"inputs": "rollout"}), ("dmd_sharing_samples", {})]
+)
+def test_training_does_not_notice_that_it_is_watched(
+    name: str, changes: dict[str, Any], kinds: dict[str, Any], tmp_path: Path
+) -> None:
+    """Curve and weights equal to the last byte; mp4s below .work and in MLflow, the last one of the exported model."""
+    alone, watched = (kinds[name].job(tmp_path / place, **changes) for place in ("alone", "watched"))
+    log = Log()
+    watched = replace(watched, watch=replace(watched.watch, samples_every=4), tracker=log)
+    for job in (alone, watched):
+        kinds[name].train(job)
+    weights = [job.work / "export" / "diffusion_pytorch_model.safetensors" for job in (alone, watched)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert (alone.work / CURVE).read_bytes() == (watched.work / CURVE).read_bytes()
+    assert not (alone.work / "previews").exists()
+    names = ["step-0000004.mp4", "step-0000006.mp4"]
+    assert [path.name for path in sorted((watched.work / "previews").iterdir())] == names
+    assert log.artifacts == [("previews", name) for name in names]
+    first, last = (frames_of(watched.work, name) for name in names)
+    height, width = first.shape[1:3]
+    assert width == watched.watch.samples * height
+    assert (first != last).any(), "two updates later it makes other videos"
+
+
+def test_the_same_weights_show_the_same(kinds: dict[str, Any], tmp_path: Path) -> None:
+    """No update moves weights at a learning rate of zero: every preview is the first one again."""
+    job = kinds["ode"].job(tmp_path)
+    still = replace(job.config, optimizer=replace(job.config.optimizer, learning_rate=0.0))
+    kinds["ode"].train(replace(job, config=still, watch=replace(job.watch, samples_every=3)))
+    one, two = (frames_of(tmp_path, f"step-000000{step}.mp4") for step in (3, 6))
+    assert (one == two).all()

@@ -1,0 +1,103 @@
+"""What training says of its pace: counted FLOPs against PyTorch's counter, rates against a clock, sizes of frames."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from causvid import costs
+from causvid.training import speed
+from causvid.training.dmd_step import sizes
+from causvid.training.speed import Speed, Work, clip_of, peak_flops
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("teacher", {}),
+        ("causal_teacher", {}),
+        ("ode", {}),
+        ("dmd", {}),
+        ("dmd", {"guidance_scale": 1.0}),
+        ("dmd", {"inputs": "rollout"}),
+        ("dmd_sharing_samples", {"inputs": "rollout"}),
+    ],
+)
+def test_the_work_of_a_step_is_what_pytorch_counts(
+    name: str, changes: Mapping[str, Any], kinds: Mapping[str, Any], tmp_path: Path
+) -> None:
+    """Over many steps, as exit steps are drawn; with AdamW, since Muon multiplies matrices, too.
+
+    Of so small a model the way back to inputs, which we count and nobody asks for, is an eighth.
+    """
+    job, steps = kinds[name].job(tmp_path, **changes), 21
+    if hasattr(job.config, "optimizer"):
+        job = replace(job, config=replace(job.config, optimizer=replace(job.config.optimizer, kind="adamw")))
+    step, counted = kinds[name].step(job), 0
+    for index in range(steps):
+        with FlopCounterMode(display=False) as counter:
+            step(index)
+        counted += counter.get_total_flops()
+    work = [step.work(index) for index in range(steps)]
+    assert sum(each.flops or 0.0 for each in work) == pytest.approx(counted, rel=0.2)
+    assert {each.samples for each in work} == {job.config.batch_size}
+
+
+def test_rates_are_those_since_the_last_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([100.0, 104.0, 104.0, 105.0, 105.0])
+    monkeypatch.setattr(speed.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(speed, "peak_flops", lambda *_: 1e3)
+    counting = Speed("float32")
+    for _ in range(2):
+        counting.add(Work(4, 40, 400.0))
+    first = counting.read()
+    assert first.pop("speed/peak_memory_gb") > 0.01
+    assert first == {
+        "speed/samples_per_second": 2.0,
+        "speed/tokens_per_second": 20.0,
+        "speed/mfu": 0.2,
+        "speed/mfu_peak_tflops": 1e-9,
+    }
+    counting.add(Work(3, 0, None))
+    second = counting.read()
+    assert second.pop("speed/peak_memory_gb") > 0.01
+    assert second == {"speed/samples_per_second": 3.0}
+
+
+def test_peaks_are_of_data_sheets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed.devices, "describe", lambda device: f"NVIDIA {device.names}")
+    gpu = SimpleNamespace(type="cuda", names="H100 80GB HBM3")
+    assert peak_flops(gpu, "bfloat16") == 989e12  # type: ignore[arg-type]
+    gpu.names = "Unheard Of"
+    assert peak_flops(gpu, "bfloat16") is None  # type: ignore[arg-type]
+    assert peak_flops(torch.device("cpu"), "float32") == torch.get_num_threads() * 95e9
+
+
+def test_sizes_are_of_each_latent_frame() -> None:
+    """Frame 0 is all 1; of frame 1 a quarter is -4."""
+    x0 = torch.ones(2, 2, 2, 2, 2)
+    x0[:, 0, 1, 0] = -4
+    found = {name: value.item() for name, value in sizes(x0).items()}
+    assert found == {
+        "x0_abs/frame_00": 1.0,
+        "x0_abs/frame_01": 1.75,
+        "x0_saturated/frame_00": 0.0,
+        "x0_saturated/frame_01": 0.25,
+    }
+
+
+def test_a_clip_s_cost_is_that_of_the_plan() -> None:
+    config = {
+        "patch_size": (1, 2, 2), "num_attention_heads": 12, "attention_head_dim": 128, "in_channels": 16,
+        "out_channels": 16, "text_dim": 4096, "freq_dim": 256, "ffn_dim": 8960, "num_layers": 30,
+    }  # fmt: skip
+    clip = clip_of(config, (21, 16, 60, 104), 3, 512)
+    assert (clip.tokens, clip.layout.blocks) == (32760, 7)
+    assert clip.bidirectional == costs.Transformer.of(config).bidirectional(32760, 512)

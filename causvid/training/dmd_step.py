@@ -37,7 +37,7 @@ from causvid.training.batches import Batch, Texts, read_batch
 from causvid.training.checkpoint import Stateful
 from causvid.training.networks import averaged, save_whole, spread
 from causvid.training.optimizers import Optimizer, OptimizerConfig, backward, is_block_matrix
-from causvid.training.previews import Previews
+from causvid.training.previews import previews_of
 from causvid.training.speed import Work, clip_of
 from causvid.training.trainer import train
 
@@ -343,17 +343,4 @@ def sizes(x0: torch.Tensor) -> dict[str, torch.Tensor]:
 def train_dmd(job: DmdJob) -> None:
     """Distil on every rank. Zero steps export the student as it came."""
     step = DmdStep(job)
-    previews = Previews(
-        step.average.module,
-        vae=job.vae,
-        schedule=job.schedule,
-        precision=job.precision,
-        prompts=step.texts.store,
-        count=job.watch.samples,
-        seed=job.seed,
-        latents=step.store.metadata["shape"],
-        fps=job.fps,
-        work=job.work,
-        tracker=job.tracker,
-    )
-    train(step, job, previews)
+    train(step, job, previews_of(job, step.average.module, step.texts.store, step.store.metadata["shape"]))

@@ -27,7 +27,7 @@ from causvid.training.batches import Texts, read_batch
 from causvid.training.checkpoint import Stateful
 from causvid.training.networks import averaged, save_whole, spread
 from causvid.training.optimizers import Optimizer, OptimizerConfig, backward, is_block_matrix
-from causvid.training.previews import Previews
+from causvid.training.previews import previews_of
 from causvid.training.speed import Work, clip_of
 from causvid.training.trainer import train
 
@@ -145,17 +145,4 @@ def pick_states(trajectory: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
 def train_ode_init(job: OdeJob) -> None:
     """Fit the student of ``job`` on every rank; zero steps export the teacher's weights as a student."""
     step = OdeStep(job)
-    previews = Previews(
-        step.average.module,
-        vae=job.vae,
-        schedule=job.schedule,
-        precision=job.precision,
-        prompts=step.texts.store,
-        count=job.watch.samples,
-        seed=job.seed,
-        latents=step.store.metadata["shape"][1:],
-        fps=job.fps,
-        work=job.work,
-        tracker=job.tracker,
-    )
-    train(step, job, previews)
+    train(step, job, previews_of(job, step.average.module, step.texts.store, step.store.metadata["shape"][1:]))

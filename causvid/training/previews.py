@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,63 +11,65 @@ from diffusers import WanTransformer3DModel
 
 from causvid.data.prompt_store import PromptStore
 from causvid.data.video_writer import write_video
-from causvid.diffusion.schedule import ScheduleConfig
 from causvid.models.vae import load_vae
 from causvid.runtime import device as devices
 from causvid.runtime.distributed import is_main
 from causvid.runtime.seeding import generator
-from causvid.runtime.tracking import Tracker
 from causvid.shapes import VideoShape
 
 if TYPE_CHECKING:
     from causvid.pipeline import CausVidPipeline
+    from causvid.training.dmd_step import DmdJob
+    from causvid.training.ode_step import OdeJob
 
 CRF = 16  # x264's quality
 FOLDER = "previews"  # in the work folder and among the run's artifacts
+
+
+def previews_of(
+    job: OdeJob | DmdJob, model: WanTransformer3DModel, prompts: PromptStore, latents: Sequence[int]
+) -> Previews | None:
+    """Those of ``model``, whose clips have ``latents`` (F, C, H, W).
+
+    None, and a word on stderr, without a VAE: who trains from latents made elsewhere may have none.
+    """
+    if not job.watch.samples_every or job.vae.is_dir():
+        return Previews(job, model, prompts, latents)
+    if is_main():
+        print(f"no sample videos: {job.vae} does not exist", file=sys.stderr)
+    return None
 
 
 class Previews:
     """Called after a step, it writes one mp4: a video per prompt, side by side. Every rank asks, rank 0 writes."""
 
     def __init__(
-        self,
-        model: WanTransformer3DModel,
-        *,
-        vae: Path,
-        schedule: ScheduleConfig,
-        precision: devices.Precision,
-        prompts: PromptStore,
-        count: int,
-        seed: int,
-        latents: Sequence[int],
-        fps: int,
-        work: Path,
-        tracker: Tracker,
+        self, job: OdeJob | DmdJob, model: WanTransformer3DModel, prompts: PromptStore, latents: Sequence[int]
     ) -> None:
-        """Latents are those of a clip, (F, C, H, W); count: of the evaluation prompts, the first."""
-        self.model, self.vae, self.schedule, self.precision, self.seed = model, vae, schedule, precision, seed
-        self.latents, self.fps, self.folder, self.tracker = latents, fps, work / FOLDER, tracker
-        self.prompts, self.text = prompts.evaluation[:count], prompts(prompts.evaluation[:count])
+        """Prompts are the first of those for evaluation."""
+        self.job, self.model, self.latents, self.folder = job, model, latents, job.work / FOLDER
+        self.prompts = prompts.evaluation[: job.watch.samples]
+        self.text = prompts(self.prompts)
         self.made: tuple[CausVidPipeline, VideoShape] | None = None
 
     def __call__(self, step: int) -> None:
         """Videos after ``step`` steps, below ``work``/previews and in the run's artifacts."""
         pipeline, video = self.made or self._make()
-        generators = [generator(self.seed, "preview", index) for index in range(len(self.prompts))]
-        with devices.autocast(pipeline.device, self.precision):
+        generators = [generator(self.job.seed, "preview", index) for index in range(len(self.prompts))]
+        with devices.autocast(pipeline.device, self.job.precision):
             frames = pipeline(self.text, video, generators, few_steps=True)
         if is_main():
             self.folder.mkdir(exist_ok=True)
             path = self.folder / f"step-{step:07d}.mp4"
-            write_video(path, torch.cat(list(frames), dim=2).cpu().numpy(), fps=self.fps, crf=CRF)
-            self.tracker.log_artifact(path, FOLDER)
+            write_video(path, torch.cat(list(frames), dim=2).cpu().numpy(), fps=self.job.fps, crf=CRF)
+            self.job.tracker.log_artifact(path, FOLDER)
 
     def _make(self) -> tuple[CausVidPipeline, VideoShape]:
         """At the first video: a training that shows none imports and loads nothing for it."""
         from causvid.pipeline import CausVidPipeline
 
         device = devices.pick()
-        vae, schedule = load_vae(self.vae).to(device), self.schedule
+        vae, schedule = load_vae(self.job.vae).to(device), self.job.schedule
         pipeline = CausVidPipeline(
             vae=vae,
             transformer=self.model,
@@ -78,6 +80,6 @@ class Previews:
         )
         frames, _, height, width = self.latents
         time, space = vae.config.scale_factor_temporal, vae.config.scale_factor_spatial
-        shape = VideoShape(height=height * space, width=width * space, frames=(frames - 1) * time + 1, fps=self.fps)
+        shape = VideoShape(height=height * space, width=width * space, frames=(frames - 1) * time + 1, fps=self.job.fps)
         self.made = pipeline, shape
         return self.made

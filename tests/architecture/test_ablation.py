@@ -105,7 +105,9 @@ def test_inputs_of_a_command_are_deps_and_outputs_are_outs(stages: dict[str, Any
     for name, stage in stages.items():
         known = {it.def_path for it in (*stage.deps, *stage.outs)}
         named = {word for word in stage.cmd.split() if word.startswith(("data/", "ablation/evaluate"))}
-        assert named <= known, name
+        # Training only shows videos with it, and starts without one from latents made elsewhere.
+        watched = {"data/checkpoints/vae"} if "stages.train_" in stage.cmd else set()
+        assert named - watched <= known, name
 
 
 def test_commands_have_the_options_of_the_roots(stages: dict[str, Any]) -> None:

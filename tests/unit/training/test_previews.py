@@ -63,3 +63,14 @@ def test_the_same_weights_show_the_same(kinds: dict[str, Any], tmp_path: Path) -
     kinds["ode"].train(replace(job, config=still, watch=replace(job.watch, samples_every=3)))
     one, two = (frames_of(tmp_path, f"step-000000{step}.mp4") for step in (3, 6))
     assert (one == two).all()
+
+
+def test_without_a_vae_training_goes_on_unwatched(
+    kinds: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who enters with released latents has none."""
+    job = kinds["ode"].job(tmp_path / "work")
+    kinds["ode"].train(replace(job, vae=tmp_path / "none", watch=replace(job.watch, samples_every=3)))
+    assert f"no sample videos: {tmp_path / 'none'} does not exist" in capsys.readouterr().err
+    assert not (job.work / "previews").exists()
+    assert (job.work / CURVE).is_file()

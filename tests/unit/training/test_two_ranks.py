@@ -17,7 +17,9 @@ from safetensors.torch import load_file
 from torch import distributed as dist
 from torch import nn
 
+from causvid import params
 from causvid.runtime import distributed
+from causvid.training.optimizers import OptimizerConfig
 from causvid.training.teacher_step import TeacherStep
 from causvid.training.trainer import CURVE, train
 from tests.unit.training.conftest import optimizer
@@ -184,3 +186,28 @@ def test_parts_are_put_together_and_taken_apart(tmp_path: Path) -> None:
         assert distributed.from_main(f"rank {rank}") == "rank 0"
 
     on_two_ranks(tmp_path / "ranks", work)
+
+
+@pytest.mark.parametrize("shard_weights", [False, True], ids=["whole", "in parts"])
+@pytest.mark.parametrize("name", ["teacher", "ode", "dmd"])
+def test_fifty_steps_at_the_profiles_learning_rates(
+    name: str, shard_weights: bool, kinds: dict[str, Any], tmp_path: Path
+) -> None:
+    """Every row of both curves; by then the parameters have moved."""
+    profile = params.read(params.PROFILES / "laptop.yaml")
+    section = {"teacher": "train_teacher", "ode": "train_ode_init", "dmd": "train_dmd"}[name]
+    changes = {
+        key: params.build(OptimizerConfig, value, name=key)
+        for key, value in profile[section].items()
+        if key.endswith("optimizer")
+    }
+    alone, together = (kinds[name].job(tmp_path / place, steps=50, **changes) for place in ("alone", "together"))
+    together = replace(together, compute=replace(together.compute, shard_weights=shard_weights))
+    kinds[name].train(alone)
+    on_two_ranks(tmp_path / "ranks", lambda _: kinds[name].train(together))
+    ours, theirs = curve(alone.work), curve(together.work)
+    assert len(ours) == len(theirs) == 50
+    for one, two in zip(ours, theirs, strict=True):
+        assert one.keys() == two.keys()
+        for column in (name for name in one if name.endswith("loss")):
+            assert two[column] == pytest.approx(one[column], rel=1e-5), f"{column} of step {one['step']:.0f}"

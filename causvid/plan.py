@@ -122,10 +122,8 @@ class Plan:
     def student_clip(self) -> float:
         """FLOPs of one clip from the few-step student: every block once per step, and once more to write it into the
         cache, which the last block does not need."""
-        steps, passes = (
-            len(self.schedule.denoising_timesteps),
-            [self.clip.block_pass(b) for b in range(self.layout.blocks)],
-        )
+        steps = len(self.schedule.denoising_timesteps)
+        passes = [self.clip.block_pass(block) for block in range(self.layout.blocks)]
         text = self.transformer.forward(0, 0, self.text_tokens).forward
         return text + (steps + 1) * sum(passes) - passes[-1] + self.vae.decode(self.latent.frames)
 

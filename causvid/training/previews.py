@@ -31,9 +31,12 @@ def previews_of(
 ) -> Previews | None:
     """Those of ``model``, whose clips have ``latents`` (F, C, H, W).
 
-    None, and a word on stderr, without a VAE: who trains from latents made elsewhere may have none.
+    None when no videos are asked for; and, with a word on stderr, without a VAE: who trains from latents made elsewhere
+    may have none.
     """
-    if not job.watch.samples_every or job.vae.is_dir():
+    if not job.watch.samples_every:
+        return None
+    if job.vae.is_dir():
         return Previews(job, model, prompts, latents)
     if is_main():
         print(f"no sample videos: {job.vae} does not exist", file=sys.stderr)
@@ -65,7 +68,7 @@ class Previews:
             self.job.tracker.log_artifact(path, FOLDER)
 
     def _make(self) -> tuple[CausVidPipeline, VideoShape]:
-        """At the first video: a training that shows none imports and loads nothing for it."""
+        """At the first video, not before training."""
         from causvid.pipeline import CausVidPipeline
 
         device = devices.pick()

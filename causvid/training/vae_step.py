@@ -73,7 +73,7 @@ class VaeJob:
 
     @property
     def precision(self) -> devices.Precision:
-        """Not a choice: a small VAE does not get faster."""
+        """The VAE trains in float32, whatever model.precision says."""
         return devices.Precision.FLOAT32
 
 

@@ -13,7 +13,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 
-.PHONY: env vbench-env repro toy-wan test test-slow test-browser check flow ablation ui report profile dag plan lock clean
+.PHONY: env vbench-env repro toy-wan test test-slow test-browser check flow ablation ui compare report profile dag plan lock clean
 
 env: .venv/.ready ## the environment in .venv, as locked
 vbench-env: .venvs/vbench/.ready ## VBench's own environment
@@ -76,6 +76,9 @@ ui: env ## Prefect on http://127.0.0.1:4200, MLflow on http://127.0.0.1:5000; Ct
 	mlflow server --host 127.0.0.1 --port 5000 --workers 1 --backend-store-uri sqlite:///$(CURDIR)/mlflow.db \
 	  --allowed-hosts 127.0.0.1:5000,localhost:5000 & mlflow=$$!; \
 	trap "kill $$prefect $$mlflow; wait" EXIT; trap "exit 0" INT TERM; wait -n
+
+compare: env ## reports/compare/index.html: RUNS="id id", an experiment (causvid/laptop) or an MLflow filter
+	@python -m causvid.reporting.compare "$${RUNS:?must say what to compare, as in make compare RUNS=causvid/laptop}"
 
 report: env ## the report alone
 	dvc repro report

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import typer
 
-from causvid.data.manifest import read_manifest
+from causvid.data import manifest
 from causvid.data.prompt_store import PromptStore
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.pipeline import load_pipeline
@@ -49,8 +49,9 @@ def main(
         config, video = run.section("sample", SampleConfig), run.section("video", VideoShape)
         seed, few_steps = run.section("seed", int), steps == Steps.FEW
         run.report(sample(pipeline, PromptStore(prompts), video, config, seed=seed, out=building, few_steps=few_steps))
-        for row in read_manifest(building)[:SHOWN]:
-            run.tracker.log_artifact(building / row["path"], "samples")
+        shown = [row["path"] for row in manifest.read_manifest(building)[:SHOWN]]
+        for name in (manifest.NAME, *shown):
+            run.tracker.log_artifact(building / name, "samples")
         run.publish(building, out)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,13 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 Frames = NDArray[np.uint8]
-Curve = dict[str, tuple[list[float], list[float]]]
+Line = tuple[list[float], list[float]]  # steps, values
+Curve = dict[str, Line]
 Point = Mapping[str, float | None]  # mean and se, its standard error; None of a single seed
 
 GREY, BLUE = "#7f7f7f", "#3b82c4"
-LINES = (BLUE, "#d9822b", "#3f9b57", "#a44fb0")  # told apart on light and on dark
+# Told apart on light and on dark.
+LINES = (BLUE, "#d9822b", "#3f9b57", "#a44fb0", "#c0504d", "#2aa5a0", "#b59a00", "#8c6d5a")
 # Nothing in a file may depend on when, where or by which version it was drawn.
 REPRODUCIBLE: dict[Any, Any] = {
     "svg.hashsalt": "causvid",
@@ -33,7 +35,7 @@ REPRODUCIBLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
 }
-ACROSS = 3  # panels in a row of figure 4
+ACROSS = 3  # panels in a row of a figure with a legend
 TILE = 96  # pixels across of a frame on a sheet, about
 GAP, TITLE, LABEL = 3, 26, 128  # pixels
 DOTS = 100  # pixels per inch; sheets are drawn one to one
@@ -86,18 +88,28 @@ def draw_along(panels: Mapping[str, Mapping[str, Sequence[Point]]], out: Path) -
 
     The first place is not joined to the rest: it has nothing before it to go on from.
     """
-    labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
-    rows = math.ceil(len(panels) / ACROSS)
+    _draw_panels(panels, out, _draw_points)
+
+
+def draw_overlaid(panels: Mapping[str, Mapping[str, Line]], out: Path) -> None:
+    """As SVG, one panel a title: by label, values by step."""
+    _draw_panels(panels, out, _draw_steps)
+
+
+def draw_bars(values: Mapping[str, Mapping[str, float]], out: Path) -> None:
+    """As SVG, by label (a colour) and name (a place), bars from 0."""
+    names = list(dict.fromkeys(name for bars in values.values() for name in bars))
+    thick = 0.8 / len(values)
     with matplotlib.rc_context(REPRODUCIBLE):
-        figure = Figure(figsize=(3.2 * ACROSS, 2.1 * rows + 0.3), layout="constrained")
-        for index, (title, lines) in enumerate(panels.items()):
-            axes = figure.add_subplot(rows, ACROSS, index + 1)
-            for label, points in lines.items():
-                _draw_line(axes, points, LINES[labels.index(label)])
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            _style(axes, title)
-        handles = [Line2D([], [], color=LINES[index], marker="o", markersize=3) for index in range(len(labels))]
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, labelcolor=GREY)
+        figure = Figure(figsize=(3.2 * ACROSS, 0.8 + len(names) * (0.16 + 0.16 * len(values))), layout="constrained")
+        axes = figure.add_subplot()
+        for index, bars in enumerate(values.values()):
+            places = [names.index(name) + (index - (len(values) - 1) / 2) * thick for name in bars]
+            axes.barh(places, list(bars.values()), thick, color=LINES[index])
+        axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+        axes.invert_yaxis()
+        _style(axes, "")
+        _legend(figure, list(values), marker="s")
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
 
 
@@ -123,7 +135,34 @@ def draw_sheet(strips: Sequence[Strip], out: Path, *, columns: int) -> None:
         figure.savefig(out, format="png", dpi=DOTS, transparent=True, metadata={"Software": None})
 
 
-def _draw_line(axes: Axes, points: Sequence[Point], colour: str) -> None:
+def _draw_panels(panels: Mapping[str, Mapping[str, Any]], out: Path, draw: Callable[[Axes, Any, str], None]) -> None:
+    """A grid of panels whose lines ``draw`` puts in, a colour a label, under one legend."""
+    labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
+    rows = math.ceil(len(panels) / ACROSS)
+    with matplotlib.rc_context(REPRODUCIBLE):
+        figure = Figure(figsize=(3.2 * ACROSS, 2.1 * rows + 0.3), layout="constrained")
+        for index, (title, lines) in enumerate(panels.items()):
+            axes = figure.add_subplot(rows, ACROSS, index + 1)
+            for label, line in lines.items():
+                draw(axes, line, LINES[labels.index(label)])
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            _style(axes, title)
+        _legend(figure, labels, marker="o")
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+
+
+def _legend(figure: Figure, labels: Sequence[str], *, marker: str) -> None:
+    handles = [Line2D([], [], color=LINES[index], marker=marker, markersize=3) for index in range(len(labels))]
+    across = min(len(labels), 4)
+    figure.legend(handles, labels, loc="outside lower center", ncols=across, frameon=False, labelcolor=GREY)
+
+
+def _draw_steps(axes: Axes, line: Line, colour: str) -> None:
+    steps, values = line
+    axes.plot(steps, values, color=colour, linewidth=1, marker="o" if len(steps) < 10 else "", markersize=3)
+
+
+def _draw_points(axes: Axes, points: Sequence[Point], colour: str) -> None:
     known = [(place, point["mean"], point["se"] or 0.0) for place, point in enumerate(points, start=1)]
     known = [found for found in known if found[1] is not None]
     for part in ([it for it in known if it[0] == 1], [it for it in known if it[0] > 1]):

@@ -5,19 +5,17 @@ Videos and curves are inside the page as base64; nothing in it is fetched.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from causvid.data import manifest
 from causvid.data.video_reader import read_frames
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.reporting import ablation, figures, tables
 from causvid.reporting.tables import MODELS, SETS, Published, Table
+from causvid.reporting.templates import data_uri, render
 from causvid.shapes import VideoShape
 
 TEMPLATE = "page.html.jinja"
@@ -30,7 +28,6 @@ ROLLOUTS = "rollouts"  # folder below a student's samples
 STUDENTS = MODELS[1:]
 SHOWN_WIDTH = 176  # pixels across of a small video on the page, about; larger ones fill their column
 SHEET_PROMPTS, SHEET_FRAMES = 4, 9
-MEDIA = {".mp4": "video/mp4", ".svg": "image/svg+xml"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,17 +173,13 @@ def draw(content: Content, folder: Path) -> list[str]:
 def html(content: Content, folder: Path) -> str:
     """The page; ``folder`` has the figures to put inside."""
     times = max(1, SHOWN_WIDTH // content.video.width)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
-    return environment.get_template(TEMPLATE).render(
+    return render(
+        TEMPLATE,
         content=content,
         curves=data_uri(folder / "curves.svg"),
         figure4=data_uri(folder / FIGURE4) if (folder / FIGURE4).is_file() else None,
         figure4_note=FIGURE4_NOTE,
         not_run=tables.NOT_RUN,
-        data_uri=data_uri,
         not_measured=tables.NOT_MEASURED,
         small=times > 1,
         width=content.video.width * times,
@@ -206,11 +199,6 @@ def markdown(content: Content, folder: str, names: list[str]) -> str:
     parts += [f"## Figure 4\n\n{shown}", f"## Curves\n\n![curves]({folder}/curves.svg)", "## Sources"]
     parts += ["\n".join(f"- {source.citation}. <{source.url}>" for source in content.published.sources.values())]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def data_uri(path: Path) -> str:
-    """The file's bytes as a data URI."""
-    return f"data:{MEDIA[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
 
 
 def _shows(folders: Mapping[str, Path], limit: int) -> tuple[Show, ...]:

@@ -126,6 +126,18 @@ class Published:
         return f"{self.sources[row.source].name}, {row.table}"
 
 
+class Cell(str):
+    """A cell that says where its number comes from, to whoever points at it."""
+
+    origin: str
+
+    def __new__(cls, text: str, origin: str) -> Cell:
+        """``text`` with its ``origin``."""
+        cell = super().__new__(cls, text)
+        cell.origin = origin
+        return cell
+
+
 @dataclass(frozen=True, kw_only=True)
 class Table:
     """title, head and rows of text cells; note: what a reader must know to read them."""

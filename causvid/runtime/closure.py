@@ -9,7 +9,8 @@ from pathlib import Path
 PACKAGES = ("causvid", "stages")
 # They cannot change what a stage writes into its outs: an edit here must not redo days of work.
 NEUTRAL = frozenset(
-    f"causvid/runtime/{name}.py" for name in ("closure", "device", "parallel", "progress", "stage", "tracking", "work")
+    f"causvid/runtime/{name}.py"
+    for name in ("closure", "device", "parallel", "progress", "recorded", "stage", "tracking", "work")
 ) | {
     "causvid/costs.py",
     "causvid/params.py",

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from causvid import params as params_file
-from causvid.runtime import tracking, work
+from causvid.runtime import recorded, tracking, work
 from causvid.runtime.parallel import Compute
 from causvid.runtime.work import Origin
 
@@ -56,9 +56,9 @@ class StageRun:
         work.publish(finished, out)
 
     def report(self, metrics: Mapping[str, Any]) -> None:
-        """Add to the stage's metrics file; numbers go to MLflow as well, nested ones by their dotted names."""
+        """Add to the stage's metrics file, and its numbers to MLflow."""
         self.results.update(metrics)
-        self.tracker.log_metrics({k: v for k, v in tracking.flatten(metrics) if isinstance(v, int | float)})
+        self.tracker.log_results(metrics)
 
 
 @contextmanager
@@ -84,10 +84,16 @@ def stage_run(
         weights = [
             Path(value["init"]["folder"]) for value in values.values() if isinstance(value, dict) and "init" in value
         ]
-        origin = work.stage_origin(name, params={**values, "item": item}, inputs=[*inputs, *weights], root=root)
+        # Under dvc, which has just verified what it recorded: no need to read gigabytes again.
+        lock = recorded.read_lock(root) if "DVC_STAGE" in os.environ else {}
+        read = [*inputs, *weights]
+        origin = work.stage_origin(
+            name, params={**values, "item": item}, inputs=read, known=recorded.digests(lock), root=root
+        )
+        made = tracking.Made(key=origin.key, inputs=origin.inputs, upstream=recorded.upstream(lock, read, root))
         with (
             work.work_folder(name, origin.key, root=root) as folder,
-            tracking.child_run(label, everything["profile"], root, values, origin.key) as tracker,
+            tracking.child_run(label, everything["profile"], root, values, made, folder) as tracker,
         ):
             run = StageRun(
                 name=name, work=folder, origin=origin, tracker=tracker, compute=compute, watch=watch, params=values
@@ -95,7 +101,7 @@ def stage_run(
             gc.set_threshold(*COLLECTS)
             started = time.monotonic()
             yield run
-            tracker.log_metrics({"stage_seconds": time.monotonic() - started})
+            tracker.log_results({"stage_seconds": time.monotonic() - started})
             work.write_json(metrics, {**run.results, "key": origin.key})
     except (ValueError, work.BusyError) as error:
         sys.exit(f"{name}: {error}")

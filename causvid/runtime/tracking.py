@@ -5,6 +5,7 @@ The only writer of stage runs. It records what a stage did; nothing ever reads a
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import time
@@ -17,11 +18,14 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 if TYPE_CHECKING:
+    from mlflow.entities import DatasetInput
     from mlflow.tracking import MlflowClient
 
 PARENT_VARIABLE = "CAUSVID_PARENT_RUN_ID"
 VALUE_LIMIT = 6000  # characters MLflow stores of one parameter
 BATCH_LIMIT = 100  # parameters it takes at once
+DIGEST_LIMIT = 36  # characters it stores of a dataset's digest
+UNFINISHED = "mlflow_run.json"  # in a stage's work folder: the run that goes on when the stage does
 
 
 def tracking_uri(root: Path) -> str:
@@ -52,6 +56,18 @@ class Watch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Made:
+    """What a stage's result is made from.
+
+    key: stands for all of it; inputs: digests by path; upstream: keys of the stages that made those, by stage.
+    """
+
+    key: str
+    inputs: Mapping[str, str]
+    upstream: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Tracker:
     """A handle on one MLflow run. Small and picklable, so that rank 0 of a Ray worker can log into the stage's run."""
 
@@ -64,6 +80,14 @@ class Tracker:
 
         now = int(time.time() * 1000)
         client(self.uri).log_batch(self.run_id, metrics=[Metric(k, float(v), now, step) for k, v in metrics.items()])
+
+    def log_results(self, results: Mapping[str, Any]) -> None:
+        """Log the numbers in ``results``: nested ones by dotted names, the entries of a list at steps 0, 1, ..."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        found = [Metric(name, float(value), now, step) for name, value, step in numbers(results)]
+        client(self.uri).log_batch(self.run_id, metrics=found)
 
     def log_artifact(self, path: Path, folder: str) -> None:
         """Copy a file into the run's artifacts."""
@@ -99,26 +123,69 @@ def start_parent(name: str, profile: str, root: Path, tags: Mapping[str, str]) -
 
 
 @contextmanager
-def child_run(stage: str, profile: str, root: Path, params: Mapping[str, Any], key: str) -> Iterator[Tracker]:
-    """A run for one executed stage, under the flow's or the repro's parent; FAILED when the body raises."""
-    from mlflow.entities import Param
+def child_run(
+    stage: str, profile: str, root: Path, params: Mapping[str, Any], made: Made, folder: Path
+) -> Iterator[Tracker]:
+    """A run for one executed stage, under the flow's or the repro's parent; FAILED when the body raises.
 
+    A stage that was cut short goes on in the run it had, of which ``folder`` knows; it moves to the new parent.
+    """
     uri = tracking_uri(root)
     api = client(uri)
     parent = os.environ.get(PARENT_VARIABLE) or _repro_parent(api, profile, root)
-    tags = {"dvc_stage": stage, "key": key, **git_tags(root)} | ({"mlflow.parentRunId": parent} if parent else {})
-    run_id = api.create_run(experiment_id(api, profile), run_name=stage, tags=tags).info.run_id
-    values = [Param(name, str(value)[:VALUE_LIMIT]) for name, value in flatten(params)]
-    for start in range(0, len(values), BATCH_LIMIT):
-        api.log_batch(run_id, params=values[start : start + BATCH_LIMIT])
+    tags = {"dvc_stage": stage, "key": made.key, "upstream": json.dumps(made.upstream), **git_tags(root)}
+    tags |= {"mlflow.parentRunId": parent} if parent else {}
+    run_id = _unfinished_run(api, uri, folder)
+    if run_id is None:
+        run_id = api.create_run(experiment_id(api, profile), run_name=stage, tags=tags).info.run_id
+        _describe(api, run_id, params, made)
+        (folder / UNFINISHED).write_text(json.dumps({"uri": uri, "run_id": run_id}), encoding="utf-8")
+    else:
+        api.update_run(run_id, status="RUNNING")
+        for name, value in tags.items():
+            api.set_tag(run_id, name, value)
     try:
         yield Tracker(uri=uri, run_id=run_id)
     except BaseException:
         api.set_terminated(run_id, "FAILED")
         raise
     api.set_terminated(run_id, "FINISHED")
+    (folder / UNFINISHED).unlink()
     if parent and PARENT_VARIABLE not in os.environ:
         api.set_terminated(parent, "FINISHED")  # nobody else ends it; the next stage of the same repro moves its end
+
+
+def _describe(api: MlflowClient, run_id: str, params: Mapping[str, Any], made: Made) -> None:
+    """Log a stage's params, and its inputs as datasets."""
+    from mlflow.entities import Param
+
+    values = [Param(name, str(value)[:VALUE_LIMIT]) for name, value in flatten(params)]
+    for start in range(0, len(values), BATCH_LIMIT):
+        api.log_batch(run_id, params=values[start : start + BATCH_LIMIT])
+    api.log_inputs(run_id, [_dataset(path, digest) for path, digest in made.inputs.items()])
+
+
+def _dataset(path: str, digest: str) -> DatasetInput:
+    """An input as MLflow knows it; what DVC tracks has DVC's md5 (its folders' end in .dir), the rest our sha256."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    kind = "dvc.md5" if len(digest.removesuffix(".dir")) == 32 else "sha256"
+    tags = [InputTag("mlflow.data.context", "input"), InputTag(kind, digest)]
+    return DatasetInput(Dataset(path, digest[:DIGEST_LIMIT], "local", json.dumps({"uri": path})), tags)
+
+
+def _unfinished_run(api: MlflowClient, uri: str, folder: Path) -> str | None:
+    """The run that ``folder`` knows of, if this store has it."""
+    from mlflow.exceptions import MlflowException
+
+    path = folder / UNFINISHED
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if known["uri"] != uri or api.get_run(known["run_id"]).info.lifecycle_stage != "active":
+            return None
+    except (FileNotFoundError, ValueError, MlflowException):  # none, cut short by a kill, or no longer in the store
+        return None
+    return str(known["run_id"])
 
 
 def git_tags(root: Path) -> dict[str, str]:
@@ -148,3 +215,13 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def numbers(results: Mapping[str, Any]) -> Iterator[tuple[str, float, int]]:
+    """Name, value and step of every number in nested mappings and in the lists they hold."""
+    for name, value in flatten(results):
+        entries = enumerate(value) if isinstance(value, list | tuple) else [(0, value)]
+        for step, entry in entries:
+            for inner, number in flatten({name: entry}):
+                if isinstance(number, int | float):
+                    yield inner, number, step

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
-from ruamel.yaml import YAML
 
 from causvid.runtime.closure import import_closure
 
@@ -39,11 +38,15 @@ class Origin(NamedTuple):
         return {"params": _sum(self.params), "code": _sum(self.code), **self.inputs}
 
 
-def stage_origin(stage: str, *, params: Mapping[str, Any], inputs: Sequence[Path], root: Path) -> Origin:
-    """What a stage is made from: its params, the content of its inputs and of the modules that define it."""
-    recorded = _recorded_hashes(root / "dvc.lock") if "DVC_STAGE" in os.environ else {}
+def stage_origin(
+    stage: str, *, params: Mapping[str, Any], inputs: Sequence[Path], known: Mapping[str, str], root: Path
+) -> Origin:
+    """What a stage is made from: its params, the content of its inputs and of the modules that define it.
+
+    known: digests of inputs by path, for those that need not be read again.
+    """
     code = {name: _digest(root / name) for name in sorted(import_closure(root / "stages" / f"{stage}.py", root))}
-    content = {path.as_posix(): recorded.get(path.as_posix()) or _digest(root / path) for path in inputs}
+    content = {path.as_posix(): known.get(path.as_posix()) or _digest(root / path) for path in inputs}
     return Origin(stage, params, content, code)
 
 
@@ -105,14 +108,6 @@ def write_json(path: Path, value: Any) -> None:
 
 def _sum(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _recorded_hashes(lock: Path) -> dict[str, str]:
-    """Hashes DVC has just verified for the outs of earlier stages, by path: no need to read gigabytes again."""
-    if not lock.is_file():
-        return {}
-    stages = (YAML(typ="safe").load(lock) or {}).get("stages", {})
-    return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", []) if "md5" in out}
 
 
 def _digest(path: Path) -> str:

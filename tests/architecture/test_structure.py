@@ -87,6 +87,7 @@ def test_every_module_reaches_a_stage() -> None:
     commands = {
         "causvid/evaluation/vbench_runner.py",
         *import_closure(ROOT / "causvid" / "generate" / "command.py", ROOT),
+        *import_closure(ROOT / "causvid" / "reporting" / "compare.py", ROOT),
         "causvid/interop/original_config.py",
         "causvid/interop/original_lmdb.py",
     }

@@ -33,11 +33,12 @@ SAMPLE = """\
 from pathlib import Path
 import numpy as np
 from causvid.data.video_writer import write_video
-from causvid.runtime.tracking import child_run
+from causvid.runtime.tracking import Made, child_run
 
 frames = np.tile(np.linspace(0, 255, 64, dtype=np.uint8)[None, None, :, None], (9, 64, 1, 3))
 write_video(Path("sample.mp4"), frames, fps=8, crf=10)
-with child_run("report", "tiny", Path.cwd(), {"steps": 3}, "0123") as tracker:
+made = Made(key="0123", inputs={}, upstream={})
+with child_run("report", "tiny", Path.cwd(), {"steps": 3}, made, Path.cwd()) as tracker:
     for step in range(5):
         tracker.log_metrics({"loss": 1 / (step + 1)}, step)
     tracker.log_artifact(Path("sample.mp4"), "samples")

@@ -108,3 +108,26 @@ def test_a_sheet_of_nothing_is_still_a_picture(tmp_path: Path) -> None:
     figures.draw_sheet([], tmp_path / "none.png", columns=3)
     with Image.open(tmp_path / "none.png") as image:
         assert image.size[0] > 0
+
+
+def test_lines_of_several_runs_are_laid_over_each_other(tmp_path: Path) -> None:
+    """One panel a title, one colour a label in all of them, the same bytes twice."""
+    lines = {"a": ([0.0, 1.0], [2.0, 1.0]), "b": ([0.0, 1.0], [3.0, 2.5])}
+    panels = {"loss": lines, "gradient": {"b": lines["b"]}}
+    for name in ("a.svg", "b.svg"):
+        figures.draw_overlaid(panels, tmp_path / name)
+    text = (tmp_path / "a.svg").read_text()
+    assert text == (tmp_path / "b.svg").read_text()
+    assert text.count('id="axes_') == 2
+    first, second = (text.split('id="axes_')[panel] for panel in (1, 2))
+    assert figures.LINES[0] in first
+    assert figures.LINES[1] in first
+    assert figures.LINES[1] in second
+
+
+def test_bars_of_several_runs_share_a_place_for_each_name(tmp_path: Path) -> None:
+    """A run without a score leaves its place empty."""
+    figures.draw_bars({"a": {"x": 0.5, "y": 0.7}, "b": {"y": 0.9}}, tmp_path / "a.svg")
+    text = (tmp_path / "a.svg").read_text()
+    assert text.count(f"fill: {figures.LINES[0]}") == 2 + 1  # and the legend's
+    assert text.count(f"fill: {figures.LINES[1]}") == 1 + 1

@@ -14,7 +14,7 @@ import pytest
 
 import stages
 from causvid import params as params_file
-from causvid.runtime import tracking
+from causvid.runtime import stage, tracking
 from causvid.runtime.stage import StageRun, stage_run
 from causvid.shapes import VideoShape
 
@@ -125,6 +125,30 @@ def assert_one_sentence(stop: pytest.ExceptionInfo[SystemExit], words: str) -> N
     assert stop.value.code.startswith("toy: ")
     assert words in stop.value.code
     assert "\n" not in stop.value.code.strip()
+
+
+def test_what_dvc_has_recorded_counts_when_dvc_runs_the_stage(
+    project: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = "stages:\n  before:\n    outs:\n    - {{path: in, md5: {}}}\n    - {{path: before.json, md5: b}}\n"
+    (project / "before.json").write_text('{"key": "k0"}')
+
+    def key() -> str:
+        run_stage(lambda run: None)
+        return str(json.loads((project / "reports/toy/metrics.json").read_text())["key"])
+
+    monkeypatch.setattr(stage, "_die_with_parent", lambda: None)
+    by_hand = key()
+    (project / "dvc.lock").write_text(lock.format("aa"))
+    assert key() == by_hand  # the content counts
+    assert last_run(mlflow_uri).data.tags["upstream"] == "{}"
+    monkeypatch.setenv("DVC_STAGE", "toy")
+    under_dvc = key()
+    assert json.loads(last_run(mlflow_uri).data.tags["upstream"]) == {"before": "k0"}
+    (project / "in").write_text("other")
+    assert key() == under_dvc
+    (project / "dvc.lock").write_text(lock.format("bb"))
+    assert key() != under_dvc
 
 
 def test_what_a_user_can_mend_is_one_sentence(project: Path, mlflow_uri: str) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from causvid.runtime import tracking
-from causvid.runtime.tracking import child_run, client, git_tags, start_parent, tracking_uri
+from causvid.runtime.tracking import Made, child_run, client, git_tags, start_parent, tracking_uri
 
 # MLflow's own queries, which SQLAlchemy 2.1 warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:The .*noload.* loader strategy is deprecated")
@@ -39,6 +41,7 @@ def under(monkeypatch: pytest.MonkeyPatch, *above: FakeProcess) -> None:
     monkeypatch.setattr(tracking.psutil, "Process", Here)
 
 
+MADE = Made(key="k3y", inputs={}, upstream={})
 DVC = FakeProcess(7, ["/env/bin/python", "/env/bin/dvc", "repro"])
 SHELL = FakeProcess(3, ["/bin/bash", "-c", "make repro"])
 NOT_DVC = FakeProcess(5, ["/bin/bash", "dvc-experiments/run-dvc.sh"])
@@ -59,7 +62,7 @@ def test_a_child_records_its_stage_params_and_metrics(
 ) -> None:
     under(monkeypatch, NOT_DVC, SHELL)
     params = {"seed": 0, "video": {"fps": 8}, "long": "x" * 9000}
-    with child_run("sample@dmd", "smoke", tmp_path, params, "k3y") as tracker:
+    with child_run("sample@dmd", "smoke", tmp_path, params, MADE, tmp_path) as tracker:
         tracker.log_metrics({"loss": 2.0}, 1)
         pickle.loads(pickle.dumps(tracker)).log_metrics({"loss": 0.5}, 2)  # as a Ray worker does
     (run,) = runs(mlflow_uri)["sample@dmd"]
@@ -77,7 +80,7 @@ def test_an_artifact_is_kept(mlflow_uri: str, tmp_path: Path, monkeypatch: pytes
     under(monkeypatch)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "0.mp4").write_bytes(b"video")
-    with child_run("sample", "smoke", tmp_path, {}, "k") as tracker:
+    with child_run("sample", "smoke", tmp_path, {}, MADE, tmp_path) as tracker:
         tracker.log_artifact(tmp_path / "0.mp4", "samples")
     assert [f.path for f in client(mlflow_uri).list_artifacts(tracker.run_id, "samples")] == ["samples/0.mp4"]
 
@@ -87,7 +90,7 @@ def test_a_child_that_fails_says_so(
     mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     under(monkeypatch)
-    with pytest.raises(type(error)), child_run("resample", "smoke", tmp_path, {}, "k"):
+    with pytest.raises(type(error)), child_run("resample", "smoke", tmp_path, {}, MADE, tmp_path):
         raise error
     (run,) = runs(mlflow_uri)["resample"]
     assert run.info.status == "FAILED"
@@ -99,7 +102,7 @@ def test_stages_of_one_repro_share_a_parent_and_the_next_repro_gets_its_own(
     again = FakeProcess(9, DVC.command)
     for process, stage in [(DVC, "download"), (DVC, "resample"), (again, "resample")]:
         under(monkeypatch, SHELL, process, SHELL)
-        with child_run(stage, "smoke", tmp_path, {}, "k"):
+        with child_run(stage, "smoke", tmp_path, {}, MADE, tmp_path):
             pass
     found = runs(mlflow_uri)
     parents = {run.data.tags["dvc_process"]: run.info.run_id for run in found["repro"]}
@@ -119,7 +122,7 @@ def test_a_flow_hands_its_parent_down_and_ends_it_itself(
     under(monkeypatch, DVC)
     flow = start_parent("distill", "smoke", tmp_path, {"prefect_run": "abc"})
     monkeypatch.setenv(tracking.PARENT_VARIABLE, flow)
-    with child_run("download", "smoke", tmp_path, {}, "k"):
+    with child_run("download", "smoke", tmp_path, {}, MADE, tmp_path):
         pass
     found = runs(mlflow_uri)
     assert set(found) == {"distill", "download"}
@@ -128,12 +131,85 @@ def test_a_flow_hands_its_parent_down_and_ends_it_itself(
     assert found["distill"][0].data.tags["prefect_run"] == "abc"
 
 
+def test_a_child_knows_what_it_is_made_from(mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    under(monkeypatch)
+    md5, sha256 = "0" * 32 + ".dir", "1" * 64
+    made = Made(key="k", inputs={"data/prompts": md5, "in.txt": sha256}, upstream={"download": "a"})
+    with child_run("sample", "smoke", tmp_path, {}, made, tmp_path):
+        pass
+    (run,) = runs(mlflow_uri)["sample"]
+    assert json.loads(run.data.tags["upstream"]) == {"download": "a"}
+    found = {it.dataset.name: {tag.key: tag.value for tag in it.tags} for it in run.inputs.dataset_inputs}
+    assert (found["data/prompts"]["dvc.md5"], found["in.txt"]["sha256"]) == (md5, sha256)
+
+
+def test_results_are_numbers_by_dotted_names_and_lists_are_steps(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under(monkeypatch)
+    windows = [{"velocity": 0.5, "note": "x"}, {"velocity": 0.25}]
+    with child_run("evaluate", "smoke", tmp_path, {}, MADE, tmp_path) as tracker:
+        tracker.log_results({"n": 3, "note": None, "drift": {"judge": windows, "sharpness": [1.0, 2.0]}})
+    history = {
+        name: [(point.step, point.value) for point in client(mlflow_uri).get_metric_history(tracker.run_id, name)]
+        for name in client(mlflow_uri).get_run(tracker.run_id).data.metrics
+    }
+    assert history == {
+        "n": [(0, 3.0)],
+        "drift.judge.velocity": [(0, 0.5), (1, 0.25)],
+        "drift.sharpness": [(0, 1.0), (1, 2.0)],
+    }
+
+
+def cut_short(folder: Path) -> tracking.Tracker:
+    """The run of a training that was interrupted after a step."""
+    kept = []
+    with suppress(KeyboardInterrupt), child_run("train_dmd", "smoke", folder, {"a": 1}, MADE, folder) as tracker:
+        kept.append(tracker)
+        tracker.log_metrics({"loss": 1.0}, 1)
+        raise KeyboardInterrupt
+    return kept[0]
+
+
+def test_a_stage_that_was_cut_short_goes_on_in_its_run_below_the_new_parent(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under(monkeypatch, DVC)
+    first = cut_short(tmp_path)
+    under(monkeypatch, FakeProcess(9, DVC.command))
+    with child_run("train_dmd", "smoke", tmp_path, {"a": 1}, MADE, tmp_path) as second:
+        second.log_metrics({"loss": 0.5}, 2)
+        assert client(mlflow_uri).get_run(second.run_id).info.status == "RUNNING"
+    assert second == first
+    found = runs(mlflow_uri)
+    (run,), parents = found["train_dmd"], {it.data.tags["dvc_process"]: it.info.run_id for it in found["repro"]}
+    assert (run.info.status, run.data.tags["mlflow.parentRunId"]) == ("FINISHED", parents["9@1009.00"])
+    with child_run(
+        "train_dmd", "smoke", tmp_path, {"a": 1}, MADE, tmp_path
+    ) as third:  # finished: made again, it is new
+        pass
+    assert third != first
+
+
+@pytest.mark.parametrize("left", ["", '{"uri": "sqlite:///elsewhere.db", "run_id": "1"}', "gone"])
+def test_a_run_that_is_not_there_is_made_anew(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    """A note cut short by a kill, one of another store, one of a run that somebody deleted."""
+    under(monkeypatch)
+    note = json.dumps({"uri": mlflow_uri, "run_id": "0" * 32}) if left == "gone" else left
+    (tmp_path / tracking.UNFINISHED).write_text(note)
+    with child_run("sample", "smoke", tmp_path, {}, MADE, tmp_path):
+        pass
+    assert len(runs(mlflow_uri)["sample"]) == 1
+
+
 def test_profiles_have_experiments_of_their_own(
     mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     under(monkeypatch)
     for profile in ("smoke", "laptop"):
-        with child_run("download", profile, tmp_path, {}, "k"):
+        with child_run("download", profile, tmp_path, {}, MADE, tmp_path):
             pass
     assert len(runs(mlflow_uri, "smoke")["download"]) == len(runs(mlflow_uri, "laptop")["download"]) == 1
 

@@ -22,7 +22,7 @@ VIDEO = VideoShape(height=32, width=32, frames=9, fps=8)
 
 
 class NoTracker:
-    def log_metrics(self, metrics: dict[str, float], step: int = 0) -> None:
+    def log_results(self, results: dict[str, Any]) -> None:
         """Nothing is tracked here."""
 
 

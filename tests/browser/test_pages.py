@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
+from causvid.data import manifest
+from causvid.data.video_writer import write_video
+from causvid.params import ROOT
+from causvid.reporting import compare
+from causvid.runtime import tracking
 from tests.browser.conftest import Page, Servers
 from tests.unit.flows.tiny_pipeline import STAGES
 
@@ -58,6 +65,56 @@ def test_mlflow_shows_the_child_run_with_its_sample(servers: Servers, page: Page
     page.open(f"{page.driver.current_url}/samples/sample.mp4")
     assert page.wait("document.querySelector('video')?.videoWidth") == 64
     page.picture("mlflow-sample")
+
+
+@pytest.fixture
+def comparison(servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The page of ``make compare`` for two runs, logged over http as a worker on another host does."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", servers.mlflow)
+    monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    profile = tmp_path.name  # an experiment of each test's own
+    ramp = np.arange(33, dtype=np.uint8)[:, None, None, None]
+    for scale in (1, 3):
+        monkeypatch.setenv(tracking.PARENT_VARIABLE, tracking.start_parent("repro", profile, tmp_path, {}))
+        made = tracking.Made(key=f"k{scale}", inputs={}, upstream={})
+        params = {"seed": 0, "train_dmd": {"steps": scale}}
+        with tracking.child_run("train_dmd", profile, tmp_path, params, made, tmp_path) as tracker:
+            for step in range(5):
+                tracker.log_metrics({"loss": scale / (step + 1)}, step)
+        with tracking.child_run("sample@dmd", profile, tmp_path, {"seed": 0}, made, tmp_path) as tracker:
+            write_video(tmp_path / "0.mp4", np.broadcast_to(ramp * scale, (33, 32, 32, 3)).copy(), fps=8, crf=10)
+            manifest.write_rows(
+                tmp_path / manifest.NAME, [{"id": "0", "path": "0.mp4", "caption": "it grows brighter"}]
+            )
+            for name in (manifest.NAME, "0.mp4"):
+                tracker.log_artifact(tmp_path / name, "samples")
+    compare.main([f"causvid/{profile}"], tmp_path / "page", ROOT / "data/inputs/published.yaml")
+    return tmp_path / "page" / "index.html"
+
+
+def test_compared_runs_show_what_differs_and_play_by_one_clock(comparison: Path, page: Page) -> None:
+    page.open(comparison.as_uri())
+    shown = page.shows("CausVid, compared", "train_dmd.steps", "it grows brighter", "same noise")
+    assert "taken over" in shown
+    videos = "[...document.querySelectorAll('video')]"
+    assert page.wait(f"{videos}.length == 2 && {videos}.every((it) => it.currentTime > 0.3 && !it.paused)")
+    assert page.wait(f"Math.abs({videos}[0].currentTime - {videos}[1].currentTime) < 0.13")
+    page.picture("compare")
+    page.click("Pause")
+    page.driver.execute_script(
+        "const slider = document.getElementById('time'); slider.value = 0.5; slider.dispatchEvent(new Event('input'))"
+    )
+    assert page.wait(f"{videos}.every((it) => it.paused && !it.seeking && Math.abs(it.currentTime - 2.06) < 0.05)")
+    assert page.wait("[...document.images].every((it) => it.naturalWidth > 100)")
+
+
+def test_mlflow_compares_the_runs_that_the_page_links_to(comparison: Path, page: Page) -> None:
+    page.open(comparison.as_uri())
+    page.shows("In MLflow")
+    link = page.driver.find_element(By.XPATH, "//a[normalize-space()='train_dmd']").get_attribute("href")
+    page.open(str(link))
+    page.shows("Comparing 2 Runs", "train_dmd.steps", "loss")
+    page.picture("mlflow-compare")
 
 
 def _green(page: Page) -> int:

@@ -18,6 +18,9 @@ export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 env: .venv/.ready ## the environment in .venv, as locked
 vbench-env: .venvs/vbench/.ready ## VBench's own environment
 
+# Prefect's, once 'make ui' has made one.
+PASSWORD := $(if $(wildcard .prefect/auth),PREFECT_API_AUTH_STRING="$$(cat .prefect/auth)")
+
 # Bytecode of what stages import, not of all that is installed: a minute less, and a 'dvc repro' by hand finds it too.
 COMPILE := import importlib, pathlib; \
   [importlib.import_module(f'stages.{file.stem}') for file in pathlib.Path('stages').glob('[a-z]*.py')]
@@ -66,16 +69,13 @@ test-slow: env vbench-env
 	python -m pytest -m slow
 
 flow: env vbench-env ## the same experiment as a Prefect flow
-	python -m flows.distill
+	@$(PASSWORD) python -m flows.distill
 
 ablation: env vbench-env ## the paper's Table 4: its rows over seeds, reports/ablate/*.json; then 'make report'
-	python -m flows.ablate
+	@$(PASSWORD) python -m flows.ablate
 
-ui: env ## Prefect on http://127.0.0.1:4200, MLflow on http://127.0.0.1:5000; Ctrl-C stops both
-	@prefect server start --host 127.0.0.1 & prefect=$$!; \
-	mlflow server --host 127.0.0.1 --port 5000 --workers 1 --backend-store-uri sqlite:///$(CURDIR)/mlflow.db \
-	  --allowed-hosts 127.0.0.1:5000,localhost:5000 & mlflow=$$!; \
-	trap "kill $$prefect $$mlflow; wait" EXIT; trap "exit 0" INT TERM; wait -n
+ui: env ## Prefect on http://127.0.0.1:4200 with what can be started there, MLflow on http://127.0.0.1:5000; Ctrl-C stops all
+	@python -m flows.servers
 
 compare: env ## reports/compare/index.html: RUNS="id id", an experiment (causvid/laptop) or an MLflow filter
 	@python -m causvid.reporting.compare "$${RUNS:?must say what to compare, as in make compare RUNS=causvid/laptop}"

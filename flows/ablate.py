@@ -36,7 +36,7 @@ def main(
     stages: Annotated[list[str] | None, typer.Argument(help="stages of ablation/dvc.yaml; none = all")] = None,
 ) -> None:
     """Bring the ablation and what it depends on up to date; Ctrl-C stops it, the same command goes on later."""
-    run_as_command(ablate, stages)
+    run_as_command(ablate, stages or None)
 
 
 if __name__ == "__main__":

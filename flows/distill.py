@@ -5,10 +5,7 @@
 
 from __future__ import annotations
 
-import base64
-import mimetypes
 import os
-import re
 from pathlib import Path
 from typing import Annotated
 
@@ -18,14 +15,12 @@ os.environ.setdefault("DO_NOT_TRACK", "true")
 import typer
 from dvc.repo import Repo
 from prefect import flow
-from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.dvc_flow import bring_up_to_date, run_as_command
 from flows.dvc_task import Record
-
-IMAGE_LIMIT = 1_000_000  # bytes; Prefect keeps artifacts in its database
+from flows.report import show_report
 
 
 # One worker: the graph is nearly a line, and DVC does not write dvc.lock atomically.
@@ -34,28 +29,14 @@ def distill(targets: list[str] | None = None) -> State[list[Record]]:
     """Bring the stages ``targets`` (none = the whole pipeline) and what they depend on up to date."""
     root = Path(Repo.find_root())
     state = bring_up_to_date("distill", root, targets)
-    report = root / "reports" / "report.md"
-    if state.is_completed() and report.is_file():
-        create_markdown_artifact(key="report", markdown=inline_images(report.read_text("utf-8"), report.parent))
+    if state.is_completed():
+        show_report(root)
     return state
-
-
-def inline_images(markdown: str, folder: Path) -> str:
-    """``markdown`` with its image files (relative to ``folder``) as data: Prefect's page cannot open our files."""
-
-    def inline(match: re.Match[str]) -> str:
-        path = folder / match["path"]
-        if not path.is_file() or path.stat().st_size > IMAGE_LIMIT:
-            return match[0]
-        data = base64.b64encode(path.read_bytes()).decode()
-        return f"![{match['text']}](data:{mimetypes.guess_type(path)[0]};base64,{data})"
-
-    return re.sub(r"!\[(?P<text>[^]]*)\]\((?P<path>[^):]+)\)", inline, markdown)
 
 
 def main(stages: Annotated[list[str] | None, typer.Argument(help="DVC stages; none = all")] = None) -> None:
     """Bring stages and what they depend on up to date; Ctrl-C stops them, the same command goes on later."""
-    run_as_command(distill, stages)
+    run_as_command(distill, stages or None)
 
 
 if __name__ == "__main__":

@@ -71,11 +71,11 @@ def bring_up_to_date(name: str, root: Path, targets: Sequence[str] | None) -> St
     return Completed(message=message, data=[state.result() for state in states.values()])
 
 
-def run_as_command(flow: Flow[..., State[list[Record]]], targets: list[str] | None) -> None:
-    """Run ``flow`` on ``targets`` (none = its default) as a program, which ends with the reason when it failed."""
+def run_as_command(flow: Flow[..., State[list[Record]]], *arguments: object) -> None:
+    """Run ``flow`` with ``arguments`` as a program, which ends with the reason when it failed."""
     # Prefect passes SIGTERM on to the handler it found; the default one would leave its temporary server behind.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    state: State[Any] = flow(targets or None, return_state=True)
+    state: State[Any] = flow(*arguments, return_state=True)
     if not state.is_completed():
         sys.exit(f"{state.name}: {state.result(raise_on_failure=False) if state.is_failed() else state.message}")
 

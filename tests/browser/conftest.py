@@ -8,22 +8,20 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.error import URLError
 
 import pytest
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.unit.flows import tiny_pipeline
 
 PROJECT = Path(__file__).resolve().parents[2]
-BIN = Path(sys.executable).parent
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --window-size=1500,1100"
@@ -49,8 +47,10 @@ with child_run("report", "tiny", Path.cwd(), {"steps": 3}, made, Path.cwd()) as 
 class Servers:
     """Where the pages of a finished flow run are."""
 
+    root: Path
     prefect: str
     mlflow: str
+    password: str
 
 
 class Page:
@@ -112,8 +112,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 
 
 @pytest.fixture(scope="session")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    """Both servers, after the flow ran everything and then found nothing to do."""
+def servers(page: Page, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """``make ui``, after the flow ran everything and then found nothing to do; the tab has given the password."""
     root = tiny_pipeline.make(tmp_path_factory.mktemp("tiny") / "project")
     (root / "sample.py").write_text(SAMPLE)
     pipeline = (root / "dvc.yaml").read_text().replace("cmd: cat a.txt", "cmd: python sample.py && cat a.txt")
@@ -121,47 +121,45 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     (root / "reports").mkdir()
     (root / "reports" / "sheet.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg" width="40" height="30"/>')
     (root / "reports" / "report.md").write_text("# What came out\n\n![sheet](sheet.svg)\n")
-    ports = {name: _free_port() for name in ("prefect", "mlflow")}
-    url = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
+    # The deployments and the servers' settings are the project's own.
+    for name in ("flows", "prefect.yaml", "pyproject.toml"):
+        (root / name).symlink_to(PROJECT / name)
+    prefect, mlflow = _free_port(), _free_port()
     env = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_"))} | {
         "PYTHONPATH": str(PROJECT),
-        "PREFECT_HOME": str(root / ".prefect"),
-        "PREFECT_API_URL": f"{url['prefect']}/api",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "true",
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
-    prefect = [str(BIN / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(ports["prefect"])]
-    mlflow = [str(BIN / "mlflow"), "server", "--host", "127.0.0.1", "--port", str(ports["mlflow"]), "--workers", "1"]
-    with _running(prefect, f"{url['prefect']}/api/health", env, root):
+    command = [sys.executable, "-m", "flows.servers", "--prefect-port", str(prefect), "--mlflow-port", str(mlflow)]
+    with _running(command, env, root):
+        password = (root / ".prefect" / "auth").read_text()
+        served = Servers(
+            root=root, prefect=f"http://127.0.0.1:{prefect}", mlflow=f"http://127.0.0.1:{mlflow}", password=password
+        )
+        env |= {"PREFECT_API_URL": f"{served.prefect}/api", "PREFECT_API_AUTH_STRING": password}
         for _ in range(2):
             subprocess.run([sys.executable, "-m", "flows.distill"], cwd=root, env=env, check=True)
-        store = ["--backend-store-uri", f"sqlite:///{root}/mlflow.db"]
-        with _running([*mlflow, *store], f"{url['mlflow']}/health", env, root):
-            yield Servers(prefect=url["prefect"], mlflow=url["mlflow"])
+        page.open(f"{served.prefect}/v2/runs")
+        page.wait("document.querySelector('input[type=password]') !== null")
+        page.driver.find_element(By.CSS_SELECTOR, "input[type=password]").send_keys(password, Keys.ENTER)
+        page.shows("2 Flow runs")
+        yield served
 
 
 @contextmanager
-def _running(command: list[str], health: str, env: dict[str, str], root: Path) -> Iterator[None]:
-    log = root / f"{Path(command[0]).name}.log"
+def _running(command: list[str], env: dict[str, str], root: Path) -> Iterator[None]:
+    """``make ui``, from when it prints its addresses."""
+    log = root / "servers.log"
     with log.open("w") as output, subprocess.Popen(command, cwd=root, env=env, stdout=output, stderr=output) as process:
         try:
-            deadline = time.monotonic() + 180
-            while not _is_up(health):
+            deadline = time.monotonic() + 240
+            while "MLflow: http" not in log.read_text():
                 assert process.poll() is None, log.read_text()
                 assert time.monotonic() < deadline, log.read_text()
                 time.sleep(0.5)
             yield
         finally:
             process.terminate()
-
-
-def _is_up(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return answer.status == 200
-    except (URLError, ConnectionError, TimeoutError):
-        return False
 
 
 def _free_port() -> int:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
+import httpx
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 from selenium.webdriver.common.by import By
@@ -47,6 +50,66 @@ def test_prefect_shows_the_artifacts(servers: Servers, page: Page) -> None:
     page.shows("What came out")
     page.picture("prefect-report")
     assert page.wait("document.querySelector('img[alt=sheet]')?.naturalWidth") == 40
+
+
+def test_a_deployment_started_from_its_form_completes(servers: Servers, page: Page) -> None:
+    page.open(f"{servers.prefect}/v2/deployments")
+    page.shows("whole-pipeline", "data", "scores", "table4", "At 03:00 AM", "Paused")
+    page.picture("prefect-deployments")
+    href = page.driver.find_element(By.XPATH, "//a[normalize-space()='whole-pipeline']").get_attribute("href")
+    page.open(f"{href}/run")
+    page.shows("targets")
+    page.picture("prefect-form")
+    page.click("Submit")
+    page.wait("location.pathname.includes('/runs/flow-run/') || document.querySelector('a[href*=\"/runs/flow-run/\"]')")
+    page.open(str(href))
+    page.shows("1 Flow run", "Completed")
+    page.picture("prefect-deployment")
+
+
+def test_foreign_hosts_and_origins_are_refused(servers: Servers) -> None:
+    """Every way to write, from another page or under another name, with the password and without."""
+    user, _, word = servers.password.partition(":")
+    prefect = [
+        f"{servers.prefect}/api/{path}" for path in ("flows/", "deployments/", "variables/", "flow_runs/", "logs/")
+    ]
+    mlflow = [
+        f"{servers.mlflow}/api/2.0/mlflow/{path}"
+        for path in (
+            "experiments/create",
+            "runs/create",
+            "experiments/delete",
+            "runs/log-metric",
+            "registered-models/create",
+        )
+    ]
+    refused = [
+        httpx.post(url, json={"name": "x"}, headers=header, auth=auth).status_code
+        for url in (*prefect, *mlflow)
+        for header, auth in (
+            ({"Origin": "http://evil.example"}, (user, word)),
+            ({"Host": "evil.example", "Origin": "http://evil.example"}, (user, word)),
+            ({"Origin": "http://evil.example"}, None),
+        )
+    ]
+    assert len(refused) == 30
+    assert set(refused) <= {401, 403}
+    assert httpx.get(f"{servers.prefect}/api/flows/count").status_code == 401
+    asked = {"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
+    answer = httpx.options(prefect[0], headers=asked, auth=(user, word))
+    assert "access-control-allow-origin" not in answer.headers
+
+
+def test_nothing_listens_beyond_loopback(servers: Servers) -> None:
+    ours = [process for process in psutil.process_iter() if _serves(process, servers.root)]
+    listening = {
+        connection.laddr.ip
+        for process in ours
+        for connection in process.net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert len(ours) > 3
+    assert listening == {"127.0.0.1"}
 
 
 def test_mlflow_shows_the_child_run_with_its_sample(servers: Servers, page: Page) -> None:
@@ -115,6 +178,13 @@ def test_mlflow_compares_the_runs_that_the_page_links_to(comparison: Path, page:
     page.open(str(link))
     page.shows("Comparing 2 Runs", "train_dmd.steps", "loss")
     page.picture("mlflow-compare")
+
+
+def _serves(process: psutil.Process, root: Path) -> bool:
+    try:
+        return process.cwd() == str(root) and process.pid != os.getpid()
+    except psutil.Error:  # it has ended
+        return False
 
 
 def _green(page: Page) -> int:

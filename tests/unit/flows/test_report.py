@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import distill
+from flows import report
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_images_are_put_into_the_text(folder: Path) -> None:
-    markdown = distill.inline_images(
+    markdown = report.inline_images(
         "# A\n![s](figures/samples.png) | ![c](figures/curves.svg)\n[page](index.html)", folder
     )
     png, svg = base64.b64encode(b"\x89PNG").decode(), base64.b64encode(b"<svg/>").decode()
@@ -31,9 +31,9 @@ def test_images_are_put_into_the_text(folder: Path) -> None:
     "link", ["![x](figures/none.png)", "![x](https://example.org/x.png)", "![x](data:image/png;base64,AA)"]
 )
 def test_what_is_no_file_here_is_left_alone(folder: Path, link: str) -> None:
-    assert distill.inline_images(link, folder) == link
+    assert report.inline_images(link, folder) == link
 
 
 def test_an_image_too_large_for_prefects_database_is_left_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distill, "IMAGE_LIMIT", 3)
-    assert distill.inline_images("![s](figures/samples.png)", folder) == "![s](figures/samples.png)"
+    monkeypatch.setattr(report, "IMAGE_LIMIT", 3)
+    assert report.inline_images("![s](figures/samples.png)", folder) == "![s](figures/samples.png)"

@@ -1,0 +1,38 @@
+"""Scores, speed and the report, as one Prefect flow.
+
+``python -m flows.evaluate`` runs it, with the server of PREFECT_API_URL or without one.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Prefect looks at it when it is imported.
+os.environ.setdefault("DO_NOT_TRACK", "true")
+
+from dvc.repo import Repo
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows.dvc_flow import bring_up_to_date, run_as_command
+from flows.dvc_task import Record
+from flows.report import show_report
+
+STAGES = ["evaluate", "measure_latency", "report"]
+
+
+# One worker: the graph is nearly a line, and DVC does not write dvc.lock atomically.
+@flow(name="evaluate", task_runner=ThreadPoolTaskRunner(max_workers=1))  # type: ignore[arg-type]
+def evaluate() -> State[list[Record]]:
+    """Bring scores, speed, the report and what they depend on up to date."""
+    root = Path(Repo.find_root())
+    state = bring_up_to_date("evaluate", root, STAGES)
+    if state.is_completed():
+        show_report(root)
+    return state
+
+
+if __name__ == "__main__":
+    run_as_command(evaluate)

@@ -1,0 +1,133 @@
+"""``make ui``: Prefect's and MLflow's pages on loopback, and the worker that runs what is started from Prefect's.
+
+Anybody at this machine can open a loopback address, and so can any page in a browser here: Prefect asks for a password,
+takes no request from another origin, and MLflow answers to its own name only.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Annotated
+
+import httpx
+import typer
+
+from flows.dvc_task import LAUNCHER
+
+POOL = "causvid"
+HOST = "127.0.0.1"
+READY = 180.0  # seconds a server may take to answer
+GRACE = 10.0  # seconds it has to end
+
+
+def main(
+    prefect_port: Annotated[int, typer.Option(help="of Prefect's page")] = 4200,
+    mlflow_port: Annotated[int, typer.Option(help="of MLflow's page")] = 5000,
+) -> None:
+    """Serve both pages and run deployments until Ctrl-C or SIGTERM."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    root = Path.cwd()
+    prefect, mlflow = f"http://{HOST}:{prefect_port}", f"http://{HOST}:{mlflow_port}"
+    secret = password(root)
+    settings = {
+        "PREFECT_API_URL": f"{prefect}/api",
+        "PREFECT_API_AUTH_STRING": secret,
+        "PREFECT_SERVER_API_AUTH_STRING": secret,
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    environment = {**os.environ, **settings}
+    store = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root}/mlflow.db"
+    names = f"{HOST}:{mlflow_port},localhost:{mlflow_port}"
+    with ExitStack() as running:
+        server = ["prefect", "server", "start", "--host", HOST, "--port", str(prefect_port)]
+        first = running.enter_context(process(server, environment))
+        tracker = ["mlflow", "server", "--host", HOST, "--port", str(mlflow_port), "--workers", "1"]
+        tracker += ["--backend-store-uri", store, "--allowed-hosts", names]
+        second = running.enter_context(process(tracker, environment))
+        wait_for(first, f"{prefect}/api/health", secret)
+        deploy(environment)
+        third = running.enter_context(process(["prefect", "worker", "start", "--pool", POOL], environment))
+        wait_for(second, f"{mlflow}/health", "")
+        print(f"Prefect: {prefect}, password {secret}\nMLflow: {mlflow}", flush=True)
+        try:
+            while all(it.poll() is None for it in (first, second, third)):
+                time.sleep(0.5)
+        except KeyboardInterrupt:
+            print("stopping", flush=True)
+        finally:
+            for child in (third, second, first):  # all at once: each takes seconds
+                end(child, signal.SIGTERM)
+
+
+def password(root: Path) -> str:
+    """The one in ``root``/.prefect/auth, for the owner's eyes; made when missing. ``make flow`` reads it, too."""
+    path = root / ".prefect" / "auth"
+    path.parent.mkdir(exist_ok=True)
+    with suppress(FileExistsError), os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(f"causvid:{secrets.token_urlsafe(24)}")
+    return path.read_text()
+
+
+def deploy(environment: Mapping[str, str]) -> None:
+    """Make the work pool and put prefect.yaml's deployments there, what was there before among it."""
+    for command in (
+        ["work-pool", "create", POOL, "--type", "process", "--overwrite"],
+        ["--no-prompt", "deploy", "--all"],
+    ):
+        done = subprocess.run([tool("prefect"), *command], env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"prefect {' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+
+
+@contextmanager
+def process(command: list[str], environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A command of this environment in a session of its own, which ends with this block, and with this process."""
+    arguments = [tool(command[0]), *command[1:]]
+    if sys.platform == "linux":
+        arguments = [sys.executable, "-c", LAUNCHER, *arguments]
+    with subprocess.Popen(arguments, env=environment, start_new_session=True) as child:
+        try:
+            yield child
+        finally:
+            end(child, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(GRACE)
+            end(child, signal.SIGKILL)
+
+
+def end(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """Send a signal to ``child`` and all it started, if anything of it is left."""
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, number)
+
+
+def wait_for(child: subprocess.Popen[bytes], url: str, secret: str) -> None:
+    """Wait until ``url`` answers. Ends the program when ``child`` ended, or did not answer in time."""
+    user, _, word = secret.partition(":")
+    deadline = time.monotonic() + READY
+    while time.monotonic() < deadline and child.poll() is None:
+        with suppress(httpx.HTTPError):
+            if httpx.get(url, auth=(user, word), timeout=5).status_code == httpx.codes.OK:
+                return
+        time.sleep(0.5)
+    sys.exit(f"{url} does not answer; its server's output above says why (is the port taken?)")
+
+
+def tool(name: str) -> str:
+    """The path of a program of this environment."""
+    return str(Path(sys.executable).with_name(name))
+
+
+if __name__ == "__main__":
+    typer.run(main)

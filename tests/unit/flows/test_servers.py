@@ -1,0 +1,71 @@
+"""What ``make ui`` starts: a password for the owner alone, processes that end with it, an error that says why."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from ruamel.yaml import YAML
+
+from flows import servers
+from flows.data import STAGES as DATA
+from flows.evaluate import STAGES as EVALUATE
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_the_password_is_made_once_and_is_the_owners_alone(tmp_path: Path) -> None:
+    first = servers.password(tmp_path)
+    user, _, word = first.partition(":")
+    assert user == "causvid"
+    assert len(word) >= 32
+    assert servers.password(tmp_path) == first
+    assert stat.S_IMODE((tmp_path / ".prefect" / "auth").stat().st_mode) == 0o600
+
+
+def test_a_server_that_ends_at_once_is_said(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "pass"])
+    with pytest.raises(SystemExit, match="http://127.0.0.1:9/health does not answer.*port taken"):
+        servers.wait_for(child, "http://127.0.0.1:9/health", "a:b")
+
+
+def test_what_a_process_started_ends_with_the_block(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It shuts its ears to SIGTERM, and so does its child."""
+    code = (
+        "import signal, subprocess, sys, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import signal, time; "
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)'])\n"
+        "print(child.pid, file=open(sys.argv[1], 'w'), flush=True)\ntime.sleep(60)\n"
+    )
+    monkeypatch.setattr(servers, "tool", lambda name: sys.executable)
+    monkeypatch.setattr(servers, "GRACE", 0.5)
+    note = tmp_path / "pid"
+    with servers.process(["python", "-c", code, str(note)], os.environ) as child:
+        deadline = time.monotonic() + 60
+        while not (note.is_file() and note.read_text().strip()):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        grandchild = psutil.Process(int(note.read_text()))
+    assert child.poll() is not None
+    grandchild.wait(10)
+
+
+def test_every_deployment_is_a_flow_here_and_every_flow_has_one() -> None:
+    listed = YAML(typ="safe").load(ROOT / "prefect.yaml")["deployments"]
+    entrypoints = {it["entrypoint"] for it in listed}
+    flows = {f"flows/{name}.py:{name}" for name in ("distill", "data", "evaluate", "ablate")}
+    assert entrypoints == flows
+    assert {it["work_pool"]["name"] for it in listed} == {servers.POOL}
+    assert {it["concurrency_limit"] for it in listed} == {1}
+    assert all(not schedule["active"] for it in listed for schedule in it.get("schedules", []))
+
+
+def test_the_smaller_flows_are_parts_of_the_pipeline() -> None:
+    stages = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+    assert {target.partition("@")[0] for target in (*DATA, *EVALUATE)} <= set(stages)

@@ -32,6 +32,7 @@ class Stage:
     gpu: bool
     timeout: float | None  # seconds one attempt may take; None = for ever
     retries: int  # further attempts after a failed one
+    has_remote: bool  # DVC has a default remote: what the stage made goes there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +59,9 @@ def read_plan(root: Path, targets: Sequence[str] | None = None) -> Plan:
         wanted |= {upstream for stage in wanted for upstream in networkx.descendants(graph, stage)}
         written = {stage: index for index, stage in enumerate(repo.index.stages)}
         upstream_first = graph.subgraph(stage for stage in wanted if stage.cmd).reverse(copy=True)
+        remote = bool(repo.config["core"].get("remote"))
         order = networkx.lexicographical_topological_sort(upstream_first, key=written.__getitem__)
-        stages = tuple(_stage(stage, upstream_first.predecessors(stage)) for stage in order)
+        stages = tuple(_stage(stage, upstream_first.predecessors(stage), remote) for stage in order)
         return Plan(
             stages=stages,
             changed=bool(repo.status([stage.name for stage in stages])),
@@ -104,7 +106,7 @@ def _collect(repo: Repo, target: str, known: Sequence[str]) -> set[Any]:
         raise ValueError(f"targets: {target!r} is no stage; choose from {', '.join(known)}") from error
 
 
-def _stage(stage: Any, upstream: Iterable[Any]) -> Stage:
+def _stage(stage: Any, upstream: Iterable[Any], has_remote: bool) -> Stage:
     meta = stage.meta or {}
     return Stage(
         name=stage.addressing,
@@ -113,6 +115,7 @@ def _stage(stage: Any, upstream: Iterable[Any]) -> Stage:
         gpu=bool(meta.get("gpu", False)),
         timeout=meta.get("timeout"),
         retries=meta.get("retries", 0),
+        has_remote=has_remote,
     )
 
 

@@ -75,6 +75,9 @@ def run_stage(stage: Stage, root: Path, environment: Mapping[str, str], stop: th
         logger.warning("%s was cut short by a kill; set aside, finished stages come back from DVC's run cache", name)
     try:
         record = run_dvc(stage, root, environment=environment, log=logger.info, stop=stop)
+        new = stage.has_remote and record.outcome == "ran"
+        if new and not push(stage, root, environment=environment, log=logger.info, stop=stop):
+            logger.warning("what %s made is here alone, not on the remote; 'dvc push' tries again", stage.name)
     except StageFailed as error:
         name = "TimedOut" if isinstance(error, StageTimedOut) else "Failed"
         return Failed(name=name, message=error.reason, data=error)
@@ -88,13 +91,47 @@ def run_dvc(
 
     Raises StageFailed, StageTimedOut, or CancelledError when ``stop`` is set; nothing of the stage lives on after that.
     """
+    started = time.monotonic()
+    outcomes: list[Outcome] = []
+
+    def hear(line: str) -> None:
+        log(line)
+        outcomes.extend(filter(None, [classify(line, stage.name)]))
+
+    code, tail = _follow(command("repro", "-s", stage.name), stage, root, environment, hear, stop)
+    if code or not outcomes:
+        raise StageFailed(f"stage {stage.name} failed (dvc's exit code {code})", tail)
+    seconds = time.monotonic() - started
+    return Record(stage=stage.name, outcome=outcomes[-1], seconds=round(seconds, 2), metrics=read_metrics(stage))
+
+
+def push(
+    stage: Stage, root: Path, *, environment: Mapping[str, str], log: Callable[[str], None], stop: threading.Event
+) -> bool:
+    """``dvc push`` of the one stage's outs; whether they are on the remote. Raises as run_dvc when it is stopped."""
+    return not _follow(command("push", stage.name), stage, root, environment, log, stop)[0]
+
+
+def command(*arguments: str) -> list[str]:
+    """The argument list of a dvc command, with the dvc of this environment."""
+    dvc = [str(Path(sys.executable).with_name("dvc")), "--wait-for-lock", *arguments]
+    return [sys.executable, "-c", LAUNCHER, *dvc] if sys.platform == "linux" else dvc
+
+
+def _follow(
+    arguments: list[str],
+    stage: Stage,
+    root: Path,
+    environment: Mapping[str, str],
+    log: Callable[[str], None],
+    stop: threading.Event,
+) -> tuple[int, deque[str]]:
+    """Run dvc for a stage; its exit code and last lines."""
     if stop.is_set():
         raise CancelledError(f"stage {stage.name} was not started")
-    started = time.monotonic()
-    deadline = started + (float("inf") if stage.timeout is None else stage.timeout)
+    deadline = time.monotonic() + (float("inf") if stage.timeout is None else stage.timeout)
     tail: deque[str] = deque(maxlen=TAIL)
-    outcome: Outcome | None = None
-    process = _start(command(stage.name), root, environment)
+    process = _start(arguments, root, environment)
     try:
         for line in _lines(process):
             if stop.is_set():
@@ -104,19 +141,9 @@ def run_dvc(
             if line:
                 log(line)
                 tail.append(line)
-                outcome = classify(line, stage.name) or outcome
     finally:
         _end_group(process)
-    if process.returncode or outcome is None:
-        raise StageFailed(f"stage {stage.name} failed (dvc's exit code {process.returncode})", tail)
-    seconds = time.monotonic() - started
-    return Record(stage=stage.name, outcome=outcome, seconds=round(seconds, 2), metrics=read_metrics(stage))
-
-
-def command(stage: str) -> list[str]:
-    """The argument list that brings one stage up to date, with the dvc of this environment."""
-    dvc = [str(Path(sys.executable).with_name("dvc")), "--wait-for-lock", "repro", "-s", stage]
-    return [sys.executable, "-c", LAUNCHER, *dvc] if sys.platform == "linux" else dvc
+    return process.returncode, tail
 
 
 def classify(line: str, stage: str) -> Outcome | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,11 @@ import pytest
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parents[2]
+# What a user's environment may hold and no file may: drawn anew, so that this file does not hold them either.
+SECRETS = {
+    name: f"canary{secrets.token_hex(16)}"
+    for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "WANDB_API_KEY", "GITHUB_TOKEN", "MLFLOW_TRACKING_PASSWORD")
+}
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,7 @@ class Clone:
             "PYTHONPATH": str(self.root),
             "DVC_NO_ANALYTICS": "1",
             "DO_NOT_TRACK": "true",
+            **SECRETS,
         }
 
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -39,6 +46,12 @@ class Clone:
         done = subprocess.run(command, cwd=self.root, env=self.env, capture_output=True, text=True, check=False)
         assert not check or done.returncode == 0, f"{command} failed:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
         return done
+
+    def leaks(self) -> list[str]:
+        """Files of the copy, logs and databases and caches among them, that hold one of the secrets."""
+        words = [value.encode() for value in SECRETS.values()]
+        files = [path for path in self.root.rglob("*") if path.is_file() and not path.is_symlink()]
+        return [str(path) for path in files if any(word in path.read_bytes() for word in words)]
 
     def set(self, **values: Any) -> None:
         """Change entries of params.yaml: ``set(train_dmd__steps=3)``."""

@@ -162,6 +162,15 @@ def test_runs_whose_process_is_gone_are_marked_crashed(root: Path) -> None:
         assert client.read_flow_run(other.id).state_name == "Running"
 
 
+def test_what_ran_is_pushed_and_a_remote_that_fails_stops_nothing(root: Path, tmp_path: Path) -> None:
+    remote = "[core]\n    remote = here\n['remote \"here\"']\n    url = {}\n"
+    (root / ".dvc" / "config").write_text(remote.format(tmp_path / "remote"))
+    assert run("download").message == "1 ran"
+    assert [file.read_text() for file in (tmp_path / "remote").rglob("*") if file.is_file()] == ["3\n"]
+    (root / ".dvc" / "config").write_text(remote.format("/proc/none"))
+    assert run("train@a").message == "1 ran, 1 unchanged"
+
+
 def test_one_flow_at_a_time(root: Path) -> None:
     (root / ".dvc" / "tmp").mkdir()
     with FileLock(root / ".dvc" / "tmp" / "flow.lock"):
@@ -192,3 +201,5 @@ def test_flow_and_repro_give_the_same_bytes(smoke: Clone, make_clone: Callable[[
     for stage in ours.keys() - {"measure_latency", "report"}:
         assert ours[stage] == theirs[stage], stage
     assert "Completed('21 unchanged')" in clone.run(*flow).stderr
+    assert clone.leaks() == []  # Prefect's database among what is searched
+    assert (clone.root / ".prefect" / "prefect.db").is_file()

@@ -22,6 +22,14 @@ def test_everything_is_there(smoke: Clone) -> None:
     assert rejected["kept"] == 24
 
 
+def test_secrets_of_the_environment_are_in_no_file(smoke: Clone) -> None:
+    """No log, database, lock, checkpoint or report; and the search would find one."""
+    assert smoke.leaks() == []
+    (smoke.root / "leak.txt").write_text(f"token={smoke.env['HF_TOKEN']}\n")
+    assert smoke.leaks() == [str(smoke.root / "leak.txt")]
+    (smoke.root / "leak.txt").unlink()
+
+
 def test_a_second_repro_changes_nothing(smoke: Clone) -> None:
     before = smoke.hashes()
     assert "Data and pipelines are up to date." in smoke.run("dvc", "repro").stdout

@@ -9,12 +9,13 @@ import time
 from asyncio import CancelledError
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flows import dvc_task
 from flows.dvc_repo import Stage, read_plan, repair
-from flows.dvc_task import Record, StageFailed, StageTimedOut, classify, command, run_dvc
+from flows.dvc_task import Record, StageFailed, StageTimedOut, classify, command, push, run_dvc
 from tests.unit.flows import tiny_pipeline
 
 # A stage that leaves its pids behind, itself and a child of its own, and ignores interrupts.
@@ -83,7 +84,7 @@ def test_classify_reads_dvcs_sentences_about_that_stage(line: str, expected: str
 
 
 def test_the_command_is_an_argument_list_of_this_environments_dvc() -> None:
-    assert command("train; rm -rf /")[-5:] == [tiny_pipeline.DVC, "--wait-for-lock", "repro", "-s", "train; rm -rf /"]
+    assert command("push", "train; rm -rf /")[-4:] == [tiny_pipeline.DVC, "--wait-for-lock", "push", "train; rm -rf /"]
 
 
 def test_ran_then_unchanged_then_restored(root: Path) -> None:
@@ -98,6 +99,19 @@ def test_ran_then_unchanged_then_restored(root: Path) -> None:
     tiny_pipeline.change(root, "download", clips=3)
     back = run(root, "download")
     assert (back.outcome, back.metrics) == ("restored", {"clips": 3})
+
+
+def test_what_a_stage_made_goes_to_the_remote_if_there_is_one(root: Path, tmp_path: Path) -> None:
+    assert not stage(root, "download").has_remote
+    remote = tmp_path / "remote"
+    (root / ".dvc" / "config").write_text(f"[core]\n    remote = here\n['remote \"here\"']\n    url = {remote}\n")
+    assert stage(root, "download").has_remote
+    run(root, "download")
+    quiet: dict[str, Any] = {"environment": {}, "log": lambda _: None, "stop": threading.Event()}
+    assert push(stage(root, "download"), root, **quiet)
+    assert "3\n" in [file.read_text() for file in remote.rglob("*") if file.is_file()]
+    (root / ".dvc" / "config").write_text("[core]\n    remote = here\n['remote \"here\"']\n    url = /proc/none\n")
+    assert not push(stage(root, "download"), root, **quiet)
 
 
 def test_only_the_one_stage_runs(root: Path) -> None:

@@ -1,0 +1,174 @@
+"""Kill a flow's stages at random and start them again, until enough kills: ``python -m tests.pipeline.kill_rounds``.
+
+The stages are stand-ins that take half a second, run by the flow's own dvc_task and written with the stages' own work
+folders. Everything is imported once; each attempt is a fork. One line of JSON tells what came of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from flows.dvc_repo import read_plan, repair
+from flows.dvc_task import run_dvc
+
+STAGE = """\
+import hashlib, shutil, sys, time
+from pathlib import Path
+from causvid.runtime import work
+from causvid.runtime.stage import _die_with_parent
+
+_die_with_parent()
+name, *inputs = sys.argv[1:]
+root = Path.cwd()
+read = [root / path for path in inputs]
+origin = work.stage_origin(name, params={}, inputs=[Path(path) for path in inputs], known={}, root=root)
+with work.work_folder(name, origin.key, root=root) as folder:
+    for part in range(4):
+        if not (folder / f"{part}.part").exists():
+            time.sleep(0.05)
+            work.write_text(folder / f"{part}.part", f"{name} {part} {origin.key}\\n" * 500)
+    out = folder / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    for part in range(4):
+        shutil.copy(folder / f"{part}.part", out / f"{part}.txt")
+    work.publish(out, root / "data" / name)
+    work.write_json(root / "reports" / f"{name}.json", {"key": origin.key, "parts": 4})
+"""
+NAMES = {"first": [], "second": ["data/first"], "third": ["data/first", "data/second"]}
+LONGEST = 3.0  # seconds before a kill
+OVER = 120.0  # seconds after which an attempt hangs
+
+
+def make(root: Path) -> None:
+    """The stand-in pipeline, nothing run yet."""
+    (root / ".dvc").mkdir(parents=True)
+    (root / ".dvc" / "config").touch()
+    subprocess.run(["git", "init", "--quiet", str(root)], check=True)
+    (root / "stages").mkdir()
+    (root / "params.yaml").write_text("profile: tiny\n")
+    lines = ["stages:"]
+    for name, inputs in NAMES.items():
+        (root / "stages" / f"{name}.py").write_text(STAGE)
+        lines += [
+            f"  {name}:",
+            f"    cmd: exec {sys.executable} stages/{name}.py {name} {' '.join(inputs)}",
+            f"    deps: [{', '.join([f'stages/{name}.py', *inputs])}]",
+            f"    outs: [data/{name}]",
+            f"    metrics: [reports/{name}.json: {{cache: false}}]",
+        ]
+    (root / "dvc.yaml").write_text("\n".join(lines) + "\n")
+
+
+def state(root: Path) -> dict[str, str]:
+    """dvc.lock and every file of the stages' outs."""
+    files = [root / "dvc.lock", *(p for d in ("data", "reports") for p in sorted((root / d).rglob("*")) if p.is_file())]
+    return {file.relative_to(root).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def forget(root: Path) -> None:
+    """Back to nothing run."""
+    for name in ("data", "reports", ".work", ".dvc/cache", ".dvc/tmp"):
+        shutil.rmtree(root / name, ignore_errors=True)
+    (root / "dvc.lock").unlink(missing_ok=True)
+
+
+def start(root: Path, log: Path) -> int:
+    """What a flow does between its start and its end, in a process of its own."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        os.setsid()
+        with log.open("w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+            os.chdir(root)
+            for name in repair(root):
+                print(f"{name} was cut short", flush=True)
+            for stage in read_plan(root).stages:
+                repair(root)
+                run_dvc(stage, root, environment={}, log=lambda line: print(line, flush=True), stop=threading.Event())
+        code = 0
+    except BaseException as error:
+        print(f"{type(error).__name__}: {error}", flush=True)
+    finally:
+        os._exit(code)
+
+
+def ended(pid: int, seconds: float) -> int | None:
+    """The exit code of ``pid`` if it ends within that time."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > deadline:
+            return None
+        time.sleep(0.01)
+
+
+def dvcs(pid: int) -> Iterator[psutil.Process]:
+    """The dvc below an attempt, while there is one."""
+    with suppress(psutil.Error):
+        for child in psutil.Process(pid).children(recursive=True):
+            with suppress(psutil.Error):
+                if any(Path(part).name == "dvc" for part in child.cmdline()[:3]):
+                    yield child
+
+
+def kill(pid: int, *, everything: bool) -> None:
+    """SIGKILL for dvc alone, where there is one, or for the attempt and all below it."""
+    alone = [] if everything else list(dvcs(pid))
+    with suppress(psutil.Error):
+        targets = alone or [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]
+        for process in targets:
+            with suppress(psutil.Error):
+                process.send_signal(signal.SIGKILL)
+    if ended(pid, OVER) is None:  # the flow of a killed dvc ends by itself
+        raise TimeoutError("an attempt outlived its dvc")
+
+
+def main(root: Path, wanted: int, seed: int) -> None:
+    """Kill ``wanted`` times; the line says how many rounds came to their end, and how many were not as undisturbed."""
+    make(root)
+    log, draw = root / "log.txt", random.Random(seed)
+    if ended(start(root, log), OVER) != 0:
+        sys.exit(log.read_text())
+    undisturbed = state(root)
+    forget(root)
+    kills = rounds = different = stuck = 0
+    last = ""
+    while kills < wanted or not rounds:
+        pid = start(root, log)
+        code = ended(pid, draw.uniform(0.05, LONGEST) if kills < wanted else OVER)
+        if code is None:
+            kill(pid, everything=kills % 2 == 0)
+            kills += 1
+        elif code:  # nobody killed it: a person would have to look
+            stuck, last = stuck + 1, log.read_text()[-3000:]
+            forget(root)
+        else:
+            rounds += 1
+            different += state(root) != undisturbed
+            forget(root)
+    print(json.dumps({"kills": kills, "rounds": rounds, "different": different, "stuck": stuck, "log": last}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

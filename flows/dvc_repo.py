@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import networkx
+import psutil
 from dvc.exceptions import DvcException
 from dvc.lock import make_lock
 from dvc.repo import Repo
@@ -20,6 +21,9 @@ from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from voluptuous import Invalid
+
+
+CLOCK_STEP = 60.0  # seconds a machine's clock may be put forward while dvc runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +78,7 @@ def repair(root: Path) -> list[str]:
     """Set aside and name the lock files of DVC's that a kill cut short; one is enough for DVC to refuse every command.
 
     DVC writes ``.dvc/tmp/rwlock`` and ``dvc.lock`` in place. Without dvc.lock, finished stages come back from the run
-    cache. The broken files stay in ``.dvc/tmp``.
+    cache. The broken files stay in ``.dvc/tmp``. What killed processes hold in a whole rwlock is released.
     """
     temporary = root / ".dvc" / "tmp"
     temporary.mkdir(parents=True, exist_ok=True)
@@ -88,6 +92,7 @@ def repair(root: Path) -> list[str]:
                 name = path.relative_to(root).as_posix()
                 path.replace(temporary / f"{name.replace('/', '-')}.broken")
                 repaired.append(name)
+        _release_dead(temporary / RWLOCK_FILE)
     return repaired
 
 
@@ -97,6 +102,37 @@ def read_metrics(stage: Stage) -> dict[str, Any]:
     for path in stage.metrics:
         metrics |= json.loads(path.read_text(encoding="utf-8"))
     return metrics
+
+
+def _release_dead(path: Path) -> None:
+    """Take the entries of processes that are gone out of DVC's rwlock.
+
+    DVC asks only whether there is a process of that number: one that was killed and not yet waited for, as in a
+    container without an init, holds its paths for ever, and so does another one that got the number since.
+    """
+    if not path.is_file():
+        return
+    since, held = path.stat().st_mtime, json.loads(path.read_text(encoding="utf-8"))
+    write = {name: info for name, info in held.get("write", {}).items() if not _is_gone(info["pid"], since)}
+    read = {
+        name: left
+        for name, infos in held.get("read", {}).items()
+        if (left := [info for info in infos if not _is_gone(info["pid"], since)])
+    }
+    kept = {"write": write, "read": read}
+    if kept != {"write": {}, "read": {}} | held:
+        beside = path.with_name(f"{path.name}.new")
+        beside.write_text(json.dumps(kept), encoding="utf-8")
+        beside.replace(path)
+
+
+def _is_gone(pid: int, since: float) -> bool:
+    """Whether the process that was ``pid`` at time ``since`` has ended."""
+    try:
+        process = psutil.Process(pid)
+        return process.status() == psutil.STATUS_ZOMBIE or process.create_time() > since + CLOCK_STEP
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _collect(repo: Repo, target: str, known: Sequence[str]) -> set[Any]:

@@ -41,8 +41,14 @@ MESSAGES: Mapping[str, Outcome] = {
     "Stage '{}' didn't change, skipping": "unchanged",
     "Verifying outputs in frozen stage: '{}'": "unchanged",
 }
-# dvc would outlive a killed flow, and the stage lives as long as dvc does.
-LAUNCHER = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
+# dvc would outlive a killed flow, and the stage lives as long as dvc does. The parent may be gone before this is asked.
+LAUNCHER = """\
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, 9)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("its parent is gone")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +120,12 @@ def push(
 
 def command(*arguments: str) -> list[str]:
     """The argument list of a dvc command, with the dvc of this environment."""
-    dvc = [str(Path(sys.executable).with_name("dvc")), "--wait-for-lock", *arguments]
-    return [sys.executable, "-c", LAUNCHER, *dvc] if sys.platform == "linux" else dvc
+    return bound([str(Path(sys.executable).with_name("dvc")), "--wait-for-lock", *arguments])
+
+
+def bound(arguments: list[str]) -> list[str]:
+    """The argument list of a command that is killed when this process dies (on Linux)."""
+    return [sys.executable, "-c", LAUNCHER, str(os.getpid()), *arguments] if sys.platform == "linux" else arguments
 
 
 def _follow(

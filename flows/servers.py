@@ -20,7 +20,7 @@ from typing import Annotated
 import httpx
 import typer
 
-from flows.dvc_task import LAUNCHER
+from flows.dvc_task import bound
 
 POOL = "causvid"
 HOST = "127.0.0.1"
@@ -93,9 +93,7 @@ def deploy(environment: Mapping[str, str]) -> None:
 @contextmanager
 def process(command: list[str], environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     """A command of this environment in a session of its own, which ends with this block, and with this process."""
-    arguments = [tool(command[0]), *command[1:]]
-    if sys.platform == "linux":
-        arguments = [sys.executable, "-c", LAUNCHER, *arguments]
+    arguments = bound([tool(command[0]), *command[1:]])
     with subprocess.Popen(arguments, env=environment, start_new_session=True) as child:
         try:
             yield child

@@ -3,8 +3,10 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -144,6 +146,31 @@ def test_whole_files_are_left_alone(bare: Path) -> None:
     assert repair(bare) == []
     assert (bare / "dvc.lock").read_text() == WHOLE_LOCK
     assert (bare / ".dvc" / "tmp" / "rwlock").is_file()
+
+
+def test_what_a_killed_process_holds_is_released_even_before_somebody_waits_for_it(bare: Path) -> None:
+    """DVC believes that a zombie lives; PID 1 of many containers waits for none."""
+    zombie, alive = subprocess.Popen(["true"]), subprocess.Popen(["sleep", "60"])
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    try:
+        deadline = time.monotonic() + 30
+        while psutil.Process(zombie.pid).status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        z, a, g = ({"pid": process.pid, "cmd": "dvc repro"} for process in (zombie, alive, gone))
+        path = bare / ".dvc" / "tmp" / "rwlock"
+        path.write_text(json.dumps({"read": {"x": [z, a], "y": [g]}, "write": {"u": z, "v": a}}))
+        assert repair(bare) == []
+        assert json.loads(path.read_text()) == {"read": {"x": [a]}, "write": {"v": a}}
+        # Another process has got the number: it began long after the lock was written.
+        os.utime(path, (0, 0))
+        assert repair(bare) == []
+        assert json.loads(path.read_text()) == {"read": {}, "write": {}}
+    finally:
+        alive.kill()
+        alive.wait()
+        zombie.wait()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"read": 3}', "\0\0\0"])

@@ -202,6 +202,16 @@ def test_a_process_that_dvc_leaves_behind_does_not_hold_the_stage_up(downloaded:
         os.kill(pid, signal.SIGKILL)
 
 
+def test_a_command_whose_parent_is_gone_already_does_not_start() -> None:
+    *start, parent, program = dvc_task.bound(["/bin/echo"])
+    assert parent == str(os.getpid())
+    started = subprocess.run([*start, parent, program, "here"], capture_output=True, text=True, check=True)
+    assert started.stdout == "here\n"
+    orphan = subprocess.run([*start, "1", program, "here"], capture_output=True, text=True, check=False)
+    assert (orphan.returncode, orphan.stdout) == (1, "")
+    assert "its parent is gone" in orphan.stderr
+
+
 def test_dvc_dies_with_the_flow(downloaded: Path) -> None:
     """SIGKILL of the flow's process takes dvc along; the stage asks the kernel for the same about dvc."""
     tiny_pipeline.change(downloaded, "train", cmd="echo $PPID > ../pids; exec sleep 600")

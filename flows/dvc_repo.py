@@ -22,7 +22,6 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from voluptuous import Invalid
 
-
 CLOCK_STEP = 60.0  # seconds a machine's clock may be put forward while dvc runs
 
 

@@ -20,7 +20,7 @@ import httpx
 from filelock import FileLock, Timeout
 from prefect import Flow, get_run_logger
 from prefect import tags as tagged
-from prefect.artifacts import create_table_artifact
+from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
@@ -59,6 +59,10 @@ def bring_up_to_date(name: str, root: Path, targets: Sequence[str] | None) -> St
             with parent_run(name, plan, root) as environment:
                 states = run_stages(plan.stages, root, environment)
                 create_table_artifact(key="stages", table=_rows(states), description=f"The stages of this {name}")
+                create_table_artifact(key="metrics", table=_metrics(states), description="Numbers of these stages")
+                if any(state.name == "Ran" for state in states.values()):
+                    link = f"{_mlflow_page()}/#/runs/{environment[PARENT_VARIABLE]}"
+                    create_link_artifact(link, key="mlflow", link_text=f"This {name} in MLflow ('make ui')")
                 failures: list[Any] = [it.result(raise_on_failure=False) for it in states.values() if it.is_failed()]
                 if failures:
                     raise StageFailed("; ".join(it.reason for it in failures), (f"\n{it}" for it in failures))
@@ -183,3 +187,27 @@ def _is_cancelled(client: SyncPrefectClient) -> bool:
 def _rows(states: Mapping[str, State[Any]]) -> list[dict[str, Any]]:
     seconds = {name: state.result().seconds for name, state in states.items() if state.is_completed()}
     return [{"stage": name, "outcome": state.name, "seconds": seconds.get(name)} for name, state in states.items()]
+
+
+def _metrics(states: Mapping[str, State[Any]]) -> list[dict[str, Any]]:
+    found = {name: state.result().metrics for name, state in states.items() if state.is_completed()}
+    return [
+        {"stage": name, "metric": metric, "value": value}
+        for name, metrics in found.items()
+        for metric, value in _numbers(metrics)
+    ]
+
+
+def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Numbers in nested mappings by their dotted names; lists are left to the report."""
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float):
+            yield f"{prefix}{name}", value
+
+
+def _mlflow_page() -> str:
+    """Where MLflow shows the runs: its server, or where ``make ui`` serves a store that is a file."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    return uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"

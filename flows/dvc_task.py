@@ -27,6 +27,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from flows.dvc_repo import Stage, read_metrics, repair
+from flows.progress import ProgressBar
 
 Outcome = Literal["ran", "restored", "unchanged"]
 
@@ -79,8 +80,15 @@ def run_stage(stage: Stage, root: Path, environment: Mapping[str, str], stop: th
     logger = get_run_logger()
     for name in repair(root):
         logger.warning("%s was cut short by a kill; set aside, finished stages come back from DVC's run cache", name)
+    bar = ProgressBar(stage.name)
+
+    def hear(line: str) -> None:
+        logger.info(line)
+        bar(line)
+
     try:
-        record = run_dvc(stage, root, environment=environment, log=logger.info, stop=stop)
+        record = run_dvc(stage, root, environment=environment, log=hear, stop=stop)
+        bar.done()
         new = stage.has_remote and record.outcome == "ran"
         if new and not push(stage, root, environment=environment, log=logger.info, stop=stop):
             logger.warning("what %s made is here alone, not on the remote; 'dvc push' tries again", stage.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -169,6 +170,18 @@ def test_what_ran_is_pushed_and_a_remote_that_fails_stops_nothing(root: Path, tm
     assert [file.read_text() for file in (tmp_path / "remote").rglob("*") if file.is_file()] == ["3\n"]
     (root / ".dvc" / "config").write_text(remote.format("/proc/none"))
     assert run("train@a").message == "1 ran, 1 unchanged"
+
+
+def test_numbers_progress_and_the_mlflow_run_are_artifacts(root: Path, mlflow_uri: str) -> None:
+    lines = "echo train: 1/4, 3 s left; sleep 0.5; echo train: 3/4, 1 s left"
+    tiny_pipeline.change(root, "train", cmd=lines)
+    run("train@a")
+    assert json.loads(artifact("metrics")) == [{"stage": "download", "metric": "clips", "value": 3}]
+    assert float(artifact("progress-train-a")) == 100
+    api = MlflowClient(mlflow_uri)
+    link = artifact("mlflow")
+    assert "(http://127.0.0.1:5000/#/runs/" in link
+    assert api.get_run(link.split("/runs/")[1][:32]).info.run_name == "distill"
 
 
 def test_one_flow_at_a_time(root: Path) -> None:

@@ -38,6 +38,9 @@ class SilentTracker:
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Nothing."""
 
+    def log_results(self, results: Mapping[str, Any]) -> None:
+        """Nobody listens here."""
+
     def log_artifact(self, path: Path, folder: str) -> None:
         """Nothing."""
 

@@ -60,7 +60,7 @@ def bring_up_to_date(name: str, root: Path, targets: Sequence[str] | None) -> St
                 states = run_stages(plan.stages, root, environment)
                 create_table_artifact(key="stages", table=_rows(states), description=f"The stages of this {name}")
                 create_table_artifact(key="metrics", table=_metrics(states), description="Numbers of these stages")
-                if any(state.name == "Ran" for state in states.values()):
+                if environment and any(state.name == "Ran" for state in states.values()):
                     link = f"{_mlflow_page()}/#/runs/{environment[PARENT_VARIABLE]}"
                     create_link_artifact(link, key="mlflow", link_text=f"This {name} in MLflow ('make ui')")
                 failures: list[Any] = [it.result(raise_on_failure=False) for it in states.values() if it.is_failed()]

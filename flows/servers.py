@@ -47,7 +47,8 @@ def main(
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
     environment = {**os.environ, **settings}
-    store = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root}/mlflow.db"
+    named = os.environ.get("MLFLOW_TRACKING_URI", "")
+    store = f"sqlite:///{root}/mlflow.db" if not named or named.startswith("http") else named  # a server is no store
     names = f"{HOST}:{mlflow_port},localhost:{mlflow_port}"
     with ExitStack() as running:
         server = ["prefect", "server", "start", "--host", HOST, "--port", str(prefect_port)]

@@ -194,8 +194,9 @@ def open_store(folder: Path) -> lmdb.Environment:
     if not file.is_file():
         raise ValueError(f"{folder} holds no {FILE}; run the stage that packs it, or name the folder that has one")
     try:
-        # lock=False: a reader must not create a lock file inside a tracked folder.
-        env = lmdb.open(str(folder), readonly=True, lock=False, readahead=False, meminit=False)
+        # lock=False: a reader must not create a lock file inside a tracked folder. The kernel may read ahead: a record
+        # is megabytes in a row, and page by page a cold one takes several times as long (docs/log.md).
+        env = lmdb.open(str(folder), readonly=True, lock=False, meminit=False)
     except lmdb.Error as error:
         raise ValueError(f"{file} is not a readable LMDB ({error}); copy or pack it again") from error
     needed = (env.info()["last_pgno"] + 1) * env.stat()["psize"]

@@ -332,7 +332,9 @@ class _Converter:
             ),
             self.graph.add("crop", f"{width}:{height}:{x}:{y}:exact=1"),
             self.graph.add("scale", f"{self.fit.scale[0]}:{self.fit.scale[1]}:flags={_SCALE_FLAGS}"),
-            self.graph.add("format", "rgb24"),
+            self.graph.add(
+                "format", "gbrp"
+            ),  # the same numbers as rgb24 in half the time: planes are what it counts in
             self.graph.add("buffersink"),
         ).configure()
 

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import httpx
@@ -40,6 +40,9 @@ from prefect.states import Cancelled, Completed, Crashed, Failed
 from flows.dvc_repo import Plan, Stage, read_plan, repair
 from flows.dvc_task import Record, StageFailed, run_stage
 
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
 PARENT_VARIABLE = "CAUSVID_PARENT_RUN_ID"  # what a stage reads
 UNFINISHED = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 CANCEL_POLL = 5.0  # seconds between two questions to the server whether somebody has cancelled the run
@@ -61,7 +64,9 @@ def bring_up_to_date(name: str, root: Path, targets: Sequence[str] | None) -> St
                 create_table_artifact(key="stages", table=_rows(states), description=f"The stages of this {name}")
                 create_table_artifact(key="metrics", table=_metrics(states), description="Numbers of these stages")
                 if environment and any(state.name == "Ran" for state in states.values()):
-                    link = f"{_mlflow_page()}/#/runs/{environment[PARENT_VARIABLE]}"
+                    run_id = environment[PARENT_VARIABLE]
+                    _mlflow(root).set_tag(run_id, "mlflow.note.content", _note(name, states))
+                    link = f"{_mlflow_page()}/#/runs/{run_id}"
                     create_link_artifact(link, key="mlflow", link_text=f"This {name} in MLflow ('make ui')")
                 failures: list[Any] = [it.result(raise_on_failure=False) for it in states.values() if it.is_failed()]
                 if failures:
@@ -146,10 +151,7 @@ def parent_run(name: str, plan: Plan, root: Path) -> Iterator[dict[str, str]]:
     if not plan.changed:
         yield {}
         return
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    from mlflow.tracking import MlflowClient
-
-    api = MlflowClient(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve()}/mlflow.db")
+    api = _mlflow(root)
     experiment = f"causvid/{plan.profile}"
     found = api.get_experiment_by_name(experiment)
     experiment_id = found.experiment_id if found else api.create_experiment(experiment)
@@ -205,6 +207,24 @@ def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield from _numbers(value, f"{prefix}{name}.")
         elif isinstance(value, int | float):
             yield f"{prefix}{name}", value
+
+
+def _note(name: str, states: Mapping[str, State[Any]]) -> str:
+    """Markdown for the MLflow run's page: what became of each stage."""
+    rows = "".join(
+        f"| {row['stage']} | {row['outcome']} | {'' if row['seconds'] is None else row['seconds']} |\n"
+        for row in _rows(states)
+    )
+    return (
+        f"Flow `{name}`, Prefect run `{flow_run.name}`.\n\n| stage | outcome | seconds |\n| --- | --- | --- |\n{rows}"
+    )
+
+
+def _mlflow(root: Path) -> MlflowClient:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve()}/mlflow.db")
 
 
 def _mlflow_page() -> str:

@@ -28,6 +28,17 @@ settings.register_profile("causvid", deadline=None, derandomize=True)
 settings.load_profile("causvid")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The file of the flow first, the others that ask for the smoke run last.
+
+    With two workers one makes that run, minutes long, while the other has something else to do.
+    """
+    asking = {item.path for item in items if "smoke" in getattr(item, "fixturenames", ())}
+    items.sort(
+        key=lambda item: 0 if item.path.name == "test_flow.py" and item.path in asking else 1 + (item.path in asking)
+    )
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> Iterator[None]:
     """Bit-exact comparisons and a shared machine both want one thread."""

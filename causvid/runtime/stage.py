@@ -52,8 +52,10 @@ class StageRun:
         return params_file.build(cls, self.params[name], name=name)
 
     def publish(self, finished: Path, out: Path) -> None:
-        """Put a finished file or folder where DVC expects it, in one rename."""
+        """Put a finished file or folder where DVC expects it, in one rename; MLflow hears of a model's folder."""
         work.publish(finished, out)
+        if (out / "config.json").is_file():  # as diffusers and transformers write them
+            self.tracker.log_model(out.name, out, self.origin.key)
 
     def report(self, metrics: Mapping[str, Any]) -> None:
         """Add to the stage's metrics file, and its numbers to MLflow."""

@@ -6,7 +6,9 @@ The only writer of stage runs. It records what a stage did; nothing ever reads a
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 if TYPE_CHECKING:
-    from mlflow.entities import DatasetInput
+    from mlflow.entities import DatasetInput, LoggedModel
     from mlflow.tracking import MlflowClient
 
 PARENT_VARIABLE = "CAUSVID_PARENT_RUN_ID"
@@ -26,6 +28,8 @@ VALUE_LIMIT = 6000  # characters MLflow stores of one parameter
 BATCH_LIMIT = 100  # parameters it takes at once
 DIGEST_LIMIT = 36  # characters it stores of a dataset's digest
 UNFINISHED = "mlflow_run.json"  # in a stage's work folder: the run that goes on when the stage does
+REPRO_NOTE = "One `dvc repro`. The stages that it executed are the runs below this one."
+SYSTEM_SECONDS = 10  # between two looks at the machine
 
 
 def tracking_uri(root: Path) -> str:
@@ -69,10 +73,14 @@ class Made:
 
 @dataclass(frozen=True, kw_only=True)
 class Tracker:
-    """A handle on one MLflow run. Small and picklable, so that rank 0 of a Ray worker can log into the stage's run."""
+    """A handle on one MLflow run. Small and picklable, so that rank 0 of a Ray worker can log into the stage's run.
+
+    model_id: of the MLflow model that the stage's results are about; None for none.
+    """
 
     uri: str
     run_id: str
+    model_id: str | None = None
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Log numbers at ``step``."""
@@ -86,12 +94,26 @@ class Tracker:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        found = [Metric(name, float(value), now, step) for name, value, step in numbers(results)]
+        found = [
+            Metric(name, float(value), now, step, model_id=self.model_id) for name, value, step in numbers(results)
+        ]
         client(self.uri).log_batch(self.run_id, metrics=found)
 
     def log_artifact(self, path: Path, folder: str) -> None:
         """Copy a file into the run's artifacts."""
         client(self.uri).log_artifact(self.run_id, str(path), folder)
+
+    def log_model(self, name: str, path: Path, key: str) -> None:
+        """Make the model in folder ``path`` known as ``name``, once for this run; its files stay with DVC."""
+        from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
+
+        api, name = client(self.uri), re.sub("[^A-Za-z0-9_-]", "-", name)
+        experiment = api.get_run(self.run_id).info.experiment_id
+        if any(model.source_run_id == self.run_id for model in _models(api, experiment, name)):
+            return
+        tags = {MLFLOW_MODEL_IS_EXTERNAL: "true", "key": key, "path": path.as_posix()}
+        model = api.create_logged_model(experiment, name, self.run_id, tags)
+        api.finalize_logged_model(model.model_id, "READY")
 
 
 def client(uri: str) -> MlflowClient:
@@ -129,12 +151,14 @@ def child_run(
     """A run for one executed stage, under the flow's or the repro's parent; FAILED when the body raises.
 
     A stage that was cut short goes on in the run it had, of which ``folder`` knows; it moves to the new parent.
+    Results of ``stage``@x are of the model x, if a stage upstream made one.
     """
     uri = tracking_uri(root)
     api = client(uri)
     parent = os.environ.get(PARENT_VARIABLE) or _repro_parent(api, profile, root)
     tags = {"dvc_stage": stage, "key": made.key, "upstream": json.dumps(made.upstream), **git_tags(root)}
     tags |= {"mlflow.parentRunId": parent} if parent else {}
+    tags["mlflow.note.content"] = note(stage, made, tags.get("mlflow.source.git.commit"))
     run_id = _unfinished_run(api, uri, folder)
     if run_id is None:
         run_id = api.create_run(experiment_id(api, profile), run_name=stage, tags=tags).info.run_id
@@ -145,7 +169,8 @@ def child_run(
         for name, value in tags.items():
             api.set_tag(run_id, name, value)
     try:
-        yield Tracker(uri=uri, run_id=run_id)
+        with _watched_machine(uri, run_id):
+            yield Tracker(uri=uri, run_id=run_id, model_id=_model_of(api, profile, stage, made))
     except BaseException:
         api.set_terminated(run_id, "FAILED")
         raise
@@ -172,6 +197,49 @@ def _dataset(path: str, digest: str) -> DatasetInput:
     kind = "dvc.md5" if len(digest.removesuffix(".dir")) == 32 else "sha256"
     tags = [InputTag("mlflow.data.context", "input"), InputTag(kind, digest)]
     return DatasetInput(Dataset(path, digest[:DIGEST_LIMIT], "local", json.dumps({"uri": path})), tags)
+
+
+def note(stage: str, made: Made, commit: str | None) -> str:
+    """Markdown for a run's page: what the stage is made from, and how to make it again."""
+    rows = "".join(f"| `{path}` | {digest[:8]} |\n" for path, digest in made.inputs.items())
+    again = (f"git checkout {commit[:12]}\n" if commit else "") + f"dvc repro {stage}"
+    return (
+        f"DVC stage `{stage}`, key `{made.key}`.\n\n| made from | digest |\n| --- | --- |\n{rows}\n"
+        f"The same again:\n```\n{again}\n```\n"
+    )
+
+
+@contextmanager
+def _watched_machine(uri: str, run_id: str) -> Iterator[None]:
+    """Meanwhile what this machine's CPUs, memory, disk, network and NVIDIA GPUs do goes into the run, as system/..."""
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    logging.getLogger(SystemMetricsMonitor.__module__).setLevel(logging.WARNING)  # it announces its beginning and end
+    monitor = SystemMetricsMonitor(run_id, SYSTEM_SECONDS, resume_logging=True, tracking_uri=uri)
+    monitor.start()
+    try:
+        yield
+    finally:
+        monitor.finish()
+
+
+def _models(api: MlflowClient, experiment: str, name: str) -> Iterator[LoggedModel]:
+    """The models called ``name``, the newest first."""
+    order, token = [{"field_name": "creation_timestamp", "ascending": False}], None
+    while True:
+        page = api.search_logged_models([experiment], f"name = '{name}'", order_by=order, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _model_of(api: MlflowClient, profile: str, stage: str, made: Made) -> str | None:
+    """The MLflow model that ``stage`` is about: it is called like the stage's item, and a stage upstream made it."""
+    _, _, item = stage.partition("@")
+    keys = set(made.upstream.values())
+    models = _models(api, experiment_id(api, profile), item) if item and keys else iter(())
+    return next((model.model_id for model in models if model.tags.get("key") in keys), None)
 
 
 def _unfinished_run(api: MlflowClient, uri: str, folder: Path) -> str | None:
@@ -205,7 +273,11 @@ def _repro_parent(api: MlflowClient, profile: str, root: Path) -> str | None:
         return None
     process = f"{above[-1].pid}@{above[-1].create_time():.2f}"
     found = api.search_runs([experiment_id(api, profile)], f"tags.dvc_process = '{process}'", max_results=1)
-    return found[0].info.run_id if found else start_parent("repro", profile, root, {"dvc_process": process})
+    return (
+        found[0].info.run_id
+        if found
+        else start_parent("repro", profile, root, {"dvc_process": process, "mlflow.note.content": REPRO_NOTE})
+    )
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

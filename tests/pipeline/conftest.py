@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import shutil
@@ -13,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parents[2]
-# What a user's environment may hold and no file may: drawn anew, so that this file does not hold them either.
+# What a user's environment may hold and no file may: drawn anew, so that this file does not hold them either, once for
+# all workers of a test run, which share what is made under them.
+DRAWN = os.environ.get("PYTEST_XDIST_TESTRUNUID") or secrets.token_hex(16)
 SECRETS = {
-    name: f"canary{secrets.token_hex(16)}"
+    name: f"canary{hashlib.sha256(f'{name} {DRAWN}'.encode()).hexdigest()}"
     for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "WANDB_API_KEY", "GITHUB_TOKEN", "MLFLOW_TRACKING_PASSWORD")
 }
 
@@ -93,8 +97,18 @@ def make_clone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Clon
 
 
 @pytest.fixture(scope="session")
-def smoke(make_clone: Callable[[str], Clone]) -> Clone:
-    """The smoke profile after ``dvc repro``. Tests must leave it as they found it."""
+def smoke(make_clone: Callable[[str], Clone], tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Clone:
+    """The smoke profile after ``dvc repro``, a copy for each xdist worker. Tests must leave it as they found it."""
+    if worker_id == "master":
+        return _smoke_run(make_clone)
+    made = tmp_path_factory.getbasetemp().parent / "smoke"
+    with FileLock(f"{made}.lock"):
+        if not made.is_dir():
+            _smoke_run(make_clone).root.rename(made)
+    return Clone(Path(shutil.copytree(made, tmp_path_factory.mktemp("smoke") / "project", symlinks=True)))
+
+
+def _smoke_run(make_clone: Callable[[str], Clone]) -> Clone:
     clone = make_clone("smoke")
     clone.run("dvc", "repro")
     return clone

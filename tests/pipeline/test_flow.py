@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from prefect.testing.utilities import prefect_test_harness
 from flows import dvc_flow, dvc_task
 from flows.ablate import ablate
 from flows.distill import distill
-from tests.pipeline.conftest import Clone
+from tests.pipeline.conftest import ROOT, Clone
 from tests.unit.flows import tiny_pipeline
 
 pytestmark = pytest.mark.pipeline
@@ -163,6 +165,28 @@ def test_runs_whose_process_is_gone_are_marked_crashed(root: Path) -> None:
         assert client.read_flow_run(other.id).state_name == "Running"
 
 
+def test_a_killed_flow_holds_no_gpu_for_the_next(root: Path) -> None:
+    """The limit that ``make ui`` sets; the killed one held it."""
+    with get_client(sync_client=True) as client:
+        client.create_concurrency_limit("gpu", 1)
+        try:
+            tiny_pipeline.change(root, "train", cmd="touch started; sleep 600")
+            environment = {**os.environ, "PREFECT_API_URL": str(client.api_url), "PYTHONPATH": str(ROOT)}
+            flow = subprocess.Popen([sys.executable, "-m", "flows.distill", "train@a"], cwd=root, env=environment)
+            while not (root / "started").exists():
+                assert flow.poll() is None
+                time.sleep(0.05)
+            assert client.read_global_concurrency_limit_by_name("tag:gpu").active_slots == 1
+            flow.kill()
+            flow.wait()
+            dvc_flow.crash_dead_runs(client, f"{socket.gethostname()}:{root}")
+            assert client.read_global_concurrency_limit_by_name("tag:gpu").active_slots == 0
+            tiny_pipeline.change(root, "train", cmd="true")
+            assert run("train@a").message == "1 ran, 1 unchanged"
+        finally:
+            client.delete_global_concurrency_limit_by_name("tag:gpu")
+
+
 def test_what_ran_is_pushed_and_a_remote_that_fails_stops_nothing(root: Path, tmp_path: Path) -> None:
     remote = "[core]\n    remote = here\n['remote \"here\"']\n    url = {}\n"
     (root / ".dvc" / "config").write_text(remote.format(tmp_path / "remote"))
@@ -181,7 +205,9 @@ def test_numbers_progress_and_the_mlflow_run_are_artifacts(root: Path, mlflow_ur
     api = MlflowClient(mlflow_uri)
     link = artifact("mlflow")
     assert "(http://127.0.0.1:5000/#/runs/" in link
-    assert api.get_run(link.split("/runs/")[1][:32]).info.run_name == "distill"
+    parent = api.get_run(link.split("/runs/")[1][:32])
+    assert parent.info.run_name == "distill"
+    assert "| train@a | Ran |" in parent.data.tags["mlflow.note.content"]
 
 
 def test_one_flow_at_a_time(root: Path) -> None:
@@ -201,7 +227,10 @@ def test_the_report_is_an_artifact_with_its_pictures(root: Path) -> None:
     (root / "reports").mkdir()
     (root / "reports" / "sheet.png").write_bytes(b"\x89PNG")
     (root / "reports" / "report.md").write_text("# Tiny\n![sheet](sheet.png)\n")
+    (root / "reports" / "figures").mkdir()
+    (root / "reports" / "figures" / "samples.png").write_bytes(b"\x89PNG")
     run("download")
+    assert artifact("samples") == "data:image/png;base64,iVBORw=="
     assert artifact("report") == "# Tiny\n![sheet](data:image/png;base64,iVBORw==)\n"
 
 

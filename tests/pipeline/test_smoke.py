@@ -42,9 +42,15 @@ def test_mlflow_has_a_child_run_for_every_stage(smoke: Clone) -> None:
         stages = [row[0] for row in db.execute("select value from tags where key = 'dvc_stage'")]
         parents = {row[0] for row in db.execute("select value from tags where key = 'mlflow.parentRunId'")}
         runs = {row[0]: row[1:] for row in db.execute("select run_uuid, name, status from runs")}
+        models = dict(db.execute("select model_id, name from logged_models"))
+        scored = set(db.execute("select model_id, run_id from logged_model_metrics"))
     assert sorted(stages) == sorted(smoke.hashes())
     assert [runs[parent][0] for parent in parents] == ["repro"]
     assert {status for _, status in runs.values()} == {"FINISHED"}
+    assert sorted(models.values()) == ["dmd", "ode_init", "teacher", "vae"]
+    assert {(models[model], runs[run][0]) for model, run in scored} == {
+        (model, f"{stage}@{model}") for model in ("dmd", "ode_init", "teacher") for stage in ("sample", "evaluate")
+    }
 
 
 def test_workers_rerun_nothing_and_one_number_reruns_only_what_depends_on_it(smoke: Clone) -> None:

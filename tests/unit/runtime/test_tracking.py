@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import subprocess
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -235,3 +236,45 @@ def test_git_tags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert git_tags(tmp_path)["git_dirty"] == "false"
     (tmp_path / "a").write_text("2")
     assert git_tags(tmp_path)["git_dirty"] == "true"
+
+
+def test_scores_of_an_item_are_of_the_model_that_was_made_for_it(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under(monkeypatch)
+    for key in ("old", "new"):
+        made = Made(key=key, inputs={}, upstream={})
+        with child_run("train_dmd", "smoke", tmp_path, {}, made, tmp_path) as tracker:
+            for _ in range(2):  # a stage that was killed after it had told
+                tracker.log_model("dmd", Path("data/checkpoints/dmd"), key)
+            assert tracker.model_id is None
+    made = Made(key="k", inputs={}, upstream={"train_dmd": "old", "download": "d"})
+    for stage in ("evaluate@dmd", "evaluate@clips", "report"):
+        with child_run(stage, "smoke", tmp_path, {}, made, tmp_path) as tracker:
+            tracker.log_results({"velocity": 0.5})
+    api = client(mlflow_uri)
+    (old,) = api.search_logged_models(api_experiments(api), "tags.key = 'old'")
+    (new,) = api.search_logged_models(api_experiments(api), "tags.key = 'new'")
+    assert [(metric.key, metric.value) for metric in old.metrics] == [("velocity", 0.5)]
+    assert (old.name, str(old.status), old.tags["path"]) == ("dmd", "READY", "data/checkpoints/dmd")
+    assert not new.metrics
+
+
+def api_experiments(api: Any) -> list[str]:
+    return [experiment.experiment_id for experiment in api.search_experiments()]
+
+
+def test_a_runs_page_says_what_it_is_made_from_and_the_machine_is_watched(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under(monkeypatch)
+    monkeypatch.setattr(tracking, "SYSTEM_SECONDS", 0.01)
+    made = Made(key="k3y", inputs={"data/lmdb/latents": "0123456789abcdef"}, upstream={})
+    api = client(mlflow_uri)
+    with child_run("train_dmd", "smoke", tmp_path, {}, made, tmp_path) as tracker:
+        while not any(name.startswith("system/") for name in api.get_run(tracker.run_id).data.metrics):
+            time.sleep(0.01)
+    run = api.get_run(tracker.run_id)
+    assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= run.data.metrics.keys()
+    assert "| `data/lmdb/latents` | 01234567 |" in run.data.tags["mlflow.note.content"]
+    assert "dvc repro train_dmd" in run.data.tags["mlflow.note.content"]

@@ -44,6 +44,9 @@ class SilentTracker:
     def log_artifact(self, path: Path, folder: str) -> None:
         """Nothing."""
 
+    def log_model(self, name: str, path: Path, key: str) -> None:
+        """Nothing."""
+
 
 class TrainingStep(Protocol):
     """What every step object is."""

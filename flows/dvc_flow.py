@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 PARENT_VARIABLE = "CAUSVID_PARENT_RUN_ID"  # what a stage reads
 UNFINISHED = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
+NOTED = 80  # stages in the note of an MLflow run, which may have 8000 characters
 CANCEL_POLL = 5.0  # seconds between two questions to the server whether somebody has cancelled the run
 
 
@@ -210,14 +211,14 @@ def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 
 def _note(name: str, states: Mapping[str, State[Any]]) -> str:
-    """Markdown for the MLflow run's page: what became of each stage."""
-    rows = "".join(
+    """Markdown for the MLflow run's page: what became of each stage that was not unchanged, as many as MLflow takes."""
+    rows = [
         f"| {row['stage']} | {row['outcome']} | {'' if row['seconds'] is None else row['seconds']} |\n"
         for row in _rows(states)
-    )
-    return (
-        f"Flow `{name}`, Prefect run `{flow_run.name}`.\n\n| stage | outcome | seconds |\n| --- | --- | --- |\n{rows}"
-    )
+        if row["outcome"] != "Unchanged"
+    ]
+    head = f"Flow `{name}`, Prefect run `{flow_run.name}`.\n\n| stage | outcome | seconds |\n| --- | --- | --- |\n"
+    return head + "".join(rows[:NOTED]) + (f"\nand {len(rows) - NOTED} more\n" if len(rows) > NOTED else "")
 
 
 def _mlflow(root: Path) -> MlflowClient:

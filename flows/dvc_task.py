@@ -10,17 +10,19 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from asyncio import CancelledError
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import IO, Any, Literal
 
+from filelock import FileLock, Timeout
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
@@ -87,7 +89,8 @@ def run_stage(stage: Stage, root: Path, environment: Mapping[str, str], stop: th
         bar(line)
 
     try:
-        record = run_dvc(stage, root, environment=environment, log=hear, stop=stop)
+        with turn(stage, log=logger.info, stop=stop):
+            record = run_dvc(stage, root, environment=environment, log=hear, stop=stop)
         bar.done()
         new = stage.has_remote and record.outcome == "ran"
         if new and not push(stage, root, environment=environment, log=logger.info, stop=stop):
@@ -96,6 +99,38 @@ def run_stage(stage: Stage, root: Path, environment: Mapping[str, str], stop: th
         name = "TimedOut" if isinstance(error, StageTimedOut) else "Failed"
         return Failed(name=name, message=error.reason, data=error)
     return Completed(name=record.outcome.capitalize(), message=f"in {record.seconds:.1f} s", data=record)
+
+
+@contextmanager
+def turn(stage: Stage, *, log: Callable[[str], None], stop: threading.Event) -> Iterator[None]:
+    """Hold this machine's GPUs for a stage that takes them; wait while a stage of another flow of this user has them.
+
+    A lock of the kernel's, which frees it when its holder is killed: a limit that a server counts would stay taken.
+    Raises CancelledError when ``stop`` is set meanwhile.
+    """
+    if not (stage.gpu and has_gpu()):
+        yield
+        return
+    lock = FileLock(Path(tempfile.gettempdir()) / f"causvid-gpu-{os.getuid()}.lock", timeout=POLL)
+    waiting = False
+    while True:
+        if stop.is_set():
+            raise CancelledError(f"stage {stage.name} was not started")
+        with suppress(Timeout):
+            lock.acquire()
+            break
+        if not waiting:
+            log(f"{stage.name} waits for the GPUs: a stage of another flow on this machine has them")
+        waiting = True
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def has_gpu() -> bool:
+    """Whether this machine has an NVIDIA GPU."""
+    return any(Path("/dev").glob("nvidia[0-9]*"))
 
 
 def run_dvc(

@@ -81,13 +81,9 @@ def password(root: Path) -> str:
 
 
 def deploy(environment: Mapping[str, str]) -> None:
-    """Make the work pool and put prefect.yaml's deployments there, what was there before among it.
-
-    Stages tagged ``gpu`` run one at a time, whichever flow and workspace they are of: each takes the GPUs it finds.
-    """
+    """Make the work pool and put prefect.yaml's deployments there, what was there before among it."""
     for command in (
         ["work-pool", "create", POOL, "--type", "process", "--overwrite"],
-        ["concurrency-limit", "create", "gpu", "1"],
         ["--no-prompt", "deploy", "--all"],
     ):
         done = subprocess.run([tool("prefect"), *command], env=environment, capture_output=True, text=True, check=False)

@@ -164,7 +164,8 @@ def _result(run: Run, *, made_here: bool) -> Result:
         made_here=made_here,
         started=run.info.start_time,
         params=dict(run.data.params),
-        metrics=dict(run.data.metrics),
+        # What the machine did is no result; MLflow's page shows it.
+        metrics={name: value for name, value in run.data.metrics.items() if not name.startswith("system/")},
     )
 
 

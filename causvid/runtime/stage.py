@@ -103,7 +103,7 @@ def stage_run(
             gc.set_threshold(*COLLECTS)
             started = time.monotonic()
             yield run
-            tracker.log_results({"stage_seconds": time.monotonic() - started})
+            tracker.log_metrics({"stage_seconds": time.monotonic() - started})
             work.write_json(metrics, {**run.results, "key": origin.key})
     except (ValueError, work.BusyError) as error:
         sys.exit(f"{name}: {error}")

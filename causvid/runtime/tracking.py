@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -107,13 +108,13 @@ class Tracker:
         """Make the model in folder ``path`` known as ``name``, once for this run; its files stay with DVC."""
         from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
 
-        api, name = client(self.uri), re.sub("[^A-Za-z0-9_-]", "-", name)
-        experiment = api.get_run(self.run_id).info.experiment_id
-        if any(model.source_run_id == self.run_id for model in _models(api, experiment, name)):
-            return
-        tags = {MLFLOW_MODEL_IS_EXTERNAL: "true", "key": key, "path": path.as_posix()}
-        model = api.create_logged_model(experiment, name, self.run_id, tags)
-        api.finalize_logged_model(model.model_id, "READY")
+        with _not_essential("the model"):
+            api = client(self.uri)
+            experiment = api.get_run(self.run_id).info.experiment_id
+            ours = (model for model in _models(api, experiment, name) if model.source_run_id == self.run_id)
+            tags = {MLFLOW_MODEL_IS_EXTERNAL: "true", "key": key, "path": path.as_posix()}
+            model = next(ours, None) or api.create_logged_model(experiment, model_name(name), self.run_id, tags)
+            api.finalize_logged_model(model.model_id, "READY")
 
 
 def client(uri: str) -> MlflowClient:
@@ -158,7 +159,7 @@ def child_run(
     parent = os.environ.get(PARENT_VARIABLE) or _repro_parent(api, profile, root)
     tags = {"dvc_stage": stage, "key": made.key, "upstream": json.dumps(made.upstream), **git_tags(root)}
     tags |= {"mlflow.parentRunId": parent} if parent else {}
-    tags["mlflow.note.content"] = note(stage, made, tags.get("mlflow.source.git.commit"))
+    tags["mlflow.note.content"] = note(stage, made, tags)
     run_id = _unfinished_run(api, uri, folder)
     if run_id is None:
         run_id = api.create_run(experiment_id(api, profile), run_name=stage, tags=tags).info.run_id
@@ -199,14 +200,32 @@ def _dataset(path: str, digest: str) -> DatasetInput:
     return DatasetInput(Dataset(path, digest[:DIGEST_LIMIT], "local", json.dumps({"uri": path})), tags)
 
 
-def note(stage: str, made: Made, commit: str | None) -> str:
+def note(stage: str, made: Made, tags: Mapping[str, str]) -> str:
     """Markdown for a run's page: what the stage is made from, and how to make it again."""
     rows = "".join(f"| `{path}` | {digest[:8]} |\n" for path, digest in made.inputs.items())
-    again = (f"git checkout {commit[:12]}\n" if commit else "") + f"dvc repro {stage}"
+    commit = tags.get("mlflow.source.git.commit")
+    again = (f"git checkout {commit[:12]}\n" if commit else "") + f"dvc repro {os.environ.get('DVC_STAGE', stage)}\n"
+    changed = " (and the changes of that time, which were not committed)" if tags.get("git_dirty") == "true" else ""
     return (
         f"DVC stage `{stage}`, key `{made.key}`.\n\n| made from | digest |\n| --- | --- |\n{rows}\n"
-        f"The same again:\n```\n{again}\n```\n"
+        f"The same again{changed}:\n```\n{again}```\n"
     )
+
+
+def model_name(name: str) -> str:
+    """``name`` in the characters that MLflow takes for a model."""
+    return re.sub("[^A-Za-z0-9_-]", "-", name)
+
+
+@contextmanager
+def _not_essential(what: str) -> Iterator[None]:
+    """What MLflow cannot take of ``what`` is a line on stderr: a stage's work is worth more."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        print(f"MLflow does not keep {what}: {error}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -214,8 +233,13 @@ def _watched_machine(uri: str, run_id: str) -> Iterator[None]:
     """Meanwhile what this machine's CPUs, memory, disk, network and NVIDIA GPUs do goes into the run, as system/..."""
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-    logging.getLogger(SystemMetricsMonitor.__module__).setLevel(logging.WARNING)  # it announces its beginning and end
-    monitor = SystemMetricsMonitor(run_id, SYSTEM_SECONDS, resume_logging=True, tracking_uri=uri)
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)  # each beginning and end, what a GPU cannot tell
+    try:
+        monitor = SystemMetricsMonitor(run_id, SYSTEM_SECONDS, resume_logging=True, tracking_uri=uri)
+    except Exception as error:  # a container that hides its network or disks from us
+        print(f"this machine is not watched: {error}", file=sys.stderr, flush=True)
+        yield
+        return
     monitor.start()
     try:
         yield
@@ -227,7 +251,7 @@ def _models(api: MlflowClient, experiment: str, name: str) -> Iterator[LoggedMod
     """The models called ``name``, the newest first."""
     order, token = [{"field_name": "creation_timestamp", "ascending": False}], None
     while True:
-        page = api.search_logged_models([experiment], f"name = '{name}'", order_by=order, page_token=token)
+        page = api.search_logged_models([experiment], f"name = '{model_name(name)}'", order_by=order, page_token=token)
         yield from page
         token = page.token
         if not token:
@@ -238,8 +262,12 @@ def _model_of(api: MlflowClient, profile: str, stage: str, made: Made) -> str | 
     """The MLflow model that ``stage`` is about: it is called like the stage's item, and a stage upstream made it."""
     _, _, item = stage.partition("@")
     keys = set(made.upstream.values())
-    models = _models(api, experiment_id(api, profile), item) if item and keys else iter(())
-    return next((model.model_id for model in models if model.tags.get("key") in keys), None)
+    if item and keys:
+        with _not_essential("which model this is about"):
+            for model in _models(api, experiment_id(api, profile), item):
+                if model.tags.get("key") in keys:
+                    return str(model.model_id)
+    return None
 
 
 def _unfinished_run(api: MlflowClient, uri: str, folder: Path) -> str | None:

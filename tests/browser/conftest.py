@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -118,7 +119,8 @@ def servers(page: Page, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     (root / "sample.py").write_text(SAMPLE)
     pipeline = (root / "dvc.yaml").read_text().replace("cmd: cat a.txt", "cmd: python sample.py && cat a.txt")
     (root / "dvc.yaml").write_text(pipeline)
-    (root / "reports").mkdir()
+    (root / "reports" / "figures").mkdir(parents=True)
+    Image.new("RGB", (48, 32), "teal").save(root / "reports" / "figures" / "samples.png")
     (root / "reports" / "sheet.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg" width="40" height="30"/>')
     (root / "reports" / "report.md").write_text("# What came out\n\n![sheet](sheet.svg)\n")
     # The deployments and the servers' settings are the project's own.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import time
 from pathlib import Path
 
 import httpx
@@ -20,6 +21,7 @@ from causvid.params import ROOT
 from causvid.reporting import compare
 from causvid.runtime import tracking
 from tests.browser.conftest import Page, Servers
+from tests.unit.flows import tiny_pipeline
 from tests.unit.flows.tiny_pipeline import STAGES
 
 pytestmark = pytest.mark.browser
@@ -50,9 +52,46 @@ def test_prefect_shows_the_artifacts(servers: Servers, page: Page) -> None:
     page.shows("What came out")
     page.picture("prefect-report")
     assert page.wait("document.querySelector('img[alt=sheet]')?.naturalWidth") == 40
+    page.open(f"{servers.prefect}/v2/artifacts/key/samples")
+    page.shows("samples")
+    page.driver.find_elements(By.XPATH, "//a[contains(@href, '/artifacts/artifact/')]")[0].click()
+    assert page.wait("[...document.images].some((it) => it.naturalWidth == 48)")
+    page.picture("prefect-samples")
 
 
 def test_a_deployment_started_from_its_form_completes(servers: Servers, page: Page) -> None:
+    href = start_from_form(servers, page)
+    page.open(href)
+    assert "Failed" not in page.shows("1 Flow run", "Completed")
+    page.picture("prefect-deployment")
+
+
+def test_cancel_on_the_page_ends_the_stages_processes(servers: Servers, page: Page) -> None:
+    tiny_pipeline.change(servers.root, "train", cmd="touch started; exec sleep 600")
+    try:
+        start_from_form(servers, page)
+        WebDriverWait(page.driver, 60).until(lambda _: (servers.root / "started").exists())
+        (sleep,) = [it for it in psutil.process_iter() if _serves(it, servers.root) and "600" in it.cmdline()]
+        page.open(f"{servers.prefect}/v2/runs?state=running")
+        page.shows("Running")
+        href = page.driver.find_element(By.XPATH, "//a[contains(@href, '/runs/flow-run/')]").get_attribute("href")
+        page.open(str(href))
+        page.shows("Running", "whole-pipeline")
+        page.driver.find_elements(By.CSS_SELECTOR, "button[aria-haspopup=menu]")[-1].click()
+        page.driver.find_element(By.XPATH, "//*[@role='menuitem'][normalize-space()='Cancel']").click()
+        page.picture("prefect-cancel")
+        page.click("Cancel Flow Run")
+        pressed = time.monotonic()
+        WebDriverWait(page.driver, 60, poll_frequency=0.1).until(lambda _: not sleep.is_running())
+        print(f"\nthe stage's process ended {time.monotonic() - pressed:.1f} s after Cancel")
+        page.shows("Cancelled")
+        page.picture("prefect-cancelled")
+    finally:
+        tiny_pipeline.change(servers.root, "train", cmd="true")
+
+
+def start_from_form(servers: Servers, page: Page) -> str:
+    """Start the whole pipeline as a person would; the address of its deployment's page."""
     page.open(f"{servers.prefect}/v2/deployments")
     page.shows("whole-pipeline", "data", "scores", "table4", "At 03:00 AM", "Paused")
     page.picture("prefect-deployments")
@@ -62,9 +101,7 @@ def test_a_deployment_started_from_its_form_completes(servers: Servers, page: Pa
     page.picture("prefect-form")
     page.click("Submit")
     page.wait("location.pathname.includes('/runs/flow-run/') || document.querySelector('a[href*=\"/runs/flow-run/\"]')")
-    page.open(str(href))
-    assert "Failed" not in page.shows("1 Flow run", "Completed")
-    page.picture("prefect-deployment")
+    return str(href)
 
 
 def test_foreign_hosts_and_origins_are_refused(servers: Servers) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -101,11 +102,15 @@ def smoke(make_clone: Callable[[str], Clone], tmp_path_factory: pytest.TempPathF
     """The smoke profile after ``dvc repro``, a copy for each xdist worker. Tests must leave it as they found it."""
     if worker_id == "master":
         return _smoke_run(make_clone)
-    made = tmp_path_factory.getbasetemp().parent / "smoke"
+    made = tmp_path_factory.getbasetemp().parent / "smoke.txt"  # says where it is
     with FileLock(f"{made}.lock"):
-        if not made.is_dir():
-            _smoke_run(make_clone).root.rename(made)
-    return Clone(Path(shutil.copytree(made, tmp_path_factory.mktemp("smoke") / "project", symlinks=True)))
+        if not made.is_file():
+            made.write_text(str(_smoke_run(make_clone).root))
+    source, copy = made.read_text(), tmp_path_factory.mktemp("smoke") / "copy"
+    shutil.copytree(source, copy, symlinks=True)
+    with sqlite3.connect(copy / "mlflow.db") as db:  # artifacts that are logged from now on go into the copy, too
+        db.execute("update experiments set artifact_location = replace(artifact_location, ?, ?)", (source, str(copy)))
+    return Clone(copy)
 
 
 def _smoke_run(make_clone: Callable[[str], Clone]) -> Clone:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from prefect.testing.utilities import prefect_test_harness
 from flows import dvc_flow, dvc_task
 from flows.ablate import ablate
 from flows.distill import distill
-from tests.pipeline.conftest import ROOT, Clone
+from tests.pipeline.conftest import Clone
 from tests.unit.flows import tiny_pipeline
 
 pytestmark = pytest.mark.pipeline
@@ -165,28 +163,6 @@ def test_runs_whose_process_is_gone_are_marked_crashed(root: Path) -> None:
         assert client.read_flow_run(other.id).state_name == "Running"
 
 
-def test_a_killed_flow_holds_no_gpu_for_the_next(root: Path) -> None:
-    """The limit that ``make ui`` sets; the killed one held it."""
-    with get_client(sync_client=True) as client:
-        client.create_concurrency_limit("gpu", 1)
-        try:
-            tiny_pipeline.change(root, "train", cmd="touch started; sleep 600")
-            environment = {**os.environ, "PREFECT_API_URL": str(client.api_url), "PYTHONPATH": str(ROOT)}
-            flow = subprocess.Popen([sys.executable, "-m", "flows.distill", "train@a"], cwd=root, env=environment)
-            while not (root / "started").exists():
-                assert flow.poll() is None
-                time.sleep(0.05)
-            assert client.read_global_concurrency_limit_by_name("tag:gpu").active_slots == 1
-            flow.kill()
-            flow.wait()
-            dvc_flow.crash_dead_runs(client, f"{socket.gethostname()}:{root}")
-            assert client.read_global_concurrency_limit_by_name("tag:gpu").active_slots == 0
-            tiny_pipeline.change(root, "train", cmd="true")
-            assert run("train@a").message == "1 ran, 1 unchanged"
-        finally:
-            client.delete_global_concurrency_limit_by_name("tag:gpu")
-
-
 def test_what_ran_is_pushed_and_a_remote_that_fails_stops_nothing(root: Path, tmp_path: Path) -> None:
     remote = "[core]\n    remote = here\n['remote \"here\"']\n    url = {}\n"
     (root / ".dvc" / "config").write_text(remote.format(tmp_path / "remote"))
@@ -235,13 +211,14 @@ def test_the_report_is_an_artifact_with_its_pictures(root: Path) -> None:
 
 
 def test_flow_and_repro_give_the_same_bytes(smoke: Clone, make_clone: Callable[[str], Clone]) -> None:
+    """As far as the student's videos; test_own_videos runs the whole pipeline as a flow."""
     clone = make_clone("flow")
-    flow = (sys.executable, "-m", "flows.distill")
-    assert "Completed('21 ran')" in clone.run(*flow).stderr
+    flow = (sys.executable, "-m", "flows.distill", "sample@dmd")
+    assert "Completed('12 ran')" in clone.run(*flow).stderr
     ours, theirs = clone.hashes(), smoke.hashes()
-    assert ours.keys() == theirs.keys()
-    for stage in ours.keys() - {"measure_latency", "report"}:
+    assert len(ours) == 12
+    for stage in ours:
         assert ours[stage] == theirs[stage], stage
-    assert "Completed('21 unchanged')" in clone.run(*flow).stderr
+    assert "Completed('12 unchanged')" in clone.run(*flow).stderr
     assert clone.leaks() == []  # Prefect's database among what is searched
     assert (clone.root / ".prefect" / "prefect.db").is_file()

@@ -233,3 +233,47 @@ def test_dvc_dies_with_the_flow(downloaded: Path) -> None:
     flow.wait()
     assert_dead([dvc])
     os.killpg(group, signal.SIGKILL)  # sleep does not ask the kernel
+
+
+HOLDER = """
+import sys, threading, time
+from flows import dvc_task
+from tests.unit.flows.test_dvc_task import stage
+from pathlib import Path
+dvc_task.has_gpu = lambda: True
+with dvc_task.turn(stage(Path(sys.argv[1]), "train@a"), log=print, stop=threading.Event()):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_gpu_stages_take_turns_and_a_killed_flow_gives_its_turn_up(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dvc_task, "has_gpu", lambda: True)
+    monkeypatch.setattr(dvc_task.tempfile, "tempdir", str(tmp_path))
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(root)],
+        env={**os.environ, "PYTHONPATH": str(Path.cwd()), "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    said: list[str] = []
+    stop = threading.Event()
+
+    def hear(line: str) -> None:
+        said.append(line)
+        stop.set()
+
+    with dvc_task.turn(stage(root, "download"), log=hear, stop=stop):  # takes no GPU
+        assert said == []
+    with pytest.raises(CancelledError), dvc_task.turn(stage(root, "train@b"), log=hear, stop=stop):
+        pass
+    assert said == ["train@b waits for the GPUs: a stage of another flow on this machine has them"]
+    holder.kill()
+    holder.wait()
+    with dvc_task.turn(stage(root, "train@b"), log=said.append, stop=threading.Event()):
+        assert len(said) == 1
+    holder.stdout.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,7 @@ class Stage:
     timeout: float | None  # seconds one attempt may take; None = for ever
     retries: int  # further attempts after a failed one
     has_remote: bool  # DVC has a default remote: what the stage made goes there
+    settled: bool  # DVC says that it and all before it are up to date: a second to ask again for each is saved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +44,13 @@ class Plan:
     """The stages of a flow in DAG order (of equals, the one written first), and what the flow's records need."""
 
     stages: tuple[Stage, ...]
-    changed: bool  # DVC says that at least one is not up to date
     profile: str  # params.yaml's
     git: Mapping[str, str]  # MLflow's tags for the commit and whether files differ from it; empty outside git
+
+    @property
+    def changed(self) -> bool:
+        """DVC says that at least one stage is not up to date."""
+        return not all(stage.settled for stage in self.stages)
 
 
 def read_plan(root: Path, targets: Sequence[str] | None = None) -> Plan:
@@ -63,11 +68,15 @@ def read_plan(root: Path, targets: Sequence[str] | None = None) -> Plan:
         written = {stage: index for index, stage in enumerate(repo.index.stages)}
         upstream_first = graph.subgraph(stage for stage in wanted if stage.cmd).reverse(copy=True)
         remote = bool(repo.config["core"].get("remote"))
-        order = networkx.lexicographical_topological_sort(upstream_first, key=written.__getitem__)
-        stages = tuple(_stage(stage, upstream_first.predecessors(stage), remote) for stage in order)
+        order = list(networkx.lexicographical_topological_sort(upstream_first, key=written.__getitem__))
+        stale = set(repo.status([stage.addressing for stage in order]))
+        stages: dict[str, Stage] = {}
+        for stage in order:
+            before = sorted(other.addressing for other in upstream_first.predecessors(stage))
+            settled = stage.addressing not in stale and all(stages[name].settled for name in before)
+            stages[stage.addressing] = _stage(stage, tuple(before), has_remote=remote, settled=settled)
         return Plan(
-            stages=stages,
-            changed=bool(repo.status([stage.name for stage in stages])),
+            stages=tuple(stages.values()),
             profile=repo.params.show()[""]["data"]["params.yaml"]["data"]["profile"],
             git=_git_tags(root),
         )
@@ -141,16 +150,17 @@ def _collect(repo: Repo, target: str, known: Sequence[str]) -> set[Any]:
         raise ValueError(f"targets: {target!r} is no stage; choose from {', '.join(known)}") from error
 
 
-def _stage(stage: Any, upstream: Iterable[Any], has_remote: bool) -> Stage:
+def _stage(stage: Any, upstream: tuple[str, ...], *, has_remote: bool, settled: bool) -> Stage:
     meta = stage.meta or {}
     return Stage(
         name=stage.addressing,
-        upstream=tuple(sorted(other.addressing for other in upstream)),
+        upstream=upstream,
         metrics=tuple(Path(out.fs_path) for out in stage.outs if out.metric),
         gpu=bool(meta.get("gpu", False)),
         timeout=meta.get("timeout"),
         retries=meta.get("retries", 0),
         has_remote=has_remote,
+        settled=settled,
     )
 
 

@@ -79,6 +79,9 @@ class StageTimedOut(StageFailed):
 @task(name="dvc stage", task_run_name="{stage.name}", cache_policy=NO_CACHE, retry_delay_seconds=RETRY_DELAY)
 def run_stage(stage: Stage, root: Path, environment: Mapping[str, str], stop: threading.Event) -> State[Record]:
     """Bring one stage up to date; the state's name says how: Ran, Restored, Unchanged, Failed or TimedOut."""
+    if stage.settled:
+        same = Record(stage=stage.name, outcome="unchanged", seconds=0.0, metrics=read_metrics(stage))
+        return Completed(name="Unchanged", message="it and all before it are up to date", data=same)
     logger = get_run_logger()
     for name in repair(root):
         logger.warning("%s was cut short by a kill; set aside, finished stages come back from DVC's run cache", name)

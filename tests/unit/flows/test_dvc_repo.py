@@ -117,6 +117,13 @@ def test_the_plan_says_whether_anything_changed_and_which_commit_it_is(tmp_path:
     subprocess.run([tiny_pipeline.DVC, "repro", "--quiet"], cwd=root, check=True)
     after = read_plan(root)
     assert not after.changed
+    (root / "a.txt").unlink()
+    assert {stage.name: stage.settled for stage in read_plan(root).stages} == {
+        "download": True,
+        "train@a": False,
+        "train@b": True,
+        "report": False,
+    }
     assert len(after.git["mlflow.source.git.commit"]) == 40
     assert (before.git["git_dirty"], after.git["git_dirty"]) == ("false", "false")
     tiny_pipeline.change(root, "download", clips=4)

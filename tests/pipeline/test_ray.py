@@ -22,7 +22,8 @@ from causvid.runtime.parallel import Compute, map_groups
 from causvid.shapes import VideoShape
 from tests.pipeline.ray_jobs import Trouble, run_latents, run_pairs
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.slow, pytest.mark.timeout(7200)]
+pytestmark = pytest.mark.pipeline
+slow = pytest.mark.slow
 
 HERE = Compute(
     workers=1, gpus_per_worker=0, gradient_checkpointing=False, shard_weights=False, save_in_background=False
@@ -40,6 +41,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@slow
 def test_what_kills_workers_costs_itself_only(tmp_path: Path) -> None:
     groups = [[1, 2], [3, 7], [4, 13, 5], [6, -1], [8, 9], [10, 11]]
     done = list(map_groups(Trouble(tmp_path), groups, TWO))
@@ -52,6 +54,7 @@ def test_what_kills_workers_costs_itself_only(tmp_path: Path) -> None:
     assert len((tmp_path / "13").read_text().splitlines()) >= 3
 
 
+@slow
 def test_what_kills_readers_beside_gpus_costs_itself_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray counts GPUs as it is told; these two are none."""
     groups = [[1, 2], [-13, 3], [4, -1], [5, 6]]
@@ -66,11 +69,13 @@ def test_what_kills_readers_beside_gpus_costs_itself_only(tmp_path: Path, monkey
     assert bad == [(-13, "crashed"), (-1, "unreadable")]
 
 
+@slow
 def test_an_error_of_ours_is_raised_here(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="99 is a mistake of ours"):
         list(map_groups(Trouble(tmp_path), [[1], [99], [2]], TWO))
 
 
+@slow
 def test_two_workers_resample_to_the_bytes_of_one(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resampling, "VIDEOS_PER_GROUP", 3)  # one group alone would not go to Ray
     rows = [{**row, "source": row["id"]} for row in manifest.read_manifest(world / "clips")]
@@ -131,6 +136,7 @@ def cluster_of(*cpus: int, gpus: int = 0) -> Iterator[Cluster]:
         cluster.shutdown()
 
 
+@slow
 @pytest.mark.parametrize("killed", [False, True], ids=["undisturbed", "one killed"])
 def test_two_nodes_give_the_bytes_of_one_process(
     world: Path, clips: Path, latents: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
@@ -156,7 +162,7 @@ def test_two_nodes_give_the_bytes_of_one_process(
     assert contents(out) == latents
 
 
-@pytest.mark.parametrize("kills", [10, 100])
+@pytest.mark.parametrize("kills", [10, pytest.param(100, marks=[slow, pytest.mark.timeout(7200)])])
 def test_killed_drivers_and_workers_leave_the_bytes_of_one_process(
     world: Path, clips: Path, latents: dict[str, bytes], pairs: dict[str, bytes], tmp_path: Path, kills: int,
     monkeypatch: pytest.MonkeyPatch,

@@ -26,6 +26,8 @@ FIGURE4_NOTE = (
 )
 ROLLOUTS = "rollouts"  # folder below a student's samples
 STUDENTS = MODELS[1:]
+ATTRIBUTES = ("colour", "background", "shape", "motion", "velocity")  # the judge's shares, the teacher's beside ours
+CLOSE = 0.03  # of one that still counts as the teacher's
 SHOWN_WIDTH = 176  # pixels across of a small video on the page, about; larger ones fill their column
 SHEET_PROMPTS, SHEET_FRAMES = 4, 9
 
@@ -75,6 +77,31 @@ class Content:
             f"The causal student shows its first frame {first:.1f} times sooner than its bidirectional teacher "
             f"and makes {rate:.1f} times as many frames a second."
         )
+
+    @property
+    def standing(self) -> str:
+        """Where the student is as right as its teacher and where it is not, in plain words; empty without a judge."""
+        ours, theirs = (self.results.get(f"evaluate/{name}") for name in (MODELS[-1], MODELS[0]))
+        pairs = {
+            name: (tables.lookup(ours, "judge", name), tables.lookup(theirs, "judge", name)) for name in ATTRIBUTES
+        }
+        known = {name: pair for name, pair in pairs.items() if None not in pair}
+        if not known:
+            return ""
+        behind = {name: pair for name, pair in known.items() if pair[1] - pair[0] > CLOSE}
+        close = [name for name in known if name not in behind]
+        parts = [f"as right as its teacher (within {CLOSE}) in {', '.join(close)}"] if close else []
+        if behind:
+            parts.append("behind it in " + ", ".join(f"{name} ({a:.3f}, {b:.3f})" for name, (a, b) in behind.items()))
+        distances = [tables.lookup(found, "frechet_distance") for found in (ours, theirs)]
+        if None not in distances and distances[1]:
+            parts.append(f"its Fréchet distance {distances[0] / distances[1]:.2f} times the teacher's")
+        along = ""
+        speeds = [block["velocity"] for block in tables.lookup(ours, "judge", "blocks") or ()]
+        if "velocity" in behind and len(speeds) > 1 and None not in speeds:
+            shares = ", ".join(f"{speed:.2f}" for speed in speeds)
+            along = f" By block of a clip, as they are made, its velocity is {shares}."
+        return f"By the analytic judge the student is {'; '.join(parts)}.{along}"
 
     @property
     def facts(self) -> str:
@@ -189,7 +216,7 @@ def html(content: Content, folder: Path) -> str:
 
 def markdown(content: Content, folder: str, names: list[str]) -> str:
     """The short report for git; ``folder`` is the figures' folder as the report links it."""
-    parts = [f"# Report: profile {content.profile}", content.facts, content.lead]
+    parts = [f"# Report: profile {content.profile}", content.facts, content.lead, content.standing]
     parts += [f"![{name.split('.')[0]}]({folder}/{name})" for name in names if name.endswith(".png")]
     for table in content.tables():
         parts += [f"## {table.title}", table.markdown(), table.note]

@@ -39,7 +39,7 @@ def _evaluation(shift: float) -> dict[str, Any]:
     windows = [dict(judge, velocity=0.7), dict(judge, velocity=0.6)]
     return {
         "n": 128,
-        "judge": {**judge, "frame_psnr": 26.94},
+        "judge": {**judge, "frame_psnr": 26.94, "blocks": [{"velocity": 0.5 - shift}, {"velocity": 0.875}]},
         "frechet_distance": 3.25,
         "frechet_interval": [3.0, 3.5],
         "flicker": 0.0312,

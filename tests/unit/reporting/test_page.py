@@ -83,6 +83,18 @@ def test_captions_and_tables_are_text(content: Content, captions: dict[str, str]
     assert "4 (1000, 750, 500, 250)" in reader.text
 
 
+def test_where_the_student_is_behind_is_said_in_words(content: Content, collect: Collect, tmp_path: Path) -> None:
+    said = (
+        "By the analytic judge the student is as right as its teacher (within 0.03) in background, shape, motion; "
+        "behind it in colour (0.600, 0.800), velocity (0.350, 0.550); its Fréchet distance 1.00 times the teacher's. "
+        "By block of a clip, as they are made, its velocity is 0.10, 0.88."
+    )
+    assert content.standing == said
+    assert said in read(content, tmp_path / "figures").text
+    assert said in page.markdown(content, "figures", [])
+    assert collect(tmp_path / "no reports", tmp_path / "no samples").standing == ""
+
+
 def test_the_same_run_gives_the_same_files(content: Content, tmp_path: Path) -> None:
     """Page, Markdown and figures, byte for byte."""
     made = []

@@ -25,6 +25,9 @@ class NoTracker:
     def log_results(self, results: dict[str, Any]) -> None:
         """Nothing is tracked here."""
 
+    def log_metrics(self, metrics: dict[str, float]) -> None:
+        """Nothing here either."""
+
 
 @contextmanager
 def no_child_run(*_: Any) -> Iterator[NoTracker]:

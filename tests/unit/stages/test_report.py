@@ -43,7 +43,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: list[tuple[st
     @contextmanager
     def no_tracking(*_: object) -> Iterator[SimpleNamespace]:
         yield SimpleNamespace(
-            log_results=lambda _: None, log_artifact=lambda path, folder: kept.append((folder, path.name))
+            log_results=lambda _: None,
+            log_metrics=lambda _: None,
+            log_artifact=lambda path, folder: kept.append((folder, path.name)),
         )
 
     monkeypatch.chdir(tmp_path)

@@ -25,7 +25,7 @@ def _no_tracking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     @contextmanager
     def child_run(*_: object) -> Iterator[SimpleNamespace]:
-        yield SimpleNamespace(log_results=lambda _: None)
+        yield SimpleNamespace(log_results=lambda _: None, log_metrics=lambda _: None)
 
     monkeypatch.setattr(tracking, "child_run", child_run)
     monkeypatch.setenv("CAUSVID_WORK_DIR", str(tmp_path / "work"))

@@ -33,7 +33,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     @contextmanager
     def no_tracking(*_: object) -> Iterator[SimpleNamespace]:
-        yield SimpleNamespace(log_results=lambda _: None)
+        yield SimpleNamespace(log_results=lambda _: None, log_metrics=lambda _: None)
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tracking, "child_run", no_tracking)

@@ -7,7 +7,7 @@ import mimetypes
 import re
 from pathlib import Path
 
-from prefect.artifacts import create_image_artifact, create_markdown_artifact
+from prefect.artifacts import create_markdown_artifact
 
 SHEET = "reports/figures/samples.png"  # what the report stage draws of the samples
 IMAGE_LIMIT = 1_000_000  # bytes; Prefect keeps artifacts in its database
@@ -19,7 +19,10 @@ def show_report(root: Path) -> None:
     if report.is_file():
         create_markdown_artifact(key="report", markdown=inline_images(report.read_text("utf-8"), report.parent))
     if sheet.is_file() and sheet.stat().st_size <= IMAGE_LIMIT:
-        create_image_artifact(data_url(sheet), key="samples", description="The same prompts and noise, by every model")
+        # Not an image artifact: Prefect's page prints its URL, which holds the picture, in one line.
+        create_markdown_artifact(
+            key="samples", markdown=f"![The same prompts and noise, by every model]({data_url(sheet)})"
+        )
 
 
 def data_url(path: Path) -> str:

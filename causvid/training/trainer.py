@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -138,6 +139,7 @@ def train(step: Step, job: Job, previews: Callable[[int], None] | None = None) -
     writer.wait()
     if is_main():
         write_curve(work / CURVE, history)
+        shutil.rmtree(work / EXPORT, ignore_errors=True)  # a kill may have left a file that was being written
     step.export(work / EXPORT)
 
 

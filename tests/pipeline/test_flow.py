@@ -206,7 +206,7 @@ def test_the_report_is_an_artifact_with_its_pictures(root: Path) -> None:
     (root / "reports" / "figures").mkdir()
     (root / "reports" / "figures" / "samples.png").write_bytes(b"\x89PNG")
     run("download")
-    assert artifact("samples") == "data:image/png;base64,iVBORw=="
+    assert artifact("samples") == "![The same prompts and noise, by every model](data:image/png;base64,iVBORw==)"
     assert artifact("report") == "# Tiny\n![sheet](data:image/png;base64,iVBORw==)\n"
 
 

@@ -62,3 +62,18 @@ def test_killed_runs_end_with_the_bytes_of_an_undisturbed_one(
                 break
             done += 1
         assert results(job.work) == expected
+
+
+@pytest.mark.parametrize("name", ["teacher", "ode", "dmd"])
+def test_a_file_that_a_kill_left_half_written_is_no_part_of_the_model(
+    name: str, kinds: dict[str, Any], tmp_path: Path
+) -> None:
+    """safetensors writes to a hidden name beside the file, then renames."""
+    job = kinds[name].job(tmp_path / "run", steps=1)
+    (job.work / EXPORT).mkdir(parents=True)
+    (job.work / EXPORT / ".tmpLoWOEp").write_bytes(bytes(100))
+    kinds[name].train(job)
+    assert sorted(path.name for path in (job.work / EXPORT).iterdir()) == [
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+    ]

@@ -60,7 +60,7 @@ def finish(folder: Path, rows: Sequence[Mapping[str, Any]], rejected: Iterable[M
 
     What killed workers left is removed. Raises ValueError when a shard is not there.
     """
-    for left in folder.glob("*.tmp"):
+    for left in (*folder.glob("*.tmp"), *folder.glob(".tmp*")):  # ours, and safetensors' own while it writes
         left.unlink()
     if missing := [row["id"] for row in rows if not shard_path(folder, row["id"]).is_file()]:
         raise ValueError(f"{folder} has no shard {missing[0]} and {len(missing) - 1} others; run the stage again")

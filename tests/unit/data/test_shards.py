@@ -49,8 +49,10 @@ def test_a_killed_write_leaves_no_shard(tmp_path: Path, monkeypatch: pytest.Monk
             write_shard(tmp_path, "0001", Shard(latents(), {}))
     assert not shard_path(tmp_path, "0001").exists()
     write_shard(tmp_path, "0001", Shard(latents(), {}))
+    (tmp_path / ".tmpLoWOEp").write_bytes(b"safetensors was killed here")
     finish(tmp_path, [{"id": "0001", "caption": "x"}], [])
-    assert not list(tmp_path.glob("*.tmp"))  # and the leftover is gone
+    left = {path.name for path in tmp_path.iterdir()}  # and the leftovers are gone
+    assert left == {"0001.safetensors", "manifest.jsonl", "rejected.jsonl"}
 
 
 def test_the_index_lists_every_shard_or_is_not_written(tmp_path: Path) -> None:

@@ -54,7 +54,8 @@ def test_killed_runs_end_with_the_bytes_of_an_undisturbed_one(
         job, said = kind.job(tmp_path / f"{runs}", steps=12), tmp_path / f"{runs}.error"
         while True:
             child = started(lambda job=job: kind.train(job), said)
-            time.sleep(dice.uniform(0, took / 2))
+            # Ever later: a fork of a large process may take longer to begin than a whole run here.
+            time.sleep(dice.uniform(0, took / 2) * (1 + done / kills))
             os.kill(child, signal.SIGKILL)  # a child that has ended waits for us, and is not harmed
             status = os.waitpid(child, 0)[1]
             assert not said.exists(), said.read_text()

@@ -84,7 +84,8 @@ def test_cancel_on_the_page_ends_the_stages_processes(servers: Servers, page: Pa
         pressed = time.monotonic()
         WebDriverWait(page.driver, 60, poll_frequency=0.1).until(lambda _: not sleep.is_running())
         print(f"\nthe stage's process ended {time.monotonic() - pressed:.1f} s after Cancel")
-        page.shows("Cancelled")
+        assert "Cancelled" in page.shows("whole-pipeline", "Cancelled")
+        assert not [it for it in psutil.process_iter() if _serves(it, servers.root) and "600" in it.cmdline()]
         page.picture("prefect-cancelled")
     finally:
         tiny_pipeline.change(servers.root, "train", cmd="true")

@@ -332,9 +332,8 @@ class _Converter:
             ),
             self.graph.add("crop", f"{width}:{height}:{x}:{y}:exact=1"),
             self.graph.add("scale", f"{self.fit.scale[0]}:{self.fit.scale[1]}:flags={_SCALE_FLAGS}"),
-            self.graph.add(
-                "format", "gbrp"
-            ),  # the same numbers as rgb24 in half the time: planes are what it counts in
+            # The same numbers as rgb24 in half the time: planes are what it counts in.
+            self.graph.add("format", "gbrp"),
             self.graph.add("buffersink"),
         ).configure()
 

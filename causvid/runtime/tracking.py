@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -234,17 +234,14 @@ def _watched_machine(uri: str, run_id: str) -> Iterator[None]:
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
     logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)  # each beginning and end, what a GPU cannot tell
-    try:
-        monitor = SystemMetricsMonitor(run_id, SYSTEM_SECONDS, resume_logging=True, tracking_uri=uri)
-    except Exception as error:  # a container that hides its network or disks from us
-        print(f"this machine is not watched: {error}", file=sys.stderr, flush=True)
+    with ExitStack() as watching:
+        try:
+            monitor = SystemMetricsMonitor(run_id, SYSTEM_SECONDS, resume_logging=True, tracking_uri=uri)
+            watching.callback(monitor.finish)
+            monitor.start()
+        except Exception as error:  # a container that hides its network or disks from us
+            print(f"this machine is not watched: {error}", file=sys.stderr, flush=True)
         yield
-        return
-    monitor.start()
-    try:
-        yield
-    finally:
-        monitor.finish()
 
 
 def _models(api: MlflowClient, experiment: str, name: str) -> Iterator[LoggedModel]:

@@ -278,3 +278,28 @@ def test_a_runs_page_says_what_it_is_made_from_and_the_machine_is_watched(
     assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= run.data.metrics.keys()
     assert "| `data/lmdb/latents` | 01234567 |" in run.data.tags["mlflow.note.content"]
     assert "dvc repro train_dmd" in run.data.tags["mlflow.note.content"]
+
+
+def test_what_mlflow_or_the_machine_refuses_is_a_line_and_no_failed_stage(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.system_metrics import system_metrics_monitor
+    from mlflow.tracking import MlflowClient
+
+    def refuse(*_: object, **__: object) -> None:
+        raise MlflowException("no such endpoint")
+
+    def hidden() -> None:
+        raise AttributeError("no network here")
+
+    under(monkeypatch)
+    monkeypatch.setattr(MlflowClient, "search_logged_models", refuse)
+    monkeypatch.setattr(system_metrics_monitor, "NetworkMonitor", hidden)
+    made = Made(key="k", inputs={}, upstream={"train_dmd": "d"})
+    with child_run("evaluate@dmd", "smoke", tmp_path, {}, made, tmp_path) as tracker:
+        tracker.log_model("dmd", Path("data/checkpoints/dmd"), "k")
+    assert client(mlflow_uri).get_run(tracker.run_id).info.status == "FINISHED"
+    said = capsys.readouterr().err
+    assert "this machine is not watched: no network here" in said
+    assert said.count("no such endpoint") == 2

@@ -74,10 +74,15 @@ def make(root: Path) -> None:
     (root / "dvc.yaml").write_text("\n".join(lines) + "\n")
 
 
-def state(root: Path) -> dict[str, str]:
-    """dvc.lock and every file of the stages' outs."""
-    files = [root / "dvc.lock", *(p for d in ("data", "reports") for p in sorted((root / d).rglob("*")) if p.is_file())]
+def outs(root: Path) -> dict[str, str]:
+    """sha256 of every file of the stages' outs."""
+    files = [path for part in ("data", "reports") for path in sorted((root / part).rglob("*")) if path.is_file()]
     return {file.relative_to(root).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def state(root: Path) -> dict[str, str]:
+    """The same, and of dvc.lock."""
+    return {"dvc.lock": hashlib.sha256((root / "dvc.lock").read_bytes()).hexdigest(), **outs(root)}
 
 
 def forget(root: Path) -> None:

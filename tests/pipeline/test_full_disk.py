@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from causvid.params import ROOT
 from tests.pipeline.conftest import Clone
 
 pytestmark = pytest.mark.pipeline
@@ -27,6 +30,12 @@ cp -r "$disk/out" "$disk.out"
 """
 
 
+@pytest.fixture(autouse=True)
+def _own_mounts() -> None:
+    if subprocess.run([*OWN_MOUNTS, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this kernel gives us no mounts of our own")
+
+
 @pytest.mark.parametrize(
     ("name", "size", "options", "same"),
     [
@@ -40,8 +49,6 @@ cp -r "$disk/out" "$disk.out"
     ],
 )  # fmt: skip
 def test_a_full_disk(smoke: Clone, tmp_path: Path, name: str, size: str, options: list[str], same: str) -> None:
-    if subprocess.run([*OWN_MOUNTS, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("this kernel gives us no mounts of our own")
     disk = tmp_path / "disk"
     disk.mkdir()
     command = [sys.executable, "-m", f"stages.{name}", *(option.format(disk=disk) for option in options)]
@@ -64,3 +71,28 @@ def test_a_full_disk(smoke: Clone, tmp_path: Path, name: str, size: str, options
     finished = {p.relative_to(f"{disk}.out"): p.read_bytes() for p in Path(f"{disk}.out").rglob("*") if p.is_file()}
     expected = {p.relative_to(smoke.root / same): p.read_bytes() for p in (smoke.root / same).rglob("*") if p.is_file()}
     assert finished == expected
+
+
+@pytest.mark.parametrize("disks", [5, pytest.param(50, marks=pytest.mark.slow)])
+def test_a_disk_that_fills_up_under_a_flow(tmp_path: Path, disks: int) -> None:
+    """Wherever it happens, in a stage, in DVC's cache or in its locks: the same command, when there is room."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    program = [
+        sys.executable,
+        "-m",
+        "tests.pipeline.full_disk_rounds",
+        str(disk),
+        str(tmp_path / "log"),
+        str(disks),
+        "0",
+    ]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "DO_NOT_TRACK": "true", "DVC_NO_ANALYTICS": "1"}
+    done = subprocess.run([*OWN_MOUNTS, *program], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    print(found)
+    assert found["full"] >= 1
+    assert found["told"] == found["full"], found["log"]
+    assert found["half_written"] == 0
+    assert found["different"] == 0, found["log"]

@@ -20,7 +20,7 @@ from causvid.models.vae import build_vae
 from causvid.models.wan import build_transformer, causal_student
 from causvid.shapes import VideoShape
 
-# Ray's ports are open to the whole machine; it reads this when it is imported.
+# Clusters of the tests listen on every interface; Ray reads this when it is imported.
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="of these tests")
 
 # A busy machine is no failure, and a red test is red again: no deadline, the same examples every time.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -310,12 +311,12 @@ def launch(train: Callable[[Any], None], job: Any, compute: Compute, *, name: st
     if compute.workers == 1:
         train(job)
         return
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
     on_gpu, refusal = compute.gpus_per_worker > 0, storage / "refusal.json"
     refusal.unlink(missing_ok=True)
     with _ray(compute):
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
         trainer = TorchTrainer(
             _Rank(train, compute.threads, refusal),
             train_loop_config={"job": job},
@@ -361,20 +362,22 @@ class _ray:
         self.compute = compute
 
     def __enter__(self) -> None:
+        # Before Ray is imported. Rank 0's progress lines as they are: no colours, no "repeated 6x".
+        os.environ.update({"RAY_COLOR_PREFIX": "0", "RAY_DEDUP_LOGS": "0"})
+        defaults, here = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_V2_ENABLED": "1", "RAY_AUTH_MODE": "token"}, {}
+        if "RAY_ADDRESS" not in os.environ:
+            # On Linux Ray listens on every interface, whatever address it is told, but for this switch. A token of this
+            # process's: the one that Ray would make lies in a file that all users may read.
+            defaults |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+            # "local": not another session that happens to run on this machine.
+            here = {"address": "local", "num_cpus": self.compute.workers + 1, "include_dashboard": False}
+        os.environ.update({name: value for name, value in defaults.items() if name not in os.environ})
         import ray
-
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 
         def quiet() -> None:  # by value, not by name: Ray runs it before it can import our code
             name = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
             logging.getLogger(name).setLevel(logging.ERROR)  # says every second that there is no dashboard to ask
 
-        # Rank 0's progress lines as they are: no colours, no "repeated 6x".
-        os.environ.update({"RAY_COLOR_PREFIX": "0", "RAY_DEDUP_LOGS": "0"})
-        here: dict[str, Any] = {}
-        if "RAY_ADDRESS" not in os.environ:
-            here = {"num_cpus": self.compute.workers + 1, "_node_ip_address": "127.0.0.1", "include_dashboard": False}
         ray.init(logging_level="error", runtime_env={"worker_process_setup_hook": quiet}, **here)
 
     def __exit__(self, *_: object) -> None:

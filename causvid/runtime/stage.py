@@ -26,10 +26,8 @@ COLLECTS = (700, 10, 10)  # Python's own; while stages import, the package stage
 QUIET = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TYPER_STANDARD_TRACEBACK": "1",
-    "RAY_AUTH_MODE": "token",
 }
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 from causvid.data.captions import read_captions
 from causvid.preparation.latents import LatentConfig, LatentEncoder, extract_latents
 from causvid.preparation.ode_pairs import OdePairConfig, OdePairSolver, generate_ode_pairs
 from causvid.runtime.device import Precision
-from causvid.runtime.parallel import BadItem, Compute
+from causvid.runtime.parallel import BadItem, Compute, map_groups
 from causvid.shapes import LatentShape
 from tests.conftest import SCHEDULE, VIDEO
 
@@ -46,6 +51,45 @@ class Trouble:
         return [item * item for item in loaded]
 
 
+@dataclass(frozen=True)
+class Doors:
+    """Tells who can come into the session that it runs in."""
+
+    def load(self, item: str) -> str:
+        return item
+
+    def worker(self) -> Doors:
+        return self
+
+    def __call__(self, loaded: Sequence[str]) -> list[tuple[str, Any]]:
+        return [(item, self.listening() if item == "listening" else self.answer(item)) for item in loaded]
+
+    def listening(self) -> list[str]:
+        """The addresses that processes of this user's below the driver listen on."""
+        raylet = psutil.Process().parent()
+        assert raylet is not None
+        driver = raylet.parent()
+        assert driver is not None
+        family = [driver, *driver.children(recursive=True)]
+        return sorted({c.laddr.ip for p in family for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN})
+
+    def answer(self, token: str) -> str:
+        """What a stranger who has no file with a token hears, with this one in the environment."""
+        import ray  # not above: it reads its environment when it is imported, and the driver sets that later
+
+        address = ray.get_runtime_context().gcs_address
+        env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+        env |= {
+            "HOME": "/nowhere",
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        }  # else it looks for an address it can reach
+        mode = {"RAY_AUTH_MODE": "disabled"} if token == "none" else {"RAY_AUTH_MODE": "token"}
+        env |= mode | {"RAY_AUTH_TOKEN": token or os.environ["RAY_AUTH_TOKEN"]}
+        program = f"import ray; ray.init({address!r}, logging_level='error'); print('in:', len(ray.nodes()))"
+        done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=120)
+        return done.stdout + done.stderr[-1000:]
+
+
 def _compute(workers: int) -> Compute:
     return Compute(
         workers=workers, gpus_per_worker=0, gradient_checkpointing=False, shard_weights=False, save_in_background=False
@@ -69,6 +113,15 @@ def run_pairs(world: Path, clips: Path, out: Path, *, workers: int) -> None:
     )
 
 
+def ask_at_doors() -> None:
+    """Print what Doors tells, as JSON."""
+    questions = ["listening", "none", "wrong", ""]
+    done = map_groups(Doors(), [[question] for question in questions], _compute(2))
+    print(json.dumps(dict(answer for handled in done for answer in handled.results)))
+
+
 if __name__ == "__main__":
     what, *folders = sys.argv[1:]
+    if what == "doors":
+        sys.exit(ask_at_doors())
     {"latents": run_latents, "pairs": run_pairs}[what](*map(Path, folders), workers=2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import signal
 import subprocess
@@ -90,6 +92,21 @@ def test_two_workers_resample_to_the_bytes_of_one(world: Path, tmp_path: Path, m
         counts = resample_folder(raw, tmp_path / name, video=video, config=config, compute=compute)
         assert counts == {"kept": 7, "rejected": 1, "rejected_by_code": {"unreadable": 1}}
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_a_session_of_ours_is_its_own_and_lets_nobody_else_in() -> None:
+    """Another cluster of this machine is not joined; all sockets are on loopback, and ask for the session's token."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    program = [sys.executable, "-m", "tests.pipeline.ray_jobs", "doors"]
+    with cluster_of(1):
+        done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    heard = json.loads(done.stdout.splitlines()[-1])
+    assert {address.removeprefix("::ffff:") for address in heard["listening"]} == {"127.0.0.1"}
+    assert heard[""] == "in: 1\n"
+    for token in ("none", "wrong"):
+        assert "token is missing or incorrect" in heard[token] or "Ensure that the token" in heard[token]
+        assert "in:" not in heard[token]
 
 
 @pytest.fixture(scope="module")

@@ -90,8 +90,8 @@ def straight(job: DmdJob) -> Callable[[int], None]:
     clean = batch.latents
     del like
     teacher = load_transformer(job.teacher).to(device).requires_grad_(False).eval()
-    critic = for_training(load_transformer(job.teacher), device, gradient_checkpointing=True)
-    student = for_training(load_transformer(job.student), device, gradient_checkpointing=True)
+    critic = for_training(load_transformer(job.teacher), device, gradient_checkpointing="full")
+    student = for_training(load_transformer(job.student), device, gradient_checkpointing="full")
     if device.type != "cpu":
         student.set_attention_backend("flex")
     optimizers = {

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from causvid import params
+from causvid.runtime.parallel import Checkpointing
 from causvid.shapes import BlockLayout, LatentShape, VideoShape
 
 # Values a block keeps per token for its backward: about 16 rows of the width (norms, q, k, v, rotated q and k, outputs,
@@ -129,9 +130,11 @@ class Transformer:
         """Keys and values of ``tokens`` in every layer."""
         return 2 * self.width * self.num_layers * value_bytes * tokens
 
-    def activation_bytes(self, tokens: int, value_bytes: int, *, recompute: bool) -> float:
-        """Estimate of what one sample keeps for its backward; ``recompute`` keeps only the input of every layer."""
-        per_layer = self.width if recompute else KEPT_WIDTHS * self.width + KEPT_FFN * self.ffn_dim
+    def activation_bytes(self, tokens: int, value_bytes: int, checkpointing: Checkpointing) -> float:
+        """Estimate of what one sample keeps for its backward: the inputs of the layers (full checkpointing), both
+        attentions' outputs as well (selective), or all."""
+        everything = KEPT_WIDTHS * self.width + KEPT_FFN * self.ffn_dim
+        per_layer = {"full": self.width, "selective": 3 * self.width, "none": everything}[checkpointing]
         return float(tokens * self.num_layers * per_layer * value_bytes)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import psutil
 import typer
@@ -25,6 +25,7 @@ from causvid import params as params_file
 from causvid.costs import CPU, KINDS, Clip, DmdWork, Transformer, VaeCost, text_encoder_parameters, vae_cost
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.runtime import device
+from causvid.runtime.parallel import Checkpointing
 from causvid.shapes import BlockLayout, LatentShape, VideoShape
 
 PREFIXES = ("", "k", "M", "G", "T", "P", "E")
@@ -115,9 +116,9 @@ class Plan:
         """Bytes of the student's cache for one clip."""
         return self.transformer.kv_cache_bytes(self.clip.tokens, self.bytes)
 
-    def kept(self, *, recompute: bool) -> float:
-        """Bytes of activations one sample of training keeps, with or without gradient checkpointing."""
-        return self.transformer.activation_bytes(self.clip.tokens, self.bytes, recompute=recompute)
+    def kept(self, checkpointing: Checkpointing) -> float:
+        """Bytes of activations one sample of training keeps."""
+        return self.transformer.activation_bytes(self.clip.tokens, self.bytes, checkpointing)
 
     def student_clip(self) -> float:
         """FLOPs of one clip from the few-step student: every block once per step, and once more to write it into the
@@ -242,11 +243,13 @@ class Plan:
         return math.floor(cycles) if section["share_samples"] else math.ceil(cycles)
 
     def _trained(self, batch: int, networks: int, *, waiting: int = 0) -> float:
-        """Peak of a trainer: weights, gradients and moments, the average of one network, its recomputed activations.
+        """Peak of a trainer: weights, gradients and moments, the average of one network, its activations.
 
         And those of as many others as are ``waiting`` for their backward pass meanwhile.
         """
-        kept = self.kept(recompute=True) * max(1, batch // self.workers) * (1 + waiting)
+        kept = (
+            self.kept(self.values["compute"]["gradient_checkpointing"]) * max(1, batch // self.workers) * (1 + waiting)
+        )
         held = self.transformer.parameters * (networks * TRAINED + AVERAGED) / self.shards
         # Sharded, a block at work and the next one are whole.
         whole = 2 * self.bytes * self.transformer.parameters / self.transformer.num_layers if self.shards > 1 else 0.0
@@ -377,9 +380,11 @@ def _shapes(plan: Plan) -> Iterator[str]:
     yield f"  KV cache   {cache:,} bytes a token, {_scaled(plan.kv_cache(), 'B')} a clip"
     student = _scaled(plan.student_clip(), "FLOP")
     yield f"  one clip   teacher {_scaled(teacher, 'FLOP')}, student {student}, decoding included"
-    kept, all_kept = (_scaled(plan.kept(recompute=recompute), "B") for recompute in (True, False))
+    chosen = plan.values["compute"]["gradient_checkpointing"]
+    kept = {name: _scaled(plan.kept(name), "B") for name in get_args(Checkpointing)}
+    others = ", ".join(f"{name} {size}" for name, size in kept.items() if name != chosen)
     yield "  memory     of one worker: weights, gradients, optimiser, average, KV cache; of a transformer in training"
-    yield f"             its layers' inputs, about {kept} a sample with gradient checkpointing ({all_kept} without)"
+    yield f"             about {kept[chosen]} of activations a sample, gradient checkpointing {chosen} ({others})"
 
 
 def main(

@@ -277,7 +277,9 @@ def _training(config: Released, workers: int) -> dict[str, Fate]:
         "log_iters": Fate(settings={f"{stage}.checkpoint_every": config.log_iters}),
         "seed": Fate(settings={"seed": config.seed}, why=seed),
         "mixed_precision": Fate(settings={"model.precision": precision}),
-        "gradient_checkpointing": Fate(settings={"compute.gradient_checkpointing": config.gradient_checkpointing}),
+        "gradient_checkpointing": Fate(
+            settings={"compute.gradient_checkpointing": "full" if config.gradient_checkpointing else "none"}
+        ),
     }
 
 

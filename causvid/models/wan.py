@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from causvid.models.causal_wan import CausalWanTransformer3DModel
+from causvid.runtime.parallel import Checkpointing
 from causvid.runtime.seeding import derive_seed
+
+# What scaled_dot_product_attention runs, on whichever device.
+ATTENTIONS = [
+    getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}").default
+    for kernel in ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention")
+]
 
 
 def build_transformer(config: Mapping[str, Any], seed: int) -> WanTransformer3DModel:
@@ -61,9 +70,16 @@ def to_precision(model: WanTransformer3DModel, dtype: torch.dtype) -> WanTransfo
 
 
 def for_training(
-    model: WanTransformer3DModel, device: torch.device, gradient_checkpointing: bool
+    model: WanTransformer3DModel, device: torch.device, gradient_checkpointing: Checkpointing
 ) -> WanTransformer3DModel:
-    """``model`` on ``device``, every weight trainable, remaking its activations in the backward pass if asked to."""
-    if gradient_checkpointing:
+    """``model`` on ``device``, every weight trainable, remaking its activations in the backward pass if asked to.
+
+    selective keeps what the attentions gave: in long videos most of a layer's time, and little of what it makes. The
+    compiled kernel of backend flex is made again all the same.
+    """
+    if gradient_checkpointing == "full":
         model.enable_gradient_checkpointing()
+    elif gradient_checkpointing == "selective":
+        keep = partial(create_selective_checkpoint_contexts, ATTENTIONS)
+        model.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False, context_fn=keep))
     return model.to(device).train().requires_grad_(True)

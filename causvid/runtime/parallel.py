@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from causvid.runtime.work import write_json
 
@@ -26,19 +26,23 @@ REFUSALS: dict[str, type[Exception]] = {kind.__name__: kind for kind in (ValueEr
 AHEAD = 2  # groups a worker has before it: one at work, one read meanwhile
 
 
+Checkpointing = Literal["none", "selective", "full"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Compute:
     """Params section ``compute``: how much of a machine to use. In no stage's params: it must not change a result.
 
-    workers: processes; gpus_per_worker: GPUs each of them holds; gradient_checkpointing: whether a transformer in
-    training makes its activations again in the backward pass instead of keeping them; shard_weights: whether each
-    worker keeps its part of a transformer in training and fetches the rest block by block (FSDP), or all of it (DDP);
+    workers: processes; gpus_per_worker: GPUs each of them holds; gradient_checkpointing: what a transformer in training
+    makes again in the backward pass instead of keeping it, nothing (none), all of a layer but its attention
+    (selective), or all (full); shard_weights: whether each worker keeps its part of a transformer in training and
+    fetches the rest block by block (FSDP), or all of it (DDP);
     save_in_background: whether training goes on while a copy of its state is written.
     """
 
     workers: int
     gpus_per_worker: float
-    gradient_checkpointing: bool
+    gradient_checkpointing: Checkpointing
     shard_weights: bool
     save_in_background: bool
 

@@ -16,7 +16,8 @@ from causvid.diffusion.flow import sigma_of, velocity_to_x0
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.models.causal_wan import CausalWanTransformer3DModel
 from causvid.models.rope import Rotary, rotate
-from causvid.models.wan import build_transformer, causal_student
+from causvid.models.wan import build_transformer, causal_student, for_training
+from causvid.runtime.parallel import Checkpointing
 from causvid.sampling.autoregressive import generate_blocks, rollout_with_gradient
 
 NOISE = torch.randn(2, 4, 6, 4, 4, generator=torch.Generator().manual_seed(1))
@@ -166,10 +167,13 @@ def test_a_rollout_does_not_depend_on_noise_of_later_blocks(student: CausalWanTr
     assert not torch.allclose(ours[:, :, 4:], theirs[:, :, 4:], atol=1e-3)
 
 
-def test_gradient_checkpointing_changes_no_gradient_of_a_rollout(student: CausalWanTransformer3DModel) -> None:
+@pytest.mark.parametrize("kind", ["selective", "full"])
+def test_gradient_checkpointing_changes_no_gradient_of_a_rollout(
+    student: CausalWanTransformer3DModel, kind: Checkpointing
+) -> None:
     """A pass is made again over the same memory: later blocks have been written by then, but behind it."""
     plain = gradients(student, (rollout(student, 1) * WEIGHT).sum())
-    student.enable_gradient_checkpointing()
+    for_training(student, torch.device("cpu"), kind)
     made: list[int] = []
     student.blocks[0].register_forward_pre_hook(lambda *_: made.append(1))
     video = rollout(student, 1)

@@ -92,7 +92,7 @@ class Doors:
 
 def _compute(workers: int) -> Compute:
     return Compute(
-        workers=workers, gpus_per_worker=0, gradient_checkpointing=False, shard_weights=False, save_in_background=False
+        workers=workers, gpus_per_worker=0, gradient_checkpointing="none", shard_weights=False, save_in_background=False
     )
 
 

@@ -28,9 +28,11 @@ pytestmark = pytest.mark.pipeline
 slow = pytest.mark.slow
 
 HERE = Compute(
-    workers=1, gpus_per_worker=0, gradient_checkpointing=False, shard_weights=False, save_in_background=False
+    workers=1, gpus_per_worker=0, gradient_checkpointing="none", shard_weights=False, save_in_background=False
 )
-TWO = Compute(workers=2, gpus_per_worker=0, gradient_checkpointing=False, shard_weights=False, save_in_background=False)
+TWO = Compute(
+    workers=2, gpus_per_worker=0, gradient_checkpointing="none", shard_weights=False, save_in_background=False
+)
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +63,7 @@ def test_what_kills_readers_beside_gpus_costs_itself_only(tmp_path: Path, monkey
     """Ray counts GPUs as it is told; these two are none."""
     groups = [[1, 2], [-13, 3], [4, -1], [5, 6]]
     with_gpus = Compute(
-        workers=2, gpus_per_worker=1, gradient_checkpointing=False, shard_weights=False, save_in_background=False
+        workers=2, gpus_per_worker=1, gradient_checkpointing="none", shard_weights=False, save_in_background=False
     )
     with cluster_of(4, gpus=2) as cluster:
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)

@@ -93,8 +93,9 @@ def test_work_of_training_samples(wan: Plan) -> None:
     assert wan.clip.causal.training / TERA == pytest.approx(653, abs=1)
     assert wan.dmd.student / TERA == pytest.approx(1502, abs=1)
     assert wan.dmd.critic / TERA == pytest.approx(1148, abs=1)
-    assert wan.kept(recompute=True) / 1e9 == pytest.approx(3.0, abs=0.1)
-    assert wan.kept(recompute=False) / 1e9 == pytest.approx(85, rel=0.05)
+    assert wan.kept("full") / 1e9 == pytest.approx(3.0, abs=0.1)
+    assert wan.kept("selective") / 1e9 == pytest.approx(9.1, abs=0.1)
+    assert wan.kept("none") / 1e9 == pytest.approx(85, rel=0.05)
 
 
 def test_work_of_rollouts(wan: Plan) -> None:
@@ -114,7 +115,7 @@ def test_work_of_rollouts(wan: Plan) -> None:
     sample = 198.07 * 2 + 157.66
     assert shared.dmd.critic / TERA == pytest.approx(sample / 5 + 949.4, abs=0.3)
     memory = [next(row.memory for row in each.rows() if row.stage == "train_dmd") for each in (shared, rollouts[0])]
-    assert memory[0] - memory[1] == pytest.approx(shared.kept(recompute=True))  # the student's, while the critic learns
+    assert memory[0] - memory[1] == pytest.approx(shared.kept("full"))  # the student's, while the critic learns
     assert (rollouts[0].dmd.student - shared.dmd.student) / TERA == pytest.approx(sample, abs=0.3)
     caches = [each._rollout_cache() for each in (wan, whole, *rollouts)]
     assert caches == [0, 0, 2 * wan.kv_cache(), 0]  # of one clip a worker, float32 instead of bfloat16

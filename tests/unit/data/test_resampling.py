@@ -27,7 +27,7 @@ from tests.unit.data.source_files import GRAY_STEP, gray_frames, real_clips, rot
 
 VIDEO = VideoShape(height=32, width=32, frames=9, fps=8)
 HERE = Compute(
-    workers=1, gpus_per_worker=0, gradient_checkpointing=False, shard_weights=False, save_in_background=False
+    workers=1, gpus_per_worker=0, gradient_checkpointing="none", shard_weights=False, save_in_background=False
 )
 CROP = ResampleConfig(aspect="crop", crf=8)
 SQUEEZE = ResampleConfig(aspect="squeeze", crf=8)

@@ -18,7 +18,7 @@ from tests.unit.data.video_zoo import KEPT, fill, textured
 
 VIDEO = VideoShape(height=32, width=32, frames=9, fps=8)
 HERE = Compute(
-    workers=1, gpus_per_worker=0, gradient_checkpointing=False, shard_weights=False, save_in_background=False
+    workers=1, gpus_per_worker=0, gradient_checkpointing="none", shard_weights=False, save_in_background=False
 )
 CROP = ResampleConfig(aspect="crop", crf=8)
 

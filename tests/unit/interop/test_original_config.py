@@ -193,7 +193,7 @@ def test_every_number_of_a_distillation_arrives(tmp_path: Path) -> None:
     assert values["train_dmd.checkpoint_every"] == 50
     assert values["seed"] == 7
     assert values["model.precision"] == "float32"
-    assert values["compute.gradient_checkpointing"] is False
+    assert values["compute.gradient_checkpointing"] == "none"
     assert values["encode_prompts.negative_prompt"] == 'dull: "grey", #1'
     assert values["train_dmd.critic_updates_per_student_update"] == 4
     assert (values["video.frames"], values["video.height"], values["video.width"]) == (21, 240, 416)

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from causvid.models.causal_wan import CausalWanTransformer3DModel
-from causvid.models.wan import build_transformer, causal_student, for_training, load_transformer
+from causvid.models.wan import (
+    ATTENTIONS,
+    build_transformer,
+    causal_student,
+    for_training,
+    load_transformer,
+    student_of,
+)
+from causvid.runtime.parallel import Checkpointing
 
 CPU = torch.device("cpu")
 
@@ -94,14 +103,51 @@ def test_what_is_no_transformer_is_named(tmp_path: Path) -> None:
 
 def test_training_takes_every_weight(transformer_config: dict[str, Any]) -> None:
     frozen = build_transformer(transformer_config, 0).requires_grad_(False).eval()
-    model = for_training(frozen, CPU, gradient_checkpointing=True)
+    model = for_training(frozen, CPU, gradient_checkpointing="full")
     assert model.training
     assert model.gradient_checkpointing
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert not for_training(
-        build_transformer(transformer_config, 0), CPU, gradient_checkpointing=False
+        build_transformer(transformer_config, 0), CPU, gradient_checkpointing="none"
     ).gradient_checkpointing
     assert isinstance(model, WanTransformer3DModel)
+
+
+class Counted(TorchDispatchMode):
+    """How often attention and other matrix products are computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attentions = self.products = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.attentions += func in ATTENTIONS
+        self.products += func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("frames_per_block", [None, 2])
+def test_what_the_backward_pass_makes_again(transformer_config: dict[str, Any], frames_per_block: int | None) -> None:
+    """full: everything; selective: all but the attentions; the gradients are the same to the bit."""
+    x, text = torch.ones(1, 4, 4, 4, 4), torch.ones(1, 5, 8)
+    times = torch.full((1,) if frames_per_block is None else (1, 4), 500.0)
+    forward, again, gradients = {}, {}, {}
+    for kind in get_args(Checkpointing):
+        model = student_of(build_transformer(transformer_config, 0), frames_per_block)
+        model = for_training(model, CPU, gradient_checkpointing=kind)
+        with Counted() as first:
+            out = model(x, timestep=times, encoder_hidden_states=text, return_dict=False)[0]
+        with Counted() as second:
+            out.square().mean().backward()
+        forward[kind], again[kind] = first, second
+        gradients[kind] = [parameter.grad for parameter in model.parameters()]
+    assert again["none"].attentions == again["selective"].attentions == 0
+    assert again["full"].attentions == forward["full"].attentions > 0
+    assert again["selective"].products == again["full"].products > again["none"].products
+    for found in zip(*gradients.values(), strict=True):
+        plain, *others = (torch.zeros(0) if gradient is None else gradient for gradient in found)
+        assert plain.abs().max() > 0
+        assert all(torch.equal(other, plain) for other in others)
 
 
 def test_tools_that_go_by_block_names_find_the_student_s(transformer_config: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from causvid.runtime.parallel import Compute
 from causvid.shapes import VideoShape
 
 HERE = Compute(
-    workers=1, gpus_per_worker=0, gradient_checkpointing=False, shard_weights=False, save_in_background=False
+    workers=1, gpus_per_worker=0, gradient_checkpointing="none", shard_weights=False, save_in_background=False
 )
 CONFIG = LatentConfig(batch_size=3)
 

@@ -24,7 +24,7 @@ from causvid.runtime.seeding import normal
 from causvid.shapes import LatentShape
 
 HERE = Compute(
-    workers=1, gpus_per_worker=0, gradient_checkpointing=False, shard_weights=False, save_in_background=False
+    workers=1, gpus_per_worker=0, gradient_checkpointing="none", shard_weights=False, save_in_background=False
 )
 CONFIG = OdePairConfig(pairs=10, batch_size=4, guidance_scale=3.0)  # two more pairs than captions
 SIZE = LatentShape(channels=4, frames=4, height=4, width=4)

@@ -18,7 +18,7 @@ from causvid.runtime.parallel import BadItem, Compute, Worker, launch, map_group
 
 def compute(workers: int = 1) -> Compute:
     return Compute(
-        workers=workers, gpus_per_worker=0, gradient_checkpointing=False, shard_weights=False, save_in_background=False
+        workers=workers, gpus_per_worker=0, gradient_checkpointing="none", shard_weights=False, save_in_background=False
     )
 
 
@@ -104,7 +104,7 @@ def test_cores_take_a_group_each_and_torch_one_thread() -> None:
 def test_a_gpu_has_one_worker_at_a_time() -> None:
     factory = Factory()
     on_gpu = Compute(
-        workers=1, gpus_per_worker=1, gradient_checkpointing=False, shard_weights=False, save_in_background=False
+        workers=1, gpus_per_worker=1, gradient_checkpointing="none", shard_weights=False, save_in_background=False
     )
     assert [handled.results for handled in map_groups(Work(factory), [[1], [2, 3], [4]], on_gpu)] == [[1], [2, 3], [4]]
     assert (factory.made, factory.groups) == (1, [[1], [2, 3], [4]])
@@ -121,7 +121,7 @@ def test_while_a_gpu_works_the_next_group_is_loaded_and_no_more() -> None:
 
     work = Work(lambda: handle)
     on_gpu = Compute(
-        workers=1, gpus_per_worker=1, gradient_checkpointing=False, shard_weights=False, save_in_background=False
+        workers=1, gpus_per_worker=1, gradient_checkpointing="none", shard_weights=False, save_in_background=False
     )
     list(map_groups(work, [[0, 1], [2, 3], [4, 5], [6, 7]], on_gpu))
     assert loaded_ahead == [4, 6, 8, 8]
@@ -131,7 +131,7 @@ def test_while_a_gpu_works_the_next_group_is_loaded_and_no_more() -> None:
 def test_an_item_that_cannot_be_loaded_costs_no_other(gpus: int) -> None:
     factory = Factory()
     here = Compute(
-        workers=1, gpus_per_worker=gpus, gradient_checkpointing=False, shard_weights=False, save_in_background=False
+        workers=1, gpus_per_worker=gpus, gradient_checkpointing="none", shard_weights=False, save_in_background=False
     )
     done = list(map_groups(Work(factory), [[1, -2, 3], [-4], [5]], here))
     assert sorted(factory.groups) == [[1, 3], [5]]

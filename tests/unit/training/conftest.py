@@ -27,7 +27,7 @@ from causvid.training.vae_step import VaeConfig, VaeJob, VaeStep, train_vae
 
 WATCH = Watch(samples_every=0, samples=2, keep_checkpoints_every=None)
 COMPUTE = Compute(
-    workers=1, gpus_per_worker=0, gradient_checkpointing=False, shard_weights=False, save_in_background=False
+    workers=1, gpus_per_worker=0, gradient_checkpointing="none", shard_weights=False, save_in_background=False
 )
 SCRATCH = Init(folder=Path("no such folder"), hub=None, revision=None)
 

@@ -123,7 +123,9 @@ def test_two_ranks_train_as_one(
         changes |= {"image_steps": 2}
     alone, together = (kinds[name].job(tmp_path / place, steps=6, **changes) for place in ("alone", "together"))
     if name != "vae":
-        together = replace(together, compute=replace(together.compute, shard_weights=shard_weights))
+        again = "selective" if shard_weights else "none"
+        compute = replace(together.compute, shard_weights=shard_weights, gradient_checkpointing=again)
+        together = replace(together, compute=compute)
     kinds[name].train(alone)
     on_two_ranks(tmp_path / "ranks", lambda _: kinds[name].train(together))
     ours, theirs = curve(alone.work), curve(together.work)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any, Protocol
 import pytest
 import torch
 
+from causvid import params
 from causvid.data import manifest
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.models.pretrained import Init
@@ -23,6 +25,7 @@ from causvid.training.ode_step import OdeConfig, OdeJob, OdeStep, train_ode_init
 from causvid.training.optimizers import OptimizerConfig
 from causvid.training.speed import Work
 from causvid.training.teacher_step import TeacherConfig, TeacherJob, TeacherStep, train_teacher
+from causvid.training.trainer import CURVE
 from causvid.training.vae_step import VaeConfig, VaeJob, VaeStep, train_vae
 
 WATCH = Watch(samples_every=0, samples=2, keep_checkpoints_every=None)
@@ -78,6 +81,33 @@ def optimizer(kind: str = "adamw", **changes: Any) -> OptimizerConfig:
         "decay": "cosine",
     }
     return OptimizerConfig(**{**values, **changes})
+
+
+def laptop_optimizers(name: str) -> dict[str, OptimizerConfig]:
+    """Those that the laptop profile trains the kind ``name`` with."""
+    section = {"teacher": "train_teacher", "ode": "train_ode_init", "dmd": "train_dmd"}[name]
+    values = params.read(params.PROFILES / "laptop.yaml")[section]
+    return {
+        key: params.build(OptimizerConfig, value, name=key)
+        for key, value in values.items()
+        if key.endswith("optimizer")
+    }
+
+
+def curve(folder: Path) -> list[dict[str, float]]:
+    """A row a step."""
+    with (folder / CURVE).open(newline="") as file:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def assert_same_losses(one: Path, other: Path, *, steps: int) -> None:
+    """Every loss of ``steps`` steps, to a part in 100,000."""
+    ours, theirs = curve(one), curve(other)
+    assert len(ours) == len(theirs) == steps
+    for mine, its in zip(ours, theirs, strict=True):
+        assert mine.keys() == its.keys()
+        for column in (name for name in mine if name.endswith("loss")):
+            assert its[column] == pytest.approx(mine[column], rel=1e-5), f"{column} of step {mine['step']:.0f}"
 
 
 @pytest.fixture

@@ -11,8 +11,11 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from causvid.training.trainer import CURVE, EXPORT
+from tests.unit.training.conftest import assert_same_losses, laptop_optimizers
 from tests.unit.training.ray_train_child import launched
 
 pytestmark = pytest.mark.timeout(1200)
@@ -73,6 +76,26 @@ def test_a_rank_killed_ten_times(kinds: dict[str, Any], tmp_path: Path) -> None:
         {path.name: path.read_bytes() for path in [job.work / CURVE, *(job.work / EXPORT).iterdir()]} for job in jobs
     )
     assert killed == straight
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard_weights", [False, True], ids=["whole", "in parts"])
+@pytest.mark.parametrize("name", ["teacher", "ode", "dmd"])
+def test_fifty_steps_under_ray(name: str, shard_weights: bool, kinds: dict[str, Any], tmp_path: Path) -> None:
+    """At the laptop profile's own learning rates, two workers and one process; the weights have moved by then."""
+    kind, changes = kinds[name], laptop_optimizers(name)
+    alone, together = (kind.job(tmp_path / place, steps=50, **changes) for place in ("alone", "together"))
+    kind.step(alone).export(tmp_path / "begin")
+    kind.train(alone)
+    together = on_two(replace(together, compute=replace(together.compute, shard_weights=shard_weights)))
+    done = launched(kind.train, together)
+    assert done.returncode == 0, done.stderr
+    assert_same_losses(alone.work, together.work, steps=50)
+    before, after = (
+        load_file(folder / "diffusion_pytorch_model.safetensors")
+        for folder in (tmp_path / "begin", together.work / EXPORT)
+    )
+    assert all(not torch.equal(after[name], value) for name, value in before.items() if name.startswith("blocks."))
 
 
 def test_what_cannot_be_helped_is_said_at_once(kinds: dict[str, Any], tmp_path: Path) -> None:

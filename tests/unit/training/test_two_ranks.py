@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import traceback
 from collections.abc import Callable
@@ -17,12 +16,10 @@ from safetensors.torch import load_file
 from torch import distributed as dist
 from torch import nn
 
-from causvid import params
 from causvid.runtime import distributed
-from causvid.training.optimizers import OptimizerConfig
 from causvid.training.teacher_step import TeacherStep
-from causvid.training.trainer import CURVE, train
-from tests.unit.training.conftest import optimizer
+from causvid.training.trainer import train
+from tests.unit.training.conftest import assert_same_losses, curve, laptop_optimizers, optimizer
 
 # From Python 3.12 on a fork of a process with threads is warned about; these children only compute and end.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
@@ -88,11 +85,6 @@ def test_alone_nothing_is_shared() -> None:
     assert distributed.mean({"a": torch.tensor(2.0)}) == {"a": 2.0}
     assert (distributed.rank(), distributed.world_size()) == (0, 1)
     distributed.barrier()
-
-
-def curve(folder: Path) -> list[dict[str, float]]:
-    with (folder / CURVE).open(newline="") as file:
-        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
 
 
 @pytest.mark.parametrize(
@@ -196,20 +188,9 @@ def test_fifty_steps_at_the_profiles_learning_rates(
     name: str, shard_weights: bool, kinds: dict[str, Any], tmp_path: Path
 ) -> None:
     """Every row of both curves; by then the parameters have moved."""
-    profile = params.read(params.PROFILES / "laptop.yaml")
-    section = {"teacher": "train_teacher", "ode": "train_ode_init", "dmd": "train_dmd"}[name]
-    changes = {
-        key: params.build(OptimizerConfig, value, name=key)
-        for key, value in profile[section].items()
-        if key.endswith("optimizer")
-    }
+    changes = laptop_optimizers(name)
     alone, together = (kinds[name].job(tmp_path / place, steps=50, **changes) for place in ("alone", "together"))
     together = replace(together, compute=replace(together.compute, shard_weights=shard_weights))
     kinds[name].train(alone)
     on_two_ranks(tmp_path / "ranks", lambda _: kinds[name].train(together))
-    ours, theirs = curve(alone.work), curve(together.work)
-    assert len(ours) == len(theirs) == 50
-    for one, two in zip(ours, theirs, strict=True):
-        assert one.keys() == two.keys()
-        for column in (name for name in one if name.endswith("loss")):
-            assert two[column] == pytest.approx(one[column], rel=1e-5), f"{column} of step {one['step']:.0f}"
+    assert_same_losses(alone.work, together.work, steps=50)

@@ -7,6 +7,7 @@ thread that waits for a process.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,6 +36,7 @@ Outcome = Literal["ran", "restored", "unchanged"]
 
 POLL = 0.3  # seconds between two looks at the clock and at ``stop``
 GRACE = 5.0  # seconds an interrupted stage has before it is killed
+NO_ROOM = 2**20  # bytes
 TAIL = 20  # lines of a failed stage's log that its state carries
 RETRY_DELAY = 10  # seconds
 # What dvc prints about a stage, and nothing else tells.
@@ -152,7 +154,9 @@ def run_dvc(
 
     code, tail = _follow(command("repro", "-s", stage.name), stage, root, environment, hear, stop)
     if code or not outcomes:
-        raise StageFailed(f"stage {stage.name} failed (dvc's exit code {code})", tail)
+        # DVC's own words for it may be "No possible cache link types".
+        full = ", the disk is full" if shutil.disk_usage(root).free < NO_ROOM else ""
+        raise StageFailed(f"stage {stage.name} failed (dvc's exit code {code}{full})", tail)
     seconds = time.monotonic() - started
     return Record(stage=stage.name, outcome=outcomes[-1], seconds=round(seconds, 2), metrics=read_metrics(stage))
 

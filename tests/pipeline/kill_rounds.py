@@ -75,8 +75,9 @@ def make(root: Path) -> None:
 
 
 def outs(root: Path) -> dict[str, str]:
-    """sha256 of every file of the stages' outs."""
-    files = [path for part in ("data", "reports") for path in sorted((root / part).rglob("*")) if path.is_file()]
+    """sha256 of every file of the stages' outs; hidden ones are .gitignore and what DVC leaves behind."""
+    found = (path for part in ("data", "reports") for path in sorted((root / part).rglob("*")))
+    files = [path for path in found if path.is_file() and not path.name.startswith(".")]
     return {file.relative_to(root).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 

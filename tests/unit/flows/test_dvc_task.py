@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from asyncio import CancelledError
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -157,6 +159,15 @@ def test_a_failing_stage_shows_its_last_lines(downloaded: Path) -> None:
     assert len(lines) == dvc_task.TAIL + 1
     assert "100" in lines
     assert "50" not in lines
+
+
+def test_a_stage_that_fails_on_a_full_disk_says_so(downloaded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What DVC says may be that there are no possible cache link types."""
+    tiny_pipeline.change(downloaded, "train", cmd="exit 3")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Mock(free=4095))
+    with pytest.raises(StageFailed) as caught:
+        run(downloaded, "train@a")
+    assert caught.value.reason == "stage train@a failed (dvc's exit code 255, the disk is full)"
 
 
 def test_a_timeout_kills_the_whole_group(downloaded: Path, monkeypatch: pytest.MonkeyPatch) -> None:

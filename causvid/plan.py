@@ -247,9 +247,8 @@ class Plan:
 
         And those of as many others as are ``waiting`` for their backward pass meanwhile.
         """
-        kept = (
-            self.kept(self.values["compute"]["gradient_checkpointing"]) * max(1, batch // self.workers) * (1 + waiting)
-        )
+        samples = max(1, batch // self.workers) * (1 + waiting)
+        kept = samples * self.kept(self.values["compute"]["gradient_checkpointing"])
         held = self.transformer.parameters * (networks * TRAINED + AVERAGED) / self.shards
         # Sharded, a block at work and the next one are whole.
         whole = 2 * self.bytes * self.transformer.parameters / self.transformer.num_layers if self.shards > 1 else 0.0

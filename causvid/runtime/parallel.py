@@ -36,8 +36,8 @@ class Compute:
     workers: processes; gpus_per_worker: GPUs each of them holds; gradient_checkpointing: what a transformer in training
     makes again in the backward pass instead of keeping it, nothing (none), all of a layer but its attention
     (selective), or all (full); shard_weights: whether each worker keeps its part of a transformer in training and
-    fetches the rest block by block (FSDP), or all of it (DDP);
-    save_in_background: whether training goes on while a copy of its state is written.
+    fetches the rest block by block (FSDP), or all of it (DDP); save_in_background: whether training goes on while a
+    copy of its state is written.
     """
 
     workers: int

@@ -29,7 +29,13 @@ WAN = VideoShape(height=480, width=832, frames=81, fps=16)
 def compute(workers: int) -> Compute:
     """On CPUs."""
     return Compute(
-        workers=workers, gpus_per_worker=0, gradient_checkpointing="none", shard_weights=False, save_in_background=False
+        workers=workers,
+        gpus_per_worker=0,
+        gradient_checkpointing="none",
+        shard_weights=False,
+        gradient_accumulation=1,
+        compile=False,
+        save_in_background=False,
     )
 
 

@@ -98,6 +98,16 @@ class Transformer:
         head = 2 * d + self.out_channels * patch * (d + 1)
         return self.num_layers * layer + text + time + head + self.in_channels * patch * d + d
 
+    def adapter_parameters(self, rank: int) -> int:
+        """Weights of a LoRA adapter of ``rank`` on every matrix of the layers: both attentions and the feed-forward."""
+        d = self.width
+        return self.num_layers * rank * (2 * 4 * 2 * d + 2 * (d + self.ffn_dim))
+
+    def adapter(self, tokens: int, text_tokens: int, rank: int) -> float:
+        """FLOPs of one forward of such an adapter; the prompt passes those of its keys and values."""
+        text_weights = self.num_layers * rank * 2 * 2 * self.width
+        return 2.0 * (tokens * (self.adapter_parameters(rank) - text_weights) + text_tokens * text_weights)
+
     def tokens(self, latent: LatentShape) -> int:
         """Tokens of one latent frame."""
         return latent.height // self.patch_size[1] * (latent.width // self.patch_size[2])
@@ -179,11 +189,21 @@ class Clip:
         pairs = self.block_tokens**2 * (block + 1)
         return self.transformer.forward(self.block_tokens, pairs, self.text_tokens, text_cached=True).forward
 
-    def dmd(self, *, few_steps: int, rolls_out: bool, streams: bool, shared_by: int, guidance_scale: float) -> DmdWork:
+    def dmd(
+        self,
+        *,
+        few_steps: int,
+        rolls_out: bool,
+        streams: bool,
+        shared_by: int,
+        guidance_scale: float,
+        critic_lora_rank: int | None,
+    ) -> DmdWork:
         """Updates of DMD, of a student of ``few_steps`` that is causal or not (``streams``).
 
         ``rolls_out``: its input is its own rollout, of which the prompt is left out here; shared_by: critic updates
-        that, and the student's, learn from one batch of samples; 0 = each makes its own.
+        that, and the student's, learn from one batch of samples; 0 = each makes its own. critic_lora_rank: of the
+        adapter that alone trains of a critic, None = all of it does.
         """
         before = few_steps - 1
         sampled = self.causal.forward
@@ -194,8 +214,12 @@ class Clip:
         elif rolls_out:
             sampled += before * self.causal.forward
         scores = (2 if guidance_scale == 1 else 3) * self.bidirectional.forward  # of the critic and of the teacher
-        student = self.causal.training - self.causal.forward + scores
         critic = self.bidirectional.training
+        if critic_lora_rank is not None:
+            adapter = self.transformer.adapter(self.tokens, self.text_tokens, critic_lora_rank)
+            scores += adapter
+            critic += 3 * adapter - self.bidirectional.linear  # frozen weights have no gradient, what they gave has
+        student = self.causal.training - self.causal.forward + scores
         if shared_by:
             return DmdWork(student, critic + sampled / shared_by)
         return DmdWork(student + sampled, critic + sampled)

@@ -73,6 +73,7 @@ class Plan:
             text_tokens=self.text_tokens,
         )
         self.workers: int = values["compute"]["workers"]
+        self.passes: int = values["compute"]["gradient_accumulation"]
         self.shards: int = self.workers if values["compute"]["shard_weights"] else 1
 
     @cached_property
@@ -90,6 +91,7 @@ class Plan:
             streams=self.values["model"]["frames_per_block"] is not None,
             shared_by=section["critic_updates_per_student_update"] if section["share_samples"] else 0,
             guidance_scale=section["guidance_scale"],
+            critic_lora_rank=section["critic_lora_rank"],
         )
 
     @property
@@ -198,10 +200,9 @@ class Plan:
         yield Row(
             stage="train_dmd", work=f"{dmd['steps']} critic and {updates} student updates",
             flops=dmd["batch_size"] * (updates * self.dmd.student + dmd["steps"] * self.dmd.critic),
-            memory=self._trained(dmd["batch_size"], 2, waiting=1 if dmd["share_samples"] else 0)
-            + SINGLE * weights / self.shards + self._rollout_cache(),
-            disk=SINGLE * weights,
-            network=self._reduced(dmd["steps"] + updates, self._other_passes()),
+            memory=self._dmd_memory(), disk=SINGLE * weights,
+            network=self._reduced(updates + (0 if dmd["critic_lora_rank"] else dmd["steps"]), self._other_passes())
+            + self._adapter_reduced(),
         )  # fmt: skip
 
     def _judging(self) -> Iterator[Row]:
@@ -228,11 +229,41 @@ class Plan:
             memory=student + self.bytes * weights,
         )  # fmt: skip
 
+    def _dmd_memory(self) -> float:
+        """Peak of a worker of DMD: student, its average and critic in training, and the teacher.
+
+        A critic with an adapter is the teacher, and trains no more than that. Whole on each worker, frozen weights are
+        kept in the products' precision.
+        """
+        section, adapter = self.values["train_dmd"], self._adapter()
+        frozen = self.bytes if self.shards == 1 else SINGLE / self.shards
+        trained = self._trained(
+            section["batch_size"], 1 if adapter else 2, waiting=1 if section["share_samples"] else 0
+        )
+        return trained + frozen * self.transformer.parameters + TRAINED * adapter / self.shards + self._rollout_cache()
+
+    def _adapter(self) -> int:
+        """Weights of the critic's adapter; 0 for none."""
+        rank = self.values["train_dmd"]["critic_lora_rank"]
+        return self.transformer.adapter_parameters(rank) if rank else 0
+
+    def _adapter_reduced(self) -> float:
+        """Bytes each worker sends for a critic's adapter: its gradients; sharded, the frozen weights, too."""
+        adapter, steps = self._adapter(), self.values["train_dmd"]["steps"]
+        if not adapter:
+            return 0.0
+        sent = steps * (self.workers - 1) / self.workers
+        if self.shards == 1:
+            return sent * 2 * SINGLE * adapter
+        return sent * (2 * self.bytes * (self.transformer.parameters + adapter) + SINGLE * adapter)
+
     def _rollout_cache(self) -> float:
-        """Bytes of the cache a causal rollout of one worker's batch needs, in the weights' float32."""
+        """Bytes of the cache a causal rollout of one worker's pass needs, in the weights' float32."""
         if self.values["train_dmd"]["inputs"] == "data" or self.values["model"]["frames_per_block"] is None:
             return 0.0
-        clips = max(1, self.values["train_dmd"]["batch_size"] // self.workers)
+        section = self.values["train_dmd"]
+        at_once = self.workers * (1 if section["share_samples"] else self.passes)
+        clips = max(1, section["batch_size"] // at_once)
         return clips * self.transformer.kv_cache_bytes(self.clip.tokens, SINGLE)
 
     def student_updates(self) -> int:
@@ -245,9 +276,9 @@ class Plan:
     def _trained(self, batch: int, networks: int, *, waiting: int = 0) -> float:
         """Peak of a trainer: weights, gradients and moments, the average of one network, its activations.
 
-        And those of as many others as are ``waiting`` for their backward pass meanwhile.
+        And those of as many others, each of a whole batch, as are ``waiting`` for their backward pass meanwhile.
         """
-        samples = max(1, batch // self.workers) * (1 + waiting)
+        samples = max(1, batch // self.workers // self.passes) + waiting * max(1, batch // self.workers)
         kept = samples * self.kept(self.values["compute"]["gradient_checkpointing"])
         held = self.transformer.parameters * (networks * TRAINED + AVERAGED) / self.shards
         # Sharded, a block at work and the next one are whole.
@@ -309,10 +340,16 @@ def problems(values: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name} is {count}; there are only sample.videos {sample['videos']}"
     if values["train_teacher"]["causal"] and not model["frames_per_block"]:
         yield "train_teacher.causal is true; it needs model.frames_per_block, latent frames in a block, not null"
-    workers = values["compute"]["workers"]
+    workers, passes = values["compute"]["workers"], values["compute"]["gradient_accumulation"]
     for stage in ("train_vae", "train_teacher", "train_ode_init", "train_dmd"):
-        if values[stage]["steps"] and values[stage]["batch_size"] % workers:
-            yield f"{stage}.batch_size is {values[stage]['batch_size']}; compute.workers {workers} must divide it"
+        size, many = values[stage]["batch_size"], 1 if stage == "train_vae" else passes
+        if values[stage]["steps"] and size % workers:
+            yield f"{stage}.batch_size is {size}; compute.workers {workers} must divide it"
+        elif values[stage]["steps"] and size // workers % many:
+            yield (
+                f"{stage}.batch_size is {size}, {size // workers} for each of compute.workers {workers}; "
+                f"compute.gradient_accumulation {many} must divide that"
+            )
     low, high = values["train_dmd"]["score_timesteps"]
     if not 0 < low < high <= 1000:
         yield f"train_dmd.score_timesteps is [{low}, {high}]; it must rise inside (0, 1000]"

@@ -18,6 +18,7 @@ from causvid.data.prompt_store import write_prompts
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.models.vae import build_vae
 from causvid.models.wan import build_transformer, causal_student
+from causvid.runtime.parallel import Compute
 from causvid.shapes import VideoShape
 
 # Clusters of the tests listen on every interface; Ray reads this when it is imported.
@@ -83,6 +84,15 @@ def vae_config() -> dict[str, Any]:
     }
 
 
+ONE_WORKER = Compute(
+    workers=1,
+    gpus_per_worker=0,
+    gradient_checkpointing="none",
+    shard_weights=False,
+    gradient_accumulation=1,
+    compile=False,
+    save_in_background=False,
+)
 VIDEO = VideoShape(height=32, width=32, frames=13, fps=8)  # 4 latent frames of 4 x 4
 SCHEDULE = ScheduleConfig(shift=3.0, solver_steps=4, denoising_timesteps=(1000, 750, 500), context_timestep=0.0)
 CAPTIONS = [

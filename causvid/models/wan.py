@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from diffusers import WanTransformer3DModel
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
@@ -49,37 +49,42 @@ def load_transformer(folder: Path, dtype: torch.dtype = torch.float32) -> WanTra
 
 
 def causal_student(teacher: WanTransformer3DModel, frames_per_block: int) -> CausalWanTransformer3DModel:
-    """A causal student that starts from the bidirectional ``teacher``'s weights."""
+    """A causal student of the bidirectional ``teacher``'s weights: the same memory, not a copy."""
     config = {key: value for key, value in teacher.config.items() if not key.startswith("_")}
-    student = CausalWanTransformer3DModel(**{**config, "frames_per_block": frames_per_block})
-    student.load_state_dict(teacher.state_dict(), strict=True)
+    with init_empty_weights():
+        student = CausalWanTransformer3DModel(**{**config, "frames_per_block": frames_per_block})
+    student.load_state_dict(teacher.state_dict(), strict=True, assign=True)
     return student
 
 
 def student_of(teacher: WanTransformer3DModel, frames_per_block: int | None) -> WanTransformer3DModel:
-    """A student with the ``teacher``'s weights: causal with blocks of ``frames_per_block``, None = bidirectional."""
-    return copy.deepcopy(teacher) if frames_per_block is None else causal_student(teacher, frames_per_block)
+    """The ``teacher`` as a student: causal with blocks of ``frames_per_block``, None = as it is, bidirectional."""
+    return teacher if frames_per_block is None else causal_student(teacher, frames_per_block)
 
 
-def to_precision(model: WanTransformer3DModel, dtype: torch.dtype) -> WanTransformer3DModel:
-    """``model`` with its weights in ``dtype``, but for what diffusers keeps in float32 when it loads one (and RoPE)."""
+def to_precision(model: WanTransformer3DModel, dtype: torch.dtype, *, trains: bool = False) -> WanTransformer3DModel:
+    """``model`` with its weights in ``dtype``, but for what diffusers keeps in float32 when it loads one (and RoPE).
+
+    Of one that ``trains``, the frozen ones.
+    """
     for name, parameter in model.named_parameters():
-        if not set(name.split(".")) & set(model._keep_in_fp32_modules):
+        if not (set(name.split(".")) & set(model._keep_in_fp32_modules) or (trains and parameter.requires_grad)):
             parameter.data = parameter.data.to(dtype)
     return model
 
 
 def for_training(
-    model: WanTransformer3DModel, device: torch.device, gradient_checkpointing: Checkpointing
+    model: WanTransformer3DModel, gradient_checkpointing: Checkpointing, *, compiled: bool = False
 ) -> WanTransformer3DModel:
-    """``model`` on ``device``, every weight trainable, remaking its activations in the backward pass if asked to.
+    """``model`` in training mode, remaking its activations in the backward pass if asked to.
 
     selective keeps what the attentions gave: in long videos most of a layer's time, and little of what it makes. The
-    compiled kernel of backend flex is made again all the same.
+    compiled kernel of backend flex is made again all the same. compiled: whether the layers will be.
     """
-    if gradient_checkpointing == "full":
-        model.enable_gradient_checkpointing()
-    elif gradient_checkpointing == "selective":
-        keep = partial(create_selective_checkpoint_contexts, ATTENTIONS)
-        model.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False, context_fn=keep))
-    return model.to(device).train().requires_grad_(True)
+    if gradient_checkpointing != "none":
+        again = partial(checkpoint, use_reentrant=False)
+        if gradient_checkpointing == "selective":
+            again = partial(again, context_fn=partial(create_selective_checkpoint_contexts, ATTENTIONS))
+        # From outside of a compiled layer nobody can tell its attention from the rest.
+        model.enable_gradient_checkpointing(torch.compile(again) if compiled else again)
+    return model.train()

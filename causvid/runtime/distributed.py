@@ -59,6 +59,17 @@ def replicate(module: Module, *, unused_parameters: bool = False) -> Module:
     return module
 
 
+def synchronize_gradients(module: nn.Module, wanted: bool) -> None:
+    """Whether passes of a ``replicate``d ``module`` from now on average its gradients, or only add up this rank's.
+
+    Of one in parts they always do: a rank has no room for all of them.
+    """
+    from torch.distributed._composable.replicate import DDP
+
+    if isinstance(module, DDP):
+        module.set_requires_gradient_sync(wanted)
+
+
 def shard(module: Module, blocks: nn.ModuleList, dtype: torch.dtype) -> Module:
     """Keep a part of every weight on each rank, in place (FSDP2): a block's whole ones exist while it is at work.
 
@@ -119,9 +130,10 @@ def total(value: torch.Tensor) -> torch.Tensor:
     return summed
 
 
-def weight_of(count: torch.Tensor) -> torch.Tensor:
-    """What a rank's mean over its own ``count`` items is worth in the global mean, after gradients are averaged."""
-    return count * world_size() / total(count).clamp(min=1)
+def weight_of(count: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
+    """What a mean over ``count`` of the ``held`` items of a rank is worth in the global mean, after gradients are
+    averaged over ranks."""
+    return count * world_size() / total(held).clamp(min=1)
 
 
 def mean(values: Mapping[str, torch.Tensor]) -> dict[str, float]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from causvid.data.datasets import sample_index
 from causvid.data.latent_store import LatentStore, read_prompts
 from causvid.data.prompt_store import PromptStore
-from causvid.runtime.distributed import share_of
+from causvid.runtime.distributed import share_of, synchronize_gradients
 from causvid.runtime.seeding import normal
+from causvid.training.optimizers import backward
 
 
 class Batch(NamedTuple):
@@ -28,6 +30,17 @@ class Batch(NamedTuple):
         drawn = [normal(shape, seed, purpose, number) for number in self.numbers]
         return torch.stack(drawn).to(self.latents.device)
 
+    def parts(self, count: int) -> list[Batch]:
+        """The same samples in ``count`` batches of equal size. Raises ValueError when they do not divide."""
+        size, rest = divmod(len(self.numbers), count)
+        if rest:
+            raise ValueError(
+                f"a worker's {len(self.numbers)} samples of a batch do not divide into {count} passes; change "
+                "compute.gradient_accumulation or the stage's batch_size"
+            )
+        slices = [slice(start, start + size) for start in range(0, len(self.numbers), size)]
+        return [Batch(self.latents[part], self.prompts[part], self.numbers[part]) for part in slices]
+
 
 def read_batch(store: LatentStore, *, seed: int, step: int, size: int, device: torch.device) -> Batch:
     """This rank's part of global batch ``step`` of ``size`` samples."""
@@ -35,6 +48,21 @@ def read_batch(store: LatentStore, *, seed: int, step: int, size: int, device: t
     latents, prompts = store.batch([sample_index(seed, number, len(store)) for number in numbers])
     # Copied in any case: the next batch comes into the same memory.
     return Batch(latents.to(device, torch.float32, copy=True).contiguous(), prompts, numbers)
+
+
+def accumulate(
+    model: nn.Module, parts: Sequence[Batch], loss_of: Callable[[Batch], torch.Tensor], step: int
+) -> torch.Tensor:
+    """Gradients of the sum of ``loss_of`` over ``parts``, each there and back before the next; returns the sum.
+
+    Ranks average them once, in the last one.
+    """
+    losses = []
+    for number, part in enumerate(parts, start=1):
+        synchronize_gradients(model, number == len(parts))
+        losses.append(loss_of(part))
+        backward(losses[-1], step)
+    return torch.stack(losses).detach().sum()
 
 
 class Texts:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
+from diffusers import WanTransformer3DModel
 from pydantic import NonNegativeInt, PositiveInt
 
 from causvid.data.datasets import sample_index
@@ -24,9 +24,10 @@ from causvid.diffusion.velocity import Velocity, conditional, guided
 from causvid.losses.dmd import dmd_loss
 from causvid.losses.flow_matching import flow_matching_loss
 from causvid.models.causal_wan import CausalWanTransformer3DModel
+from causvid.models.lora import with_adapter, without_adapter
 from causvid.models.wan import for_training, load_transformer
 from causvid.runtime import device as devices
-from causvid.runtime.distributed import weight_of
+from causvid.runtime.distributed import share_of, synchronize_gradients, weight_of
 from causvid.runtime.parallel import Compute
 from causvid.runtime.seeding import generator
 from causvid.runtime.tracking import Tracker, Watch
@@ -35,7 +36,7 @@ from causvid.sampling.few_step import noisy_states
 from causvid.shapes import BlockLayout
 from causvid.training.batches import Batch, Texts, read_batch
 from causvid.training.checkpoint import Stateful
-from causvid.training.networks import averaged, save_whole, spread
+from causvid.training.networks import Trained, averaged, save_whole, spread
 from causvid.training.optimizers import Optimizer, OptimizerConfig, backward, is_block_matrix
 from causvid.training.previews import previews_of
 from causvid.training.speed import Work, clip_of
@@ -59,6 +60,7 @@ class DmdConfig:
     student's that follows learn from one batch of the student's samples, not from fresh ones each;
     critic_only_steps come before the first student update; guidance_scale w is the teacher's (uncond + w (cond -
     uncond)); score_shift and score_timesteps are the law of the time at which the scores are compared.
+    critic_lora_rank: None trains all of the critic's weights; else it is the teacher with a LoRA adapter of that rank.
     clean_frames_in_loss: whether frames the student was given clean count in the loss' means; image_share: of the
     steps, those whose batch is single images, the clips' first frames.
     """
@@ -71,6 +73,7 @@ class DmdConfig:
     guidance_scale: float
     student_optimizer: OptimizerConfig
     critic_optimizer: OptimizerConfig
+    critic_lora_rank: PositiveInt | None
     inputs: Inputs
     clean_frames_in_loss: bool
     image_share: float
@@ -112,32 +115,41 @@ class DmdJob:
 
 
 class Sampled(NamedTuple):
-    """The student's x0 [B, C, F, H, W] of the batch of a step, and which of its frames [B, F] were noisy."""
+    """The student's x0 [B, C, F, H, W] of a batch of a step, or of a part of it; which of its frames [B, F] were noisy,
+    and how many of the whole."""
 
     step: int
     batch: Batch
     x0: torch.Tensor
     noisy: torch.Tensor
+    noisy_frames: torch.Tensor
+
+    def parts(self, count: int) -> Iterator[Sampled]:
+        """Its samples in ``count`` equal parts, without the gradient."""
+        slices = zip(self.batch.parts(count), self.x0.detach().chunk(count), self.noisy.chunk(count), strict=True)
+        return (Sampled(self.step, *part, self.noisy_frames) for part in slices)
 
 
 class DmdStep:
     """One critic update a step, and every few steps one of the student (algorithm 1, two time scales)."""
 
     def __init__(self, job: DmdJob) -> None:
-        self.job, self.device = job, devices.pick()
+        self.job, self.device, self.passes = job, devices.pick(), job.compute.gradient_accumulation
         self.rolls_out = job.config.inputs == Inputs.ROLLOUT
         self.store, prompts = LatentStore(job.latents), PromptStore(job.prompts)
         self.captions = prompts.captions
         self.texts = Texts(prompts, self.device, job.latents if job.config.steps and not self.rolls_out else None)
-        teacher = load_transformer(job.teacher).to(self.device)
-        critic = for_training(copy.deepcopy(teacher), self.device, job.compute.gradient_checkpointing)
-        self.critic = spread(critic, job.compute, job.precision)
-        self.teacher = spread(teacher.requires_grad_(False).eval(), job.compute, job.precision)
-        student = for_training(load_transformer(job.student), self.device, job.compute.gradient_checkpointing)
+        self.critic = spread(self._new_critic(), job.compute, job.precision)
+        self.teacher = self.critic  # without its adapter
+        if job.config.critic_lora_rank is None:
+            teacher = load_transformer(job.teacher).requires_grad_(False)
+            self.teacher = spread(teacher, job.compute, job.precision)
+        student = self._to_train(load_transformer(job.student))
         self.average = averaged(student, job.config.ema_decay, job.compute)
         self.student = spread(student, job.compute, job.precision)
         self.shared: Sampled | None = None
         self.frames_per_block: int | None = self.student.config.get("frames_per_block")  # None: bidirectional
+        self.streams = self.rolls_out and self.frames_per_block is not None
         shape = self.store.metadata["shape"]
         self.clip = clip_of(self.student.config, shape, self.frames_per_block, self.texts.length)
         config = job.config
@@ -148,12 +160,20 @@ class DmdStep:
             self.critic, config.critic_optimizer, steps=config.steps, is_matrix=is_block_matrix
         )
 
+    def _to_train(self, model: WanTransformer3DModel) -> WanTransformer3DModel:
+        compute = self.job.compute
+        return for_training(model, compute.gradient_checkpointing, compiled=compute.compile)
+
+    def _new_critic(self) -> WanTransformer3DModel:
+        critic, rank = load_transformer(self.job.teacher), self.job.config.critic_lora_rank
+        return self._to_train(critic if rank is None else with_adapter(critic, rank, self.job.seed))
+
     def parts(self) -> dict[str, Stateful]:
         """Student, its average, critic, both optimizers. The teacher never changes."""
         return {
             "student": self.student,
             "average": self.average,
-            "critic": self.critic,
+            "critic": self.critic if self.job.config.critic_lora_rank is None else Trained(self.critic),
             "student_optimizer": self.student_optimizer,
             "critic_optimizer": self.critic_optimizer,
         }
@@ -168,20 +188,17 @@ class DmdStep:
         The student's turn is the first of as many as the ratio says; with shared samples the last, as the critic has to
         learn from them while the student that made them is still there to be asked again after a resume.
         """
-        ratio, after = self.job.config.critic_updates_per_student_update, step - self.job.config.critic_only_steps
-        if self.job.config.share_samples:
+        config = self.job.config
+        if config.share_samples:
+            ratio, after = config.critic_updates_per_student_update, step - config.critic_only_steps
             sampled = self._shared(max(0, step - after % ratio))
-            values = self._update_critic(step, sampled._replace(x0=sampled.x0.detach()))
+            values = self._update_critic(step, sampled.parts(self.passes))
             if self._is_students_turn(step):
                 self.shared = None
-                values |= self._update_student(step, sampled)
-            return values | sizes(sampled.x0)
-        values = {}
-        if self._is_students_turn(step):
-            values = self._update_student(step, self._sample(step, "student"))
-        with torch.no_grad():
-            sampled = self._sample(step, "critic")
-        return values | self._update_critic(step, sampled) | sizes(sampled.x0)
+                values |= self._update_student(step, [sampled])
+            return values
+        values = self._update_student(step, self._samples(step, "student")) if self._is_students_turn(step) else {}
+        return values | self._update_critic(step, self._samples(step, "critic"))
 
     def _is_students_turn(self, step: int) -> bool:
         ratio, after = self.job.config.critic_updates_per_student_update, step - self.job.config.critic_only_steps
@@ -196,16 +213,29 @@ class DmdStep:
             streams=self.frames_per_block is not None,
             shared_by=config.critic_updates_per_student_update if config.share_samples else 0,
             guidance_scale=config.guidance_scale,
+            critic_lora_rank=config.critic_lora_rank,
         )
         flops = update.critic + (update.student if self._is_students_turn(step) else 0.0)
         return Work(config.batch_size, config.batch_size * self.clip.tokens, config.batch_size * flops)
 
     def _shared(self, first: int) -> Sampled:
-        """What the iterations from ``first`` to the student's turn learn from; before its first turn, no gradient."""
+        """What the iterations from ``first`` to the student's turn learn from; before its first turn, no gradient.
+
+        In one pass whatever the number of passes: its graph has to wait for the student's turn.
+        """
         if self.shared is None or self.shared.step != first:
-            with torch.set_grad_enabled(first >= self.job.config.critic_only_steps):
-                self.shared = self._sample(first, "critic")
+            gradient = first >= self.job.config.critic_only_steps
+            batch = self._read(first)
+            self.shared = self._sample(first, batch, batch, "critic", gradient=gradient)
         return self.shared
+
+    def _samples(self, step: int, purpose: Literal["student", "critic"]) -> Iterator[Sampled]:
+        """The student's samples for an update, part after part, with a gradient where the update is its own."""
+        batch = self._read(step)
+        for number, part in enumerate(batch.parts(self.passes), start=1):
+            if purpose == "student":
+                synchronize_gradients(self.student, number == self.passes)
+            yield self._sample(step, batch, part, purpose, gradient=purpose == "student")
 
     def _read(self, step: int) -> Batch:
         """What step ``step`` asks the student for."""
@@ -219,60 +249,83 @@ class DmdStep:
             batch = batch._replace(latents=batch.latents[:, :, :1])  # a VAE's first latent frame is one picture
         return batch
 
-    def _sample(self, step: int, purpose: str) -> Sampled:
-        batch = self._read(step)
-        with self._autocast():
-            x0, noisy = self._generate(step, batch, self.texts(batch.prompts), purpose)
-        return Sampled(step, batch, x0, noisy)
+    def _sample(self, step: int, batch: Batch, part: Batch, purpose: str, *, gradient: bool) -> Sampled:
+        with torch.set_grad_enabled(gradient), self._autocast():
+            x0 = self._generate(step, part, self.texts(part.prompts), purpose)
+        return Sampled(step, part, x0, self._noisy(part, purpose), self._noisy(batch, purpose).sum())
 
-    def _update_student(self, step: int, sampled: Sampled) -> dict[str, torch.Tensor]:
-        batch, noisy = sampled.batch, sampled.noisy
-        text = self.texts(batch.prompts)
-        with self._autocast():
-            out = dmd_loss(
-                sampled.x0,
-                batch.noise(self.job.seed, "student_score_noise"),
-                self._score_times(batch, "student_score"),
-                teacher=guided(self.teacher, text, self.texts.negative(), self.job.config.guidance_scale),
-                critic=conditional(self.critic, text),
-                scored=None if self.job.config.clean_frames_in_loss else noisy,
-            )
-        worth = torch.ones(()) if self.job.config.clean_frames_in_loss else weight_of(noisy.sum())
-        loss = out.loss * worth.to(self.device)
-        backward(loss, step)
+    def _update_student(self, step: int, samples: Iterable[Sampled]) -> dict[str, torch.Tensor]:
+        values: dict[str, torch.Tensor] = {}
+        for sampled in samples:
+            batch, share = sampled.batch, self._share(sampled)
+            text = self.texts(batch.prompts)
+            with self._autocast():
+                out = dmd_loss(
+                    sampled.x0,
+                    batch.noise(self.job.seed, "student_score_noise"),
+                    self._score_times(batch, "student_score"),
+                    teacher=self._teacher(text),
+                    critic=conditional(self.critic, text),
+                    scored=None if self.job.config.clean_frames_in_loss else sampled.noisy,
+                )
+            all_count = self.job.config.clean_frames_in_loss
+            worth = share if all_count else weight_of(sampled.noisy.sum(), sampled.noisy_frames)
+            loss = out.loss * worth
+            backward(loss, step)
+            found = {"student_loss": loss, "dmd_gradient": out.gradient_size * worth}
+            add(values, {**found, "dmd_normaliser": out.normaliser * share})
         norm = self.student_optimizer.step(step)
         self.average.update_parameters(self.student)
-        return {
-            "student_loss": loss,
-            "student_grad_norm": norm,
-            "dmd_gradient": out.gradient_size * worth.to(self.device),
-            "dmd_normaliser": out.normaliser,
-        }
+        return {**values, "student_grad_norm": norm}
 
-    def _update_critic(self, step: int, sampled: Sampled) -> dict[str, torch.Tensor]:
+    def _update_critic(self, step: int, samples: Iterable[Sampled]) -> dict[str, torch.Tensor]:
         """A denoising step on samples of this step or of an earlier one: times and noise are those of ``step``."""
-        shift = (step - sampled.step) * self.job.config.batch_size
-        batch = sampled.batch._replace(numbers=[number + shift for number in sampled.batch.numbers])
-        with self._autocast():
+        values: dict[str, torch.Tensor] = {}
+        for part, sampled in enumerate(samples, start=1):
+            synchronize_gradients(self.critic, part == self.passes)
+            shift, share = (step - sampled.step) * self.job.config.batch_size, self._share(sampled)
+            batch = sampled.batch._replace(numbers=[number + shift for number in sampled.batch.numbers])
             noise, times = batch.noise(self.job.seed, "critic_score_noise"), self._score_times(batch, "critic_score")
-            loss = flow_matching_loss(conditional(self.critic, self.texts(batch.prompts)), sampled.x0, noise, times)
-        backward(loss, step)
-        return {"critic_loss": loss, "critic_grad_norm": self.critic_optimizer.step(step)}
+            with self._autocast():
+                critic = conditional(self.critic, self.texts(batch.prompts))
+                loss = flow_matching_loss(critic, sampled.x0, noise, times) * share
+            backward(loss, step)
+            add(values, {"critic_loss": loss, **{name: value * share for name, value in sizes(sampled.x0).items()}})
+        return {**values, "critic_grad_norm": self.critic_optimizer.step(step)}
+
+    def _teacher(self, text: torch.Tensor) -> Velocity:
+        """The teacher's score, with guidance."""
+        velocity = guided(self.teacher, text, self.texts.negative(), self.job.config.guidance_scale)
+        if self.teacher is not self.critic:
+            return velocity
+
+        def plain(x_t: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+            with without_adapter(self.critic):
+                return velocity(x_t, timestep)
+
+        return plain
+
+    def _share(self, sampled: Sampled) -> float:
+        """What a mean over ``sampled`` is worth in this rank's."""
+        return len(sampled.x0) / len(share_of(self.job.config.batch_size))
 
     def _autocast(self) -> AbstractContextManager[object]:
         """One per forward: a context that outlived an optimizer step would go on with weights cast before it."""
         return devices.autocast(self.device, self.job.precision)
 
-    def _generate(self, step: int, batch: Batch, text: torch.Tensor, purpose: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """The student's x0 (line 5-6) and which of its frames [B, F] were noisy."""
-        if self.rolls_out and isinstance(self.student, CausalWanTransformer3DModel):
-            sample = self._roll_out(self.student, step, batch, text, purpose)
-            return sample, torch.ones(len(sample), sample.shape[2], dtype=torch.bool, device=self.device)
+    def _generate(self, step: int, batch: Batch, text: torch.Tensor, purpose: str) -> torch.Tensor:
+        """The student's x0 (line 5-6)."""
+        if self.streams:
+            return self._roll_out(step, batch, text, purpose)
         return self._denoise(batch, text, purpose)
 
-    def _roll_out(
-        self, student: CausalWanTransformer3DModel, step: int, batch: Batch, text: torch.Tensor, purpose: str
-    ) -> torch.Tensor:
+    def _noisy(self, batch: Batch, purpose: str) -> torch.Tensor:
+        """Which frames [B, F] of its samples are made from noise, not given."""
+        if self.streams:
+            return torch.ones(len(batch.latents), batch.latents.shape[2], dtype=torch.bool, device=self.device)
+        return self._timesteps(batch, purpose)[1] > 0
+
+    def _roll_out(self, step: int, batch: Batch, text: torch.Tensor, purpose: str) -> torch.Tensor:
         """A causal student's own clip. One exit step for the global batch: every rank makes the same passes."""
         schedule, seed, renoise = self.job.schedule, self.job.seed, count()
         channels, _, *size = batch.latents.shape[1:]
@@ -280,7 +333,7 @@ class DmdStep:
             len(schedule.denoising_timesteps), (), generator=generator(seed, f"{purpose}_exit", step)
         )
         return rollout_with_gradient(
-            student,
+            cast(CausalWanTransformer3DModel, self.student),
             text,
             batch.noise(seed, f"{purpose}_noise"),
             schedule,
@@ -288,10 +341,10 @@ class DmdStep:
             int(exit_step),
         )
 
-    def _denoise(self, batch: Batch, text: torch.Tensor, purpose: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """x0 in one pass, each block at one of the student's steps or given clean, as context for later ones.
+    def _timesteps(self, batch: Batch, purpose: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which of the student's steps, or clean, every frame is given at, and its time: both [B, F].
 
-        An image and a bidirectional student's clip are one block.
+        A block has one, also an image and a bidirectional student's clip.
         """
         frames, steps = batch.latents.shape[2], self.job.schedule.denoising_timesteps
         blocks = self.frames_per_block is not None and frames > 1
@@ -299,13 +352,17 @@ class DmdStep:
         times = torch.tensor([*steps, *([0.0] if blocks else [])], dtype=torch.float64)
         draws = [generator(self.job.seed, purpose, number) for number in batch.numbers]
         chosen = torch.stack([block_choices(layout, len(times), draw) for draw in draws])
-        timestep = times[chosen].to(self.device)
+        return chosen, times[chosen].to(self.device)
+
+    def _denoise(self, batch: Batch, text: torch.Tensor, purpose: str) -> torch.Tensor:
+        """x0 in one pass, each block at one of the student's steps or given clean, as context for later ones."""
+        chosen, timestep = self._timesteps(batch, purpose)
         sigma, student = sigma_of(timestep), conditional(self.student, text)
         if self.rolls_out:
             x_t = self._simulate(batch, student, chosen[:, 0], purpose)
         else:
             x_t = add_noise(batch.latents, batch.noise(self.job.seed, f"{purpose}_noise"), sigma)
-        return velocity_to_x0(x_t, student(x_t, timestep), sigma), timestep > 0
+        return velocity_to_x0(x_t, student(x_t, timestep), sigma)
 
     @torch.no_grad()
     def _simulate(self, batch: Batch, student: Velocity, chosen: torch.Tensor, purpose: str) -> torch.Tensor:
@@ -327,6 +384,12 @@ class DmdStep:
             for number in batch.numbers
         ]
         return torch.stack(times).to(self.device)
+
+
+def add(values: dict[str, torch.Tensor], more: Mapping[str, torch.Tensor]) -> None:
+    """Each of ``more`` to the one of its name in ``values``."""
+    for name, value in more.items():
+        values[name] = values[name] + value.detach() if name in values else value.detach()
 
 
 def sizes(x0: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -23,10 +23,10 @@ from causvid.runtime.distributed import weight_of
 from causvid.runtime.parallel import Compute
 from causvid.runtime.seeding import generator
 from causvid.runtime.tracking import Tracker, Watch
-from causvid.training.batches import Texts, read_batch
+from causvid.training.batches import Batch, Texts, accumulate, read_batch
 from causvid.training.checkpoint import Stateful
 from causvid.training.networks import averaged, save_whole, spread
-from causvid.training.optimizers import Optimizer, OptimizerConfig, backward, is_block_matrix
+from causvid.training.optimizers import Optimizer, OptimizerConfig, is_block_matrix
 from causvid.training.previews import previews_of
 from causvid.training.speed import Work, clip_of
 from causvid.training.trainer import train
@@ -78,7 +78,7 @@ class OdeStep:
         self.clip = clip_of(student.config, shape, job.frames_per_block, self.texts.length)
         # A clean block is context for later ones; a bidirectional student has but one.
         self.choices = len(self.timesteps) - (0 if job.frames_per_block else 1)
-        student = for_training(student, self.device, job.compute.gradient_checkpointing)
+        student = for_training(student, job.compute.gradient_checkpointing, compiled=job.compute.compile)
         self.average = averaged(student, job.config.ema_decay, job.compute)
         self.model = spread(student, job.compute, job.precision)
         self.optimizer = Optimizer(self.model, job.config.optimizer, steps=job.config.steps, is_matrix=is_block_matrix)
@@ -109,24 +109,34 @@ class OdeStep:
         """Every block at a state of its own (the clean end among them), one regression towards the clean end."""
         job = self.job
         batch = read_batch(self.store, seed=job.seed, step=step, size=job.config.batch_size, device=self.device)
-        chosen = torch.stack(
-            [block_choices(self.clip.layout, self.choices, generator(job.seed, "ode", n)) for n in batch.numbers]
-        )
+        parts = batch.parts(job.compute.gradient_accumulation)
+        # The loss is a mean over noisy frames, and ranks and parts have different numbers of them.
+        noisy = self._noisy(self._choices(batch))
+        loss = accumulate(self.model, parts, lambda part: self._loss(part, noisy), step)
+        norm = self.optimizer.step(step)
+        self.average.update_parameters(self.model)
+        return {"loss": loss, "grad_norm": norm}
+
+    def _choices(self, batch: Batch) -> torch.Tensor:
+        """Which of its trajectory's states every frame is given at: indices [b, F]."""
+        draws = [generator(self.job.seed, "ode", number) for number in batch.numbers]
+        return torch.stack([block_choices(self.clip.layout, self.choices, draw) for draw in draws])
+
+    def _noisy(self, chosen: torch.Tensor) -> torch.Tensor:
+        return (self.timesteps[chosen] > 0).sum().to(self.device, torch.float32)
+
+    def _loss(self, batch: Batch, noisy: torch.Tensor) -> torch.Tensor:
+        """The batch's share of the loss of all ``noisy`` frames of this rank."""
+        chosen = self._choices(batch)
         states = pick_states(batch.latents, chosen.to(self.device))
-        with devices.autocast(self.device, job.precision):
+        with devices.autocast(self.device, self.job.precision):
             loss = ode_regression_loss(
                 conditional(self.model, self.texts(batch.prompts)),
                 states,
                 self.timesteps[chosen].to(self.device),
                 batch.latents[:, -1],
             )
-        # The loss is a mean over noisy frames, and ranks have different numbers of them.
-        noisy = (self.timesteps[chosen] > 0).sum().to(self.device, torch.float32)
-        loss = loss * weight_of(noisy)
-        backward(loss, step)
-        norm = self.optimizer.step(step)
-        self.average.update_parameters(self.model)
-        return {"loss": loss, "grad_norm": norm}
+        return loss * weight_of(self._noisy(chosen), noisy)
 
     def work(self, step: int) -> Work:
         """A forward and backward pass of each sample."""

@@ -74,8 +74,9 @@ class Optimizer:
                 )
             )
         if rest:
+            fused = rest[0].device.type != "cpu" or None  # None: torch's choice, on a CPU a loop
             self.optimizers.append(
-                torch.optim.AdamW(rest, lr=0.0, betas=config.betas, weight_decay=config.weight_decay)
+                torch.optim.AdamW(rest, lr=0.0, betas=config.betas, weight_decay=config.weight_decay, fused=fused)
             )
 
     def step(self, step: int) -> torch.Tensor:

@@ -26,10 +26,10 @@ from causvid.runtime.parallel import Compute
 from causvid.runtime.seeding import generator
 from causvid.runtime.tracking import Tracker, Watch
 from causvid.shapes import BlockLayout
-from causvid.training.batches import Batch, Texts, read_batch
+from causvid.training.batches import Batch, Texts, accumulate, read_batch
 from causvid.training.checkpoint import Stateful
 from causvid.training.networks import averaged, save_whole, spread
-from causvid.training.optimizers import Optimizer, OptimizerConfig, backward, is_block_matrix
+from causvid.training.optimizers import Optimizer, OptimizerConfig, is_block_matrix
 from causvid.training.speed import Work, clip_of
 from causvid.training.trainer import train
 
@@ -89,7 +89,7 @@ class TeacherStep:
         self.store = LatentStore(job.latents)
         self.texts = Texts(PromptStore(job.prompts), self.device, job.latents if job.config.steps else None)
         self.layout = self._layout()
-        model = for_training(self._initial(), self.device, job.compute.gradient_checkpointing)
+        model = for_training(self._initial(), job.compute.gradient_checkpointing, compiled=job.compute.compile)
         blocks = self.layout.frames_per_block if self.layout else None
         self.clip = clip_of(model.config, self.store.metadata["shape"], blocks, self.texts.length)
         self.average = averaged(model, job.config.ema_decay, job.compute)
@@ -127,24 +127,27 @@ class TeacherStep:
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
         """Flow matching on one batch."""
-        job = self.job
+        job, passes = self.job, self.job.compute.gradient_accumulation
         batch = read_batch(self.store, seed=job.seed, step=step, size=job.config.batch_size, device=self.device)
+        loss = accumulate(self.model, batch.parts(passes), lambda part: self._loss(step, part) / passes, step)
+        norm = self.optimizer.step(step)
+        self.average.update_parameters(self.model)
+        return {"loss": loss, "grad_norm": norm}
+
+    def _loss(self, step: int, batch: Batch) -> torch.Tensor:
+        job = self.job
         draws = [generator(job.seed, "teacher", number) for number in batch.numbers]
         times = self._times(batch, draws) if self.layout is None else self._block_times(step, batch, self.layout)
         dropped = [torch.rand((), generator=draw).item() < job.config.prompt_dropout for draw in draws]
         negative = self.texts.store.negative
         text = self.texts([negative if drop else p for p, drop in zip(batch.prompts, dropped, strict=True)])
         with devices.autocast(self.device, job.precision):
-            loss = flow_matching_loss(
+            return flow_matching_loss(
                 conditional(self.model, text),
                 batch.latents,
                 batch.noise(job.seed, "teacher_noise"),
                 times.to(self.device),
             )
-        backward(loss, step)
-        norm = self.optimizer.step(step)
-        self.average.update_parameters(self.model)
-        return {"loss": loss, "grad_norm": norm}
 
     def work(self, step: int) -> Work:
         """A forward and backward pass of each sample."""

@@ -173,7 +173,7 @@ def test_gradient_checkpointing_changes_no_gradient_of_a_rollout(
 ) -> None:
     """A pass is made again over the same memory: later blocks have been written by then, but behind it."""
     plain = gradients(student, (rollout(student, 1) * WEIGHT).sum())
-    for_training(student, torch.device("cpu"), kind)
+    for_training(student, kind)
     made: list[int] = []
     student.blocks[0].register_forward_pre_hook(lambda *_: made.append(1))
     video = rollout(student, 1)

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from causvid.preparation.ode_pairs import OdePairConfig, OdePairSolver, generate
 from causvid.runtime.device import Precision
 from causvid.runtime.parallel import BadItem, Compute, map_groups
 from causvid.shapes import LatentShape
-from tests.conftest import SCHEDULE, VIDEO
+from tests.conftest import ONE_WORKER, SCHEDULE, VIDEO
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,7 @@ class Doors:
 
 
 def _compute(workers: int) -> Compute:
-    return Compute(
-        workers=workers, gpus_per_worker=0, gradient_checkpointing="none", shard_weights=False, save_in_background=False
-    )
+    return replace(ONE_WORKER, workers=workers)
 
 
 def run_latents(world: Path, clips: Path, out: Path, *, workers: int) -> None:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -20,19 +21,16 @@ from ray.cluster_utils import Cluster
 
 from causvid.data import manifest, resampling
 from causvid.data.resampling import ResampleConfig, resample_folder
-from causvid.runtime.parallel import Compute, map_groups
+from causvid.runtime.parallel import map_groups
 from causvid.shapes import VideoShape
+from tests.conftest import ONE_WORKER
 from tests.pipeline.ray_jobs import Trouble, run_latents, run_pairs
 
 pytestmark = pytest.mark.pipeline
 slow = pytest.mark.slow
 
-HERE = Compute(
-    workers=1, gpus_per_worker=0, gradient_checkpointing="none", shard_weights=False, save_in_background=False
-)
-TWO = Compute(
-    workers=2, gpus_per_worker=0, gradient_checkpointing="none", shard_weights=False, save_in_background=False
-)
+HERE = ONE_WORKER
+TWO = replace(ONE_WORKER, workers=2)
 
 
 @pytest.fixture(autouse=True)
@@ -62,9 +60,7 @@ def test_what_kills_workers_costs_itself_only(tmp_path: Path) -> None:
 def test_what_kills_readers_beside_gpus_costs_itself_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray counts GPUs as it is told; these two are none."""
     groups = [[1, 2], [-13, 3], [4, -1], [5, 6]]
-    with_gpus = Compute(
-        workers=2, gpus_per_worker=1, gradient_checkpointing="none", shard_weights=False, save_in_background=False
-    )
+    with_gpus = replace(ONE_WORKER, workers=2, gpus_per_worker=1)
     with cluster_of(4, gpus=2) as cluster:
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
         done = list(map_groups(Trouble(tmp_path), groups, with_gpus))

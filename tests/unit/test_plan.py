@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from causvid import costs, params, plan
 from causvid.costs import Transformer
+from causvid.models.lora import with_adapter
 from causvid.plan import Plan
 from causvid.shapes import LatentShape, VideoShape
 
@@ -62,6 +63,55 @@ def test_flops_are_those_of_pytorchs_counter() -> None:
     counted = sum(flops for name, flops in _leaves(counter) if "attention" not in name) - time
     expected = ours.bidirectional(tokens, 12)
     assert counted == pytest.approx(expected.linear, rel=1e-9)
+
+
+def test_flops_of_a_critic_that_trains_an_adapter() -> None:
+    """Forward and backward, by PyTorch's counter: of the frozen weights no gradient, of the adapter's one."""
+    config = {**params.read(params.PROFILES / "laptop.yaml")["model"]["transformer"], "num_layers": 8}
+    ours, rank, tokens = Transformer.of(config), 8, 3 * 4 * 4
+    critic = with_adapter(WanTransformer3DModel(**config), rank, 0)
+    assert sum(p.numel() for p in critic.parameters() if p.requires_grad) == ours.adapter_parameters(rank)
+    size, text = (1, config["in_channels"], 3, 4, 4), torch.randn(1, 12, config["text_dim"])
+    with FlopCounterMode(display=False) as counter:
+        out = critic(torch.randn(size), timestep=torch.tensor([500]), encoder_hidden_states=text, return_dict=False)
+        out[0].sum().backward()
+    counted = sum(flops for name, flops in _leaves(counter) if "attention" not in name)
+    expected = 2 * ours.bidirectional(tokens, 12).linear + 3 * ours.adapter(tokens, 12, rank)
+    assert counted == pytest.approx(expected, rel=0.03)  # neither first layer nor prompt pass it on
+
+
+def test_a_critic_with_an_adapter(wan: Plan) -> None:
+    """It saves the critic's weights, gradients and moments, a twentieth of its update, and nearly all of its network."""
+    values = copy.deepcopy(dict(wan.values))
+    values["train_dmd"] |= {"critic_lora_rank": 64}
+    lora, rows = Plan(values), [{row.stage: row for row in each.rows()} for each in (wan, Plan(values))]
+    adapter = wan.transformer.adapter_parameters(64)
+    assert adapter / 1e6 == pytest.approx(87.5, rel=0.01)
+    before, after = (row["train_dmd"] for row in rows)
+    assert before.memory - after.memory == pytest.approx(16 * (wan.transformer.parameters - adapter))
+    assert wan.dmd.critic / lora.dmd.critic == pytest.approx(1.06, abs=0.005)
+    updates, steps = wan.student_updates(), values["train_dmd"]["steps"]
+    weights = wan.transformer.parameters
+    assert before.network is not None
+    assert after.network is not None
+    assert after.network / before.network == pytest.approx(
+        (updates * weights + steps * adapter) / ((updates + steps) * weights)
+    )
+
+
+def test_passes_one_after_the_other_need_less_memory(wan: Plan) -> None:
+    values = copy.deepcopy(dict(wan.values))
+    values["compute"] |= {"workers": 8, "gradient_accumulation": 4}
+    many = {row.stage: row.memory for row in Plan(values).rows()}
+    values["compute"] |= {"gradient_accumulation": 1}
+    one = {row.stage: row.memory for row in Plan(values).rows()}
+    assert one["train_ode_init"] - many["train_ode_init"] == pytest.approx((16 - 4) * wan.kept("full"))
+    assert one["train_dmd"] - many["train_dmd"] == pytest.approx((8 - 2) * wan.kept("full"))
+    values["train_dmd"] |= {"share_samples": True}  # all of the student's wait, whatever the passes
+    shared = {row.stage: row.memory for row in Plan(values).rows()}
+    values["compute"] |= {"gradient_accumulation": 4}
+    both = {row.stage: row.memory for row in Plan(values).rows()}
+    assert shared["train_dmd"] - both["train_dmd"] == pytest.approx((8 - 2) * wan.kept("full"))
 
 
 def test_counts_of_the_released_model(wan: Plan) -> None:
@@ -217,6 +267,7 @@ def _change_both(*changes: Callable[[dict[str, Any]], None]) -> Callable[[dict[s
         (_change("sample.rollouts", 1000), ["sample.rollouts", "sample.videos"]),
         (_change("report.rows", 1000), ["report.rows", "sample.videos"]),
         (_change("compute.workers", 3), ["train_dmd.batch_size", "compute.workers 3"]),
+        (_change("compute.gradient_accumulation", 3), ["train_ode_init.batch_size is 8", "gradient_accumulation 3"]),
         (_change("train_dmd.score_timesteps", [980, 20]), ["score_timesteps"]),
     ],
 )

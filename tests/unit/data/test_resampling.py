@@ -21,14 +21,12 @@ from causvid.data.resampling import Rejection, ResampleConfig, constant_rate, fi
 from causvid.data.video_reader import read_frames
 from causvid.data.video_writer import write_video
 from causvid.runtime import parallel
-from causvid.runtime.parallel import Compute
 from causvid.shapes import VideoShape
+from tests.conftest import ONE_WORKER
 from tests.unit.data.source_files import GRAY_STEP, gray_frames, real_clips, rotate, write_source
 
 VIDEO = VideoShape(height=32, width=32, frames=9, fps=8)
-HERE = Compute(
-    workers=1, gpus_per_worker=0, gradient_checkpointing="none", shard_weights=False, save_in_background=False
-)
+HERE = ONE_WORKER
 CROP = ResampleConfig(aspect="crop", crf=8)
 SQUEEZE = ResampleConfig(aspect="squeeze", crf=8)
 

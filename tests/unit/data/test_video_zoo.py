@@ -11,15 +11,13 @@ import pytest
 from causvid.data import manifest
 from causvid.data.resampling import REJECTED, ResampleConfig, resample_folder
 from causvid.data.video_reader import read_frames
-from causvid.runtime.parallel import Compute
 from causvid.shapes import VideoShape
+from tests.conftest import ONE_WORKER
 from tests.unit.data.source_files import write_source
 from tests.unit.data.video_zoo import KEPT, fill, textured
 
 VIDEO = VideoShape(height=32, width=32, frames=9, fps=8)
-HERE = Compute(
-    workers=1, gpus_per_worker=0, gradient_checkpointing="none", shard_weights=False, save_in_background=False
-)
+HERE = ONE_WORKER
 CROP = ResampleConfig(aspect="crop", crf=8)
 
 

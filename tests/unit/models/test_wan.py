@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,8 +22,6 @@ from causvid.models.wan import (
     student_of,
 )
 from causvid.runtime.parallel import Checkpointing
-
-CPU = torch.device("cpu")
 
 
 def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
@@ -101,14 +100,13 @@ def test_what_is_no_transformer_is_named(tmp_path: Path) -> None:
         load_transformer(tmp_path)
 
 
-def test_training_takes_every_weight(transformer_config: dict[str, Any]) -> None:
-    frozen = build_transformer(transformer_config, 0).requires_grad_(False).eval()
-    model = for_training(frozen, CPU, gradient_checkpointing="full")
+def test_a_model_for_training(transformer_config: dict[str, Any]) -> None:
+    model = for_training(build_transformer(transformer_config, 0).eval(), gradient_checkpointing="full")
     assert model.training
     assert model.gradient_checkpointing
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert not for_training(
-        build_transformer(transformer_config, 0), CPU, gradient_checkpointing="none"
+        build_transformer(transformer_config, 0), gradient_checkpointing="none"
     ).gradient_checkpointing
     assert isinstance(model, WanTransformer3DModel)
 
@@ -134,7 +132,7 @@ def test_what_the_backward_pass_makes_again(transformer_config: dict[str, Any], 
     forward, again, gradients = {}, {}, {}
     for kind in get_args(Checkpointing):
         model = student_of(build_transformer(transformer_config, 0), frames_per_block)
-        model = for_training(model, CPU, gradient_checkpointing=kind)
+        model = for_training(model, gradient_checkpointing=kind)
         with Counted() as first:
             out = model(x, timestep=times, encoder_hidden_states=text, return_dict=False)[0]
         with Counted() as second:
@@ -172,3 +170,28 @@ def test_weights_that_are_missing_are_named(transformer_config: dict[str, Any], 
     (tmp_path / "config.json").write_text(json.dumps({**config, "num_layers": 3}))
     with pytest.raises(ValueError, match=r"lacks blocks.2.attn1.norm_k.weight and 26 more weights"):
         load_transformer(tmp_path)
+
+
+def test_processes_of_a_machine_share_what_they_load(transformer_config: dict[str, Any], tmp_path: Path) -> None:
+    """Neither loading weights nor making a causal student of them takes memory of this process's own (Linux counts it
+    as anonymous): what comes from a file is there once."""
+    usage = Path("/proc/self/smaps_rollup")
+    if not usage.is_file():
+        pytest.skip("needs Linux")
+
+    def own() -> int:
+        return 1024 * int(re.findall(r"Anonymous:\s+(\d+) kB", usage.read_text())[0])
+
+    config = {**transformer_config, "num_attention_heads": 8, "attention_head_dim": 64, "ffn_dim": 2048}
+    build_transformer(config, 0).save_pretrained(tmp_path)
+    size = (tmp_path / "diffusion_pytorch_model.safetensors").stat().st_size
+    causal_student(load_transformer(tmp_path), 2)  # what is made once in a process
+    before = own()
+    student = causal_student(load_transformer(tmp_path), 2)
+    assert own() - before < 0.2 * size
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(1.0)
+    assert own() - before > 0.8 * size  # written to, it is this process's
+    equal_again = load_transformer(tmp_path)
+    assert torch.equal(equal_again.proj_out.weight + 1.0, student.proj_out.weight)

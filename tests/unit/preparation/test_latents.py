@@ -15,12 +15,10 @@ from causvid.data.video_reader import read_frames
 from causvid.models.vae import encode, load_vae, to_unit
 from causvid.preparation.latents import LatentConfig, LatentEncoder, extract_latents
 from causvid.runtime.device import Precision
-from causvid.runtime.parallel import Compute
 from causvid.shapes import VideoShape
+from tests.conftest import ONE_WORKER
 
-HERE = Compute(
-    workers=1, gpus_per_worker=0, gradient_checkpointing="none", shard_weights=False, save_in_background=False
-)
+HERE = ONE_WORKER
 CONFIG = LatentConfig(batch_size=3)
 
 

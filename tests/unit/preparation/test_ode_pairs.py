@@ -19,13 +19,11 @@ from causvid.diffusion.schedule import ScheduleConfig
 from causvid.models.wan import load_transformer
 from causvid.preparation.ode_pairs import OdePairConfig, OdePairSolver, generate_ode_pairs, pair_name
 from causvid.runtime.device import Precision
-from causvid.runtime.parallel import Compute
 from causvid.runtime.seeding import normal
 from causvid.shapes import LatentShape
+from tests.conftest import ONE_WORKER
 
-HERE = Compute(
-    workers=1, gpus_per_worker=0, gradient_checkpointing="none", shard_weights=False, save_in_background=False
-)
+HERE = ONE_WORKER
 CONFIG = OdePairConfig(pairs=10, batch_size=4, guidance_scale=3.0)  # two more pairs than captions
 SIZE = LatentShape(channels=4, frames=4, height=4, width=4)
 

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -14,12 +14,11 @@ import torch
 
 from causvid.runtime import parallel
 from causvid.runtime.parallel import BadItem, Compute, Worker, launch, map_groups
+from tests.conftest import ONE_WORKER
 
 
 def compute(workers: int = 1) -> Compute:
-    return Compute(
-        workers=workers, gpus_per_worker=0, gradient_checkpointing="none", shard_weights=False, save_in_background=False
-    )
+    return replace(ONE_WORKER, workers=workers)
 
 
 @dataclass
@@ -103,9 +102,7 @@ def test_cores_take_a_group_each_and_torch_one_thread() -> None:
 
 def test_a_gpu_has_one_worker_at_a_time() -> None:
     factory = Factory()
-    on_gpu = Compute(
-        workers=1, gpus_per_worker=1, gradient_checkpointing="none", shard_weights=False, save_in_background=False
-    )
+    on_gpu = replace(ONE_WORKER, gpus_per_worker=1)
     assert [handled.results for handled in map_groups(Work(factory), [[1], [2, 3], [4]], on_gpu)] == [[1], [2, 3], [4]]
     assert (factory.made, factory.groups) == (1, [[1], [2, 3], [4]])
 
@@ -120,9 +117,7 @@ def test_while_a_gpu_works_the_next_group_is_loaded_and_no_more() -> None:
         loaded_ahead.append(len(work.loads))
 
     work = Work(lambda: handle)
-    on_gpu = Compute(
-        workers=1, gpus_per_worker=1, gradient_checkpointing="none", shard_weights=False, save_in_background=False
-    )
+    on_gpu = replace(ONE_WORKER, gpus_per_worker=1)
     list(map_groups(work, [[0, 1], [2, 3], [4, 5], [6, 7]], on_gpu))
     assert loaded_ahead == [4, 6, 8, 8]
 
@@ -130,9 +125,7 @@ def test_while_a_gpu_works_the_next_group_is_loaded_and_no_more() -> None:
 @pytest.mark.parametrize("gpus", [0, 1])
 def test_an_item_that_cannot_be_loaded_costs_no_other(gpus: int) -> None:
     factory = Factory()
-    here = Compute(
-        workers=1, gpus_per_worker=gpus, gradient_checkpointing="none", shard_weights=False, save_in_background=False
-    )
+    here = replace(ONE_WORKER, gpus_per_worker=gpus)
     done = list(map_groups(Work(factory), [[1, -2, 3], [-4], [5]], here))
     assert sorted(factory.groups) == [[1, 3], [5]]
     bad = [(item, error.code, error.reason) for handled in done for item, error in handled.bad]

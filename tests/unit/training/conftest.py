@@ -17,7 +17,6 @@ from causvid.data import manifest
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.models.pretrained import Init
 from causvid.runtime.device import Precision
-from causvid.runtime.parallel import Compute
 from causvid.runtime.tracking import Watch
 from causvid.training.checkpoint import Stateful
 from causvid.training.dmd_step import DmdConfig, DmdJob, DmdStep, train_dmd
@@ -27,11 +26,10 @@ from causvid.training.speed import Work
 from causvid.training.teacher_step import TeacherConfig, TeacherJob, TeacherStep, train_teacher
 from causvid.training.trainer import CURVE
 from causvid.training.vae_step import VaeConfig, VaeJob, VaeStep, train_vae
+from tests.conftest import ONE_WORKER
 
 WATCH = Watch(samples_every=0, samples=2, keep_checkpoints_every=None)
-COMPUTE = Compute(
-    workers=1, gpus_per_worker=0, gradient_checkpointing="none", shard_weights=False, save_in_background=False
-)
+
 SCRATCH = Init(folder=Path("no such folder"), hub=None, revision=None)
 
 
@@ -114,13 +112,13 @@ def assert_same_losses(one: Path, other: Path, *, steps: int) -> None:
 def kinds(
     world: Path, schedule: ScheduleConfig, transformer_config: dict[str, Any], vae_config: dict[str, Any]
 ) -> dict[str, Kind]:
-    """Teacher (bidirectional and causal), ODE, DMD (two ways) and VAE training on the toy world; every part of each one's state matters within six steps."""
+    """Teacher (bidirectional and causal), ODE, DMD (three ways) and VAE training on the toy world; every part of each one's state matters within six steps."""
     common: dict[str, Any] = {
         "tracker": SilentTracker(),
         "seed": 0,
         "made_from": {"params": "0"},
         "watch": WATCH,
-        "compute": COMPUTE,
+        "compute": ONE_WORKER,
     }
     network: dict[str, Any] = {
         "precision": Precision.FLOAT32,
@@ -150,7 +148,7 @@ def kinds(
     def dmd(work: Path, *, steps: int = 6, precision: Precision = Precision.FLOAT32, **changes: Any) -> DmdJob:
         config: dict[str, Any] = {
             "steps": steps, "batch_size": 4, "critic_updates_per_student_update": 2, "share_samples": False, "critic_only_steps": 1,
-            "guidance_scale": 2.0, "student_optimizer": optimizer(), "critic_optimizer": optimizer(learning_rate=2e-2),
+            "guidance_scale": 2.0, "student_optimizer": optimizer(), "critic_optimizer": optimizer(learning_rate=2e-2), "critic_lora_rank": None,
             "inputs": "data",
             "clean_frames_in_loss": True, "image_share": 0.0, "score_shift": 3.0, "score_timesteps": (20.0, 980.0), "ema_decay": 0.5, "checkpoint_every": 2, **changes,
         }  # fmt: skip
@@ -173,5 +171,6 @@ def kinds(
         "ode": Kind(ode, OdeStep, train_ode_init),
         "dmd": Kind(dmd, DmdStep, train_dmd),
         "dmd_sharing_samples": Kind(partial(dmd, share_samples=True), DmdStep, train_dmd),
+        "dmd_lora_critic": Kind(partial(dmd, critic_lora_rank=2), DmdStep, train_dmd),
         "vae": Kind(vae, VaeStep, train_vae),
     }

@@ -84,10 +84,8 @@ def test_a_rollout_reads_no_clip(student: str, kinds: dict[str, Any], bidirectio
     batch = read_batch(step.store, seed=0, step=1, size=4, device=torch.device("cpu"))
     text = step.texts(batch.prompts)
     other = batch._replace(latents=torch.full_like(batch.latents, 9.0))
-    for one, two in zip(
-        step._generate(1, batch, text, "critic"), step._generate(1, other, text, "critic"), strict=True
-    ):
-        assert torch.equal(one, two)
+    assert torch.equal(step._generate(1, batch, text, "critic"), step._generate(1, other, text, "critic"))
+    assert torch.equal(step._noisy(batch, "critic"), step._noisy(other, "critic"))
 
 
 def test_a_rollout_needs_no_prompt_of_the_latents(
@@ -139,7 +137,7 @@ def test_a_causal_rollout_is_the_sampler_s_with_the_run_s_own_noise(
     seen = watch(step)
     for index in range(9):
         seen.clear()
-        sample, scored = step._generate(index, batch, text, "critic")
+        sample = step._generate(index, batch, text, "critic")
         if len(seen) == 2 * len(schedule.denoising_timesteps) + 1:
             break
     with torch.no_grad():
@@ -148,6 +146,7 @@ def test_a_causal_rollout_is_the_sampler_s_with_the_run_s_own_noise(
             lambda frames: batch.noise(0, f"critic_renoise_{next(renoise)}", (4, frames, 4, 4)),
         )  # fmt: skip
         assert torch.equal(sample, torch.cat(list(expected), dim=2))
+    scored = step._noisy(batch, "critic")
     assert scored.shape == (4, 4)
     assert scored.all()
 
@@ -230,7 +229,7 @@ def test_student_and_critic_share_a_sample_at_times_and_noise_of_their_own(
     )
     asked, passes, turns, samples = watch(step), list[bool](), list[bool](), list[Any]()
     sampling = step._sample
-    step._sample = lambda *args: samples.append(sampling(*args)) or samples[-1]
+    step._sample = lambda *args, **kwargs: samples.append(sampling(*args, **kwargs)) or samples[-1]
     for index in range(11):
         asked.clear()
         values = step(index)
@@ -255,7 +254,8 @@ def test_sharing_samples_the_student_learns_what_it_would_from_its_own(kinds: di
     values = shared(1)
     alone = kinds["dmd"].step(kinds["dmd"].job(tmp_path, critic_only_steps=0))
     alone.critic.load_state_dict(shared.critic.state_dict())
-    again = alone._update_student(1, alone._sample(0, "critic"))
+    batch = alone._read(0)
+    again = alone._update_student(1, [alone._sample(0, batch, batch, "critic", gradient=True)])
     assert again["student_loss"].item() == pytest.approx(values["student_loss"].item(), rel=1e-6)
     assert again["student_grad_norm"].item() == pytest.approx(values["student_grad_norm"].item(), rel=1e-6)
 
@@ -317,8 +317,8 @@ def test_a_clean_frame_s_x0_is_the_frame_itself(kinds: dict[str, Any], tmp_path:
     """At sigma 0 no velocity can move it: whether it counts in the loss is a matter of scale alone."""
     step = kinds["dmd"].step(kinds["dmd"].job(tmp_path, batch_size=8))
     batch = read_batch(step.store, seed=0, step=1, size=8, device=torch.device("cpu"))
-    sample, noisy = step._generate(1, batch, step.texts(batch.prompts), "student")
-    clean = ~noisy
+    sample = step._generate(1, batch, step.texts(batch.prompts), "student")
+    clean = ~step._noisy(batch, "student")
     assert 0 < clean.sum() < clean.numel()
     assert torch.equal(sample.transpose(1, 2)[clean], batch.latents.transpose(1, 2)[clean])
 

@@ -97,6 +97,7 @@ def test_alone_nothing_is_shared() -> None:
         ("dmd", "rollout"),
         ("dmd_sharing_samples", "data"),
         ("dmd_sharing_samples", "rollout"),
+        ("dmd_lora_critic", "data"),
         ("vae", None),
     ],
 )
@@ -107,7 +108,7 @@ def test_two_ranks_train_as_one(
     """AdamW, so that rounding stays rounding; images then clips for the VAE, with a checkpoint and a resume between.
 
     A rollout makes several passes with gradients before one backward pass, and a shared one waits for it while the
-    critic makes its own.
+    critic makes its own. A rank's two samples come one after the other, and gradients are averaged after the second.
     """
     adamw = optimizer(learning_rate=1e-3, decay="constant")
     changes: dict[str, Any] = {"inputs": inputs} if inputs else {"optimizer": adamw}
@@ -116,8 +117,12 @@ def test_two_ranks_train_as_one(
     alone, together = (kinds[name].job(tmp_path / place, steps=6, **changes) for place in ("alone", "together"))
     if name != "vae":
         again = "selective" if shard_weights else "none"
-        compute = replace(together.compute, shard_weights=shard_weights, gradient_checkpointing=again)
-        together = replace(together, compute=compute)
+        together = replace(
+            together,
+            compute=replace(
+                together.compute, shard_weights=shard_weights, gradient_checkpointing=again, gradient_accumulation=2
+            ),
+        )
     kinds[name].train(alone)
     on_two_ranks(tmp_path / "ranks", lambda _: kinds[name].train(together))
     ours, theirs = curve(alone.work), curve(together.work)

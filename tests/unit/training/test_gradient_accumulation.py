@@ -1,0 +1,70 @@
+"""A batch seen in several passes trains as one seen in one, to rounding."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from causvid.training.batches import accumulate
+from tests.conftest import ONE_WORKER
+from tests.unit.training.conftest import curve, optimizer
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("teacher", {}),
+        ("causal_teacher", {}),
+        ("ode", {}),
+        ("dmd", {"inputs": "data"}),
+        ("dmd", {"inputs": "data", "clean_frames_in_loss": False}),
+        ("dmd", {"inputs": "rollout", "image_share": 0.5}),
+        ("dmd_sharing_samples", {"inputs": "rollout"}),
+    ],
+)
+def test_several_passes_train_as_one(name: str, changes: dict[str, Any], kinds: dict[str, Any], tmp_path: Path) -> None:
+    """Every value of the curve, and the weights; no pass sees more than its part."""
+    rate = optimizer(learning_rate=1e-3, decay="constant")
+    changes = changes | ({"optimizer": rate} if "dmd" not in name else {})
+    curves, weights = [], []
+    for passes in (1, 2, 4):
+        job = kinds[name].job(tmp_path / str(passes), steps=4, **changes)
+        job = replace(job, compute=replace(ONE_WORKER, gradient_accumulation=passes))
+        step = kinds[name].step(job)
+        trained, seen = step.critic if "dmd" in name else step.model, list[int]()
+        trained.register_forward_pre_hook(
+            lambda _, args, seen=seen: seen.append(len(args[0])) if torch.is_grad_enabled() else None
+        )
+        step(0)
+        assert seen == [4 // passes] * passes
+        kinds[name].train(job)
+        curves.append(curve(job.work))
+        weights.append(torch.load(job.work / "checkpoints" / "step-0000004" / "state.pt")["parts"])
+    for rows, parts in zip(curves[1:], weights[1:], strict=True):
+        for one, several in zip(curves[0], rows, strict=True):
+            assert several == pytest.approx(one, rel=2e-3, abs=1e-6)
+        for network in {"model", "student", "critic"} & parts.keys():
+            for key, value in weights[0][network].items():
+                torch.testing.assert_close(parts[network][key], value, rtol=1e-3, atol=1e-3)
+
+
+def test_a_batch_that_does_not_divide_is_refused(kinds: dict[str, Any], tmp_path: Path) -> None:
+    job = kinds["ode"].job(tmp_path)
+    step = kinds["ode"].step(replace(job, compute=replace(ONE_WORKER, gradient_accumulation=3)))
+    with pytest.raises(ValueError, match=r"4 samples of a batch do not divide into 3 passes; change compute\.grad"):
+        step(0)
+
+
+def test_less_than_one_pass_is_refused() -> None:
+    with pytest.raises(ValueError, match="gradient_accumulation is 0; it must be at least 1"):
+        replace(ONE_WORKER, gradient_accumulation=0)
+
+
+def test_a_loss_that_is_none_stops_before_its_gradients() -> None:
+    model = torch.nn.Linear(1, 1)
+    with pytest.raises(FloatingPointError, match="step 7: the loss is nan"):
+        accumulate(model, [1.0, float("nan")], lambda part: model(torch.ones(1)).sum() * part, 7)  # type: ignore[list-item]

@@ -1,0 +1,90 @@
+"""Compiled layers train as plain ones, to rounding, whatever is made again and wherever weights lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch._inductor.config
+from torch.profiler import profile
+
+from causvid.models.wan import build_transformer, for_training
+from tests.conftest import ONE_WORKER
+from tests.unit.training.conftest import curve, optimizer
+from tests.unit.training.test_two_ranks import on_two_ranks
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch's compiler trips over torch's own
+
+STEPS = 3
+
+
+@pytest.fixture(autouse=True)
+def _compiled_anew() -> Iterator[None]:
+    """By this process alone: two ranks are forks of it, and a fork has none of its threads."""
+    with torch._inductor.config.patch(compile_threads=1):
+        torch._dynamo.reset()
+        yield
+        torch._dynamo.reset()
+
+
+def train(name: str, kinds: dict[str, Any], work: Path, **compute: Any) -> Any:
+    changes = {} if "dmd" in name else {"optimizer": optimizer(learning_rate=1e-3)}
+    job = kinds[name].job(work, steps=STEPS, **changes)
+    job = replace(job, compute=replace(ONE_WORKER, **compute))
+    kinds[name].train(job)
+    return job
+
+
+def assert_same(name: str, plain: Path, compiled: Path) -> None:
+    for one, other in zip(curve(plain), curve(compiled), strict=True):
+        assert other == pytest.approx(one, rel=2e-3, abs=1e-6), name
+
+
+def test_a_compiled_student_trains_as_a_plain_one(kinds: dict[str, Any], tmp_path: Path) -> None:
+    train("ode", kinds, tmp_path / "plain")
+    train("ode", kinds, tmp_path / "compiled", compile=True)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    assert_same("ode", tmp_path / "plain", tmp_path / "compiled")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("again", ["none", "selective", "full"])
+@pytest.mark.parametrize("name", ["teacher", "dmd", "dmd_sharing_samples", "dmd_lora_critic"])
+def test_compiled_layers_train_as_plain_ones(name: str, again: str, kinds: dict[str, Any], tmp_path: Path) -> None:
+    train(name, kinds, tmp_path / "plain")
+    train(name, kinds, tmp_path / "compiled", compile=True, gradient_checkpointing=again)
+    assert_same(name, tmp_path / "plain", tmp_path / "compiled")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shard_weights", [False, True], ids=["whole", "in parts"])
+@pytest.mark.parametrize("again", ["none", "selective"])
+def test_compiled_on_two_ranks(shard_weights: bool, again: str, kinds: dict[str, Any], tmp_path: Path) -> None:
+    train("ode", kinds, tmp_path / "plain")
+    compute = {"compile": True, "gradient_checkpointing": again, "shard_weights": shard_weights}
+    on_two_ranks(tmp_path / "ranks", lambda _: train("ode", kinds, tmp_path / "compiled", **compute))
+    assert_same("ode", tmp_path / "plain", tmp_path / "compiled")
+
+
+@pytest.mark.slow
+def test_selective_keeps_the_attentions_of_compiled_layers(transformer_config: dict[str, Any]) -> None:
+    """Checkpointing goes round the compiled layer from inside of what is compiled; else none would be kept."""
+    x, text = torch.ones(1, 4, 4, 4, 4), torch.ones(1, 5, 8)
+    computed = {}
+    for again in ("none", "selective", "full"):
+        torch._dynamo.reset()
+        model = for_training(build_transformer(transformer_config, 0), again, compiled=True)
+        model.compile_repeated_blocks()
+        for _ in range(2):
+            with profile() as seen:
+                model(x, timestep=torch.tensor([500.0]), encoder_hidden_states=text, return_dict=False)[
+                    0
+                ].sum().backward()
+        computed[again] = sum(
+            event.count for event in seen.key_averages() if event.key.endswith("flash_attention_for_cpu")
+        )
+    assert computed["selective"] == computed["none"] == computed["full"] / 2

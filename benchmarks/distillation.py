@@ -7,6 +7,13 @@ and peak memory. CLIPS is the batch of this one device; wan-1.3b on one GPU is t
 The peer, from a description of what the released step does: whole weights in float32 under autocast, every block's
 activations made again in the backward pass, block-causal attention by FlexAttention's mask on a GPU, a pass of the
 teacher for each half of the guidance, a fresh pass of the student for every update, optimisers a tensor at a time.
+
+The ratio is of the same work: ours has the peer's inputs and optimiser, and the profile's ``compute``; it also reads
+its batches and keeps an average of the weights. Where a profile asks for other work (rollouts, shared samples, Muon), a
+further line says what that takes; it has no peer here.
+
+That our step runs at the released size (1.3B weights, latents of 21 x 60 x 104), and takes the FLOPs counted here, is
+held without a GPU by tests/unit/training/test_at_scale.py.
 """
 
 from __future__ import annotations
@@ -15,50 +22,62 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
 from causvid import params
-from causvid.costs import CPU, KINDS
-from causvid.data.latent_store import Record, write_store
-from causvid.data.prompt_store import write_prompts
+from causvid.data.latent_store import LatentStore, Record, write_store
+from causvid.data.prompt_store import PromptStore, write_prompts
 from causvid.diffusion.flow import add_noise, sigma_of, velocity_to_x0
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.diffusion.velocity import conditional
 from causvid.losses.dmd import dmd_loss
 from causvid.losses.flow_matching import flow_matching_loss
-from causvid.models.wan import build_transformer, causal_student, for_training, load_transformer
+from causvid.models.wan import build_transformer, causal_student, load_transformer
 from causvid.plan import Plan
 from causvid.runtime import device as devices
 from causvid.runtime.parallel import Compute
 from causvid.runtime.tracking import Tracker, Watch
+from causvid.training.batches import Texts, read_batch
 from causvid.training.dmd_step import DmdConfig, DmdJob, DmdStep
+from causvid.training.speed import peak_flops
 
-CLIPS_STORED, CYCLES = 8, 3
+CLIPS_STORED = 8
+Cycle = Callable[[int], None]
+
+
+def same_work(values: dict[str, Any]) -> dict[str, Any]:
+    """``values`` with what the peer does: noised clips, fresh ones for every update, AdamW."""
+    section = values["train_dmd"]
+    optimizers = {name: {**section[name], "kind": "adamw"} for name in ("student_optimizer", "critic_optimizer")}
+    inputs = {"inputs": "data", "share_samples": False, "image_share": 0.0}
+    return {**values, "train_dmd": {**section, **optimizers, **inputs}}
+
+
+def dmd_config(values: dict[str, Any], clips: int) -> DmdConfig:
+    """The profile's for one device, with the student's turns from the first cycle on."""
+    section = {**values["train_dmd"], "batch_size": clips, "critic_only_steps": 0}
+    return params.build(DmdConfig, section, name="train_dmd")
 
 
 def prepared(values: dict[str, Any], clips: int, folder: Path) -> DmdJob:
-    """What DMD reads, made of noise, in ``folder``."""
+    """What DMD reads, made of noise, in ``folder``; its models come from ``write_models``."""
     plan = Plan(values)
     channels, *size = plan.latent.sizes
     generator = torch.Generator().manual_seed(0)
     names = [f"clip {number}" for number in range(CLIPS_STORED)]
     records = [Record(torch.randn(channels, *size, generator=generator), name) for name in names]
     write_store(records, folder / "latents", timesteps=None, per_transaction=1)
-    config = values["model"]["transformer"]
-    tokens: int = values["model"]["text_tokens"]
-    embeddings = {name: torch.randn(tokens, config["text_dim"], generator=generator) for name in ["", *names]}
+    tokens, width = values["model"]["text_tokens"], values["model"]["transformer"]["text_dim"]
+    embeddings = {name: torch.randn(tokens, width, generator=generator) for name in ["", *names]}
     write_prompts(folder / "prompts", embeddings, captions=names, evaluation=names, negative="", tokens=tokens)
-    teacher = build_transformer(config, seed=0)
-    teacher.save_pretrained(folder / "teacher")
-    causal_student(teacher, plan.layout.frames_per_block).save_pretrained(folder / "student")
-    dmd = params.build(DmdConfig, {**values["train_dmd"], "batch_size": clips}, name="train_dmd")
     return DmdJob(
-        config=replace(dmd, critic_only_steps=0),
+        config=dmd_config(values, clips),
         schedule=plan.schedule,
         seed=0,
         precision=devices.Precision(values["model"]["precision"]),
@@ -70,7 +89,14 @@ def prepared(values: dict[str, Any], clips: int, folder: Path) -> DmdJob:
     )  # fmt: skip
 
 
-def ours(job: DmdJob) -> Callable[[int], None]:
+def write_models(values: dict[str, Any], job: DmdJob) -> None:
+    """Random weights, the teacher's and the student's."""
+    teacher = build_transformer(values["model"]["transformer"], seed=0)
+    teacher.save_pretrained(job.teacher)
+    causal_student(teacher, values["model"]["frames_per_block"]).save_pretrained(job.student)
+
+
+def ours(job: DmdJob) -> Cycle:
     """One cycle of the stage's own step."""
     step, ratio = DmdStep(job), job.config.critic_updates_per_student_update
 
@@ -81,17 +107,16 @@ def ours(job: DmdJob) -> Callable[[int], None]:
     return cycle
 
 
-def straight(job: DmdJob) -> Callable[[int], None]:
+def straight(job: DmdJob) -> Cycle:
     """One cycle of the peer. Its data and text wait on the device."""
     device, config = devices.pick(), job.config
-    like = DmdStep(job)
-    batch = like._read(0)
-    text, negative = like.texts(batch.prompts), like.texts.negative().expand(len(batch.prompts), -1, -1)
-    clean = batch.latents
-    del like
-    teacher = load_transformer(job.teacher).to(device).requires_grad_(False).eval()
-    critic = for_training(load_transformer(job.teacher), device, gradient_checkpointing="full")
-    student = for_training(load_transformer(job.student), device, gradient_checkpointing="full")
+    store, texts = LatentStore(job.latents), Texts(PromptStore(job.prompts), device, job.latents)
+    clean, prompts, _ = read_batch(store, seed=job.seed, step=0, size=config.batch_size, device=device)
+    text, negative = texts(prompts), texts.negative().expand(len(prompts), -1, -1)
+    teacher = load_transformer(job.teacher).to(device).requires_grad_(False)
+    student, critic = (load_transformer(folder).to(device).train() for folder in (job.student, job.teacher))
+    for model in (student, critic):
+        model.enable_gradient_checkpointing()
     if device.type != "cpu":
         student.set_attention_backend("flex")
     optimizers = {
@@ -139,40 +164,57 @@ def straight(job: DmdJob) -> Callable[[int], None]:
     return cycle
 
 
-def measure(name: str, make: Callable[[], Callable[[int], None]], clips: float, flops: float, peak: float) -> float:
-    """Print a line; seconds of a cycle, the median of ``CYCLES`` after one that is not counted."""
+def measure(make: Callable[[], Cycle], cycles: int) -> tuple[list[float], int | None]:
+    """Seconds of ``cycles`` after one that is not counted, and peak memory; the models live no longer than this."""
     device = devices.pick()
     devices.forget_peak_memory(device)
     cycle, taken = make(), []
-    for number in range(CYCLES + 1):
+    for number in range(cycles + 1):
         devices.synchronize(device)
         started = time.perf_counter()
         cycle(number)
         devices.synchronize(device)
         taken.append(time.perf_counter() - started)
-    seconds = statistics.median(taken[1:])
-    held = devices.peak_memory(device)
-    memory = f", {held / 1e9:.1f} GB" if held else ""
-    share = f"{flops / seconds / peak:.1%} of {peak / 1e12:.3g} TFLOP/s"
-    print(f"{name}: {seconds:.3g} s a cycle, {clips / seconds:.3g} clips/s, {share}{memory}", flush=True)
-    return seconds
+    return taken[1:], devices.peak_memory(device)
+
+
+def line(values: dict[str, Any], clips: int, taken: Sequence[float], memory: int | None) -> str:
+    """The median cycle in words."""
+    seconds, ratio = statistics.median(taken), values["train_dmd"]["critic_updates_per_student_update"]
+    of_student, of_critic = Plan(values).dmd
+    peak = peak_flops(devices.pick(), values["model"]["precision"])
+    said = f"{seconds:.3g} s a cycle, {clips * (ratio + 1) / seconds:.3g} clips/s"
+    if peak:
+        said += f", {clips * (of_student + ratio * of_critic) / seconds / peak:.1%} of {peak / 1e12:.3g} TFLOP/s"
+    return f"{said}, {memory / 1e9:.1f} GB" if memory else said
 
 
 def main(profile: Path, clips: int) -> None:
-    """Ours, then the peer, and their ratio."""
-    values = dict(params.read(profile))
-    device = devices.pick()
+    """Ours and the peer in turns, and their ratio; with them the profile's own step where it does other work."""
+    stated, device = params.read(profile), devices.pick()
+    values = same_work(stated)
+    # Others work on a CPU, too: short turns, so that they slow both alike. A GPU is ours alone.
+    turns, cycles = (7, 1) if device.type == "cpu" else (1, 3)
     with tempfile.TemporaryDirectory() as place:
         job = prepared(values, clips, Path(place))
-        ratio, plan = job.config.critic_updates_per_student_update, Plan(values)
-        flops = clips * (plan.dmd.student + ratio * plan.dmd.critic)
-        name = next((kind for kind in KINDS if kind in devices.describe(device)), CPU)
-        cores = torch.get_num_threads() if device.type == "cpu" else 1
-        peak = cores * KINDS[name].peak[job.precision]
-        print(f"{profile}: {ratio} critic updates and one of the student, {clips} clips, {devices.describe(device)}")
-        mine = measure("ours", lambda: ours(job), clips * (ratio + 1), flops, peak)
-        theirs = measure("straight", lambda: straight(job), clips * (ratio + 1), flops, peak)
-        print(f"straight / ours: {theirs / mine:.2f}")
+        write_models(values, job)
+        runs = {"ours": (values, partial(ours, job)), "straight": (values, partial(straight, job))}
+        if (config := dmd_config(stated, clips)) != job.config:
+            own = partial(ours, replace(job, config=config))
+            runs["ours as the profile states it, not the peer's work"] = stated, own
+        taken: dict[str, list[float]] = {name: [] for name in runs}
+        memory: dict[str, int | None] = {}
+        for name, (_, make) in [*runs.items()] * turns:
+            seconds, memory[name] = measure(make, cycles)
+            taken[name] += seconds
+            print(f"{name}: {', '.join(f'{each:.3g}' for each in seconds)} s", file=sys.stderr, flush=True)
+    ratio, kept = job.config.critic_updates_per_student_update, job.compute.gradient_checkpointing
+    print(f"{profile}: {ratio} critic updates and one of the student, {clips} clips, {devices.describe(device)}")
+    print(f"gradient checkpointing: ours {kept}, straight full; medians of {turns * cycles} cycles")
+    for name, (numbers, _) in runs.items():
+        print(f"{name}: {line(numbers, clips, taken[name], memory[name])}")
+    ratios = [theirs / mine for mine, theirs in zip(taken["ours"], taken["straight"], strict=True)]
+    print(f"straight / ours: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
 
 
 if __name__ == "__main__":

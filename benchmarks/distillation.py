@@ -55,7 +55,7 @@ def same_work(values: dict[str, Any]) -> dict[str, Any]:
     """``values`` with what the peer does: noised clips, fresh ones for every update, AdamW."""
     section = values["train_dmd"]
     optimizers = {name: {**section[name], "kind": "adamw"} for name in ("student_optimizer", "critic_optimizer")}
-    inputs = {"inputs": "data", "share_samples": False, "image_share": 0.0}
+    inputs = {"inputs": "data", "share_samples": False, "image_share": 0.0, "critic_lora_rank": None}
     return {**values, "train_dmd": {**section, **optimizers, **inputs}}
 
 

@@ -36,6 +36,7 @@ REPRODUCIBLE: dict[Any, Any] = {
     "font.size": 9,
 }
 ACROSS = 3  # panels in a row of a figure with a legend
+LEGEND = 160  # letters a line of it holds
 TILE = 96  # pixels across of a frame on a sheet, about
 GAP, TITLE, LABEL = 3, 26, 128  # pixels
 DOTS = 100  # pixels per inch; sheets are drawn one to one
@@ -153,7 +154,7 @@ def _draw_panels(panels: Mapping[str, Mapping[str, Any]], out: Path, draw: Calla
 
 def _legend(figure: Figure, labels: Sequence[str], *, marker: str) -> None:
     handles = [Line2D([], [], color=LINES[index], marker=marker, markersize=3) for index in range(len(labels))]
-    across = min(len(labels), 4)
+    across = max(1, min(len(labels), LEGEND // (max(map(len, labels), default=1) + 8)))  # 8: a mark and the gaps
     figure.legend(handles, labels, loc="outside lower center", ncols=across, frameon=False, labelcolor=GREY)
 
 

@@ -131,8 +131,10 @@ def test_table_4_and_its_figure_are_shown_when_they_were_run(
     titles = [table.title for table in content.tables()]
     assert "Table 4, students trained on noised real clips" not in titles
     (ablated / "ablate" / "table4_data.json").write_text((ablated / "ablate" / "table4.json").read_text())
-    titles = [table.title for table in collect(ablated, samples).tables()]
-    assert "Table 4, students trained on noised real clips" in titles
+    both = collect(ablated, samples)
+    assert "Table 4, students trained on noised real clips" in [table.title for table in both.tables()]
+    alone, beside = (list(each.along()["velocity by window"]) for each in (content, both))
+    assert beside == [*alone, f"{alone[0]}, trained on noised real clips"]
     reader = read(content, tmp_path / "again")
     assert "0.502 ± 0.011" in reader.text
     svg = base64.b64encode((tmp_path / "figures" / "figure4.svg").read_bytes()).decode()

@@ -1,0 +1,42 @@
+"""Every way to train, on an accelerator: in bfloat16 it learns what it does in float32 on a CPU, and resumes there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from causvid.runtime import device as devices
+from causvid.runtime.device import Precision
+from tests.conftest import ONE_WORKER
+from tests.unit.training.conftest import curve
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.filterwarnings("ignore"),  # torch's compiler trips over torch's own
+]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("again", ["none", "selective", "full"])
+@pytest.mark.parametrize("name", ["teacher", "causal_teacher", "ode", "dmd", "dmd_sharing_samples", "dmd_lora_critic"])
+def test_it_trains_in_bfloat16(name: str, again: str, compiled: bool, kinds: dict[str, Any], tmp_path: Path) -> None:
+    if devices.pick().type == "cpu":
+        pytest.skip("no accelerator")
+    curves = []
+    for precision, compute in (
+        (Precision.FLOAT32, ONE_WORKER),
+        (Precision.BFLOAT16, replace(ONE_WORKER, gradient_checkpointing=again, compile=compiled)),
+    ):
+        job = kinds[name].job(tmp_path / precision, steps=4, precision=precision)
+        job = replace(job, compute=compute, watch=replace(job.watch, samples_every=2))
+        kinds[name].train(job)
+        kinds[name].train(replace(job, config=replace(job.config, steps=6)))  # goes on from its last checkpoint
+        curves.append(curve(job.work))
+    assert len(curves[0]) == len(curves[1]) == 6
+    for exact, rounded in zip(*curves, strict=True):
+        assert rounded.keys() == exact.keys()
+        for column in (column for column in exact if column.endswith("loss")):
+            assert rounded[column] == pytest.approx(exact[column], rel=0.1)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from causvid.training.ode_step import OdeJob
 
 CRF = 16  # x264's quality
+WIDTH = 256  # pixels to which a smaller video is blown up, by whole numbers: a player's controls alone are 50 high
 FOLDER = "previews"  # in the work folder and among the run's artifacts
 
 
@@ -64,7 +65,10 @@ class Previews:
         if is_main():
             self.folder.mkdir(exist_ok=True)
             path = self.folder / f"step-{step:07d}.mp4"
-            write_video(path, torch.cat(list(frames), dim=2).cpu().numpy(), fps=self.job.fps, crf=CRF)
+            row = torch.cat(list(frames), dim=2)  # [F, H, the widths of all, 3]
+            times = max(1, WIDTH // video.width)
+            shown = row.repeat_interleave(times, dim=1).repeat_interleave(times, dim=2)
+            write_video(path, shown.cpu().numpy(), fps=self.job.fps, crf=CRF)
             self.job.tracker.log_artifact(path, FOLDER)
 
     def _make(self) -> tuple[CausVidPipeline, VideoShape]:

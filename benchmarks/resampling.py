@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from causvid import params
 from causvid.data import manifest
 from causvid.data.resampling import ResampleConfig, resample_folder
 from causvid.data.video_writer import write_video
@@ -28,15 +29,8 @@ WAN = VideoShape(height=480, width=832, frames=81, fps=16)
 
 def compute(workers: int) -> Compute:
     """On CPUs."""
-    return Compute(
-        workers=workers,
-        gpus_per_worker=0,
-        gradient_checkpointing="none",
-        shard_weights=False,
-        gradient_accumulation=1,
-        compile=False,
-        save_in_background=False,
-    )
+    laptop = params.read(params.PROFILES / "laptop.yaml")["compute"]
+    return params.build(Compute, {**laptop, "workers": workers}, name="compute")
 
 
 def seconds(work: Callable[[], object]) -> float:

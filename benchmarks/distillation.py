@@ -48,6 +48,7 @@ from causvid.training.dmd_step import DmdConfig, DmdJob, DmdStep
 from causvid.training.speed import peak_flops
 
 CLIPS_STORED = 8
+ONE_PASS = {"workers": 1, "shard_weights": False, "gradient_accumulation_steps": 1}
 Cycle = Callable[[int], None]
 
 
@@ -81,7 +82,7 @@ def prepared(values: dict[str, Any], clips: int, folder: Path) -> DmdJob:
         schedule=plan.schedule,
         seed=0,
         precision=devices.Precision(values["model"]["precision"]),
-        compute=replace(params.build(Compute, values["compute"], name="compute"), workers=1, shard_weights=False),
+        compute=params.build(Compute, {**values["compute"], **ONE_PASS}, name="compute"),
         latents=folder / "latents", prompts=folder / "prompts", teacher=folder / "teacher", student=folder / "student",
         work=folder / "work", tracker=cast(Tracker, None), made_from={},
         watch=Watch(samples_every=0, samples=1, keep_checkpoints_every=None),

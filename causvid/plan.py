@@ -73,8 +73,10 @@ class Plan:
             text_tokens=self.text_tokens,
         )
         self.workers: int = values["compute"]["workers"]
-        self.passes: int = values["compute"]["gradient_accumulation"]
+        self.accumulation: int = values["compute"]["gradient_accumulation_steps"]
         self.shards: int = self.workers if values["compute"]["shard_weights"] else 1
+        # How often an update's passes talk to the other workers: whole replicas only in the last of them.
+        self.exchanges: int = self.accumulation if self.shards > 1 else 1
 
     @cached_property
     def vae(self) -> VaeCost:
@@ -178,7 +180,8 @@ class Plan:
             * teacher["batch_size"]
             * (self.clip.causal if teacher["causal"] else self.clip.bidirectional).training,
             memory=self._trained(teacher["batch_size"], 1) if teacher["steps"] else SINGLE * weights,
-            network=self._reduced(teacher["steps"]) + (SINGLE * weights if teacher["init"]["hub"] else 0.0),
+            network=self._reduced(teacher["steps"] * self.exchanges)
+            + (SINGLE * weights if teacher["init"]["hub"] else 0.0),
             disk=SINGLE * weights,
         )  # fmt: skip
         yield Row(
@@ -194,15 +197,15 @@ class Plan:
             stage="train_ode_init", work=_steps(ode["steps"]),
             flops=ode["steps"] * ode["batch_size"] * self.clip.causal.training,
             memory=self._trained(ode["batch_size"], 1), disk=SINGLE * weights,
-            network=self._reduced(ode["steps"]) + (SINGLE * weights if ode["init"]["hub"] else 0.0),
+            network=self._reduced(ode["steps"] * self.exchanges) + (SINGLE * weights if ode["init"]["hub"] else 0.0),
         )  # fmt: skip
         updates = self.student_updates()
         yield Row(
             stage="train_dmd", work=f"{dmd['steps']} critic and {updates} student updates",
             flops=dmd["batch_size"] * (updates * self.dmd.student + dmd["steps"] * self.dmd.critic),
             memory=self._dmd_memory(), disk=SINGLE * weights,
-            network=self._reduced(updates + (0 if dmd["critic_lora_rank"] else dmd["steps"]), self._other_passes())
-            + self._adapter_reduced(),
+            network=self._reduced(updates * self._students_exchanges(), other_passes=self._other_passes())
+            + self._reduced(dmd["steps"] * self.exchanges, trained=self._adapter() or None),
         )  # fmt: skip
 
     def _judging(self) -> Iterator[Row]:
@@ -245,24 +248,18 @@ class Plan:
     def _adapter(self) -> int:
         """Weights of the critic's adapter; 0 for none."""
         rank = self.values["train_dmd"]["critic_lora_rank"]
-        return self.transformer.adapter_parameters(rank) if rank else 0
+        return 0 if rank is None else self.transformer.adapter_parameters(rank)
 
-    def _adapter_reduced(self) -> float:
-        """Bytes each worker sends for a critic's adapter: its gradients; sharded, the frozen weights, too."""
-        adapter, steps = self._adapter(), self.values["train_dmd"]["steps"]
-        if not adapter:
-            return 0.0
-        sent = steps * (self.workers - 1) / self.workers
-        if self.shards == 1:
-            return sent * 2 * SINGLE * adapter
-        return sent * (2 * self.bytes * (self.transformer.parameters + adapter) + SINGLE * adapter)
+    def _students_exchanges(self) -> int:
+        """``exchanges`` of the student's update, which with shared samples is one pass."""
+        return 1 if self.values["train_dmd"]["share_samples"] else self.exchanges
 
     def _rollout_cache(self) -> float:
         """Bytes of the cache a causal rollout of one worker's pass needs, in the weights' float32."""
         if self.values["train_dmd"]["inputs"] == "data" or self.values["model"]["frames_per_block"] is None:
             return 0.0
         section = self.values["train_dmd"]
-        at_once = self.workers * (1 if section["share_samples"] else self.passes)
+        at_once = self.workers * (1 if section["share_samples"] else self.accumulation)
         clips = max(1, section["batch_size"] // at_once)
         return clips * self.transformer.kv_cache_bytes(self.clip.tokens, SINGLE)
 
@@ -278,23 +275,26 @@ class Plan:
 
         And those of as many others, each of a whole batch, as are ``waiting`` for their backward pass meanwhile.
         """
-        samples = max(1, batch // self.workers // self.passes) + waiting * max(1, batch // self.workers)
+        samples = max(1, batch // self.workers // self.accumulation) + waiting * max(1, batch // self.workers)
         kept = samples * self.kept(self.values["compute"]["gradient_checkpointing"])
         held = self.transformer.parameters * (networks * TRAINED + AVERAGED) / self.shards
         # Sharded, a block at work and the next one are whole.
         whole = 2 * self.bytes * self.transformer.parameters / self.transformer.num_layers if self.shards > 1 else 0.0
         return held + whole + kept
 
-    def _reduced(self, updates: int, other_passes: float = 0.0) -> float:
+    def _reduced(self, updates: int, *, other_passes: float = 0.0, trained: int | None = None) -> float:
         """Bytes each worker sends for ``updates`` training passes and, where weights are sharded, for other ones.
 
         A ring sends (n - 1) / n of them to gather weights or to scatter a sum. Averaging gradients is both; sharded, a
-        pass gathers the weights in the precision of the products, its way back once more.
+        pass gathers the weights in the precision of the products, its way back once more. ``trained``: weights that
+        have a gradient, an adapter's beside the frozen ones; None: all.
         """
-        sent = (self.workers - 1) / self.workers * self.transformer.parameters
+        sent, weights = (self.workers - 1) / self.workers, self.transformer.parameters
+        learned = weights if trained is None else trained
         if self.shards == 1:
-            return updates * 2 * SINGLE * sent
-        return (updates * (2 * self.bytes + SINGLE) + other_passes * self.bytes) * sent
+            return updates * 2 * SINGLE * learned * sent
+        held = weights if trained is None else weights + trained
+        return (updates * (2 * self.bytes * held + SINGLE * learned) + other_passes * self.bytes * weights) * sent
 
     def _other_passes(self) -> float:
         """Passes of DMD that train nothing: the student's samples, and critic and teacher in its own updates."""
@@ -307,7 +307,7 @@ class Plan:
             passes = self.layout.blocks * (before / 2 + 2) - 1
         ratio = section["critic_updates_per_student_update"]
         sampled = section["steps"] / ratio if section["share_samples"] else section["steps"] + updates
-        return sampled * passes + 2 * updates
+        return (sampled * passes + 2 * updates) * self._students_exchanges()
 
 
 def problems(values: Mapping[str, Any]) -> Iterator[str]:
@@ -340,7 +340,7 @@ def problems(values: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name} is {count}; there are only sample.videos {sample['videos']}"
     if values["train_teacher"]["causal"] and not model["frames_per_block"]:
         yield "train_teacher.causal is true; it needs model.frames_per_block, latent frames in a block, not null"
-    workers, passes = values["compute"]["workers"], values["compute"]["gradient_accumulation"]
+    workers, passes = values["compute"]["workers"], values["compute"]["gradient_accumulation_steps"]
     for stage in ("train_vae", "train_teacher", "train_ode_init", "train_dmd"):
         size, many = values[stage]["batch_size"], 1 if stage == "train_vae" else passes
         if values[stage]["steps"] and size % workers:
@@ -348,8 +348,11 @@ def problems(values: Mapping[str, Any]) -> Iterator[str]:
         elif values[stage]["steps"] and size // workers % many:
             yield (
                 f"{stage}.batch_size is {size}, {size // workers} for each of compute.workers {workers}; "
-                f"compute.gradient_accumulation {many} must divide that"
+                f"compute.gradient_accumulation_steps {many} must divide that"
             )
+    rank = values["train_dmd"]["critic_lora_rank"]
+    if rank is not None and rank < 1:
+        yield f"train_dmd.critic_lora_rank is {rank}; it must be at least 1, or null for a critic of its own"
     low, high = values["train_dmd"]["score_timesteps"]
     if not 0 < low < high <= 1000:
         yield f"train_dmd.score_timesteps is [{low}, {high}]; it must rise inside (0, 1000]"

@@ -89,7 +89,7 @@ ONE_WORKER = Compute(
     gpus_per_worker=0,
     gradient_checkpointing="none",
     shard_weights=False,
-    gradient_accumulation=1,
+    gradient_accumulation_steps=1,
     compile=False,
     save_in_background=False,
 )

@@ -26,8 +26,14 @@ def with_adapter(model: WanTransformer3DModel, rank: int, seed: int) -> WanTrans
 
 @contextmanager
 def without_adapter(model: WanTransformer3DModel) -> Iterator[None]:
-    """``model`` as it was before it got its adapter."""
+    """``model`` as it was before it got its adapter.
+
+    What trains stays what trains: DDP and FSDP look for it in their first pass, and peft would say that nothing does.
+    """
+    trains = [weight for weight in model.parameters() if weight.requires_grad]
     model.disable_adapters()
+    for weight in trains:
+        weight.requires_grad_(True)
     try:
         yield
     finally:

@@ -36,25 +36,25 @@ class Compute:
     workers: processes; gpus_per_worker: GPUs each of them holds; gradient_checkpointing: what a transformer in training
     makes again in the backward pass instead of keeping it, nothing (none), all of a layer but its attention
     (selective), or all (full); shard_weights: whether each worker keeps its part of a transformer in training and
-    fetches the rest block by block (FSDP), or all of it (DDP); gradient_accumulation: in how many passes, one after the
-    other, a transformer in training sees a worker's share of a batch; compile: whether torch.compile makes its layers;
-    save_in_background: whether training goes on while a copy of its state is written.
+    fetches the rest block by block (FSDP), or all of it (DDP); gradient_accumulation_steps: in how many passes, one
+    after the other, a transformer in training sees a worker's share of a batch; compile: whether torch.compile makes
+    its layers; save_in_background: whether training goes on while a copy of its state is written.
     """
 
     workers: int
     gpus_per_worker: float
     gradient_checkpointing: Checkpointing
     shard_weights: bool
-    gradient_accumulation: int
+    gradient_accumulation_steps: int
     compile: bool
     save_in_background: bool
 
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise ValueError(f"compute.workers is {self.workers}; it must be at least 1")
-        if self.gradient_accumulation < 1:
+        if self.gradient_accumulation_steps < 1:
             raise ValueError(
-                f"compute.gradient_accumulation is {self.gradient_accumulation}; it must be at least 1, one pass"
+                f"compute.gradient_accumulation_steps is {self.gradient_accumulation_steps}; it must be at least 1"
             )
 
     @property

@@ -30,13 +30,13 @@ class Batch(NamedTuple):
         drawn = [normal(shape, seed, purpose, number) for number in self.numbers]
         return torch.stack(drawn).to(self.latents.device)
 
-    def parts(self, count: int) -> list[Batch]:
+    def micro_batches(self, count: int) -> list[Batch]:
         """The same samples in ``count`` batches of equal size. Raises ValueError when they do not divide."""
         size, rest = divmod(len(self.numbers), count)
         if rest:
             raise ValueError(
                 f"a worker's {len(self.numbers)} samples of a batch do not divide into {count} passes; change "
-                "compute.gradient_accumulation or the stage's batch_size"
+                "compute.gradient_accumulation_steps or the stage's batch_size"
             )
         slices = [slice(start, start + size) for start in range(0, len(self.numbers), size)]
         return [Batch(self.latents[part], self.prompts[part], self.numbers[part]) for part in slices]

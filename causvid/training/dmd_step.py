@@ -124,9 +124,11 @@ class Sampled(NamedTuple):
     noisy: torch.Tensor
     noisy_frames: torch.Tensor
 
-    def parts(self, count: int) -> Iterator[Sampled]:
+    def micro_batches(self, count: int) -> Iterator[Sampled]:
         """Its samples in ``count`` equal parts, without the gradient."""
-        slices = zip(self.batch.parts(count), self.x0.detach().chunk(count), self.noisy.chunk(count), strict=True)
+        slices = zip(
+            self.batch.micro_batches(count), self.x0.detach().chunk(count), self.noisy.chunk(count), strict=True
+        )
         return (Sampled(self.step, *part, self.noisy_frames) for part in slices)
 
 
@@ -134,7 +136,7 @@ class DmdStep:
     """One critic update a step, and every few steps one of the student (algorithm 1, two time scales)."""
 
     def __init__(self, job: DmdJob) -> None:
-        self.job, self.device, self.passes = job, devices.pick(), job.compute.gradient_accumulation
+        self.job, self.device, self.accumulation = job, devices.pick(), job.compute.gradient_accumulation_steps
         self.rolls_out = job.config.inputs == Inputs.ROLLOUT
         self.store, prompts = LatentStore(job.latents), PromptStore(job.prompts)
         self.captions = prompts.captions
@@ -192,7 +194,7 @@ class DmdStep:
         if config.share_samples:
             ratio, after = config.critic_updates_per_student_update, step - config.critic_only_steps
             sampled = self._shared(max(0, step - after % ratio))
-            values = self._update_critic(step, sampled.parts(self.passes))
+            values = self._update_critic(step, sampled.micro_batches(self.accumulation))
             if self._is_students_turn(step):
                 self.shared = None
                 values |= self._update_student(step, [sampled])
@@ -232,9 +234,9 @@ class DmdStep:
     def _samples(self, step: int, purpose: Literal["student", "critic"]) -> Iterator[Sampled]:
         """The student's samples for an update, part after part, with a gradient where the update is its own."""
         batch = self._read(step)
-        for number, part in enumerate(batch.parts(self.passes), start=1):
+        for number, part in enumerate(batch.micro_batches(self.accumulation), start=1):
             if purpose == "student":
-                synchronize_gradients(self.student, number == self.passes)
+                synchronize_gradients(self.student, number == self.accumulation)
             yield self._sample(step, batch, part, purpose, gradient=purpose == "student")
 
     def _read(self, step: int) -> Batch:
@@ -282,7 +284,7 @@ class DmdStep:
         """A denoising step on samples of this step or of an earlier one: times and noise are those of ``step``."""
         values: dict[str, torch.Tensor] = {}
         for part, sampled in enumerate(samples, start=1):
-            synchronize_gradients(self.critic, part == self.passes)
+            synchronize_gradients(self.critic, part == self.accumulation)
             shift, share = (step - sampled.step) * self.job.config.batch_size, self._share(sampled)
             batch = sampled.batch._replace(numbers=[number + shift for number in sampled.batch.numbers])
             noise, times = batch.noise(self.job.seed, "critic_score_noise"), self._score_times(batch, "critic_score")

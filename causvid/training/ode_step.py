@@ -109,7 +109,7 @@ class OdeStep:
         """Every block at a state of its own (the clean end among them), one regression towards the clean end."""
         job = self.job
         batch = read_batch(self.store, seed=job.seed, step=step, size=job.config.batch_size, device=self.device)
-        parts = batch.parts(job.compute.gradient_accumulation)
+        parts = batch.micro_batches(job.compute.gradient_accumulation_steps)
         # The loss is a mean over noisy frames, and ranks and parts have different numbers of them.
         noisy = self._noisy(self._choices(batch))
         loss = accumulate(self.model, parts, lambda part: self._loss(part, noisy), step)

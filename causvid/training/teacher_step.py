@@ -127,9 +127,9 @@ class TeacherStep:
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
         """Flow matching on one batch."""
-        job, passes = self.job, self.job.compute.gradient_accumulation
+        job, passes = self.job, self.job.compute.gradient_accumulation_steps
         batch = read_batch(self.store, seed=job.seed, step=step, size=job.config.batch_size, device=self.device)
-        loss = accumulate(self.model, batch.parts(passes), lambda part: self._loss(step, part) / passes, step)
+        loss = accumulate(self.model, batch.micro_batches(passes), lambda part: self._loss(step, part) / passes, step)
         norm = self.optimizer.step(step)
         self.average.update_parameters(self.model)
         return {"loss": loss, "grad_norm": norm}

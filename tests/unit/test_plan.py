@@ -99,17 +99,35 @@ def test_a_critic_with_an_adapter(wan: Plan) -> None:
     )
 
 
+@pytest.mark.parametrize(("shares", "student"), [(False, 4), (True, 1)])
+def test_weights_in_parts_travel_in_every_pass(shares: bool, student: int, wan: Plan) -> None:
+    """Four a batch; with shared samples the student's update is one pass. Whole ones wait for the last."""
+    rows: dict[tuple[bool, int], dict[str, float]] = {}
+    values = copy.deepcopy(dict(wan.values))
+    values["train_dmd"] |= {"share_samples": shares}
+    for sharded in (False, True):
+        for steps in (1, 4):
+            values["compute"] |= {"workers": 8, "shard_weights": sharded, "gradient_accumulation_steps": steps}
+            rows[sharded, steps] = {row.stage: row.network or 0.0 for row in Plan(values).rows()}
+    assert rows[False, 4] == rows[False, 1]
+    assert rows[True, 4]["train_ode_init"] == pytest.approx(4 * rows[True, 1]["train_ode_init"])
+    sent, critic = wan.transformer.parameters * 7 / 8, 8 * values["train_dmd"]["steps"]
+    assert rows[True, 1]["train_dmd"] > critic * sent
+    grown = rows[True, 4]["train_dmd"] - 4 * critic * sent, rows[True, 1]["train_dmd"] - critic * sent
+    assert grown[0] == pytest.approx(student * grown[1])
+
+
 def test_passes_one_after_the_other_need_less_memory(wan: Plan) -> None:
     values = copy.deepcopy(dict(wan.values))
-    values["compute"] |= {"workers": 8, "gradient_accumulation": 4}
+    values["compute"] |= {"workers": 8, "gradient_accumulation_steps": 4}
     many = {row.stage: row.memory for row in Plan(values).rows()}
-    values["compute"] |= {"gradient_accumulation": 1}
+    values["compute"] |= {"gradient_accumulation_steps": 1}
     one = {row.stage: row.memory for row in Plan(values).rows()}
     assert one["train_ode_init"] - many["train_ode_init"] == pytest.approx((16 - 4) * wan.kept("full"))
     assert one["train_dmd"] - many["train_dmd"] == pytest.approx((8 - 2) * wan.kept("full"))
     values["train_dmd"] |= {"share_samples": True}  # all of the student's wait, whatever the passes
     shared = {row.stage: row.memory for row in Plan(values).rows()}
-    values["compute"] |= {"gradient_accumulation": 4}
+    values["compute"] |= {"gradient_accumulation_steps": 4}
     both = {row.stage: row.memory for row in Plan(values).rows()}
     assert shared["train_dmd"] - both["train_dmd"] == pytest.approx((8 - 2) * wan.kept("full"))
 
@@ -267,7 +285,11 @@ def _change_both(*changes: Callable[[dict[str, Any]], None]) -> Callable[[dict[s
         (_change("sample.rollouts", 1000), ["sample.rollouts", "sample.videos"]),
         (_change("report.rows", 1000), ["report.rows", "sample.videos"]),
         (_change("compute.workers", 3), ["train_dmd.batch_size", "compute.workers 3"]),
-        (_change("compute.gradient_accumulation", 3), ["train_ode_init.batch_size is 8", "gradient_accumulation 3"]),
+        (
+            _change("compute.gradient_accumulation_steps", 3),
+            ["train_ode_init.batch_size is 8", "gradient_accumulation_steps 3"],
+        ),
+        (_change("train_dmd.critic_lora_rank", 0), ["train_dmd.critic_lora_rank is 0", "null"]),
         (_change("train_dmd.score_timesteps", [980, 20]), ["score_timesteps"]),
     ],
 )

@@ -112,7 +112,7 @@ def assert_same_losses(one: Path, other: Path, *, steps: int) -> None:
 def kinds(
     world: Path, schedule: ScheduleConfig, transformer_config: dict[str, Any], vae_config: dict[str, Any]
 ) -> dict[str, Kind]:
-    """Teacher (bidirectional and causal), ODE, DMD (three ways) and VAE training on the toy world; every part of each one's state matters within six steps."""
+    """Teacher (bidirectional and causal), ODE, DMD (four ways) and VAE training on the toy world; every part of each one's state matters within six steps."""
     common: dict[str, Any] = {
         "tracker": SilentTracker(),
         "seed": 0,
@@ -172,5 +172,7 @@ def kinds(
         "dmd": Kind(dmd, DmdStep, train_dmd),
         "dmd_sharing_samples": Kind(partial(dmd, share_samples=True), DmdStep, train_dmd),
         "dmd_lora_critic": Kind(partial(dmd, critic_lora_rank=2), DmdStep, train_dmd),
+        # The first pass of the network is the teacher's, for the student's update.
+        "dmd_lora_critic_asked_second": Kind(partial(dmd, critic_lora_rank=2, critic_only_steps=0), DmdStep, train_dmd),
         "vae": Kind(vae, VaeStep, train_vae),
     }

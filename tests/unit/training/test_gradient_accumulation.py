@@ -33,7 +33,7 @@ def test_several_passes_train_as_one(name: str, changes: dict[str, Any], kinds: 
     curves, weights = [], []
     for passes in (1, 2, 4):
         job = kinds[name].job(tmp_path / str(passes), steps=4, **changes)
-        job = replace(job, compute=replace(ONE_WORKER, gradient_accumulation=passes))
+        job = replace(job, compute=replace(ONE_WORKER, gradient_accumulation_steps=passes))
         step = kinds[name].step(job)
         trained, seen = step.critic if "dmd" in name else step.model, list[int]()
         trained.register_forward_pre_hook(
@@ -54,14 +54,14 @@ def test_several_passes_train_as_one(name: str, changes: dict[str, Any], kinds: 
 
 def test_a_batch_that_does_not_divide_is_refused(kinds: dict[str, Any], tmp_path: Path) -> None:
     job = kinds["ode"].job(tmp_path)
-    step = kinds["ode"].step(replace(job, compute=replace(ONE_WORKER, gradient_accumulation=3)))
+    step = kinds["ode"].step(replace(job, compute=replace(ONE_WORKER, gradient_accumulation_steps=3)))
     with pytest.raises(ValueError, match=r"4 samples of a batch do not divide into 3 passes; change compute\.grad"):
         step(0)
 
 
 def test_less_than_one_pass_is_refused() -> None:
-    with pytest.raises(ValueError, match="gradient_accumulation is 0; it must be at least 1"):
-        replace(ONE_WORKER, gradient_accumulation=0)
+    with pytest.raises(ValueError, match="gradient_accumulation_steps is 0; it must be at least 1"):
+        replace(ONE_WORKER, gradient_accumulation_steps=0)
 
 
 def test_a_loss_that_is_none_stops_before_its_gradients() -> None:

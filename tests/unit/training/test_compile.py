@@ -31,8 +31,8 @@ def _compiled_anew() -> Iterator[None]:
         torch._dynamo.reset()
 
 
-def train(name: str, kinds: dict[str, Any], work: Path, **compute: Any) -> Any:
-    changes = {} if "dmd" in name else {"optimizer": optimizer(learning_rate=1e-3)}
+def train(name: str, kinds: dict[str, Any], work: Path, inputs: str = "data", **compute: Any) -> Any:
+    changes = {"inputs": inputs} if "dmd" in name else {"optimizer": optimizer(learning_rate=1e-3)}
     job = kinds[name].job(work, steps=STEPS, **changes)
     job = replace(job, compute=replace(ONE_WORKER, **compute))
     kinds[name].train(job)
@@ -53,10 +53,21 @@ def test_a_compiled_student_trains_as_a_plain_one(kinds: dict[str, Any], tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("again", ["none", "selective", "full"])
-@pytest.mark.parametrize("name", ["teacher", "dmd", "dmd_sharing_samples", "dmd_lora_critic"])
-def test_compiled_layers_train_as_plain_ones(name: str, again: str, kinds: dict[str, Any], tmp_path: Path) -> None:
-    train(name, kinds, tmp_path / "plain")
-    train(name, kinds, tmp_path / "compiled", compile=True, gradient_checkpointing=again)
+@pytest.mark.parametrize(
+    ("name", "inputs"),
+    [
+        ("teacher", "data"),
+        ("dmd", "data"),
+        ("dmd", "rollout"),
+        ("dmd_sharing_samples", "rollout"),
+        ("dmd_lora_critic", "data"),
+    ],
+)
+def test_compiled_layers_train_as_plain_ones(
+    name: str, inputs: str, again: str, kinds: dict[str, Any], tmp_path: Path
+) -> None:
+    train(name, kinds, tmp_path / "plain", inputs)
+    train(name, kinds, tmp_path / "compiled", inputs, compile=True, gradient_checkpointing=again)
     assert_same(name, tmp_path / "plain", tmp_path / "compiled")
 
 

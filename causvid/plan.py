@@ -25,6 +25,7 @@ from causvid import params as params_file
 from causvid.costs import CPU, KINDS, Clip, DmdWork, Transformer, VaeCost, text_encoder_parameters, vae_cost
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.runtime import device
+from causvid.runtime.inputs import path_problems
 from causvid.runtime.parallel import Checkpointing
 from causvid.shapes import BlockLayout, LatentShape, VideoShape
 
@@ -312,6 +313,7 @@ class Plan:
 
 def problems(values: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong between the sections of a params file: one sentence each, with the remedy."""
+    yield from path_problems(values)
     model, sample = values["model"], values["sample"]
     vae, transformer = model["vae"], model["transformer"]
     try:

@@ -5,12 +5,8 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
-
-# Prefect looks at it when it is imported.
-os.environ.setdefault("DO_NOT_TRACK", "true")
 
 import typer
 from dvc.repo import Repo

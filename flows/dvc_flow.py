@@ -12,6 +12,7 @@ from asyncio import CancelledError
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -38,7 +39,7 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
 from flows.dvc_repo import Plan, Stage, read_plan, repair
-from flows.dvc_task import Record, StageFailed, run_stage
+from flows.dvc_task import Record, StageFailed, run_dvc, run_stage
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -58,8 +59,8 @@ def bring_up_to_date(name: str, root: Path, targets: Sequence[str] | None) -> St
     with only_flow(root):
         for broken in repair(root):
             get_run_logger().warning("%s was cut short by a kill; set aside", broken)
-        plan = read_plan(root, targets)
         try:
+            plan = read_plan(root, targets, refresh=partial(_refresh, root=root))
             with parent_run(name, plan, root) as environment:
                 states = run_stages(plan.stages, root, environment)
                 create_table_artifact(key="stages", table=_rows(states), description=f"The stages of this {name}")
@@ -79,6 +80,11 @@ def bring_up_to_date(name: str, root: Path, targets: Sequence[str] | None) -> St
     counts = Counter(str(state.name).lower() for state in states.values())
     message = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
     return Completed(message=message, data=[state.result() for state in states.values()])
+
+
+def _refresh(stage: Stage, *, root: Path) -> None:
+    """Run a stage that DVC always counts as changed. Raises StageFailed."""
+    run_dvc(stage, root, environment={}, log=get_run_logger().info, stop=threading.Event())
 
 
 def run_as_command(flow: Flow[..., State[list[Record]]], *arguments: object) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,10 +53,21 @@ class Plan:
         return not all(stage.settled for stage in self.stages)
 
 
-def read_plan(root: Path, targets: Sequence[str] | None = None) -> Plan:
-    """``targets`` (names as in ``dvc repro``; None = all of the root's dvc.yaml) and everything they depend on.
+def read_plan(
+    root: Path, targets: Sequence[str] | None = None, *, refresh: Callable[[Stage], object] | None = None
+) -> Plan:
+    """Read from DVC which stages a flow runs, and which of them are up to date.
 
-    Files that DVC only tracks (``.dvc``) are not among them. Raises ValueError for a target that DVC does not know.
+    Files that DVC only tracks (``.dvc``) are not among the stages.
+
+    Args:
+        root: The project's root.
+        targets: Names as in ``dvc repro``; None for all of the root's dvc.yaml. Their upstream stages are added.
+        refresh: Runs a stage that DVC always counts as changed. It is called for each before DVC is asked about the
+            others, which depend on its outputs, and the stage is then up to date.
+
+    Raises:
+        ValueError: DVC does not know a target.
     """
     with chdir(root), Repo(str(root), _wait_for_lock=True) as repo:
         graph = repo.index.graph  # edges point from a stage to what it depends on
@@ -69,7 +80,12 @@ def read_plan(root: Path, targets: Sequence[str] | None = None) -> Plan:
         upstream_first = graph.subgraph(stage for stage in wanted if stage.cmd).reverse(copy=True)
         remote = bool(repo.config["core"].get("remote"))
         order = list(networkx.lexicographical_topological_sort(upstream_first, key=written.__getitem__))
-        stale = set(repo.status([stage.addressing for stage in order]))
+        fresh = [stage for stage in order if refresh and stage.always_changed]
+        for stage in fresh:
+            assert refresh is not None
+            refresh(_stage(stage, (), has_remote=remote, settled=False))
+        others = [stage.addressing for stage in order if stage not in fresh]
+        stale = set(repo.status(others)) if others else set()  # DVC takes an empty list for every stage
         stages: dict[str, Stage] = {}
         for stage in order:
             before = sorted(other.addressing for other in upstream_first.predecessors(stage))

@@ -5,11 +5,7 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-
-# Prefect looks at it when it is imported.
-os.environ.setdefault("DO_NOT_TRACK", "true")
 
 from dvc.repo import Repo
 from prefect import flow

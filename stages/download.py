@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from causvid.data import sources
-from causvid.plan import refuse_problems
 from causvid.runtime.stage import stage_run
 from causvid.shapes import VideoShape
 
@@ -18,25 +16,21 @@ READS = ("seed", "video", "download")
 
 
 def main(
-    folder: Annotated[Path, typer.Option(help="your videos, for source folder")],
-    captions: Annotated[Path, typer.Option(help="their captions: {relative path: caption}")],
-    toy_world_captions: Annotated[Path, typer.Option(help="captions of the toy world's clips, one a line")],
     out: Annotated[Path, typer.Option()],
     metrics: Annotated[Path, typer.Option()],
     params: Annotated[Path, typer.Option()] = Path("params.yaml"),
 ) -> None:
-    """Options are paths; numbers come from the params file."""
-    with stage_run("download", params=params, reads=READS, inputs=(folder, toy_world_captions), metrics=metrics) as run:
-        refuse_problems(params)  # said in the first second, not hours later by the stage that stumbles over it
+    """Options are paths of the pipeline; numbers and the user's paths come from the params file."""
+    with stage_run("download", params=params, reads=READS, inputs=(), metrics=metrics) as run:
         video = run.section("video", VideoShape)
-        config = replace(run.section("download", sources.DownloadConfig), toy_world_captions=toy_world_captions)
+        config = run.section("download", sources.DownloadConfig)
         built, hub = run.work / "out", run.work / "hub"
         shutil.rmtree(built, ignore_errors=True)
         if config.source == "toy_world":
             seed = run.section("seed", int)
             counts = sources.toy_world_videos(built, config, video=video, seed=seed, workers=run.compute.workers)
         elif config.source == "folder":
-            counts = sources.folder_videos(built, config, folder=folder, captions=captions)
+            counts = sources.folder_videos(built, config, folder=config.folder, captions=config.captions)
         else:
             from causvid.data.mixkit import mixkit_videos  # the hub's client takes a second to import
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +16,18 @@ READS = ("seed", "model.text_encoder", "model.text_tokens", "model.precision", "
 
 
 def main(
-    captions: Path = typer.Option(...),
-    more_captions: Path = typer.Option(...),
-    evaluation_prompts: Path = typer.Option(...),
     out: Path = typer.Option(...),
     text_encoder: Path = typer.Option(...),
     metrics: Path = typer.Option(...),
     params: Path = typer.Option(Path("params.yaml")),
 ) -> None:
-    """Options are paths; numbers come from the params file."""
-    inputs = (captions, more_captions, evaluation_prompts)
-    with stage_run("encode_prompts", params=params, reads=READS, inputs=inputs, metrics=metrics) as run:
+    """Options are paths of the pipeline; numbers and the user's paths come from the params file."""
+    with stage_run("encode_prompts", params=params, reads=READS, inputs=(), metrics=metrics) as run:
         building, encoder = run.work / "out", run.work / "text_encoder"
         for leftover in (building, encoder):
             shutil.rmtree(leftover, ignore_errors=True)
-        config = run.section("encode_prompts", PromptConfig)
         results = encode_prompts(
-            replace(config, captions=captions, more_captions=more_captions, evaluation_prompts=evaluation_prompts),
+            run.section("encode_prompts", PromptConfig),
             building,
             encoder,
             text_encoder=run.section("model.text_encoder", dict[str, Any]),

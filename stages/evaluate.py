@@ -22,19 +22,17 @@ READS = (
     "sample.crf",
     "evaluate",
 )
-LOCK = Path("requirements/vbench.txt")
 
 
 def main(
     videos: Annotated[Path, typer.Option(help="folder of videos with a manifest")],
     item: Annotated[str, typer.Option(help="name of the folder in the reports")],
     reference: Annotated[Path, typer.Option(help="real clips to compare with")],
-    feature_vae: Annotated[Path, typer.Option(help="folder of the VAE whose encoder gives the features")],
     metrics: Annotated[Path, typer.Option(help="JSON file to write")],
     params: Annotated[Path, typer.Option(help="params file")] = Path("params.yaml"),
 ) -> None:
     """Score the first videos of a folder, as many as there are evaluation samples."""
-    inputs = [videos, reference, feature_vae, LOCK]
+    inputs = (videos, reference)
     with stage_run("evaluate", params=params, reads=READS, inputs=inputs, metrics=metrics, item=item) as run:
         config, video = run.section("evaluate", vbench.EvaluateConfig), run.section("video", VideoShape)
         setting = scores.Setting(
@@ -51,7 +49,7 @@ def main(
         )
         rows, log = scores.select(videos, setting).rows, run.work / "vbench.log"
         with vbench.scoring(videos, rows, config, device=str(device.pick()), log=log) as vbenched:
-            run.report(scores.score(videos, FeatureNet(feature_vae), setting))
+            run.report(scores.score(videos, FeatureNet(config.feature_vae), setting))
             run.report({"vbench": vbenched()})
 
 

@@ -14,11 +14,10 @@ from causvid.runtime.device import Precision
 from causvid.runtime.stage import stage_run
 from causvid.shapes import LatentShape, VideoShape
 
-READS = ("seed", "video", "model.precision", "schedule", "generate_ode_pairs")
+READS = ("seed", "video", "model.precision", "schedule", "encode_prompts.captions", "generate_ode_pairs")
 
 
 def main(
-    captions: Path = typer.Option(...),
     prompts: Path = typer.Option(...),
     vae: Path = typer.Option(...),
     teacher: Path = typer.Option(...),
@@ -26,8 +25,8 @@ def main(
     metrics: Path = typer.Option(...),
     params: Path = typer.Option(Path("params.yaml")),
 ) -> None:
-    """Options are paths; numbers come from the params file."""
-    inputs = (captions, prompts, vae, teacher)
+    """Options are paths of the pipeline; numbers and the user's paths come from the params file."""
+    inputs = (prompts, vae, teacher)
     with stage_run("generate_ode_pairs", params=params, reads=READS, inputs=inputs, metrics=metrics) as run:
         config, model = run.section("generate_ode_pairs", OdePairConfig), load_vae(vae)
         job = OdePairSolver(
@@ -45,7 +44,8 @@ def main(
             precision=run.section("model.precision", Precision),
             seed=run.section("seed", int),
         )
-        run.report(generate_ode_pairs(job, read_captions(captions), config, run.compute))
+        captions = read_captions(run.section("encode_prompts.captions", Path))
+        run.report(generate_ode_pairs(job, captions, config, run.compute))
         run.publish(job.out, out)
 
 

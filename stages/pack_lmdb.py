@@ -15,22 +15,24 @@ READS = ("pack_lmdb",)
 
 
 def main(
-    source: Path = typer.Option(...),
     item: str = typer.Option(...),
     out: Path = typer.Option(...),
     metrics: Path = typer.Option(...),
     params: Path = typer.Option(Path("params.yaml")),
 ) -> None:
-    """Options are paths; numbers come from the params file."""
-    with stage_run("pack_lmdb", item=item, params=params, reads=READS, inputs=(source,), metrics=metrics) as run:
+    """Options are paths of the pipeline; numbers and the user's paths come from the params file."""
+    with stage_run(
+        "pack_lmdb", item=item, params=params, reads=READS, inputs=(), metrics=metrics,
+        paths=(f"pack_lmdb.{item}.folder",),
+    ) as run:  # fmt: skip
         building, config = run.work / "out", run.section("pack_lmdb", PackConfig)
         for leftover in (building, building.with_name("out.writing"), *run.work.glob(".out.*")):
             shutil.rmtree(leftover, ignore_errors=True)
         chosen, per_transaction = config.item(item), config.records_per_transaction
         if chosen.source == Source.RELEASED:
-            packed = import_store(source, building, timesteps=chosen.timesteps, per_transaction=per_transaction)
+            packed = import_store(chosen.folder, building, timesteps=chosen.timesteps, per_transaction=per_transaction)
         else:
-            packed = pack(source, building, per_transaction=per_transaction)
+            packed = pack(chosen.folder, building, per_transaction=per_transaction)
         run.report(packed)
         run.publish(building, out)
 

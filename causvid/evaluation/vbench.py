@@ -110,7 +110,7 @@ def scoring(
 def why_not(dimension: str, config: EvaluateConfig) -> str | None:
     """Why ``dimension`` cannot be scored here, with what it wants; None when it can."""
     if not config.vbench_python.is_file():
-        return f"{config.vbench_python} does not exist: run 'make vbench-env', then this stage with --force"
+        return "evaluate.vbench_python does not exist: run 'make vbench-env', then this stage with --force"
     if dimension in NEEDS_OWN_PROMPTS:
         return "needs the labels that come with VBench's own prompts"
     missing = [name for name in WEIGHTS[dimension] if not (config.vbench_weights / name).is_file()]

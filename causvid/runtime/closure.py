@@ -10,7 +10,20 @@ PACKAGES = ("causvid", "stages")
 # They cannot change what a stage writes into its outs: an edit here must not redo days of work.
 NEUTRAL = frozenset(
     f"causvid/runtime/{name}.py"
-    for name in ("closure", "device", "parallel", "progress", "recorded", "stage", "tracking", "work")
+    for name in (
+        "checksums",
+        "closure",
+        "device",
+        "environment",
+        "inputs",
+        "parallel",
+        "progress",
+        "project",
+        "recorded",
+        "stage",
+        "tracking",
+        "work",
+    )
 ) | {
     "causvid/costs.py",
     "causvid/params.py",

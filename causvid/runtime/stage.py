@@ -17,18 +17,12 @@ from typing import Any, TypeVar
 
 from causvid import params as params_file
 from causvid.runtime import recorded, tracking, work
+from causvid.runtime.inputs import checksums, located, paths_of, value_of
 from causvid.runtime.parallel import Compute
 from causvid.runtime.work import Origin
 
 T = TypeVar("T")
 COLLECTS = (700, 10, 10)  # Python's own; while stages import, the package stages makes it rarer
-# Before a stage imports a library that phones home.
-QUIET = {
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TYPER_STANDARD_TRACEBACK": "1",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +35,7 @@ class StageRun:
     tracker: tracking.Tracker
     compute: Compute
     watch: tracking.Watch
-    params: Mapping[str, Any]
+    params: Mapping[str, Any]  # the sections it reads; paths are where the stage finds them
     results: dict[str, Any] = field(default_factory=dict)
 
     def section(self, name: str, cls: type[T]) -> T:
@@ -63,40 +57,55 @@ class StageRun:
 
 @contextmanager
 def stage_run(
-    name: str, *, params: Path, reads: Sequence[str], inputs: Sequence[Path], metrics: Path, item: str | None = None
+    name: str,
+    *,
+    params: Path,
+    reads: Sequence[str],
+    inputs: Sequence[Path],
+    metrics: Path,
+    item: str | None = None,
+    paths: Sequence[str] | None = None,
 ) -> Iterator[StageRun]:
-    """Run the body as stage ``name`` (``item`` of a matrix) that reads params sections ``reads`` and paths ``inputs``.
+    """Run the body as a stage.
 
-    The folder of initial weights that a section names is an input as well.
+    A ValueError (a mistake that the user can correct), a full disk, or another process at the same work ends the
+    process with one sentence and exit code 1.
 
-    A ValueError (what a user can mend), a full disk or another process at the same work ends the process with one
-    sentence and exit code 1.
+    Args:
+        name: The stage's name.
+        params: The params file.
+        reads: Sections and entries of it that the stage reads.
+        inputs: Paths from the command line, outputs of earlier stages.
+        metrics: The JSON file of results.
+        item: The item of a stage that runs several times.
+        paths: Entries of the params file that hold a path and are inputs as well; None for all of them in ``reads``.
+
+    Yields:
+        The run.
     """
     _die_with_parent()
-    os.environ.update({key: os.environ.get(key, value) for key, value in QUIET.items()})
     try:
         root = Path.cwd()
         everything = params_file.read(params)
         values = {section: params_file.lookup(everything, section, params) for section in reads}
+        found = located(everything, root)
+        usable = {section: params_file.lookup(found, section, params) for section in reads}
         label = f"{name}@{item}" if item else name
         compute = params_file.build(Compute, everything["compute"], name="compute")
         watch = params_file.build(tracking.Watch, everything["watch"], name="watch")
-        weights = [
-            Path(value["init"]["folder"]) for value in values.values() if isinstance(value, dict) and "init" in value
-        ]
         # Under dvc, which has just verified what it recorded: no need to read gigabytes again.
         lock = recorded.read_lock(root) if "DVC_STAGE" in os.environ else {}
-        read = [*inputs, *weights]
-        origin = work.stage_origin(
-            name, params={**values, "item": item}, inputs=read, known=recorded.digests(lock), root=root
-        )
+        known, named = recorded.digests(lock), paths_of(reads) if paths is None else paths
+        known |= checksums(everything, [path for path in named if value_of(everything, path) not in known], root)
+        read = [*inputs, *(Path(value_of(everything, path)) for path in named)]
+        origin = work.stage_origin(name, params={**values, "item": item}, inputs=read, known=known, root=root)
         made = tracking.Made(key=origin.key, inputs=origin.inputs, upstream=recorded.upstream(lock, read, root))
         with (
             work.work_folder(name, origin.key, root=root) as folder,
             tracking.child_run(label, everything["profile"], root, values, made, folder) as tracker,
         ):
             run = StageRun(
-                name=name, work=folder, origin=origin, tracker=tracker, compute=compute, watch=watch, params=values
+                name=name, work=folder, origin=origin, tracker=tracker, compute=compute, watch=watch, params=usable
             )
             gc.set_threshold(*COLLECTS)
             started = time.monotonic()

@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
+from causvid.runtime.checksums import Checksums
 from causvid.runtime.closure import import_closure
+from causvid.runtime.project import work_root
 
 
 class Origin(NamedTuple):
@@ -41,12 +43,21 @@ class Origin(NamedTuple):
 def stage_origin(
     stage: str, *, params: Mapping[str, Any], inputs: Sequence[Path], known: Mapping[str, str], root: Path
 ) -> Origin:
-    """What a stage is made from: its params, the content of its inputs and of the modules that define it.
+    """Collect everything that decides a stage's result.
 
-    known: digests of inputs by path, for those that need not be read again.
+    Args:
+        stage: The stage's name.
+        params: The sections of params.yaml that it reads.
+        inputs: Its inputs, relative to ``root``.
+        known: Checksums of inputs by path, for those that need not be read again.
+        root: The folder in which the stage runs.
+
+    Returns:
+        Params, and the checksums of the inputs and of the modules that define the stage.
     """
-    code = {name: _digest(root / name) for name in sorted(import_closure(root / "stages" / f"{stage}.py", root))}
-    content = {path.as_posix(): known.get(path.as_posix()) or _digest(root / path) for path in inputs}
+    take = Checksums(work_root(root) / "checksums")
+    code = {name: take.of(root / name) for name in sorted(import_closure(root / "stages" / f"{stage}.py", root))}
+    content = {path.as_posix(): known.get(path.as_posix()) or take.of(root / path) for path in inputs}
     return Origin(stage, params, content, code)
 
 
@@ -57,7 +68,7 @@ class BusyError(Exception):
 @contextmanager
 def work_folder(stage: str, key: str, *, root: Path) -> Iterator[Path]:
     """The folder of one stage and key, held by a lock while in use. BusyError when another process holds it."""
-    folder = Path(os.environ.get("CAUSVID_WORK_DIR", root / ".work")) / stage / key
+    folder = work_root(root) / stage / key
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock", blocking=False)
     try:
@@ -73,7 +84,8 @@ def work_folder(stage: str, key: str, *, root: Path) -> Iterator[Path]:
 def publish(finished: Path, target: Path) -> None:
     """Put the file or folder ``finished`` at ``target`` in one rename, its bytes on disk first.
 
-    Across file systems it is copied beside the target before the rename. An existing target is replaced.
+    Across file systems it is copied beside the target before the rename. An existing target is replaced; of a link
+    only the link is, and what it leads to stays.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.name}.publishing")
@@ -84,8 +96,8 @@ def publish(finished: Path, target: Path) -> None:
         _copy(finished, beside)
         _remove(finished)
     _fsync(beside)
-    if target.is_dir():
-        shutil.rmtree(target)  # a folder cannot be renamed over a folder that has files
+    if target.is_dir() or beside.is_dir():
+        _remove(target)  # a folder cannot be renamed over a file, over a link, or over a folder that has files
     os.replace(beside, target)
 
 
@@ -108,17 +120,6 @@ def write_json(path: Path, value: Any) -> None:
 
 def _sum(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    if not path.exists():
-        return "absent"
-    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
-        digest.update(file.relative_to(path).as_posix().encode() + b"\0")
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
 
 
 def _fsync(path: Path) -> None:

@@ -34,7 +34,7 @@ PROFILES = sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
 def test_the_same_name_for_stage_module_and_params_section() -> None:
     sections = YAML(typ="safe").load(ROOT / "profiles" / "laptop.yaml")
     assert sorted([*PIPELINE, "table4"]) == STAGES  # of the ablation alone; it has no numbers of its own
-    assert set(PIPELINE) <= set(sections)
+    assert set(PIPELINE) - {"checksums"} <= set(sections)
 
 
 @pytest.mark.parametrize("where", EVERY)
@@ -45,7 +45,7 @@ def test_deps_are_the_computed_import_closure(where: str) -> None:
     assert declared == computed, f"{where}: add {sorted(computed - declared)}, drop {sorted(declared - computed)}"
 
 
-@pytest.mark.parametrize("where", EVERY)
+@pytest.mark.parametrize("where", [where for where, (name, _) in EVERY.items() if name != "checksums"])
 def test_a_stage_declares_the_params_it_reads(where: str) -> None:
     stage, stanza = EVERY[where]
     tree = ast.parse((ROOT / "stages" / f"{stage}.py").read_text())
@@ -71,7 +71,7 @@ def test_a_stage_runs_as_its_own_process_with_its_options(where: str) -> None:
     stage, stanza = EVERY[where]
     assert stanza["cmd"].startswith(f"exec python -m stages.{stage} ")
     assert set(stanza["meta"]) == {"gpu", "timeout", "retries"}
-    assert "compute" not in str(stanza["params"]), "workers must not rerun a stage"
+    assert "compute" not in str(stanza.get("params")), "workers must not rerun a stage"
 
 
 def test_all_profiles_have_the_same_keys() -> None:
@@ -86,6 +86,7 @@ def test_every_module_reaches_a_stage() -> None:
     ours = {p.relative_to(ROOT).as_posix() for p in (ROOT / "causvid").rglob("*.py") if p.stat().st_size}
     commands = {
         "causvid/evaluation/vbench_runner.py",
+        "causvid/generate/__init__.py",
         *import_closure(ROOT / "causvid" / "generate" / "command.py", ROOT),
         *import_closure(ROOT / "causvid" / "reporting" / "compare.py", ROOT),
         "causvid/interop/original_config.py",
@@ -95,9 +96,10 @@ def test_every_module_reaches_a_stage() -> None:
 
 
 def test_package_markers_are_empty() -> None:
-    """But for that of the stages, which is about how they start."""
+    """Except those of packages that hold commands: they prepare the environment before anything reads it."""
     markers = [file for d in ("causvid", "stages", "flows") for file in (ROOT / d).rglob("__init__.py")]
-    assert [file for file in markers if file.stat().st_size] == [ROOT / "stages" / "__init__.py"]
+    commands = [ROOT / name / "__init__.py" for name in ("causvid/generate", "stages", "flows")]
+    assert sorted(file for file in markers if file.stat().st_size) == sorted(commands)
 
 
 def test_only_one_file_says_cuda() -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flows.dvc_repo import read_metrics, read_plan, repair
+from flows.dvc_repo import Stage, read_metrics, read_plan, repair
 from tests.unit.flows import tiny_pipeline
 
 WHOLE_LOCK = """\
@@ -217,3 +217,29 @@ def test_after_a_repair_dvc_accepts_a_lock_file_cut_anywhere(bare: Path, length:
     (bare / ".dvc" / "config").touch()
     with Repo(str(bare), uninitialized=True) as repo:
         Lockfile(repo, os.fspath(bare / "dvc.lock")).load()
+
+
+def test_a_stage_that_always_counts_as_changed_is_run_before_dvc_is_asked(tmp_path: Path) -> None:
+    """It and those downstream of it are settled unless what it made is new."""
+    root = tiny_pipeline.make(tmp_path / "project")
+    text = (root / "dvc.yaml").read_text()
+    head = "stages:\n  look:\n    cmd: cat source > seen.txt\n    always_changed: true\n    outs: [seen.txt]\n"
+    (root / "dvc.yaml").write_text(
+        text.replace("stages:\n", head).replace("    params: [download]\n", "    deps: [seen.txt]\n")
+    )
+    (root / "source").write_text("1")
+    tiny_pipeline.commit(root)
+    subprocess.run([tiny_pipeline.DVC, "repro", "--quiet"], cwd=root, check=True)
+    asked: list[str] = []
+
+    def refresh(stage: Stage) -> None:
+        asked.append(stage.name)
+        subprocess.run([tiny_pipeline.DVC, "repro", "--quiet", "-s", stage.name], cwd=root, check=True)
+
+    assert not read_plan(root, refresh=refresh).changed
+    assert asked == ["look"]
+    assert read_plan(root).changed
+    (root / "source").write_text("2")
+    plan = read_plan(root, refresh=refresh)
+    assert [stage.settled for stage in plan.stages] == [True, False, False, False, False]
+    assert read_plan(root, ["look"], refresh=refresh).changed is False

@@ -164,6 +164,38 @@ def test_publish_replaces_whole(
     assert [p.name for p in target.parent.iterdir()] == ["out"]
 
 
+@pytest.mark.parametrize("same_file_system", [True, False])
+@pytest.mark.parametrize(
+    ("leads_to", "new"),
+    [("folder", {"a": "new"}), ("folder", "new"), ("file", "new"), ("file", {"a": "new"}), ("nowhere", {"a": "new"}),
+     ("link", {"a": "new"})],
+)  # fmt: skip
+def test_f14_publish_replaces_a_link_and_leaves_what_it_leads_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leads_to: str, new: Any, same_file_system: bool
+) -> None:
+    if not same_file_system:
+        monkeypatch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(OSError(errno.EXDEV, "elsewhere")))
+    make(tmp_path / "folder", {"theirs": "kept"})
+    make(tmp_path / "file", "kept")
+    (tmp_path / "link").symlink_to("folder")
+    target = tmp_path / "data" / "raw"
+    target.parent.mkdir()
+    target.symlink_to(tmp_path / leads_to)
+    work.publish(make(tmp_path / "work" / "out", new), target)
+    assert not target.is_symlink()
+    found = {p.name: p.read_text() for p in target.iterdir()} if target.is_dir() else target.read_text()
+    assert found == new
+    assert (tmp_path / "folder" / "theirs").read_text() == (tmp_path / "file").read_text() == "kept"
+    assert [path.name for path in target.parent.iterdir()] == ["raw"]
+
+
+def test_f14_publish_into_a_folder_that_is_a_link(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "data").symlink_to("elsewhere")
+    work.publish(make(tmp_path / "out", {"a": "new"}), tmp_path / "data" / "raw")
+    assert (tmp_path / "elsewhere" / "raw" / "a").read_text() == "new"
+
+
 def test_leftovers_of_a_killed_publication_do_not_matter(tmp_path: Path) -> None:
     make(tmp_path / ".out.publishing", {"half": "done"})
     work.publish(make(tmp_path / "finished", {"a": "1"}), tmp_path / "out")

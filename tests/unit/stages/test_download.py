@@ -40,14 +40,7 @@ def _run(tmp_path: Path, **changes: Any) -> dict[str, Any]:
         section, name = dotted.split("__")
         values[section][name] = value
     yaml.dump(values, tmp_path / "params.yaml")
-    download.main(
-        folder=Path(values["download"]["folder"]),
-        captions=Path(values["download"]["captions"]),
-        toy_world_captions=Path(values["download"]["toy_world_captions"]),
-        out=tmp_path / "raw",
-        metrics=tmp_path / "metrics.json",
-        params=tmp_path / "params.yaml",
-    )
+    download.main(out=tmp_path / "raw", metrics=tmp_path / "metrics.json", params=tmp_path / "params.yaml")
     metrics: dict[str, Any] = json.loads((tmp_path / "metrics.json").read_text())
     return metrics
 
@@ -90,9 +83,9 @@ def test_a_second_run_replaces_the_first_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"video__frames": 20}, r"video.frames is 20; the VAE needs 4n\+1 frames .* use 17 or 21"),
-        ({"video__height": 36}, "video.height is 36; the VAE needs a multiple of 8"),
         ({"download__source": "youtube"}, "download.*source.*'toy_world', 'folder' or 'mixkit'.*youtube"),
+        ({"download__toy_world_captions": "nowhere.txt"}, "download.toy_world_captions is nowhere.txt, which does not"),
+        ({"download__toy_world_clips": 0}, "download.toy_world_clips is 0; it must be at least 1"),
     ],
 )
 def test_what_cannot_work_is_one_sentence_and_leaves_nothing(

@@ -61,14 +61,13 @@ def run(tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
         values = yaml.load(params.PROFILES / "laptop.yaml")
         values["download"]["source"], values["sample"]["videos"] = source, 20
         values["video"]["frames"], values["model"]["frames_per_block"] = VIDEO.frames, 1
-        values["evaluate"]["vbench_python"] = "nowhere/python"
+        values["evaluate"] |= {"vbench_python": "nowhere/python", "feature_vae": str(vae)}
         yaml.dump(values, Path("params.yaml"))
         metrics = Path("reports/evaluate/x.json")
         evaluate.main(
             videos=Path(videos),
             item="x",
             reference=Path("clips"),
-            feature_vae=vae,
             metrics=metrics,
             params=Path("params.yaml"),
         )
@@ -156,7 +155,7 @@ def test_a_single_clip_is_no_trouble(tmp_path: Path, run: Callable[..., dict[str
 
 def test_a_missing_feature_network_ends_with_one_sentence(tmp_path: Path, run: Callable[..., dict[str, Any]]) -> None:
     write_folder(tmp_path / "clips", 4)
-    with pytest.raises(SystemExit, match=r"^evaluate: evaluate.feature_vae is nowhere, which holds no VAE"):
+    with pytest.raises(SystemExit, match=r"^evaluate: evaluate.feature_vae is nowhere, which does not exist"):
         run("clips", vae=Path("nowhere"))
 
 

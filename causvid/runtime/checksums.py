@@ -1,0 +1,106 @@
+"""Checksums of files and folders by content, remembered for as long as a file stays the same.
+
+A file counts as the same while its device, inode, size, modification time and change time do. The change time cannot be
+set by a program, so a file that was replaced by another one of the same size and modification time is read again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from diskcache import Cache
+
+ABSENT = "absent"  # the checksum of a path that does not exist
+REMEMBERED_FROM = 2**20  # bytes; reading a smaller file takes about as long as asking the cache
+SETTLED = 2.0  # seconds after its last change from which a file's times tell it from a later version of it
+
+
+class Checksums:
+    """Takes checksums with a cache in a folder, which several processes may share."""
+
+    def __init__(self, folder: Path) -> None:
+        """Use the cache in ``folder``.
+
+        Args:
+            folder: Folder of the cache. It is made when something is first remembered.
+        """
+        self.folder = folder
+
+    def of(self, path: Path) -> str:
+        """Take the checksum of what a path leads to.
+
+        The checksum of a folder covers the names and contents of everything below it. Links are followed to read what
+        they lead to; a link that leads nowhere, or back to a folder that it lies in, counts by its own text.
+
+        Args:
+            path: A file, a folder, or a link to one.
+
+        Returns:
+            64 hexadecimal digits (SHA-256), or ``"absent"`` when the path, or what its link leads to, does not exist.
+
+        Raises:
+            ValueError: A file or folder cannot be read.
+        """
+        try:
+            found = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return ABSENT
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read ({error})") from error
+        if not stat.S_ISDIR(found.st_mode):
+            return self._of_file(path, found).hex()
+        digest = hashlib.sha256(b"folder")
+        above = tuple((it.st_dev, it.st_ino) for it in map(Path.stat, path.resolve().parents))
+        for name, content in self._below(path, b"", above):
+            digest.update(name + b"\0" + content)
+        return digest.hexdigest()
+
+    def _below(self, folder: Path, prefix: bytes, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[bytes, bytes]]:
+        """Name and digest of everything below ``folder``, in the order of the names; ``above``: folders it lies in."""
+        here = folder.stat()
+        above = (*above, (here.st_dev, here.st_ino))
+        try:
+            entries = sorted(folder.iterdir(), key=lambda entry: os.fsencode(entry.name))
+        except OSError as error:
+            raise ValueError(f"{folder} cannot be read ({error})") from error
+        for path in entries:
+            shown = prefix + os.fsencode(path.name)
+            try:
+                found = path.stat()
+            except OSError:  # a link that leads nowhere or in a circle
+                found = path.lstat()
+            if path.is_symlink() and (stat.S_ISLNK(found.st_mode) or (found.st_dev, found.st_ino) in above):
+                yield shown, os.fsencode(path.readlink())
+            elif stat.S_ISDIR(found.st_mode):
+                yield from self._below(path, shown + b"/", above)
+            else:
+                yield shown, self._of_file(path, found)
+
+    def _of_file(self, path: Path, found: os.stat_result) -> bytes:
+        """Digest of a file; of what is no regular file (a pipe, a socket), that of its kind."""
+        if not stat.S_ISREG(found.st_mode):
+            return hashlib.sha256(f"kind {stat.S_IFMT(found.st_mode):o}".encode()).digest()
+        if found.st_size < REMEMBERED_FROM:
+            return _digest(path)
+        same = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        with Cache(str(self.folder)) as cache:
+            known = cache.get(same)
+            if isinstance(known, bytes):
+                return known
+            digest = _digest(path)
+            if time.time() - found.st_ctime > SETTLED:
+                cache.set(same, digest)
+        return digest
+
+
+def _digest(path: Path) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").digest()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error})") from error

@@ -1,0 +1,49 @@
+"""Where the project is, also for a stage that DVC runs in the temporary folder of an experiment."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+EXPERIMENTS = (".dvc", "tmp", "exps")  # where 'dvc exp run --temp' and '--queue' check a commit out
+
+
+def project_root(folder: Path) -> Path:
+    """Find the project that a working folder belongs to.
+
+    ``dvc exp run --temp`` and ``--queue`` run stages in a copy of the files that git tracks, which DVC deletes
+    afterwards. Runs in MLflow, unfinished work, environments and untracked inputs belong to the project itself.
+
+    Args:
+        folder: The folder in which a stage runs.
+
+    Returns:
+        The root of the project that started the experiment, or ``folder`` outside of one.
+    """
+    absolute = folder.absolute()
+    for parent in absolute.parents:
+        if parent.parts[-3:] == EXPERIMENTS:
+            return parent.parents[2]
+    return folder
+
+
+def work_root(folder: Path) -> Path:
+    """Find the folder of unfinished work: ``CAUSVID_WORK_DIR``, or ``.work`` in the project."""
+    return Path(os.environ.get("CAUSVID_WORK_DIR") or project_root(folder) / ".work")
+
+
+def refuse_unusable(root: Path) -> None:
+    """Refuse a project folder in which DVC would fail later, and less clearly.
+
+    Args:
+        root: The project's root.
+
+    Raises:
+        ValueError: ``data`` is a link.
+    """
+    data = root / "data"
+    if data.is_symlink():
+        raise ValueError(
+            f"data is a link to {data.readlink()}, and DVC keeps nothing that lies outside of the project: make data "
+            "a folder, and move DVC's cache to the other disk ('dvc cache dir', 'dvc config cache.type symlink')"
+        )

@@ -1,0 +1,147 @@
+"""Stage checksums: a file for each path of params.yaml, or one sentence before anything runs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from causvid.params import PROFILES, ROOT
+from causvid.runtime import inputs
+from stages import checksums
+
+FILES = (
+    "data/inputs/scratch",
+    "data/inputs/toy_world",
+    "data/inputs/toy_wan/vae",
+    "data/inputs/videos",
+    "requirements",
+)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with the smoke profile and a copy of what it names."""
+    for name in FILES:
+        shutil.copytree(ROOT / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CAUSVID_WORK_DIR", str(tmp_path / "work"))
+    return tmp_path
+
+
+def take(**changes: Any) -> dict[str, str]:
+    """Run the stage on the smoke profile with dotted ``changes``; what it wrote."""
+    yaml = YAML()
+    values = yaml.load(PROFILES / "smoke.yaml")
+    for dotted, value in changes.items():
+        *parents, last = dotted.split("__")
+        place = values
+        for key in parents:
+            place = place[key]
+        place[last] = value
+    yaml.dump(values, Path("params.yaml"))
+    checksums.main(out=Path("data/checksums"), params=Path("params.yaml"))
+    return {file.name: file.read_text().strip() for file in Path("data/checksums").iterdir()}
+
+
+def test_each_path_has_a_file(project: Path) -> None:
+    found = take()
+    assert set(found) == set(inputs.PATHS) - set(inputs.COUNTED_BY)
+    assert found["download.captions"] == "absent"
+    assert found["encode_prompts.captions"] == found["pack_lmdb.latents.folder"] == inputs.BY_DVC
+    digests = set(found.values()) - {"absent", inputs.BY_DVC}
+    assert all(len(digest) == 64 for digest in digests)
+    assert take() == found
+
+
+def rewritten(path: Path) -> None:
+    """Other content of the same size and modification time, in the same inode."""
+    times = (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    content = path.read_bytes()
+    path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    os.utime(path, ns=times)
+
+
+def replaced(path: Path) -> None:
+    """The same in another inode."""
+    beside = path.with_name(".beside")
+    shutil.copy2(path, beside)
+    rewritten(beside)
+    beside.replace(path)
+
+
+def removed_and_made(path: Path) -> None:
+    """The same, perhaps in an inode that is used again."""
+    content, times = path.read_bytes(), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    path.unlink()
+    path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    os.utime(path, ns=times)
+
+
+@pytest.mark.parametrize("name", [name for name in inputs.PATHS if name not in inputs.COUNTED_BY])
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_f2_every_change_of_what_a_path_holds_changes_its_file_alone(project: Path, name: str, kind: str) -> None:
+    user = project / "data" / "inputs" / "mine"
+    file = user / "sub" / "a.bin" if kind == "folder" else user
+    changes = {name.replace(".", "__"): "data/inputs/mine"}
+    states = []
+    if inputs.PATHS[name]:
+        states.append(take(**changes))  # absent
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(b"x" * 2**20)
+    states.append(take(**changes))
+    for change in (rewritten, replaced, removed_and_made):
+        change(file)
+        states.append(take(**changes))
+        change(file)  # the first bit is turned: back to the first content
+    if inputs.PATHS[name]:
+        shutil.rmtree(user) if kind == "folder" else user.unlink()
+        states.append(take(**changes))
+        assert states[-1][name] == states[0][name] == "absent"
+    distinct = {state[name] for state in states}
+    assert len(distinct) == 2 + inputs.PATHS[name]
+    for other in set(states[0]) - {name}:
+        assert len({state[other] for state in states}) == 1
+
+
+def test_f2_a_captions_file_outside_of_the_folder_counts(project: Path) -> None:
+    changes = {"download__folder": "data/inputs/mine", "download__captions": "data/inputs/mine.json"}
+    without = take(**changes)
+    (project / "data" / "inputs" / "mine.json").write_text('{"a.mp4": "the first"}')
+    first = take(**changes)
+    (project / "data" / "inputs" / "mine.json").write_text('{"a.mp4": "a second"}')
+    second = take(**changes)
+    assert len({found["download.captions"] for found in (without, first, second)}) == 3
+    assert len({found["download.folder"] for found in (without, first, second)}) == 1
+
+
+def test_a_file_that_stays_the_same_is_not_touched(project: Path) -> None:
+    take()
+    before = {file.name: file.stat().st_mtime_ns for file in Path("data/checksums").iterdir()}
+    take(download__captions="elsewhere.json")
+    assert {file.name: file.stat().st_mtime_ns for file in Path("data/checksums").iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"video__frames": 20}, r"video.frames is 20; the VAE needs 4n\+1 frames .* use 17 or 21"),
+        ({"video__height": 36}, "video.height is 36; the VAE needs a multiple of 8"),
+        ({"download__folder": "s3://bucket"}, "download.folder is 's3://bucket', a URL"),
+        ({"evaluate__feature_vae": "nowhere"}, "evaluate.feature_vae is nowhere, which does not exist"),
+    ],
+)
+def test_what_cannot_work_is_one_sentence(project: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(SystemExit, match=f"^checksums: .*{message}"):
+        take(**changes)
+
+
+def test_data_on_another_disk_is_one_sentence(project: Path) -> None:
+    (project / "data").rename(project / "disk")
+    (project / "data").symlink_to("disk")
+    with pytest.raises(SystemExit, match="^checksums: data is a link to disk"):
+        take()

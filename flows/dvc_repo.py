@@ -17,6 +17,7 @@ from dvc.lock import make_lock
 from dvc.repo import Repo
 from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
 from dvc.rwlock import SCHEMA as RWLOCK_SCHEMA
+from dvc.scm import SCMError
 from dvc.schema import COMPILED_LOCKFILE_SCHEMA
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -67,9 +68,9 @@ def read_plan(
             others, which depend on its outputs, and the stage is then up to date.
 
     Raises:
-        ValueError: DVC does not know a target.
+        ValueError: DVC does not know a target, or the project is no git repository.
     """
-    with chdir(root), Repo(str(root), _wait_for_lock=True) as repo:
+    with chdir(root), _opened(root) as repo:
         graph = repo.index.graph  # edges point from a stage to what it depends on
         known = [stage.addressing for stage in repo.index.stages]
         wanted = set()
@@ -96,6 +97,13 @@ def read_plan(
             profile=repo.params.show()[""]["data"]["params.yaml"]["data"]["profile"],
             git=_git_tags(root),
         )
+
+
+def _opened(root: Path) -> Repo:
+    try:
+        return Repo(str(root), _wait_for_lock=True)
+    except SCMError as error:
+        raise ValueError(f"{root} is no git repository, which DVC needs: run 'git init' there") from error
 
 
 def repair(root: Path) -> list[str]:

@@ -28,6 +28,10 @@ SECRETS = {
 }
 
 
+# A proxy that cannot reach this machine's own servers, as behind a company's firewall. Nobody listens at this one.
+PROXY = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")
+
+
 @dataclass(frozen=True)
 class Clone:
     """A copy of the project with a profile in place."""
@@ -44,6 +48,7 @@ class Clone:
             "DVC_NO_ANALYTICS": "1",
             "DO_NOT_TRACK": "true",
             **SECRETS,
+            **PROXY,
         }
 
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -217,6 +218,13 @@ def test_after_a_repair_dvc_accepts_a_lock_file_cut_anywhere(bare: Path, length:
     (bare / ".dvc" / "config").touch()
     with Repo(str(bare), uninitialized=True) as repo:
         Lockfile(repo, os.fspath(bare / "dvc.lock")).load()
+
+
+def test_a_project_without_git_is_one_sentence(tmp_path: Path) -> None:
+    root = tiny_pipeline.make(tmp_path / "project")
+    shutil.rmtree(root / ".git")
+    with pytest.raises(ValueError, match=r"project is no git repository, which DVC needs: run 'git init' there"):
+        read_plan(root)
 
 
 def test_a_stage_that_always_counts_as_changed_is_run_before_dvc_is_asked(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from causvid.params import ROOT
 from causvid.runtime.environment import SPINS, prepare
 
 PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
-DEAD = "http://192.0.2.1:9"  # an address of RFC 5737 that nobody has
+DEAD = "http://127.0.0.1:9"  # nobody listens there
 
 
 @pytest.fixture

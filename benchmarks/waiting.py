@@ -1,0 +1,118 @@
+"""Training and sampling steps under several ways for OpenMP threads to wait, on an idle and on a busy machine.
+
+``python -m benchmarks.waiting [PROFILE.yaml] [ROUNDS]`` prints a line for each setting: steps per second, and their
+ratio to OpenMP's own default in the same round. Rounds take the settings in turns, so that a machine that changes its
+pace changes it for all of them.
+
+A busy machine has one other process that computes all the time. The setting that ``causvid.runtime.environment`` makes
+is marked. Threads are torch's default: the bytes of a result depend on their number, never on how they wait.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from causvid.runtime.environment import SPINS
+
+SETTINGS: dict[str, dict[str, str]] = {
+    "OpenMP's default": {},
+    "OMP_WAIT_POLICY=ACTIVE": {"OMP_WAIT_POLICY": "ACTIVE"},
+    "OMP_WAIT_POLICY=PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"},
+    **{f"GOMP_SPINCOUNT={spins}": {"GOMP_SPINCOUNT": spins} for spins in ("1000", "10000", "100000")},
+}
+SECONDS = 4.0
+WORK = """
+import json, sys, time
+import torch
+from causvid import params
+from causvid.models.wan import build_transformer, causal_student
+from causvid.shapes import LatentShape, VideoShape
+values = params.read(__import__("pathlib").Path(sys.argv[1]))
+model, video = values["model"], VideoShape(**values["video"])
+latent = LatentShape.of(video, channels=model["vae"]["z_dim"],
+    temporal_stride=model["vae"]["scale_factor_temporal"], spatial_stride=model["vae"]["scale_factor_spatial"])
+teacher = build_transformer(model["transformer"], seed=0)
+batch = values["train_dmd"]["batch_size"]
+noise = torch.randn(batch, *latent.sizes)
+text = torch.randn(batch, model["text_tokens"], model["transformer"]["text_dim"])
+def train():
+    teacher(noise, timestep=torch.full((batch,), 500), encoder_hidden_states=text).sample.square().mean().backward()
+@torch.no_grad()
+def sample():
+    teacher(noise[:1], timestep=torch.full((1,), 500), encoder_hidden_states=text[:1])
+found = {}
+for work in (train, sample):
+    for _ in range(3):
+        work()
+    begun, steps = time.monotonic(), 0
+    while time.monotonic() - begun < float(sys.argv[2]):
+        work()
+        steps += 1
+    found[work.__name__] = steps / (time.monotonic() - begun)
+print(json.dumps(found))
+"""
+
+
+def steps_per_second(profile: str, setting: Mapping[str, str]) -> dict[str, float]:
+    """Measure one setting in a process of its own, since OpenMP reads it when torch is imported.
+
+    Args:
+        profile: The params file whose transformer does the work.
+        setting: Environment variables.
+
+    Returns:
+        Training steps of ``train_dmd.batch_size`` clips, and forward passes of one clip, per second.
+    """
+    clean = {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    done = subprocess.run(
+        [sys.executable, "-c", WORK, profile, str(SECONDS)], env=clean | setting, stdout=subprocess.PIPE, check=True
+    )
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+@contextmanager
+def other_process(wanted: bool) -> Iterator[None]:
+    """Keep a core busy meanwhile, if ``wanted``."""
+    child = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if wanted else None
+    try:
+        yield
+    finally:
+        if child is not None:
+            child.kill()
+            child.wait()
+
+
+def main(profile: str = "profiles/laptop.yaml", rounds: str = "5") -> None:
+    """Print the table."""
+    for busy in (False, True):
+        rates: dict[str, list[dict[str, float]]] = {name: [] for name in SETTINGS}
+        with other_process(busy):
+            for _ in range(int(rounds)):
+                for name, setting in SETTINGS.items():
+                    rates[name].append(steps_per_second(profile, setting))
+                time.sleep(1)
+        print("busy machine" if busy else "idle machine", flush=True)
+        base = rates[next(iter(SETTINGS))]
+        for name, found in rates.items():
+            mark = " (ours)" if SETTINGS[name] == {"GOMP_SPINCOUNT": SPINS} else ""
+            cells = []
+            for work in ("train", "sample"):
+                ratios = sorted(one[work] / peer[work] for one, peer in zip(found, base, strict=True))
+                rate = statistics.median(one[work] for one in found)
+                middle = statistics.median(ratios)
+                cells.append(
+                    f"{work} {rate:7.2f}/s, {middle:.2f} times the default ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+                )
+            print(f"  {name + mark:30s} {'; '.join(cells)}", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

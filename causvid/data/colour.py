@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
+from av.sidedata.sidedata import SideData, Type
 from av.video.codeccontext import VideoCodecContext
 from av.video.format import VideoFormat
 from av.video.frame import VideoFrame
@@ -15,9 +17,10 @@ Kind = Literal["ycbcr", "gray", "rgb"]
 Transfer = Literal["sdr", "pq", "hlg"]
 Primaries = Literal["bt709", "bt2020", "p3"]
 
-# The keys of these tables are the code points of ITU-T H.273, which FFmpeg uses as they are.
+# The keys of these tables are the code points of ITU-T H.273, which FFmpeg uses as they are. Matrices have the names of
+# FFmpeg's scale filter.
 _UNSPECIFIED = {0, 2, 3}  # matrix 0 is R'G'B', and means nothing for a Y'CbCr picture; 3 is reserved
-_MATRICES = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020"}  # names of FFmpeg's scale filter
+_MATRICES = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020"}
 _HDR: dict[int, Transfer] = {16: "pq", 18: "hlg"}
 _NOT_DISPLAYABLE = {8: "linear", 9: "logarithmic", 10: "logarithmic", 17: "SMPTE ST 428-1"}
 _WIDE: dict[int, Primaries] = {9: "bt2020", 12: "p3"}
@@ -106,7 +109,7 @@ def colour_of(picture: VideoFrame, header: Tags) -> Colour:
     """
     tags = Tags.of(picture).completed_by(header)
     kind = _kind(picture.format)
-    _check(tags, kind)
+    _check(tags, kind, side_data(picture).keys())
     transfer = _HDR.get(tags.transfer, "sdr")
     hdr = transfer != "sdr"
     assumed = "bt2020" if hdr else "bt709" if picture.width >= 1280 or picture.height > 576 else "bt601"
@@ -120,16 +123,24 @@ def colour_of(picture: VideoFrame, header: Tags) -> Colour:
     )
 
 
+def side_data(picture: VideoFrame) -> dict[Type, bytes]:
+    """Return the metadata that belong to ``picture``, each as FFmpeg's structure in memory."""
+    return {part.type: bytes(part) for part in cast(Iterable[SideData], picture.side_data)}
+
+
 def _kind(pixels: VideoFormat) -> Kind:
     if pixels.is_rgb or pixels.has_palette or pixels.name.startswith("xyz"):  # FFmpeg's XYZ becomes R'G'B' at once
         return "rgb"
     return "gray" if len([part for part in pixels.components if not part.is_alpha]) < 3 else "ycbcr"
 
 
-def _check(tags: Tags, kind: Kind) -> None:
-    """Raise Rejection for colours that would come out wrong."""
+def _check(tags: Tags, kind: Kind, extra: Set[Type]) -> None:
+    """Raise Rejection for colours that would come out wrong. extra: The types of the picture's side data."""
     fault = None
-    if tags.transfer in _NOT_DISPLAYABLE:
+    if tags.transfer in _UNSPECIFIED and extra & {Type.DOVI_METADATA, Type.DOVI_RPU_BUFFER}:
+        # Profile 5 stores IPT without tags; the profiles whose base layer is Y'CbCr tag it.
+        fault = "it is Dolby Vision without an HDR10, HLG or SDR base layer"
+    elif tags.transfer in _NOT_DISPLAYABLE:
         fault = f"its transfer function is {_NOT_DISPLAYABLE[tags.transfer]}"
     elif tags.primaries in _ODD_PRIMARIES:
         fault = f"its colour primaries are {_ODD_PRIMARIES[tags.primaries]}"

@@ -1,4 +1,4 @@
-"""The demuxer of a video file, chosen by the file's content: names may be wrong, and guessing would try playlists too."""
+"""The demuxer of a video file, chosen by its content: names may be wrong, and guessing would try playlists, too."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def _boxes(stream: BinaryIO) -> Iterator[bytes]:
     end = stream.seek(0, io.SEEK_END)
     at = 0
     for _ in range(_MOST_BOXES):
+        if at + 8 > end:
+            return
         stream.seek(at)
         head = stream.read(20)
-        if len(head) < 8:
-            return
         size, kind = struct.unpack_from(">I4s", head)
         header = 8
         if size == 1:  # the real size follows in 64 bits

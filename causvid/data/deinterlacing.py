@@ -56,7 +56,7 @@ class Deinterlacer:
         """Yield one picture for each of ``pictures``, with its times. Progressive pictures are yielded unchanged.
 
         Raises:
-            Rejection: The pictures are single fields, or change their size on the way.
+            Rejection: The pictures are single fields, too small, or change their size on the way.
         """
         graph: Graph | None = None
         for begins, ends, picture in pictures:
@@ -77,12 +77,12 @@ class Deinterlacer:
 
     def _interlaced(self, picture: VideoFrame) -> bool:
         if picture.interlaced_frame and self.codec == "hevc":
-            raise Rejection("interlaced", "it stores every field as a picture of its own; weave and deinterlace it first")
+            raise Rejection("interlaced", "each of its pictures is a single field; weave and deinterlace it first")
         self.flagged = self.flagged or bool(picture.interlaced_frame)
         return bool(picture.interlaced_frame) or (not self.flagged and is_interlaced(picture, self.field_order))
 
     def _graph(self, picture: VideoFrame) -> Graph:
-        """The filter, which gives one picture for each, and the next one is needed for it."""
+        """Build the filter. It returns one picture for each, after it has seen the next one. Raises Rejection."""
         graph = Graph()
         graph.threads = 1
         self.layout = layout_of(picture)
@@ -98,7 +98,11 @@ class Deinterlacer:
             graph.add("format", picture.format.name),
             graph.add("buffersink"),
         ]
-        graph.link_nodes(*nodes).configure()
+        try:
+            graph.link_nodes(*nodes).configure()
+        except av.ArgumentError as error:
+            size = f"{picture.width}x{picture.height}"
+            raise Rejection("interlaced", f"it is interlaced and with {size} too small to be deinterlaced") from error
         return graph
 
     def _mended(self, graph: Graph) -> Iterator[tuple[Fraction, Fraction, Shown]]:

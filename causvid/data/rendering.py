@@ -13,7 +13,7 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from causvid.data import hdr
-from causvid.data.colour import Colour
+from causvid.data.colour import Colour, side_data
 from causvid.data.rejection import Rejection
 
 Render = Callable[[VideoFrame], NDArray[np.uint8]]
@@ -52,15 +52,15 @@ def renderer(
         # The same numbers as rgb24 in half the time: planes are what it counts in.
         graph = _graph(picture, cut, size, time_base, read, "gbrp")
         return lambda shown: np.asarray(_through(graph, shown).to_ndarray(), dtype=np.uint8)
-    # The same matrix and range come out as go in, so that 16-bit numbers are those of the source times a power of two.
-    keep = f"{read}:out_color_matrix={matrix}:out_range={span}" if read else ""
-    graph = _graph(picture, cut, size, time_base, keep, _DEEP[colour.kind])
     bits, peak = picture.format.components[0].bits, peak_luminance(picture, colour)
     if bits > 16:
         raise Rejection("unsupported_colour", f"its pixel format {picture.format.name} holds floating-point HDR")
+    # The same matrix and range come out as go in, so that 16-bit numbers are those of the source times a power of two.
+    keep = f"{read}:out_color_matrix={matrix}:out_range={span}" if read else ""
+    graph = _graph(picture, cut, size, time_base, keep, _DEEP[colour.kind])
 
     def convert(shown: VideoFrame) -> NDArray[np.uint8]:
-        signal = _signal(_through(graph, shown).to_ndarray(), colour, bits)
+        signal = _signal(np.asarray(_through(graph, shown).to_ndarray(), dtype=np.uint16), colour, bits)
         if colour.conversion is not None:
             signal = hdr.to_bt709(signal, transfer=colour.transfer, primaries=colour.primaries, peak=peak)
         return np.rint(255 * signal).astype(np.uint8)
@@ -76,11 +76,11 @@ def peak_luminance(picture: VideoFrame, colour: Colour) -> float:
     """
     if colour.transfer != "pq":
         return hdr.HLG_PEAK
-    found = []
-    if Type.CONTENT_LIGHT_LEVEL in picture.side_data:  # AVContentLightMetadata: MaxCLL, MaxFALL
-        found.append(float(struct.unpack_from("=I", bytes(picture.side_data[Type.CONTENT_LIGHT_LEVEL]))[0]))
-    if Type.MASTERING_DISPLAY_METADATA in picture.side_data:  # AVMasteringDisplayMetadata: max_luminance at byte 72
-        numbers = struct.unpack_from("=72x2i", bytes(picture.side_data[Type.MASTERING_DISPLAY_METADATA]))
+    found, parts = [], side_data(picture)
+    if Type.CONTENT_LIGHT_LEVEL in parts:  # AVContentLightMetadata: MaxCLL, MaxFALL
+        found.append(float(struct.unpack_from("=I", parts[Type.CONTENT_LIGHT_LEVEL])[0]))
+    if Type.MASTERING_DISPLAY_METADATA in parts:  # AVMasteringDisplayMetadata: max_luminance at byte 72
+        numbers = struct.unpack_from("=72x2i", parts[Type.MASTERING_DISPLAY_METADATA])
         found.append(numbers[0] / numbers[1] if numbers[1] else 0.0)
     return next((peak for peak in found if hdr.SDR_WHITE <= peak <= hdr.PQ_PEAK), hdr.PQ_PEAK)
 
@@ -96,18 +96,17 @@ def _graph(
     graph = Graph()
     graph.threads = 1
     width, height, x, y = cut
-    return graph.link_nodes(
+    graph.link_nodes(
         graph.add_buffer(width=picture.width, height=picture.height, format=picture.format, time_base=time_base),
         graph.add("crop", f"{width}:{height}:{x}:{y}:exact=1"),
         graph.add("scale", f"{size[0]}:{size[1]}:flags={_SCALE_FLAGS}{colours}"),
         graph.add("format", pixels),
         graph.add("buffersink"),
-    )
+    ).configure()
+    return graph
 
 
 def _through(graph: Graph, picture: VideoFrame) -> VideoFrame:
-    if not graph.configured:
-        graph.configure()
     graph.push(picture)
     return graph.vpull()
 

@@ -147,6 +147,28 @@ def test_f18_progressive_video_passes_untouched(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("size", [2, 4, 6])
+def test_f18_pictures_too_small_to_deinterlace_are_refused(size: int) -> None:
+    planes = [np.full((size, size), 90.0), *np.full((2, size // 2, size // 2), 128.0)]
+    picture = flagged(picture_of(planes, "yuv420p"), "tff")
+    whole = Deinterlacer(codec="h264", field_order=0, time_base=Fraction(1, 25), mend=True)
+    with pytest.raises(Rejection, match=f"interlaced and with {size}x{size} too small"):
+        list(whole([(Fraction(0), Fraction(1, 25), picture)]))
+
+
+def test_f18_a_change_of_size_among_interlaced_pictures_is_refused() -> None:
+    pictures = []
+    for index, size in enumerate((32, 32, 48)):
+        planes = [np.full((size, size), 90.0), *np.full((2, size // 2, size // 2), 128.0)]
+        picture = flagged(picture_of(planes, "yuv420p"), "tff")
+        picture.pts, picture.time_base = index, Fraction(1, 25)
+        pictures.append((Fraction(index, 25), Fraction(index + 1, 25), picture))
+    whole = Deinterlacer(codec="h264", field_order=0, time_base=Fraction(1, 25), mend=True)
+    with pytest.raises(Rejection, match="change from") as caught:
+        list(whole(pictures))
+    assert caught.value.code == "changing_size"
+
+
 def test_f18_hevc_of_single_fields_is_refused(tmp_path: Path) -> None:
     path = write_planes(
         tmp_path / "a.mkv",
@@ -156,6 +178,6 @@ def test_f18_hevc_of_single_fields_is_refused(tmp_path: Path) -> None:
         fps=50,
         stream={"x265-params": "interlace=tff:log-level=none"},
     )
-    with pytest.raises(Rejection, match="every field as a picture") as caught:
+    with pytest.raises(Rejection, match="each of its pictures is a single field") as caught:
         _timed(path)
     assert caught.value.code == "interlaced"

@@ -55,9 +55,7 @@ def _off(path: Path, expected: Array) -> float:
     return float(np.abs(_rendered(path)[0] - 255 * expected).max())
 
 
-@pytest.mark.parametrize(
-    ("matrix", "full", "bits"), list(itertools.product(MATRICES, (False, True), (8, 10)))
-)
+@pytest.mark.parametrize(("matrix", "full", "bits"), list(itertools.product(MATRICES, (False, True), (8, 10))))
 def test_f18_each_matrix_range_and_depth_is_within_two_of_255(
     tmp_path: Path, matrix: str, full: bool, bits: int
 ) -> None:
@@ -281,6 +279,41 @@ def test_f18_hdr_without_matrix_or_primaries_is_bt2020(tmp_path: Path) -> None:
     )
     colour = _rendered(path)[1]
     assert (colour.matrix, colour.primaries, colour.transfer) == ("bt2020", "bt2020", "pq")
+
+
+@pytest.mark.parametrize(("transfer", "refused"), [(UNSPECIFIED, True), (16, False), (18, False), (1, False)])
+def test_f18_dolby_vision_is_refused_where_its_base_layer_is_no_ordinary_picture(
+    tmp_path: Path, transfer: int, refused: bool
+) -> None:
+    """Profile 5 leaves all tags out and stores IPT instead of Y'CbCr; the others tag a base layer that all can show."""
+    tags = (UNSPECIFIED, 0, UNSPECIFIED, UNSPECIFIED) if refused else (9, LIMITED, transfer, 9)
+    planes = halved(planes_of(_patches(64, 64), "bt2020", full=False, bits=10))
+    plain = write_planes(
+        tmp_path / "plain.mkv",
+        [planes] * 3,
+        codec="libx265",
+        pix_fmt="yuv420p10le",
+        tags=tags,
+        stream={"x265-params": "log-level=none"},
+    )
+    path = tmp_path / "dolby.mkv"
+    with av.open(str(plain)) as source, av.open(str(path), "w") as container:
+        track: Any = container.add_stream_from_template(source.streams.video[0])
+        for stored in source.demux(video=0):
+            if stored.size:
+                unit = bytes([62 << 1, 1, 0x19]) + bytes(
+                    range(1, 20)
+                )  # the metadata's place; its content does not matter
+                packet = av.Packet(bytes(stored) + len(unit).to_bytes(4, "big") + unit)
+                packet.pts, packet.dts, packet.time_base = stored.pts, stored.dts, stored.time_base
+                packet.is_keyframe, packet.stream = stored.is_keyframe, track
+                container.mux(packet)
+    if refused:
+        with pytest.raises(Rejection, match="Dolby Vision") as caught:
+            _rendered(path)
+        assert caught.value.code == "unsupported_colour"
+    else:
+        assert _rendered(path)[1].transfer == {16: "pq", 18: "hlg", 1: "sdr"}[transfer]
 
 
 @pytest.mark.parametrize(

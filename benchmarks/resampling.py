@@ -62,7 +62,7 @@ def resample(folder: Path) -> None:
         rows.append({"id": f"{number}", "path": path, "caption": "waves", "source": path})
     megabits = (folder / "source.mp4").stat().st_size * 8 / 6 / 1e6
     manifest.write_rows(raw / manifest.NAME, rows)
-    config = ResampleConfig(aspect="crop", crf=18)
+    config = ResampleConfig(aspect="crop", crf=18, hdr="tone_map", interlaced="deinterlace")
 
     def theirs(row: dict[str, str]) -> None:
         with av.open(str(raw / row["path"])) as container:

@@ -20,7 +20,6 @@ import av
 import av.logging
 import numpy as np
 from av.container import InputContainer
-from av.filter import Graph
 from av.packet import Packet
 from av.stream import Disposition
 from av.video.frame import VideoFrame
@@ -28,6 +27,11 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from causvid.data import manifest
+from causvid.data.colour import Colour, Tags, colour_of
+from causvid.data.containers import demuxer
+from causvid.data.deinterlacing import Deinterlacer, Shown, changed, is_interlaced, layout_of
+from causvid.data.rejection import Rejection
+from causvid.data.rendering import renderer
 from causvid.data.video_reader import read_frames
 from causvid.data.video_writer import write_video
 from causvid.data.workers import Lost, run_killable
@@ -44,8 +48,6 @@ SILENT_END = Fraction(1, 2)  # seconds a container may announce beyond its last 
 
 Picture = TypeVar("Picture")
 Row = dict[str, Any]
-# Widened for downscaling, so free of aliases; the flags make the rounding the same on every CPU.
-_SCALE_FLAGS = "bicubic+accurate_rnd+bitexact+full_chroma_int"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,19 +55,14 @@ class ResampleConfig:
     """Params section ``resample``.
 
     aspect: crop scales and cuts to the centre; squeeze scales only, and rejects sources more than 10 % off the target's
-    aspect. crf: x264's quality of the clips, lower is better.
+    aspect. crf: x264's quality of the clips, lower is better. hdr: tone_map converts HLG and PQ to BT.709 SDR; reject
+    rejects them. interlaced: deinterlace makes one whole picture of each interlaced one; reject rejects them.
     """
 
     aspect: Literal["crop", "squeeze"]
     crf: int
-
-
-class Rejection(Exception):
-    """A source cannot become a clip. code: a short stable word; the message: a sentence."""
-
-    def __init__(self, code: str, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
+    hdr: Literal["tone_map", "reject"]
+    interlaced: Literal["deinterlace", "reject"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,11 +104,11 @@ class Resampler:
         try:
             if not row["caption"]:
                 raise Rejection("no_caption", "nothing says what the video shows")
-            make_clip(self.raw / row["path"], target, video=self.video, config=self.config)
+            converted = make_clip(self.raw / row["path"], target, video=self.video, config=self.config)
         except Rejection as rejection:
             target.unlink(missing_ok=True)
             return _rejected(row, rejection.code, str(rejection))
-        return {
+        clip = {
             "id": row["id"],
             "path": target.relative_to(self.out).as_posix(),
             "caption": row["caption"],
@@ -122,6 +119,7 @@ class Resampler:
             "fps": self.video.fps,
             "sha256": hashlib.sha256(target.read_bytes()).hexdigest(),
         }
+        return clip | {"converted": converted} if converted else clip
 
 
 def resample_folder(
@@ -175,21 +173,31 @@ def _summary(rejected: Iterable[Mapping[str, Any]]) -> str:
     return "; ".join(sorted(parts))
 
 
-def make_clip(source: Path, target: Path, *, video: VideoShape, config: ResampleConfig) -> None:
+def make_clip(source: Path, target: Path, *, video: VideoShape, config: ResampleConfig) -> list[str]:
     """Write the first ``video.frames`` frames of ``source`` at ``video.fps`` to ``target``, and check it by decoding.
 
-    A source that is such a clip already is copied. Raises Rejection.
+    A source that is such a clip already is copied.
+
+    Returns:
+        The conversions beyond size and rate that the source needed, in order: ``deinterlace``, then ``tone_map`` (from
+        HDR) or ``gamut`` (from the primaries of BT.2020 or P3). Empty for ordinary video.
+
+    Raises:
+        Rejection: The source cannot become a clip.
     """
+    converted: list[str] = []
     if _is_clip(source, video):
         shutil.copyfile(source, target)
     else:
-        write_video(target, _clip_frames(source, video, config.aspect), fps=video.fps, crf=config.crf)
+        frames, converted = _clip_frames(source, video, config)
+        write_video(target, frames, fps=video.fps, crf=config.crf)
     try:
         found = read_frames(target).shape
     except ValueError as error:
         raise Rejection("wrong_size", f"the finished clip cannot be decoded: {error}") from error
     if found != (video.frames, video.height, video.width, 3):
         raise Rejection("wrong_size", f"the finished clip has {found[0]} frames of height {found[1]}, width {found[2]}")
+    return converted
 
 
 def constant_rate(
@@ -255,12 +263,18 @@ def fit(width: int, height: int, *, pixel_aspect: Fraction, rotation: int, video
     )
 
 
-def _clip_frames(source: Path, video: VideoShape, aspect: str) -> NDArray[np.uint8]:
-    """uint8 [F, H, W, 3] of the clip's size, rate and count."""
+def _clip_frames(source: Path, video: VideoShape, config: ResampleConfig) -> tuple[NDArray[np.uint8], list[str]]:
+    """uint8 [F, H, W, 3] of the clip's size, rate and count, and the conversions that they needed."""
     with _open(source) as (container, stream):
         packets = _packets(container, stream)
-        convert = _Converter(stream, video, aspect)
-        timed = _timed_pictures(packets, stream)
+        convert = _Converter(stream, video, config)
+        whole = Deinterlacer(
+            codec=stream.codec_context.name,
+            field_order=stream.codec_context.field_order,
+            time_base=stream.time_base or Fraction(1),
+            mend=config.interlaced == "deinterlace",
+        )
+        timed = whole(_timed_pictures(packets, stream))
         slack = (stream.time_base or Fraction(0)) / 2
         frames = [convert(p) for p in constant_rate(timed, fps=video.fps, frames=video.frames, slack=slack)]
         for _ in packets:  # the rest is not needed, but a source that was cut short is not to be trusted
@@ -269,7 +283,7 @@ def _clip_frames(source: Path, video: VideoShape, aspect: str) -> NDArray[np.uin
         raise Rejection(
             "too_short", f"it gives {len(frames)} frames at {video.fps} per second; a clip needs {video.frames}"
         )
-    return np.stack(frames)
+    return np.stack(frames), convert.conversions
 
 
 def _is_clip(source: Path, video: VideoShape) -> bool:
@@ -286,56 +300,71 @@ def _is_clip(source: Path, video: VideoShape) -> bool:
             or (stream.sample_aspect_ratio or 1) != 1
         ):
             return False
+        header, order = Tags.of(context), context.field_order
         pictures = list(_timed_pictures(_packets(container, stream), stream))
     times = [begins for begins, _, _ in pictures]
-    turned = any(picture.rotation for _, _, picture in pictures)
-    return not turned and times == [Fraction(k, video.fps) for k in range(video.frames)]
+    ready = all(
+        not picture.rotation and not is_interlaced(picture, order) and colour_of(picture, header).as_written
+        for _, _, picture in pictures
+    )
+    return ready and times == [Fraction(k, video.fps) for k in range(video.frames)]
 
 
 class _Converter:
-    """Decoded pictures to uint8 [H, W, 3] of the clip's size; a picture shown several times is converted once."""
+    """Decoded pictures to uint8 [H, W, 3] of the clip's size; a picture shown several times is converted once.
 
-    def __init__(self, stream: VideoStream, video: VideoShape, aspect: str) -> None:
-        self.stream, self.video, self.aspect = stream, video, aspect
+    conversions: The names of those that make_clip returns, so far.
+    """
+
+    def __init__(self, stream: VideoStream, video: VideoShape, config: ResampleConfig) -> None:
+        self.stream, self.video, self.config = stream, video, config
+        self.header = Tags.of(stream.codec_context)  # decoders overwrite it
         self.layout: tuple[int, int, str] | None = None
-        self.last: VideoFrame | None = None
+        self.colour: Colour | None = None
+        self.last: Shown | None = None
+        self.applied: set[str] = set()
 
-    def __call__(self, picture: VideoFrame) -> NDArray[np.uint8]:
-        layout = (picture.width, picture.height, picture.format.name)
-        if self.layout is None:
-            self.layout = layout
-            self._build(picture)
-        if layout != self.layout:
-            raise Rejection("changing_size", f"its pictures change from {self.layout} to {layout} on the way")
-        if picture is not self.last:
-            self.graph.push(picture)
-            upright = np.rot90(self.graph.vpull().to_ndarray(), self.fit.turns)
-            self.last, self.array = picture, np.ascontiguousarray(upright, dtype=np.uint8)
+    @property
+    def conversions(self) -> list[str]:
+        return [name for name in ("deinterlace", "tone_map", "gamut") if name in self.applied]
+
+    def __call__(self, shown: Shown) -> NDArray[np.uint8]:
+        if shown is not self.last:
+            self.layout = self.layout or layout_of(shown.picture)
+            if layout_of(shown.picture) != self.layout:
+                raise changed(self.layout, shown.picture)
+            self._note(shown)
+            upright = np.rot90(self.render(shown.picture), self.fit.turns)
+            self.last, self.array = shown, np.ascontiguousarray(upright, dtype=np.uint8)
         return self.array
 
-    def _build(self, picture: VideoFrame) -> None:
-        pixel_aspect = Fraction(self.stream.sample_aspect_ratio or 1)
+    def _note(self, shown: Shown) -> None:
+        """Prepare for the colours of ``shown``, and record or reject the conversions that it needs."""
+        if shown.interlaced:
+            if self.config.interlaced == "reject":
+                raise Rejection("interlaced", "it is interlaced; resample.interlaced: deinterlace takes it")
+            self.applied.add("deinterlace")
+        colour = colour_of(shown.picture, self.header)
+        if colour.transfer != "sdr" and self.config.hdr == "reject":
+            raise Rejection("hdr", f"it is HDR ({colour.transfer.upper()}); resample.hdr: tone_map takes it")
+        if colour.conversion is not None:
+            self.applied.add(colour.conversion)
+        if colour != self.colour:
+            self.colour = colour
+            self._build(shown, colour)
+
+    def _build(self, shown: Shown, colour: Colour) -> None:
+        picture = shown.picture
         self.fit = fit(
             picture.width,
             picture.height,
-            pixel_aspect=pixel_aspect,
-            rotation=picture.rotation,
+            pixel_aspect=Fraction(self.stream.sample_aspect_ratio or 1),
+            rotation=shown.rotation,
             video=self.video,
-            aspect=self.aspect,
+            aspect=self.config.aspect,
         )
-        self.graph = Graph()
-        self.graph.threads = 1
-        width, height, x, y = self.fit.cut
-        self.graph.link_nodes(
-            self.graph.add_buffer(
-                width=picture.width, height=picture.height, format=picture.format, time_base=self.stream.time_base
-            ),
-            self.graph.add("crop", f"{width}:{height}:{x}:{y}:exact=1"),
-            self.graph.add("scale", f"{self.fit.scale[0]}:{self.fit.scale[1]}:flags={_SCALE_FLAGS}"),
-            # The same numbers as rgb24 in half the time: planes are what it counts in.
-            self.graph.add("format", "gbrp"),
-            self.graph.add("buffersink"),
-        ).configure()
+        time_base = self.stream.time_base or Fraction(1)
+        self.render = renderer(picture, colour, cut=self.fit.cut, size=self.fit.scale, time_base=time_base)
 
 
 @contextmanager
@@ -345,7 +374,7 @@ def _open(source: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     url, only = f"file:{source.resolve()}", {"protocol_whitelist": "file"}
     with _complaints() as said:
         try:
-            container = av.open(url, format=_container(source), options=only, metadata_errors="replace")
+            container = av.open(url, format=demuxer(source), options=only, metadata_errors="replace")
         except MemoryError:
             raise
         except av.FFmpegError as error:
@@ -380,21 +409,6 @@ def _complaints() -> Iterator[list[str]]:
         said += [text.strip() for level, _, text in lines if level <= av.logging.ERROR or "concealing" in text]
     finally:
         av.logging.set_level(before)
-
-
-def _container(source: Path) -> str:
-    """The demuxer for a file, by its first bytes: the name may lie, and guessing would try playlists too."""
-    with source.open("rb") as stream:
-        head = stream.read(12)
-    if not head:
-        raise Rejection("unreadable", "the file is empty")
-    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"):
-        return "mp4"
-    if head[:4] == b"\x1aE\xdf\xa3":
-        return "matroska"
-    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
-        return "avi"
-    raise Rejection("unreadable", "the file is no MP4, QuickTime, Matroska, WebM or AVI video, whatever its name says")
 
 
 def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[Any]]:

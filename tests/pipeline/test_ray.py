@@ -85,7 +85,8 @@ def test_two_workers_resample_to_the_bytes_of_one(world: Path, tmp_path: Path, m
         (raw / row["path"]).write_bytes((world / "clips" / row["path"]).read_bytes())
     (raw / rows[3]["path"]).write_bytes(b"no video")
     manifest.write_rows(raw / manifest.NAME, rows)
-    video, config = VideoShape(height=16, width=16, frames=9, fps=8), ResampleConfig(aspect="crop", crf=8)
+    video = VideoShape(height=16, width=16, frames=9, fps=8)
+    config = ResampleConfig(aspect="crop", crf=8, hdr="tone_map", interlaced="deinterlace")
     for name, compute in (("one", HERE), ("two", TWO)):
         counts = resample_folder(raw, tmp_path / name, video=video, config=config, compute=compute)
         assert counts == {"kept": 7, "rejected": 1, "rejected_by_code": {"unreadable": 1}}

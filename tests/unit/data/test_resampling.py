@@ -17,7 +17,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from causvid.data import manifest
-from causvid.data.resampling import Rejection, ResampleConfig, constant_rate, fit, make_clip, resample_folder
+from causvid.data.rejection import Rejection
+from causvid.data.resampling import ResampleConfig, constant_rate, fit, make_clip, resample_folder
 from causvid.data.video_reader import read_frames
 from causvid.data.video_writer import write_video
 from causvid.runtime import parallel
@@ -27,8 +28,8 @@ from tests.unit.data.source_files import GRAY_STEP, gray_frames, real_clips, rot
 
 VIDEO = VideoShape(height=32, width=32, frames=9, fps=8)
 HERE = ONE_WORKER
-CROP = ResampleConfig(aspect="crop", crf=8)
-SQUEEZE = ResampleConfig(aspect="squeeze", crf=8)
+CROP = ResampleConfig(aspect="crop", crf=8, hdr="tone_map", interlaced="deinterlace")
+SQUEEZE = ResampleConfig(aspect="squeeze", crf=8, hdr="tone_map", interlaced="deinterlace")
 
 
 def _clip(source: Path, *, video: VideoShape = VIDEO, config: ResampleConfig = CROP) -> np.ndarray:

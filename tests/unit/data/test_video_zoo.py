@@ -18,7 +18,7 @@ from tests.unit.data.video_zoo import KEPT, fill, textured
 
 VIDEO = VideoShape(height=32, width=32, frames=9, fps=8)
 HERE = ONE_WORKER
-CROP = ResampleConfig(aspect="crop", crf=8)
+CROP = ResampleConfig(aspect="crop", crf=8, hdr="tone_map", interlaced="deinterlace")
 
 
 def _gate(folder: Path, names: list[str], out: Path, *, video: VideoShape = VIDEO) -> dict[str, str]:

@@ -13,9 +13,11 @@ from typing import Any
 import av
 import numpy as np
 
+from tests.unit.data.picture_files import halved, planes_of, write_planes
 from tests.unit.data.source_files import gray_frames, rotate, write_source
 
 KEPT = "kept"
+STYP = struct.pack(">I4s", 16, b"styp") + b"msdh\0\0\0\0"
 SECONDS = 3
 RATE = 8
 
@@ -92,6 +94,17 @@ def _sound(zoo: Zoo) -> None:
     zoo.write("all key frames.mp4", stream={"g": "1"})
     zoo.write("one key frame.mp4", stream={"g": "999", "bf": "4"})
     zoo.write("interlaced.mp4", stream={"x264-params": "tff=1"})
+    for name, transfer in (("hlg.mp4", 18), ("pq.mkv", 16)):
+        planes = planes_of(zoo.plain[0] / 255, "bt2020", full=False, bits=10)
+        write_planes(
+            zoo.path(name, KEPT),
+            [halved(planes)] * (SECONDS * RATE),
+            codec="libx265",
+            pix_fmt="yuv420p10le",
+            tags=(9, 1, transfer, 9),
+            fps=RATE,
+            stream={"x265-params": "log-level=none"},
+        )
 
 
 def _timed(zoo: Zoo) -> None:
@@ -118,6 +131,7 @@ def _dressed(zoo: Zoo) -> None:
     _mux(zoo.path("with sound.mp4", KEPT), zoo.plain, sound=True)
     _mux(zoo.path("with cover.mp4", KEPT), zoo.plain, cover=True)
     _mux(zoo.path("two videos.mkv", KEPT), zoo.plain, zoo.plain[:3])
+    zoo.changed("segment first.mp4", KEPT, "fragments.mp4", lambda content: content.replace(b"ftyp", b"styp", 1))
     zoo.changed("bytes behind.mp4", KEPT, "h264.mp4", lambda content: content + bytes(1000))
 
 
@@ -153,6 +167,7 @@ def _no_videos(zoo: Zoo) -> None:
     zoo.write("one frame.mp4", "too_short", zoo.plain[:1])
     zoo.write("too short.mp4", "too_short", zoo.plain[:8])
     zoo.write("too short in time.mp4", "too_short", textured(30, 48, 64), fps=60)
+    zoo.changed("segment alone.mp4", "unreadable", "fragments.mp4", lambda c: STYP + c[c.index(b"moof") - 4 :])
     zoo.changed("no frames.mp4", "too_short", "fragments.mp4", lambda content: content[: content.index(b"moof") - 4])
 
 

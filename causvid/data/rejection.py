@@ -1,0 +1,16 @@
+"""The exception that turns a source video into a row of rejected.jsonl."""
+
+from __future__ import annotations
+
+
+class Rejection(Exception):
+    """A source video that cannot become a clip.
+
+    Args:
+        code: A short, stable word for the kind of fault.
+        reason: A sentence for the reader of rejected.jsonl.
+    """
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code

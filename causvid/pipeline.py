@@ -38,6 +38,7 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
     """
 
     _optional_components = ["text_encoder", "tokenizer"]
+    transformer: WanTransformer3DModel
 
     def __init__(
         self,
@@ -57,6 +58,10 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
         precision: str = "float32",
     ) -> None:
         super().__init__()
+        if isinstance(denoising_timesteps, str) or not isinstance(denoising_timesteps, Sequence):
+            raise ValueError(
+                f"denoising_timesteps is {denoising_timesteps!r}; expected a sequence of numbers, as (1000, 757, 522)"
+            )
         self.register_modules(vae=vae, transformer=transformer, text_encoder=text_encoder, tokenizer=tokenizer)
         self.register_to_config(
             shift=shift,
@@ -70,6 +75,7 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
             fps=fps,
             precision=precision,
         )
+        self.schedule.columns()  # raises ValueError for steps that are no states of the solver
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse a component that lacks weights; make a transformer of diffusers' own class check LoRA files."""

@@ -86,9 +86,10 @@ def without_fused_adapters(model: WanTransformer3DModel) -> WanTransformer3DMode
         return model
     for layer in layers:
         if layer.disable_adapters or not layer.merged or set(layer.active_adapters) - set(layer.merged_adapters):
+            adapters = ", ".join(model.peft_config)
             raise ValueError(
-                f"the transformer has the LoRA adapters {', '.join(model.peft_config)}, not all fused into its weights; "
-                "call transformer.fuse_lora() to save it with them, or transformer.unload_lora() to save it without "
+                f"the transformer has the LoRA adapters {adapters}, not all fused into its weights; call "
+                "transformer.fuse_lora() to save it with them, or transformer.unload_lora() to save it without "
                 "(transformer.save_lora_adapter saves one adapter by itself)"
             )
     weights = model.state_dict().items()

@@ -21,22 +21,10 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from causvid.models.weight_files import require_all_weights, transformers_files
+from causvid.runtime.prompt_list import prompt_list
 from causvid.runtime.seeding import derive_seed
 
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
-
-
-def prompt_list(prompts: str | Sequence[str]) -> list[str]:
-    """Return ``prompts`` as a list; a bare string is one prompt, not a sequence of letters.
-
-    Raises:
-        ValueError: If one of them is not a string.
-    """
-    listed: list[Any] = [prompts] if isinstance(prompts, (str, bytes)) else list(prompts)
-    for prompt in listed:
-        if not isinstance(prompt, str):
-            raise ValueError(f"prompts has {prompt!r:.100}; expected a string, or a sequence of strings")
-    return listed
 
 
 def clean(prompt: str) -> str:

@@ -156,7 +156,11 @@ def saved_class(folder: Path, kind: str, known: Iterable[type]) -> Any:
         raise ValueError(f"{path} is damaged ({error})") from error
     classes = {cls.__name__: cls for cls in known}
     if name not in classes:
-        raise ValueError(f"{path} names the class {name}; expected one of {', '.join(sorted(classes))}, for a {kind}")
+        remedy = ": 'python -m causvid.interop.original_checkpoint import' makes such a folder of Wan's own file"
+        raise ValueError(
+            f"{path} names the class {name}; expected one of {', '.join(sorted(classes))}, for a {kind}"
+            f"{remedy if name == 'WanModel' else ''}"
+        )
     return classes[name]
 
 

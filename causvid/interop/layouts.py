@@ -60,7 +60,7 @@ _OTHER_MODELS = {
     "vace_blocks.": "a VACE model; only text-to-video models are supported",
     ".scale_weight": "a model quantised to fp8 with scales; give its weights in bfloat16 or float32",
 }
-_ANCHORS = ("patch_embedding.weight", "time_projection.1.weight", "head.modulation")  # of a Wan transformer
+_ANCHORS = ("time_projection.1.weight", "head.modulation")  # every Wan transformer has them, under Wan's names only
 
 
 def require_file(path: Path) -> None:

@@ -115,6 +115,11 @@ def read_original(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], Layou
     owned = {name: _own(state, prefix) for name, state in sections.items()}
     for section, state in owned.items():
         require_wan_keys(f"{path}: {section}", state.keys())
+        if not any(map(rename, state)):
+            raise ValueError(
+                f"{path}: {section} has {len(state)} keys ({', '.join(list(state)[:3]) or 'none'}), none of them of a "
+                "Wan transformer; give the file of the transformer"
+            )
     return owned, layout
 
 
@@ -136,6 +141,8 @@ def read_file(path: Path) -> dict[Any, Any]:
 
 def read_tensors(path: Path) -> dict[Any, Any]:
     """Read one file as ``read_file`` does, also if it is a shard. Raises ValueError if it is cut or no mapping."""
+    if path.suffix == ".safetensors" and zipfile.is_zipfile(path):  # torch.load goes by the suffix, too
+        raise ValueError(f"{path} is a file of torch.save, not a safetensors file; rename it to {path.stem}.pt")
     try:
         if _is_safetensors(path):
             return load_file(path)
@@ -156,7 +163,7 @@ def _is_safetensors(path: Path) -> bool:
     """
     with path.open("rb") as stream:
         start = stream.read(9)
-    return start[8:] == b"{" or (path.suffix == ".safetensors" and not zipfile.is_zipfile(path))
+    return path.suffix == ".safetensors" or start[8:] == b"{"
 
 
 def check_tensors(name: str, state: Mapping[Any, Any]) -> None:

@@ -114,13 +114,18 @@ def read_original(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], Layou
     layout = Layout(prefix=prefix, sections=() if bare else tuple(sections))
     owned = {name: _own(state, prefix) for name, state in sections.items()}
     for section, state in owned.items():
-        require_wan_keys(f"{path}: {section}", state.keys())
-        if not any(map(rename, state)):
-            raise ValueError(
-                f"{path}: {section} has {len(state)} keys ({', '.join(list(state)[:3]) or 'none'}), none of them of a "
-                "Wan transformer; give the file of the transformer"
-            )
+        _require_transformer_keys(f"{path}: {section}", state)
     return owned, layout
+
+
+def _require_transformer_keys(name: str, state: Mapping[str, torch.Tensor]) -> None:
+    """Raise ValueError, naming another layout or model, unless keys of ``state`` are those of Wan's transformer."""
+    require_wan_keys(name, state.keys())
+    if not any(map(rename, state)):
+        raise ValueError(
+            f"{name} has {len(state)} keys ({', '.join(list(state)[:3]) or 'none'}), none of them of a Wan "
+            "transformer; give the file of the transformer"
+        )
 
 
 def read_file(path: Path) -> dict[Any, Any]:

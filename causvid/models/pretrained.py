@@ -51,17 +51,22 @@ class Init:
             raise ValueError(
                 f"init.hub {self.hub} at {self.revision} has no folder {subfolder}/ with a model in it ({marker})"
             )
-        if root.is_file():
-            raise ValueError(
-                f"init.folder is {root}, which is a file; give the folder of a saved {subfolder} ('python -m "
-                "causvid.interop.original_checkpoint import' makes one of a model.pt)"
-            )
-        if found := [path.name for path in contents(root)]:
-            raise ValueError(
-                f"init.folder is {root}, which holds {', '.join(found[:3])} but neither {marker} nor "
-                f"{subfolder}/{marker}; give the folder of a saved {subfolder}, or an empty one to train from scratch"
-            )
+        _require_empty(root, subfolder, marker)
         return None
+
+
+def _require_empty(root: Path, subfolder: str, marker: str) -> None:
+    """Raise ValueError if there is anything at ``root``, where no ``subfolder`` was found by its file ``marker``."""
+    if root.is_file():
+        raise ValueError(
+            f"init.folder is {root}, which is a file; give the folder of a saved {subfolder} ('python -m "
+            "causvid.interop.original_checkpoint import' makes one of a model.pt)"
+        )
+    if found := [path.name for path in contents(root)]:
+        raise ValueError(
+            f"init.folder is {root}, which holds {', '.join(found[:3])} but neither {marker} nor "
+            f"{subfolder}/{marker}; give the folder of a saved {subfolder}, or an empty one to train from scratch"
+        )
 
 
 def contents(folder: Path) -> list[Path]:

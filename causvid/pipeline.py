@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, DiffusionPipeline, WanTransformer3DModel
@@ -15,10 +17,13 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.diffusion.velocity import conditional, guided
 from causvid.models.causal_wan import CausalWanTransformer3DModel
+from causvid.models.lora_files import check_lora_files, without_fused_adapters
 from causvid.models.text_encoder import embed
 from causvid.models.vae import StreamingDecoder, decode, encode, load_vae, temporal_stride, to_uint8
 from causvid.models.wan import load_transformer
+from causvid.models.weight_files import require_weights
 from causvid.runtime import device as devices
+from causvid.sampling.arguments import require_one_batch
 from causvid.sampling.autoregressive import generate_blocks, solve_blocks
 from causvid.sampling.few_step import few_step
 from causvid.sampling.ode_solver import solve_ode
@@ -33,6 +38,7 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
     """
 
     _optional_components = ["text_encoder", "tokenizer"]
+    transformer: WanTransformer3DModel
 
     def __init__(
         self,
@@ -52,6 +58,10 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
         precision: str = "float32",
     ) -> None:
         super().__init__()
+        if isinstance(denoising_timesteps, str) or not isinstance(denoising_timesteps, Sequence):
+            raise ValueError(
+                f"denoising_timesteps is {denoising_timesteps!r}; expected a sequence of numbers, as (1000, 757, 522)"
+            )
         self.register_modules(vae=vae, transformer=transformer, text_encoder=text_encoder, tokenizer=tokenizer)
         self.register_to_config(
             shift=shift,
@@ -65,6 +75,33 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
             fps=fps,
             precision=precision,
         )
+        self.schedule.columns()  # raises ValueError for steps that are no states of the solver
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse a component that lacks weights; make a transformer of diffusers' own class check LoRA files."""
+        if isinstance(value, torch.nn.Module):
+            require_weights(name, value)
+        if isinstance(value, WanTransformer3DModel):
+            check_lora_files(value)
+        super().__setattr__(name, value)
+
+    def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Save the pipeline as a diffusers folder; adapters that are fused go into it as plain weights.
+
+        Args:
+            save_directory: The folder.
+            *args: As of diffusers' method.
+            **kwargs: As of diffusers' method.
+
+        Raises:
+            ValueError: If the transformer has a LoRA adapter that is not fused.
+        """
+        adapted = self.transformer
+        self.transformer = without_fused_adapters(adapted)
+        try:
+            super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            self.transformer = adapted
 
     @property
     def video(self) -> VideoShape:
@@ -103,8 +140,18 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
                 )
         return latent
 
-    def embed(self, prompts: Sequence[str]) -> torch.Tensor:
-        """Embeddings [B, L, D] of ``prompts``, padded with zeros. Raises ValueError without a text encoder."""
+    def embed(self, prompts: str | Sequence[str]) -> torch.Tensor:
+        """Embed prompts with the pipeline's text encoder.
+
+        Args:
+            prompts: One prompt, or a sequence of at least one.
+
+        Returns:
+            Embeddings [B, L, D], padded with zeros to L = ``text_tokens``; B is 1 for a single prompt.
+
+        Raises:
+            ValueError: If there is no text encoder, or if ``prompts`` is empty or holds anything but strings.
+        """
         if self.text_encoder is None or self.tokenizer is None:
             raise ValueError(
                 "this pipeline has no text encoder and tokenizer: give it embeddings, or load it with both"
@@ -134,6 +181,8 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
                 prompt_embeds, video, generators, None, negative_embeds, guidance_scale, few_steps=few_steps
             )
             return torch.cat(list(stream), dim=1)
+        text_dim = self.transformer.config.text_dim
+        require_one_batch(prompt_embeds, generators, negative_embeds, text_dim=text_dim)
         sizes = self.latent_shape(video).sizes
         noise = self._noise(sizes, generators)
         if few_steps:
@@ -219,6 +268,8 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
         """(known first frames, sink frames) -> latent blocks. Raises ValueError for a bidirectional model."""
         if not self.is_causal:
             raise ValueError("streaming needs a causal model; this pipeline holds a bidirectional one")
+        text_dim = self.transformer.config.text_dim
+        require_one_batch(prompt_embeds, generators, negative_embeds, text_dim=text_dim)
         model, schedule, text = self.transformer, self.schedule, prompt_embeds.to(self.device)
         negative = self._negative(prompt_embeds, negative_embeds)
         channels, frames, height, width = self.latent_shape(video).sizes

@@ -224,6 +224,9 @@ def main(
         fetched = [source.fetch(file) for file in files]
     except ValueError as error:
         sys.exit(str(error))
+    for path in [path for path in fetched[0].parent.iterdir() if path not in fetched]:
+        # Left by an earlier command with another pattern.
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     os.replace(fetched[0].parent, out)
     shutil.rmtree(place)
     print(f"{len(files)} files of {repo} at commit {source.commit} in {out}")

@@ -11,6 +11,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from causvid.runtime.prompt_list import prompt_list
+
 EMBEDDINGS = "embeddings.safetensors"
 INDEX = "prompts.json"
 
@@ -44,7 +46,11 @@ def write_prompts(
     """Write embeddings [its tokens, D] by prompt text, and the lists that later stages need."""
     folder.mkdir(parents=True)
     save_file({_key(prompt): tensor.contiguous() for prompt, tensor in sorted(embeddings.items())}, folder / EMBEDDINGS)
-    lists = {"captions": list(captions), "evaluation": list(evaluation), "prompts": sorted(embeddings)}
+    lists = {
+        "captions": prompt_list(captions, "captions"),
+        "evaluation": prompt_list(evaluation, "evaluation"),
+        "prompts": sorted(embeddings),
+    }
     index = {**lists, "negative": negative, "tokens": tokens}
     (folder / INDEX).write_text(json.dumps(index, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -73,8 +79,9 @@ class PromptStore:
                 "they stand as encode_prompts.captions or encode_prompts.more_captions"
             )
 
-    def __call__(self, prompts: Sequence[str]) -> torch.Tensor:
-        """Embeddings [len(prompts), tokens, D], float32. Raises ValueError naming a prompt that was not encoded."""
+    def __call__(self, prompts: str | Sequence[str]) -> torch.Tensor:
+        """Embeddings [B, tokens, D] of B prompts, float32. Raises ValueError naming a prompt that was not encoded."""
+        prompts = prompt_list(prompts)
         with safe_open(self.folder / EMBEDDINGS, framework="pt") as file:
             known = set(file.keys())
             for prompt in prompts:

@@ -18,6 +18,7 @@ from causvid.data import toy_world
 from causvid.data.toy_world import BACKGROUNDS, COLOURS, DIRECTIONS, Scene
 from causvid.evaluation import shape_match, spread
 from causvid.runtime.progress import progress
+from causvid.runtime.prompt_list import prompt_list
 from causvid.shapes import VideoShape
 
 Floats = NDArray[np.float64]
@@ -135,6 +136,9 @@ def judge_videos(videos: Sequence[Frames], captions: Sequence[str], blocks: Sequ
     videos share a caption; ``blocks``: {velocity, frame_psnr, seen} over the frames of each of ``blocks``, a step
     counting in the block it leads into, velocity None where there is no step.
     """
+    captions = prompt_list(captions, "captions")
+    if len(captions) != len(videos):
+        raise ValueError(f"captions has {len(captions)} entries, videos {len(videos)}; give one caption per video")
     found: list[Examination] = []
     spreads: list[spread.Spread] = []
     scenes = {scene: [k for k, text in enumerate(captions) if text == scene.caption] for scene in _scenes(captions)}

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 
 from causvid import params as params_file
 from causvid.diffusion.schedule import ScheduleConfig
+from causvid.interop.layouts import require_known_layout
 from causvid.interop.original_checkpoint import load_generator
 from causvid.interop.original_wan import load_components
 from causvid.models.text_encoder import load_text_encoder
@@ -43,6 +44,7 @@ def load_checkpoint(
     """
     checkpoint = checkpoint.resolve()
     try:
+        require_known_layout(checkpoint)
         if (checkpoint / "model_index.json").is_file():
             pipeline = _from_diffusers(checkpoint, precision)
         elif checkpoint.is_file():

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from causvid.data.video_writer import write_video
 from causvid.pipeline import CausVidPipeline
 from causvid.runtime.progress import progress
+from causvid.runtime.prompt_list import prompt_list
 from causvid.runtime.seeding import generator
 from causvid.runtime.work import write_json
 from causvid.shapes import VideoShape
@@ -67,7 +68,9 @@ def generate(
     frames = _frames_of(seconds, shape, is_causal=pipeline.is_causal)
     pipeline.latent_shape(shape)  # raises for a size it cannot hold
     settings = _settings_of(pipeline, shape, frames)
-    wanted = [Video(index=i, prompt=prompt, seed=seed) for i, prompt in enumerate(prompts) for seed in seeds]
+    wanted = [
+        Video(index=i, prompt=prompt, seed=seed) for i, prompt in enumerate(prompt_list(prompts)) for seed in seeds
+    ]
     with _held(out):
         done = _read_map(out, settings)
         for video in wanted:

@@ -26,7 +26,9 @@ import typer
 from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
+from causvid.interop.layouts import entries_remedy, foreign_folder, require_file, require_wan_keys
 from causvid.models.causal_wan import CausalWanTransformer3DModel
+from causvid.models.weight_files import diffusers_files, require_all_weights, saved_class
 from causvid.params import build
 from causvid.runtime.work import publish, write_json
 
@@ -79,18 +81,26 @@ class Layout:
 
 
 def read_original(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], Layout]:
-    """The state dicts of a released file by section (a bare one as the generator), their keys without ``model.``.
+    """Read the state dicts of a released file.
 
-    Raises ValueError for a file that is cut, no checkpoint, or holds anything but named floating-point tensors.
+    Args:
+        path: A file of ``torch.save``, or a safetensors file.
+
+    Returns:
+        The state dicts by section (a bare one as the generator), their keys without ``model.``; and the file's layout.
+
+    Raises:
+        ValueError: If the file is cut short, is no checkpoint, holds anything but named floating-point tensors, or has
+            another layout than the released one. The error names the layout.
     """
     found = read_file(path)
-    bare = bool(found) and all(isinstance(value, torch.Tensor) for value in found.values())
+    bare = any(isinstance(value, torch.Tensor) for value in found.values())
     sections = {GENERATOR: found} if bare else found
     unknown = sorted(set(map(str, sections)) - {GENERATOR, CRITIC})
     if unknown or GENERATOR not in sections:
         raise ValueError(
             f"{path} has the entries {', '.join(sorted(map(str, found)))[:200] or 'none'}; expected {GENERATOR} (and "
-            f"perhaps {CRITIC}), or the tensors themselves"
+            f"perhaps {CRITIC}), or the tensors themselves{entries_remedy(found, GENERATOR)}"
         )
     for section, state in sections.items():
         if not isinstance(state, Mapping):
@@ -102,18 +112,44 @@ def read_original(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], Layou
         raise ValueError(f"{path}: {keys[prefixed.index(False)]!r} does not start with {PREFIX!r}, other keys do")
     prefix = PREFIX if any(prefixed) else ""
     layout = Layout(prefix=prefix, sections=() if bare else tuple(sections))
-    return {name: _own(state, prefix) for name, state in sections.items()}, layout
+    owned = {name: _own(state, prefix) for name, state in sections.items()}
+    for section, state in owned.items():
+        _require_transformer_keys(f"{path}: {section}", state)
+    return owned, layout
+
+
+def _require_transformer_keys(name: str, state: Mapping[str, torch.Tensor]) -> None:
+    """Raise ValueError, naming another layout or model, unless keys of ``state`` are those of Wan's transformer."""
+    require_wan_keys(name, state.keys())
+    if not any(map(rename, state)):
+        raise ValueError(
+            f"{name} has {len(state)} keys ({', '.join(list(state)[:3]) or 'none'}), none of them of a Wan "
+            "transformer; give the file of the transformer"
+        )
 
 
 def read_file(path: Path) -> dict[Any, Any]:
-    """Whatever mapping a .safetensors or a file of ``torch.save`` holds; runs no code that a file may carry.
+    """Read a safetensors file or a file of ``torch.save``, whichever its content is; run no code that it may carry.
 
-    Values of a ``torch.save`` file are mapped, not read. Raises ValueError for one that is absent, cut or no mapping.
+    Args:
+        path: The file. Tensors of a ``torch.save`` file are mapped into memory, not read.
+
+    Returns:
+        The mapping that the file holds.
+
+    Raises:
+        ValueError: If there is no such file, or if it is cut short, no mapping, or of another layout, which is named.
     """
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist")
+    require_file(path)
+    return read_tensors(path)
+
+
+def read_tensors(path: Path) -> dict[Any, Any]:
+    """Read one file as ``read_file`` does, also if it is a shard. Raises ValueError if it is cut or no mapping."""
+    if path.suffix == ".safetensors" and zipfile.is_zipfile(path):  # torch.load goes by the suffix, too
+        raise ValueError(f"{path} is a file of torch.save, not a safetensors file; rename it to {path.stem}.pt")
     try:
-        if path.suffix == ".safetensors":
+        if _is_safetensors(path):
             return load_file(path)
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     # Foreign parsers with many ways to fail on a file that is cut or no checkpoint at all.
@@ -123,6 +159,16 @@ def read_file(path: Path) -> dict[Any, Any]:
     if not isinstance(found, Mapping):
         raise ValueError(f"{path} holds a {type(found).__name__}, not state dicts by name")
     return dict(found)
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether ``path`` starts as a safetensors file does, with the length of a JSON header, or has that suffix.
+
+    A file in a cache of the hub or of DVC has a checksum for a name.
+    """
+    with path.open("rb") as stream:
+        start = stream.read(9)
+    return path.suffix == ".safetensors" or start[8:] == b"{"
 
 
 def check_tensors(name: str, state: Mapping[Any, Any]) -> None:
@@ -302,22 +348,35 @@ def _own(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tens
 
 
 def _to_original(folder: Path, prefix: str) -> dict[str, torch.Tensor]:
-    """The weights of a diffusers folder under Wan's names, in the order of Wan's code, bit for bit."""
-    files = sorted(folder.glob("diffusion_pytorch_model*.safetensors"))
-    if not files or not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} holds no diffusers transformer (config.json, diffusion_pytorch_model*.safetensors)")
-    state = {key: value for file in files for key, value in read_file(file).items()}
+    """The weights that ``from_pretrained`` reads in ``folder``, bit for bit, under Wan's names and in their order."""
+    _require_transformer(folder)
+    state = {key: value for file in diffusers_files(folder) for key, value in read_tensors(file).items()}
     with torch.device("meta"):
         config = dict(WanTransformer3DModel.load_config(folder))
         config.pop("frames_per_block", None)  # no weight depends on it
         theirs = _names(WanTransformer3DModel.from_config(config))
     unknown, missing = sorted(state.keys() - theirs.keys()), [ours for ours in theirs if ours not in state]
+    if any(".base_layer." in key for key in unknown):
+        require_all_weights(folder, missing=missing, unknown=unknown)
     if unknown:
         raise ValueError(f"{folder} has {unknown[0]}, for which a released checkpoint has no place")
     if missing:
         raise ValueError(f"{folder} lacks {missing[0]} and {len(missing) - 1} more: its files are not all there")
     ours = {key: name for name, key in theirs.items()}
     return {prefix + key: state[ours[key]] for key in _all_keys(_count_blocks(ours)) if key in ours}
+
+
+def _require_transformer(folder: Path) -> None:
+    """Raise ValueError, naming what ``folder`` is, unless it is a diffusers folder of one transformer."""
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file; export takes the diffusers folder of a transformer")
+    if not folder.is_dir():
+        raise ValueError(f"{folder} does not exist; export takes the diffusers folder of a transformer")
+    if (folder / "model_index.json").is_file():
+        raise ValueError(f"{folder} is a whole diffusers pipeline; give its transformer, {folder / 'transformer'}")
+    if found := foreign_folder(folder):
+        raise ValueError(f"{folder} is {found}; export takes the diffusers folder of a transformer")
+    saved_class(folder, "diffusers transformer", (WanTransformer3DModel, CausalWanTransformer3DModel))
 
 
 def _names(model: WanTransformer3DModel) -> dict[str, str]:

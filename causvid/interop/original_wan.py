@@ -28,13 +28,10 @@ VAE_FILE = "Wan2.1_VAE.pth"
 TEXT_ENCODER_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
 TOKENIZER_FOLDER = "google/umt5-xxl"
 
-# What a folder of each layout must hold, as patterns.
+# What a folder of each layout must hold.
 _TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
 _ORIGINAL = (VAE_FILE, TEXT_ENCODER_FILE, *(f"{TOKENIZER_FOLDER}/{name}" for name in _TOKENIZER_FILES))
-_DIFFUSERS = (
-    *(f"{part}/{name}" for part in ("vae", "text_encoder") for name in ("config.json", "*.safetensors")),
-    *(f"tokenizer/{name}" for name in _TOKENIZER_FILES),
-)
+_DIFFUSERS = ("vae/config.json", "text_encoder/config.json", *(f"tokenizer/{name}" for name in _TOKENIZER_FILES))
 
 # Wan's name → transformers' name, each with ".weight"; the embedding is tied to encoder.embed_tokens.
 _MODULES = {"token_embedding": "shared", "norm": "encoder.final_layer_norm"}
@@ -73,7 +70,7 @@ def load_components(
     Raises ValueError naming the files that are missing, and as the two loaders do.
     """
     original = is_original(folder)
-    missing = [name for name in (_ORIGINAL if original else _DIFFUSERS) if not any(folder.glob(name))]
+    missing = [name for name in (_ORIGINAL if original else _DIFFUSERS) if not (folder / name).is_file()]
     if missing and original:
         raise ValueError(f"{folder} lacks {', '.join(missing)} of Wan2.1's own files; download them into it")
     if missing:

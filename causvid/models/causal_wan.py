@@ -23,6 +23,7 @@ from diffusers.utils import apply_lora_scale
 
 from causvid.models.causal_attention import BlockCausalAttnProcessor, CachedTextAttnProcessor
 from causvid.models.kv_cache import KVCache, LayerCache, Slot, Window
+from causvid.models.lora_files import load_lora_adapter
 from causvid.models.rope import Rotary, rotary_embedding
 
 
@@ -71,6 +72,7 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
     _no_split_modules = ["CausalWanTransformerBlock"]
     _repeated_blocks = ["CausalWanTransformerBlock"]
     _cp_plan = None
+    load_lora_adapter = load_lora_adapter
 
     @register_to_config
     def __init__(

@@ -20,6 +20,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from causvid.models.weight_files import require_all_weights, transformers_files
+from causvid.runtime.prompt_list import prompt_list
 from causvid.runtime.seeding import derive_seed
 
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
@@ -31,9 +33,10 @@ def clean(prompt: str) -> str:
     return re.sub(r"\s+", " ", text).strip()
 
 
-def build_tokenizer(prompts: Sequence[str]) -> PreTrainedTokenizerFast:
+def build_tokenizer(prompts: str | Sequence[str]) -> PreTrainedTokenizerFast:
     """A word-level tokenizer over the words of ``prompts``, in sorted order; ends a prompt with ``</s>`` as T5 does."""
-    words = sorted({word for prompt in prompts for word, _ in Whitespace().pre_tokenize_str(clean(prompt))})
+    cleaned = [clean(prompt) for prompt in prompt_list(prompts)]
+    words = sorted({word for prompt in cleaned for word, _ in Whitespace().pre_tokenize_str(prompt)})
     vocabulary = {word: index for index, word in enumerate([PAD, END, UNKNOWN, *words])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = Whitespace()
@@ -52,15 +55,30 @@ def build_text_encoder(config: Mapping[str, Any], vocabulary: int, seed: int) ->
 def load_text_encoder(
     encoder: Path, tokenizer: Path, dtype: torch.dtype
 ) -> tuple[UMT5EncoderModel, PreTrainedTokenizerBase]:
-    """A pretrained encoder and its tokenizer from their folders. Raises ValueError for a folder without one."""
+    """Load a pretrained encoder and its tokenizer from their folders.
+
+    Args:
+        encoder: Folder of the encoder, as transformers saves it.
+        tokenizer: Folder with its tokenizer.json.
+        dtype: Data type of the encoder's weights.
+
+    Returns:
+        The encoder, frozen and in eval mode, and the tokenizer.
+
+    Raises:
+        ValueError: If a file is missing or damaged, if the weights are of several saves, or if some are missing.
+    """
     for folder, name in ((encoder, "config.json"), (tokenizer, "tokenizer.json")):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} holds no {name} of a text encoder and its tokenizer")
+    transformers_files(encoder)
     try:
-        model = UMT5EncoderModel.from_pretrained(encoder, dtype=dtype)
+        model, found = UMT5EncoderModel.from_pretrained(encoder, dtype=dtype, output_loading_info=True)
     # A foreign loader with many ways to fail on files that are cut or do not belong together.
     except Exception as error:
         raise ValueError(f"{encoder} cannot be loaded as a text encoder: {_first_line(error)}") from error
+    # A whole UMT5 may lie there: the weights of its decoder are of no use here.
+    require_all_weights(encoder, missing=found["missing_keys"], unknown=())
     try:
         # As its tokenizer.json has it: AutoTokenizer would give unknown characters T5's number in place of UMT5's.
         words = PreTrainedTokenizerFast.from_pretrained(tokenizer)
@@ -83,11 +101,27 @@ def save_text_encoder(encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerB
 
 @torch.no_grad()
 def embed(
-    encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], tokens: int
+    encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerBase, prompts: str | Sequence[str], tokens: int
 ) -> list[torch.Tensor]:
-    """Embeddings of ``prompts``, each [its own tokens, D], at most ``tokens`` long, without padding (it is zero)."""
+    """Embed ``prompts``, each by itself.
+
+    Args:
+        encoder: The text encoder.
+        tokenizer: Its tokenizer.
+        prompts: One prompt, or a sequence of at least one.
+        tokens: Length at which a longer prompt is cut.
+
+    Returns:
+        One tensor [tokens of the prompt, D] per prompt, without padding, which is zero everywhere.
+
+    Raises:
+        ValueError: If ``prompts`` is empty or holds anything but strings.
+    """
+    listed = prompt_list(prompts)
+    if not listed:
+        raise ValueError("prompts is empty; give at least one")
     batch = tokenizer(
-        [clean(prompt) for prompt in prompts], padding="max_length", truncation=True, max_length=tokens,
+        [clean(prompt) for prompt in listed], padding="max_length", truncation=True, max_length=tokens,
         return_tensors="pt", return_attention_mask=True,
     )  # fmt: skip
     batch = {key: batch[key].to(encoder.device) for key in ("input_ids", "attention_mask")}

@@ -18,6 +18,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, Wa
 from torch import nn
 
 from causvid.models.tiles import Window, blend, windows
+from causvid.models.weight_files import load_saved, saved_class
 from causvid.runtime.seeding import derive_seed
 
 LOG_VARIANCE_START = -6.0  # an almost deterministic posterior: reconstruction first
@@ -59,11 +60,12 @@ def build_vae(config: Mapping[str, Any], seed: int) -> AutoencoderKLWan:
 
 
 def load_vae(folder: Path, dtype: torch.dtype = torch.float32) -> AutoencoderKLWan:
-    """The VAE saved in ``folder``, frozen, laid out for fast 3-D convolutions."""
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} holds no VAE (no config.json)")
-    vae = AutoencoderKLWan.from_pretrained(folder, torch_dtype=dtype)
-    vae.register_to_config(_name_or_path=None)  # this machine's path: saved again, it would change the bytes
+    """Load the VAE saved in ``folder``, frozen, laid out for fast 3-D convolutions.
+
+    Raises:
+        ValueError: If there is no AutoencoderKLWan, or if its files are incomplete or of several saves.
+    """
+    vae = load_saved(saved_class(folder, "VAE", (AutoencoderKLWan,)), folder, dtype)
     return channels_last(vae).requires_grad_(False).eval()
 
 

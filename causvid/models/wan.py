@@ -13,6 +13,7 @@ from diffusers import WanTransformer3DModel
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from causvid.models.causal_wan import CausalWanTransformer3DModel
+from causvid.models.weight_files import load_saved, saved_class
 from causvid.runtime.parallel import Checkpointing
 from causvid.runtime.seeding import derive_seed
 
@@ -31,20 +32,20 @@ def build_transformer(config: Mapping[str, Any], seed: int) -> WanTransformer3DM
 
 
 def load_transformer(folder: Path, dtype: torch.dtype = torch.float32) -> WanTransformer3DModel:
-    """The transformer saved in ``folder``: causal or bidirectional, as its config.json says."""
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} holds no transformer (no config.json)")
-    name = dict(WanTransformer3DModel.load_config(folder)).get("_class_name")
-    known = {cls.__name__: cls for cls in (WanTransformer3DModel, CausalWanTransformer3DModel)}
-    if name not in known:
-        raise ValueError(f"{folder}/config.json names the class {name}; expected one of {', '.join(sorted(known))}")
-    model, found = known[name].from_pretrained(folder, torch_dtype=dtype, output_loading_info=True)
-    if found["missing_keys"]:
-        missing = sorted(found["missing_keys"])
-        raise ValueError(
-            f"{folder} lacks {missing[0]} and {len(missing) - 1} more weights that its config.json asks for"
-        )
-    model.register_to_config(_name_or_path=None)  # this machine's path: saved again, it would change the bytes
+    """Load the transformer saved in ``folder``: causal or bidirectional, as its config.json says.
+
+    Args:
+        folder: A diffusers folder of one model.
+        dtype: Data type of the weights, apart from those that diffusers keeps in float32.
+
+    Returns:
+        The transformer, in eval mode as ``from_pretrained`` gives it.
+
+    Raises:
+        ValueError: If there is no transformer of these two classes, or if its files are incomplete or of several saves.
+    """
+    cls = saved_class(folder, "transformer", (WanTransformer3DModel, CausalWanTransformer3DModel))
+    model: WanTransformer3DModel = load_saved(cls, folder, dtype)
     return model
 
 

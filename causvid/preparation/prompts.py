@@ -11,7 +11,7 @@ import torch
 
 from causvid.data.captions import read_captions
 from causvid.data.prompt_store import read_prompt_file, write_prompts
-from causvid.models.pretrained import Init
+from causvid.models.pretrained import Init, contents
 from causvid.models.text_encoder import (
     build_text_encoder,
     build_tokenizer,
@@ -60,7 +60,7 @@ def encode_prompts(
     found = config.init.locate("text_encoder")
     if found is not None:
         tokenizer_folder = config.init.locate("tokenizer")
-        assert tokenizer_folder is not None
+        assert tokenizer_folder is not None, "a folder with an encoder is not empty: locate finds a tokenizer or raises"
         encoder, tokenizer = load_text_encoder(found, tokenizer_folder, precision.dtype)
     else:
         tokenizer = build_tokenizer(prompts)
@@ -80,4 +80,4 @@ def encode_prompts(
 
 def _is_empty(folder: Path) -> bool:
     """Whether it is a placeholder: a folder with nothing but hidden files and a README."""
-    return folder.is_dir() and all(path.name.startswith((".", "README")) for path in folder.iterdir())
+    return folder.is_dir() and not contents(folder)

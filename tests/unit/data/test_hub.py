@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -184,7 +185,7 @@ def test_a_hub_that_is_away_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert max(pauses) <= hub.LONGEST_PAUSE
 
 
-def test_the_command_leaves_a_whole_folder_or_none(
+def test_f4_the_command_leaves_a_whole_folder_or_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "lmdb"
@@ -197,6 +198,17 @@ def test_the_command_leaves_a_whole_folder_or_none(
         assert left(out) == ["a.tar", "b.tar", "c.txt", "empty.tar"]
         assert f"4 files of {REPO} at commit {COMMIT}" in capsys.readouterr().out
         assert [path.name for path in tmp_path.iterdir()] == ["lmdb"]
+        # F4: nothing of an earlier command, of another pattern, gets into the folder.
+        for pattern in ("parts/*.tar", "*.json", "parts/deep/*"):
+            stand_in.faults["parts/c.txt"] = ["page"] * ATTEMPTS
+            with pytest.raises(SystemExit, match="gave up after"):
+                hub.main(REPO, "parts/*", tmp_path / "next", dataset=True)
+            hub.main(REPO, pattern, tmp_path / "next", dataset=True)
+            wanted = {"*.json": ["top.json"], "parts/deep/*": ["down.tar"]}.get(
+                pattern, ["a.tar", "b.tar", "empty.tar"]
+            )
+            assert left(tmp_path / "next") == wanted
+            shutil.rmtree(tmp_path / "next")
         with pytest.raises(SystemExit, match="it exists"):
             hub.main(REPO, "parts/*", out, dataset=True)
         with pytest.raises(SystemExit, match=f"{REPO} has no file gone/"):

@@ -234,7 +234,7 @@ def test_a_folder_of_neither_layout_is_named(tmp_path: Path) -> None:
     (tmp_path / "vae").mkdir()
     (tmp_path / "vae" / "config.json").touch()
     with pytest.raises(
-        ValueError, match=r"lacks vae/\*.safetensors, text_encoder/config.json, .* has neither Wan2.1_V"
+        ValueError, match=r"lacks text_encoder/config.json, tokenizer/tokenizer_config.json, .* has neither Wan2.1_V"
     ):
         components(tmp_path)
     with pytest.raises(ValueError, match="lacks vae/config.json"):

@@ -1,0 +1,177 @@
+"""LoRA files onto a Wan transformer: every key of a file must have its place, or nothing is loaded.
+
+diffusers' own ``load_lora_adapter`` drops keys without the prefix, only warns about keys that do not fit, and by
+default ignores the scaling (``lora_alpha``) that a safetensors file carries. A LoRA that is loaded in part, or not at
+all, then looks like one that works.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from diffusers import WanTransformer3DModel
+from diffusers.loaders.lora_base import _fetch_state_dict
+from diffusers.utils import convert_unet_state_dict_to_peft
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+Source = str | os.PathLike[str] | Mapping[str, torch.Tensor]
+
+FACTORS = ("lora_A.weight", "lora_B.weight")
+_KEY = re.compile(r"(?P<module>.+)\.(?P<part>lora_[AB]\.weight|lora_B\.bias|lora_magnitude_vector)")
+_STYLES = {
+    "diffusion_model.": "Wan's own names, as ComfyUI writes them",
+    "lora_unet_": "the names of kohya-ss and musubi-tuner",
+    "base_model.model.": "the names of a saved peft model",
+}
+
+
+def load_lora_adapter(
+    self: WanTransformer3DModel,
+    pretrained_model_name_or_path_or_dict: Source,
+    prefix: str | None = "transformer",
+    hotswap: bool = False,
+    **kwargs: Any,
+) -> None:
+    """Load a LoRA adapter in diffusers' key names, all of it or nothing.
+
+    It takes the arguments of diffusers' method of this name. Unlike that method it refuses a file of which any key does
+    not fit, and it applies the scaling that ``save_lora_adapter`` writes into a safetensors file.
+
+    Args:
+        self: The transformer.
+        pretrained_model_name_or_path_or_dict: A file, a folder, a repository on the hub, or the tensors by name.
+        prefix: First part of every key, without its dot; None = no prefix, as ``save_lora_adapter`` writes files.
+        hotswap: Whether to put the weights in place of those of the loaded adapter ``adapter_name``.
+        **kwargs: The other arguments of diffusers' method.
+
+    Raises:
+        ValueError: If the file cannot be read, or if a key has no place in the model, has another shape than its place
+            or lacks the other factor of its product. The model is then as it was.
+    """
+    given = pretrained_model_name_or_path_or_dict
+    source = "the LoRA" if isinstance(given, Mapping) else str(given)
+    state, metadata = _read(given, source, kwargs)
+    if found := next(_misfits(self, state, prefix), None):
+        expected = ".".join(part for part in (prefix, "blocks.0.attn1.to_q", FACTORS[0]) if part)
+        raise ValueError(f"{source} does not fit {type(self).__name__}: {found}; expected keys like {expected}")
+    if prefix is not None and not any(key.startswith(f"{prefix}.") for key in metadata or ()):
+        metadata = None  # of another model in the same file, or of none
+    WanTransformer3DModel.load_lora_adapter(
+        self, state, prefix=prefix, hotswap=hotswap, **{"metadata": metadata, **kwargs}
+    )
+
+
+def check_lora_files(model: WanTransformer3DModel) -> None:
+    """Make ``model.load_lora_adapter`` the function above, also where ``model`` is of diffusers' own class."""
+    if type(model).load_lora_adapter is not load_lora_adapter:
+        model.load_lora_adapter = MethodType(load_lora_adapter, model)
+
+
+def without_fused_adapters(model: WanTransformer3DModel) -> WanTransformer3DModel:
+    """Return a model to save: ``model``, or one without LoRA layers that has its fused weights, in the same memory.
+
+    Raises:
+        ValueError: If ``model`` has an adapter that is not fused; its files could not be loaded.
+    """
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    if not layers:
+        return model
+    for layer in layers:
+        if layer.disable_adapters or not layer.merged or set(layer.active_adapters) - set(layer.merged_adapters):
+            adapters = ", ".join(model.peft_config)
+            raise ValueError(
+                f"the transformer has the LoRA adapters {adapters}, not all fused into its weights; call "
+                "transformer.fuse_lora() to save it with them, or transformer.unload_lora() to save it without "
+                "(transformer.save_lora_adapter saves one adapter by itself)"
+            )
+    weights = model.state_dict().items()
+    with init_empty_weights():
+        plain: WanTransformer3DModel = type(model).from_config(model.config)
+    state = {key.replace(".base_layer.", "."): value for key, value in weights if ".lora_" not in key}
+    plain.load_state_dict(state, strict=True, assign=True)
+    return plain
+
+
+def _read(given: Source, source: str, kwargs: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
+    """Tensors by name, and the fields of a LoraConfig if there are any. Removes the arguments that it uses."""
+    names = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
+    where = {name: kwargs.pop(name, None) for name in names}
+    weight_name, use_safetensors = kwargs.pop("weight_name", None), kwargs.pop("use_safetensors", None)
+    if isinstance(given, Mapping):
+        return dict(given), None
+    path = Path(given)
+    if not path.exists() and (isinstance(given, os.PathLike) or path.suffix or path.is_absolute()):
+        raise ValueError(f"{source} does not exist; give a LoRA file, its folder, or a repository on the hub")
+    if use_safetensors is None:
+        pickled = path.is_dir() and not any(path.glob("*.safetensors"))
+        use_safetensors = not pickled and (not path.is_file() or path.suffix == ".safetensors")
+    try:
+        state, metadata = _fetch_state_dict(
+            source, weight_name, use_safetensors, user_agent={"framework": "pytorch"}, allow_pickle=False, **where
+        )
+    # Parsers and a client of others, with many ways to fail on a file that is cut or not there.
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{source} cannot be read as a LoRA file ({reason[:300]})") from error
+    return dict(state), metadata
+
+
+def _misfits(model: nn.Module, state: Mapping[str, torch.Tensor], prefix: str | None) -> Iterator[str]:
+    """What keeps ``state`` from fitting ``model``, the clearest reason first; nothing if all of it fits."""
+    if not state:
+        yield "it holds no tensors"
+    own = f"{prefix}." if prefix is not None else ""
+    bare = _as_peft({key.removeprefix(own): value for key, value in state.items()})
+    places = {name: module for name, module in model.named_modules() if _weight(module) is not None}
+    fits = {key: bool((found := _KEY.fullmatch(key)) and found["module"] in places) for key in bare}
+    if outside := [key for key in state if not key.startswith(own)]:
+        remedy = "; give prefix=None" if len(outside) == len(state) and all(fits.values()) else ""
+        yield f"{_count(outside, state)} do not start with {own!r}{remedy}"
+    if unknown := [key for key, fit in fits.items() if not fit]:
+        yield f"{_count(unknown, bare)} do not name a part of a LoRA and a layer of the model"
+    for module in dict.fromkeys(key[: key.index(".lora_")] for key in bare if ".lora_" in key):
+        yield from _bad_factors(module, bare, places[module])
+
+
+def _bad_factors(name: str, state: Mapping[str, torch.Tensor], module: nn.Module) -> Iterator[str]:
+    """What is wrong with the two factors of the module ``name``: W [out, in, …] gets B [out, r] A [r, in]."""
+    weight, factors = _weight(module), [state.get(f"{name}.{part}") for part in FACTORS]
+    for part, factor in zip(FACTORS, factors, strict=True):
+        if factor is None:
+            yield f"{name}.{part} is missing"
+    first, second = factors
+    if first is None or second is None or weight is None:
+        return
+    shapes, rank = (tuple(first.shape), tuple(second.shape)), first.shape[0] if first.ndim else 0
+    if min(first.ndim, second.ndim) < 2 or (second.shape[0], second.shape[1], first.shape[1]) != (
+        weight.shape[0], rank, weight.shape[1],
+    ):  # fmt: skip
+        yield f"{name} has factors A {shapes[0]} and B {shapes[1]}, its weight has shape {tuple(weight.shape)}"
+
+
+def _as_peft(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """``state`` with peft's names for the parts, as diffusers' ``load_lora_adapter`` converts older ones."""
+    if not state or "lora_A" in next(iter(state)):
+        return state
+    converted: dict[str, torch.Tensor] = convert_unet_state_dict_to_peft(state)
+    return converted
+
+
+def _weight(module: nn.Module) -> torch.Tensor | None:
+    """The weight that a LoRA of ``module`` changes; None for a module that takes none."""
+    layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    return layer.weight if isinstance(layer, (nn.Linear, nn.Conv3d)) else None
+
+
+def _count(wrong: list[str], of: Mapping[str, Any]) -> str:
+    """How many keys are ``wrong``, with an example and the style of its name."""
+    style = next((f", {said}" for start, said in _STYLES.items() if wrong[0].startswith(start)), "")
+    return f"{len(wrong)} of its {len(of)} keys (as {wrong[0]}{style})"

@@ -1,0 +1,48 @@
+"""The arguments of a pipeline's call must be of one batch; PyTorch's own errors would name a shape deep inside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+
+def require_one_batch(prompt_embeds: Any, generators: Any, negative_embeds: Any, *, text_dim: int) -> None:
+    """Check the arguments of a pipeline's call.
+
+    Args:
+        prompt_embeds: Should be [B, L, text_dim], one prompt per video.
+        generators: Should be a sequence of B generators.
+        negative_embeds: Should be [1 or B, L, text_dim], or None.
+        text_dim: Width of the embeddings that the transformer takes.
+
+    Raises:
+        ValueError: If one of them is something else, naming it.
+    """
+    batch, tokens = _embeddings("prompt_embeds", prompt_embeds, text_dim)
+    if not isinstance(generators, Sequence) or not all(isinstance(g, torch.Generator) for g in generators):
+        raise ValueError(
+            f"generators is {generators!r:.100}; expected a sequence of torch.Generator, one per video: [generator]"
+        )
+    if len(generators) != batch:
+        raise ValueError(
+            f"generators has {len(generators)} entries, prompt_embeds {batch} prompts; give one generator per prompt"
+        )
+    if negative_embeds is None:
+        return
+    found = _embeddings("negative_embeds", negative_embeds, text_dim)
+    if found not in ((1, tokens), (batch, tokens)):
+        raise ValueError(
+            f"negative_embeds has shape {tuple(negative_embeds.shape)}; expected {[batch, tokens, text_dim]} as "
+            f"prompt_embeds has it, or {[1, tokens, text_dim]} for all prompts"
+        )
+
+
+def _embeddings(name: str, value: Any, text_dim: int) -> tuple[int, int]:
+    """Batch and length of the embeddings ``value``."""
+    if not isinstance(value, torch.Tensor):
+        raise ValueError(f"{name} is {value!r:.100}; expected embeddings, as the pipeline's embed() makes of prompts")
+    if value.ndim != 3 or value.shape[2] != text_dim or 0 in value.shape:
+        raise ValueError(f"{name} has shape {tuple(value.shape)}; expected [B, L, {text_dim}] with B and L at least 1")
+    return value.shape[0], value.shape[1]

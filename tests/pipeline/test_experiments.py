@@ -1,0 +1,83 @@
+"""DVC experiments in folders of their own: they belong to the project that started them."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from causvid.data.manifest import read_rows
+from causvid.data.toy_world import clip_frames
+from causvid.data.video_writer import write_video
+from causvid.shapes import VideoShape
+from tests.pipeline.conftest import Clone
+
+pytestmark = pytest.mark.pipeline
+
+VBENCH = """#!/bin/sh
+# Stands in for VBench's interpreter, which is called as: python -P RUNNER OUT
+echo '{"version": "stand-in", "scores": {"temporal_flickering": 0.5}, "skipped": {}}' > "$3"
+"""
+CAPTION = "a red circle moves right over a black background"
+IDENTITY = ("-c", "user.name=tester", "-c", "user.email=tester@example.org")
+
+
+@pytest.fixture(scope="module")
+def project(make_clone: Callable[[str], Clone]) -> Clone:
+    """A committed project with a VBench environment, videos and captions that git does not track."""
+    clone = make_clone("experiments")
+    python = clone.root / ".venvs" / "vbench" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(VBENCH)
+    python.chmod(0o755)
+    clone.set(download__source="folder", download__folder="mine", download__captions="captions.json")
+    with (clone.root / ".gitignore").open("a") as file:
+        file.write("/mine/\n/captions.json\n")
+    video = VideoShape(height=32, width=32, frames=21, fps=8)
+    (clone.root / "mine").mkdir()
+    for index in range(3):
+        frames = clip_frames(CAPTION, index, video=video, seed=0)
+        write_video(clone.root / "mine" / f"{index}.mp4", frames, fps=8, crf=10)
+    (clone.root / "captions.json").write_text(json.dumps({f"{index}.mp4": CAPTION for index in range(3)}))
+    clone.run("git", "add", "-A")
+    clone.run("git", *IDENTITY, "commit", "--quiet", "-m", "all")
+    return clone
+
+
+def runs(root: Path) -> dict[str, int]:
+    """How many MLflow runs of the project there are, by name."""
+    with sqlite3.connect(root / "mlflow.db") as db:
+        return dict(db.execute("select name, count(*) from runs group by name").fetchall())
+
+
+@pytest.mark.parametrize(
+    "commands",
+    [
+        [("dvc", "exp", "run", "--temp", "--name", "temp", "-S", "sample.videos=2", "evaluate@clips")],
+        [
+            ("dvc", "exp", "run", "--queue", "--name", "first", "-S", "sample.videos=1", "evaluate@clips"),
+            ("dvc", "exp", "run", "--queue", "--name", "second", "-S", "resample.crf=12", "evaluate@clips"),
+            ("dvc", "exp", "run", "--run-all"),
+        ],
+    ],
+    ids=["temp", "queue"],
+)
+def test_f12_an_experiment_logs_to_the_project_and_finds_what_git_does_not_track(
+    project: Clone, commands: list[tuple[str, ...]]
+) -> None:
+    before = runs(project.root).get("evaluate@clips", 0) if (project.root / "mlflow.db").is_file() else 0
+    for command in commands:
+        project.run(*command)
+    names = [command[command.index("--name") + 1] for command in commands if "--name" in command]
+    assert runs(project.root)["evaluate@clips"] == before + len(names)
+    for name in names:
+        project.run("dvc", "exp", "apply", name)
+        scores = json.loads((project.root / "reports" / "evaluate" / "clips.json").read_text())
+        assert scores["vbench"]["scores"] == {"temporal_flickering": 0.5}
+        kept = read_rows(project.root / "data" / "clips" / "manifest.jsonl")
+        assert [row["source"] for row in kept] == ["0.mp4", "1.mp4", "2.mp4"]
+    assert not (project.root / ".dvc" / "tmp" / "exps" / "mlflow.db").exists()
+    assert (project.root / ".work" / "evaluate").is_dir()

@@ -3,7 +3,7 @@
     python -m tests.unit.peak_memory generate|sample FOLDER OUT
 
 FOLDER holds a toy pipeline in diffusers' layout and, for ``sample``, the prompts in ``FOLDER/prompts``. The command makes
-videos of SHORT and then of LONG frames below OUT and prints the growth of the peak in bytes.
+videos of SHORT and then of LONG frames (of the whole batch) below OUT and prints the growth of the peak in bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from causvid.shapes import VideoShape
 CLIP = VideoShape(height=64, width=64, frames=61, fps=8)
 SHORT, LONG = 64, 1600
 BATCH = 2  # of the sample stage
-VIDEO_BYTES = LONG * CLIP.height * CLIP.width * 3  # of one uint8 video
+VIDEO_BYTES = LONG * CLIP.height * CLIP.width * 3  # of all long frames as uint8
 STATUS = Path("/proc/self/status")  # not getrusage: its maximum starts with the parent's
 
 
@@ -51,7 +51,7 @@ def _maker(kind: str, pipeline: CausVidPipeline, folder: Path) -> Callable[[Path
     prompts = PromptStore(folder / "prompts")
 
     def make(out: Path, frames: int) -> None:
-        clips = max(2, frames // CLIP.frames)  # at least two windows, as for generate
+        clips = max(2, frames // CLIP.frames // BATCH)  # at least two windows, as for generate
         config = SampleConfig(
             videos=BATCH, batch_size=BATCH, guidance_scale=1.0, rollouts=BATCH, rollout_clips=clips, crf=10
         )

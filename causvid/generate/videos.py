@@ -1,10 +1,11 @@
-"""Prompts into mp4s in a folder that says what each of them shows, and that a stopped run goes on in."""
+"""Make an mp4 of each prompt and seed, in a folder with a map of its files. A stopped run can be continued."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -119,6 +120,7 @@ def generate(
             remove_unfinished(out)
             for video in progress(missing, total=len(missing), what="generate"):
                 write_video(out / video.name, make_video(pipeline, video, shape, frames), fps=shape.fps, crf=CRF)
+                _sync(out / video.name)
                 done[video.name] = video
                 videos = {name: asdict(shown) for name, shown in done.items()}
                 write_json(out / MAP, {"rule": RULE, "settings": settings, "videos": videos})
@@ -209,6 +211,12 @@ def _held(out: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _sync(path: Path) -> None:
+    """Put a file on disk before the map lists it: after a power cut, what is listed is whole."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _has_bytes(path: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -318,6 +319,27 @@ def test_f16_a_run_that_stops_in_a_video_goes_on(
     (out / ".00001-seed0.mp4.tmp-1").write_bytes(b"of a killed process")
     assert "2 videos, 1 of them made now" in toys.run("diffusers", out, *long).output
     assert contents(out) == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("seconds", ["0.5", "1.625", "4"])
+def test_f16_a_video_is_on_disk_before_it_is_listed(
+    toys: Toys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: str
+) -> None:
+    synced: set[int] = set()
+    write_json, fsync = videos.write_json, os.fsync
+
+    def noting(handle: int) -> None:
+        fsync(handle)
+        synced.add(os.fstat(handle).st_ino)
+
+    def checking(path: Path, value: dict[str, Any]) -> None:
+        assert {(path.parent / name).stat().st_ino for name in value["videos"]} <= synced
+        write_json(path, value)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    monkeypatch.setattr(videos, "write_json", checking)
+    index = toys.make("diffusers", tmp_path, "--prompt", "x", "--seed", "0", "--seed", "1", "--seconds", seconds)
+    assert len(index["videos"]) == 2
 
 
 # --- prompt and seed --------------------------------------------------------------------------------------------------

@@ -295,6 +295,16 @@ def test_f16_a_rollout_holds_one_window_whatever_its_length(kind: str, student: 
     del chunk
 
 
+@pytest.mark.parametrize(("frames", "sink"), [(13, 0), (21, 2), (29, 4)])
+def test_f16_an_endless_stream_holds_one_window(student: CausVidPipeline, frames: int, sink: int) -> None:
+    """From the third block on, when the memory has been allocated, nothing is added."""
+    video, held = VideoShape(height=32, width=32, frames=frames, fps=8), []
+    for _ in islice(student.stream(TEXT[:1], video, generators(1), sink, few_steps=True), 12):
+        held.append(live_bytes())
+    assert len(held) == 12
+    assert max(held[3:]) == held[2]
+
+
 @pytest.mark.parametrize(("frames", "sizes"), [(6, [6]), (13, [13]), (14, [8, 6]), (22, [8, 8, 6]), (30, [8, 8, 8, 6])])
 def test_f16_a_window_s_frames_come_before_the_next_window_is_made(
     student: CausVidPipeline, video: VideoShape, frames: int, sizes: list[int]

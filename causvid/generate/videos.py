@@ -130,6 +130,8 @@ def generate(
 
 
 def _check(prompts: Sequence[str], seeds: Sequence[int]) -> None:
+    if isinstance(prompts, str):
+        raise ValueError(f"prompts is the string {prompts!r}; give a list of prompts")
     for seed in seeds:
         if not 0 <= seed < SEEDS:
             raise ValueError(

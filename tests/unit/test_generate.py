@@ -407,6 +407,14 @@ def test_f17_a_prompt_that_no_map_can_hold_is_refused(toys: Toys, tmp_path: Path
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("prompt", ["a red ball", "x", ""])
+def test_f17_a_bare_string_is_no_list_of_prompts(toys: Toys, tmp_path: Path, prompt: str) -> None:
+    pipeline = CausVidPipeline.from_pretrained(toys.checkpoints["diffusers"])
+    with pytest.raises(ValueError, match=f"prompts is the string '{prompt}'; give a list"):
+        generate(pipeline, prompt, tmp_path / "out", shape=pipeline.video, seconds=None, seeds=[0])
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("lines", "seeds", "names"),
     [

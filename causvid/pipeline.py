@@ -29,6 +29,9 @@ from causvid.sampling.few_step import few_step
 from causvid.sampling.ode_solver import solve_ode
 from causvid.shapes import LatentShape, VideoShape
 
+# (known first latent frames, sink frames) -> latent blocks
+Blocks = Callable[[torch.Tensor | None, int | None], Iterator[torch.Tensor]]
+
 
 class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
     """A transformer, a VAE and a schedule (by default the released one). Prompts come as embeddings [B, L, D].
@@ -218,7 +221,6 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
         for block in blocks(None, sink_frames):
             yield to_uint8(decoder(block).float())
 
-    @torch.no_grad()
     def rollout(
         self,
         prompt_embeds: torch.Tensor,
@@ -229,31 +231,52 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
         guidance_scale: float = 1.0,
         *,
         few_steps: bool,
-    ) -> torch.Tensor:
-        """uint8 frames [B, frames, H, W, 3] of a video longer than the model was trained for.
+    ) -> Iterator[torch.Tensor]:
+        """Yield a video longer than the model was trained for, window after window, in constant memory.
 
         Windows of ``video.frames`` overlap by one block. The next window starts from the last block's latents, its
         first one re-encoded from a single decoded frame: a window's first latent stands for one frame, not several
-        (the recipe of the released long-video script). Positions restart in every window. The last three arguments
-        are as in a call.
+        (the recipe of the released long-video script). Positions restart in every window.
+
+        Args:
+            prompt_embeds: Embeddings [B, L, D].
+            video: Size of a window.
+            generators: One for each video.
+            frames: Length of the whole video.
+            negative_embeds: As in ``__call__``.
+            guidance_scale: As in ``__call__``.
+            few_steps: As in ``__call__``.
+
+        Returns:
+            An iterator over uint8 frames [B, f, H, W, 3] in CPU memory, ``frames`` in total. Each window is computed
+            when the iterator reaches it; ``torch.cat(list(…), dim=1)`` is the whole video.
+
+        Raises:
+            ValueError: The model is bidirectional, its block is a whole window, or ``frames`` are no more than a block.
         """
         blocks = self._sampler(prompt_embeds, video, generators, negative_embeds, guidance_scale, few_steps=few_steps)
-        stride, per_block = temporal_stride(self.vae), self.transformer.config.frames_per_block
-        overlap = stride * (per_block - 1) + 1  # frames shown by a window's first block
+        overlap = temporal_stride(self.vae) * (self.transformer.config.frames_per_block - 1) + 1
         if overlap >= video.frames:
             raise ValueError("a rollout needs windows of several blocks: model.frames_per_block is the whole clip")
         if frames <= overlap:
             raise ValueError(f"a rollout of {frames} frames is shorter than one block of {overlap}")
-        shown: list[torch.Tensor] = []
+        return self._windows(blocks, frames, overlap)
+
+    @torch.no_grad()
+    def _windows(self, blocks: Blocks, frames: int, overlap: int) -> Iterator[torch.Tensor]:
+        """The frames of ``rollout``; ``overlap`` is the number of frames that a window's first block shows."""
+        known = self.transformer.config.frames_per_block - 1  # latents of the next window that need no encoding
         context: torch.Tensor | None = None
-        while sum(part.shape[2] for part in shown) + overlap < frames:
+        while frames > 0:
             latents = torch.cat(list(blocks(context, None)), dim=2)
             pixels = decode(self.vae, latents)
-            first = encode(self.vae, pixels[:, :, -overlap : -overlap + 1 or None])
-            context = torch.cat([first, latents[:, :, latents.shape[2] - per_block + 1 :]], dim=2)
-            shown.append(pixels[:, :, :-overlap])
-        shown.append(pixels[:, :, -overlap:])
-        return to_uint8(torch.cat(shown, dim=2)[:, :, :frames])
+            shown = to_uint8(pixels[:, :, : frames if frames <= pixels.shape[2] else -overlap]).cpu()
+            frames -= shown.shape[1]
+            if frames:
+                first = encode(self.vae, pixels[:, :, -overlap : -overlap + 1 or None])
+                context = torch.cat([first, latents[:, :, latents.shape[2] - known :]], dim=2)
+            del latents, pixels  # not needed while the caller uses the frames and the next window is made
+            yield shown
 
     def _sampler(
         self,
@@ -264,8 +287,8 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
         guidance_scale: float,
         *,
         few_steps: bool,
-    ) -> Callable[[torch.Tensor | None, int | None], Iterator[torch.Tensor]]:
-        """(known first frames, sink frames) -> latent blocks. Raises ValueError for a bidirectional model."""
+    ) -> Blocks:
+        """The sampler of one batch. Raises ValueError for a bidirectional model."""
         if not self.is_causal:
             raise ValueError("streaming needs a causal model; this pipeline holds a bidirectional one")
         text_dim = self.transformer.config.text_dim

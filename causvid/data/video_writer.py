@@ -1,57 +1,99 @@
-"""Frames to H.264: the one way a clip or sample is written. The same frames give the same bytes."""
+"""Frames to H.264: the only place where clips and samples are encoded. The same frames give the same bytes."""
 
 from __future__ import annotations
 
-import io
 import os
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import IO
 
 import av
 import numpy as np
 from av.codec.context import Flags
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation, VideoReformatter
+from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 # Not the machine's fastest path: the same rounding on every CPU.
 EXACT = Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+TEMPORARY = ".{name}.tmp-{process}"  # an unfinished file beside its target; players and globs of *.mp4 pass it over
 
 
-def write_video(path: Path, frames: NDArray[np.uint8], *, fps: int, crf: int) -> None:
-    """Write uint8 [F, H, W, 3] RGB to ``path`` as an mp4 (H.264, 4:2:0); the file appears whole or not at all.
+def write_video(path: Path, frames: NDArray[np.uint8] | Iterable[NDArray[np.uint8]], *, fps: int, crf: int) -> None:
+    """Write RGB frames to ``path`` as an mp4 (H.264, 4:2:0). The file appears whole or not at all.
 
-    fps in frames per second; crf is x264's quality, lower is better. Raises ValueError for frames it cannot hold.
+    Args:
+        path: The file. Its folder must exist.
+        frames: uint8 [F, H, W, 3], or an iterable of such chunks. A chunk is encoded before the next one is asked for,
+            so that the memory needed does not depend on the length of the video.
+        fps: Frames per second.
+        crf: Quality of x264; lower is better.
+
+    Raises:
+        ValueError: Frames that the file cannot hold.
     """
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
-        found = f"{frames.dtype} {frames.shape}"
-        raise ValueError(f"{path}: frames are {found}; they must be uint8 [F, H, W, 3] with F at least 1")
-    if frames.shape[1] % 2 or frames.shape[2] % 2:
-        raise ValueError(f"{path}: frames are {frames.shape[1]}x{frames.shape[2]}; 4:2:0 colour needs even numbers")
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    with open_video(path, fps=fps, crf=crf) as video:
+        for chunk in [frames] if isinstance(frames, np.ndarray) else frames:
+            video.write(chunk)
+
+
+@contextmanager
+def open_video(path: Path, *, fps: int, crf: int) -> Iterator[VideoEncoder]:
+    """Open an mp4 for writing chunk by chunk; several can be open at once.
+
+    Frames are encoded into a temporary file beside ``path``. At the end of the ``with`` block this file is renamed to
+    ``path``; any exception in the block, including KeyboardInterrupt, deletes it and leaves ``path`` as it was.
+
+    Args:
+        path: The file. Its folder must exist.
+        fps: Frames per second.
+        crf: Quality of x264; lower is better.
+
+    Yields:
+        The encoder, whose ``write`` takes the next frames.
+
+    Raises:
+        ValueError: No frames were written.
+    """
+    temporary = path.with_name(TEMPORARY.format(name=path.name, process=os.getpid()))
     try:
-        temporary.write_bytes(_encode(frames, fps=fps, crf=crf))
+        with temporary.open("wb") as file, closing(VideoEncoder(path, file, fps=fps, crf=crf)) as video:
+            yield video
+            video.finish()
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _encode(frames: NDArray[np.uint8], *, fps: int, crf: int) -> bytes:
-    buffer = io.BytesIO()
-    # One encoder thread, and no version or time in the header: they would change the bytes. So does x264's macroblock
-    # tree, whose vector code reads memory it never wrote (8 of 24 clips of 32x32 were not the same in six tries). At
-    # the qualities used here the preset costs half a decibel against x264's default and saves two thirds of its time.
-    with av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        options = {"crf": str(crf), "preset": "veryfast", "threads": "1", "x264-params": "mbtree=0"}
-        stream = container.add_stream("libx264", rate=fps, options=options)
-        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
-        context = stream.codec_context
-        context.flags |= Flags.bitexact
-        # Said, not left to a player's guess from the size.
-        context.colorspace, context.color_range = Colorspace.ITU601, ColorRange.MPEG
-        context.color_primaries, context.color_trc = ColorPrimaries.SMPTE170M, ColorTrc.SMPTE170M
-        convert = VideoReformatter()
+def remove_unfinished(folder: Path) -> None:
+    """Delete temporary files that killed processes left in ``folder``. No other process may be writing there."""
+    for path in folder.glob(TEMPORARY.format(name="*.mp4", process="*")):
+        path.unlink()
+
+
+class VideoEncoder:
+    """Encodes frames into a file that is open for writing. The division into chunks does not affect the bytes.
+
+    Attributes:
+        frames: Number of frames written so far.
+    """
+
+    def __init__(self, path: Path, file: IO[bytes], *, fps: int, crf: int) -> None:
+        self.path, self.file, self.fps, self.crf, self.frames = path, file, fps, crf, 0
+        self._stream: VideoStream | None = None
+        self._convert = VideoReformatter()
+        # No version or time in the header: they would change the bytes.
+        self._container = av.open(file, "w", format="mp4", options={"fflags": "+bitexact"})
+
+    def write(self, frames: NDArray[np.uint8]) -> None:
+        """Encode uint8 ``frames`` [F, H, W, 3]. Raises ValueError for other types, shapes or a change of size."""
+        self._check(frames)
+        if self._stream is None:
+            self._stream = self._open_stream(height=frames.shape[1], width=frames.shape[2])
         for frame in frames:
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-            halved = convert.reformat(
+            halved = self._convert.reformat(
                 picture,
                 format="yuv420p",
                 interpolation=Interpolation.AREA | EXACT,
@@ -59,6 +101,47 @@ def _encode(frames: NDArray[np.uint8], *, fps: int, crf: int) -> bytes:
                 dst_color_range=ColorRange.MPEG,
                 threads=1,
             )
-            container.mux(stream.encode(halved))
-        container.mux(stream.encode())
-    return buffer.getvalue()
+            self._container.mux(self._stream.encode(halved))
+        self.frames += len(frames)
+
+    def finish(self) -> None:
+        """Encode the frames that x264 still holds and write the index. Raises ValueError if there are no frames."""
+        if self._stream is None:
+            raise ValueError(f"{self.path}: there are no frames; a video needs at least one")
+        self._container.mux(self._stream.encode())
+        self._container.close()
+
+    def close(self) -> None:
+        """Close file and container; an unfinished container gets no index."""
+        try:
+            self.file.close()
+        finally:
+            self._container.close()  # after the file: PyAV would otherwise write the index, and may fail again
+
+    def _check(self, frames: NDArray[np.uint8]) -> None:
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
+            found = f"{frames.dtype} {frames.shape}"
+            raise ValueError(f"{self.path}: frames are {found}; they must be uint8 [F, H, W, 3] with F at least 1")
+        height, width = frames.shape[1:3]
+        if height % 2 or width % 2:
+            raise ValueError(f"{self.path}: frames are {height}x{width}; 4:2:0 colour needs even numbers")
+        stream = self._stream
+        if stream is not None and (height, width) != (stream.height, stream.width):
+            raise ValueError(
+                f"{self.path}: frames are {height}x{width} after frames of {stream.height}x{stream.width}; "
+                "all frames of a video must have one size"
+            )
+
+    def _open_stream(self, *, height: int, width: int) -> VideoStream:
+        # One encoder thread, because more threads would change the bytes. So does x264's macroblock tree, whose vector
+        # code reads memory it never wrote (8 of 24 clips of 32x32 were not the same in six tries). At the qualities
+        # used here the preset costs half a decibel against x264's default and saves two thirds of its time.
+        options = {"crf": str(self.crf), "preset": "veryfast", "threads": "1", "x264-params": "mbtree=0"}
+        stream = self._container.add_stream("libx264", rate=self.fps, options=options)
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        context = stream.codec_context
+        context.flags |= Flags.bitexact
+        # Written to the file, because players otherwise guess them from the size.
+        context.colorspace, context.color_range = Colorspace.ITU601, ColorRange.MPEG
+        context.color_primaries, context.color_trc = ColorPrimaries.SMPTE170M, ColorTrc.SMPTE170M
+        return stream

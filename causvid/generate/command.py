@@ -34,7 +34,9 @@ def generate_command(
     out: Annotated[Path, typer.Option(help="folder for the mp4s and videos.json; going on with it is safe")],
     prompts: Annotated[Path | None, typer.Option(help="text file, one prompt a line")] = None,
     prompt: Annotated[str | None, typer.Option(help="one prompt")] = None,
-    seed: Annotated[list[int], typer.Option(help="again for more videos of every prompt")] = [0],  # noqa: B006  typer's
+    seed: Annotated[
+        list[int], typer.Option(help="0 to 4294967295, as in torch.Generator; again for more videos of every prompt")
+    ] = [0],  # noqa: B006  typer's
     seconds: Annotated[
         float | None, typer.Option(help="length; longer than a clip: a rollout of a causal student")
     ] = None,
@@ -54,8 +56,10 @@ def generate_command(
         pipeline = load_checkpoint(checkpoint, params=params, wan=wan_folder, precision=precision)
         changes = {"height": height, "width": width, "fps": fps}
         shape = replace(pipeline.video, **{name: value for name, value in changes.items() if value is not None})
-        counts = generate(pipeline, lines, out, shape=shape, seconds=seconds, seeds=list(dict.fromkeys(seed)))
-        return f"{out}: {counts['videos']} videos, {counts['made']} of them made now; {out / MAP} says which is which"
+        counts = generate(pipeline, lines, out, shape=shape, seconds=seconds, seeds=seed)
+        repeated = f" Lines that repeat a prompt: {counts['repeated']}, not made again." if counts["repeated"] else ""
+        made = f"{counts['videos']} videos, {counts['made']} of them made now"
+        return f"{out}: {made}; {out / MAP} lists which file shows what.{repeated}"
 
     _say(run)
 

@@ -1,34 +1,51 @@
-"""Prompts into mp4s in a folder that says what each of them shows, and that a stopped run goes on in."""
+"""Make an mp4 of each prompt and seed, in a folder with a map of its files. A stopped run can be continued."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 
-from causvid.data.video_writer import write_video
+from causvid.data.video_writer import remove_unfinished, write_video
 from causvid.pipeline import CausVidPipeline
 from causvid.runtime.progress import progress
 from causvid.runtime.prompt_list import prompt_list
-from causvid.runtime.seeding import generator
 from causvid.runtime.work import write_json
 from causvid.shapes import VideoShape
 
+Frames = NDArray[np.uint8]
 MAP = "videos.json"
 CRF = 16  # x264's quality of the mp4s
+SEEDS = 2**32  # PyTorch's CPU generator ignores higher bits: seed 2**32 would give the noise of seed 0
+NOISE = "torch.Generator().manual_seed(seed)"  # compared: a folder whose map names other noise is refused
+RULE = (  # for readers of the map, compared with nothing
+    f"The prompt and the seed determine a video. All its noise comes from {NOISE}: the line of the prompt, the other "
+    "prompts and the batch size do not change it. In a batch of the same size the bytes are the same; in another one, "
+    "values of frames differ by at most one level of 255 (float32)."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Video:
-    """One video to make. index: its prompt's place in the prompt file."""
+    """One video to make.
+
+    Attributes:
+        index: Number of the prompt in the output folder, the same for all seeds (``_numbers``).
+        prompt: The text.
+        seed: Seed of the noise.
+    """
 
     index: int
     prompt: str
@@ -36,56 +53,110 @@ class Video:
 
     @property
     def name(self) -> str:
-        """Its file."""
+        """Name of its file."""
         return f"{self.index:05d}-seed{self.seed}.mp4"
 
 
-def make_video(pipeline: CausVidPipeline, video: Video, shape: VideoShape, frames: int) -> Any:
-    """uint8 frames [frames, H, W, 3] as a numpy array: a clip, cut to length, or a rollout when it is longer."""
-    text, noise = pipeline.embed([video.prompt]), [generator(video.seed, "generate", video.index)]
+def make_video(pipeline: CausVidPipeline, video: Video, shape: VideoShape, frames: int) -> Iterator[Frames]:
+    """Make a video chunk by chunk: a clip, cut to ``frames``, or a rollout if ``frames`` is more than a clip.
+
+    As in diffusers, the seed alone determines the noise; a generator seeded with it gives the same video in Python.
+
+    Returns:
+        An iterator over uint8 chunks [f, H, W, 3] with ``frames`` frames in total.
+    """
+    text, noise = pipeline.embed([video.prompt]), [torch.Generator().manual_seed(video.seed)]
     if frames > shape.frames:
-        made = pipeline.rollout(text, shape, noise, frames, few_steps=True)
+        chunks = pipeline.rollout(text, shape, noise, frames, few_steps=True)
     else:
-        made = pipeline(text, shape, noise, few_steps=True)
-    return made[0, :frames].cpu().numpy()
+        chunks = iter([pipeline(text, shape, noise, few_steps=True)[:, :frames]])
+    return (chunk[0].cpu().numpy() for chunk in chunks)
 
 
 def generate(
     pipeline: CausVidPipeline,
-    prompts: Sequence[str],
+    prompts: str | Sequence[str],
     out: Path,
     *,
     shape: VideoShape,
     seconds: float | None,
     seeds: Sequence[int],
 ) -> dict[str, int]:
-    """Write ``out``/INDEX-seedN.mp4 for every prompt and seed, and ``out``/videos.json: which file shows what.
+    """Write an mp4 for every different prompt and seed, and videos.json, which lists what each file shows.
 
-    Videos that are there already are kept, so a run that was stopped goes on. shape: of a clip the model makes at once;
-    seconds: the videos' length, None = a clip's. Raises ValueError when ``out`` holds videos of other settings, or
-    another process is writing there.
+    Files are named INDEX-seedN.mp4. INDEX is the prompt's line, counted from 0; where the folder holds another prompt
+    under that number, it is the next free one. Videos of the same prompt and seed that are already in the folder are
+    kept under their names, so that a stopped run continues and a folder can be extended in any order. A long video is
+    written while it is made.
+
+    Args:
+        pipeline: A few-step student with its text encoder.
+        prompts: The texts; a bare string is one. A repeated one is made once.
+        out: The folder; it is created.
+        shape: Size of a clip that the model makes at once.
+        seconds: Length of the videos, None = a clip.
+        seeds: From 0 to 2**32 - 1. A repeated one is made once.
+
+    Returns:
+        Numbers of ``videos`` asked for, of ``made`` ones, and of ``repeated`` prompts.
+
+    Raises:
+        ValueError: ``out`` holds videos of other settings or of an older version, or another process is writing there;
+            or an argument is invalid.
     """
     frames = _frames_of(seconds, shape, is_causal=pipeline.is_causal)
     pipeline.latent_shape(shape)  # raises for a size it cannot hold
+    prompts = prompt_list(prompts)
+    _check(prompts, seeds)
     settings = _settings_of(pipeline, shape, frames)
-    wanted = [
-        Video(index=i, prompt=prompt, seed=seed) for i, prompt in enumerate(prompt_list(prompts)) for seed in seeds
-    ]
     with _held(out):
         done = _read_map(out, settings)
-        for video in wanted:
-            if video.name in done and done[video.name] != video:
-                shown = done[video.name].prompt
-                raise ValueError(f"{out / video.name} shows {shown!r}, not {video.prompt!r}; choose another --out")
+        numbers = _numbers(prompts, {video.prompt: video.index for video in done.values()})
+        wanted = [
+            Video(index=numbers[prompt], prompt=prompt, seed=seed)
+            for prompt in dict.fromkeys(prompts)
+            for seed in dict.fromkeys(seeds)
+        ]
         missing = [video for video in wanted if video.name not in done or not _has_bytes(out / video.name)]
         try:
+            remove_unfinished(out)
             for video in progress(missing, total=len(missing), what="generate"):
                 write_video(out / video.name, make_video(pipeline, video, shape, frames), fps=shape.fps, crf=CRF)
+                _sync(out / video.name)
                 done[video.name] = video
-                write_json(out / MAP, {"settings": settings, "videos": {n: asdict(v) for n, v in done.items()}})
+                videos = {name: asdict(shown) for name, shown in done.items()}
+                write_json(out / MAP, {"rule": RULE, "settings": settings, "videos": videos})
         except OSError as error:
             raise ValueError(f"--out {out} cannot be written into ({error}); the same command goes on there") from error
-    return {"videos": len(wanted), "made": len(missing)}
+    return {"videos": len(wanted), "made": len(missing), "repeated": len(prompts) - len(set(prompts))}
+
+
+def _check(prompts: Sequence[str], seeds: Sequence[int]) -> None:
+    for seed in seeds:
+        if not 0 <= seed < SEEDS:
+            raise ValueError(
+                f"--seed is {seed}; choose one from 0 to {SEEDS - 1}: PyTorch's generator uses 32 bits, so that a seed "
+                "outside this range repeats the video of one inside"
+            )
+    for prompt in prompts:
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"--prompt is {prompt!r}, which UTF-8 cannot hold ({error.reason}); correct it") from error
+
+
+def _numbers(prompts: Sequence[str], found: Mapping[str, int]) -> dict[str, int]:
+    """The number of each prompt in its folder, where prompts and numbers ``found`` are there already.
+
+    A new prompt has its line as number, or, if that is taken, one after all lines and all numbers so far. Numbers of
+    prompts in the folder never change: their files keep their names.
+    """
+    numbers, taken = dict(found), set(found.values())
+    free = count(max([len(prompts), *(number + 1 for number in taken)]))
+    for line, prompt in enumerate(prompts):
+        if prompt not in numbers:
+            numbers[prompt] = next(free) if line in taken else line
+    return numbers
 
 
 def _frames_of(seconds: float | None, shape: VideoShape, *, is_causal: bool) -> int:
@@ -113,6 +184,7 @@ def _settings_of(pipeline: CausVidPipeline, shape: VideoShape, frames: int) -> d
         "text_tokens": pipeline.config.text_tokens,
         "frames_per_block": pipeline.transformer.config.get("frames_per_block"),
         "weights": fingerprint(pipeline),
+        "noise": NOISE,
     }
 
 
@@ -143,21 +215,48 @@ def _held(out: Path) -> Iterator[None]:
         lock.release()
 
 
+def _sync(path: Path) -> None:
+    """Put a file on disk before the map lists it: after a power cut, what is listed is whole."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def _has_bytes(path: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0
 
 
 def _read_map(out: Path, settings: dict[str, Any]) -> dict[str, Video]:
-    """What ``out`` holds already. Raises ValueError for other settings than ``settings``, naming the first."""
-    if not (out / MAP).is_file():
+    """The videos that ``out`` holds already, by file name.
+
+    Raises:
+        ValueError: They were made by an older version or with other settings, or the map is damaged.
+    """
+    path = out / MAP
+    if not path.is_file():
         return {}
     try:
-        found = json.loads((out / MAP).read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
         before, videos = dict(found["settings"]), {name: Video(**row) for name, row in found["videos"].items()}
+        _check_names(videos)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{out / MAP} is not a map of videos ({error!r}); choose another --out") from error
+        raise ValueError(f"{path} is not a map of videos ({error!r}); choose another --out") from error
+    if before.get("noise") != NOISE:
+        raise ValueError(
+            f"{out} holds videos of another version, whose noise does not come from the seed alone (settings.noise in "
+            f"{MAP} is {before.get('noise')}, not {NOISE}); choose another --out"
+        )
     for name in sorted(before.keys() | settings.keys()):
         if before.get(name) != settings.get(name):
             was, now = before.get(name), settings.get(name)
             raise ValueError(f"{out} holds videos made with {name} {was}, not {now}; choose another --out")
     return videos
+
+
+def _check_names(videos: Mapping[str, Video]) -> None:
+    """Raise ValueError unless each file has the name of its video and each number belongs to one prompt."""
+    prompts = {video.index: video.prompt for video in videos.values()}
+    for name, video in videos.items():
+        if name != video.name or prompts[video.index] != video.prompt:
+            raise ValueError(f"{name} is listed as {video}")
+    if len(set(prompts.values())) < len(prompts):
+        raise ValueError("a prompt has two numbers")

@@ -45,6 +45,9 @@ def sample(
 ) -> dict[str, float]:
     """Write ``out``/manifest.jsonl with its mp4s, and ``out``/rollouts likewise for a causal model.
 
+    The noise of a video depends on ``seed`` and on the number of the video, not on its prompt: recorded scores belong
+    to that noise. Rollouts are written while they are made, so that their length is not limited by memory.
+
     few_steps: whether the model is a student that makes the schedule's few steps; else it makes many, with guidance.
     """
     chosen = [prompts.evaluation[k % len(prompts.evaluation)] for k in range(config.videos)]

@@ -73,7 +73,7 @@ def test_f22_other_places_that_take_prompts(
     write_prompts(tmp_path / "prompts", {prompt: torch.ones(2, 8)}, **arguments)
     assert PromptStore(tmp_path / "prompts").captions == PromptStore(tmp_path / "prompts").evaluation == [prompt]
     made = videos.generate(pipelines["student"], "a red circle", tmp_path / "out", shape=video, seconds=None, seeds=[0])
-    assert made == {"videos": 1, "made": 1}
+    assert made == {"videos": 1, "made": 1, "repeated": 0}
 
 
 def test_f22_captions_of_other_numbers_are_refused_by_the_judge() -> None:

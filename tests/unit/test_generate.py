@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +26,17 @@ from causvid.data.video_writer import write_video
 from causvid.generate import videos
 from causvid.generate.command import app
 from causvid.generate.formats import SETTINGS, load_checkpoint
-from causvid.generate.videos import CRF
+from causvid.generate.videos import CRF, generate
 from causvid.interop.original_checkpoint import export_checkpoint
 from causvid.interop.original_wan import load_components
 from causvid.models.text_encoder import save_text_encoder
+from causvid.models.vae import load_vae
 from causvid.models.wan import build_transformer, causal_student
+from causvid.pipeline import CausVidPipeline
 from causvid.runtime.device import Precision
-from causvid.runtime.seeding import generator
 from causvid.shapes import VideoShape
 from tests.unit.interop.wan_files import PROMPTS, TEXT, VAE, write_wan_folder
+from tests.unit.peak_memory import LONG, STATUS, VIDEO_BYTES, growth
 
 PROFILES = Path(__file__).parents[2] / "profiles"
 CLIP = 13  # frames
@@ -119,13 +124,12 @@ def test_each_format_gives_the_same_videos(toys: Toys, prompts: Path, tmp_path: 
 
 
 def test_a_video_is_the_pipeline_s(toys: Toys, tmp_path: Path) -> None:
-    """Embeddings of the prompt, noise of (seed, index), the few steps: nothing else is between."""
+    """Embeddings of the prompt, noise of the seed, the few steps: nothing else is between."""
     toys.make("ours", tmp_path / "out", "--prompt", PROMPTS[0], "--seed", "3")
     checkpoint = toys.checkpoints["ours"]
     pipeline = load_checkpoint(checkpoint, params=toys.root / "params.yaml", wan=None, precision=Precision.FLOAT32)
-    expected = pipeline(pipeline.embed(PROMPTS[:1]), pipeline.video, [generator(3, "generate", 0)], few_steps=True)[
-        0
-    ].numpy()
+    noise = [torch.Generator().manual_seed(3)]
+    expected = pipeline(pipeline.embed(PROMPTS[:1]), pipeline.video, noise, few_steps=True)[0].numpy()
     write_video(tmp_path / "expected.mp4", expected, fps=8, crf=CRF)
     assert (tmp_path / "out" / "00000-seed3.mp4").read_bytes() == (tmp_path / "expected.mp4").read_bytes()
     assert pipeline.video == VideoShape(height=32, width=32, frames=CLIP, fps=8)
@@ -225,14 +229,11 @@ def test_a_video_that_was_killed_before_it_was_noted_is_made_again(toys: Toys, t
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--prompt", PROMPTS[1]], "00000-seed0.mp4 shows 'a red ball moves left', not 'a blue cube'"),
         (["--prompt", PROMPTS[0], "--fps", "4"], "holds videos made with fps 8, not 4; choose another --out"),
         (["--prompt", PROMPTS[0], "--precision", "bfloat16"], "holds videos made with weights"),
     ],
 )
-def test_videos_of_other_prompts_or_settings_are_not_mixed(
-    toys: Toys, tmp_path: Path, options: list[str], said: str
-) -> None:
+def test_videos_of_other_settings_are_not_mixed(toys: Toys, tmp_path: Path, options: list[str], said: str) -> None:
     toys.make("ours", tmp_path, "--prompt", PROMPTS[0])
     before = contents(tmp_path)
     done = toys.run("ours", tmp_path, *options)
@@ -246,7 +247,14 @@ def test_another_model_does_not_go_on_with_these_videos(toys: Toys, tmp_path: Pa
     index = json.loads(path.read_text())
     path.write_text(json.dumps({**index, "settings": {**index["settings"], "weights": "another"}}))
     assert "made with weights another, not" in toys.run("ours", tmp_path, "--prompt", PROMPTS[0]).output
-    for damaged in ("{", "[]", json.dumps({**index, "videos": {"00000-seed0.mp4": {"index": 0}}})):
+    row = index["videos"]["00000-seed0.mp4"]
+    renamed, shared, double = (
+        {"mine.mp4": row},
+        {"00000-seed0.mp4": row, "00000-seed1.mp4": {**row, "prompt": "x", "seed": 1}},
+        {"00000-seed0.mp4": row, "00001-seed0.mp4": {**row, "index": 1}},
+    )
+    rows = [{"00000-seed0.mp4": {"index": 0}}, renamed, shared, double]
+    for damaged in ("{", "[]", *(json.dumps({**index, "videos": each}) for each in rows)):
         path.write_text(damaged)
         assert "videos.json is not a map of videos" in toys.run("ours", tmp_path, "--prompt", PROMPTS[0]).output
 
@@ -256,6 +264,250 @@ def test_two_processes_do_not_write_into_one_folder(toys: Toys, tmp_path: Path) 
         done = toys.run("ours", tmp_path, "--prompt", PROMPTS[0])
     assert done.exit_code == 1
     assert f"another process writes into {tmp_path}" in done.output
+
+
+# --- long videos ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not STATUS.exists(), reason="reads the peak from /proc")
+def test_f16_a_long_video_is_written_in_constant_memory(toys: Toys, world: Path, tmp_path: Path) -> None:
+    """1600 frames of 64x64 need less than half of their own bytes more than 64 frames."""
+    pipeline = CausVidPipeline.from_pretrained(toys.checkpoints["diffusers"])
+    pipeline.register_modules(vae=load_vae(world / "vae"))  # a faster one
+    pipeline.save_pretrained(tmp_path / "toy")
+    assert growth("generate", tmp_path / "toy", tmp_path) < VIDEO_BYTES / 2
+    assert len(read_frames(tmp_path / "long" / "00000-seed0.mp4")) == LONG
+
+
+@pytest.mark.parametrize(("frames", "fps"), [(14, 8), (22, 4), (30, 30), (101, 16)])
+def test_f16_a_rollout_of_any_length_and_rate_is_the_pipeline_s(
+    toys: Toys, tmp_path: Path, frames: int, fps: int
+) -> None:
+    """Lengths that leave one frame after whole windows, and one that leaves more."""
+    options = ["--prompt", PROMPTS[0], "--fps", str(fps), "--seconds", repr(frames / fps)]
+    toys.make("diffusers", tmp_path / "out", *options)
+    pipeline = CausVidPipeline.from_pretrained(toys.checkpoints["diffusers"])
+    text, noise = pipeline.embed(PROMPTS[:1]), [torch.Generator().manual_seed(0)]
+    shape = VideoShape(height=32, width=32, frames=CLIP, fps=fps)
+    expected = torch.cat(list(pipeline.rollout(text, shape, noise, frames, few_steps=True)), dim=1)[0]
+    assert len(expected) == frames
+    write_video(tmp_path / "expected.mp4", expected.numpy(), fps=fps, crf=CRF)
+    assert (tmp_path / "out" / "00000-seed0.mp4").read_bytes() == (tmp_path / "expected.mp4").read_bytes()
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError(errno.ENOSPC, "No space left on device"), MemoryError])
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_f16_a_run_that_stops_in_a_video_goes_on(
+    toys: Toys, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: BaseException, after: int
+) -> None:
+    """It stops in the second video; the first is kept, nothing else stands there, and the rest is as in one run."""
+    long, whole = ["--prompts", str(prompts), "--seconds", "4"], videos.make_video
+
+    def stopping(pipeline: Any, video: videos.Video, *rest: Any) -> Iterator[Any]:
+        chunks = whole(pipeline, video, *rest)
+        yield from islice(chunks, after) if video.index else chunks
+        if video.index:
+            raise stop
+
+    toys.make("diffusers", tmp_path / "whole", *long)
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(videos, "make_video", stopping)
+        assert toys.run("diffusers", out, *long).exit_code != 0
+    assert {path.name for path in out.iterdir()} - {".lock"} == {"00000-seed0.mp4", "videos.json"}
+    assert list(json.loads((out / "videos.json").read_text())["videos"]) == ["00000-seed0.mp4"]
+    (out / ".00001-seed0.mp4.tmp-1").write_bytes(b"of a killed process")
+    assert "2 videos, 1 of them made now" in toys.run("diffusers", out, *long).output
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("seconds", ["0.5", "1.625", "4"])
+def test_f16_a_video_is_on_disk_before_it_is_listed(
+    toys: Toys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: str
+) -> None:
+    synced: set[int] = set()
+    write_json, fsync = videos.write_json, os.fsync
+
+    def noting(handle: int) -> None:
+        fsync(handle)
+        synced.add(os.fstat(handle).st_ino)
+
+    def checking(path: Path, value: dict[str, Any]) -> None:
+        assert {(path.parent / name).stat().st_ino for name in value["videos"]} <= synced
+        write_json(path, value)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    monkeypatch.setattr(videos, "write_json", checking)
+    index = toys.make("diffusers", tmp_path, "--prompt", "x", "--seed", "0", "--seed", "1", "--seconds", seconds)
+    assert len(index["videos"]) == 2
+
+
+# --- prompt and seed --------------------------------------------------------------------------------------------------
+
+
+def shown(out: Path) -> dict[tuple[str, int], bytes]:
+    """The bytes of each prompt's and seed's video, by the map."""
+    rows = json.loads((out / "videos.json").read_text())["videos"]
+    return {(row["prompt"], row["seed"]): (out / name).read_bytes() for name, row in rows.items()}
+
+
+def write_lines(path: Path, *lines: str) -> list[str]:
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return ["--prompts", str(path)]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("a blue cube", "a red ball moves left", "a red ball moves left and a blue cube moves left"),
+        ("  ein größerer Würfel 🎈 ", "a  red\tball", "a red ball", "赤いボール"),
+        ("&lt;ball&gt;", "cafe\u0301", "caf\u00e9", "a", "a"),
+    ],
+)
+@pytest.mark.parametrize("seconds", ["1.625", "3"])
+def test_f17_a_prompt_s_line_and_neighbours_do_not_matter(
+    toys: Toys, tmp_path: Path, lines: tuple[str, ...], seconds: str
+) -> None:
+    options = ["--seconds", seconds, "--seed", "0", "--seed", "4294967295"]
+    toys.make("diffusers", tmp_path / "all", *write_lines(tmp_path / "a", *lines), *options)
+    together = shown(tmp_path / "all")
+    assert together.keys() == {(line.strip(), seed) for line in lines for seed in (0, 4294967295)}
+    toys.make("diffusers", tmp_path / "turned", *write_lines(tmp_path / "b", *lines[::-1]), *options)
+    assert shown(tmp_path / "turned") == together
+    for prompt, seed in together:
+        alone = tmp_path / "alone"
+        toys.make("diffusers", alone, "--prompt", prompt, "--seed", str(seed), "--seconds", seconds)
+        assert shown(alone)[prompt, seed] == together[prompt, seed]
+
+
+@pytest.mark.parametrize("seed", [0, 12345, 2**31, 2**32 - 1])
+def test_f17_a_seed_is_torch_s_whatever_the_prompt(toys: Toys, tmp_path: Path, seed: int) -> None:
+    """As in diffusers: one seed gives all prompts the same noise, that of a generator seeded with it."""
+    pipeline, given = CausVidPipeline.from_pretrained(toys.checkpoints["diffusers"]), []
+    pipeline.transformer.register_forward_pre_hook(lambda _, args, __: given.append(args[0]), with_kwargs=True)
+    generate(pipeline, ["a", "b c d"], tmp_path, shape=pipeline.video, seconds=None, seeds=[seed])
+    first, second = given[0], given[len(given) // 2]
+    expected = torch.randn(1, 4, 4, 4, 4, generator=torch.Generator().manual_seed(seed))[:, :, :2]
+    assert torch.equal(first, expected)
+    assert torch.equal(second, expected)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**32 + 7, -(2**63), 10**30])
+def test_f17_a_seed_that_repeats_another_is_refused(toys: Toys, tmp_path: Path, seed: int) -> None:
+    done = toys.run("diffusers", tmp_path / "out", "--prompt", "x", "--seed", "3", "--seed", str(seed))
+    assert (done.exit_code, (tmp_path / "out").exists()) == (1, False)
+    assert f"--seed is {seed}; choose one from 0 to 4294967295" in done.output
+
+
+@pytest.mark.parametrize("prompt", ["\udcff", "a ball \ud800", "ü\udc80ü"])
+def test_f17_a_prompt_that_no_map_can_hold_is_refused(toys: Toys, tmp_path: Path, prompt: str) -> None:
+    pipeline = CausVidPipeline.from_pretrained(toys.checkpoints["diffusers"])
+    with pytest.raises(ValueError, match=r"--prompt is '.*\\ud.*', which UTF-8 cannot hold \(surrogates not allowed\)"):
+        generate(pipeline, ["x", prompt], tmp_path / "out", shape=pipeline.video, seconds=None, seeds=[0])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("lines", "seeds", "names"),
+    [
+        (["a", "a", "b"], ["0"], ["00000-seed0", "00002-seed0"]),
+        (["b", "a", "b", " a ", "a"], ["1", "1"], ["00000-seed1", "00001-seed1"]),
+        (["a"] * 5, ["2", "3", "2"], ["00000-seed2", "00000-seed3"]),
+    ],
+)
+def test_f17_what_is_repeated_is_made_once(
+    toys: Toys, tmp_path: Path, lines: list[str], seeds: list[str], names: list[str]
+) -> None:
+    options = [*write_lines(tmp_path / "prompts", *lines), *(text for seed in seeds for text in ("--seed", seed))]
+    done = toys.run("diffusers", tmp_path / "out", *options)
+    assert list(contents(tmp_path / "out")) == [f"{name}.mp4" for name in names]
+    repeated = len(lines) - len({line.strip() for line in lines})
+    assert f"2 videos, 2 of them made now; {tmp_path / 'out' / 'videos.json'} lists" in done.output
+    assert f"Lines that repeat a prompt: {repeated}, not made again." in done.output
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "numbers"),
+    [
+        ("AB", "XAB", {"A": 0, "B": 1, "X": 3}),
+        ("A", "XYA", {"A": 0, "X": 3, "Y": 1}),
+        ("AB", "XACB", {"A": 0, "B": 1, "X": 4, "C": 2}),
+        ("ABC", "CBA", {"A": 0, "B": 1, "C": 2}),
+        ("AB", "B", {"A": 0, "B": 1}),
+        ("A", "X", {"A": 0, "X": 1}),
+        ("ABCDE", "XC", {"A": 0, "B": 1, "C": 2, "D": 3, "E": 4, "X": 5}),
+    ],
+)
+def test_f17_a_folder_can_be_extended_in_any_order(
+    toys: Toys, tmp_path: Path, before: str, after: str, numbers: dict[str, int]
+) -> None:
+    """Files keep name, content and label; a new prompt never takes the name of another one's file."""
+    out = tmp_path / "out"
+    toys.make("diffusers", out, *write_lines(tmp_path / "prompts", *before))
+    kept = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.glob("*.mp4")}
+    index = toys.make("diffusers", out, *write_lines(tmp_path / "prompts", *after))
+    assert {row["prompt"]: row["index"] for row in index["videos"].values()} == numbers
+    assert {
+        name: (stat.st_mtime_ns, path.read_bytes()) for name in kept for path in [out / name] for stat in [path.stat()]
+    } == kept
+    toys.make("diffusers", tmp_path / "fresh", *write_lines(tmp_path / "prompts", *sorted(numbers)))
+    assert shown(out) == shown(tmp_path / "fresh")
+    assert (
+        f"{len(before)} videos, 0 of them made now"
+        in toys.run("diffusers", out, *write_lines(tmp_path / "prompts", *before)).output
+    )
+
+
+def test_f17_the_map_states_the_rule(toys: Toys, tmp_path: Path) -> None:
+    index = toys.make("diffusers", tmp_path, "--prompt", "x")
+    assert index["rule"] == videos.RULE
+    assert "prompt and the seed determine a video" in index["rule"]
+    assert index["settings"]["noise"] == "torch.Generator().manual_seed(seed)"
+
+
+@pytest.mark.parametrize(
+    ("noise", "said"),
+    [(None, "is None, not torch.Generator"), ("by line", "is by line, not"), ({"of": 1}, "is {'of': 1}, not")],
+)
+def test_f17_videos_of_another_rule_are_not_mixed(toys: Toys, tmp_path: Path, noise: Any, said: str) -> None:
+    """None: the map of an older version, which does not name the noise."""
+    index = toys.make("diffusers", tmp_path, "--prompt", "x")
+    older = {**index["settings"], "noise": noise}
+    if noise is None:
+        del older["noise"], index["rule"]
+    (tmp_path / "videos.json").write_text(json.dumps({**index, "settings": older}))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    done = toys.run("diffusers", tmp_path, "--prompt", "x")
+    assert done.exit_code == 1
+    assert f"{tmp_path} holds videos of another version, whose noise does not come from the seed alone" in done.output
+    assert said in done.output
+    assert "choose another --out" in done.output
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["a red ball moves left", "a", "a blue cube a blue cube a blue cube a blue cube"],
+        ["a", "a", "a red ball"],
+        ["unknown words 赤い", "a blue cube", "ball"],
+    ],
+)
+def test_f17_prompts_of_other_lengths_in_the_batch_do_not_matter(toys: Toys, texts: list[str]) -> None:
+    """From text to pixels: the same batch gives the same bytes, another one at most one level of 255."""
+    pipeline = CausVidPipeline.from_pretrained(toys.checkpoints["diffusers"])
+
+    def made(order: Sequence[int]) -> torch.Tensor:
+        noise = [torch.Generator().manual_seed(k) for k in order]
+        frames: torch.Tensor = pipeline(
+            pipeline.embed([texts[k] for k in order]), pipeline.video, noise, few_steps=True
+        )
+        return frames
+
+    together = made((0, 1, 2))
+    assert torch.equal(together, made((0, 1, 2)))
+    for order in ([0], [1], [2], [2, 0], [1, 2, 0]):
+        assert (made(order).int() - together[order].int()).abs().max() <= 1
 
 
 # --- what a user can get wrong ----------------------------------------------------------------------------------------

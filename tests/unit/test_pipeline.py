@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from itertools import islice
+import gc
+from collections.abc import Iterator
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,11 @@ def settings(kind: str, *, scale: float) -> dict[str, Any]:
     if kind == "student":
         return {"few_steps": True}
     return {"few_steps": False, "negative_embeds": TEXT[:1] * 0.5, "guidance_scale": scale}
+
+
+def whole(chunks: Iterator[torch.Tensor]) -> torch.Tensor:
+    """All frames of a rollout."""
+    return torch.cat(list(chunks), dim=1)
 
 
 def pipeline_of(
@@ -193,7 +200,7 @@ def test_many_steps_of_a_causal_model_are_the_solver_s_in_every_block(
 def test_a_rollout_has_the_asked_length_and_starts_as_a_clip(student: CausVidPipeline, video: VideoShape) -> None:
     clip = student(TEXT[:1], video, generators(5), few_steps=True)
     for frames in (13, 14, 21, 29, 39):
-        long = student.rollout(TEXT[:1], video, generators(5), frames, few_steps=True)
+        long = whole(student.rollout(TEXT[:1], video, generators(5), frames, few_steps=True))
         assert long.shape == (1, frames, 32, 32, 3)
         assert_alike(long[:, :8], clip[:, :8])  # the first window, but for the block that the next one shows
 
@@ -201,10 +208,10 @@ def test_a_rollout_has_the_asked_length_and_starts_as_a_clip(student: CausVidPip
 def test_a_rollout_in_many_steps_is_guided_in_every_window(causal: CausVidPipeline, video: VideoShape) -> None:
     """Six clips long, with guidance in every window: another scale is another video from the first frame on."""
     how = settings("causal", scale=3.0)
-    long = causal.rollout(TEXT[:2], video, generators(5, 6), 6 * 13, **how)
+    long = whole(causal.rollout(TEXT[:2], video, generators(5, 6), 6 * 13, **how))
     assert long.shape == (2, 78, 32, 32, 3)
     assert_alike(long[:, :8], causal(TEXT[:2], video, generators(5, 6), **how)[:, :8])
-    other = causal.rollout(TEXT[:2], video, generators(5, 6), 6 * 13, **{**how, "guidance_scale": 1.0})
+    other = whole(causal.rollout(TEXT[:2], video, generators(5, 6), 6 * 13, **{**how, "guidance_scale": 1.0}))
     assert (long[:, 8:].int() - other[:, 8:].int()).abs().amax(dim=(0, 2, 3, 4)).min() > 0
     assert not torch.equal(long[:, :8], other[:, :8])
 
@@ -231,7 +238,7 @@ def test_rollout_windows_overlap_by_a_re_encoded_block(
         return iter(blocks)
 
     monkeypatch.setattr(f"causvid.pipeline.{makes.__name__}", spying)
-    shown = student.rollout(TEXT[:1], video, generators(5), 3 * 13, **settings(kind, scale=3.0))
+    shown = whole(student.rollout(TEXT[:1], video, generators(5), 3 * 13, **settings(kind, scale=3.0)))
     assert contexts[0] is None
     pixels = [decode(student.vae, window) for window in windows]
     for context, window, decoded in zip(contexts[1:], windows, pixels, strict=False):
@@ -259,6 +266,88 @@ def test_what_cannot_roll_out_says_why(
 def test_a_rollout_of_a_teacher_is_refused_in_words(teacher: CausVidPipeline, video: VideoShape) -> None:
     with pytest.raises(ValueError, match="causal model"):
         teacher.rollout(TEXT[:1], video, generators(1), 39, few_steps=False)
+
+
+# --- memory and the seed ----------------------------------------------------------------------------------------------
+
+
+def live_bytes() -> int:
+    """Memory of all tensors that Python can reach."""
+    storages = {}
+    for found in gc.get_objects():
+        if issubclass(type(found), torch.Tensor):  # isinstance asks objects that warn of being asked
+            storages[found.untyped_storage().data_ptr()] = found.untyped_storage().nbytes()
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("kind", ["student", "causal"])
+def test_f16_a_rollout_holds_one_window_whatever_its_length(kind: str, student: CausVidPipeline) -> None:
+    """While the caller has a window's frames, tensors are those, the next window's start and what was there before."""
+    video, most = VideoShape(height=64, width=64, frames=13, fps=8), []
+    for frames in (29, 64, 131):
+        before, held, made = live_bytes(), [], 0
+        for chunk in student.rollout(TEXT[:2], video, generators(1, 2), frames, **settings(kind, scale=3.0)):
+            held.append(live_bytes() - before)
+            made += chunk.shape[1]
+        assert (made, chunk.device.type, chunk.dtype) == (frames, "cpu", torch.uint8)
+        most.append(max(held))
+    assert max(most) <= most[0] < 2 * 29 * 64 * 64 * 3  # less than the shortest of the three as uint8
+    del chunk
+
+
+@pytest.mark.parametrize(("frames", "sink"), [(13, 0), (21, 2), (29, 4)])
+def test_f16_an_endless_stream_holds_one_window(student: CausVidPipeline, frames: int, sink: int) -> None:
+    """From the third block on, when the memory has been allocated, nothing is added."""
+    video, held = VideoShape(height=32, width=32, frames=frames, fps=8), []
+    for _ in islice(student.stream(TEXT[:1], video, generators(1), sink, few_steps=True), 12):
+        held.append(live_bytes())
+    assert len(held) == 12
+    assert max(held[3:]) == held[2]
+
+
+@pytest.mark.parametrize(("frames", "sizes"), [(6, [6]), (13, [13]), (14, [8, 6]), (22, [8, 8, 6]), (30, [8, 8, 8, 6])])
+def test_f16_a_window_s_frames_come_before_the_next_window_is_made(
+    student: CausVidPipeline, video: VideoShape, frames: int, sizes: list[int]
+) -> None:
+    """Also where a single frame is left over after whole windows (14, 22, 30)."""
+    calls: list[int] = []
+    hook = student.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
+    found = []
+    for chunk in student.rollout(TEXT[:1], video, generators(5), frames, few_steps=True):
+        found.append((chunk.shape[1], len(calls)))
+    hook.remove()
+    assert [size for size, _ in found] == sizes
+    assert all(earlier < later for (_, earlier), (_, later) in pairwise(found))
+
+
+def test_f16_a_rollout_is_refused_before_its_first_frame(
+    teacher: CausVidPipeline, student: CausVidPipeline, video: VideoShape
+) -> None:
+    for pipeline, frames, said in (
+        (teacher, 39, "needs a causal model; this pipeline holds a bidirectional one"),
+        (student, 5, "a rollout of 5 frames is shorter than one block of 5"),
+        (student, 0, "a rollout of 0 frames"),
+        (student, -3, "a rollout of -3 frames"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            pipeline.rollout(TEXT[:1], video, generators(1), frames, few_steps=True)
+
+
+@pytest.mark.parametrize("seeds", [(0, 1, 2), (7, 7, 7), (2**32 - 1, 0, 2**31)])
+@pytest.mark.parametrize("frames", [13, 30, 101])
+def test_f17_neighbours_and_batch_size_change_no_video(
+    student: CausVidPipeline, video: VideoShape, seeds: tuple[int, ...], frames: int
+) -> None:
+    """The same batch gives the same bytes; other neighbours, another order and no neighbours at most one level."""
+
+    def made(order: tuple[int, ...]) -> torch.Tensor:
+        noise = generators(*(seeds[k] for k in order))
+        return whole(student.rollout(TEXT[list(order)], video, noise, frames, few_steps=True))
+
+    together = made((0, 1, 2))
+    assert torch.equal(together, made((0, 1, 2)))
+    for order in ((2, 0, 1), (1, 2), (0,), (2, 2)):
+        assert_alike(made(order), together[list(order)])
 
 
 def test_an_endless_stream_goes_on_in_the_memory_of_a_clip(student: CausVidPipeline, video: VideoShape) -> None:

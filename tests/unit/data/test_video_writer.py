@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import resource
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import av
@@ -9,11 +14,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from causvid.data import toy_world
 from causvid.data.toy_world import BACKGROUNDS, COLOURS, Scene
 from causvid.data.video_reader import read_frames
-from causvid.data.video_writer import write_video
+from causvid.data.video_writer import open_video, remove_unfinished, write_video
 from causvid.shapes import VideoShape
 
 VIDEO = VideoShape(height=32, width=32, frames=9, fps=8)
@@ -83,15 +89,99 @@ def test_frames_it_cannot_hold_are_refused(tmp_path: Path, frames: np.ndarray, m
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    """A real failure of the file system, in the middle of a video; the next one is not affected by it."""
     (tmp_path / "a.mp4").write_bytes(b"old")
-
-    def full_disk(path: Path, data: bytes) -> int:
-        path.touch()
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full_disk)
-    with pytest.raises(OSError, match="No space"):
-        write_video(tmp_path / "a.mp4", _clip(), fps=8, crf=10)
+    with full_at(4096), pytest.raises(OSError, match="File too large"):
+        write_video(tmp_path / "a.mp4", _noise(40), fps=8, crf=10)
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
     assert (tmp_path / "a.mp4").read_bytes() == b"old"
+    write_video(tmp_path / "a.mp4", _noise(40), fps=8, crf=10)
+    assert len(read_frames(tmp_path / "a.mp4")) == 40
+
+
+# --- chunks -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def full_at(size: int) -> Iterator[None]:
+    """Let every file of this process fail when it grows beyond ``size`` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def _noise(frames: int, height: int = 32, width: int = 32) -> NDArray[np.uint8]:
+    """Frames that compress badly: the file is nearly as large as they are."""
+    return np.random.default_rng(0).integers(0, 256, (frames, height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "fps"),
+    [([1] * 41, 8), ([8, 8, 8, 8, 9], 30), ([40, 1], 1), ([1, 40], 24), ([13, 5, 23], 16), ([41], 25)],
+)
+def test_f16_the_division_into_chunks_changes_no_byte(tmp_path: Path, lengths: list[int], fps: int) -> None:
+    frames = _noise(41, 34, 18)
+    write_video(tmp_path / "whole.mp4", frames, fps=fps, crf=16)
+    chunks = np.split(frames, np.cumsum(lengths)[:-1])
+    write_video(tmp_path / "chunks.mp4", iter(chunks), fps=fps, crf=16)
+    with open_video(tmp_path / "written.mp4", fps=fps, crf=16) as video:
+        for chunk in chunks:
+            video.write(chunk)
+    assert video.frames == 41
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, MemoryError, RuntimeError, ValueError])
+@pytest.mark.parametrize("after", [0, 1, 30])
+def test_f16_a_video_that_stops_half_way_leaves_the_old_file(
+    tmp_path: Path, stop: type[BaseException], after: int
+) -> None:
+    def chunks() -> Iterator[NDArray[np.uint8]]:
+        yield from np.split(_noise(after), after) if after else ()
+        unfinished = [path.name for path in tmp_path.iterdir() if path.name != "a.mp4"]
+        assert unfinished == [f".a.mp4.tmp-{os.getpid()}"]
+        raise stop
+
+    (tmp_path / "a.mp4").write_bytes(b"old")
+    with pytest.raises(stop):
+        write_video(tmp_path / "a.mp4", chunks(), fps=8, crf=10)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a.mp4": b"old"}
+
+
+@pytest.mark.parametrize(
+    ("chunks", "message"),
+    [
+        ([], "there are no frames; a video needs at least one"),
+        ([_noise(2), _noise(2, 32, 34)], "frames are 32x34 after frames of 32x32"),
+        ([_noise(2), _noise(2).astype(np.float32)], "frames are float32"),
+        ([_noise(2), _noise(0)], "F at least 1"),
+    ],
+)
+def test_f16_chunks_it_cannot_hold_are_refused(tmp_path: Path, chunks: list[NDArray[np.uint8]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        write_video(tmp_path / "a.mp4", iter(chunks), fps=8, crf=10)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("fps", [1, 8, 30])
+def test_f16_encoding_needs_the_memory_of_a_chunk(tmp_path: Path, fps: int) -> None:
+    """Python's and numpy's memory for 1600 frames is that for 64; the file itself is larger than the limit."""
+    peaks = []
+    for frames in (64, 1600):
+        tracemalloc.start()
+        write_video(tmp_path / "a.mp4", (_noise(16, 64, 64) for _ in range(frames // 16)), fps=fps, crf=16)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 2**20 < (tmp_path / "a.mp4").stat().st_size
+
+
+def test_f16_files_of_killed_processes_are_removed(tmp_path: Path) -> None:
+    kept = ["a.mp4", ".hidden.mp4", "b.mp4.tmp-1", "videos.json"]
+    for name in [*kept, ".a.mp4.tmp-1", ".00000-seed0.mp4.tmp-99999"]:
+        (tmp_path / name).write_bytes(b"x")
+    remove_unfinished(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import shutil
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +17,16 @@ import torch
 from causvid.data.manifest import read_manifest
 from causvid.data.prompt_store import PromptStore
 from causvid.data.video_reader import read_frames
+from causvid.data.video_writer import write_video
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.models.vae import decode, encode, load_vae, to_uint8, to_unit
 from causvid.pipeline import CausVidPipeline, load_pipeline
 from causvid.preparation.reconstructions import write_reconstructions
 from causvid.preparation.samples import SampleConfig, sample
 from causvid.runtime.device import Precision
+from causvid.runtime.seeding import generator
 from causvid.shapes import VideoShape
+from tests.unit.peak_memory import STATUS, VIDEO_BYTES, growth
 
 CONFIG = SampleConfig(videos=5, batch_size=2, guidance_scale=2.0, rollouts=2, rollout_clips=2, crf=10)
 
@@ -123,3 +130,56 @@ def test_reconstructions_measure_the_vae_before_compression(world: Path, video: 
         made = to_uint8(decode(vae, encode(vae, to_unit(original)[None])))[0]
         psnr.append(10 * math.log10(255**2 / (made.double() - original.double()).square().mean().item()))
     assert scores["psnr_db"] == pytest.approx(sum(psnr) / 2, abs=1e-3)
+
+
+@pytest.mark.skipif(not STATUS.exists(), reason="reads the peak from /proc")
+def test_f16_rollouts_are_written_in_constant_memory(world: Path, schedule: ScheduleConfig, tmp_path: Path) -> None:
+    """Two rollouts of 793 frames of 64x64 need less than half of their bytes more than two of 122 frames."""
+    pipeline_of(world, "student", schedule).save_pretrained(tmp_path / "toy")
+    shutil.copytree(world / "prompts", tmp_path / "toy" / "prompts")
+    assert growth("sample", tmp_path / "toy", tmp_path / "out") < VIDEO_BYTES / 2
+    rows = read_manifest(tmp_path / "out" / "long" / "rollouts")
+    assert [row["frames"] for row in rows] == [13 * 61] * 2
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError, RuntimeError])
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_f16_rollouts_that_stop_half_way_leave_no_file(
+    world: Path,
+    video: VideoShape,
+    schedule: ScheduleConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop: type[BaseException],
+    after: int,
+) -> None:
+    """None of the batch's videos stands there, whole or in part."""
+    whole = CausVidPipeline.rollout
+
+    def stopping(self: CausVidPipeline, *args: Any, **kwargs: Any) -> Iterator[torch.Tensor]:
+        yield from islice(whole(self, *args, **kwargs), after)
+        raise stop
+
+    monkeypatch.setattr(CausVidPipeline, "rollout", stopping)
+    pipeline, prompts = pipeline_of(world, "student", schedule), PromptStore(world / "prompts")
+    config = replace(CONFIG, videos=2, rollout_clips=4)
+    with pytest.raises(stop):
+        sample(pipeline, prompts, video, config, seed=0, few_steps=True, out=tmp_path)
+    assert list((tmp_path / "rollouts").iterdir()) == []
+
+
+@pytest.mark.parametrize("seed", [0, 5, 2**40])
+def test_f17_samples_keep_the_noise_of_their_number(
+    world: Path, video: VideoShape, schedule: ScheduleConfig, tmp_path: Path, seed: int
+) -> None:
+    """Recorded scores belong to this noise: it is drawn by number, for samples and rollouts apart."""
+    pipeline, prompts = pipeline_of(world, "student", schedule), PromptStore(world / "prompts")
+    config = replace(CONFIG, videos=2, batch_size=1)
+    sample(pipeline, prompts, video, config, seed=seed, few_steps=True, out=tmp_path / "made")
+    for number, caption in enumerate(prompts.evaluation[:2]):
+        text, name = prompts([caption]), f"{number:05d}.mp4"
+        clip = pipeline(text, video, [generator(seed, "sample", number)], few_steps=True)
+        long = pipeline.rollout(text, video, [generator(seed, "rollout", number)], 26, few_steps=True)
+        for frames, path in ((clip, Path(name)), (torch.cat(list(long), dim=1), Path("rollouts") / name)):
+            write_video(tmp_path / "expected.mp4", frames[0].numpy(), fps=video.fps, crf=CONFIG.crf)
+            assert (tmp_path / "made" / path).read_bytes() == (tmp_path / "expected.mp4").read_bytes()

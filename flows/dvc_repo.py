@@ -17,8 +17,8 @@ from dvc.lock import make_lock
 from dvc.repo import Repo
 from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
 from dvc.rwlock import SCHEMA as RWLOCK_SCHEMA
-from dvc.scm import SCMError
 from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+from dvc.scm import SCMError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from voluptuous import Invalid

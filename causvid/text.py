@@ -1,4 +1,4 @@
-"""Text from outside: which of it UTF-8 can hold. Manifests, prompts and MLflow store UTF-8 and nothing else.
+"""Text from outside: the rule that UTF-8 must hold it, because manifests, prompts and MLflow store UTF-8.
 
 A ``str`` of Python can hold more than UTF-8: halves of surrogate pairs, which JSON spells ``"\\ud83d"``, and bytes of
 another encoding in file names and arguments, which Python reads as U+DC80 to U+DCFF (PEP 383).
@@ -6,17 +6,19 @@ another encoding in file names and arguments, which Python reads as U+DC80 to U+
 
 from __future__ import annotations
 
-NOT_UTF8 = "not_utf8"  # the code of a rejected row
+NOT_UTF8 = "not_utf8"  # code of a row that is rejected for its text
 
 
 def fault(text: str) -> str | None:
-    """The reason why UTF-8 cannot hold ``text``, as a clause that follows the text's name; None when it can."""
+    """The reason why UTF-8 cannot hold ``text``, as a clause that follows the name of the text; None when it can."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         code = ord(text[error.start])
-        origin = f"the byte 0x{code - 0xDC00:02X} of another encoding, or " if 0xDC80 <= code <= 0xDCFF else ""
-        return f"holds U+{code:04X} as character {error.start + 1} ({origin}half of a surrogate pair): it is not UTF-8"
+        byte = f"the byte 0x{code - 0xDC00:02X} of another encoding, or " if 0xDC80 <= code <= 0xDCFF else ""
+        return (
+            f"holds U+{code:04X} at character {error.start + 1} ({byte}half of a surrogate pair): UTF-8 cannot hold it"
+        )
     return None
 
 
@@ -24,10 +26,10 @@ def require(text: str, name: str) -> None:
     """Refuse ``text``, which the user knows as ``name``, when UTF-8 cannot hold it.
 
     Raises:
-        ValueError: Naming ``name``, the text, the character and the remedy.
+        ValueError: Names ``name``, the text, the character and the remedy.
     """
     if reason := fault(text):
-        raise ValueError(f"{name} is {text!r}, which {reason}; write it in UTF-8")
+        raise ValueError(f"{name} is {text!r}, which {reason}; give it in UTF-8")
 
 
 def escaped(text: str) -> str:
@@ -35,17 +37,22 @@ def escaped(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
+def undecodable(content: bytes) -> str | None:
+    """The reason why ``content`` is not UTF-8, as a clause that follows its name; None when it is UTF-8."""
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        return f"is not a UTF-8 text ({error.reason}: byte 0x{content[error.start]:02X} in line {line})"
+    return None
+
+
 def decode(content: bytes, name: str) -> str:
-    """``content``, which the user knows as ``name``, as text. A byte order mark is dropped.
+    """Decode ``content``, which the user knows as ``name``, from UTF-8 with or without a byte order mark.
 
     Raises:
-        ValueError: When it is not UTF-8: naming ``name``, the first wrong byte, its line and the remedy.
+        ValueError: Names ``name``, the first byte that is not UTF-8, its line and the remedy.
     """
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        # error.object has no byte order mark; error.start counts within it.
-        wrong, line = error.object[error.start], error.object.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"{name} is not UTF-8 text ({error.reason}: byte 0x{wrong:02X} in line {line}); save it as UTF-8"
-        ) from error
+    if reason := undecodable(content):
+        raise ValueError(f"{name} {reason}; save it as UTF-8")
+    return content.decode("utf-8-sig")

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -218,23 +219,44 @@ class LatentStore:
 
 
 def read_prompts(folder: Path) -> list[str]:
-    """Every prompt of an LMDB, ours or a released one, in the order of its rows. Raises ValueError for a bad one."""
-    prompts: dict[int, str] = {}
+    """Every prompt of an LMDB, ours or a released one, in the order of its rows.
+
+    A row of a released one whose prompt is not UTF-8 is left out, as an import leaves it out, and named on stderr.
+
+    Raises:
+        ValueError: When the LMDB is damaged or holds no prompts.
+    """
+    found: dict[int, bytes] = {}
     try:
         with _environment(folder.resolve()).begin() as transaction:
+            ours = transaction.get(b"metadata") is not None
             shape = transaction.get(b"latents_shape")
             counted = re.match(rb"\d+", shape) if shape is not None else None
             count = int(counted[0]) if counted else None  # rows behind it are left from an earlier build
             cursor = transaction.cursor()
             cursor.set_range(b"prompts_")  # sorted keys: the latents before them are not touched
             for key, value in cursor:
-                if found := re.fullmatch(rb"prompts_(\d+)_data", key):
-                    prompts[int(found[1])] = bytes(value).decode()
-    except (lmdb.Error, UnicodeDecodeError) as error:
+                if named := re.fullmatch(rb"prompts_(\d+)_data", key):
+                    found[int(named[1])] = bytes(value)
+    except lmdb.Error as error:
         raise ValueError(f"{folder} is damaged ({error}); its prompts cannot be read") from error
+    prompts = []
+    for index in sorted(index for index in found if count is None or index < count):
+        reason = text.undecodable(found[index])
+        if reason is None:
+            prompts.append(found[index].decode())
+        elif ours:
+            raise ValueError(f"{folder}: record {index} is damaged (its prompt {reason}); pack it again")
+        else:
+            sys.stderr.write(f"{folder}: {left_out(index, f'its prompt {reason}')}\n")
     if not prompts:
         raise ValueError(f"{folder} holds no prompts")
-    return [prompts[index] for index in sorted(prompts) if count is None or index < count]
+    return prompts
+
+
+def left_out(index: int, reason: str) -> str:
+    """The sentence about a row of a released LMDB that is rejected."""
+    return f"row {index} is left out: {reason}"
 
 
 @lru_cache(maxsize=16)

@@ -379,3 +379,23 @@ def test_f13_a_failure_leaves_nothing_and_a_finished_store_is_not_replaced(tmp_p
     with pytest.raises(FileExistsError, match="s exists; choose another folder or remove it"):
         write_store(records(5), tmp_path / "s", timesteps=None, per_transaction=2)
     assert_same(LatentStore(tmp_path / "s"), records(3))
+
+
+# --- Text
+
+
+@pytest.mark.parametrize("prompt", ["half \ud83d", "\udc00 the other half", "file \udce9 name"])
+def test_f10_a_prompt_that_utf8_cannot_hold_is_named_by_its_record(tmp_path: Path, prompt: str) -> None:
+    written = records(3)
+    written[1] = written[1]._replace(prompt=prompt)
+    with pytest.raises(ValueError, match=r"the prompt of record 1 is .*UTF-8 cannot hold it; give it in UTF-8"):
+        write_store(written, tmp_path / "s", timesteps=None, per_transaction=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_f10_a_prompt_of_ours_that_is_no_utf8_is_damage(tmp_path: Path) -> None:
+    write_store(records(3), tmp_path / "s", timesteps=None, per_transaction=2)
+    with lmdb.open(str(tmp_path / "s"), lock=False) as env, env.begin(write=True) as transaction:
+        transaction.put(b"prompts_1_data", b"caf\xe9")
+    with pytest.raises(ValueError, match=r"s: record 1 is damaged \(its prompt is not a UTF-8 text .*; pack it again"):
+        read_prompts(tmp_path / "s")

@@ -18,6 +18,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from causvid import text
+
 ROOT = Path(__file__).resolve().parent.parent
 PROFILES = ROOT / "profiles"
 # Free-form sections: their keys are another library's configuration and differ from profile to profile.
@@ -54,10 +56,26 @@ def read_mapping(path: Path, *, holding: str, remedy: str) -> dict[str, Any]:
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error}); {remedy}") from error
     except YAMLError as error:
+        text.decode(path.read_bytes(), str(path))  # the plainer reason, where it is one
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds {type(values).__name__}, not {holding}; {remedy}")
+    for name, value in _strings(values):
+        text.require(value, f"{path}: {name}")
     return values
+
+
+def _strings(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """The strings of nested mappings and lists, keys among them, with their dotted names."""
+    if isinstance(value, str):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, entry in value.items():
+            yield from _strings(key, f"a key of {name}" if name else "a key")
+            yield from _strings(entry, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list):
+        for index, entry in enumerate(value):
+            yield from _strings(entry, f"{name}[{index}]")
 
 
 def section(path: Path, name: str, cls: type[T]) -> T:
@@ -105,14 +123,15 @@ def vary(base: Path, changes: Sequence[str], target: Path) -> None:
             raise ValueError(f"{base}: unknown key {key}")
         place[last] = value
     _require_keys(values, target)
-    yaml, text = YAML(), io.BytesIO()
+    yaml, content = YAML(), io.BytesIO()
     yaml.default_flow_style = False
-    yaml.dump(values, text)
-    _replace(target, text.getvalue())
+    yaml.dump(values, content)
+    _replace(target, content.getvalue())
 
 
 def _parse_changes(changes: Iterable[str]) -> Iterator[tuple[str, Any]]:
     for change in changes:
+        text.require(change, "a change")
         key, equals, value = change.partition("=")
         file, colon, section = change.rpartition(":")
         if equals:

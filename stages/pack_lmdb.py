@@ -26,7 +26,7 @@ def main(
         paths=(f"pack_lmdb.{item}.folder",),
     ) as run:  # fmt: skip
         building, config = run.work / "out", run.section("pack_lmdb", PackConfig)
-        for leftover in (building, building.with_name("out.writing"), *run.work.glob(".out.*")):
+        for leftover in (building, *run.work.glob(".out.*")):
             shutil.rmtree(leftover, ignore_errors=True)
         chosen, per_transaction = config.item(item), config.records_per_transaction
         if chosen.source == Source.RELEASED:

@@ -12,6 +12,8 @@ import hashlib
 import json
 import os
 import re
+import shutil
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -23,9 +25,15 @@ import lmdb
 import numpy as np
 import torch
 
+from causvid import text
+from causvid.data.lmdb_copy import copy_compact
+
 DTYPE = np.dtype("<f2")
-MAP_SIZE = 2**40  # address space, not disk: the file grows as it is written
 FILE = "data.mdb"
+PAGES_PER_ENTRY = 16  # upper bound of the tree pages that one put copies and splits: LMDB's trees are 3 or 4 pages deep
+MORE_ROOM = (
+    "LMDB maps the whole file: raise the limit on virtual memory (ulimit -v, or the batch system's) above its size"
+)
 
 
 class Record(NamedTuple):
@@ -38,47 +46,104 @@ class Record(NamedTuple):
 def write_store(
     records: Iterable[Record], folder: Path, *, timesteps: Sequence[float] | None, per_transaction: int
 ) -> dict[str, Any]:
-    """Write ``records`` in their order as a new LMDB ``folder``/data.mdb (compact, so its bytes depend on them only).
+    """Write ``records`` in their order as a new LMDB ``folder``/data.mdb. Equal arguments give equal bytes.
 
-    timesteps: of the T states of ODE pairs; None for clips. Returns the metadata. Raises ValueError on shapes that
-    differ or when there is nothing to write.
+    The store is built in ``folder``.writing beside it, and appears as ``folder`` when it is complete. Whatever a killed
+    process left in ``folder``.writing is removed first.
+
+    Args:
+        records: Latents of one shape, and their prompts.
+        folder: Folder to make.
+        timesteps: Times of the T states of ODE pairs; None for clips.
+        per_transaction: Records in one LMDB transaction, which are held in memory twice.
+
+    Returns:
+        The metadata: count, shape of a row, dtype, timesteps.
+
+    Raises:
+        ValueError: When shapes differ, when there are no records, when UTF-8 cannot hold a prompt, or when the limit on
+            this process's address space leaves no room for the store.
+        FileExistsError: When ``folder`` exists.
     """
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists; choose another folder or remove it")
     scratch = folder.with_name(f"{folder.name}.writing")
-    scratch.mkdir(parents=True)
+    shutil.rmtree(scratch, ignore_errors=True)
+    compact = scratch / "compact"
+    compact.mkdir(parents=True)
+    try:
+        with lmdb.open(str(scratch), lock=False) as env:
+            metadata = _fill(env, records, timesteps=timesteps, per_transaction=per_transaction)
+            copy_compact(env, compact / FILE)
+        compact.rename(folder)
+    except lmdb.MemoryError as error:
+        size = sum(file.stat().st_size for file in scratch.glob(FILE))  # none yet when the first map was refused
+        raise ValueError(
+            f"{folder} has {size} bytes so far and gets no more address space ({error}); {MORE_ROOM}"
+        ) from error
+    finally:
+        shutil.rmtree(scratch)
+    return metadata
+
+
+def _fill(
+    env: lmdb.Environment, records: Iterable[Record], *, timesteps: Sequence[float] | None, per_transaction: int
+) -> dict[str, Any]:
+    """Write the records, then the shapes and the metadata, which is returned."""
     shape: tuple[int, ...] | None = None
     count = 0
-    with lmdb.open(str(scratch), map_size=MAP_SIZE, lock=False) as env:
-        remaining = iter(records)
-        while group := list(islice(remaining, per_transaction)):
-            with env.begin(write=True) as transaction:
-                for record in group:
-                    row = _to_disk(record.latents)
-                    if shape is not None and row.shape != shape:
-                        raise ValueError(f"record {count} has shape {row.shape}; the ones before have {shape}")
-                    shape, data, prompt = row.shape, row.tobytes(), record.prompt.encode()
-                    transaction.put(f"latents_{count}_data".encode(), data)
-                    transaction.put(f"latents_{count}_sha256".encode(), _digest(data, prompt))
-                    transaction.put(f"prompts_{count}_data".encode(), prompt)
-                    count += 1
-        if shape is None:
-            raise ValueError("there is nothing to pack: no shards")
-        metadata = {
-            "count": count,
-            "shape": list(shape),
-            "dtype": "float16",
-            "timesteps": list(timesteps) if timesteps else None,
-        }
-        with env.begin(write=True) as transaction:
-            transaction.put(b"latents_shape", " ".join(map(str, (count, *shape))).encode())
-            transaction.put(b"prompts_shape", str(count).encode())
-            packed = json.dumps(metadata, sort_keys=True).encode()
-            transaction.put(b"metadata", packed)
-            transaction.put(b"metadata_sha256", _digest(packed))
-        folder.mkdir()
-        env.copy(str(folder), compact=True)
-    (scratch / FILE).unlink()
-    scratch.rmdir()
+    remaining = iter(records)
+    while True:
+        entries: list[tuple[str, bytes]] = []
+        for record in islice(remaining, per_transaction):
+            row = _to_disk(record.latents)
+            if shape is not None and row.shape != shape:
+                raise ValueError(f"record {count} has shape {row.shape}; the ones before have {shape}")
+            shape = row.shape
+            entries += _entries(count, row.tobytes(), record.prompt)
+            count += 1
+        if not entries:
+            break
+        _commit(env, entries)
+    if shape is None:
+        raise ValueError("there is nothing to pack: no shards")
+    metadata = {
+        "count": count,
+        "shape": list(shape),
+        "dtype": "float16",
+        "timesteps": list(timesteps) if timesteps else None,
+    }
+    packed = json.dumps(metadata, sort_keys=True).encode()
+    shapes = [("latents_shape", " ".join(map(str, (count, *shape))).encode()), ("prompts_shape", str(count).encode())]
+    _commit(env, [*shapes, ("metadata", packed), ("metadata_sha256", _digest(packed))])
     return metadata
+
+
+def _entries(index: int, data: bytes, prompt: str) -> list[tuple[str, bytes]]:
+    """Keys and values of one record."""
+    text.require(prompt, f"the prompt of record {index}")
+    encoded = prompt.encode()
+    return [
+        (f"latents_{index}_data", data),
+        (f"latents_{index}_sha256", _digest(data, encoded)),
+        (f"prompts_{index}_data", encoded),
+    ]
+
+
+def _commit(env: lmdb.Environment, entries: Sequence[tuple[str, bytes]]) -> None:
+    """Write ``entries`` in one transaction, after enlarging the map by the most they can need.
+
+    The room is made before, not on MapFullError: an aborted transaction leaves its pages in LMDB's pool, and their
+    content appears in the gaps of later pages, so that equal records would give different bytes.
+    """
+    page = env.stat()["psize"]
+    used = (env.info()["last_pgno"] + 1 + PAGES_PER_ENTRY) * page  # the list of free pages is an entry as well
+    needed = used + sum(len(value) + PAGES_PER_ENTRY * page for _, value in entries)
+    if needed > env.info()["map_size"]:
+        env.set_mapsize(needed)
+    with env.begin(write=True) as transaction:
+        for key, value in entries:
+            transaction.put(key.encode(), value)
 
 
 class LatentStore:
@@ -154,23 +219,44 @@ class LatentStore:
 
 
 def read_prompts(folder: Path) -> list[str]:
-    """Every prompt of an LMDB, ours or a released one, in the order of its rows. Raises ValueError for a bad one."""
-    prompts: dict[int, str] = {}
+    """Every prompt of an LMDB, ours or a released one, in the order of its rows.
+
+    A row of a released one whose prompt is not UTF-8 is left out, as an import leaves it out, and named on stderr.
+
+    Raises:
+        ValueError: When the LMDB is damaged or holds no prompts.
+    """
+    found: dict[int, bytes] = {}
     try:
         with _environment(folder.resolve()).begin() as transaction:
+            ours = transaction.get(b"metadata") is not None
             shape = transaction.get(b"latents_shape")
             counted = re.match(rb"\d+", shape) if shape is not None else None
             count = int(counted[0]) if counted else None  # rows behind it are left from an earlier build
             cursor = transaction.cursor()
             cursor.set_range(b"prompts_")  # sorted keys: the latents before them are not touched
             for key, value in cursor:
-                if found := re.fullmatch(rb"prompts_(\d+)_data", key):
-                    prompts[int(found[1])] = bytes(value).decode()
-    except (lmdb.Error, UnicodeDecodeError) as error:
+                if named := re.fullmatch(rb"prompts_(\d+)_data", key):
+                    found[int(named[1])] = bytes(value)
+    except lmdb.Error as error:
         raise ValueError(f"{folder} is damaged ({error}); its prompts cannot be read") from error
+    prompts = []
+    for index in sorted(index for index in found if count is None or index < count):
+        reason = text.undecodable(found[index])
+        if reason is None:
+            prompts.append(found[index].decode())
+        elif ours:
+            raise ValueError(f"{folder}: record {index} is damaged (its prompt {reason}); pack it again")
+        else:
+            sys.stderr.write(f"{folder}: {left_out(index, f'its prompt {reason}')}\n")
     if not prompts:
         raise ValueError(f"{folder} holds no prompts")
-    return [prompts[index] for index in sorted(prompts) if count is None or index < count]
+    return prompts
+
+
+def left_out(index: int, reason: str) -> str:
+    """The sentence about a row of a released LMDB that is rejected."""
+    return f"row {index} is left out: {reason}"
 
 
 @lru_cache(maxsize=16)
@@ -197,6 +283,10 @@ def open_store(folder: Path) -> lmdb.Environment:
         # lock=False: a reader must not create a lock file inside a tracked folder. The kernel may read ahead: a record
         # is megabytes in a row, and page by page a cold one takes several times as long (docs/log.md).
         env = lmdb.open(str(folder), readonly=True, lock=False, meminit=False)
+    except lmdb.MemoryError as error:
+        raise ValueError(
+            f"{file} has {file.stat().st_size} bytes and gets no address space ({error}); {MORE_ROOM}"
+        ) from error
     except lmdb.Error as error:
         raise ValueError(f"{file} is not a readable LMDB ({error}); copy or pack it again") from error
     needed = (env.info()["last_pgno"] + 1) * env.stat()["psize"]

@@ -7,21 +7,26 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from causvid import text
+
 NAME = "manifest.jsonl"
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write ``rows`` as JSON lines with sorted keys; the caller orders them."""
-    lines = [json.dumps(dict(row), sort_keys=True, ensure_ascii=False) + "\n" for row in rows]
+    """Write ``rows`` as JSON lines with sorted keys; the caller orders them.
+
+    A character that UTF-8 cannot hold is written as its JSON escape, so that no row is lost for the text of a reason.
+    """
+    lines = [text.escaped(json.dumps(dict(row), sort_keys=True, ensure_ascii=False)) + "\n" for row in rows]
     path.write_text("".join(lines), encoding="utf-8")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file. Raises ValueError naming the line that is not a JSON object."""
+    """The rows of a JSON-lines file. Raises ValueError naming the line that is not UTF-8 or not a JSON object."""
     rows: list[dict[str, Any]] = []
     if not path.stat().st_size:
         return rows
-    for number, line in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n"), start=1):
+    for number, line in enumerate(text.decode(path.read_bytes(), str(path)).rstrip("\n").split("\n"), start=1):
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
@@ -35,13 +40,19 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def read_manifest(folder: Path) -> list[dict[str, Any]]:
-    """The rows of ``folder``'s manifest. Raises ValueError when there is none or it is empty."""
+    """The rows of ``folder``'s manifest.
+
+    Raises:
+        ValueError: When there is no manifest, when it is empty, and when a row holds what UTF-8 cannot hold.
+    """
     path = folder / NAME
     if not path.is_file():
         raise ValueError(f"{folder} has no {NAME}; run the stage that makes it first")
     rows = read_rows(path)
     if not rows:
         raise ValueError(f"{path} lists nothing; see rejected.jsonl beside it, or the stage before, for why")
+    for row in rows:
+        text.require(json.dumps(row, ensure_ascii=False), f"{path}: the row {row.get('id')!r}")
     return rows
 
 

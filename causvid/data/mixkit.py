@@ -9,72 +9,77 @@ from __future__ import annotations
 import hashlib
 import sys
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from causvid.data import manifest
+from causvid import text
 from causvid.data.caption_files import caption_pairs
+from causvid.data.caption_match import composed, match_ends
 from causvid.data.hub import HubCommit, open_commit
+from causvid.data.passed_over import PassedOver
 from causvid.data.sources import VIDEO_SUFFIXES, DownloadConfig, Row, video_id, write_index
 from causvid.runtime.progress import progress
 
-PASSED_OVER = "passed_over.jsonl"
 MEMBERS = 200_000  # of one part, whatever they are: MixKit has 6484 videos in all
 VIDEO_BYTES = 4 * 2**30
 COPY_BYTES = 2**20
-SAID = 5  # members passed over that are said on stderr; all of them become rows
 
 
 def mixkit_videos(out: Path, config: DownloadConfig, *, hub: Path) -> dict[str, Any]:
     """Fetch MixKit's tar parts into ``hub``, which may hold those of an earlier try, and their videos into ``out``.
 
-    Part after part, none after the limit is reached. A video the data set has no caption for gets a null one. What is
-    passed over stands in passed_over.jsonl with {source, code, reason}. Returns counts and the commit that was read.
-    Raises ValueError for a repository, revision or files that are not there, parts that never arrive sound or are no
-    archives, and when no video is found.
+    Part after part, none after the limit is reached. A video without a caption in the data set gets a null one.
+    passed_over.jsonl lists every member, video and caption that is passed over, with {source, code, reason}.
+
+    Returns:
+        Counts, and the commit that was read.
+
+    Raises:
+        ValueError: For a repository, revision or files that are not there, parts that never arrive sound or are no
+            archives, and when no video is found or can be used.
     """
     repository = open_commit(config.mixkit_repo, config.mixkit_revision, kind="dataset", folder=hub)
     parts = repository.files(config.mixkit_files)
     if not parts:
         raise ValueError(f"download.mixkit_files is {config.mixkit_files}; {config.mixkit_repo} has no such file")
-    said = _captions(repository, config.mixkit_captions)
+    taken = _Taken(out, config.limit)
+    said = _captions(repository, config.mixkit_captions, taken.passed)
     (out / "videos").mkdir(parents=True)
-    taken = _Taken(out)
+    read = 0
     for part in progress(parts, total=len(parts), what="MixKit parts"):
-        for row in _part_videos(repository.fetch(part), taken, said):
-            taken.rows.append(row)
-            if len(taken.rows) == config.limit:
-                break
-        if len(taken.rows) == config.limit:
+        if taken.is_full:
             break
-    if len(taken.passed_over) > SAID:
-        sys.stderr.write(f"and {len(taken.passed_over) - SAID} more were passed over: see {PASSED_OVER}\n")
-    if not taken.rows:
+        _take_part(repository.fetch(part), taken)
+        read += 1
+    if not taken.files:
         raise ValueError(f"download.mixkit_files is {config.mixkit_files}; no video lies in the {len(parts)} parts")
-    manifest.write_rows(out / PASSED_OVER, taken.passed_over)
-    counts = write_index(out, taken.rows)
-    return counts | {"passed_over": len(taken.passed_over), "commit": repository.commit}
+    rows = _captioned(taken, said, complete=read == len(parts))
+    taken.passed.write(out)
+    counts = write_index(out, rows)
+    return counts | {"passed_over": len(taken.passed.rows), "commit": repository.commit}
 
 
 class _Taken:
     """What has come into ``out`` so far, of all parts, and what has not."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, limit: int | None) -> None:
         self.out = out
-        self.rows: list[Row] = []
-        self.passed_over: list[Row] = []
-        self.sources: dict[str, str] = {}  # sha256 → source
+        self.limit = limit
+        self.passed = PassedOver()
+        self.files: dict[str, Path] = {}  # source → the file that was written
+        self.sources: dict[str, list[str]] = {}  # sha256 → every source of that content, the one that was written first
+        self.paths: dict[str, PurePosixPath] = {}  # source → the member's path, of every video, also those passed over
         self.member = ""  # the last one looked at
 
-    def pass_over(self, source: str, code: str, reason: str) -> None:
-        if len(self.passed_over) < SAID:
-            sys.stderr.write(f"passed over {source!r}: {reason}\n")
-        self.passed_over.append({"source": source, "code": code, "reason": reason})
+    @property
+    def is_full(self) -> bool:
+        """Whether the limit is reached."""
+        return len(self.files) == self.limit
 
 
-def _captions(repository: HubCommit, patterns: tuple[str, ...]) -> dict[str, str]:
-    """Captions by path and by bare file name; of two for one path the first file's."""
+def _captions(repository: HubCommit, patterns: tuple[str, ...], passed: PassedOver) -> dict[str, str]:
+    """Captions by path; of two for one path the first file's."""
     files = [file for pattern in patterns for file in repository.files(pattern)]
     if not files:
         places = ", ".join(patterns)
@@ -82,27 +87,64 @@ def _captions(repository: HubCommit, patterns: tuple[str, ...]) -> dict[str, str
     said: dict[str, str] = {}
     for file in files:
         for path, caption in caption_pairs(repository.fetch(file)):
-            said.setdefault(path, caption)
-    for path in list(said):
-        said.setdefault(PurePosixPath(path).name, said[path])
+            if reason := text.fault(path):
+                passed.add(f"{file.path}: {path}", text.NOT_UTF8, f"its path {reason}")
+            else:
+                said.setdefault(path, caption)
     return said
 
 
-def _part_videos(part: Path, taken: _Taken, said: Mapping[str, str]) -> Iterator[Row]:
-    """Write the videos of one tar part; yield their rows."""
+def _captioned(taken: _Taken, said: Mapping[str, str], *, complete: bool) -> list[Row]:
+    """The rows of the videos with their captions. A video whose caption UTF-8 cannot hold is passed over."""
+    found = _matched(taken.paths, said, complete=complete)
+    rows: list[Row] = []
+    for sources in taken.sources.values():
+        source, file = sources[0], taken.files[sources[0]]
+        # Copies are one video: a caption for any of them is a caption for it.
+        caption = next((said[found[copy]] for copy in sources if copy in found), None)
+        if reason := caption and text.fault(caption):
+            file.unlink()
+            taken.passed.add(source, text.NOT_UTF8, f"its caption {reason}")
+            continue
+        shown = file.relative_to(taken.out).as_posix()
+        rows.append({"id": video_id(len(rows)), "path": shown, "caption": caption, "source": source})
+    if not rows:
+        last = taken.passed.rows[-1]
+        raise ValueError(f"no video of MixKit can be used, as {last['source']}: {last['reason']}")
+    return rows
+
+
+def _matched(paths: Mapping[str, PurePosixPath], said: Iterable[str], *, complete: bool) -> dict[str, str]:
+    """The caption's path for each source that has one. complete: whether ``paths`` are those of every part.
+
+    Captions know a video as "<part>/<file>"; the part itself may hold it under more folders or none.
+    """
+    folders = {composed(folder) for path in said for folder in PurePosixPath(path).parent.parts}
+    names = {
+        source: [f"{part}/{path}", f"{path}"] if composed(part := _part(source)) in folders else [f"{path}"]
+        for source, path in paths.items()
+    }
+    found = match_ends(names, said, bare=complete)
+    if not complete and len(match_ends(names, said, bare=True)) > len(found):
+        sys.stderr.write(
+            "download.limit leaves parts unread: captions by bare file name do not count, because those parts may hold "
+            "a video of the same name\n"
+        )
+    return found
+
+
+def _part(source: str) -> str:
+    """The name of the part that ``source`` lies in, without its suffix: what captions call its folder."""
+    return PurePosixPath(source.split("/")[0]).stem
+
+
+def _take_part(part: Path, taken: _Taken) -> None:
+    """Write the videos of one tar part until the limit is reached; note the paths of all of them."""
     try:
-        with tarfile.open(part, "r:") as archive:
-            for name, member in _plain_videos(archive, part.name, taken):
-                source = f"{part.name}/{name}"
-                path = _write(archive, member, taken, source)
-                if path is None:
-                    continue
-                # Captions know a video as "<part>/<file>", the part itself may hold it under more folders or none.
-                steps = (part.stem, *PurePosixPath(name).parts)
-                tails = ("/".join(steps[start:]) for start in range(len(steps)))
-                caption = next((said[tail] for tail in tails if tail in said), None)
-                shown = path.relative_to(taken.out).as_posix()
-                yield {"id": video_id(len(taken.rows)), "path": shown, "caption": caption, "source": source}
+        # UTF-8 by name: in another locale the same archive would have other names.
+        with tarfile.open(part, "r:", encoding="utf-8") as archive:
+            for source, member in _plain_videos(archive, part.name, taken):
+                _write(archive, member, taken, source)
     except tarfile.TarError as error:
         raise ValueError(
             f"{part.name} has the sum the hub lists, but is no sound tar archive ({error}, after member "
@@ -111,8 +153,8 @@ def _part_videos(part: Path, taken: _Taken, said: Mapping[str, str]) -> Iterator
 
 
 def _plain_videos(archive: tarfile.TarFile, part: str, taken: _Taken) -> Iterator[tuple[str, tarfile.TarInfo]]:
-    """Regular video files with honest names and sizes, each once."""
-    seen = set()
+    """Regular video files with honest names and sizes, each once, until the limit is reached."""
+    seen: set[str] = set()
     taken.member = ""
     for count, member in enumerate(archive, start=1):
         taken.member = member.name
@@ -122,23 +164,34 @@ def _plain_videos(archive: tarfile.TarFile, part: str, taken: _Taken) -> Iterato
         name = PurePosixPath(member.name)
         if name.suffix.lower() not in VIDEO_SUFFIXES or member.isdir():
             continue
-        if not member.isreg() or member.issparse():
-            code, reason = "no_plain_file", "it is a link, a device or sparse"
-        elif name.is_absolute() or ".." in name.parts:
-            code, reason = "dishonest_name", "its name leaves its folder"
-        elif member.size > VIDEO_BYTES:
-            code, reason = "too_large", f"it has {member.size} bytes; at most {VIDEO_BYTES} are taken"
-        elif name in seen:
-            code, reason = "appears_twice", "its name has appeared before"
-        else:
-            seen.add(name)
-            yield name.as_posix(), member
+        source = f"{part}/{name}"
+        taken.paths[source] = name
+        if taken.is_full:  # the paths behind the limit are noted: a caption may be theirs
             continue
-        taken.pass_over(f"{part}/{member.name}", code, reason)
+        if refused := _refusal(member, name, again=source in seen):
+            taken.passed.add(f"{part}/{member.name}", *refused)
+        else:
+            seen.add(source)
+            yield source, member
 
 
-def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, taken: _Taken, source: str) -> Path | None:
-    """Write a member under its content's name; None when that content is there already."""
+def _refusal(member: tarfile.TarInfo, name: PurePosixPath, *, again: bool) -> tuple[str, str] | None:
+    """Code and reason why a member is passed over; None for a plain file with an honest name and size."""
+    if reason := text.fault(member.name):
+        return text.NOT_UTF8, f"its name {reason}"
+    if not member.isreg() or member.issparse():
+        return "no_plain_file", "it is a link, a device or sparse"
+    if name.is_absolute() or ".." in name.parts:
+        return "dishonest_name", "its name leaves its folder"
+    if member.size > VIDEO_BYTES:
+        return "too_large", f"it has {member.size} bytes; at most {VIDEO_BYTES} are taken"
+    if again:
+        return "appears_twice", "its name has appeared before"
+    return None
+
+
+def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, taken: _Taken, source: str) -> None:
+    """Write a member under its content's name, unless that content is there already."""
     stream = archive.extractfile(member)
     assert stream is not None, "a regular file has content"
     incoming, digest = taken.out / "videos" / "incoming", hashlib.sha256()
@@ -146,9 +199,11 @@ def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, taken: _Taken, sou
         while chunk := stream.read(COPY_BYTES):
             digest.update(chunk)
             file.write(chunk)
-    earlier = taken.sources.setdefault(digest.hexdigest(), source)
-    if earlier != source:
+    copies = taken.sources.setdefault(digest.hexdigest(), [])
+    copies.append(source)
+    if copies[0] != source:
         incoming.unlink()
-        taken.pass_over(source, "same_content", f"it is {earlier} again, byte for byte")
-        return None
-    return incoming.rename(incoming.with_name(digest.hexdigest() + PurePosixPath(member.name).suffix.lower()))
+        taken.passed.add(source, "same_content", f"it is {copies[0]} again, byte for byte")
+        return
+    final = digest.hexdigest() + PurePosixPath(member.name).suffix.lower()
+    taken.files[source] = incoming.rename(incoming.with_name(final))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from causvid import text
 from causvid.runtime.prompt_list import prompt_list
 
 EMBEDDINGS = "embeddings.safetensors"
@@ -18,13 +20,15 @@ INDEX = "prompts.json"
 
 
 def read_prompt_file(path: Path, name: str) -> list[str]:
-    """The non-blank lines of ``path``, which the user gave as ``name``. Raises ValueError when there are none."""
+    """The non-blank lines of ``path``, which the user gave as ``name``. LF, CRLF and a lone CR end a line.
+
+    Raises:
+        ValueError: When there is no such file, when it holds no prompts, and when a line is not UTF-8.
+    """
     if not path.is_file():
         raise ValueError(f"{name} is {path}, which does not exist")
-    try:
-        prompts = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name} is {path}, which is not a UTF-8 text ({error})") from error
+    lines = re.split(r"\r\n?|\n", text.decode(path.read_bytes(), f"{name} is {path}, which"))
+    prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise ValueError(f"{name} is {path}, which holds no prompts")
     return prompts

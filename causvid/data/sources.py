@@ -7,14 +7,17 @@ sources' names. Nothing is decoded here; what a video is worth is found out when
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from causvid import text
 from causvid.data import manifest, toy_world
 from causvid.data.caption_files import caption_pairs, named, read_sidecar
+from causvid.data.caption_match import composed, match
+from causvid.data.passed_over import PassedOver
 from causvid.data.prompt_store import read_prompt_file
 from causvid.data.video_writer import write_video
 from causvid.data.workers import Lost, run_killable
@@ -85,23 +88,45 @@ def _write_toy_clip(job: tuple[int, str], *, out: Path, video: VideoShape, seed:
 
 
 def folder_videos(out: Path, config: DownloadConfig, *, folder: Path, captions: Path) -> dict[str, Any]:
-    """Copy the videos below ``folder`` into ``out``. Hidden files and other suffixes are no videos. Returns counts.
+    """Copy the videos below ``folder`` into ``out``. Hidden files and other suffixes are no videos.
 
-    Raises ValueError for a missing or empty folder, videos without a caption, captions without a video.
+    A video whose name or caption UTF-8 cannot hold is not copied; passed_over.jsonl says why.
+
+    Returns:
+        Counts.
+
+    Raises:
+        ValueError: For a missing or empty folder, videos without a caption, captions without a video, and when every
+            video is passed over.
     """
     if not folder.is_dir():
         raise ValueError(f"download.folder is {folder}; there is no such folder")
     names = _video_names(folder)
     if not names:
         raise ValueError(f"download.folder is {folder}; no video ({', '.join(VIDEO_SUFFIXES)}) lies in or below it")
-    said = _read_captions(captions, names) if captions.is_file() else _read_sidecars(folder, captions, names)
+    passed = PassedOver()
+    read = _read_captions if captions.is_file() else _read_sidecars
+    said = read(folder, captions, [name for name in names if not _has_fault(name, "its name", name, passed)], passed)
+    kept = [name for name in names if name in said and not _has_fault(said[name], "its caption", name, passed)]
+    if not kept:
+        last = passed.rows[-1]
+        raise ValueError(f"download.folder is {folder}; no video can be used, as {last['source']}: {last['reason']}")
     (out / "videos").mkdir(parents=True)
     rows = []
-    for index, name in enumerate(progress(names[: config.limit], total=len(names[: config.limit]), what="copying")):
+    for index, name in enumerate(progress(kept[: config.limit], total=len(kept[: config.limit]), what="copying")):
         rows.append(_row(index, PurePosixPath(name).suffix.lower(), caption=said[name], source=name))
         # A copy: a hard link would let DVC write-protect, and an edit in place corrupt, what the two share.
         shutil.copyfile(folder / name, out / rows[-1]["path"])
-    return write_index(out, rows)
+    passed.write(out)
+    return write_index(out, rows) | {"passed_over": len(passed.rows)}
+
+
+def _has_fault(value: str, what: str, source: str, passed: PassedOver) -> bool:
+    """Whether UTF-8 cannot hold ``value``; ``source`` is passed over then."""
+    reason = text.fault(value)
+    if reason is not None:
+        passed.add(source, text.NOT_UTF8, f"{what} {reason}")
+    return reason is not None
 
 
 def _video_names(folder: Path) -> list[str]:
@@ -110,23 +135,50 @@ def _video_names(folder: Path) -> list[str]:
     return sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))
 
 
-def _read_captions(captions: Path, names: list[str]) -> dict[str, str]:
-    said = {name: text for name, text in reversed(caption_pairs(captions)) if text}
-    if missing := [name for name in names if name not in said]:
+def _read_captions(folder: Path, captions: Path, names: list[str], passed: PassedOver) -> dict[str, str]:
+    """The caption of each of ``names`` from one file. Entries whose path UTF-8 cannot hold are passed over."""
+    said = {path: caption for path, caption in reversed(caption_pairs(captions)) if caption}
+    for path in [path for path in said if text.fault(path)]:
+        del said[path]
+        if not (folder / path).is_file():  # else the video was passed over for the same reason
+            passed.add(f"{captions.name}: {path}", text.NOT_UTF8, f"its path {text.fault(path)}")
+    found = match({name: [name] for name in names}, {path: [path] for path in said})
+    if missing := [name for name in names if name not in found]:
+        _refuse_lookalikes(missing, said, f"{captions} names")
         raise ValueError(f"{captions} has no caption for {named(missing)}; add them or take the videos away")
-    if unknown := sorted(said.keys() - set(names)):
+    if unknown := sorted(said.keys() - set(found.values())):
         raise ValueError(f"{captions} names what is no video of the folder: {named(unknown)}")
-    return said
+    return {name: said[path] for name, path in found.items()}
 
 
-def _read_sidecars(folder: Path, captions: Path, names: list[str]) -> dict[str, str]:
-    texts = {name: (folder / name).with_suffix(".txt") for name in names}
-    said = {name: read_sidecar(text) for name, text in texts.items() if text.is_file()}
-    if missing := [name for name in names if not said.get(name)]:
+def _read_sidecars(folder: Path, captions: Path, names: list[str], passed: PassedOver) -> dict[str, str]:
+    """The caption of each of ``names`` from the .txt beside it. Videos whose .txt is not UTF-8 are passed over."""
+    stems = {name: PurePosixPath(name).with_suffix("").as_posix() for name in names}
+    texts = [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.txt") if path.is_file()]
+    found = match({stem: [stem] for stem in stems.values()}, {stem: [stem] for stem in texts})
+    said = {}
+    for name, stem in stems.items():
+        try:
+            file = f"{found[stem]}.txt" if stem in found else None
+            said[name] = read_sidecar(folder / file, f"its caption {file}") if file else ""
+        except ValueError as error:
+            passed.add(name, text.NOT_UTF8, str(error))
+    if missing := [name for name, caption in said.items() if not caption]:
+        _refuse_lookalikes([stems[name] for name in missing if stems[name] not in found], texts, "the .txt files are")
         raise ValueError(
             f"neither a captions file {captions} nor a caption in a .txt beside {named(missing)}; write one"
         )
     return said
+
+
+def _refuse_lookalikes(missing: Iterable[str], names: Iterable[str], what: str) -> None:
+    """Refuse videos without a caption of their own where one of ``names`` differs in Unicode normalisation only."""
+    forms = {composed(name) for name in missing}
+    if alike := [ascii(name) for name in sorted(names) if composed(name) in forms]:
+        raise ValueError(
+            f"{what} {named(alike)}, and several videos or captions share each name but for its Unicode normalisation "
+            "(composed or decomposed accents); give every video a caption under its exact name"
+        )
 
 
 def video_id(index: int) -> str:

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from transformers.utils import logging
 
+from causvid import text
 from causvid.data.prompt_store import read_prompt_file
 from causvid.generate.formats import load_checkpoint
 from causvid.generate.videos import MAP, generate
@@ -52,6 +53,8 @@ def generate_command(
     def run() -> str:
         if (prompts is None) == (prompt is None) or (prompt is not None and not prompt.strip()):
             raise ValueError("give one of --prompts and --prompt, and not an empty one")
+        if prompt is not None:
+            text.require(prompt, "--prompt")
         lines = [prompt] if prompt is not None else read_prompt_file(prompts or Path(), "--prompts")
         pipeline = load_checkpoint(checkpoint, params=params, wan=wan_folder, precision=precision)
         changes = {"height": height, "width": width, "fps": fps}
@@ -96,7 +99,7 @@ def _say(run: Callable[[], str]) -> None:
     """What ``run`` returns, or the sentence of what the user can mend, with exit code 1."""
     logging.disable_progress_bar()  # of loading weights; ours is of the videos
     try:
-        print(run())
+        print(text.escaped(run()))  # --out may have a name that UTF-8 cannot hold
     except ValueError as error:
         sys.exit(f"causvid: {error}")
 

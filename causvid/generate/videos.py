@@ -18,6 +18,7 @@ import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from causvid import text
 from causvid.data.video_writer import remove_unfinished, write_video
 from causvid.pipeline import CausVidPipeline
 from causvid.runtime.progress import progress
@@ -65,11 +66,11 @@ def make_video(pipeline: CausVidPipeline, video: Video, shape: VideoShape, frame
     Returns:
         An iterator over uint8 chunks [f, H, W, 3] with ``frames`` frames in total.
     """
-    text, noise = pipeline.embed([video.prompt]), [torch.Generator().manual_seed(video.seed)]
+    embeddings, noise = pipeline.embed([video.prompt]), [torch.Generator().manual_seed(video.seed)]
     if frames > shape.frames:
-        chunks = pipeline.rollout(text, shape, noise, frames, few_steps=True)
+        chunks = pipeline.rollout(embeddings, shape, noise, frames, few_steps=True)
     else:
-        chunks = iter([pipeline(text, shape, noise, few_steps=True)[:, :frames]])
+        chunks = iter([pipeline(embeddings, shape, noise, few_steps=True)[:, :frames]])
     return (chunk[0].cpu().numpy() for chunk in chunks)
 
 
@@ -139,10 +140,7 @@ def _check(prompts: Sequence[str], seeds: Sequence[int]) -> None:
                 "outside this range repeats the video of one inside"
             )
     for prompt in prompts:
-        try:
-            prompt.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"--prompt is {prompt!r}, which UTF-8 cannot hold ({error.reason}); correct it") from error
+        text.require(prompt, "--prompt")
 
 
 def _numbers(prompts: Sequence[str], found: Mapping[str, int]) -> dict[str, int]:

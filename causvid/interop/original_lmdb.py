@@ -4,6 +4,7 @@ Format: causvid/data/latent_store.py, without its sums and metadata. What the re
 
 - it writes ``latents_shape`` from its last input file, so that only the count is left when that was a duplicate;
 - built twice into one folder, rows of the first build stay behind the count; killed, rows or the shape are missing;
+- a prompt that is not UTF-8 is the end of its row: an import leaves the row out and lists it in rejected.jsonl;
 - ``.half()`` turns large values into infinities, silently;
 - the times of an ODE pair's states are nowhere: who made them knows.
 
@@ -17,7 +18,7 @@ from __future__ import annotations
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -30,7 +31,10 @@ import numpy as np
 import torch
 import typer
 
-from causvid.data.latent_store import DTYPE, Record, open_store, row_in_memory, write_store
+from causvid import text
+from causvid.data import manifest
+from causvid.data.latent_store import DTYPE, Record, left_out, open_store, row_in_memory, write_store
+from causvid.data.shards import REJECTED
 from causvid.runtime.work import publish
 
 # The two rows the released scripts make: 81 frames of 480 x 832 under Wan's VAE, alone and as four solver states.
@@ -49,9 +53,14 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """What a released LMDB holds. rows: indices that can be read, in order; row_shape: of one, as on disk."""
+    """What a released LMDB holds.
+
+    rows: indices that can be read, in order; rejected: reasons of those whose prompt is not UTF-8; row_shape: of one
+    row, as on disk.
+    """
 
     rows: tuple[int, ...]
+    rejected: Mapping[int, str]
     row_shape: tuple[int, ...]
     findings: tuple[Finding, ...]
 
@@ -73,7 +82,11 @@ def survey(folder: Path, *, row_shape: Sequence[int] | None = None) -> Survey:
         for index in sorted(i for i in sizes.keys() ^ prompts.keys() if i < count):
             has, lacks = ("latents", "prompt") if index in sizes else ("a prompt", "latents")
             findings.append(Finding(code="half_row", sentence=f"row {index} has {has} but no {lacks}", mended=False))
-        rows = tuple(sorted(i for i in sizes.keys() & prompts.keys() if i < count))
+        whole = sorted(i for i in sizes.keys() & prompts.keys() if i < count)
+        read = ((i, text.undecodable(bytes(_value(transaction, "prompts", i)))) for i in whole)
+        rejected = {i: f"its prompt {reason}" for i, reason in read if reason}
+        findings += [Finding(code="prompt", sentence=left_out(i, rejected[i]), mended=True) for i in rejected]
+        rows = tuple(i for i in whole if i not in rejected)
         stale, missing = sum(i >= count for i in sizes), count - sum(i < count for i in sizes.keys() | prompts.keys())
         if stale:
             sentence = f"{stale} rows stand behind the count of {count}: left by an earlier build, ignored"
@@ -86,11 +99,7 @@ def survey(folder: Path, *, row_shape: Sequence[int] | None = None) -> Survey:
             if sizes[index] != expected:
                 sentence = f"row {index} has {sizes[index]} bytes; the shape {shape} in float16 has {expected}"
                 findings.append(Finding(code="row_size", sentence=sentence, mended=False))
-            if not _is_text(transaction, index):
-                findings.append(
-                    Finding(code="prompt", sentence=f"the prompt of row {index} is not UTF-8", mended=False)
-                )
-    return Survey(rows=rows, row_shape=shape, findings=tuple(findings))
+    return Survey(rows=rows, rejected=rejected, row_shape=shape, findings=tuple(findings))
 
 
 def import_store(
@@ -102,6 +111,8 @@ def import_store(
     per_transaction: int = 256,
 ) -> dict[str, Any]:
     """Make the LMDB ``target`` of ours from the released ``source``, values bit for bit; returns its metadata.
+
+    Rows whose prompt is not UTF-8 are left out: stderr names them, and ``target``/rejected.jsonl lists why.
 
     timesteps: of the T states of ODE pairs, from noise to clean (as released: 1000, 757, 522, 0); none for clips.
     Raises ValueError naming every fault that cannot be mended, a row that is not finite, and missing or needless
@@ -124,6 +135,9 @@ def import_store(
     if timesteps and not (timesteps[0] <= 1000 and timesteps[-1] >= 0 and all(a > b for a, b in pairwise(timesteps))):
         raise ValueError(f"timesteps is {list(timesteps)}; states go from noise to clean: falling, within 1000 and 0")
 
+    for index, reason in found.rejected.items():
+        sys.stderr.write(f"{source}: {left_out(index, reason)}\n")
+
     def records() -> Iterator[Record]:
         with _reading(source) as transaction:
             for index in found.rows:
@@ -137,6 +151,9 @@ def import_store(
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as building:
         store = Path(building) / "store"
         metadata = write_store(records(), store, timesteps=timesteps, per_transaction=per_transaction)
+        if found.rejected:
+            rows = ({"id": str(i), "code": text.NOT_UTF8, "reason": reason} for i, reason in found.rejected.items())
+            manifest.write_rows(store / REJECTED, rows)
         publish(store, target)
     return metadata
 
@@ -172,17 +189,17 @@ def _keys(transaction: lmdb.Transaction, name: str) -> dict[int, int]:
 def _recorded(transaction: lmdb.Transaction, findings: list[Finding]) -> tuple[int | None, tuple[int, ...] | None]:
     """The count and the row's shape that ``latents_shape`` tells, as far as it does."""
     value = transaction.get(b"latents_shape")
-    text = None if value is None else bytes(value).decode("utf-8", "replace")
-    if text is None or not re.fullmatch(r"\d{1,12}( \d{1,12})*", text):
-        told = "is missing" if text is None else f"is {text[:60]!r}"
+    found = None if value is None else bytes(value).decode("utf-8", "replace")
+    if found is None or not re.fullmatch(r"\d{1,12}( \d{1,12})*", found):
+        told = "is missing" if found is None else f"is {found[:60]!r}"
         findings.append(
             Finding(code="no_shape", sentence=f"latents_shape {told}: the build was cut short", mended=True)
         )
         return None, None
-    count, *shape = map(int, text.split(" "))
+    count, *shape = map(int, found.split(" "))
     if shape:
         return count, tuple(shape)
-    sentence = f"latents_shape is {text!r}, a count alone: the last file of the build held nothing new"
+    sentence = f"latents_shape is {found!r}, a count alone: the last file of the build held nothing new"
     findings.append(Finding(code="count_only", sentence=sentence, mended=True))
     return count, None
 
@@ -206,14 +223,6 @@ def _row_shape(
     if len(shape) not in AXES or min(shape) < 1:
         raise ValueError(f"{folder}: a row of shape {shape} is neither {' nor '.join(AXES.values())}")
     return shape
-
-
-def _is_text(transaction: lmdb.Transaction, index: int) -> bool:
-    try:
-        bytes(_value(transaction, "prompts", index)).decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 app = typer.Typer(add_completion=False, help="Released LMDBs: check, and make ours of them.")
@@ -253,13 +262,13 @@ def import_command(
     print(f"{target}: {metadata['count']} rows of {tuple(metadata['shape'])}")
 
 
-def _numbers(kind: type[Any], text: str | None) -> list[Any] | None:
-    if text is None:
+def _numbers(kind: type[Any], given: str | None) -> list[Any] | None:
+    if given is None:
         return None
     try:
-        return [kind(part) for part in text.split(",")]
+        return [kind(part) for part in given.split(",")]
     except ValueError as error:
-        raise ValueError(f"{text!r} is not a list of numbers with commas between") from error
+        raise ValueError(f"{given!r} is not a list of numbers with commas between") from error
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from copy import deepcopy
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from causvid import text
 from causvid.runtime.checksums import Checksums
 from causvid.runtime.project import project_root, work_root
 
@@ -70,8 +71,8 @@ def _fault(value: str) -> str:
     absolute = Path(root, value)
     if not value or "\0" in value:
         return "which is no path; name a file or a folder"
-    if not _is_utf8(value):
-        return "which UTF-8 cannot hold; rename the file or the folder"
+    if reason := text.fault(value):
+        return f"which {reason}; rename the file or the folder"
     if "://" in value:
         return "a URL; fetch it and name the local copy"
     if value.startswith("~"):
@@ -91,14 +92,6 @@ def _lexical(path: Path) -> Path:
     for part in path.parts:
         parts = parts[:-1] if part == ".." and len(parts) > 1 else [*parts, part]
     return Path(*parts)
-
-
-def _is_utf8(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def located(values: Mapping[str, Any], root: Path) -> dict[str, Any]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 from causvid import params
 from causvid.models.pretrained import Init
@@ -196,3 +198,47 @@ def test_the_command(tmp_path: Path) -> None:
         assert failed.returncode != 0
         assert said in failed.stderr
         assert "Traceback" not in failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        (b"seed: 0\nprofile: caf\xe9\n", "byte 0xE9 in line 2"),
+        ("profile: 'ビデオ'\n".encode("shift-jis"), "byte 0x83 in line 1"),
+        (b"# \xfcber\nseed: 0\n", "byte 0xFC in line 1"),
+    ],
+)
+@pytest.mark.parametrize("pure", [False, True], ids=["in C", "in Python"])
+def test_f10_a_params_file_in_another_encoding_is_named_with_the_byte_and_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pure: bool, content: bytes, place: str
+) -> None:
+    monkeypatch.setattr(params, "YAML", partial(YAML, pure=pure or None))
+    (tmp_path / "params.yaml").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"params.yaml is not a UTF-8 text \(.*: {place}\); save it as UTF-8"):
+        params.read(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        ('a: {b: "half \\uD83D"}', "a.b"),
+        ('a: [fine, "\\uDC00"]', r"a\[1\]"),
+        ('a: {"\\uDCE9": 1}', "a key of a"),
+    ],
+)
+def test_f10_half_of_a_pair_in_a_params_file_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, name: str
+) -> None:
+    (tmp_path / "p.yaml").write_text(content)
+    with pytest.raises(ValueError, match=r"p.yaml is not valid YAML: .*|p.yaml: .*give it in UTF-8"):
+        params.read_mapping(tmp_path / "p.yaml", holding="sections", remedy="mend it")
+    monkeypatch.setattr(params, "YAML", partial(YAML, pure=True))  # takes the escape for a character
+    with pytest.raises(ValueError, match=rf"p.yaml: {name} is .*UTF-8 cannot hold it; give it in UTF-8"):
+        params.read_mapping(tmp_path / "p.yaml", holding="sections", remedy="mend it")
+
+
+@pytest.mark.parametrize("change", ["profile=caf\udce9", "profile='\udc83r'", "caf\udce9=1"])
+def test_f10_a_change_that_utf8_cannot_hold_is_refused(tmp_path: Path, change: str) -> None:
+    with pytest.raises(ValueError, match=r"a change is .*give it in UTF-8"):
+        params.vary(params.PROFILES / "smoke.yaml", [change], tmp_path / "out.yaml")
+    assert list(tmp_path.iterdir()) == []

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import pickle
-from collections.abc import Callable, Iterable, Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -219,3 +223,179 @@ def test_prompts_of_rows_left_behind_are_not_read(tmp_path: Path) -> None:
             transaction.put(f"prompts_{index}_data".encode(), f"p{index}".encode())
         transaction.put(b"latents_shape", b"11 1 1 1 1")
     assert read_prompts(tmp_path) == [f"p{index}" for index in range(11)]
+
+
+# --- Address space
+
+
+def write_with_one_map(
+    written: Sequence[Record], folder: Path, *, timesteps: Sequence[float] | None = None, per_transaction: int
+) -> bytes:
+    """The compact copy of an LMDB whose map has a terabyte from the start."""
+    scratch = folder.with_name(f"{folder.name} scratch")
+    scratch.mkdir()
+    folder.mkdir()
+    shape = list(written[0].latents.transpose(-4, -3).shape)
+    with lmdb.open(str(scratch), map_size=2**40, lock=False) as env:
+        for start in range(0, len(written), per_transaction):
+            with env.begin(write=True) as transaction:
+                for index, (latents, prompt) in enumerate(written[start : start + per_transaction], start=start):
+                    data = latents.transpose(-4, -3).contiguous().half().numpy().tobytes()
+                    digest = hashlib.sha256(data + prompt.encode()).hexdigest().encode()
+                    transaction.put(f"latents_{index}_data".encode(), data)
+                    transaction.put(f"latents_{index}_sha256".encode(), digest)
+                    transaction.put(f"prompts_{index}_data".encode(), prompt.encode())
+        with env.begin(write=True) as transaction:
+            metadata = {"count": len(written), "shape": shape, "dtype": "float16", "timesteps": timesteps}
+            packed = json.dumps(metadata, sort_keys=True).encode()
+            transaction.put(b"latents_shape", " ".join(map(str, (len(written), *shape))).encode())
+            transaction.put(b"prompts_shape", str(len(written)).encode())
+            transaction.put(b"metadata", packed)
+            transaction.put(b"metadata_sha256", hashlib.sha256(packed).hexdigest().encode())
+        env.copy(str(folder), compact=True)
+    return (folder / FILE).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("count", "shape", "per_transaction"),
+    [
+        (5, (4, 3, 2, 2), 2),  # a row of 96 bytes: several in one page
+        (300, (16, 5, 4, 4), 7),  # 2560 bytes: a page for each, half of it empty
+        (2500, (4, 5, 5, 5), 1),  # 1000 bytes: pages with gaps, and more of them than LMDB's write buffer holds
+        (60, (16, 9, 32, 32), 9),  # 295 kB
+        (9, (3, 16, 9, 64, 64), 1),  # 3.5 MB: the map grows with every record
+    ],
+)
+def test_f13_a_map_that_grows_gives_the_bytes_of_one_that_was_large_at_once(
+    tmp_path: Path, count: int, shape: tuple[int, ...], per_transaction: int
+) -> None:
+    written, times = records(count, shape), TIMES if len(shape) == 5 else None
+    write_store(written, tmp_path / "ours", timesteps=times, per_transaction=per_transaction)
+    expected = write_with_one_map(written, tmp_path / "plain", timesteps=times, per_transaction=per_transaction)
+    assert (tmp_path / "ours" / FILE).read_bytes() == expected
+    assert_same(LatentStore(tmp_path / "ours"), written)
+
+
+@settings(max_examples=30)
+@given(
+    count=st.integers(1, 60),
+    shape=st.tuples(*[st.integers(1, 12)] * 4),
+    prompts=st.lists(st.text(max_size=600), min_size=1, max_size=5),
+    per_transaction=st.integers(1, 70),
+)
+def test_f13_any_records_fit_into_the_map_and_keep_their_bytes(
+    count: int, shape: tuple[int, ...], prompts: list[str], per_transaction: int
+) -> None:
+    written = [record._replace(prompt=prompts[k % len(prompts)]) for k, record in enumerate(records(count, shape))]
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_store(written, folder / "ours", timesteps=None, per_transaction=per_transaction)
+        expected = write_with_one_map(written, folder / "plain", per_transaction=per_transaction)
+        assert (folder / "ours" / FILE).read_bytes() == expected
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+import torch
+from causvid.data.latent_store import LatentStore, Record, read_prompts, write_store
+
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+room = int(sys.argv[1])
+limit = room if room > 2**32 else pages * resource.getpagesize() + room
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+folder = Path(sys.argv[2])
+made = (Record(torch.full((16, 9, 64, 64), k / 7), f"prompt {k}") for k in range(40))
+try:
+    write_store(made, folder, timesteps=None, per_transaction=4)
+    store = LatentStore(folder)
+    assert [store[k].prompt for k in range(40)] == read_prompts(folder) == [f"prompt {k}" for k in range(40)]
+    print("fine")
+except ValueError as error:
+    print(error)
+"""
+
+
+def under_a_limit(room: int, folder: Path) -> str:
+    """What becomes of a store of 47 MB in a process of limited address space. room: bytes in all, or (small) free."""
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(room), str(folder)], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("room", [2**28, 8 * 10**9, 64 * 10**9, 200 * 10**9])
+def test_f13_a_store_is_written_and_read_under_an_address_space_limit(tmp_path: Path, room: int) -> None:
+    assert under_a_limit(room, tmp_path / "store") == "fine"
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def test_f13_a_limit_below_the_store_is_said_and_a_second_try_succeeds(tmp_path: Path) -> None:
+    said = under_a_limit(50 * 2**20, tmp_path / "store")
+    assert "store has " in said
+    assert "raise the limit on virtual memory (ulimit -v" in said
+    assert list(tmp_path.iterdir()) == []
+    assert under_a_limit(2**28, tmp_path / "store") == "fine"
+
+
+READ = """
+import resource, sys
+from pathlib import Path
+from causvid.data.latent_store import open_store
+
+limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + 16 * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+try:
+    open_store(Path(sys.argv[1]))
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_f13_a_reader_without_room_says_so_and_does_not_call_the_store_damaged(tmp_path: Path) -> None:
+    write_store(records(40, (16, 9, 64, 64)), tmp_path / "s", timesteps=None, per_transaction=8)
+    done = subprocess.run([sys.executable, "-c", READ, str(tmp_path / "s")], capture_output=True, text=True, check=True)
+    assert f"s/data.mdb has {(tmp_path / 's' / FILE).stat().st_size} bytes and gets no address space" in done.stdout
+    assert "raise the limit on virtual memory" in done.stdout
+
+
+def test_f13_what_a_killed_writer_left_does_not_stop_the_next(tmp_path: Path) -> None:
+    (tmp_path / "s.writing" / "compact").mkdir(parents=True)
+    (tmp_path / "s.writing" / FILE).write_bytes(b"half")
+    write_store(records(3), tmp_path / "s", timesteps=None, per_transaction=2)
+    assert_same(LatentStore(tmp_path / "s"), records(3))
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+def test_f13_a_failure_leaves_nothing_and_a_finished_store_is_not_replaced(tmp_path: Path) -> None:
+    def broken() -> Iterator[Record]:
+        yield from records(3)
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        write_store(broken(), tmp_path / "s", timesteps=None, per_transaction=2)
+    assert list(tmp_path.iterdir()) == []
+    write_store(records(3), tmp_path / "s", timesteps=None, per_transaction=2)
+    with pytest.raises(FileExistsError, match="s exists; choose another folder or remove it"):
+        write_store(records(5), tmp_path / "s", timesteps=None, per_transaction=2)
+    assert_same(LatentStore(tmp_path / "s"), records(3))
+
+
+# --- Text
+
+
+@pytest.mark.parametrize("prompt", ["half \ud83d", "\udc00 the other half", "file \udce9 name"])
+def test_f10_a_prompt_that_utf8_cannot_hold_is_named_by_its_record(tmp_path: Path, prompt: str) -> None:
+    written = records(3)
+    written[1] = written[1]._replace(prompt=prompt)
+    with pytest.raises(ValueError, match=r"the prompt of record 1 is .*UTF-8 cannot hold it; give it in UTF-8"):
+        write_store(written, tmp_path / "s", timesteps=None, per_transaction=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_f10_a_prompt_of_ours_that_is_no_utf8_is_damage(tmp_path: Path) -> None:
+    write_store(records(3), tmp_path / "s", timesteps=None, per_transaction=2)
+    with lmdb.open(str(tmp_path / "s"), lock=False) as env, env.begin(write=True) as transaction:
+        transaction.put(b"prompts_1_data", b"caf\xe9")
+    with pytest.raises(ValueError, match=r"s: record 1 is damaged \(its prompt is not a UTF-8 text .*; pack it again"):
+        read_prompts(tmp_path / "s")

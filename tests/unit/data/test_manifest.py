@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,6 +28,35 @@ def test_any_text_survives(rows: list[dict[str, Any]]) -> None:
         path = Path(folder) / manifest.NAME
         manifest.write_rows(path, rows)
         assert manifest.read_rows(path) == rows
+
+
+@given(
+    rows=st.lists(st.dictionaries(st.text(max_size=3), st.text(st.characters(), max_size=20), max_size=3), max_size=4)
+)
+@example(rows=[{"reason": "half \ud83d"}, {"reason": "\udfff"}, {"source": "caf\udce9.mp4"}, {"source": "\\\udce9\\"}])
+@example(rows=[{"caption": "\x00 \x01 \r lone \x7f \u0085 \u2028 \u2029 \ufeff \uffff"}])
+def test_f10_rows_of_any_text_are_written_and_read_again(rows: list[dict[str, Any]]) -> None:
+    """A reason may quote what UTF-8 cannot hold; the file stays UTF-8."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / manifest.NAME
+        manifest.write_rows(path, rows)
+        path.read_bytes().decode()
+        # JSON has one spelling for a pair and for its two halves.
+        joined = [{name: json.loads(json.dumps(value)) for name, value in row.items()} for row in rows]
+        assert manifest.read_rows(path) == joined
+
+
+@pytest.mark.parametrize("caption", ["half \\ud83d", "\\udc00", "\\ude00\\ud83d"])
+def test_f10_a_manifest_from_elsewhere_whose_text_utf8_cannot_hold_is_refused(tmp_path: Path, caption: str) -> None:
+    (tmp_path / manifest.NAME).write_text('{"id": "0", "caption": "fine"}\n{"id": "1", "caption": "' + caption + '"}\n')
+    with pytest.raises(ValueError, match=r"manifest.jsonl: the row '1' is .*, which holds U\+D.*give it in UTF-8"):
+        manifest.read_manifest(tmp_path)
+
+
+def test_f10_a_manifest_in_another_encoding_is_named_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / manifest.NAME).write_bytes(b'{"id": 0}\n{"caption": "caf\xe9"}\n')
+    with pytest.raises(ValueError, match=r"manifest.jsonl is not a UTF-8 text \(.*: byte 0xE9 in line 2\)"):
+        manifest.read_manifest(tmp_path)
 
 
 def test_bytes_depend_on_the_rows_only(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import pytest
 from huggingface_hub import HfApi
@@ -23,6 +24,7 @@ from huggingface_hub import HfApi
 from causvid.data import hub as hub_module
 from causvid.data import manifest, mixkit
 from causvid.data.mixkit import mixkit_videos
+from causvid.data.passed_over import PASSED_OVER
 from causvid.data.sources import DownloadConfig
 from tests.unit.data.hub_stand_in import COMMIT, REPO, StandIn, serve
 
@@ -102,7 +104,7 @@ def test_mixkit_is_read_member_by_member(tmp_path: Path, monkeypatch: pytest.Mon
         ("000003", "Town.tar/honest.mp4", "by path", _named(b"honest")),
     ]
     assert [(tmp_path / "raw" / row["path"]).read_bytes() for row in rows] == [b"a", b"b", b"silent", b"honest"]
-    assert manifest.read_rows(tmp_path / "raw" / mixkit.PASSED_OVER) == [
+    assert manifest.read_rows(tmp_path / "raw" / PASSED_OVER) == [
         {
             "source": "Town.tar/Fish/again.mp4",
             "code": "same_content",
@@ -251,7 +253,7 @@ def test_a_hostile_archive_writes_nothing_outside_and_is_named(
         except ValueError as error:
             said = str(error)
         else:
-            rows = manifest.read_rows(work / "raw" / mixkit.PASSED_OVER)
+            rows = manifest.read_rows(work / "raw" / PASSED_OVER)
             said = " ".join(repr(row["source"]) for row in rows)
             assert all(row["code"] for row in rows)
             assert said in capsys.readouterr().err or len(rows) > 1
@@ -263,3 +265,207 @@ def test_a_hostile_archive_writes_nothing_outside_and_is_named(
     assert all(path.startswith("deep/work/") for path in found)
     assert not Path(ABSOLUTE).exists()
     assert sum(len(value) for path, value in found.items() if "/raw/" in path) < 10_000
+
+
+# --- Text that UTF-8 cannot hold
+
+
+def _rows(tmp_path: Path) -> list[tuple[str, Any]]:
+    return [(row["source"], row["caption"]) for row in manifest.read_manifest(tmp_path / "raw")]
+
+
+def _passed(tmp_path: Path) -> list[tuple[str, str, str]]:
+    rows = manifest.read_rows(tmp_path / "raw" / PASSED_OVER)
+    return [(row["source"], row["code"], row["reason"]) for row in rows]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "café.mp4".encode("latin-1"),
+        "Fish/ビデオ.mp4".encode("shift-jis"),
+        "видео/в.mov".encode("koi8-r"),
+        b"\xed\xa0\xbd.mp4",
+    ],
+)
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT])
+def test_f10_a_member_named_in_another_encoding_costs_one_video(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: bytes, form: int
+) -> None:
+    shown = os.fsdecode(name)
+    content = _member(shown, form, b"odd") + FISH
+    with _hub(monkeypatch, {"all_mixkit/Fish.tar": content} | CAPTIONS):
+        counts = _fetch(tmp_path)
+    assert (counts["videos"], counts["passed_over"]) == (3, 1)
+    ((source, code, reason),) = _passed(tmp_path)
+    assert source == "Fish.tar/" + shown.encode(errors="backslashreplace").decode()
+    assert code == "not_utf8"
+    assert reason.startswith("its name holds U+DC")
+
+
+def _member(name: str, form: int, content: bytes) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    header = info.tobuf(form, encoding="utf-8", errors="surrogateescape")
+    return header + content.ljust(tarfile.BLOCKSIZE, b"\0")
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
+def test_f10_a_member_that_is_passed_over_anyway_has_a_row_in_utf8(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: bytes
+) -> None:
+    odd = special("../\udce9.mp4", kind, "\udcff")
+    with _hub(monkeypatch, {"all_mixkit/Fish.tar": tar(odd, HONEST, ("readme\udce9.txt", b"-"))} | CAPTIONS):
+        assert _fetch(tmp_path)["videos"] == 1
+    (tmp_path / "raw" / PASSED_OVER).read_bytes().decode()
+    assert [(source, code) for source, code, _ in _passed(tmp_path)] == [("Fish.tar/../\\udce9.mp4", "not_utf8")]
+
+
+@pytest.mark.parametrize("broken", ["half \ud83d", "\udc00 first", "\ude00\ud83d", "byte \udce9"])
+def test_f10_a_caption_that_utf8_cannot_hold_costs_one_video(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    said = [
+        {"path": "Fish/a.mp4", "cap": [broken]},
+        {"path": "Fish/b.mov", "cap": "fine"},
+        {"path": "x\ud83d", "cap": ""},
+    ]
+    files = {"all_mixkit/Fish.tar": FISH, "all_mixkit/c.json": json.dumps(said).encode()}
+    with _hub(monkeypatch, files):
+        counts = _fetch(tmp_path)
+    assert (counts["videos"], counts["passed_over"]) == (2, 2)
+    assert _rows(tmp_path) == [("Fish.tar/mnt/Fish/b.mov", "fine"), ("Fish.tar/Fish/silent.mp4", None)]
+    assert [row["id"] for row in manifest.read_manifest(tmp_path / "raw")] == ["000000", "000001"]
+    (entry, video) = _passed(tmp_path)
+    assert entry[:2] == ("all_mixkit/c.json: x\\ud83d", "not_utf8")
+    assert video[:2] == ("Fish.tar/Fish/a.mp4", "not_utf8")
+    assert video[2].startswith("its caption holds U+D")
+    assert len(list((tmp_path / "raw" / "videos").iterdir())) == 2
+
+
+def test_f10_captions_of_which_utf8_holds_none_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"all_mixkit/Fish.tar": tar(("a.mp4", b"a")), "all_mixkit/c.json": json.dumps({"a.mp4": "\ud83d"}).encode()}
+    with (
+        _hub(monkeypatch, files),
+        pytest.raises(ValueError, match=r"can be used, as Fish.tar/a.mp4: its caption holds"),
+    ):
+        _fetch(tmp_path)
+
+
+# --- Captions by whole paths, and by their ends where these are unique
+
+
+def _said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, parts: dict[str, list[str]], paths: list[str], **changes: Any
+) -> dict[str, Any]:
+    """The caption's path for each video of ``parts`` (part → members), a caption saying its own path."""
+    files = {
+        f"all_mixkit/{part}.tar": tar(*((name, f"{part} {name}".encode()) for name in names))
+        for part, names in parts.items()
+    }
+    with _hub(monkeypatch, files | {"all_mixkit/c.json": json.dumps({path: path for path in paths}).encode()}):
+        _fetch(tmp_path, **changes)
+    return {source.replace(".tar/", ": "): caption for source, caption in _rows(tmp_path)}
+
+
+@pytest.mark.parametrize(
+    ("parts", "captions", "expected"),
+    [
+        # As released: "<part>/<file>", the part itself with the same folder, with more of them, or with none.
+        ({"Fish": ["Fish/a.mp4", "mnt/Fish/b.mp4", "c.mp4"]}, ["Fish/a.mp4", "Fish/b.mp4", "Fish/c.mp4"],
+         {"Fish: Fish/a.mp4": "Fish/a.mp4", "Fish: mnt/Fish/b.mp4": "Fish/b.mp4", "Fish: c.mp4": "Fish/c.mp4"}),
+        ({"P": ["A/v.mp4", "B/v.mp4"]}, ["A/v.mp4"], {"P: A/v.mp4": "A/v.mp4", "P: B/v.mp4": None}),
+        ({"P": ["B/v.mp4", "A/v.mp4"]}, ["P/A/v.mp4"], {"P: A/v.mp4": "P/A/v.mp4", "P: B/v.mp4": None}),
+        ({"P": ["A/v.mp4", "B/v.mp4"]}, ["v.mp4"], {"P: A/v.mp4": None, "P: B/v.mp4": None}),
+        ({"P": ["A/v.mp4"], "Q": ["B/v.mp4"]}, ["v.mp4"], {"P: A/v.mp4": None, "Q: B/v.mp4": None}),
+        ({"P": ["A/v.mp4"], "Q": ["A/v.mp4"]}, ["Q/A/v.mp4"], {"P: A/v.mp4": None, "Q: A/v.mp4": "Q/A/v.mp4"}),
+        ({"P": ["v.mp4"], "Q": ["v.mp4"]}, ["Q/v.mp4"], {"P: v.mp4": None, "Q: v.mp4": "Q/v.mp4"}),
+        ({"P": ["A/v.mp4"]}, ["v.mp4"], {"P: A/v.mp4": "v.mp4"}),
+        ({"P": ["A/v.mp4"]}, ["/mnt/data/A/v.mp4"], {"P: A/v.mp4": "/mnt/data/A/v.mp4"}),
+        ({"P": ["v.mp4"]}, ["/mnt/data/v.mp4"], {"P: v.mp4": "/mnt/data/v.mp4"}),
+        ({"P": ["A/v.mp4"]}, ["B/v.mp4"], {"P: A/v.mp4": None}),
+        ({"Fish": ["v.mp4"]}, ["Fish/w.mp4", "Town/v.mp4"], {"Fish: v.mp4": None}),  # a part that is not asked for
+        ({"P": ["A/v.mp4"]}, ["X/v.mp4", "Y/v.mp4"], {"P: A/v.mp4": None}),
+        ({"P": ["v.mp4", "A/v.mp4"]}, ["v.mp4", "A/v.mp4"], {"P: v.mp4": "v.mp4", "P: A/v.mp4": "A/v.mp4"}),
+        ({"P": ["v.mp4", "A/v.mp4"]}, ["v.mp4"], {"P: v.mp4": "v.mp4", "P: A/v.mp4": None}),
+        ({"P": ["x.mp4"], "Q": ["A/v.mp4"]}, ["P/v.mp4"], {"P: x.mp4": None, "Q: A/v.mp4": None}),
+    ],
+)  # fmt: skip
+def test_f15_a_caption_is_that_of_a_whole_path_or_of_a_unique_end(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    parts: dict[str, list[str]],
+    captions: list[str],
+    expected: dict[str, str | None],
+) -> None:
+    assert _said(monkeypatch, tmp_path, parts, captions) == expected
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"P": ["B/v.mp4", "A/v.mp4"]},  # behind the limit in the same part
+        {"B": ["v.mp4"], "P": ["A/v.mp4"]},  # in a part that is not read
+        {"B": ["v.mp4", "w.mp4"], "C": ["v.mp4"]},
+    ],
+)
+@pytest.mark.parametrize("path", ["A/v.mp4", "v.mp4"])
+def test_f15_a_limit_gives_no_video_the_caption_of_one_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: dict[str, list[str]], path: str
+) -> None:
+    assert set(_said(monkeypatch, tmp_path, parts, [path], limit=1).values()) == {None}
+
+
+def test_f15_bare_file_names_under_a_limit_are_said_not_to_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = {"P": ["A/v.mp4", "A/w.mp4"], "Q": ["x.mp4"]}
+    assert _said(monkeypatch, tmp_path, parts, ["A/v.mp4", "w.mp4"], limit=2) == {
+        "P: A/v.mp4": "A/v.mp4",
+        "P: A/w.mp4": None,
+    }
+    assert "download.limit leaves parts unread: captions by bare file name do not count" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "raw")
+    assert "w.mp4" in _said(monkeypatch, tmp_path, parts, ["A/v.mp4", "w.mp4"], limit=3).values()
+    assert "download.limit" not in capsys.readouterr().err
+
+
+def test_f15_a_video_that_is_passed_over_keeps_its_caption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = tar(special("A/v.mp4", tarfile.SYMTYPE, "x"), ("B/v.mp4", b"v"))
+    files = {"all_mixkit/P.tar": content, "all_mixkit/c.json": json.dumps({"A/v.mp4": "of A"}).encode()}
+    with _hub(monkeypatch, files):
+        _fetch(tmp_path)
+    assert _rows(tmp_path) == [("P.tar/B/v.mp4", None)]
+
+
+def test_f15_copies_of_one_video_share_their_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {
+        "all_mixkit/P.tar": tar(("A/v.mp4", b"same"), ("B/w.mp4", b"same")),
+        "all_mixkit/c.json": json.dumps({"B/w.mp4": "of both"}).encode(),
+    }
+    with _hub(monkeypatch, files):
+        _fetch(tmp_path)
+    assert _rows(tmp_path) == [("P.tar/A/v.mp4", "of both")]
+
+
+# --- Composed and decomposed names
+
+
+@pytest.mark.parametrize("name", ["caf\u00e9", "\u304c\u304e", "\uac00\ub098"])
+@pytest.mark.parametrize(("file", "caption"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_f20_a_member_finds_its_caption_in_the_other_form(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, file: Any, caption: Any
+) -> None:
+    member, path = f"{normalize(file, name)}/v.mp4", f"Fish/{normalize(caption, name)}/v.mp4"
+    assert _said(monkeypatch, tmp_path, {"Fish": [member]}, [path]) == {f"Fish: {member}": path}
+
+
+@pytest.mark.parametrize("name", ["caf\u00e9", "\u304c\u304e", "\uac00\ub098"])
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_f20_of_two_members_that_differ_in_form_only_one_has_the_caption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, form: Any
+) -> None:
+    members = [f"Fish/{normalize(f, name)}.mp4" for f in ("NFC", "NFD")]
+    path = f"Fish/{normalize(form, name)}.mp4"
+    found = _said(monkeypatch, tmp_path, {"Fish": members}, [path])
+    assert found == {f"Fish: {member}": path if member == path else None for member in members}

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
+from causvid import text
 from causvid.data import manifest
+from causvid.data.passed_over import PASSED_OVER
 from causvid.data.sources import DownloadConfig, folder_videos, toy_world_videos
 from causvid.data.video_reader import read_frames
 from causvid.shapes import VideoShape
@@ -145,3 +151,226 @@ def test_many_missing_captions_are_counted(tmp_path: Path) -> None:
     folder = _folder(tmp_path, *(f"{index}.mp4" for index in range(8)))
     with pytest.raises(ValueError, match=r"beside 0.mp4, 1.mp4, 2.mp4, 3.mp4, 4.mp4 and 3 more"):
         _take(folder, folder / "captions.json")
+
+
+# --- Text that UTF-8 cannot hold
+
+
+@pytest.mark.parametrize("broken", ["half \ud83d", "\udc00 the other half", "\ude00\ud83d turned round", "byte \udcff"])
+@pytest.mark.parametrize("as_list", [False, True])
+def test_f10_a_caption_that_utf8_cannot_hold_costs_one_video(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], broken: str, as_list: bool
+) -> None:
+    folder, captions = _folder(tmp_path, "a.mp4", "b.mp4", "c.mp4"), tmp_path / "captions.json"
+    said = {"a.mp4": "an a 😀", "b.mp4": broken, "c.mp4": "a c"}
+    listed = [{"path": path, "cap": [caption]} for path, caption in said.items()]
+    captions.write_text(json.dumps(listed if as_list else said))
+    rows = _take(folder, captions)
+    assert [(row["id"], row["source"], row["caption"]) for row in rows] == [
+        ("000000", "a.mp4", "an a 😀"),
+        ("000001", "c.mp4", "a c"),
+    ]
+    (passed,) = manifest.read_rows(tmp_path / "raw" / PASSED_OVER)
+    assert (passed["source"], passed["code"]) == ("b.mp4", "not_utf8")
+    assert passed["reason"].startswith("its caption holds U+D")
+    assert "passed over 'b.mp4': its caption holds U+D" in capsys.readouterr().err
+    assert len(list((tmp_path / "raw" / "videos").iterdir())) == 2
+
+
+OTHER_NAMES = [
+    "café.mp4".encode("latin-1"),
+    "ビデオ.mp4".encode("shift-jis"),
+    "видео/в.mov".encode("koi8-r"),
+    b"\xff\xfe.mp4",
+]
+
+
+def _bytes_file(folder: Path, name: bytes, content: bytes) -> None:
+    path = Path(os.fsdecode(os.fsencode(folder) + b"/" + name))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", OTHER_NAMES)
+@pytest.mark.parametrize("beside", [False, True], ids=["captions file", "sidecars"])
+def test_f10_a_file_name_in_another_encoding_costs_one_video(tmp_path: Path, name: bytes, beside: bool) -> None:
+    folder, captions = _folder(tmp_path, "a.mp4", "z.mp4"), tmp_path / "captions.json"
+    _bytes_file(folder, name, b"a video")
+    if beside:
+        for stem in (b"a", b"z", name.rpartition(b".")[0]):
+            _bytes_file(folder, stem + b".txt", b"a caption")
+    else:
+        captions.write_text(json.dumps({"a.mp4": "a caption", "z.mp4": "a caption", os.fsdecode(name): "a caption"}))
+    assert [row["source"] for row in _take(folder, captions)] == ["a.mp4", "z.mp4"]
+    (passed,) = manifest.read_rows(tmp_path / "raw" / PASSED_OVER)
+    assert passed["source"] == os.fsdecode(name).encode(errors="backslashreplace").decode()
+    assert passed["reason"].startswith("its name holds U+DC")
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        ("ein Café".encode("latin-1"), "byte 0xE9 in line 1"),
+        ("two\nlines".encode("utf-16"), "byte 0xFF in line 1"),
+        ("one\nпоезд".encode("cp1251"), "byte 0xEF in line 2"),
+        (b"half \xed\xa0\xbd", "byte 0xED in line 1"),
+    ],
+)
+def test_f10_a_sidecar_in_another_encoding_costs_one_video(tmp_path: Path, content: bytes, place: str) -> None:
+    folder = _folder(tmp_path, "a.mp4", "sub/b.mp4")
+    (folder / "a.txt").write_text("an a")
+    (folder / "sub" / "b.txt").write_bytes(content)
+    assert [row["source"] for row in _take(folder, tmp_path / "captions.json")] == ["a.mp4"]
+    (passed,) = manifest.read_rows(tmp_path / "raw" / PASSED_OVER)
+    assert passed["source"] == "sub/b.mp4"
+    assert passed["reason"].startswith("its caption sub/b.txt is not a UTF-8 text")
+    assert place in passed["reason"]
+    assert str(tmp_path) not in passed["reason"]  # the outs hold no machine's path
+
+
+@pytest.mark.parametrize("path", ["half \ud83d.mp4", "caf\udce9.mp4", "\udfff/v.mp4"])
+def test_f10_a_path_in_a_captions_file_that_utf8_cannot_hold_is_one_row(tmp_path: Path, path: str) -> None:
+    captions = tmp_path / "captions.json"
+    captions.write_text(json.dumps({"a.mp4": "an a", path: "none"}))
+    assert [row["source"] for row in _take(_folder(tmp_path, "a.mp4"), captions)] == ["a.mp4"]
+    (passed,) = manifest.read_rows(tmp_path / "raw" / PASSED_OVER)
+    assert passed["source"].startswith("captions.json: ")
+    assert passed["reason"].startswith("its path holds U+D")
+
+
+@pytest.mark.parametrize("captions", [{"a.mp4": "half \ud83d"}, {"a.mp4": "\udc80", "\ud800": "x"}])
+def test_f10_a_folder_without_one_usable_video_is_refused_and_nothing_is_copied(
+    tmp_path: Path, captions: dict[str, str]
+) -> None:
+    (tmp_path / "captions.json").write_text(json.dumps(captions))
+    with pytest.raises(ValueError, match=r"mine; no video can be used, as a.mp4: its caption holds U\+D"):
+        _take(_folder(tmp_path, "a.mp4"), tmp_path / "captions.json")
+    assert not (tmp_path / "raw").exists()
+
+
+@pytest.mark.parametrize(
+    "content", ['{"a.mp4": "caf\xe9"}'.encode("latin-1"), '{"a.mp4": "\u3042"}'.encode("euc-jp"), b'{\n"\xff": ""}']
+)
+def test_f10_a_captions_file_in_another_encoding_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "captions.json").write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"captions.json is not a UTF-8 text \(.*: byte 0x.* in line [12]\); save it as"
+    ):
+        _take(_folder(tmp_path, "a.mp4"), tmp_path / "captions.json")
+
+
+@pytest.mark.parametrize("path", [None, 3, ["a.mp4"]])
+def test_f10_a_path_that_is_no_text_is_refused(tmp_path: Path, path: Any) -> None:
+    (tmp_path / "captions.json").write_text(json.dumps([{"path": path, "cap": "a"}]))
+    with pytest.raises(ValueError, match=r"captions.json: the path .* is no text"):
+        _take(_folder(tmp_path, "a.mp4"), tmp_path / "captions.json")
+
+
+@settings(max_examples=50, deadline=None)
+@given(captions=st.lists(st.text(st.characters(), min_size=1), min_size=1, max_size=5))
+@example(captions=["nul \x00", "a\rb", "c\u2028d", "e\x85f", "\x1b[31m", "\ufeff", "\ufffe"])
+def test_f10_any_captions_become_rows_or_reasons(captions: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
+    place = tmp_path_factory.mktemp("any")
+    said = {f"{index}.mp4": caption for index, caption in enumerate(captions)} | {"fine.mp4": "fine"}
+    (place / "captions.json").write_text(json.dumps(said))
+    lines = {name: " ".join(json.loads(json.dumps(caption)).split()) for name, caption in said.items()}
+    folder = _folder(place, *said)
+    if not all(lines.values()):
+        with pytest.raises(ValueError, match=r"captions.json has no caption for"):
+            _take(folder, place / "captions.json")
+        return
+    rows = _take(folder, place / "captions.json")
+    held = {name: line for name, line in lines.items() if text.fault(line) is None}
+    assert {row["source"]: row["caption"] for row in rows} == held
+    assert {row["source"] for row in manifest.read_rows(place / "raw" / PASSED_OVER)} == lines.keys() - held.keys()
+
+
+# --- Composed and decomposed names
+
+NAMES = ["caf\u00e9", "\u304c\u304e", "\uac00\ub098", "a\u030a\u0323 b"]
+FORMS = [("NFC", "NFD"), ("NFD", "NFC")]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("file", "caption"), FORMS)
+@pytest.mark.parametrize("beside", [False, True], ids=["captions file", "sidecars"])
+def test_f20_a_name_is_found_in_its_other_form(
+    tmp_path: Path, name: str, file: Any, caption: Any, beside: bool
+) -> None:
+    video, other = f"{normalize(file, name)}/{normalize(file, name)}.mp4", f"{normalize(caption, name)}"
+    folder, captions = _folder(tmp_path, video, "b.mp4"), tmp_path / "captions.json"
+    if beside:
+        (folder / "b.txt").write_text("a b")
+        (folder / normalize(file, name) / f"{other}.txt").write_text("the caption")
+    else:
+        captions.write_text(json.dumps({f"{other}/{other}.mp4": "the caption", "b.mp4": "a b"}))
+    assert {row["source"]: row["caption"] for row in _take(folder, captions)} == {video: "the caption", "b.mp4": "a b"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("beside", [False, True], ids=["captions file", "sidecars"])
+def test_f20_two_files_that_differ_in_form_only_keep_their_own_captions(
+    tmp_path: Path, name: str, beside: bool
+) -> None:
+    said = {f"{normalize(form, name)}.mp4": form for form in ("NFC", "NFD")}
+    folder, captions = _folder(tmp_path, *said), tmp_path / "captions.json"
+    if beside:
+        for video, caption in said.items():
+            (folder / video).with_suffix(".txt").write_text(caption)
+    else:
+        captions.write_text(json.dumps(said))
+    assert {row["source"]: row["caption"] for row in _take(folder, captions)} == said
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("beside", [False, True], ids=["captions file", "sidecars"])
+def test_f20_a_caption_for_one_of_two_such_files_is_not_the_other_s(
+    tmp_path: Path, name: str, form: Any, beside: bool
+) -> None:
+    folder, captions = _folder(tmp_path, *(f"{normalize(f, name)}.mp4" for f in ("NFC", "NFD"))), tmp_path / "c.json"
+    if beside:
+        (folder / f"{normalize(form, name)}.txt").write_text("mine")
+    else:
+        captions.write_text(json.dumps({f"{normalize(form, name)}.mp4": "mine"}))
+    with pytest.raises(ValueError, match="but for its Unicode normalisation") as error:
+        _take(folder, captions)
+    assert ascii(normalize(form, name))[1:-1] in str(error.value)
+    assert not (tmp_path / "raw").exists()
+
+
+def test_f20_a_name_that_is_named_is_told_from_one_that_looks_like_it(tmp_path: Path) -> None:
+    captions = tmp_path / "captions.json"
+    captions.write_text(json.dumps({"cafe\u0301.mp4": "a", "caf\u00e9.mp4": "b"}))
+    with pytest.raises(ValueError, match=r"names what is no video of the folder: 'cafe\\u0301.mp4'"):
+        _take(_folder(tmp_path, "caf\u00e9.mp4"), captions)
+
+
+# --- Paths are whole
+
+
+@pytest.mark.parametrize(
+    ("videos", "captions", "missing"),
+    [
+        (["A/v.mp4", "B/v.mp4"], {"A/v.mp4": "a"}, "B/v.mp4"),
+        (["A/v.mp4"], {"v.mp4": "a"}, "A/v.mp4"),
+        (["v.mp4"], {"A/v.mp4": "a"}, "v.mp4"),
+        (["v.MP4"], {"v.mp4": "a"}, "v.MP4"),
+    ],
+)
+def test_f15_a_captions_file_is_read_by_whole_relative_paths(
+    tmp_path: Path, videos: list[str], captions: dict[str, str], missing: str
+) -> None:
+    (tmp_path / "captions.json").write_text(json.dumps(captions))
+    with pytest.raises(ValueError, match=f"has no caption for {missing}; add"):
+        _take(_folder(tmp_path, *videos), tmp_path / "captions.json")
+
+
+def test_f15_a_sidecar_is_that_of_its_own_folder(tmp_path: Path) -> None:
+    folder = _folder(tmp_path, "A/v.mp4", "B/v.mp4", "v.mp4")
+    (folder / "A" / "v.txt").write_text("a")
+    with pytest.raises(ValueError, match=r"in a .txt beside B/v.mp4, v.mp4; write one"):
+        _take(folder, tmp_path / "captions.json")
+    (folder / "B" / "v.txt").write_text("b")
+    (folder / "v.txt").write_text("neither")
+    assert [row["caption"] for row in _take(folder, tmp_path / "captions.json")] == ["a", "b", "neither"]

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from causvid.data.latent_store import LatentStore
+from causvid.data.latent_store import LatentStore, read_prompts
+from causvid.data.manifest import read_rows
 from causvid.interop.original_lmdb import import_store, survey
 
 Rows = NDArray[np.float32]
@@ -147,7 +148,7 @@ def test_a_build_cut_short_keeps_its_whole_rows(tmp_path: Path) -> None:
         ({"prompts_2_data": None}, "row 2 has latents but no prompt"),
         ({"latents_2_data": None}, "row 2 has a prompt but no latents"),
         ({"latents_1_data": bytes(238)}, r"row 1 has 238 bytes; the shape \(3, 4, 2, 5\) in float16 has 240"),
-        ({"prompts_0_data": b"\xff\xfe"}, "the prompt of row 0 is not UTF-8"),
+        ({f"prompts_{i}_data": b"\xff\xfe" for i in range(4)}, "no row is whole"),
         ({"latents_3_data": np.full(CLIP, np.inf, np.float16).tobytes()}, "row 3 holds values that are not finite"),
         ({"latents_shape": b"4 3 4 2 6"}, "row 0 has 240 bytes"),
         ({"latents_shape": b"4 240"}, r"shape \(240,\) is neither F,C,H,W nor T,F,C,H,W"),
@@ -165,6 +166,37 @@ def test_what_cannot_be_mended_is_refused_by_name(
         import_store(source, tmp_path / "ours")
     assert str(source) in str(error.value)
     assert [p.name for p in tmp_path.iterdir()] == ["theirs"]
+
+
+@pytest.mark.parametrize(
+    ("index", "prompt", "reason"),
+    [
+        (0, b"\xff\xfe", "byte 0xFF in line 1"),
+        (1, "ein Café am Meer".encode("latin-1"), "byte 0xE9 in line 1"),
+        (2, "海辺の\nカフェ".encode("euc-jp"), "byte 0xB3 in line 1"),
+        (3, b"half \xed\xa0\xbd of a pair", "byte 0xED in line 1"),
+    ],
+)
+def test_f10_a_row_whose_prompt_is_no_utf8_is_left_out_with_a_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], index: int, prompt: bytes, reason: str
+) -> None:
+    source = release(tmp_path / "theirs", files(4))
+    edit(source, {f"prompts_{index}_data": prompt})
+    assert codes(source) == [("prompt", True)]
+    wanted = [row for k, row in enumerate(expected(files(4))) if k != index]
+    assert same(imported(source, tmp_path / "ours"), wanted)
+    (row,) = read_rows(tmp_path / "ours" / "rejected.jsonl")
+    assert (row["id"], row["code"]) == (str(index), "not_utf8")
+    assert reason in row["reason"]
+    assert f"theirs: row {index} is left out: its prompt is not a UTF-8 text" in capsys.readouterr().err
+    # The prompts to encode are those of the rows that are imported.
+    assert read_prompts(source) == [text for text, _ in wanted] == read_prompts(tmp_path / "ours")
+    assert f"row {index} is left out" in capsys.readouterr().err
+
+
+def test_f10_a_store_of_utf8_has_no_list_of_rejected_rows(tmp_path: Path) -> None:
+    import_store(release(tmp_path / "theirs", files(2)), tmp_path / "ours")
+    assert [path.name for path in (tmp_path / "ours").iterdir()] == ["data.mdb"]
 
 
 def test_times_belong_to_pairs_and_only_to_them(tmp_path: Path) -> None:

@@ -149,3 +149,34 @@ def test_prompt_files_that_hold_nothing_are_named(tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
     with pytest.raises(ValueError, match=r"latin.txt, which is not a UTF-8 text"):
         read_prompt_file(tmp_path / "latin.txt", "--prompts")
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        (b"a red ball\ncaf\xe9 at sea\n", "byte 0xE9 in line 2"),
+        ("один\nдва".encode("koi8-r"), "byte 0xCF in line 1"),
+        ("a red ball\n".encode("utf-16"), "byte 0xFF in line 1"),
+        (b"one\r\ntwo\r\nhalf \xed\xa0\xbd\r\n", "byte 0xED in line 3"),
+    ],
+)
+def test_f10_a_prompt_file_in_another_encoding_is_named_with_the_byte_and_its_line(
+    tmp_path: Path, content: bytes, place: str
+) -> None:
+    (tmp_path / "p.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"--prompts is .*p.txt, which is not a UTF-8 text .*{place}\); save it as"):
+        read_prompt_file(tmp_path / "p.txt", "--prompts")
+
+
+def test_f10_a_prompt_may_hold_any_character_but_the_end_of_a_line(world: Path, tmp_path: Path) -> None:
+    lines = [
+        "nul \x00 bell \x07 delete \x7f",
+        "sep\u2028arators\u2029 of \u0085 lines \x1c\x0b\x0c inside",
+        "ma\ufeffrk",
+        "😀 emoji",
+    ]
+    (tmp_path / "p.txt").write_bytes("\r".join(lines).encode() + b"\r\n\n last \r")
+    assert read_prompt_file(tmp_path / "p.txt", "--prompts") == [*lines, "last"]
+    store = encode(world, tmp_path, evaluation="\n".join(lines[:2]), negative_prompt=lines[3])
+    assert (store.evaluation, store.negative) == (lines[:2], lines[3])
+    assert store([*store.evaluation, store.negative]).shape == (3, 8, 8)

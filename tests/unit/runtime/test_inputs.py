@@ -91,7 +91,7 @@ def test_f1_no_command_holds_a_path_of_the_user() -> None:
     [
         ("", "which is no path"),
         ("a\0b", "which is no path"),
-        ("caf\udce9", "which UTF-8 cannot hold"),
+        ("caf\udce9", "UTF-8 cannot hold it"),
         ("s3://bucket/videos", "a URL"),
         ("ds://videos", "a URL"),
         ("file:///data", "a URL"),

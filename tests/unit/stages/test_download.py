@@ -72,6 +72,21 @@ def test_a_folder_of_real_clips(tmp_path: Path) -> None:
     assert {row["source"]: row["caption"] for row in manifest.read_manifest(tmp_path / "raw")} == captions
 
 
+@pytest.mark.parametrize("broken", ["half \ud83d", "\udc00", "byte \udcff"])
+def test_f10_a_caption_that_utf8_cannot_hold_is_counted_and_the_others_go_on(tmp_path: Path, broken: str) -> None:
+    captions = {path.name: f"a clip named {path.stem}" for path in real_clips().glob("*.mp4")}
+    first = min(captions)
+    (tmp_path / "captions.json").write_text(json.dumps(captions | {first: broken}))
+    metrics = _run(
+        tmp_path,
+        download__source="folder",
+        download__folder=str(real_clips()),
+        download__captions=str(tmp_path / "captions.json"),
+    )
+    assert (metrics["videos"], metrics["passed_over"]) == (3, 1)
+    assert first not in {row["source"] for row in manifest.read_manifest(tmp_path / "raw")}
+
+
 def test_a_second_run_replaces_the_first_whole(tmp_path: Path) -> None:
     _run(tmp_path, download__toy_world_clips=3)
     (tmp_path / "raw" / "leftover").touch()

@@ -1,0 +1,94 @@
+"""The rule by which a caption finds its video: by their paths, and only where no other pair is as good.
+
+Paths are compared in Unicode's composed form (NFC), because file systems and archives store the same name composed
+(``é``) or decomposed (``e`` and an accent). Where several paths agree in that form, only an identical one counts.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePosixPath
+
+Names = Mapping[str, Sequence[str]]
+LONGEST_TAIL = 16  # folders and file: an archive may hold a path of a million folders
+
+
+def match(videos: Names, captions: Names) -> dict[str, str]:
+    """Pair videos with captions where each is the only best partner of the other.
+
+    Args:
+        videos: For each video the names that it goes by, the best first.
+        captions: The same for each caption.
+
+    Returns:
+        The caption of each video that has one.
+    """
+    by_video, by_caption = _index(videos), _index(captions)
+    best = {video: _best(names, by_caption) for video, names in videos.items()}
+    return {
+        video: caption
+        for video, caption in best.items()
+        if caption is not None and _best(captions[caption], by_video) == video
+    }
+
+
+def match_ends(videos: Names, captions: Iterable[str], *, bare: bool) -> dict[str, str]:
+    """Pair videos with captions by their whole paths, and those that are left by the ends of their paths.
+
+    Paths often begin with the folders of some machine, so that only their ends agree. A bare file name is such an end
+    where one of the two paths has no folder: captions for A/v.mp4 are not for B/v.mp4.
+
+    Args:
+        videos: For each video its whole paths, the longest first.
+        captions: The captions' paths.
+        bare: Whether bare file names count. They do not where some videos are unknown: one may have the same name.
+
+    Returns:
+        The caption of each video that has one. No two have the same.
+    """
+    captions = list(captions)
+    whole = {video: [name for name in names if bare or "/" in name] for video, names in videos.items()}
+    exact = match(whole, {path: [path] for path in captions})
+    ends = match(
+        {video: _tails(names[0], bare=bare) for video, names in videos.items()},
+        {path: _tails(path, bare=bare) for path in captions},
+    )
+    used = set(exact.values())
+    left = {video: path for video, path in ends.items() if path not in used and _agree(videos[video][0], path)}
+    return left | exact
+
+
+def _tails(path: str, *, bare: bool) -> list[str]:
+    """The ends of ``path``, the longest first: all of it, all but the first folder, down to the bare file name."""
+    parts = path.split("/")[-LONGEST_TAIL:]
+    return ["/".join(parts[start:]) for start in range(len(parts) if bare else len(parts) - 1)]
+
+
+def _agree(one: str, other: str) -> bool:
+    """Whether the innermost folders of two paths are the same, where both have one."""
+    folders = [composed(PurePosixPath(path).parent.name) for path in (one, other)]
+    return not all(folders) or folders[0] == folders[1]
+
+
+def composed(name: str) -> str:
+    """``name`` in Unicode's composed form."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _index(owners: Names) -> dict[str, dict[str, list[str]]]:
+    """Composed name → name as it is spelled → those who go by it."""
+    index: dict[str, dict[str, list[str]]] = {}
+    for owner, names in owners.items():
+        for name in names:
+            index.setdefault(composed(name), {}).setdefault(name, []).append(owner)
+    return index
+
+
+def _best(names: Sequence[str], index: Mapping[str, Mapping[str, Sequence[str]]]) -> str | None:
+    """The one who goes by the first of ``names`` that anyone goes by; None when nobody does, or several do equally."""
+    for name in names:
+        if spellings := index.get(composed(name)):
+            found = spellings.get(name) or (next(iter(spellings.values())) if len(spellings) == 1 else ())
+            return found[0] if len(found) == 1 else None
+    return None

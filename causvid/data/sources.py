@@ -6,6 +6,7 @@ sources' names. Nothing is decoded here; what a video is worth is found out when
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -90,7 +91,8 @@ def _write_toy_clip(job: tuple[int, str], *, out: Path, video: VideoShape, seed:
 def folder_videos(out: Path, config: DownloadConfig, *, folder: Path, captions: Path) -> dict[str, Any]:
     """Copy the videos below ``folder`` into ``out``. Hidden files and other suffixes are no videos.
 
-    A video whose name or caption UTF-8 cannot hold is not copied; passed_over.jsonl says why.
+    Linked files and folders count as what they lead to. A video whose name or caption UTF-8 cannot hold, or whose link
+    leads nowhere, is not copied; passed_over.jsonl says why.
 
     Returns:
         Counts.
@@ -108,6 +110,7 @@ def folder_videos(out: Path, config: DownloadConfig, *, folder: Path, captions: 
     read = _read_captions if captions.is_file() else _read_sidecars
     said = read(folder, captions, [name for name in names if not _has_fault(name, "its name", name, passed)], passed)
     kept = [name for name in names if name in said and not _has_fault(said[name], "its caption", name, passed)]
+    kept = [name for name in kept if not _leads_nowhere(folder / name, name, passed)]
     if not kept:
         last = passed.rows[-1]
         raise ValueError(f"download.folder is {folder}; no video can be used, as {last['source']}: {last['reason']}")
@@ -130,9 +133,29 @@ def _has_fault(value: str, what: str, source: str, passed: PassedOver) -> bool:
 
 
 def _video_names(folder: Path) -> list[str]:
-    paths = (path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file())
-    names = (path.relative_to(folder) for path in paths)
+    names = (name for name in _names_below(folder) if name.suffix.lower() in VIDEO_SUFFIXES)
     return sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))
+
+
+def _names_below(folder: Path) -> Iterator[PurePosixPath]:
+    """Relative names of what is no folder, also behind linked folders; a link to a folder that holds it is not entered.
+
+    A link that leads nowhere is among them. A pipe or a device is not.
+    """
+    for place, folders, files in os.walk(folder, followlinks=True):
+        here = Path(place)
+        folders[:] = [name for name in folders if not here.resolve().is_relative_to((here / name).resolve())]
+        for name in files:
+            if (here / name).is_file() or (here / name).is_symlink():
+                yield PurePosixPath((here / name).relative_to(folder).as_posix())
+
+
+def _leads_nowhere(path: Path, name: str, passed: PassedOver) -> bool:
+    """Whether ``path`` is a link that leads to no file; ``name`` is passed over then."""
+    if not path.is_file():
+        passed.add(name, "broken_link", f"it is a link to {text.escaped(str(path.readlink()))}, where no file is")
+        return True
+    return False
 
 
 def _read_captions(folder: Path, captions: Path, names: list[str], passed: PassedOver) -> dict[str, str]:
@@ -154,7 +177,7 @@ def _read_captions(folder: Path, captions: Path, names: list[str], passed: Passe
 def _read_sidecars(folder: Path, captions: Path, names: list[str], passed: PassedOver) -> dict[str, str]:
     """The caption of each of ``names`` from the .txt beside it. Videos whose .txt is not UTF-8 are passed over."""
     stems = {name: PurePosixPath(name).with_suffix("").as_posix() for name in names}
-    texts = [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.txt") if path.is_file()]
+    texts = [name.with_suffix("").as_posix() for name in _names_below(folder) if name.suffix == ".txt"]
     found = match({stem: [stem] for stem in stems.values()}, {stem: [stem] for stem in texts})
     said = {}
     for name, stem in stems.items():

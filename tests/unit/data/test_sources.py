@@ -374,3 +374,49 @@ def test_f15_a_sidecar_is_that_of_its_own_folder(tmp_path: Path) -> None:
     (folder / "B" / "v.txt").write_text("b")
     (folder / "v.txt").write_text("neither")
     assert [row["caption"] for row in _take(folder, tmp_path / "captions.json")] == ["a", "b", "neither"]
+
+
+# --- Links
+
+
+def test_linked_videos_folders_and_captions_count_as_what_they_lead_to(tmp_path: Path) -> None:
+    folder = _folder(tmp_path, "a.mp4")
+    disk, blobs = tmp_path / "another disk", tmp_path / "blobs"
+    (disk / "deep").mkdir(parents=True)
+    blobs.mkdir()
+    (disk / "deep" / "b.mp4").write_bytes(b"b")
+    (disk / "deep" / "b.txt").write_text("a b")
+    (blobs / "0123").write_bytes(b"c")  # as DVC's and the hub's caches: without a suffix
+    (folder / "more").symlink_to(disk)
+    (folder / "c.mp4").symlink_to(blobs / "0123")
+    (folder / "a.txt").write_text("an a")
+    (folder / "c.txt").symlink_to(folder / "a.txt")
+    rows = _take(folder, tmp_path / "none.json")
+    assert {row["source"]: row["caption"] for row in rows} == {
+        "a.mp4": "an a",
+        "c.mp4": "an a",
+        "more/deep/b.mp4": "a b",
+    }
+    copies = [tmp_path / "raw" / row["path"] for row in rows]
+    assert [copy.read_bytes() for copy in copies] == [b"a.mp4", b"c", b"b"]
+    assert not any(copy.is_symlink() for copy in copies)
+
+
+@pytest.mark.parametrize("target", [".", "..", "deep", "../mine"])
+def test_a_link_to_a_folder_that_holds_it_is_not_entered(tmp_path: Path, target: str) -> None:
+    folder = _folder(tmp_path, "deep/a.mp4")
+    (folder / "deep" / "a.txt").write_text("an a")
+    link = folder / "deep" / "link" if target != "deep" else folder / "deep" / "self"
+    link.symlink_to(target if target != "deep" else folder / "deep")
+    assert [row["source"] for row in _take(folder, tmp_path / "none.json")] == ["deep/a.mp4"]
+
+
+def test_a_video_whose_link_leads_nowhere_is_passed_over_by_name(tmp_path: Path) -> None:
+    folder = _folder(tmp_path, "a.mp4")
+    (folder / "gone.mp4").symlink_to("nowhere.mp4")
+    captions = tmp_path / "captions.json"
+    captions.write_text(json.dumps({"a.mp4": "an a", "gone.mp4": "a gone"}))
+    assert [row["source"] for row in _take(folder, captions)] == ["a.mp4"]
+    (row,) = manifest.read_rows(tmp_path / "raw" / "passed_over.jsonl")
+    assert (row["source"], row["code"]) == ("gone.mp4", "broken_link")
+    assert "a link to nowhere.mp4, where no file is" in row["reason"]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from causvid.data.captions import read_captions
-from causvid.data.prompt_store import read_prompt_file, write_prompts
+from causvid.data.prompt_store import read_prompt_file, require_tokens, write_prompts
 from causvid.models.pretrained import Init
 from causvid.models.text_encoder import (
     build_text_encoder,
@@ -50,18 +50,20 @@ def encode_prompts(
     precision: devices.Precision,
     seed: int,
 ) -> dict[str, float]:
-    """Write ``out`` for the captions, the evaluation prompts and the negative prompt, and the encoder to ``kept``."""
+    """Write ``out`` for the captions, the evaluation prompts and the negative prompt, and the encoder to ``kept``.
+
+    Raises ValueError for prompts or weights that cannot be read, and for ``tokens`` below 1.
+    """
+    require_tokens(tokens)
     evaluation = read_prompt_file(config.evaluation_prompts, "encode_prompts.evaluation_prompts")
     captions = read_captions(config.captions)
     more = (
         [] if _is_empty(config.more_captions) else read_captions(config.more_captions, "encode_prompts.more_captions")
     )
     prompts = sorted({*captions, *more, *evaluation, config.negative_prompt})
-    found = config.init.locate("text_encoder")
+    found = _pretrained(config.init)
     if found is not None:
-        tokenizer_folder = config.init.locate("tokenizer")
-        assert tokenizer_folder is not None
-        encoder, tokenizer = load_text_encoder(found, tokenizer_folder, precision.dtype)
+        encoder, tokenizer = load_text_encoder(*found, precision.dtype)
     else:
         tokenizer = build_tokenizer(prompts)
         encoder = build_text_encoder(text_encoder, len(tokenizer), seed)
@@ -76,6 +78,21 @@ def encode_prompts(
         out, embeddings, captions=captions, evaluation=evaluation, negative=config.negative_prompt, tokens=tokens
     )
     return {"prompts": len(prompts), "evaluation_prompts": len(evaluation)}
+
+
+def _pretrained(init: Init) -> tuple[Path, Path] | None:
+    """The folders of text encoder and tokenizer that ``init`` names, None for neither. Raises ValueError for one."""
+    found = {part: init.locate(part) for part in ("text_encoder", "tokenizer")}
+    encoder, tokenizer = found["text_encoder"], found["tokenizer"]
+    if encoder is not None and tokenizer is not None:
+        return encoder, tokenizer
+    for part, folder in found.items():
+        if folder is None and any(found.values()):
+            raise ValueError(
+                f"encode_prompts.init.folder is {init.folder}, which has no {part}; put the folder {part}/ of the same "
+                "model there, or name a folder without either to train from random weights"
+            )
+    return None
 
 
 def _is_empty(folder: Path) -> bool:

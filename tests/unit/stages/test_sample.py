@@ -58,8 +58,8 @@ def run(world: Path, model: str, steps: str, name: str) -> Result:
 
 
 def test_a_causal_model_is_sampled_in_few_steps_or_many(project: Path, world: Path) -> None:
-    for steps in ("few", "many"):
-        done = run(world, "student", steps, steps)
+    for steps, model in (("few", "student"), ("many", "causal_teacher")):
+        done = run(world, model, steps, steps)
         assert done.exit_code == 0, done.output
         metrics = json.loads((project / f"{steps}.json").read_text())
         assert (metrics["videos"], metrics["rollouts"]) == (2, 1)

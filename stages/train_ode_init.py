@@ -51,7 +51,8 @@ def main(
             vae=vae.absolute(),
         )
         require_same_training(teacher, job.record())
-        tell_origin(job.config.init, job.record(), stage="train_ode_init", steps=job.config.steps)
+        start = job.config.init.locate("transformer")
+        tell_origin(start, job.record(), stage="train_ode_init", steps=job.config.steps)
         launch(train_ode_init, job, run.compute, name=run.origin.key, storage=job.work / "ray")
         run.report({**read_last(job.work / CURVE), "steps": job.config.steps})
         run.publish(job.work / EXPORT, out)

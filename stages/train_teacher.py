@@ -47,7 +47,8 @@ def main(
             watch=run.watch,
             made_from=run.origin.parts(),
         )
-        tell_origin(job.config.init, job.record(), stage="train_teacher", steps=job.config.steps)
+        start = job.config.init.locate("transformer")
+        tell_origin(start, job.record(), stage="train_teacher", steps=job.config.steps)
         launch(train_teacher, job, run.compute, name=run.origin.key, storage=job.work / "ray")
         run.report({**read_last(job.work / CURVE), "steps": job.config.steps})
         run.publish(job.work / EXPORT, out)

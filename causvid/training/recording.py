@@ -11,7 +11,6 @@ from typing import Any
 from causvid.data.latent_store import LatentStore
 from causvid.data.prompt_store import PromptStore
 from causvid.diffusion.schedule import ScheduleConfig
-from causvid.models.pretrained import Init
 from causvid.record import (
     FILE,
     CacheRule,
@@ -103,22 +102,27 @@ def require_same_training(folder: Path, record: TrainingRecord) -> None:
         raise ValueError(f"{folder} was trained on {OTHER_VAE}; train it again, on the latents of this run")
 
 
-def tell_origin(init: Init, record: TrainingRecord, *, stage: str, steps: int) -> None:
-    """Print on stderr what the weights of ``init`` were trained for, where ``record`` says something else.
+def tell_origin(start: Path | None, record: TrainingRecord, *, stage: str, steps: int) -> None:
+    """Print on stderr what initial weights were trained for, where ``record`` says something else.
 
     Training may go on at another size or prompt length. Weights without a record take the values of ``record``.
+
+    Args:
+        start: Folder of the transformer that ``stage``.init names; None = there is none.
+        record: Of the model that is trained from them.
+        stage: Params section.
+        steps: Training steps; 0 takes the weights as they are.
 
     Raises:
         ValueError: For weights that know the latents of another VAE and would not be trained on.
     """
-    found = init.locate("transformer")
-    if found is None:
+    if start is None:
         return
-    name = f"{stage}.init is {init.hub or found}"
-    if not has_record(found):
+    name = f"{stage}.init is {start}"
+    if not has_record(start):
         print(f"{name}, without a {FILE}: its weights take the values of params, {record.describe()}", file=sys.stderr)
         return
-    theirs = read_record(found)
+    theirs = read_record(start)
     differences = theirs.differences(record.values())
     if not _share_latents(theirs, record):
         if not steps:

@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from causvid.diffusion.schedule import ScheduleConfig
-from causvid.record import read_student
+from causvid.record import FEW, MANY, read_student
 from causvid.runtime.device import Precision
 from causvid.runtime.parallel import launch
 from causvid.runtime.stage import stage_run
@@ -50,8 +50,8 @@ def main(
             vae=vae.absolute(),
         )
         record = job.record(read_student(student).frames_per_block)
-        for model in (teacher, student):
-            require_same_training(model, record)
+        require_same_training(teacher, record, steps=MANY)
+        require_same_training(student, record, steps=FEW)
         launch(train_dmd, job, run.compute, name=run.origin.key, storage=job.work / "ray")
         run.report({**read_last(job.work / CURVE), "steps": job.config.steps})
         run.publish(job.work / EXPORT, out)

@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from causvid.diffusion.schedule import ScheduleConfig
+from causvid.record import MANY
 from causvid.runtime.device import Precision
 from causvid.runtime.parallel import launch
 from causvid.runtime.stage import stage_run
@@ -50,7 +51,7 @@ def main(
             made_from=run.origin.parts(),
             vae=vae.absolute(),
         )
-        require_same_training(teacher, job.record())
+        require_same_training(teacher, job.record(), steps=MANY)
         start = job.config.init.locate("transformer")
         tell_origin(start, job.record(), stage="train_ode_init", steps=job.config.steps)
         launch(train_ode_init, job, run.compute, name=run.origin.key, storage=job.work / "ray")

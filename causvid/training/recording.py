@@ -88,15 +88,20 @@ def student_record(
     )
 
 
-def require_same_training(folder: Path, record: TrainingRecord) -> None:
+def require_same_training(folder: Path, record: TrainingRecord, *, steps: str) -> None:
     """Refuse the finished model in ``folder`` as teacher or start of the one that will have ``record``.
 
     Fields that both have must be equal, but for frames_per_block: a teacher has its own.
 
+    Args:
+        folder: A trained transformer's.
+        record: Of the model that is trained now.
+        steps: Steps that the model in ``folder`` must make: many for a teacher, few for a start.
+
     Raises:
         ValueError: Naming what differs, both values and the remedy; when ``folder`` has no record.
     """
-    theirs = read_record(folder)
+    theirs = read_record(folder, steps=steps)
     theirs.require(folder, {name: v for name, v in record.values().items() if name != "model.frames_per_block"})
     if not _share_latents(theirs, record):
         raise ValueError(f"{folder} was trained on {OTHER_VAE}; train it again, on the latents of this run")

@@ -500,6 +500,16 @@ def test_f5_weights_from_elsewhere_take_params_and_say_so(toys: Toys, elsewhere:
         assert value in done.output
 
 
+@pytest.mark.parametrize("tokens", [0, -1])
+def test_row29_params_with_prompts_of_no_length_are_refused(toys: Toys, tmp_path: Path, tokens: int) -> None:
+    values = YAML(typ="safe").load(toys.root / "params.yaml")
+    values["model"]["text_tokens"] = tokens
+    YAML(typ="safe").dump(values, tmp_path / "params.yaml")
+    done = toys.run("released", tmp_path / "out", "--params", str(tmp_path / "params.yaml"), command="export")
+    assert (done.exit_code, (tmp_path / "out").exists()) == (1, False)
+    assert f"model.text_tokens is {tokens}; a prompt needs 1 token at least" in done.output
+
+
 def test_f5_a_transformer_without_a_record_is_ours_or_from_elsewhere(toys: Toys, tmp_path: Path) -> None:
     """Beside the text encoder as our stage keeps it, it is a folder of before there were records, or an imported one."""
     ours, hub = tmp_path / "checkpoints", tmp_path / "hub"

@@ -15,7 +15,7 @@ from causvid.evaluation.judge import judge
 from causvid.models.text_encoder import embed, load_text_encoder
 from causvid.models.vae import decode, encode, to_uint8, to_unit
 from causvid.pipeline import CausVidPipeline, load_pipeline
-from causvid.record import TeacherRecord, read_record
+from causvid.record import TeacherRecord, read_record, student_of_params
 from causvid.runtime.device import Precision
 from causvid.shapes import VideoShape
 
@@ -58,6 +58,14 @@ def test_f5_their_record_is_that_of_the_profile_that_trained_them() -> None:
     assert record.precision == params.section(profile, "model.precision", Precision)
     assert record.frames_per_block is None
     assert record.fits(FOLDER / "vae")
+
+
+def test_f5_the_laptop_profile_starts_from_what_they_were_trained_for() -> None:
+    laptop = Path("profiles/laptop.yaml")
+    assert params.section(laptop, "train_teacher.init.folder", Path) == FOLDER / "transformer"
+    values = student_of_params(laptop).values()
+    del values["model.frames_per_block"]  # the student's
+    assert read_record(FOLDER / "transformer").differences(values) == []
 
 
 def test_the_autoencoder_gives_clips_back(teacher: CausVidPipeline) -> None:

@@ -45,6 +45,7 @@ from causvid.runtime.parallel import Compute
 from causvid.runtime.tracking import Tracker, Watch
 from causvid.training.batches import Texts, read_batch
 from causvid.training.dmd_step import DmdConfig, DmdJob, DmdStep
+from causvid.training.recording import Clips
 from causvid.training.speed import peak_flops
 
 CLIPS_STORED = 8
@@ -86,7 +87,7 @@ def prepared(values: dict[str, Any], clips: int, folder: Path) -> DmdJob:
         latents=folder / "latents", prompts=folder / "prompts", teacher=folder / "teacher", student=folder / "student",
         work=folder / "work", tracker=cast(Tracker, None), made_from={},
         watch=Watch(samples_every=0, samples=1, keep_checkpoints_every=None),
-        vae=folder / "vae", fps=8,
+        vae=folder / "vae", clips=Clips(video=plan.video, latents=None),
     )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from causvid.models.text_encoder import embed
 from causvid.models.vae import StreamingDecoder, decode, encode, load_vae, temporal_stride, to_uint8
 from causvid.models.wan import load_transformer
 from causvid.models.weight_files import require_weights
+from causvid.record import StudentRecord, TeacherRecord, settings
 from causvid.runtime import device as devices
 from causvid.sampling.arguments import require_one_batch
 from causvid.sampling.autoregressive import generate_blocks, solve_blocks
@@ -322,16 +323,25 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
 
 
 def load_pipeline(
-    checkpoint: Path, vae: Path, schedule: ScheduleConfig, precision: devices.Precision
+    checkpoint: Path, vae: Path, record: TeacherRecord | StudentRecord, schedule: ScheduleConfig
 ) -> CausVidPipeline:
-    """The pipeline of a trained transformer and VAE, on this process's device."""
+    """The pipeline of a trained transformer and VAE, on this process's device.
+
+    Args:
+        checkpoint: The transformer's folder.
+        vae: The VAE's folder.
+        record: What the transformer was trained for, which decides how it samples.
+        schedule: Solver steps of a teacher, whose record leaves them open.
+
+    Raises:
+        ValueError: For a VAE whose latents the transformer does not know.
+    """
+    record.require_vae(checkpoint, vae)
+    dtype = record.precision.dtype
     pipeline = CausVidPipeline(
-        vae=load_vae(vae, precision.dtype),
-        transformer=load_transformer(checkpoint, precision.dtype).eval(),
-        shift=schedule.shift,
-        solver_steps=schedule.solver_steps,
-        denoising_timesteps=schedule.denoising_timesteps,
-        context_timestep=schedule.context_timestep,
+        vae=load_vae(vae, dtype),
+        transformer=load_transformer(checkpoint, dtype).eval(),
+        **settings(record, schedule),
     )
     pipeline.to(devices.pick())
     return pipeline

@@ -23,6 +23,7 @@ import typer
 
 from causvid import params as params_file
 from causvid.costs import CPU, KINDS, Clip, DmdWork, Transformer, VaeCost, text_encoder_parameters, vae_cost
+from causvid.data.prompt_store import require_tokens
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.runtime import device
 from causvid.runtime.inputs import path_problems
@@ -326,6 +327,10 @@ def problems(values: Mapping[str, Any]) -> Iterator[str]:
         yield str(error)
     try:
         params_file.build(ScheduleConfig, values["schedule"], name="schedule")
+    except ValueError as error:
+        yield str(error)
+    try:
+        require_tokens(params_file.build(int, model["text_tokens"], name="model.text_tokens"))
     except ValueError as error:
         yield str(error)
     for name in ("in_channels", "out_channels"):

@@ -7,9 +7,11 @@ from pathlib import Path
 import typer
 
 from causvid.data.captions import read_captions
+from causvid.data.prompt_store import PromptStore
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.models.vae import load_vae, temporal_stride
 from causvid.preparation.ode_pairs import OdePairConfig, OdePairSolver, generate_ode_pairs
+from causvid.record import MANY, read_record, values_of
 from causvid.runtime.device import Precision
 from causvid.runtime.stage import stage_run
 from causvid.shapes import LatentShape, VideoShape
@@ -29,19 +31,23 @@ def main(
     inputs = (prompts, vae, teacher)
     with stage_run("generate_ode_pairs", params=params, reads=READS, inputs=inputs, metrics=metrics) as run:
         config, model = run.section("generate_ode_pairs", OdePairConfig), load_vae(vae)
+        schedule, video = run.section("schedule", ScheduleConfig), run.section("video", VideoShape)
+        precision, record = run.section("model.precision", Precision), read_record(teacher, steps=MANY)
+        record.require(teacher, values_of(schedule, video, PromptStore(prompts).tokens, precision))
+        record.require_vae(teacher, vae)
         job = OdePairSolver(
-            teacher=teacher.resolve(),
-            prompts=prompts.resolve(),
+            teacher=teacher.absolute(),
+            prompts=prompts.absolute(),
             out=run.work.resolve() / "out",
-            schedule=run.section("schedule", ScheduleConfig),
+            schedule=schedule,
             latent=LatentShape.of(
-                run.section("video", VideoShape),
+                video,
                 channels=model.config.z_dim,
                 temporal_stride=temporal_stride(model),
                 spatial_stride=model.config.scale_factor_spatial,
             ),
             guidance_scale=config.guidance_scale,
-            precision=run.section("model.precision", Precision),
+            precision=precision,
             seed=run.section("seed", int),
         )
         captions = read_captions(run.section("encode_prompts.captions", Path))

@@ -10,6 +10,7 @@ from causvid.data.prompt_store import PromptStore
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.evaluation.latency import LatencyConfig, compare
 from causvid.pipeline import load_pipeline
+from causvid.record import FEW, MANY, read_record, values_of
 from causvid.runtime.device import Precision
 from causvid.runtime.stage import stage_run
 from causvid.shapes import VideoShape
@@ -30,14 +31,19 @@ def main(
     """Options are paths; numbers come from the params file."""
     inputs = (vae, teacher, student, prompts)
     with stage_run("measure_latency", params=params, reads=READS, inputs=inputs, metrics=metrics) as run:
-        schedule, precision = run.section("schedule", ScheduleConfig), run.section("model.precision", Precision)
+        schedule, video = run.section("schedule", ScheduleConfig), run.section("video", VideoShape)
         embeddings = PromptStore(prompts)
+        expected = values_of(schedule, video, embeddings.tokens, run.section("model.precision", Precision))
+        pipelines = []
+        for folder, steps in ((teacher, MANY), (student, FEW)):
+            record = read_record(folder, steps=steps)
+            record.require(folder, expected)
+            pipelines.append(load_pipeline(folder, vae, record, schedule))
         results = compare(
-            load_pipeline(teacher, vae, schedule, precision),
-            load_pipeline(student, vae, schedule, precision),
+            *pipelines,
             text=embeddings(embeddings.evaluation[:1]),
             negative=embeddings([embeddings.negative]),
-            video=run.section("video", VideoShape),
+            video=video,
             guidance_scale=run.section("sample.guidance_scale", float),
             seed=run.section("seed", int),
             config=run.section("measure_latency", LatencyConfig),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from enum import StrEnum
 from pathlib import Path
+from typing import Literal
 
 import typer
 
@@ -13,6 +13,7 @@ from causvid.data.prompt_store import PromptStore
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.pipeline import load_pipeline
 from causvid.preparation.samples import SampleConfig, sample
+from causvid.record import FEW, read_record, values_of
 from causvid.runtime.device import Precision
 from causvid.runtime.stage import stage_run
 from causvid.shapes import VideoShape
@@ -21,16 +22,9 @@ READS = ("seed", "video", "model.precision", "schedule", "sample")
 SHOWN = 4  # videos that go to MLflow
 
 
-class Steps(StrEnum):
-    """What a model was trained for: the solver's many steps with guidance, or a student's few."""
-
-    MANY = "many"
-    FEW = "few"
-
-
 def main(
     model: str = typer.Option(...),
-    steps: Steps = typer.Option(...),
+    steps: Literal["many", "few"] = typer.Option(...),
     checkpoint: Path = typer.Option(...),
     vae: Path = typer.Option(...),
     prompts: Path = typer.Option(...),
@@ -43,12 +37,16 @@ def main(
     with stage_run("sample", item=model, params=params, reads=READS, inputs=inputs, metrics=metrics) as run:
         building = run.work / "out"
         shutil.rmtree(building, ignore_errors=True)
-        pipeline = load_pipeline(
-            checkpoint, vae, run.section("schedule", ScheduleConfig), run.section("model.precision", Precision)
+        schedule, video, texts = (
+            run.section("schedule", ScheduleConfig),
+            run.section("video", VideoShape),
+            PromptStore(prompts),
         )
-        config, video = run.section("sample", SampleConfig), run.section("video", VideoShape)
-        seed, few_steps = run.section("seed", int), steps == Steps.FEW
-        run.report(sample(pipeline, PromptStore(prompts), video, config, seed=seed, out=building, few_steps=few_steps))
+        record = read_record(checkpoint, steps=steps)
+        record.require(checkpoint, values_of(schedule, video, texts.tokens, run.section("model.precision", Precision)))
+        pipeline, config = load_pipeline(checkpoint, vae, record, schedule), run.section("sample", SampleConfig)
+        seed, few_steps = run.section("seed", int), steps == FEW
+        run.report(sample(pipeline, texts, record.video, config, seed=seed, out=building, few_steps=few_steps))
         shown = [row["path"] for row in manifest.read_manifest(building)[:SHOWN]]
         for name in (manifest.NAME, *shown):
             run.tracker.log_artifact(building / name, "samples")

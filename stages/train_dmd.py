@@ -7,13 +7,15 @@ from pathlib import Path
 import typer
 
 from causvid.diffusion.schedule import ScheduleConfig
+from causvid.record import FEW, MANY, read_student
 from causvid.runtime.device import Precision
 from causvid.runtime.parallel import launch
 from causvid.runtime.stage import stage_run
 from causvid.training.dmd_step import DmdConfig, DmdJob, train_dmd
+from causvid.training.recording import clips_of, require_same_training
 from causvid.training.trainer import CURVE, EXPORT, read_last
 
-READS = ("seed", "video.fps", "model.precision", "schedule", "train_dmd")
+READS = ("seed", "video", "model.vae", "model.precision", "schedule", "pack_lmdb.latents.source", "train_dmd")
 
 
 def main(
@@ -36,17 +38,20 @@ def main(
             seed=run.section("seed", int),
             precision=run.section("model.precision", Precision),
             compute=run.compute,
-            latents=latents.resolve(),
-            prompts=prompts.resolve(),
-            teacher=teacher.resolve(),
-            student=student.resolve(),
+            latents=latents.absolute(),
+            clips=clips_of(run.section, latents, item="latents", vae=vae),
+            prompts=prompts.absolute(),
+            teacher=teacher.absolute(),
+            student=student.absolute(),
             work=run.work.resolve(),
             tracker=run.tracker,
             watch=run.watch,
             made_from=run.origin.parts(),
-            vae=vae.resolve(),
-            fps=run.section("video.fps", int),
+            vae=vae.absolute(),
         )
+        record = job.record(read_student(student).frames_per_block)
+        require_same_training(teacher, record, steps=MANY)
+        require_same_training(student, record, steps=FEW)
         launch(train_dmd, job, run.compute, name=run.origin.key, storage=job.work / "ray")
         run.report({**read_last(job.work / CURVE), "steps": job.config.steps})
         run.publish(job.work / EXPORT, out)

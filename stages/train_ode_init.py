@@ -7,13 +7,18 @@ from pathlib import Path
 import typer
 
 from causvid.diffusion.schedule import ScheduleConfig
+from causvid.record import MANY
 from causvid.runtime.device import Precision
 from causvid.runtime.parallel import launch
 from causvid.runtime.stage import stage_run
 from causvid.training.ode_step import OdeConfig, OdeJob, train_ode_init
+from causvid.training.recording import clips_of, require_same_training, tell_origin
 from causvid.training.trainer import CURVE, EXPORT, read_last
 
-READS = ("seed", "video.fps", "model.frames_per_block", "model.precision", "schedule", "train_ode_init")
+READS = (
+    "seed", "video", "model.vae", "model.frames_per_block", "model.precision", "schedule",
+    "pack_lmdb.ode_pairs.source", "train_ode_init",
+)  # fmt: skip
 
 
 def main(
@@ -36,16 +41,19 @@ def main(
             seed=run.section("seed", int),
             precision=run.section("model.precision", Precision),
             compute=run.compute,
-            pairs=pairs.resolve(),
-            prompts=prompts.resolve(),
-            teacher=teacher.resolve(),
+            pairs=pairs.absolute(),
+            clips=clips_of(run.section, pairs, item="ode_pairs", vae=vae),
+            prompts=prompts.absolute(),
+            teacher=teacher.absolute(),
             work=run.work.resolve(),
             tracker=run.tracker,
             watch=run.watch,
             made_from=run.origin.parts(),
-            vae=vae.resolve(),
-            fps=run.section("video.fps", int),
+            vae=vae.absolute(),
         )
+        require_same_training(teacher, job.record(), steps=MANY)
+        start = job.config.init.locate("transformer")
+        tell_origin(start, job.record(), stage="train_ode_init", steps=job.config.steps)
         launch(train_ode_init, job, run.compute, name=run.origin.key, storage=job.work / "ray")
         run.report({**read_last(job.work / CURVE), "steps": job.config.steps})
         run.publish(job.work / EXPORT, out)

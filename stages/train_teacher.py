@@ -10,18 +10,20 @@ import typer
 from causvid.runtime.device import Precision
 from causvid.runtime.parallel import launch
 from causvid.runtime.stage import stage_run
+from causvid.training.recording import clips_of, tell_origin
 from causvid.training.teacher_step import TeacherConfig, TeacherJob, train_teacher
 from causvid.training.trainer import CURVE, EXPORT, read_last
 
 READS = (
-    "seed", "model.transformer", "model.frames_per_block", "model.precision", "schedule.shift",
-    "train_teacher",
+    "seed", "video", "model.vae", "model.transformer", "model.frames_per_block", "model.precision", "schedule.shift",
+    "pack_lmdb.latents.source", "train_teacher",
 )  # fmt: skip
 
 
 def main(
     latents: Path = typer.Option(...),
     prompts: Path = typer.Option(...),
+    vae: Path = typer.Option(...),
     out: Path = typer.Option(...),
     metrics: Path = typer.Option(...),
     curve: Path = typer.Option(...),
@@ -37,13 +39,16 @@ def main(
             seed=run.section("seed", int),
             precision=run.section("model.precision", Precision),
             compute=run.compute,
-            latents=latents.resolve(),
-            prompts=prompts.resolve(),
+            latents=latents.absolute(),
+            clips=clips_of(run.section, latents, item="latents", vae=vae),
+            prompts=prompts.absolute(),
             work=run.work.resolve(),
             tracker=run.tracker,
             watch=run.watch,
             made_from=run.origin.parts(),
         )
+        start = job.config.init.locate("transformer")
+        tell_origin(start, job.record(), stage="train_teacher", steps=job.config.steps)
         launch(train_teacher, job, run.compute, name=run.origin.key, storage=job.work / "ray")
         run.report({**read_last(job.work / CURVE), "steps": job.config.steps})
         run.publish(job.work / EXPORT, out)

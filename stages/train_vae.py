@@ -35,7 +35,7 @@ def main(
             config=config,
             vae=run.section("model.vae", dict[str, Any]),
             seed=run.section("seed", int),
-            clips=tuple((clips / row["path"]).resolve() for row in training),
+            clips=tuple((clips / row["path"]).absolute() for row in training),
             work=run.work.resolve(),
             tracker=run.tracker,
             compute=run.compute,

@@ -15,9 +15,11 @@ from causvid.data import manifest
 from causvid.data.generated import write_clips
 from causvid.data.latent_store import Record, write_store
 from causvid.data.prompt_store import write_prompts
-from causvid.diffusion.schedule import ScheduleConfig
+from causvid.diffusion.schedule import FlowSchedule, ScheduleConfig
 from causvid.models.vae import build_vae
 from causvid.models.wan import build_transformer, causal_student
+from causvid.record import CacheRule, Normalisation, StudentRecord, TeacherRecord, write_record
+from causvid.runtime.device import Precision
 from causvid.runtime.parallel import Compute
 from causvid.shapes import VideoShape
 
@@ -95,6 +97,15 @@ ONE_WORKER = Compute(
 )
 VIDEO = VideoShape(height=32, width=32, frames=13, fps=8)  # 4 latent frames of 4 x 4
 SCHEDULE = ScheduleConfig(shift=3.0, solver_steps=4, denoising_timesteps=(1000, 750, 500), context_timestep=0.0)
+TRAINED: dict[str, Any] = {  # what the toy models' records say, but for their kind and their blocks
+    "video": VIDEO,
+    "text_tokens": 4,
+    "precision": Precision.FLOAT32,
+    "latents": Normalisation(mean=(0.0,) * 4, std=(1.0,) * 4),
+}
+TEACHER = TeacherRecord(schedule=FlowSchedule(shift=3.0), frames_per_block=None, **TRAINED)
+CAUSAL_TEACHER = TeacherRecord(schedule=FlowSchedule(shift=3.0), frames_per_block=2, **TRAINED)
+STUDENT = StudentRecord(schedule=SCHEDULE, frames_per_block=2, cache=CacheRule(), **TRAINED)
 CAPTIONS = [
     f"a {colour} {shape} moves {way}"
     for colour in ("red", "blue")
@@ -119,7 +130,8 @@ def schedule() -> ScheduleConfig:
 def world(
     tmp_path_factory: pytest.TempPathFactory, transformer_config: dict[str, Any], vae_config: dict[str, Any]
 ) -> Path:
-    """What stages would have made (read only): clips, vae, prompts, teacher, student, lmdb/latents, lmdb/pairs."""
+    """What stages would have made (read only): clips, vae, prompts, lmdb/latents, lmdb/pairs, and with their records
+    teacher, causal_teacher and student."""
     root = tmp_path_factory.mktemp("world")
     generator = torch.Generator().manual_seed(0)
 
@@ -134,7 +146,11 @@ def world(
     write_prompts(root / "prompts", embeddings, captions=CAPTIONS, evaluation=CAPTIONS[::-1], negative="", tokens=4)
     teacher = build_transformer(transformer_config, seed=0)
     teacher.save_pretrained(root / "teacher")
-    causal_student(build_transformer(transformer_config, seed=1), frames_per_block=2).save_pretrained(root / "student")
+    causal = causal_student(build_transformer(transformer_config, seed=1), frames_per_block=2)
+    for name in ("student", "causal_teacher"):
+        causal.save_pretrained(root / name)
+    for name, record in (("teacher", TEACHER), ("causal_teacher", CAUSAL_TEACHER), ("student", STUDENT)):
+        write_record(record, root / name)
     clips = [Record(normal(4, 4, 4, 4), caption) for caption in CAPTIONS]
     write_store(clips, root / "lmdb" / "latents", timesteps=None, per_transaction=8)
     pairs = [Record(normal(4, 4, 4, 4, 4), caption) for caption in CAPTIONS]

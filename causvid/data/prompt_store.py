@@ -34,6 +34,16 @@ def read_prompt_file(path: Path, name: str) -> list[str]:
     return prompts
 
 
+def require_tokens(tokens: int) -> int:
+    """``tokens``, to which prompts are padded. Raises ValueError below 1: a prompt ends with a token of its own."""
+    if tokens < 1:
+        raise ValueError(
+            f"model.text_tokens is {tokens}; a prompt needs 1 token at least: set it to the length that the longest "
+            "prompt may have, for example 12 for the toy world or 512 for Wan2.1"
+        )
+    return tokens
+
+
 def _key(prompt: str) -> str:
     return hashlib.sha256(prompt.encode()).hexdigest()[:16]
 

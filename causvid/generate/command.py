@@ -24,9 +24,12 @@ Checkpoint = Annotated[
     Path,
     typer.Option(help="folder trained here, released model.pt with a Wan2.1 folder beside it, or diffusers folder"),
 ]
-Params = Annotated[Path, typer.Option(help="sizes, schedule, block size; a diffusers folder has its own")]
+Params = Annotated[
+    Path | None,
+    typer.Option(help="sizes, schedule and block size of weights that do not say them; none = params.yaml"),
+]
 Wan = Annotated[Path | None, typer.Option(help="the Wan2.1 folder, where it is not beside model.pt")]
-OfPrecision = Annotated[devices.Precision | None, typer.Option(help="of the weights; none = the params file's")]
+OfPrecision = Annotated[devices.Precision | None, typer.Option(help="of the weights; none = as trained")]
 
 
 @app.command("generate")
@@ -44,7 +47,7 @@ def generate_command(
     height: Annotated[int | None, typer.Option(help="pixels; none = as trained")] = None,
     width: Annotated[int | None, typer.Option(help="pixels; none = as trained")] = None,
     fps: Annotated[int | None, typer.Option(help="frames per second; none = as trained")] = None,
-    params: Params = Path("params.yaml"),
+    params: Params = None,
     wan_folder: Wan = None,
     precision: OfPrecision = None,
 ) -> None:
@@ -71,7 +74,7 @@ def generate_command(
 def export_command(
     checkpoint: Checkpoint,
     out: Annotated[Path, typer.Option(help="diffusers folder to make")],
-    params: Params = Path("params.yaml"),
+    params: Params = None,
     wan_folder: Wan = None,
     precision: OfPrecision = devices.Precision.FLOAT32,
 ) -> None:

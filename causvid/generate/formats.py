@@ -1,14 +1,16 @@
-"""A pipeline from each of three kinds of checkpoint.
+"""A pipeline from each kind of checkpoint, and the values that it samples by.
 
-A transformer that this project trained (its VAE and text encoder lie beside it), a ``model.pt`` of the released CausVid
-with a Wan2.1 folder beside it, or the folder that ``causvid export`` makes. Sizes, schedule and prompt length of the
-first two come from a params file; the third carries its own.
+- A folder that this project trained, with its VAE and text encoder beside it: its training record.
+- A diffusers folder, as ``causvid export`` makes it: its own model_index.json.
+- Weights from elsewhere, a ``model.pt`` of the released CausVid or a transformer's folder without a record: the params
+  file, and the values that were taken from it are printed.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,41 +18,57 @@ import torch
 from safetensors import SafetensorError
 
 from causvid import params as params_file
-from causvid.diffusion.schedule import ScheduleConfig
 from causvid.interop.layouts import require_known_layout
-from causvid.interop.original_checkpoint import load_generator
+from causvid.interop.original_checkpoint import LAYOUT, load_generator
 from causvid.interop.original_wan import load_components
 from causvid.models.text_encoder import load_text_encoder
 from causvid.models.vae import load_vae
 from causvid.models.wan import load_transformer, to_precision
 from causvid.pipeline import CausVidPipeline
+from causvid.record import (
+    FILE,
+    SETTINGS,
+    StudentRecord,
+    has_record,
+    read_student,
+    settings,
+    student_of_params,
+    student_of_settings,
+)
 from causvid.runtime import device as devices
-from causvid.shapes import VideoShape
 
-# What a pipeline's folder says of itself, beside its models.
-SETTINGS = (
-    "shift", "solver_steps", "denoising_timesteps", "context_timestep", "text_tokens", "precision",
-    "height", "width", "frames", "fps",
-)  # fmt: skip
+PARAMS = Path("params.yaml")  # for weights from elsewhere, when the caller names no other
 
 
 def load_checkpoint(
-    checkpoint: Path, *, params: Path, wan: Path | None, precision: devices.Precision | None
+    checkpoint: Path, *, params: Path | None, wan: Path | None, precision: devices.Precision | None
 ) -> CausVidPipeline:
-    """The pipeline of ``checkpoint``, on this process's device. precision None: as the params file or the folder says.
+    """The pipeline of ``checkpoint``, on this process's device.
 
-    wan: the Wan2.1 folder of a released model.pt; None = the one beside it. Raises ValueError for what is none of the
-    three, and for a part that is missing, damaged or does not fit, naming it.
+    A link is followed to read bytes alone: the name that was given decides what the file is, and its neighbours are
+    looked for beside the link first.
+
+    Args:
+        checkpoint: One of the kinds above.
+        params: Params file. Weights from elsewhere take their values from it, None = params.yaml. Weights that have
+            their own must agree with it.
+        wan: Wan2.1 folder of a released model.pt; None = the one beside it.
+        precision: Of the weights; None = as trained.
+
+    Raises:
+        ValueError: For what is none of the kinds, for a difference between ``params`` and what the weights were trained
+            for, and for a part that is missing, damaged or does not fit, naming it.
     """
-    checkpoint = checkpoint.resolve()
+    places = list(_places(checkpoint))
+    checkpoint = places[0]
     try:
         require_known_layout(checkpoint)
         if (checkpoint / "model_index.json").is_file():
-            pipeline = _from_diffusers(checkpoint, precision)
+            pipeline = _from_diffusers(checkpoint, params, precision)
         elif checkpoint.is_file():
-            pipeline = _from_released(checkpoint, params, wan or _wan_beside(checkpoint), precision)
+            pipeline = _from_released(checkpoint, params or PARAMS, wan or _wan_beside(places), precision)
         elif (checkpoint / "config.json").is_file():
-            pipeline = _from_ours(checkpoint, params, precision)
+            pipeline = _from_transformer(places, params, precision)
         else:
             raise ValueError(
                 f"--checkpoint is {checkpoint}; it must be a folder with config.json (trained here), a released "
@@ -64,7 +82,20 @@ def load_checkpoint(
     return pipeline
 
 
-def _from_diffusers(folder: Path, precision: devices.Precision | None) -> CausVidPipeline:
+def _places(path: Path) -> Iterator[Path]:
+    """``path``, absolute, under the name that was given, then where each link leads. Raises ValueError for nowhere."""
+    if path.is_symlink() and not path.exists():
+        raise ValueError(f"--checkpoint is {path}, a link to {path.readlink()}, which does not exist; mend the link")
+    while True:
+        # ".." and "." are no names of their own.
+        path = path.parent.resolve() / path.name if path.name not in ("", "..") else path.resolve()
+        yield path
+        if not path.is_symlink():
+            return
+        path = path.parent / path.readlink()
+
+
+def _from_diffusers(folder: Path, params: Path | None, precision: devices.Precision | None) -> CausVidPipeline:
     try:
         index = dict(json.loads((folder / "model_index.json").read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
@@ -75,41 +106,80 @@ def _from_diffusers(folder: Path, precision: devices.Precision | None) -> CausVi
             "export' makes a folder of one"
         )
     dtype = (precision or devices.Precision(index["precision"])).dtype
+    transformer = load_transformer(folder / "transformer", dtype).eval()
+    record = student_of_settings(index, transformer.config.get("frames_per_block"), name=f"{folder}/model_index.json")
+    _require_agreement(folder, record, params)
     return CausVidPipeline(
         vae=load_vae(folder / "vae", dtype),
-        transformer=load_transformer(folder / "transformer", dtype).eval(),
-        **_text(folder, dtype),
-        **{name: index[name] for name in SETTINGS},
-    )
-
-
-def _from_ours(folder: Path, params: Path, precision: devices.Precision | None) -> CausVidPipeline:
-    for part, stage in (("vae", "train_vae"), ("text_encoder", "encode_prompts")):
-        if not (folder.parent / part).is_dir():
-            raise ValueError(
-                f"{folder} needs {folder.parent / part} beside it, which the stage {stage} makes; an imported "
-                "model.pt is better given as it is, beside its Wan2.1 folder"
-            )
-    settings = _settings(params)
-    dtype = (precision or devices.Precision(settings["precision"])).dtype
-    transformer = load_transformer(folder, dtype).eval()
-    blocks, expected = transformer.config.get("frames_per_block"), _frames_per_block(params)
-    if blocks != expected:
-        raise ValueError(
-            f"{folder} has frames_per_block {blocks} (None = bidirectional); {params} has model.frames_per_block "
-            f"{expected}: it is no student of that run"
-        )
-    return CausVidPipeline(
-        vae=load_vae(folder.parent / "vae", dtype),
         transformer=transformer,
-        **_text(folder.parent / "text_encoder", dtype),
-        **settings,
+        **_text(folder, dtype),
+        **settings(record, record.schedule),
     )
+
+
+def _from_transformer(
+    places: Sequence[Path], params: Path | None, precision: devices.Precision | None
+) -> CausVidPipeline:
+    folder, beside = places[0], _beside(places)
+    if has_record(folder):
+        record, said_by = read_student(folder), str(folder / FILE)
+        record.require_vae(folder, beside / "vae")
+        _require_agreement(folder, record, params)
+    elif _was_trained_here(folder, beside):
+        raise ValueError(
+            f"{folder} has no {FILE}, as a folder that was trained before there were any: train it again, with 'dvc "
+            f"repro train_dmd' for data/checkpoints/dmd; weights from elsewhere need text_encoder/ and tokenizer/ in "
+            "diffusers' layout beside them"
+        )
+    else:
+        record, said_by = _record_of_params(folder, params or PARAMS), f"{params or PARAMS}: model"
+    dtype = (precision or record.precision).dtype
+    transformer = load_transformer(folder, dtype).eval()
+    if (blocks := transformer.config.get("frames_per_block")) != record.frames_per_block:
+        raise ValueError(
+            f"{folder} has frames_per_block {blocks} (None = bidirectional); {said_by} has frames_per_block "
+            f"{record.frames_per_block}: it is no student of that run"
+        )
+    text = beside / "text_encoder"
+    return CausVidPipeline(
+        vae=load_vae(beside / "vae", dtype),
+        transformer=transformer,
+        **_text(text if _is_ours(text) else beside, dtype),
+        **settings(record, record.schedule),
+    )
+
+
+def _beside(places: Sequence[Path]) -> Path:
+    """The folder that holds VAE and text encoder of the transformer. Raises ValueError naming the one it lacks."""
+    parts = {"vae": "train_vae", "text_encoder": "encode_prompts"}
+    for place in places:
+        if all((place.parent / part).is_dir() for part in parts):
+            return place.parent
+    folder = places[0]
+    part, stage = next((part, stage) for part, stage in parts.items() if not (folder.parent / part).is_dir())
+    raise ValueError(
+        f"{folder} needs {folder.parent / part} beside it, which the stage {stage} makes; an imported model.pt is "
+        "better given as it is, beside its Wan2.1 folder"
+    )
+
+
+def _was_trained_here(folder: Path, beside: Path) -> bool:
+    """Whether a stage of ours wrote ``folder``, which has no record.
+
+    The stage encode_prompts alone keeps the text encoder as text_encoder/text_encoder, and an imported checkpoint says
+    that it is one.
+    """
+    return _is_ours(beside / "text_encoder") and not (folder / LAYOUT).is_file()
+
+
+def _is_ours(text_encoder: Path) -> bool:
+    """Whether the folder has the layout of the stage encode_prompts: encoder and tokenizer below it."""
+    return (text_encoder / "text_encoder").is_dir()
 
 
 def _from_released(file: Path, params: Path, wan: Path, precision: devices.Precision | None) -> CausVidPipeline:
-    model, settings = params_file.read(params)["model"], _settings(params)
-    dtype, blocks = (precision or devices.Precision(settings["precision"])).dtype, _frames_per_block(params)
+    model, record = params_file.read(params)["model"], _record_of_params(file, params)
+    dtype, blocks = (precision or record.precision).dtype, record.frames_per_block
     compared = ("attention_head_dim", "ffn_dim", "num_layers", "text_dim")
     if missing := {"num_attention_heads", *compared} - (model["transformer"] or {}).keys():
         raise ValueError(f"{params}: model.transformer lacks {', '.join(sorted(missing))}, which a model.pt needs")
@@ -130,21 +200,25 @@ def _from_released(file: Path, params: Path, wan: Path, precision: devices.Preci
         transformer=to_precision(transformer, dtype),
         text_encoder=parts.text_encoder,
         tokenizer=parts.tokenizer,
-        **settings,
+        **settings(record, record.schedule),
     )
 
 
-def _frames_per_block(params: Path) -> int | None:
-    return params_file.section(params, "model.frames_per_block", int | None)  # type: ignore[arg-type]
+def _record_of_params(checkpoint: Path, params: Path) -> StudentRecord:
+    """What weights from elsewhere are taken to be trained for, printed on stderr."""
+    record = student_of_params(params)
+    print(f"{checkpoint} does not say what it was trained for; {params} says {record.describe()}", file=sys.stderr)
+    return record
 
 
-def _settings(params: Path) -> dict[str, Any]:
-    """What a pipeline knows beside its models, of a params file. Its keys are ``SETTINGS``."""
-    schedule = params_file.section(params, "schedule", ScheduleConfig)
-    video = params_file.section(params, "video", VideoShape)
-    precision = params_file.section(params, "model.precision", devices.Precision)
-    tokens = params_file.section(params, "model.text_tokens", int)
-    return {**asdict(schedule), **asdict(video), "text_tokens": tokens, "precision": str(precision)}
+def _require_agreement(folder: Path, record: StudentRecord, params: Path | None) -> None:
+    """Refuse a params file that was named for weights with values of their own, and has others."""
+    wrong = record.differences(student_of_params(params).values()) if params else []
+    if wrong:
+        raise ValueError(
+            f"--params is {params}, but {folder} was trained for {'; '.join(wrong)}; leave --params out: these weights "
+            "have their own values"
+        )
 
 
 def _text(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
@@ -163,9 +237,13 @@ def _require_fitting(pipeline: CausVidPipeline) -> None:
             raise ValueError(f"the transformer's {ours} is {size}, the {part} {theirs}: they were not trained together")
 
 
-def _wan_beside(file: Path) -> Path:
-    found = sorted(path for path in file.parent.glob("Wan2.1*") if path.is_dir())
-    if len(found) != 1:
-        names = ", ".join(path.name for path in found) or "none"
-        raise ValueError(f"{file} needs one Wan2.1 folder beside it (found: {names}); name it with --wan-folder")
-    return found[0]
+def _wan_beside(places: Sequence[Path]) -> Path:
+    """The one Wan2.1 folder beside a model.pt, or beside what the link to it leads to."""
+    for place in places:
+        found = sorted(path for path in place.parent.glob("Wan2.1*") if path.is_dir())
+        if len(found) == 1:
+            return found[0]
+        if found:
+            break
+    names = ", ".join(path.name for path in found) or "none"
+    raise ValueError(f"{places[0]} needs one Wan2.1 folder beside it (found: {names}); name it with --wan-folder")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from causvid.data.captions import read_captions
-from causvid.data.prompt_store import read_prompt_file, write_prompts
+from causvid.data.prompt_store import read_prompt_file, require_tokens, write_prompts
 from causvid.models.pretrained import Init, contents
 from causvid.models.text_encoder import (
     build_text_encoder,
@@ -50,7 +50,11 @@ def encode_prompts(
     precision: devices.Precision,
     seed: int,
 ) -> dict[str, float]:
-    """Write ``out`` for the captions, the evaluation prompts and the negative prompt, and the encoder to ``kept``."""
+    """Write ``out`` for the captions, the evaluation prompts and the negative prompt, and the encoder to ``kept``.
+
+    Raises ValueError for prompts or weights that cannot be read, and for ``tokens`` below 1.
+    """
+    require_tokens(tokens)
     evaluation = read_prompt_file(config.evaluation_prompts, "encode_prompts.evaluation_prompts")
     captions = read_captions(config.captions)
     more = (

@@ -26,6 +26,7 @@ from causvid.losses.flow_matching import flow_matching_loss
 from causvid.models.causal_wan import CausalWanTransformer3DModel
 from causvid.models.lora import with_adapter, without_adapter
 from causvid.models.wan import for_training, load_transformer
+from causvid.record import StudentRecord
 from causvid.runtime import device as devices
 from causvid.runtime.distributed import share_of, synchronize_gradients, weight_of
 from causvid.runtime.parallel import Compute
@@ -39,6 +40,7 @@ from causvid.training.checkpoint import Stateful
 from causvid.training.networks import Trained, averaged, save_whole, spread
 from causvid.training.optimizers import Optimizer, OptimizerConfig, backward, is_block_matrix
 from causvid.training.previews import previews_of
+from causvid.training.recording import Clips, student_record
 from causvid.training.speed import Work, clip_of
 from causvid.training.trainer import train
 
@@ -103,6 +105,7 @@ class DmdJob:
     precision: devices.Precision
     compute: Compute
     latents: Path
+    clips: Clips
     prompts: Path
     teacher: Path
     student: Path
@@ -111,7 +114,10 @@ class DmdJob:
     watch: Watch
     made_from: Mapping[str, str]
     vae: Path
-    fps: int
+
+    def record(self, frames_per_block: int | None) -> StudentRecord:
+        """What the student is trained for; its blocks are those of the one that it starts from."""
+        return student_record(self.clips, self.schedule, self.prompts, self.precision, frames_per_block)
 
 
 class Sampled(NamedTuple):
@@ -182,7 +188,7 @@ class DmdStep:
 
     def export(self, folder: Path) -> None:
         """The student's weight average."""
-        save_whole(self.average.module, folder)
+        save_whole(self.average.module, folder, self.job.record(self.frames_per_block))
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
         """Algorithm 1, one iteration.
@@ -408,4 +414,5 @@ def sizes(x0: torch.Tensor) -> dict[str, torch.Tensor]:
 def train_dmd(job: DmdJob) -> None:
     """Distil on every rank. Zero steps export the student as it came."""
     step = DmdStep(job)
-    train(step, job, previews_of(job, step.average.module, step.texts.store, step.store.metadata["shape"]))
+    record = job.record(step.frames_per_block)
+    train(step, job, previews_of(job, step.average.module, step.texts.store, record))

@@ -17,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from causvid.models.wan import to_precision
+from causvid.record import TrainingRecord, write_record
 from causvid.runtime import device as devices
 from causvid.runtime.distributed import is_main, part_of, replicate, shard, whole, world_size
 from causvid.runtime.parallel import Compute
@@ -64,13 +65,17 @@ class Trained:
             weight.copy_(part_of(state[name].to(weight.device), weight))
 
 
-def save_whole(model: nn.Module, folder: Path) -> None:
-    """Save a diffusers model of which every rank may have a part; every rank must ask, rank 0 writes."""
+def save_whole(model: nn.Module, folder: Path, record: TrainingRecord) -> None:
+    """Save a diffusers model of which every rank may have a part, and what it was trained for.
+
+    Every rank must ask, rank 0 writes.
+    """
     state = whole(model.state_dict())
     if is_main():
         plain = _empty(model)
         plain.load_state_dict(state, assign=True)
         plain.save_pretrained(folder)
+        write_record(record, folder)
 
 
 def _in_parts(compute: Compute) -> bool:

@@ -18,6 +18,7 @@ from causvid.diffusion.velocity import conditional
 from causvid.losses.ode_regression import ode_regression_loss
 from causvid.models.pretrained import Init
 from causvid.models.wan import for_training, load_transformer, student_of
+from causvid.record import StudentRecord
 from causvid.runtime import device as devices
 from causvid.runtime.distributed import weight_of
 from causvid.runtime.parallel import Compute
@@ -28,6 +29,7 @@ from causvid.training.checkpoint import Stateful
 from causvid.training.networks import averaged, save_whole, spread
 from causvid.training.optimizers import Optimizer, OptimizerConfig, is_block_matrix
 from causvid.training.previews import previews_of
+from causvid.training.recording import Clips, student_record
 from causvid.training.speed import Work, clip_of
 from causvid.training.trainer import train
 
@@ -55,6 +57,7 @@ class OdeJob:
     precision: devices.Precision
     compute: Compute
     pairs: Path
+    clips: Clips
     prompts: Path
     teacher: Path
     work: Path
@@ -62,7 +65,10 @@ class OdeJob:
     watch: Watch
     made_from: Mapping[str, str]
     vae: Path
-    fps: int
+
+    def record(self) -> StudentRecord:
+        """What the student is trained for."""
+        return student_record(self.clips, self.schedule, self.prompts, self.precision, self.frames_per_block)
 
 
 class OdeStep:
@@ -103,7 +109,7 @@ class OdeStep:
 
     def export(self, folder: Path) -> None:
         """The weight average."""
-        save_whole(self.average.module, folder)
+        save_whole(self.average.module, folder, self.job.record())
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
         """Every block at a state of its own (the clean end among them), one regression towards the clean end."""
@@ -155,4 +161,4 @@ def pick_states(trajectory: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
 def train_ode_init(job: OdeJob) -> None:
     """Fit the student of ``job`` on every rank; zero steps export the teacher's weights as a student."""
     step = OdeStep(job)
-    train(step, job, previews_of(job, step.average.module, step.texts.store, step.store.metadata["shape"][1:]))
+    train(step, job, previews_of(job, step.average.module, step.texts.store, job.record()))

@@ -16,11 +16,13 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from causvid.data.latent_store import LatentStore
 from causvid.data.prompt_store import PromptStore
+from causvid.diffusion.schedule import FlowSchedule
 from causvid.diffusion.timesteps import stratified_block_timesteps, stratified_timestep
 from causvid.diffusion.velocity import conditional
 from causvid.losses.flow_matching import flow_matching_loss
 from causvid.models.pretrained import Init
 from causvid.models.wan import build_transformer, causal_student, for_training, load_transformer
+from causvid.record import TeacherRecord
 from causvid.runtime import device as devices
 from causvid.runtime.parallel import Compute
 from causvid.runtime.seeding import generator
@@ -30,6 +32,7 @@ from causvid.training.batches import Batch, Texts, accumulate, read_batch
 from causvid.training.checkpoint import Stateful
 from causvid.training.networks import averaged, save_whole, spread
 from causvid.training.optimizers import Optimizer, OptimizerConfig, is_block_matrix
+from causvid.training.recording import Clips
 from causvid.training.speed import Work, clip_of
 from causvid.training.trainer import train
 
@@ -67,6 +70,7 @@ class TeacherJob:
     precision: devices.Precision
     compute: Compute
     latents: Path
+    clips: Clips
     prompts: Path
     work: Path
     tracker: Tracker
@@ -79,6 +83,17 @@ class TeacherJob:
                 "train_teacher.causal is true and model.frames_per_block is null; a causal teacher needs the number of "
                 "latent frames in a block, or set train_teacher.causal to false"
             )
+
+    def record(self) -> TeacherRecord:
+        """What the teacher is trained for."""
+        return TeacherRecord(
+            schedule=FlowSchedule(shift=self.shift),
+            video=self.clips.video,
+            text_tokens=PromptStore(self.prompts).tokens,
+            frames_per_block=self.frames_per_block if self.config.causal else None,
+            precision=self.precision,
+            latents=self.clips.latents,
+        )
 
 
 class TeacherStep:
@@ -123,7 +138,7 @@ class TeacherStep:
 
     def export(self, folder: Path) -> None:
         """The weight average."""
-        save_whole(self.average.module, folder)
+        save_whole(self.average.module, folder, self.job.record())
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
         """Flow matching on one batch."""

@@ -43,8 +43,9 @@ def _own_mounts() -> None:
          ["--folder", "data/inputs/videos", "--captions", "data/inputs/videos/captions.json",
           "--toy-world-captions", "data/inputs/toy_world/training.txt"], "data/raw"),
         ("extract_latents", "40k", ["--clips", "data/clips", "--vae", "data/checkpoints/vae"], "data/latents"),
-        ("train_teacher", "1m", ["--latents", "data/lmdb/latents", "--prompts", "data/prompts", "--curve", "{disk}/curve.csv"],
-         "data/checkpoints/teacher"),
+        ("train_teacher", "1m",
+         ["--latents", "data/lmdb/latents", "--prompts", "data/prompts", "--vae", "data/checkpoints/vae",
+          "--curve", "{disk}/curve.csv"], "data/checkpoints/teacher"),
         ("pack_lmdb", "40k", ["--source", "data/ode_pairs", "--item", "ode_pairs"], "data/lmdb/ode_pairs"),
     ],
 )  # fmt: skip

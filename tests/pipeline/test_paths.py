@@ -28,7 +28,6 @@ from causvid.generate.command import app
 from causvid.models.wan import causal_student, load_transformer
 from causvid.params import PROFILES, ROOT
 from causvid.record import Normalisation, read_vae_config, student_of_params, write_record
-from causvid.runtime import outbox, tracking
 from causvid.shapes import VideoShape
 from stages import checksums, download, resample, train_vae
 from tests.pipeline.conftest import Clone
@@ -37,7 +36,7 @@ pytestmark = pytest.mark.pipeline
 
 PROJECTS = {
     "plain": "project",
-    "shell": "it's & co; $HOME `x` \"q\" | <y>",
+    "shell": 'it\'s & co; $HOME `x` "q" | <y>',
     "percent": "feature%2Fx%41",
     "url": "c?d=e#1&f",
     "brackets": "[x] (y) {z} *",
@@ -50,7 +49,7 @@ PROJECTS = {
 NAMES = {
     "plain": "mine",
     "spaces": " my  videos ",
-    "quotes": "bob's \"best\"",
+    "quotes": 'bob\'s "best"',
     "shell": "a&b;c|d$HOME$(e)`f`",
     "template": "${seed}",
     "percent": "%41%2F",
@@ -198,9 +197,7 @@ def test_any_path_works_in_one_process(
     data, reports = Path("data"), Path("reports")
     checksums.main(out=data / "checksums", params=Path("params.yaml"))
     download.main(out=data / "raw", metrics=reports / "download.json", params=Path("params.yaml"))
-    resample.main(
-        raw=data / "raw", out=data / "clips", metrics=reports / "resample.json", params=Path("params.yaml")
-    )
+    resample.main(raw=data / "raw", out=data / "clips", metrics=reports / "resample.json", params=Path("params.yaml"))
     train_vae.main(
         clips=data / "clips", out=data / "checkpoints" / "vae", samples=data / "samples",
         metrics=reports / "train_vae.json", curve=reports / "curve.csv", params=Path("params.yaml"),

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,18 @@ from typer.testing import CliRunner, Result
 
 from causvid.data.video_reader import read_frames
 from causvid.data.video_writer import write_video
+from causvid.diffusion.schedule import FlowSchedule, ScheduleConfig
 from causvid.generate import videos
 from causvid.generate.command import app
 from causvid.generate.formats import SETTINGS, load_checkpoint
 from causvid.generate.videos import CRF, generate
-from causvid.interop.original_checkpoint import export_checkpoint
+from causvid.interop.original_checkpoint import export_checkpoint, import_checkpoint
 from causvid.interop.original_wan import load_components
 from causvid.models.text_encoder import save_text_encoder
 from causvid.models.vae import load_vae
 from causvid.models.wan import build_transformer, causal_student
 from causvid.pipeline import CausVidPipeline
+from causvid.record import FILE, CacheRule, Normalisation, StudentRecord, TeacherRecord, read_vae_config, write_record
 from causvid.runtime.device import Precision
 from causvid.shapes import VideoShape
 from tests.unit.interop.wan_files import PROMPTS, TEXT, VAE, write_wan_folder
@@ -40,6 +42,15 @@ from tests.unit.peak_memory import LONG, STATUS, VIDEO_BYTES, growth
 
 PROFILES = Path(__file__).parents[2] / "profiles"
 CLIP = 13  # frames
+STUDENT = StudentRecord(
+    schedule=ScheduleConfig(shift=3.0, solver_steps=4, denoising_timesteps=(1000, 750, 500), context_timestep=0.0),
+    video=VideoShape(height=32, width=32, frames=CLIP, fps=8),
+    text_tokens=8,
+    frames_per_block=2,
+    precision=Precision.FLOAT32,
+    latents=None,
+    cache=CacheRule(),
+)
 
 
 @dataclass(frozen=True)
@@ -90,6 +101,8 @@ def toys(tmp_path_factory: pytest.TempPathFactory, transformer_config: dict[str,
     student.save_pretrained(toys.checkpoints["ours"])
     parts.vae.save_pretrained(toys.root / "checkpoints" / "vae")
     save_text_encoder(parts.text_encoder, parts.tokenizer, toys.root / "checkpoints" / "text_encoder")
+    latents = Normalisation.of(read_vae_config(toys.root / "checkpoints" / "vae"))
+    write_record(replace(STUDENT, latents=latents), toys.checkpoints["ours"])
     export_checkpoint(toys.checkpoints["ours"], toys.checkpoints["released"])
     toys.make("ours", toys.checkpoints["diffusers"], command="export")
     return toys
@@ -538,11 +551,19 @@ def test_params_of_another_model_are_refused(toys: Toys, tmp_path: Path) -> None
 
 
 def test_a_teacher_is_no_few_step_student(toys: Toys, transformer_config: dict[str, Any], tmp_path: Path) -> None:
-    """Neither one trained here nor a plain diffusers pipeline: three steps of it would be noise, without a word."""
-    teacher = toys.root / "checkpoints" / "teacher"
-    build_transformer({**transformer_config, "text_dim": TEXT["d_model"]}, seed=1).save_pretrained(teacher)
+    """Neither one trained here or elsewhere nor a plain diffusers pipeline: three steps of it would be noise."""
+    model = build_transformer({**transformer_config, "text_dim": TEXT["d_model"]}, seed=1)
+    teacher, elsewhere = toys.root / "checkpoints" / "teacher", toys.root / "hub" / "transformer"
+    for folder in (teacher, elsewhere):
+        model.save_pretrained(folder)
+    common = {"video": STUDENT.video, "text_tokens": 8, "precision": Precision.FLOAT32, "latents": None}
+    write_record(TeacherRecord(schedule=FlowSchedule(shift=3.0), frames_per_block=None, **common), teacher)
+    for part in ("vae", "text_encoder/text_encoder", "text_encoder/tokenizer"):
+        shutil.copytree(toys.root / "checkpoints" / part, elsewhere.parent / Path(part).name)
     options = ["--prompt", "x", "--out", str(tmp_path / "out"), "--params", str(toys.root / "params.yaml")]
     done = CliRunner().invoke(app, ["generate", "--checkpoint", str(teacher), *options])
+    assert "was trained for many steps (teacher: many, student: few), not for few" in done.output
+    done = CliRunner().invoke(app, ["generate", "--checkpoint", str(elsewhere), *options])
     assert "has frames_per_block None (None = bidirectional); " in done.output
     assert "it is no student of that run" in done.output
     plain = tmp_path / "plain"
@@ -652,3 +673,217 @@ def test_the_command_is_installed() -> None:
     command = Path(sys.executable).with_name("causvid")
     done = subprocess.run([command, "--help"], capture_output=True, text=True, check=True)
     assert "generate" in done.stdout
+
+
+# --- the values that a video is made with -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, which has no params.yaml."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def command(name: str, checkpoint: Path, *options: str) -> Result:
+    return CliRunner().invoke(app, [name, "--checkpoint", str(checkpoint), *options])
+
+
+def test_f5_a_trained_folder_needs_no_params_file(toys: Toys, elsewhere: Path) -> None:
+    for name, options in (("generate", ["--prompt", PROMPTS[0]]), ("export", [])):
+        done = command(name, toys.checkpoints["ours"], "--out", name, *options)
+        assert done.exit_code == 0, done.output
+        assert "params" not in done.output
+    toys.make("ours", elsewhere / "with", "--prompt", PROMPTS[0])
+    assert contents(elsewhere / "generate") == contents(elsewhere / "with")
+    exported = json.loads((elsewhere / "export" / "model_index.json").read_text())
+    assert exported == json.loads((toys.checkpoints["diffusers"] / "model_index.json").read_text())
+
+
+@pytest.mark.parametrize("profile", sorted(path.stem for path in PROFILES.glob("*.yaml")))
+def test_f5_another_profile_in_params_yaml_changes_nothing(toys: Toys, elsewhere: Path, profile: str) -> None:
+    shutil.copy(PROFILES / f"{profile}.yaml", elsewhere / "params.yaml")
+    done = command("export", toys.checkpoints["ours"], "--out", "made")
+    assert done.exit_code == 0, done.output
+    index = json.loads((elsewhere / "made" / "model_index.json").read_text())
+    assert {name: index[name] for name in SETTINGS} == {
+        "shift": 3.0, "solver_steps": 4, "denoising_timesteps": [1000.0, 750.0, 500.0], "context_timestep": 0.0,
+        "height": 32, "width": 32, "frames": CLIP, "fps": 8, "text_tokens": 8, "precision": "float32",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("checkpoint", ["ours", "diffusers"])
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"shift": 5.0, "denoising_timesteps": [1000]}, "schedule.shift 3, not 5"),
+        ({"solver_steps": 8}, "schedule.solver_steps 4, not 8"),
+        ({"denoising_timesteps": [1000, 500]}, "schedule.denoising_timesteps [1000, 750, 500], not [1000, 500]"),
+        ({"context_timestep": 20}, "schedule.context_timestep 0, not 20"),
+        ({"width": 48}, "video.width 32, not 48"),
+        ({"frames": 21}, "video.frames 13, not 21"),
+        ({"fps": 16}, "video.fps 8, not 16"),
+        ({"text_tokens": 12}, "model.text_tokens 8, not 12"),
+        ({"frames_per_block": 4}, "model.frames_per_block 2, not 4"),
+        ({"frames_per_block": None}, "model.frames_per_block 2, not null"),
+        ({"precision": "bfloat16"}, "model.precision float32, not bfloat16"),
+    ],
+)
+def test_f5_params_that_differ_from_the_weights_own_values_are_refused(
+    toys: Toys, tmp_path: Path, checkpoint: str, changes: dict[str, Any], said: str
+) -> None:
+    values = YAML(typ="safe").load(toys.root / "params.yaml")
+    for name, value in changes.items():
+        section = next(values[key] for key in ("schedule", "video", "model") if name in values[key])
+        section[name] = value
+    YAML(typ="safe").dump(values, tmp_path / "other.yaml")
+    done = toys.run(checkpoint, tmp_path / "out", "--params", str(tmp_path / "other.yaml"), command="export")
+    assert done.exit_code == 1
+    assert f"was trained for {said}" in done.output
+    assert "leave --params out" in done.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_f5_weights_from_elsewhere_take_params_and_say_so(toys: Toys, elsewhere: Path) -> None:
+    done = command("export", toys.checkpoints["released"], "--out", "made")
+    assert "params.yaml does not exist" in done.output
+    shutil.copy(toys.root / "params.yaml", elsewhere / "params.yaml")
+    done = command("export", toys.checkpoints["released"], "--out", "made")
+    assert done.exit_code == 0, done.output
+    assert "model.pt does not say what it was trained for; params.yaml says schedule.shift 3, " in done.output
+    for value in ("denoising_timesteps [1000, 750, 500]", "video.height 32", "text_tokens 8", "frames_per_block 2"):
+        assert value in done.output
+
+
+@pytest.mark.parametrize("tokens", [0, -1])
+def test_row29_params_with_prompts_of_no_length_are_refused(toys: Toys, tmp_path: Path, tokens: int) -> None:
+    values = YAML(typ="safe").load(toys.root / "params.yaml")
+    values["model"]["text_tokens"] = tokens
+    YAML(typ="safe").dump(values, tmp_path / "params.yaml")
+    done = toys.run("released", tmp_path / "out", "--params", str(tmp_path / "params.yaml"), command="export")
+    assert (done.exit_code, (tmp_path / "out").exists()) == (1, False)
+    assert f"model.text_tokens is {tokens}; a prompt needs 1 token at least" in done.output
+
+
+def test_f5_a_transformer_without_a_record_is_ours_or_from_elsewhere(toys: Toys, tmp_path: Path) -> None:
+    """Beside the text encoder as our stage keeps it, it is a folder of before there were records, or an imported one."""
+    ours, hub = tmp_path / "checkpoints", tmp_path / "hub"
+    shutil.copytree(toys.root / "checkpoints", ours)
+    student = ours / "dmd"
+    (student / FILE).unlink()
+    for name in ("generate", "export"):
+        options = ["--params", str(toys.root / "params.yaml"), "--out", str(tmp_path / "out")]
+        done = command(name, student, *options, *(["--prompt", "x"] if name == "generate" else []))
+        assert done.exit_code == 1
+        assert f"{student} has no {FILE}" in done.output
+        assert "dvc repro train_dmd" in done.output
+        assert not (tmp_path / "out").exists()
+    shutil.copytree(toys.checkpoints["diffusers"], hub)
+    import_checkpoint(toys.checkpoints["released"], ours / "imported", num_attention_heads=2, frames_per_block=2)
+    for folder in (hub / "transformer", ours / "imported"):
+        done = command(
+            "generate", folder, "--prompt", PROMPTS[0], "--params", str(toys.root / "params.yaml"),
+            "--out", str(tmp_path / folder.name),
+        )  # fmt: skip
+        assert done.exit_code == 0, done.output
+        assert f"{folder} does not say what it was trained for; " in done.output
+    assert contents(tmp_path / "transformer") == contents(tmp_path / "imported")
+
+
+def test_f5_a_student_beside_another_vae_is_refused(toys: Toys, tmp_path: Path) -> None:
+    shutil.copytree(toys.root / "checkpoints", tmp_path / "checkpoints")
+    path = tmp_path / "checkpoints" / "vae" / "config.json"
+    config = json.loads(path.read_text())
+    for name in ("latents_mean", "latents_std"):
+        numbers = list(config[name])
+        path.write_text(json.dumps({**config, name: [*numbers[:-1], numbers[-1] + 0.5]}))
+        done = command("generate", tmp_path / "checkpoints" / "dmd", "--prompt", "x", "--out", str(tmp_path / "out"))
+        assert done.exit_code == 1
+        assert "dmd was trained on latents of another VAE than " in done.output
+        assert "latents_mean and latents_std differ" in done.output
+    path.write_text(json.dumps(config))
+    assert toys.run("ours", tmp_path / "out", "--prompt", "x").exit_code == 0
+
+
+# --- links ------------------------------------------------------------------------------------------------------------
+
+
+def linked(kind: str, source: Path, place: Path) -> Path:
+    """``source`` as a link of that ``kind`` in ``place``: to a blob, by another link, or itself."""
+    place.mkdir()
+    if kind == "hub cache":
+        blob = place.parent / "blobs" / "0123"
+        blob.parent.mkdir()
+        shutil.copy(source, blob)
+        (place / source.name).symlink_to(f"../blobs/{blob.name}")
+    elif kind == "link to a link":
+        (place / "next").symlink_to(source)
+        (place / source.name).symlink_to("next")
+    else:
+        (place / source.name).symlink_to(source)
+    return place / source.name
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("kind", ["hub cache", "link to a link", "link"])
+def test_f3_a_checkpoint_by_a_link_has_its_own_name_and_neighbours(
+    toys: Toys, tmp_path: Path, kind: str, suffix: str
+) -> None:
+    file = tmp_path / "files" / f"model{suffix}"
+    export_checkpoint(toys.checkpoints["ours"], file)
+    link = linked(kind, file, tmp_path / "snapshot")
+    wan = toys.checkpoints["released"].parent / "Wan2.1-T2V-1.3B"
+    (link.parent / "Wan2.1-toy").symlink_to(wan)
+    params = ["--params", str(toys.root / "params.yaml")]
+    done = command("generate", link, "--prompt", PROMPTS[0], "--out", str(tmp_path / "out"), *params)
+    assert done.exit_code == 0, done.output
+    toys.make("released", tmp_path / "plain", "--prompt", PROMPTS[0])
+    assert contents(tmp_path / "out") == contents(tmp_path / "plain")
+
+
+def test_f3_what_stands_beside_the_link_comes_first_and_then_what_it_leads_to(toys: Toys, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    link = tmp_path / "here" / "student"
+    link.symlink_to(toys.checkpoints["ours"])
+    again = tmp_path / "again"
+    again.symlink_to("here/student")
+    for folder in (link, again):
+        done = command("generate", folder, "--prompt", PROMPTS[0], "--out", str(tmp_path / "out"))
+        assert done.exit_code == 0, done.output
+    (tmp_path / "here" / "text_encoder").symlink_to(toys.root / "checkpoints" / "text_encoder")
+    shutil.copytree(toys.root / "checkpoints" / "vae", tmp_path / "here" / "vae")
+    config = tmp_path / "here" / "vae" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "latents_std": [3.0] * 4}))
+    done = command("generate", link, "--prompt", PROMPTS[0], "--out", str(tmp_path / "out"))
+    assert f"another VAE than {tmp_path / 'here' / 'vae'}" in done.output
+
+
+def test_f3_files_that_are_links_one_by_one_as_dvc_and_the_hub_keep_them(toys: Toys, tmp_path: Path) -> None:
+    """Both formats of folders, every file of them a link to a number."""
+    for name, root in (("ours", toys.root / "checkpoints"), ("diffusers", toys.checkpoints["diffusers"])):
+        copy = tmp_path / f"linked-{name}"
+        for number, file in enumerate(sorted(path for path in root.rglob("*") if path.is_file())):
+            blob, link = tmp_path / "cache" / f"{name}-{number:04d}", copy / file.relative_to(root)
+            blob.parent.mkdir(exist_ok=True)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, blob)
+            link.symlink_to(blob)
+        checkpoint = copy / "dmd" if name == "ours" else copy
+        done = command("generate", checkpoint, "--prompt", PROMPTS[0], "--out", str(tmp_path / name))
+        assert done.exit_code == 0, done.output
+    assert contents(tmp_path / "ours") == contents(tmp_path / "diffusers")
+
+
+def test_f3_the_folder_one_stands_in(toys: Toys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(toys.checkpoints["ours"])
+    done = command("generate", Path(), "--prompt", PROMPTS[0], "--out", str(tmp_path / "out"))
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize("target", ["../blobs/0123", "dmd", "loop"])
+def test_f3_a_link_that_leads_nowhere_is_named(tmp_path: Path, target: str) -> None:
+    link = tmp_path / "loop"
+    link.symlink_to(target)
+    done = command("export", link, "--out", str(tmp_path / "out"))
+    assert done.exit_code == 1
+    assert f"--checkpoint is {link}, a link to {target}, which does not exist" in done.output

@@ -278,6 +278,10 @@ def _change_both(*changes: Callable[[dict[str, Any]], None]) -> Callable[[dict[s
         (_change("model.transformer.in_channels", 8), ["model.transformer.in_channels", "16"]),
         (_change("model.transformer.text_dim", 32), ["text_dim", "64"]),
         (_change("model.vae.scale_factor_spatial", 4), ["scale_factor_spatial", "8"]),
+        (_change("model.text_tokens", 0), ["model.text_tokens is 0", "1 token at least"]),
+        (_change("model.text_tokens", -1), ["model.text_tokens is -1", "1 token at least"]),
+        (_change("model.text_tokens", 12.5), ["model.text_tokens", "integer", "12.5"]),
+        (_change("model.text_tokens", None), ["model.text_tokens", "integer", "None"]),
         (
             _change_both(_change("train_teacher.causal", True), _change("model.frames_per_block", None)),
             ["train_teacher.causal is true", "model.frames_per_block"],

@@ -15,6 +15,7 @@ from causvid.evaluation.judge import judge
 from causvid.models.text_encoder import embed, load_text_encoder
 from causvid.models.vae import decode, encode, to_uint8, to_unit
 from causvid.pipeline import CausVidPipeline, load_pipeline
+from causvid.record import TeacherRecord, read_record, student_of_params
 from causvid.runtime.device import Precision
 from causvid.shapes import VideoShape
 
@@ -27,7 +28,7 @@ VIDEO = VideoShape(height=32, width=32, frames=33, fps=8)
 @pytest.fixture(scope="module")
 def teacher() -> CausVidPipeline:
     schedule = params.section(Path("profiles/toy-wan.yaml"), "schedule", ScheduleConfig)
-    return load_pipeline(FOLDER / "transformer", FOLDER / "vae", schedule, Precision.FLOAT32)
+    return load_pipeline(FOLDER / "transformer", FOLDER / "vae", read_record(FOLDER / "transformer"), schedule)
 
 
 def embeddings(prompts: list[str]) -> torch.Tensor:
@@ -44,6 +45,27 @@ def test_they_are_the_files_that_the_card_names() -> None:
     for path in weights:
         assert hashlib.sha256(path.read_bytes()).hexdigest() in card
     assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) < LIMIT
+
+
+def test_f5_their_record_is_that_of_the_profile_that_trained_them() -> None:
+    """A model whose size, prompts or VAE are not these is another one."""
+    profile, transformer = Path("profiles/toy-wan.yaml"), FOLDER / "transformer"
+    record = read_record(transformer)
+    assert isinstance(record, TeacherRecord)
+    assert record.video == params.section(profile, "video", VideoShape) == VIDEO
+    assert record.schedule.shift == params.section(profile, "schedule.shift", float)
+    assert record.text_tokens == params.section(profile, "model.text_tokens", int) == TOKENS
+    assert record.precision == params.section(profile, "model.precision", Precision)
+    assert record.frames_per_block is None
+    assert record.fits(FOLDER / "vae")
+
+
+def test_f5_the_laptop_profile_starts_from_what_they_were_trained_for() -> None:
+    laptop = Path("profiles/laptop.yaml")
+    assert params.section(laptop, "train_teacher.init.folder", Path) == FOLDER / "transformer"
+    values = student_of_params(laptop).values()
+    del values["model.frames_per_block"]  # the student's
+    assert read_record(FOLDER / "transformer").differences(values) == []
 
 
 def test_the_autoencoder_gives_clips_back(teacher: CausVidPipeline) -> None:

@@ -10,11 +10,11 @@ import torch
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.evaluation.latency import LatencyConfig, compare
 from causvid.pipeline import load_pipeline
-from causvid.runtime.device import Precision
+from causvid.record import read_record
 from causvid.shapes import VideoShape
 
 
-@pytest.mark.parametrize(("teacher", "calls_of_teacher"), [("teacher", 4), ("student", 2 * 4 + 1)])
+@pytest.mark.parametrize(("teacher", "calls_of_teacher"), [("teacher", 4), ("causal_teacher", 2 * 4 + 1)])
 def test_teacher_and_student_make_their_own_steps(
     teacher: str, calls_of_teacher: int, world: Path, video: VideoShape, schedule: ScheduleConfig
 ) -> None:
@@ -22,7 +22,7 @@ def test_teacher_and_student_make_their_own_steps(
     rows: dict[str, list[int]] = {"teacher": [], "student": []}
     pipelines = {}
     for name, folder in (("teacher", teacher), ("student", "student")):
-        pipelines[name] = load_pipeline(world / folder, world / "vae", schedule, Precision.FLOAT32)
+        pipelines[name] = load_pipeline(world / folder, world / "vae", read_record(world / folder), schedule)
         pipelines[name].set_progress_bar_config(disable=True)
         pipelines[name].transformer.register_forward_pre_hook(
             lambda _, args, kwargs, name=name: rows[name].append(len(args[0])), with_kwargs=True

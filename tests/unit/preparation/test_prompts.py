@@ -98,6 +98,42 @@ def test_the_encoder_is_kept_and_gives_the_same_embeddings(world: Path, tmp_path
     assert [path for path in files if str(tmp_path).encode() in path.read_bytes()] == []  # no machine's path in them
 
 
+@pytest.mark.parametrize("given", ["text_encoder", "tokenizer"])
+def test_row28_half_of_a_text_encoder_is_refused(world: Path, tmp_path: Path, given: str) -> None:
+    """Without its tokenizer an encoder knows no words; without its encoder a tokenizer would be passed over."""
+    tokenizer = build_tokenizer(["a red ball"])
+    encoder = build_text_encoder(CONFIG, len(tokenizer), seed=7)
+    {"text_encoder": encoder, "tokenizer": tokenizer}[given].save_pretrained(tmp_path / "model" / given)
+    marker = {"text_encoder": "tokenizer/tokenizer.json", "tokenizer": "text_encoder/config.json"}[given]
+    init = Init(folder=tmp_path / "model", hub=None, revision=None)
+    with pytest.raises(
+        ValueError, match=rf"init.folder is .*model, which holds {given} but neither .*nor {marker}; give the folder"
+    ):
+        encode(world, tmp_path, init=init)
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out_encoder").exists()
+
+
+def test_row28_an_encoder_s_own_folder_has_no_tokenizer(world: Path, tmp_path: Path) -> None:
+    build_text_encoder(CONFIG, 9, seed=7).save_pretrained(tmp_path / "alone")
+    with pytest.raises(ValueError, match=r"alone, which holds config.json, .* but neither tokenizer.json nor"):
+        encode(world, tmp_path, init=Init(folder=tmp_path / "alone", hub=None, revision=None))
+
+
+@pytest.mark.parametrize("tokens", [0, -1, -512])
+def test_row29_prompts_of_no_length_are_refused(world: Path, tmp_path: Path, tokens: int) -> None:
+    config = PromptConfig(
+        init=SCRATCH, captions=world / "clips", more_captions=world / "clips",
+        evaluation_prompts=tmp_path / "none.txt", negative_prompt="",
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=rf"model.text_tokens is {tokens}; a prompt needs 1 token at least: set it to"):
+        encode_prompts(
+            config, tmp_path / "out", tmp_path / "kept",
+            text_encoder=CONFIG, tokens=tokens, precision=Precision.FLOAT32, seed=0,
+        )  # fmt: skip
+    assert not (tmp_path / "kept").exists()
+
+
 # --- where captions come from -----------------------------------------------------------------------------------------
 
 

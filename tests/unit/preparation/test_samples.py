@@ -23,7 +23,7 @@ from causvid.models.vae import decode, encode, load_vae, to_uint8, to_unit
 from causvid.pipeline import CausVidPipeline, load_pipeline
 from causvid.preparation.reconstructions import write_reconstructions
 from causvid.preparation.samples import SampleConfig, sample
-from causvid.runtime.device import Precision
+from causvid.record import read_record
 from causvid.runtime.seeding import generator
 from causvid.shapes import VideoShape
 from tests.unit.peak_memory import STATUS, VIDEO_BYTES, growth
@@ -32,7 +32,7 @@ CONFIG = SampleConfig(videos=5, batch_size=2, guidance_scale=2.0, rollouts=2, ro
 
 
 def pipeline_of(world: Path, model: str, schedule: ScheduleConfig) -> CausVidPipeline:
-    pipeline = load_pipeline(world / model, world / "vae", schedule, Precision.FLOAT32)
+    pipeline = load_pipeline(world / model, world / "vae", read_record(world / model), schedule)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -22,11 +22,12 @@ from causvid.training.checkpoint import Stateful
 from causvid.training.dmd_step import DmdConfig, DmdJob, DmdStep, train_dmd
 from causvid.training.ode_step import OdeConfig, OdeJob, OdeStep, train_ode_init
 from causvid.training.optimizers import OptimizerConfig
+from causvid.training.recording import Clips
 from causvid.training.speed import Work
 from causvid.training.teacher_step import TeacherConfig, TeacherJob, TeacherStep, train_teacher
 from causvid.training.trainer import CURVE
 from causvid.training.vae_step import VaeConfig, VaeJob, VaeStep, train_vae
-from tests.conftest import ONE_WORKER
+from tests.conftest import ONE_WORKER, TEACHER, VIDEO
 
 WATCH = Watch(samples_every=0, samples=2, keep_checkpoints_every=None)
 
@@ -123,6 +124,7 @@ def kinds(
     network: dict[str, Any] = {
         "precision": Precision.FLOAT32,
         "prompts": world / "prompts",
+        "clips": Clips(video=VIDEO, latents=TEACHER.latents),
     }
 
     def teacher(work: Path, *, steps: int = 6, precision: Precision = Precision.FLOAT32, **changes: Any) -> TeacherJob:
@@ -142,7 +144,7 @@ def kinds(
         }  # fmt: skip
         return OdeJob(
             config=OdeConfig(**config), schedule=schedule, frames_per_block=2, work=work,
-            pairs=world / "lmdb" / "pairs", teacher=world / "teacher", vae=world / "vae", fps=8, **{**common, **network, "precision": precision},
+            pairs=world / "lmdb" / "pairs", teacher=world / "teacher", vae=world / "vae", **{**common, **network, "precision": precision},
         )  # fmt: skip
 
     def dmd(work: Path, *, steps: int = 6, precision: Precision = Precision.FLOAT32, **changes: Any) -> DmdJob:
@@ -154,7 +156,7 @@ def kinds(
         }  # fmt: skip
         return DmdJob(
             config=DmdConfig(**config), schedule=schedule, work=work, latents=world / "lmdb" / "latents",
-            teacher=world / "teacher", vae=world / "vae", fps=8, student=world / "student", **{**common, **network, "precision": precision},
+            teacher=world / "teacher", vae=world / "vae", student=world / "student", **{**common, **network, "precision": precision},
         )  # fmt: skip
 
     def vae(work: Path, *, steps: int = 6, **changes: Any) -> VaeJob:

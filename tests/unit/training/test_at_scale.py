@@ -111,7 +111,7 @@ def test_ode_regression(job: DmdJob, monkeypatch: pytest.MonkeyPatch, tmp_path: 
             config=params.build(OdeConfig, section, name="train_ode_init"), pairs=tmp_path / "pairs",
             frames_per_block=WAN["model"]["frames_per_block"], schedule=job.schedule, seed=job.seed,
             precision=job.precision, compute=job.compute, prompts=job.prompts, teacher=job.teacher, work=job.work,
-            tracker=job.tracker, watch=job.watch, made_from=job.made_from, vae=job.vae, fps=job.fps,
+            tracker=job.tracker, watch=job.watch, made_from=job.made_from, vae=job.vae, clips=job.clips,
         )
     )  # fmt: skip
     found = updates_of(monkeypatch, student=step.model)

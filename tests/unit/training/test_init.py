@@ -37,6 +37,7 @@ def project(
     yaml = YAML()
     values = yaml.load(params_file.PROFILES / "smoke.yaml")
     values["model"]["transformer"] = transformer_config
+    values["video"] |= {"frames": 13}
     values["train_teacher"] |= {"steps": 2, "init": {"folder": "init", "hub": None, "revision": None}}
     yaml.dump(values, tmp_path / "params.yaml")
     return tmp_path
@@ -46,6 +47,7 @@ def exported(project: Path, world: Path) -> dict[str, torch.Tensor]:
     train_teacher.main(
         latents=world / "lmdb" / "latents",
         prompts=world / "prompts",
+        vae=world / "vae",
         out=project / "out",
         metrics=project / "metrics.json",
         curve=project / "curve.csv",

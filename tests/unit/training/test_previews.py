@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from causvid.data.video_reader import read_frames
+from causvid.record import Normalisation
 from causvid.training.trainer import CURVE
 
 
@@ -74,3 +75,14 @@ def test_without_a_vae_training_goes_on_unwatched(
     assert f"no sample videos: {tmp_path / 'none'} does not exist" in capsys.readouterr().err
     assert not (job.work / "previews").exists()
     assert (job.work / CURVE).is_file()
+
+
+def test_f5_another_vae_shows_nothing(
+    kinds: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that is left in data/checkpoints from another run would show noise, or worse, something like videos."""
+    job = kinds["ode"].job(tmp_path / "work")
+    other = replace(job.clips, latents=Normalisation(mean=(1.0,) * 4, std=(1.0,) * 4))
+    kinds["ode"].train(replace(job, clips=other, watch=replace(job.watch, samples_every=3)))
+    assert f"no sample videos: {job.vae} is another VAE than that of the latents" in capsys.readouterr().err
+    assert not (job.work / "previews").exists()

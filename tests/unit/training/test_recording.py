@@ -1,0 +1,189 @@
+"""Every training leaves a record of what it was really trained on, and starts only from models that fit it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from causvid.data.latent_store import LatentStore
+from causvid.diffusion.schedule import FlowSchedule
+from causvid.models.wan import build_transformer
+from causvid.record import FEW, FILE, MANY, Normalisation, TrainingRecord, read_record, write_record
+from causvid.runtime.device import Precision
+from causvid.shapes import VideoShape
+from causvid.training.recording import Clips, clips_of, require_same_training, tell_origin
+from tests.conftest import CAUSAL_TEACHER, SCHEDULE, STUDENT, TEACHER, VIDEO
+
+OTHER_LATENTS = Normalisation(mean=(0.5,) * 4, std=(2.0,) * 4)
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("teacher", TEACHER), ("causal_teacher", CAUSAL_TEACHER), ("ode", STUDENT), ("dmd", STUDENT)],
+)
+def test_f5_every_export_has_the_record_of_its_training(
+    kinds: dict[str, Any], tmp_path: Path, name: str, expected: TrainingRecord, steps: int
+) -> None:
+    jobs = [kinds[name].job(tmp_path / place, steps=steps) for place in ("one", "two")]
+    for job in jobs:
+        job.work.mkdir()
+        kinds[name].train(job)
+    assert read_record(jobs[0].work / "export") == expected
+    one, two = ((job.work / "export" / FILE).read_bytes() for job in jobs)
+    assert one == two
+
+
+def test_f5_the_record_follows_the_job(kinds: dict[str, Any], world: Path, tmp_path: Path) -> None:
+    clips = Clips(video=replace(VIDEO, fps=16), latents=None)
+    job = replace(
+        kinds["dmd"].job(tmp_path, steps=0), clips=clips, student=world / "teacher", precision=Precision.BFLOAT16
+    )
+    kinds["dmd"].train(job)
+    record = read_record(tmp_path / "export")
+    expected = replace(
+        STUDENT, video=clips.video, precision=Precision.BFLOAT16, latents=None, frames_per_block=None, cache=None
+    )
+    assert record == expected, "a bidirectional student, of clips of another rate"
+
+
+# --- clips ------------------------------------------------------------------------------------------------------------
+
+
+def sections(config: dict[str, Any], *, source: str = "ours", **video: int) -> Callable[[str, Any], Any]:
+    """The params that ``clips_of`` asks for."""
+    values = {
+        "pack_lmdb.latents.source": source, "pack_lmdb.ode_pairs.source": source,
+        "model.vae": config, "video": VideoShape(**{"height": 32, "width": 32, "frames": 13, "fps": 8} | video),
+    }  # fmt: skip
+    return lambda name, _: values[name]
+
+
+@pytest.mark.parametrize(("item", "lmdb"), [("latents", "latents"), ("ode_pairs", "pairs")])
+def test_f5_clips_are_those_of_the_lmdb_and_of_its_vae(
+    world: Path, tmp_path: Path, vae_config: dict[str, Any], item: str, lmdb: str
+) -> None:
+    """A released LMDB knows no VAE: the one that lies in data/checkpoints may be of another run."""
+    statistics = {"latents_mean": [0.5] * 4, "latents_std": [2.0] * 4}
+    folder = world / "lmdb" / lmdb
+    ours = clips_of(sections({**vae_config, **statistics}), folder, item=item, vae=world / "vae")
+    assert ours == Clips(video=VIDEO, latents=STUDENT.latents)
+    for vae in (world / "vae", tmp_path / "none"):
+        given = clips_of(sections({**vae_config, **statistics}, source="released"), folder, item=item, vae=vae)
+        assert given == Clips(video=VIDEO, latents=OTHER_LATENTS)
+        unknown = clips_of(sections(vae_config, source="released"), folder, item=item, vae=vae)
+        assert unknown == Clips(video=VIDEO, latents=None)
+    with pytest.raises(ValueError, match="none holds no VAE"):
+        clips_of(sections(vae_config), folder, item=item, vae=tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("video", "said"),
+    [
+        ({"frames": 17}, "video.frames is 17; .* was made with 13"),
+        ({"height": 64}, "video.height is 64; .* was made with 32"),
+        ({"width": 16}, "video.width is 16; .* was made with 32"),
+        ({"frames": 14}, "video.frames is 14; the VAE needs 4n"),
+    ],
+)
+def test_f5_latents_of_other_clips_are_refused(
+    world: Path, vae_config: dict[str, Any], video: dict[str, int], said: str
+) -> None:
+    for source in ("ours", "released"):
+        with pytest.raises(ValueError, match=said):
+            clips_of(
+                sections(vae_config, source=source, **video), world / "lmdb" / "pairs", item="ode_pairs",
+                vae=world / "vae",
+            )  # fmt: skip
+
+
+def test_f5_latents_of_other_channels_are_refused(world: Path, vae_config: dict[str, Any]) -> None:
+    assert LatentStore(world / "lmdb" / "latents").metadata["shape"][1] == 4
+    wrong = sections({**vae_config, "z_dim": 16}, source="released")
+    with pytest.raises(ValueError, match="model.vae.z_dim is 16; .* was made with 4"):
+        clips_of(wrong, world / "lmdb" / "latents", item="latents", vae=world / "vae")
+
+
+# --- models to start from ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("theirs", "said"),
+    [
+        (replace(TEACHER, text_tokens=512), "model.text_tokens 512, not 4"),
+        (replace(TEACHER, video=replace(VIDEO, height=64)), "video.height 64, not 32"),
+        (replace(TEACHER, video=replace(VIDEO, fps=24)), "video.fps 24, not 8"),
+        (replace(TEACHER, schedule=FlowSchedule(shift=8.0)), "schedule.shift 8, not 3"),
+        (replace(TEACHER, precision=Precision.BFLOAT16), "model.precision bfloat16, not float32"),
+        (replace(TEACHER, latents=OTHER_LATENTS), "latents of another VAE"),
+        (replace(STUDENT, schedule=replace(SCHEDULE, solver_steps=8)), "schedule.solver_steps 8, not 4"),
+        (replace(STUDENT, schedule=replace(SCHEDULE, context_timestep=5)), "schedule.context_timestep 5, not 0"),
+    ],
+)
+def test_f5_a_teacher_or_start_of_another_training_is_refused(
+    tmp_path: Path, theirs: TrainingRecord, said: str
+) -> None:
+    write_record(theirs, tmp_path)
+    with pytest.raises(ValueError, match=f"was trained .*{said}"):
+        require_same_training(tmp_path, STUDENT, steps=theirs.STEPS)
+
+
+@pytest.mark.parametrize("theirs", [TEACHER, CAUSAL_TEACHER, STUDENT, replace(TEACHER, latents=None)])
+def test_f5_a_teacher_has_no_few_steps_and_its_own_blocks(tmp_path: Path, theirs: TrainingRecord) -> None:
+    write_record(theirs, tmp_path)
+    for record in (STUDENT, replace(STUDENT, frames_per_block=None, cache=None)):
+        require_same_training(tmp_path, record, steps=theirs.STEPS)
+    other = FEW if theirs.STEPS == MANY else MANY
+    with pytest.raises(ValueError, match=f"was trained for {theirs.STEPS} steps .*, not for {other}"):
+        require_same_training(tmp_path, STUDENT, steps=other)
+
+
+def test_f5_initial_weights_without_a_record_take_params_and_it_is_said(
+    tmp_path: Path, transformer_config: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    build_transformer(transformer_config, seed=0).save_pretrained(tmp_path)
+    tell_origin(tmp_path, TEACHER, stage="train_teacher", steps=0)
+    said = capsys.readouterr().err
+    assert f"train_teacher.init is {tmp_path}, without a {FILE}: its weights take the values of params, " in said
+    for value in (
+        "schedule.shift 3",
+        "video.width 32",
+        "video.fps 8",
+        "model.text_tokens 4",
+        "model.precision float32",
+    ):
+        assert value in said
+    tell_origin(None, TEACHER, stage="train_teacher", steps=0)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("theirs", "said"),
+    [
+        (replace(TEACHER, video=replace(VIDEO, height=16, width=16)), "video.height 16, not 32; video.width 16, not 32"),
+        (replace(TEACHER, text_tokens=6), "model.text_tokens 6, not 4"),
+        (replace(CAUSAL_TEACHER, schedule=FlowSchedule(shift=1.0)), "schedule.shift 1, not 3; model.frames_per_block 2, not null"),
+        (TEACHER, ""),
+    ],
+)  # fmt: skip
+def test_f5_training_goes_on_at_another_size_and_says_what_differs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], theirs: TrainingRecord, said: str
+) -> None:
+    write_record(theirs, tmp_path)
+    tell_origin(tmp_path, TEACHER, stage="train_teacher", steps=5)
+    found = capsys.readouterr().err
+    assert found == (f"train_teacher.init is {tmp_path}, which was trained for {said}\n" if said else "")
+
+
+def test_f5_weights_of_another_vae_must_be_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_record(replace(TEACHER, latents=OTHER_LATENTS), tmp_path)
+    with pytest.raises(
+        ValueError, match=r"latents of another VAE .* train_ode_init.steps is 0; set train_vae.init.folder"
+    ):
+        tell_origin(tmp_path, STUDENT, stage="train_ode_init", steps=0)
+    tell_origin(tmp_path, STUDENT, stage="train_ode_init", steps=1)
+    assert "latents of another VAE (latents_mean and latents_std differ)" in capsys.readouterr().err

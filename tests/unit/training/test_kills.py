@@ -77,4 +77,5 @@ def test_a_file_that_a_kill_left_half_written_is_no_part_of_the_model(
     assert sorted(path.name for path in (job.work / EXPORT).iterdir()) == [
         "config.json",
         "diffusion_pytorch_model.safetensors",
+        "training_record.json",
     ]

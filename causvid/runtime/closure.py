@@ -10,7 +10,10 @@ PACKAGES = ("causvid", "stages")
 # They cannot change what a stage writes into its outs: an edit here must not redo days of work.
 NEUTRAL = frozenset(
     f"causvid/runtime/{name}.py"
-    for name in ("closure", "device", "parallel", "progress", "recorded", "stage", "tracking", "work")
+    for name in (
+        *("closure", "delivery", "device", "journal", "machine", "mlflow_store", "outbox", "parallel", "progress"),
+        *("recorded", "sender", "stage", "tracking", "work"),
+    )
 ) | {
     "causvid/costs.py",
     "causvid/params.py",

@@ -54,10 +54,15 @@ class BusyError(Exception):
     """Another process does the same work."""
 
 
+def work_root(root: Path) -> Path:
+    """The folder of all work folders: ``CAUSVID_WORK_DIR``, or .work in the project's root."""
+    return Path(os.environ.get("CAUSVID_WORK_DIR", root / ".work"))
+
+
 @contextmanager
 def work_folder(stage: str, key: str, *, root: Path) -> Iterator[Path]:
     """The folder of one stage and key, held by a lock while in use. BusyError when another process holds it."""
-    folder = Path(os.environ.get("CAUSVID_WORK_DIR", root / ".work")) / stage / key
+    folder = work_root(root) / stage / key
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock", blocking=False)
     try:

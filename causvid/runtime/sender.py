@@ -92,11 +92,20 @@ def _end(process: subprocess.Popen[bytes]) -> int:
 
 
 def follow(journal: Journal, root: Path, ended: threading.Event, complain: Complaint) -> int:
-    """Send ``journal`` until the stage has ``ended``, then what is left of it.
+    """Send what other stages left, then ``journal`` until its stage has ``ended``, then what is left of it.
 
     Returns:
         ``SENT`` or ``KEPT``.
     """
+    with journal.lock(blocking=True):  # a stage that was killed may have a sender that is about to end
+        send_waiting(root)
+        code = _follow(journal, root, ended, complain)
+        if code == SENT and journal.is_finished:
+            journal.remove()
+    return code
+
+
+def _follow(journal: Journal, root: Path, ended: threading.Event, complain: Complaint) -> int:
     from causvid.runtime.delivery import Delivery, first_line
 
     deliver, pause = Delivery(journal, root), POLL
@@ -204,15 +213,10 @@ def main(folder: Path, root: Path) -> int:
         import mlflow.tracking  # noqa: F401  # before two threads do it at once
 
         watcher.start()
-        with journal.lock(blocking=True):
-            send_waiting(root)
-            code = follow(journal, root, ended, complain)
-            if code == SENT and journal.is_finished:
-                journal.remove()
+        return follow(journal, root, ended, complain)
     except Exception as error:
         complain(str(error))
         return KEPT
-    return code
 
 
 def quiet() -> None:

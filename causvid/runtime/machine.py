@@ -29,6 +29,8 @@ def watch(journal: Journal, stop: threading.Event, seconds: float = SECONDS) -> 
                 monitor.clear_metrics()
             row = {f"system/{name}": float(value) for name, value in values.items()}
             journal.append("metrics", values=row, step=int((now() - began) / 1000 / seconds))
+    except FileNotFoundError:  # the stage has ended, and another process has sent the journal
+        return
     except Exception as error:  # a container that hides its network or disks from us
         print(f"this machine is not watched: {error}", file=sys.stderr, flush=True)
 

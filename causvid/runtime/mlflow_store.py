@@ -11,6 +11,7 @@ import sqlite3
 import time
 import uuid
 from contextlib import closing, suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 VARIABLE = "MLFLOW_TRACKING_URI"
-BEING_MADE = 60.0  # seconds in which a database file without tables belongs to the process that has just opened it
+BEING_MADE = 20.0  # seconds for which a file with incomplete tables, once written to, is left to its writer
 
 
 class StoreError(ValueError):
@@ -52,7 +53,8 @@ def client(uri: str) -> MlflowClient:
     """A client for ``uri``, with MLflow's telemetry off. An sqlite store is created if there is none.
 
     Raises:
-        StoreError: An sqlite store lacks tables. MLflow would change its schema without being asked to.
+        StoreError: An sqlite store has the schema of another version of MLflow. MLflow would upgrade an older one
+            without being asked, if it lacks a table.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow.tracking import MlflowClient
@@ -92,20 +94,19 @@ def _sqlite_path(uri: str) -> Path | None:
 
 
 def _prepare(path: Path, uri: str) -> None:
-    """Create the store in file ``path`` if there is none; look at the tables of one that is there."""
+    """Create the store in file ``path`` if there is none; check the schema of one that is there."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock") as lock:
             if not path.exists():
                 _create(path)
         Path(lock.lock_file).unlink(missing_ok=True)  # who waits for it finds the store
-    missing = _missing_tables(path)
-    if missing is None and time.time() - path.stat().st_mtime < BEING_MADE:
-        raise StoreError(f"{path} has no tables yet: another process is creating them")
-    if missing:
+    while (schema := _schema(path)) != _own_schema() and time.time() - path.stat().st_mtime < BEING_MADE:
+        time.sleep(0.5)  # another process, MLflow's server for example, may be creating the tables
+    if schema not in (None, _own_schema()):
         raise StoreError(
-            f"{path} has another schema than this version of MLflow (no table {min(missing)}); use the version that "
-            f"wrote it, or make a copy of the file and run: mlflow db upgrade '{uri}'"
+            f"{path} has schema {schema}, and this version of MLflow needs {_own_schema()}; use the version of MLflow "
+            f"that wrote it, or keep a copy of the file and run: mlflow db upgrade '{uri}'"
         )
 
 
@@ -131,15 +132,23 @@ def _create(path: Path) -> None:
             beside.with_name(beside.name + suffix).unlink(missing_ok=True)
 
 
-def _missing_tables(path: Path) -> set[str] | None:
-    """The tables of this version of MLflow that the file lacks; None if it has no tables at all."""
-    import mlflow.store.db.utils  # noqa: F401  # which imports all tables
-    from mlflow.store.db.base_sql_model import Base
-
+def _schema(path: Path) -> str | None:
+    """The version of the schema in an sqlite file; None for a file without tables."""
     there = f"{path.absolute().as_uri()}?mode=rw"  # never creates a file
     with closing(sqlite3.connect(there, timeout=5, uri=True)) as database:
-        found = {name for (name,) in database.execute("select name from sqlite_master where type = 'table'")}
-    return set(Base.metadata.tables) - found if found else None
+        if not database.execute("select * from sqlite_master").fetchone():
+            return None
+        if not database.execute("select * from sqlite_master where name = 'alembic_version'").fetchone():
+            return "unknown"
+        return str((database.execute("select version_num from alembic_version").fetchone() or ["unknown"])[0])
+
+
+@cache
+def _own_schema() -> str:
+    """The version of the schema that this version of MLflow needs."""
+    from mlflow.store.db.utils import _get_latest_schema_revision
+
+    return str(_get_latest_schema_revision())
 
 
 def main() -> None:

@@ -48,8 +48,8 @@ class Complaint:
         self.journal, self.made = journal, False
 
     def __call__(self, reason: str) -> None:
-        """Print the line, the first time."""
-        if not self.made:
+        """Print the line, the first time. A journal that is gone has been sent by another process."""
+        if not self.made and self.journal.exists:
             self.made = True
             name, place = self.journal.header.run.name, os.path.relpath(self.journal.folder)
             print(
@@ -98,6 +98,8 @@ def follow(journal: Journal, root: Path, ended: threading.Event, complain: Compl
         ``SENT`` or ``KEPT``.
     """
     with journal.lock(blocking=True):  # a stage that was killed may have a sender that is about to end
+        if not journal.exists:  # another stage's sender was faster
+            return SENT
         send_waiting(root)
         code = _follow(journal, root, ended, complain)
         if code == SENT and journal.is_finished:

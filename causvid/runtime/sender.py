@@ -63,26 +63,30 @@ class Complaint:
 @contextmanager
 def sending(journal: Journal, root: Path) -> Iterator[None]:
     """Send ``journal`` during this block and at its end. Nothing that fails raises an error; stderr gets one line."""
-    command = [sys.executable, "-m", __name__, str(journal.folder), str(root.resolve())]
-    try:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, cwd=root)
-    except OSError as error:
-        Complaint(journal)(str(error))
-        yield
-        return
+    process = _begin(journal, root)
     try:
         yield
     finally:
-        code = _end(process)
-        if code not in (SENT, KEPT):
-            Complaint(journal)(f"its sender ended with exit code {code}")
+        if process:
+            code = _end(process)
+            if code not in (SENT, KEPT):
+                Complaint(journal)(f"its sender ended with exit code {code}")
+
+
+def _begin(journal: Journal, root: Path) -> subprocess.Popen[bytes] | None:
+    command = [sys.executable, "-m", __name__, str(journal.folder), str(root.resolve())]
+    try:
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, cwd=root)
+    except OSError as error:
+        Complaint(journal)(str(error))
+        return None
 
 
 def _end(process: subprocess.Popen[bytes]) -> int:
     """Tell a sender that its stage has ended, and wait for it; returns its exit code."""
     assert process.stdin
     with suppress(BrokenPipeError):  # it has died
-        process.stdin.write(b"\n")  # a fork of this process may keep the pipe open
+        process.stdin.write(b"\n")
         process.stdin.close()
     try:
         return process.wait(GRACE + 10)  # it ends by itself before that
@@ -201,7 +205,8 @@ def main(folder: Path, root: Path) -> int:
     watcher = threading.Thread(target=watch, args=(journal, stop), daemon=True)
 
     def wait_for_end() -> None:
-        os.read(0, 1)
+        if not os.read(0, 1):  # the stage was killed; whoever reads its stderr waits for this process, too
+            os._exit(KEPT)
         stop.set()
         if watcher.is_alive():
             watcher.join(timeout=5)

@@ -11,8 +11,8 @@ PACKAGES = ("causvid", "stages")
 NEUTRAL = frozenset(
     f"causvid/runtime/{name}.py"
     for name in (
-        *("closure", "delivery", "device", "journal", "machine", "mlflow_store", "outbox", "parallel", "progress"),
-        *("recorded", "sender", "stage", "tracking", "work"),
+        *("closure", "delivery", "device", "events", "journal", "machine", "mlflow_store", "outbox", "parallel"),
+        *("progress", "recorded", "sender", "stage", "tracking", "work"),
     )
 ) | {
     "causvid/costs.py",

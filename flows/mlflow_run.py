@@ -51,7 +51,7 @@ def parent_run(name: str, profile: str, root: Path, tags: Mapping[str, str]) -> 
     finally:
         if token:
             run_id = _outbox(root, "end", "--token", token, "--status", status, "--note", parent.note)
-            if run_id:
+            if run_id and status != "KILLED":  # a flow that is being cancelled makes no artifacts
                 link = f"{_page()}/#/runs/{run_id}"
                 create_link_artifact(link, key="mlflow", link_text=f"This {name} in MLflow ('make ui')")
 

@@ -29,7 +29,7 @@ def send(context: typer.Context) -> None:
         print(f"{it.name} waits in {os.path.relpath(it.journal.folder)}: {it.reason}", file=sys.stderr)
     if left:
         sys.exit("MLflow does not have everything; the same command tries again")
-    print("MLflow has everything")
+    print("MLflow has everything, except for what running stages are sending")
 
 
 @app.command()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import os
 import signal
 import socket
 import sys
@@ -14,14 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 import httpx
 from filelock import FileLock, Timeout
 from prefect import Flow, get_run_logger
 from prefect import tags as tagged
-from prefect.artifacts import create_link_artifact, create_table_artifact
+from prefect.artifacts import create_table_artifact
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
@@ -40,11 +39,8 @@ from prefect.states import Cancelled, Completed, Crashed, Failed
 
 from flows.dvc_repo import Plan, Stage, read_plan, repair
 from flows.dvc_task import Record, StageFailed, run_dvc, run_stage
+from flows.mlflow_run import ParentRun, parent_run
 
-if TYPE_CHECKING:
-    from mlflow.tracking import MlflowClient
-
-PARENT_VARIABLE = "CAUSVID_PARENT_RUN_ID"  # what a stage reads
 UNFINISHED = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 NOTED = 80  # stages in the note of an MLflow run, which may have 8000 characters
 CANCEL_POLL = 5.0  # seconds between two questions to the server whether somebody has cancelled the run
@@ -61,15 +57,11 @@ def bring_up_to_date(name: str, root: Path, targets: Sequence[str] | None) -> St
             get_run_logger().warning("%s was cut short by a kill; set aside", broken)
         try:
             plan = read_plan(root, targets, refresh=partial(_refresh, root=root))
-            with parent_run(name, plan, root) as environment:
-                states = run_stages(plan.stages, root, environment)
+            with _above(name, plan, root) as parent:
+                states = run_stages(plan.stages, root, parent.environment)
                 create_table_artifact(key="stages", table=_rows(states), description=f"The stages of this {name}")
                 create_table_artifact(key="metrics", table=_metrics(states), description="Numbers of these stages")
-                if environment and any(state.name == "Ran" for state in states.values()):
-                    run_id = environment[PARENT_VARIABLE]
-                    _mlflow(root).set_tag(run_id, "mlflow.note.content", _note(name, states))
-                    link = f"{_mlflow_page()}/#/runs/{run_id}"
-                    create_link_artifact(link, key="mlflow", link_text=f"This {name} in MLflow ('make ui')")
+                parent.note = _note(name, states)
                 failures: list[Any] = [it.result(raise_on_failure=False) for it in states.values() if it.is_failed()]
                 if failures:
                     raise StageFailed("; ".join(it.reason for it in failures), (f"\n{it}" for it in failures))
@@ -150,31 +142,13 @@ def crash_dead_runs(client: SyncPrefectClient, workspace: str) -> None:
 
 
 @contextmanager
-def parent_run(name: str, plan: Plan, root: Path) -> Iterator[dict[str, str]]:
-    """The environment that makes executed stages children of one MLflow run; empty when nothing is to be done.
-
-    A parent that got no children (all stages came back from the run cache) is deleted.
-    """
-    if not plan.changed:
-        yield {}
-        return
-    api = _mlflow(root)
-    experiment = f"causvid/{plan.profile}"
-    found = api.get_experiment_by_name(experiment)
-    experiment_id = found.experiment_id if found else api.create_experiment(experiment)
-    tags = {"prefect_flow_run": str(flow_run.id), **plan.git}
-    run_id = api.create_run(experiment_id, run_name=name, tags=tags).info.run_id
-    status = "KILLED"
-    try:
-        yield {PARENT_VARIABLE: run_id}
-        status = "FINISHED"
-    except Exception:
-        status = "FAILED"
-        raise
-    finally:
-        api.set_terminated(run_id, status)
-        if not api.search_runs([experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'", max_results=1):
-            api.delete_run(run_id)
+def _above(name: str, plan: Plan, root: Path) -> Iterator[ParentRun]:
+    """The MLflow run above the stages, if one is to be executed."""
+    if plan.changed:
+        with parent_run(name, plan.profile, root, {"prefect_flow_run": str(flow_run.id), **plan.git}) as parent:
+            yield parent
+    else:
+        yield ParentRun({})
 
 
 def _end_state(future: PrefectConcurrentFuture[Any]) -> State[Any]:
@@ -225,16 +199,3 @@ def _note(name: str, states: Mapping[str, State[Any]]) -> str:
     ]
     head = f"Flow `{name}`, Prefect run `{flow_run.name}`.\n\n| stage | outcome | seconds |\n| --- | --- | --- |\n"
     return head + "".join(rows[:NOTED]) + (f"\nand {len(rows) - NOTED} more\n" if len(rows) > NOTED else "")
-
-
-def _mlflow(root: Path) -> MlflowClient:
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    from mlflow.tracking import MlflowClient
-
-    return MlflowClient(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve()}/mlflow.db")
-
-
-def _mlflow_page() -> str:
-    """Where MLflow shows the runs: its server, or where ``make ui`` serves a store that is a file."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    return uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"

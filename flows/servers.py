@@ -47,14 +47,14 @@ def main(
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
     environment = {**os.environ, **settings}
-    named = os.environ.get("MLFLOW_TRACKING_URI", "")
-    store = f"sqlite:///{root}/mlflow.db" if not named or named.startswith("http") else named  # a server is no store
     names = f"{HOST}:{mlflow_port},localhost:{mlflow_port}"
+    artifacts = (root / "mlartifacts").as_uri()  # MLflow's own default, with escapes for what it takes for escapes
     with ExitStack() as running:
         server = ["prefect", "server", "start", "--host", HOST, "--port", str(prefect_port)]
         first = running.enter_context(process(server, environment))
         tracker = ["mlflow", "server", "--host", HOST, "--port", str(mlflow_port), "--workers", "1"]
-        tracker += ["--backend-store-uri", store, "--allowed-hosts", names]
+        tracker += ["--backend-store-uri", mlflow_store(environment), "--allowed-hosts", names]
+        tracker += ["--artifacts-destination", os.environ.get("MLFLOW_ARTIFACTS_DESTINATION", artifacts)]
         second = running.enter_context(process(tracker, environment))
         wait_for(first, f"{prefect}/api/health", secret)
         deploy(environment)
@@ -69,6 +69,15 @@ def main(
         finally:
             for child in (third, second, first):  # all at once: each takes seconds
                 end(child, signal.SIGTERM)
+
+
+def mlflow_store(environment: Mapping[str, str]) -> str:
+    """The URI of MLflow's store, which exists: a server and a stage that both create one would end one of them."""
+    command = [sys.executable, "-m", "causvid.runtime.mlflow_store"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"no store for MLflow's server:\n{done.stderr}")
+    return done.stdout.splitlines()[-1]
 
 
 def password(root: Path) -> str:

@@ -36,7 +36,7 @@ from causvid.reporting.tables import (
     read_published,
 )
 from causvid.reporting.templates import data_uri, render
-from causvid.runtime import tracking
+from causvid.runtime import mlflow_store
 from causvid.runtime.work import write_text
 
 if TYPE_CHECKING:
@@ -368,10 +368,10 @@ def main(
 ) -> None:
     """Write a page that sets MLflow runs beside each other."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    uri = tracking.tracking_uri(Path.cwd())
+    uri = mlflow_store.tracking_uri(Path.cwd())
     try:
         found = compare(
-            tracking.client(uri),
+            mlflow_store.client(uri),
             wanted,
             read_published(published),
             ui=uri.rstrip("/") if uri.startswith("http") else UI,

@@ -15,7 +15,8 @@ from causvid.data import manifest
 from causvid.data.video_writer import write_video
 from causvid.reporting import compare, runs
 from causvid.reporting.tables import NOT_MEASURED, NOT_RUN, Cell, Table, read_published
-from causvid.runtime import tracking
+from causvid.runtime import mlflow_store, tracking
+from causvid.runtime.delivery import TOKEN
 
 # MLflow's own queries, which SQLAlchemy 2.1 warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:The .*noload.* loader strategy is deprecated")
@@ -29,7 +30,7 @@ Make = Callable[..., str]
 def api(mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    return tracking.client(mlflow_uri)
+    return mlflow_store.client(mlflow_uri)
 
 
 @pytest.fixture
@@ -51,15 +52,25 @@ def stage(api: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
                 manifest.write_rows(tmp_path / manifest.NAME, rows)
                 for file in (manifest.NAME, "0.mp4"):
                     tracker.log_artifact(tmp_path / file, "samples")
-            return tracker.run_id
+        (run,) = api.search_runs([experiment(api)], f"tags.{TOKEN} = '{tracker.journal.folder.name}'")
+        return str(run.info.run_id)
 
     return make
+
+
+def experiment(api: Any) -> str:
+    return mlflow_store.experiment_id(api, mlflow_store.tracking_uri(Path()), "toy", Path())
+
+
+def repro(api: Any) -> str:
+    """The id of a run without stages."""
+    return str(api.create_run(experiment(api), run_name="repro").info.run_id)
 
 
 @pytest.fixture
 def two(api: Any, stage: Make, tmp_path: Path) -> tuple[str, str]:
     """A whole run, and one that trained again with another guidance scale and took the data over."""
-    first, second = (tracking.start_parent("repro", "toy", tmp_path, {}) for _ in range(2))
+    first, second = (repro(api) for _ in range(2))
     vbench = {"scores": {"temporal_flickering": 0.5}}
     for parent, key, scale, grey in ((first, "a", 2.0, 50), (second, "b", 3.0, 200)):
         data = {"clips": "k0"}
@@ -110,7 +121,7 @@ def test_what_names_no_run_is_said(api: Any, two: tuple[str, str], tmp_path: Pat
     ):
         with pytest.raises(ValueError, match=said):
             runs.collect(api, [wanted])
-    empty = tracking.start_parent("repro", "toy", tmp_path, {})
+    empty = repro(api)
     with pytest.raises(ValueError, match=rf"run {empty} \(repro, running\) has no finished stage"):
         runs.collect(api, [empty])
     for _ in range(runs.LIMIT):
@@ -162,9 +173,7 @@ def test_a_stage_that_one_run_has_not_got(api: Any, two: tuple[str, str], stage:
 
 def test_curves_are_laid_over_each_other_and_a_repeated_step_counts_once(api: Any, two: tuple[str, str]) -> None:
     run = runs.collect(api, two)[0]
-    tracking.Tracker(uri=tracking.tracking_uri(Path()), run_id=run.results["train_dmd"].run_id).log_metrics(
-        {"loss": 1.5}, 1
-    )
+    api.log_metric(run.results["train_dmd"].run_id, "loss", 1.5, step=1)
     found = compare.compare(api, two, PUBLISHED, ui=UI)
     first, second = (run.label for run in found.compared)
     steps = [0.0, 1.0, 2.0]

@@ -14,7 +14,7 @@ import pytest
 
 import stages
 from causvid import params as params_file
-from causvid.runtime import stage, tracking
+from causvid.runtime import mlflow_store, stage
 from causvid.runtime.stage import StageRun, stage_run
 from causvid.shapes import VideoShape
 
@@ -47,7 +47,7 @@ def run_stage(body: Callable[[StageRun], None], **changes: Any) -> None:
 
 
 def last_run(uri: str) -> Any:
-    api = tracking.client(uri)
+    api = mlflow_store.client(uri)
     experiment = api.get_experiment_by_name("causvid/smoke")
     assert experiment is not None
     return next(r for r in api.search_runs([experiment.experiment_id]) if r.info.run_name != "repro")

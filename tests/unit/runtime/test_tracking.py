@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import subprocess
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -12,8 +13,11 @@ from typing import Any
 
 import pytest
 
-from causvid.runtime import tracking
-from causvid.runtime.tracking import Made, child_run, client, git_tags, start_parent, tracking_uri
+from causvid.runtime import machine, tracking
+from causvid.runtime.delivery import TOKEN, Delivery
+from causvid.runtime.mlflow_store import client
+from causvid.runtime.sender import send_waiting
+from causvid.runtime.tracking import Made, Tracker, child_run, end_parent, git_tags, start_parent
 
 # MLflow's own queries, which SQLAlchemy 2.1 warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:The .*noload.* loader strategy is deprecated")
@@ -58,6 +62,19 @@ def runs(uri: str, profile: str = "smoke") -> dict[str, list[Any]]:
     return found
 
 
+def run_of(uri: str, tracker: Tracker) -> Any:
+    """The one run of a stage's tracker."""
+    api = client(uri)
+    everywhere = [experiment.experiment_id for experiment in api.search_experiments()]
+    (run,) = api.search_runs(everywhere, f"tags.{TOKEN} = '{tracker.journal.folder.name}'")
+    return run
+
+
+def points(uri: str, tracker: Tracker, name: str) -> list[tuple[int, float]]:
+    """The history of a metric."""
+    return [(m.step, m.value) for m in client(uri).get_metric_history(run_of(uri, tracker).info.run_id, name)]
+
+
 def test_a_child_records_its_stage_params_and_metrics(
     mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,8 +90,8 @@ def test_a_child_records_its_stage_params_and_metrics(
     assert run.data.params["video.fps"] == "8"
     assert len(run.data.params["long"]) == tracking.VALUE_LIMIT
     assert run.info.status == "FINISHED"
-    history = client(mlflow_uri).get_metric_history(run.info.run_id, "loss")
-    assert [(m.step, m.value) for m in history] == [(1, 2.0), (2, 0.5)]
+    assert points(mlflow_uri, tracker, "loss") == [(1, 2.0), (2, 0.5)]
+    assert not tracker.journal.exists, "MLflow has all of it"
 
 
 def test_an_artifact_is_kept(mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +100,10 @@ def test_an_artifact_is_kept(mlflow_uri: str, tmp_path: Path, monkeypatch: pytes
     (tmp_path / "0.mp4").write_bytes(b"video")
     with child_run("sample", "smoke", tmp_path, {}, MADE, tmp_path) as tracker:
         tracker.log_artifact(tmp_path / "0.mp4", "samples")
-    assert [f.path for f in client(mlflow_uri).list_artifacts(tracker.run_id, "samples")] == ["samples/0.mp4"]
+        (tmp_path / "0.mp4").write_bytes(b"changed since")
+    run_id = run_of(mlflow_uri, tracker).info.run_id
+    assert [f.path for f in client(mlflow_uri).list_artifacts(run_id, "samples")] == ["samples/0.mp4"]
+    assert Path(client(mlflow_uri).download_artifacts(run_id, "samples/0.mp4", tmp_path)).read_bytes() == b"video"
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), SystemExit(1)])
@@ -125,11 +145,36 @@ def test_a_flow_hands_its_parent_down_and_ends_it_itself(
     monkeypatch.setenv(tracking.PARENT_VARIABLE, flow)
     with child_run("download", "smoke", tmp_path, {}, MADE, tmp_path):
         pass
-    found = runs(mlflow_uri)
-    assert set(found) == {"distill", "download"}
-    assert found["download"][0].data.tags["mlflow.parentRunId"] == flow
-    assert found["distill"][0].info.status == "RUNNING"
-    assert found["distill"][0].data.tags["prefect_run"] == "abc"
+    (parent,), (child,) = runs(mlflow_uri)["distill"], runs(mlflow_uri)["download"]
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert (parent.info.status, parent.data.tags["prefect_run"]) == ("RUNNING", "abc")
+    journal = end_parent(flow, "FAILED", "what came of it", tmp_path)
+    (outcome,) = send_waiting(tmp_path)
+    assert (outcome.run_id, outcome.reason) == (parent.info.run_id, None)
+    (parent,) = runs(mlflow_uri)["distill"]
+    assert (parent.info.status, parent.data.tags["mlflow.note.content"]) == ("FAILED", "what came of it")
+    assert not journal.exists
+    assert set(runs(mlflow_uri)) == {"distill", "download"}
+
+
+def test_a_flow_without_a_child_leaves_no_run(mlflow_uri: str, tmp_path: Path) -> None:
+    journal = end_parent(start_parent("distill", "smoke", tmp_path, {}), "FINISHED", "nothing to do", tmp_path)
+    assert [outcome.run_id for outcome in send_waiting(tmp_path)] == [None]
+    assert not journal.exists
+    assert runs(mlflow_uri) == {}
+
+
+def test_a_parent_that_is_no_flow_of_ours_is_taken_as_it_is(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under(monkeypatch, DVC)
+    theirs = client(mlflow_uri).create_run("0", run_name="theirs").info.run_id
+    monkeypatch.setenv(tracking.PARENT_VARIABLE, theirs)
+    with child_run("download", "smoke", tmp_path, {}, MADE, tmp_path):
+        pass
+    (child,) = runs(mlflow_uri)["download"]
+    assert child.data.tags["mlflow.parentRunId"] == theirs
+    assert client(mlflow_uri).get_run(theirs).info.status == "RUNNING"
 
 
 def test_a_child_knows_what_it_is_made_from(mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,10 +196,7 @@ def test_results_are_numbers_by_dotted_names_and_lists_are_steps(
     windows = [{"velocity": 0.5, "note": "x"}, {"velocity": 0.25}]
     with child_run("evaluate", "smoke", tmp_path, {}, MADE, tmp_path) as tracker:
         tracker.log_results({"n": 3, "note": None, "drift": {"judge": windows, "sharpness": [1.0, 2.0]}})
-    history = {
-        name: [(point.step, point.value) for point in client(mlflow_uri).get_metric_history(tracker.run_id, name)]
-        for name in client(mlflow_uri).get_run(tracker.run_id).data.metrics
-    }
+    history = {name: points(mlflow_uri, tracker, name) for name in run_of(mlflow_uri, tracker).data.metrics}
     assert history == {
         "n": [(0, 3.0)],
         "drift.judge.velocity": [(0, 0.5), (1, 0.25)],
@@ -162,12 +204,13 @@ def test_results_are_numbers_by_dotted_names_and_lists_are_steps(
     }
 
 
-def cut_short(folder: Path) -> tracking.Tracker:
-    """The run of a training that was interrupted after a step."""
+def cut_short(folder: Path) -> Tracker:
+    """The run of a training that was interrupted after two steps."""
     kept = []
     with suppress(KeyboardInterrupt), child_run("train_dmd", "smoke", folder, {"a": 1}, MADE, folder) as tracker:
         kept.append(tracker)
-        tracker.log_metrics({"loss": 1.0}, 1)
+        for step in (1, 2):
+            tracker.log_metrics({"loss": 1 / step, "speed/steps": 2.0}, step)
         raise KeyboardInterrupt
     return kept[0]
 
@@ -177,32 +220,64 @@ def test_a_stage_that_was_cut_short_goes_on_in_its_run_below_the_new_parent(
 ) -> None:
     under(monkeypatch, DVC)
     first = cut_short(tmp_path)
+    assert run_of(mlflow_uri, first).info.status == "FAILED"
     under(monkeypatch, FakeProcess(9, DVC.command))
     with child_run("train_dmd", "smoke", tmp_path, {"a": 1}, MADE, tmp_path) as second:
-        second.log_metrics({"loss": 0.5}, 2)
-        assert client(mlflow_uri).get_run(second.run_id).info.status == "RUNNING"
+        Delivery(second.journal, tmp_path)()
+        assert run_of(mlflow_uri, second).info.status == "RUNNING"
     assert second == first
     found = runs(mlflow_uri)
     (run,), parents = found["train_dmd"], {it.data.tags["dvc_process"]: it.info.run_id for it in found["repro"]}
     assert (run.info.status, run.data.tags["mlflow.parentRunId"]) == ("FINISHED", parents["9@1009.00"])
-    with child_run(
-        "train_dmd", "smoke", tmp_path, {"a": 1}, MADE, tmp_path
-    ) as third:  # finished: made again, it is new
+    with child_run("train_dmd", "smoke", tmp_path, {"a": 1}, MADE, tmp_path) as third:
         pass
-    assert third != first
+    assert third != first, "a stage that finished and is made again has a run of its own"
 
 
-@pytest.mark.parametrize("left", ["", '{"uri": "sqlite:///elsewhere.db", "run_id": "1"}', "gone"])
-def test_a_run_that_is_not_there_is_made_anew(
-    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str
+def test_steps_that_are_repeated_after_a_kill_are_one_row_each(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A note cut short by a kill, one of another store, one of a run that somebody deleted."""
+    """Also those that the first attempt had not sent, and the last values, which the stage reports as results."""
     under(monkeypatch)
-    note = json.dumps({"uri": mlflow_uri, "run_id": "0" * 32}) if left == "gone" else left
-    (tmp_path / tracking.UNFINISHED).write_text(note)
-    with child_run("sample", "smoke", tmp_path, {}, MADE, tmp_path):
+    cut_short(tmp_path)
+    with child_run("train_dmd", "smoke", tmp_path, {"a": 1}, MADE, tmp_path) as tracker:
+        for step in (2, 3):
+            tracker.log_metrics({"loss": 1 / step, "speed/steps": 9.0}, step)
+        tracker.log_results({"loss": 1 / 3, "steps": 3})
+        tracker.log_results({"steps": 3})
+    assert points(mlflow_uri, tracker, "loss") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+    assert points(mlflow_uri, tracker, "speed/steps") == [(1, 2.0), (2, 2.0), (3, 9.0)]
+    assert points(mlflow_uri, tracker, "steps") == [(0, 3.0)]
+
+
+@pytest.mark.parametrize("how", ["deleted", "gone"])
+def test_a_run_that_somebody_deleted_is_made_anew_with_its_whole_curve(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, migrated_database: Path
+) -> None:
+    """On MLflow's page, or with the whole store."""
+    under(monkeypatch)
+    tracker = cut_short(tmp_path)
+    if how == "deleted":
+        client(mlflow_uri).delete_run(run_of(mlflow_uri, tracker).info.run_id)
+    else:
+        (tmp_path / "own.db").write_bytes(migrated_database.read_bytes())
+    with child_run("train_dmd", "smoke", tmp_path, {"a": 1}, MADE, tmp_path) as tracker:
+        tracker.log_metrics({"loss": 0.25}, 3)
+    assert points(mlflow_uri, tracker, "loss") == [(1, 1.0), (2, 0.5), (3, 0.25)]
+
+
+def test_a_stage_that_goes_on_with_another_store_has_a_run_there(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, migrated_database: Path
+) -> None:
+    under(monkeypatch)
+    first = cut_short(tmp_path)
+    (tmp_path / "other.db").write_bytes(migrated_database.read_bytes())
+    other = mlflow_uri.replace("own.db", "other.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", other)
+    with child_run("train_dmd", "smoke", tmp_path, {"a": 1}, MADE, tmp_path) as second:
         pass
-    assert len(runs(mlflow_uri)["sample"]) == 1
+    assert second != first
+    assert run_of(other, second).info.status == "FINISHED"
 
 
 def test_profiles_have_experiments_of_their_own(
@@ -213,14 +288,6 @@ def test_profiles_have_experiments_of_their_own(
         with child_run("download", profile, tmp_path, {}, MADE, tmp_path):
             pass
     assert len(runs(mlflow_uri, "smoke")["download"]) == len(runs(mlflow_uri, "laptop")["download"]) == 1
-
-
-def test_the_uri_is_absolute_unless_the_user_names_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.chdir(tmp_path)
-    assert tracking_uri(Path()) == f"sqlite:///{tmp_path.resolve()}/mlflow.db"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
-    assert tracking_uri(Path()) == "http://127.0.0.1:5000"
 
 
 def test_git_tags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,7 +314,6 @@ def test_scores_of_an_item_are_of_the_model_that_was_made_for_it(
         with child_run("train_dmd", "smoke", tmp_path, {}, made, tmp_path) as tracker:
             for _ in range(2):  # a stage that was killed after it had told
                 tracker.log_model("dmd", Path("data/checkpoints/dmd"), key)
-            assert tracker.model_id is None
     made = Made(key="k", inputs={}, upstream={"train_dmd": "old", "download": "d"})
     for stage in ("evaluate@dmd", "evaluate@clips", "report"):
         with child_run(stage, "smoke", tmp_path, {}, made, tmp_path) as tracker:
@@ -268,38 +334,61 @@ def test_a_runs_page_says_what_it_is_made_from_and_the_machine_is_watched(
     mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     under(monkeypatch)
-    monkeypatch.setattr(tracking, "SYSTEM_SECONDS", 0.01)
-    made = Made(key="k3y", inputs={"data/lmdb/latents": "0123456789abcdef"}, upstream={})
-    api = client(mlflow_uri)
+    made, stop = Made(key="k3y", inputs={"data/lmdb/latents": "0123456789abcdef"}, upstream={}), threading.Event()
     with child_run("train_dmd", "smoke", tmp_path, {}, made, tmp_path) as tracker:
-        while not any(name.startswith("system/") for name in api.get_run(tracker.run_id).data.metrics):
+        watcher = threading.Thread(target=machine.watch, args=(tracker.journal, stop, 0.05))
+        watcher.start()
+        while not tracker.journal.sent().offsets:
+            Delivery(tracker.journal, tmp_path)()
+        while sum("system/" in path.read_text() for path in tracker.journal.folder.rglob("*.jsonl")) == 0:
             time.sleep(0.01)
-    run = api.get_run(tracker.run_id)
+        stop.set()
+        watcher.join()
+    run = run_of(mlflow_uri, tracker)
     assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= run.data.metrics.keys()
+    steps = [step for step, _ in points(mlflow_uri, tracker, "system/cpu_utilization_percentage")]
+    assert len(steps) == len(set(steps))
     assert "| `data/lmdb/latents` | 01234567 |" in run.data.tags["mlflow.note.content"]
     assert "dvc repro train_dmd" in run.data.tags["mlflow.note.content"]
 
 
-def test_what_mlflow_or_the_machine_refuses_is_a_line_and_no_failed_stage(
+def test_what_mlflow_refuses_is_a_line_and_the_rest_is_kept(
     mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """A server that knows no models, and a name that MLflow does not take."""
     from mlflow.exceptions import MlflowException
-    from mlflow.system_metrics import system_metrics_monitor
+    from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND
     from mlflow.tracking import MlflowClient
 
     def refuse(*_: object, **__: object) -> None:
-        raise MlflowException("no such endpoint")
+        raise MlflowException("no such endpoint", ENDPOINT_NOT_FOUND)
+
+    under(monkeypatch)
+    monkeypatch.setattr(MlflowClient, "search_logged_models", refuse)
+    made = Made(key="k", inputs={}, upstream={"train_dmd": "d"})
+    with child_run("evaluate@dmd", "smoke", tmp_path, {}, made, tmp_path) as tracker:
+        tracker.log_model("dmd", Path("data/checkpoints/dmd"), "k")
+        for step in range(3):
+            tracker.log_metrics({"loss": 0.5}, step)
+            tracker.log_metrics({"two\nlines": 0.5}, step)
+        tracker.log_results({"velocity": 0.25})
+    run = run_of(mlflow_uri, tracker)
+    assert (run.info.status, run.data.metrics["velocity"]) == ("FINISHED", 0.25)
+    assert points(mlflow_uri, tracker, "loss") == [(0, 0.5), (1, 0.5), (2, 0.5)]
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("MLflow refuses")]
+    assert [line.split(" of ")[0] for line in said] == ["MLflow refuses model", "MLflow refuses metrics"]
+
+
+def test_a_machine_that_hides_is_a_line(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mlflow.system_metrics.metrics import network_monitor
 
     def hidden() -> None:
         raise AttributeError("no network here")
 
     under(monkeypatch)
-    monkeypatch.setattr(MlflowClient, "search_logged_models", refuse)
-    monkeypatch.setattr(system_metrics_monitor, "NetworkMonitor", hidden)
-    made = Made(key="k", inputs={}, upstream={"train_dmd": "d"})
-    with child_run("evaluate@dmd", "smoke", tmp_path, {}, made, tmp_path) as tracker:
-        tracker.log_model("dmd", Path("data/checkpoints/dmd"), "k")
-    assert client(mlflow_uri).get_run(tracker.run_id).info.status == "FINISHED"
-    said = capsys.readouterr().err
-    assert "this machine is not watched: no network here" in said
-    assert said.count("no such endpoint") == 2
+    monkeypatch.setattr(network_monitor, "NetworkMonitor", hidden)
+    with child_run("resample", "smoke", tmp_path, {}, MADE, tmp_path) as tracker:
+        machine.watch(tracker.journal, threading.Event())
+    assert "this machine is not watched: no network here" in capsys.readouterr().err

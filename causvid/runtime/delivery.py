@@ -1,0 +1,206 @@
+"""Sends the events of a journal to MLflow, each once, in the order of their times.
+
+Whatever fails is tried again from the event that failed. An event may then reach MLflow twice: when MLflow took it, and
+the process died before it noted that. This is harmless. A metric carries the time, the step and the value that it had
+the first time, and MLflow keeps equal metrics once; everything else replaces what is there.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+
+from causvid.runtime.events import METRICS, Event, Metrics, log_inputs, log_model, log_params, log_tags, model_of
+from causvid.runtime.journal import FILES, ROWS, Entry, Journal, Run, Sent
+from causvid.runtime.mlflow_store import client, experiment_id, own_uri
+from causvid.runtime.project import work_root
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+TOKEN = "causvid_run"  # the tag by which a run is found again
+PARENT = "mlflow.parentRunId"
+TOGETHER = 50  # events with metrics that are sent at once
+LOGGED = {"params": log_params, "inputs": log_inputs, "tags": log_tags, "model": log_model}
+
+
+class Delivery:
+    """The delivery of one journal. Each call sends what has been added since the last one."""
+
+    def __init__(self, journal: Journal, root: Path) -> None:
+        """Prepare to send ``journal`` of the project in ``root``; nothing is read from MLflow yet."""
+        self.journal, self.root, self.header = journal, root, journal.header
+        self.uri = self.header.store or own_uri(root)
+        self.refused: set[str] = set()  # kinds of events about which a line has been printed
+        self.known = False  # whether the run has been seen in the store
+        self._start_over(journal.sent())
+
+    def __call__(self) -> None:
+        """Send all new events.
+
+        Raises:
+            Exception: MLflow or its store cannot take them. The next call goes on at the same event.
+        """
+        from mlflow.exceptions import MlflowException
+
+        if self.known and not self.journal.is_waiting:
+            return
+        self.api: MlflowClient = client(self.uri)
+        try:
+            self._send_all()
+        except MlflowException:
+            if not self.known or self._is_active():
+                raise
+            self.known = False  # somebody deleted the run
+            self._send_all()
+
+    def _start_over(self, sent: Sent) -> None:
+        """Read the journal from its first event on, of which MLflow has what ``sent`` says."""
+        self.sent = sent
+        self.read: dict[str, int] = {}  # offsets up to which the two attributes below are complete
+        self.metrics = Metrics()
+        self.parent = self.header.parent
+
+    def _send_all(self) -> None:
+        if not self.known:
+            self._find_run()
+        if self.known:
+            for lane in (ROWS, FILES):
+                for batch in _batches(self.journal.entries(lane, self.read)):
+                    self._send(batch)
+
+    def _find_run(self) -> None:
+        """Find the run in the store, or create it. One that somebody deleted is created again, with all its events."""
+        found = self.sent.run_id if self.sent.run_id and self._is_active() else None
+        if found is None:
+            found = self._id_of(self.header.run, self.header.parent, create=not self.header.needs_child)
+            if found != self.sent.run_id:
+                self._start_over(Sent(found))
+                self.journal.keep(self.sent)
+        self.known = found is not None
+
+    def _is_active(self) -> bool:
+        """Whether the store has the run. One that was deleted on MLflow's page is there, but not active."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return str(self.api.get_run(self.sent.run_id).info.lifecycle_stage) == "active"
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+
+    def _id_of(self, run: Run, parent: Run | None, *, create: bool = True) -> str | None:
+        """The id of ``run``. It is found by its token, or created below ``parent`` if ``create``."""
+        experiment = self._experiment(run)
+        found = self._by_token(experiment, run)
+        if found or not create:
+            return found
+        above = {PARENT: self._id_of(parent, None)} if parent else {}
+        work = work_root(self.root)
+        work.mkdir(parents=True, exist_ok=True)
+        with FileLock(work / "mlflow.lock"):  # two senders would create two
+            found = self._by_token(experiment, run)
+            if found is None:
+                tags = {**run.tags, **above, TOKEN: run.token}
+                made = self.api.create_run(experiment, start_time=run.started, run_name=run.name, tags=tags)
+                found = str(made.info.run_id)
+        return found
+
+    def _experiment(self, run: Run) -> str:
+        return experiment_id(self.api, self.uri, run.profile, self.root)
+
+    def _by_token(self, experiment: str, run: Run) -> str | None:
+        found = self.api.search_runs([experiment], f"tags.{TOKEN} = '{run.token}'", max_results=1)
+        return str(found[0].info.run_id) if found else None
+
+    def _send(self, batch: Sequence[Entry]) -> None:
+        """Send events, unless MLflow has them, and note it."""
+        fresh = [entry for entry in batch if entry.end > self.sent.offsets.get(entry.file, 0)]
+        if fresh:
+            self._apply([entry.event for entry in fresh])
+            self.sent.offsets |= {entry.file: entry.end for entry in fresh}
+            self.journal.keep(self.sent)
+        for event, file, end in batch:
+            self.metrics.add(event)
+            if event["kind"] == "resume":
+                self.parent = Run(**event["parent"]) if event["parent"] else None
+            self.read[file] = end
+
+    def _apply(self, events: Sequence[Event]) -> None:
+        """Send events. One that MLflow will never take is passed over, with a line on stderr for each kind."""
+        from mlflow.exceptions import MlflowException
+
+        kind = events[0]["kind"]
+        final = {"INVALID_PARAMETER_VALUE"} | ({"ENDPOINT_NOT_FOUND"} if kind == "model" else set())
+        try:
+            self._log(events)
+        except MlflowException as error:
+            if error.error_code not in final or not self._is_active():
+                raise
+            if len(events) == 1:
+                self._refuse(kind, error)
+            else:
+                for event in events:
+                    self._apply([event])
+
+    def _log(self, events: Sequence[Event]) -> None:
+        event, run_id = events[0], self.sent.run_id
+        assert run_id
+        if event["kind"] in METRICS:
+            self.metrics.log(self.api, run_id, events, self._model)
+        elif event["kind"] in LOGGED:
+            LOGGED[event["kind"]](self.api, run_id, event)
+        elif event["kind"] == "artifact":
+            self.api.log_artifact(run_id, str(self.journal.folder / event["copy"]), event["folder"])
+        elif event["kind"] == "resume":
+            parent = Run(**event["parent"]) if event["parent"] else None
+            above = {PARENT: self._id_of(parent, None)} if parent else {}
+            self.api.update_run(run_id, status="RUNNING")
+            log_tags(self.api, run_id, {"values": {**event["tags"], **above}})
+        else:
+            assert event["kind"] == "end", event
+            self.api.set_terminated(run_id, event["status"], event["time"])
+            if event["ends_parent"] and self.parent:
+                self.api.set_terminated(self._id_of(self.parent, None), "FINISHED", event["time"])
+
+    def _model(self) -> str | None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return model_of(self.api, self._experiment(self.header.run), self.header.run.tags)
+        except MlflowException as error:
+            if error.error_code != "ENDPOINT_NOT_FOUND":
+                raise
+            self._refuse("model", error)  # a server that knows none
+            return None
+
+    def _refuse(self, kind: str, error: Exception) -> None:
+        if kind not in self.refused:
+            self.refused.add(kind)
+            print(f"MLflow refuses {kind} of {self.header.run.name}: {first_line(error)}", file=sys.stderr, flush=True)
+
+
+def first_line(error: Exception) -> str:
+    """The beginning of an error's text; MLflow's go on with SQL or with the body of a response."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def _batches(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+    """Neighbouring metrics together, every other event alone."""
+    batch: list[Entry] = []
+    for entry in entries:
+        alone = entry.event["kind"] not in METRICS
+        if batch and (alone or len(batch) == TOGETHER):
+            yield batch
+            batch = []
+        batch.append(entry)
+        if alone:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

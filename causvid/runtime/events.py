@@ -1,0 +1,131 @@
+"""How MLflow is told of the events of a journal; each function sends one kind of event to a run."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlflow.entities import DatasetInput, LoggedModel, Metric
+    from mlflow.tracking import MlflowClient
+
+METRICS = ("metrics", "results")  # kinds of events that are metrics for MLflow
+BATCH_LIMIT = 100  # parameters that MLflow takes at once
+METRICS_LIMIT = 1000  # metrics that it takes at once
+DIGEST_LIMIT = 36  # characters it stores of a dataset's digest
+
+Event = dict[str, Any]
+
+
+class Metrics:
+    """The metrics that a run has, so that each step of a curve is sent once.
+
+    A training that was killed repeats the steps since its last checkpoint; their first rows stay. A stage reports the
+    last values of its curve as results; the curve has them.
+    """
+
+    def __init__(self) -> None:
+        """Of a run without metrics."""
+        self.steps: set[tuple[str, int]] = set()  # names and steps of curves
+        self.names: set[str] = set()  # of curves
+        self.results: dict[tuple[str, int], str] = {}  # the last value of each result, by its name and step
+
+    def add(self, event: Event) -> None:
+        """Take the metrics of ``event`` for sent."""
+        if event["kind"] == "metrics":
+            self.steps |= {(name, event["step"]) for name in event["values"]}
+            self.names |= event["values"].keys()
+        elif event["kind"] == "results":
+            self.results |= {(name, step): repr(value) for name, value, step in event["values"]}
+
+    def log(self, api: MlflowClient, run_id: str, events: Sequence[Event], model: Callable[[], str | None]) -> None:
+        """Send the metrics of ``events`` that the run does not have. ``model`` says which model results are about."""
+        metrics = list(self._new(events, model))
+        for start in range(0, len(metrics), METRICS_LIMIT):
+            api.log_batch(run_id, metrics=metrics[start : start + METRICS_LIMIT])
+
+    def _new(self, events: Sequence[Event], model: Callable[[], str | None]) -> Iterator[Metric]:
+        from mlflow.entities import Metric
+
+        now = Metrics()  # of these events
+        for event in events:
+            if event["kind"] == "metrics":
+                for name, value in event["values"].items():
+                    if (name, event["step"]) not in self.steps and (name, event["step"]) not in now.steps:
+                        yield Metric(name, value, event["time"], event["step"])
+            else:
+                for name, value, step in event["values"]:
+                    last = now.results.get((name, step), self.results.get((name, step)))
+                    if name not in self.names and name not in now.names and last != repr(value):
+                        yield Metric(name, value, event["time"], step, model_id=model())
+            now.add(event)
+
+
+def log_params(api: MlflowClient, run_id: str, event: Event) -> None:
+    """Send parameters."""
+    from mlflow.entities import Param
+
+    values = [Param(name, value) for name, value in event["values"].items()]
+    for start in range(0, len(values), BATCH_LIMIT):
+        api.log_batch(run_id, params=values[start : start + BATCH_LIMIT])
+
+
+def log_inputs(api: MlflowClient, run_id: str, event: Event) -> None:
+    """Send the digests of a stage's inputs, which MLflow calls datasets."""
+    api.log_inputs(run_id, [_dataset(path, digest) for path, digest in event["values"].items()])
+
+
+def log_tags(api: MlflowClient, run_id: str, event: Event) -> None:
+    """Send tags."""
+    for name, value in event["values"].items():
+        api.set_tag(run_id, name, value)
+
+
+def log_model(api: MlflowClient, run_id: str, event: Event) -> None:
+    """Make a model known, once for each run; its files stay with DVC."""
+    from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
+
+    name = _model_name(event["name"])
+    experiment = api.get_run(run_id).info.experiment_id
+    ours = (model for model in _models(api, experiment, name) if model.source_run_id == run_id)
+    tags = {MLFLOW_MODEL_IS_EXTERNAL: "true", "key": event["key"], "path": event["path"]}
+    model = next(ours, None) or api.create_logged_model(experiment, name, run_id, tags)
+    api.finalize_logged_model(model.model_id, "READY")
+
+
+def model_of(api: MlflowClient, experiment: str, tags: Mapping[str, str]) -> str | None:
+    """The model that the results of ``stage``@x are about: it is called x, and a stage upstream made it."""
+    _, _, item = tags.get("dvc_stage", "").partition("@")
+    keys = set(json.loads(tags.get("upstream", "{}")).values())
+    if item and keys:
+        for model in _models(api, experiment, _model_name(item)):
+            if model.tags.get("key") in keys:
+                return str(model.model_id)
+    return None
+
+
+def _models(api: MlflowClient, experiment: str, name: str) -> Iterator[LoggedModel]:
+    """The models called ``name``, the newest first."""
+    order, token = [{"field_name": "creation_timestamp", "ascending": False}], None
+    while True:
+        page = api.search_logged_models([experiment], f"name = '{name}'", order_by=order, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _model_name(name: str) -> str:
+    """``name`` in the characters that MLflow takes for a model."""
+    return re.sub("[^A-Za-z0-9_-]", "-", name)
+
+
+def _dataset(path: str, digest: str) -> DatasetInput:
+    """An input as MLflow knows it. DVC's md5 has 32 digits, and .dir behind them for a folder; the rest are sha256."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    kind = "dvc.md5" if len(digest.removesuffix(".dir")) == 32 else "sha256"
+    tags = [InputTag("mlflow.data.context", "input"), InputTag(kind, digest)]
+    return DatasetInput(Dataset(path, digest[:DIGEST_LIMIT], "local", json.dumps({"uri": path})), tags)

@@ -1,0 +1,50 @@
+"""What this machine does during a stage: CPUs, memory, disk, network and GPUs, as metrics ``system/...`` of its run."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from contextlib import suppress
+from typing import Any
+
+from causvid.runtime.journal import Journal, now
+
+SECONDS = 10.0  # between two rows
+
+
+def watch(journal: Journal, stop: threading.Event, seconds: float = SECONDS) -> None:
+    """Add a row to ``journal`` every so many seconds until ``stop`` is set.
+
+    The step of a row is the number of such intervals since the run began, so that a resumed run goes on counting.
+    """
+    try:
+        monitors, began = _monitors(), journal.header.run.started
+        while True:
+            for monitor in monitors:
+                monitor.collect_metrics()
+            if stop.wait(seconds):
+                return
+            values = {name: value for monitor in monitors for name, value in monitor.aggregate_metrics().items()}
+            for monitor in monitors:
+                monitor.clear_metrics()
+            row = {f"system/{name}": float(value) for name, value in values.items()}
+            journal.append("metrics", values=row, step=int((now() - began) / 1000 / seconds))
+    except FileNotFoundError:  # the stage has ended, and another process has sent the journal
+        return
+    except Exception as error:  # a container that hides its network or disks from us
+        print(f"this machine is not watched: {error}", file=sys.stderr, flush=True)
+
+
+def _monitors() -> list[Any]:
+    """MLflow's own, of what this machine has."""
+    from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+    from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+    from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+    from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+    from mlflow.system_metrics.metrics.rocm_monitor import ROCMMonitor
+
+    monitors: list[Any] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
+    for gpus in (GPUMonitor, ROCMMonitor):
+        with suppress(Exception):  # no such GPU, or no library for it
+            return [*monitors, gpus()]
+    return monitors

@@ -133,7 +133,7 @@ def test_f8_two_first_users_of_a_store_both_succeed(
             expected |= {"resample": "FINISHED"}
         assert_ended_well(first)
         if other is not None:
-            assert other.wait() == 0
+            assert_ended_well(other)
     assert names(tmp_path) == expected
     left = {path.name for path in tmp_path.glob("mlflow.db*")}
     assert left == {"mlflow.db"}

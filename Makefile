@@ -13,7 +13,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 
-.PHONY: env vbench-env repro toy-wan test test-slow test-browser check flow ablation ui compare report profile dag plan lock clean
+.PHONY: env vbench-env repro toy-wan test test-slow test-browser check flow ablation ui compare send report profile dag plan lock clean
 
 env: .venv/.ready ## the environment in .venv, as locked
 vbench-env: .venvs/vbench/.ready ## VBench's own environment
@@ -81,6 +81,9 @@ ui: env ## Prefect on http://127.0.0.1:4200 with what can be started there, MLfl
 compare: env ## reports/compare/index.html: RUNS="id id", an experiment (causvid/laptop) or an MLflow filter
 	@python -m causvid.reporting.compare "$${RUNS:?must say what to compare, as in make compare RUNS=causvid/laptop}"
 
+send: env ## to MLflow, what it could not take while stages ran
+	@python -m causvid.runtime.outbox
+
 report: env ## the report alone
 	dvc repro report
 
@@ -99,5 +102,5 @@ lock: $(UV) ## both locks, from pyproject.toml and requirements/vbench.in
 	$(UV) pip compile --quiet --universal --no-deps --generate-hashes --no-annotate --no-header --no-emit-index-url \
 	  --python-version 3.11 requirements/vbench.in -o requirements/vbench.txt
 
-clean: ## unfinished work and caches of tools; never data
+clean: ## unfinished work, records that MLflow does not have yet, and caches of tools; never data
 	rm -rf .work .ruff_cache .mypy_cache .pytest_cache .hypothesis .import_linter_cache

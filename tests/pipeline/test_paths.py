@@ -149,7 +149,8 @@ def lay_out(cell: Cell, brought: Path, project: Path, elsewhere: Path) -> Path:
     if cell.link != "none":
         for file in checkpoint.iterdir():
             _behind_a_link(file, elsewhere / f"checkpoint {file.stem}")
-    values = YAML().load(project / "params.yaml")
+    yaml = YAML(typ="safe")  # the other kind of dump breaks names in flow mappings
+    values = yaml.load(project / "params.yaml")
     values["download"] |= {
         "source": "folder",
         "folder": folder.relative_to(project).as_posix(),
@@ -157,7 +158,7 @@ def lay_out(cell: Cell, brought: Path, project: Path, elsewhere: Path) -> Path:
     }
     values["train_vae"]["init"]["folder"] = weights.relative_to(project).as_posix()
     values["train_vae"] |= {"steps": 0, "held_out_clips": 1}
-    YAML().dump(values, project / "params.yaml")
+    yaml.dump(values, project / "params.yaml")
     return checkpoint
 
 

@@ -8,28 +8,29 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sqlite3
 import stat
 import time
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 
-from diskcache import Cache
-
 ABSENT = "absent"  # the checksum of a path that does not exist
-REMEMBERED_FROM = 2**20  # bytes; reading a smaller file takes about as long as asking the cache
+REMEMBERED_FROM = 2**20  # bytes; reading a smaller file takes about as long as asking for it
 SETTLED = 2.0  # seconds after its last change from which a file's times tell it from a later version of it
 
 
 class Checksums:
-    """Takes checksums with a cache in a folder, which several processes may share."""
+    """Takes checksums, and remembers those of large files in an sqlite file that several processes may share."""
 
-    def __init__(self, folder: Path) -> None:
-        """Use the cache in ``folder``.
+    def __init__(self, memory: Path) -> None:
+        """Use the file ``memory``.
 
         Args:
-            folder: Folder of the cache. It is made when something is first remembered.
+            memory: The sqlite file. It is made when something is first remembered. Where it cannot be used, checksums
+                are taken anew.
         """
-        self.folder = folder
+        self.memory = memory
 
     def of(self, path: Path) -> str:
         """Take the checksum of what a path leads to.
@@ -87,15 +88,27 @@ class Checksums:
             return hashlib.sha256(f"kind {stat.S_IFMT(found.st_mode):o}".encode()).digest()
         if found.st_size < REMEMBERED_FROM:
             return _digest(path)
-        same = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-        with Cache(str(self.folder)) as cache:
-            known = cache.get(same)
-            if isinstance(known, bytes):
-                return known
-            digest = _digest(path)
-            if time.time() - found.st_ctime > SETTLED:
-                cache.set(same, digest)
+        same = f"{found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
+        if known := self._recall(same):
+            return known
+        digest = _digest(path)
+        if time.time() - found.st_ctime > SETTLED:
+            self._remember(same, digest)
         return digest
+
+    def _recall(self, same: str) -> bytes | None:
+        if self.memory.is_file():
+            with suppress(sqlite3.Error), closing(sqlite3.connect(self.memory)) as database:
+                for (digest,) in database.execute("select digest from checksums where file = ?", (same,)):
+                    return bytes(digest)
+        return None
+
+    def _remember(self, same: str, digest: bytes) -> None:
+        with suppress(OSError, sqlite3.Error):
+            self.memory.parent.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(self.memory)) as database, database:
+                database.execute("create table if not exists checksums (file text primary key, digest blob)")
+                database.execute("insert or replace into checksums values (?, ?)", (same, digest))
 
 
 def _digest(path: Path) -> bytes:

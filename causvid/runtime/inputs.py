@@ -133,7 +133,7 @@ def checksums(values: Mapping[str, Any], names: Sequence[str], root: Path) -> di
     Raises:
         ValueError: A path that must exist does not, or one cannot be read.
     """
-    take, where, found = Checksums(work_root(root) / "checksums"), located(values, root), dict[str, str]()
+    take, where, found = Checksums(work_root(root) / "checksums.db"), located(values, root), dict[str, str]()
     for name in names:
         path = root / COUNTED_BY.get(name, Path(value_of(where, name)))
         if not PATHS[name] and not path.exists():

@@ -55,7 +55,7 @@ def stage_origin(
     Returns:
         Params, and the checksums of the inputs and of the modules that define the stage.
     """
-    take = Checksums(work_root(root) / "checksums")
+    take = Checksums(work_root(root) / "checksums.db")
     code = {name: take.of(root / name) for name in sorted(import_closure(root / "stages" / f"{stage}.py", root))}
     content = {path.as_posix(): known.get(path.as_posix()) or take.of(root / path) for path in inputs}
     return Origin(stage, params, content, code)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,7 +22,7 @@ OLD, NEW = b"o" * REMEMBERED_FROM, b"n" * REMEMBERED_FROM
 def take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checksums:
     """Checksums that are remembered at once, however new a file is."""
     monkeypatch.setattr(checksums, "SETTLED", -1.0)
-    return Checksums(tmp_path / "cache")
+    return Checksums(tmp_path / "memory" / "checksums.db")
 
 
 def in_place(path: Path, content: bytes) -> None:
@@ -75,9 +78,34 @@ def test_a_large_file_that_stays_the_same_is_read_once(
 def test_a_file_that_has_just_changed_is_not_remembered(tmp_path: Path) -> None:
     """Its times may be those of the next change as well."""
     (tmp_path / "weights").write_bytes(OLD)
-    Checksums(tmp_path / "cache").of(tmp_path / "weights")
-    with checksums.Cache(str(tmp_path / "cache")) as cache:
-        assert len(cache) == 0
+    Checksums(tmp_path / "memory").of(tmp_path / "weights")
+    assert not (tmp_path / "memory").exists()
+
+
+@pytest.mark.parametrize("memory", ["folder", "weights", "locked", "weights/below"])
+def test_a_memory_that_cannot_be_used_changes_nothing(
+    tmp_path: Path, take: Checksums, monkeypatch: pytest.MonkeyPatch, memory: str
+) -> None:
+    (tmp_path / "weights").write_bytes(OLD)
+    (tmp_path / "folder").mkdir()
+    expected = take.of(tmp_path / "weights")
+    connect = partial(sqlite3.connect, timeout=0)
+    monkeypatch.setattr(sqlite3, "connect", connect)
+    with closing(connect(tmp_path / "locked")) as database:
+        database.execute("begin exclusive")
+        assert Checksums(tmp_path / memory).of(tmp_path / "weights") == expected
+        database.rollback()
+    assert (tmp_path / "weights").read_bytes() == OLD
+
+
+@pytest.mark.parametrize("name", ["$HOME", "~", "%41 ?#", "it's"])
+def test_the_memory_is_where_it_is_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(checksums, "SETTLED", -1.0)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").write_bytes(OLD)
+    Checksums(Path(name, "checksums.db")).of(tmp_path / "weights")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "weights"])
+    assert [path.name for path in (tmp_path / name).iterdir()] == ["checksums.db"]
 
 
 @pytest.mark.parametrize("path", ["nothing", "nothing/below", "file/below", "dangling"])

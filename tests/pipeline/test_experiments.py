@@ -69,8 +69,8 @@ def committed(clone: Clone, ref: str, report: str) -> dict[str, Any]:
     [
         [("dvc", "exp", "run", "--temp", "--name", "temp", "-S", "sample.videos=2", "evaluate@clips")],
         [
-            ("dvc", "exp", "run", "--queue", "--name", "first", "-S", "sample.videos=1", "evaluate@clips"),
-            ("dvc", "exp", "run", "--queue", "--name", "second", "-S", "sample.videos=3", "evaluate@clips"),
+            ("dvc", "exp", "run", "--queue", "--name", "first", "-S", "sample.videos=3", "evaluate@clips"),
+            ("dvc", "exp", "run", "--queue", "--name", "second", "-S", "sample.crf=12", "evaluate@clips"),
             ("dvc", "exp", "run", "--run-all"),
         ],
     ],

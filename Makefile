@@ -43,7 +43,7 @@ $(UV):
 	touch $@
 
 repro: env vbench-env ## the experiment: every stage that is out of date
-	@test -e .git || { echo "this folder is no git repository, which DVC needs: run 'git init' here first"; exit 1; }
+	@git rev-parse --git-dir > /dev/null 2>&1 || { echo "this folder is no git repository, which DVC needs: run 'git init' here first"; exit 1; }
 	dvc repro
 
 toy-wan: env vbench-env ## the weights in data/inputs/toy_wan again, from nothing: hours; then make profile NAME=laptop

@@ -256,9 +256,9 @@ def student_of_settings(found: Mapping[str, Any], frames_per_block: int | None, 
     return StudentRecord(
         schedule=part(ScheduleConfig, (field.name for field in fields(ScheduleConfig))),
         video=part(VideoShape, (field.name for field in fields(VideoShape))),
-        text_tokens=require_tokens(found["text_tokens"]),
+        text_tokens=require_tokens(params_file.build(int, found["text_tokens"], name=f"{name}: text_tokens")),
         frames_per_block=frames_per_block,
-        precision=Precision(found["precision"]),
+        precision=params_file.build(Precision, found["precision"], name=f"{name}: precision"),
         latents=None,
         cache=None if frames_per_block is None else CacheRule(),
     )

@@ -1,6 +1,7 @@
 """The MLflow run above the stages of a flow. Nothing that happens to MLflow can stop a flow.
 
-A flow imports none of our code: it runs ``causvid.runtime.outbox``, which writes to the same journals as the stages.
+A flow imports nothing of our code but the environment. It runs ``causvid.runtime.outbox``, which writes to the same
+journals as the stages.
 """
 
 from __future__ import annotations

@@ -27,11 +27,13 @@ def main(
         refuse_unusable(root)
         refuse_problems(params)  # in the first second, not hours later in the stage that needs the number
         values = params_file.read(params)
+        for old in out.glob("*"):  # of an entry that is gone, or cut short by a kill
+            if old.name not in inputs.PATHS:
+                old.unlink()
         for name in inputs.PATHS:
             if name not in inputs.COUNTED_BY:
-                value = inputs.value_of(values, name)
-                told_by_dvc = not inputs.PATHS[name] and inputs.is_output(value)
-                found = inputs.BY_DVC if told_by_dvc else inputs.checksums(values, [name], root)[value]
+                told_by_dvc = not inputs.PATHS[name] and inputs.is_output(inputs.value_of(values, name))
+                (found,) = [inputs.BY_DVC] if told_by_dvc else inputs.checksums(values, [name], root).values()
                 if not (out / name).is_file() or (out / name).read_text(encoding="utf-8") != f"{found}\n":
                     work.write_text(out / name, f"{found}\n")
     except ValueError as error:

@@ -30,7 +30,7 @@ def main(
             seed = run.section("seed", int)
             counts = sources.toy_world_videos(built, config, video=video, seed=seed, workers=run.compute.workers)
         elif config.source == "folder":
-            counts = sources.folder_videos(built, config, folder=config.folder, captions=config.captions)
+            counts = sources.folder_videos(built, config)
         else:
             from causvid.data.mixkit import mixkit_videos  # the hub's client takes a second to import
 

@@ -6,8 +6,8 @@ sources' names. Nothing is decoded here; what a video is worth is found out when
 
 from __future__ import annotations
 
-import os
 import shutil
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -35,7 +35,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadConfig:
-    """Params section ``download``. The stage gets folder and captions as arguments too, where DVC can see them.
+    """Params section ``download``.
 
     source: which of the three; folder, captions: of source folder, captions {relative path: caption} or absent for .txt
     files beside the videos; toy_world_captions: a file of those its clips show, one a line; toy_world_clips: clips to
@@ -88,8 +88,8 @@ def _write_toy_clip(job: tuple[int, str], *, out: Path, video: VideoShape, seed:
     write_video(out / _path(index, ".mp4"), frames, fps=video.fps, crf=TOY_CRF)
 
 
-def folder_videos(out: Path, config: DownloadConfig, *, folder: Path, captions: Path) -> dict[str, Any]:
-    """Copy the videos below ``folder`` into ``out``. Hidden files and other suffixes are no videos.
+def folder_videos(out: Path, config: DownloadConfig) -> dict[str, Any]:
+    """Copy the videos below ``config.folder`` into ``out``. Hidden files and other suffixes are no videos.
 
     Linked files and folders count as what they lead to. A video whose name or caption UTF-8 cannot hold, or whose link
     leads nowhere, is not copied; passed_over.jsonl says why.
@@ -101,6 +101,7 @@ def folder_videos(out: Path, config: DownloadConfig, *, folder: Path, captions: 
         ValueError: For a missing or empty folder, videos without a caption, captions without a video, and when every
             video is passed over.
     """
+    folder, captions = config.folder, config.captions
     if not folder.is_dir():
         raise ValueError(f"download.folder is {folder}; there is no such folder")
     names = _video_names(folder)
@@ -138,16 +139,23 @@ def _video_names(folder: Path) -> list[str]:
 
 
 def _names_below(folder: Path) -> Iterator[PurePosixPath]:
-    """Relative names of what is no folder, also behind linked folders; a link to a folder that holds it is not entered.
+    """Relative names of all files, also behind linked folders. A folder is entered once, however many links lead to it.
 
-    A link that leads nowhere is among them. A pipe or a device is not.
+    A link that leads nowhere is among the files. A pipe or a device is not.
     """
-    for place, folders, files in os.walk(folder, followlinks=True):
-        here = Path(place)
-        folders[:] = [name for name in folders if not here.resolve().is_relative_to((here / name).resolve())]
-        for name in files:
-            if (here / name).is_file() or (here / name).is_symlink():
-                yield PurePosixPath((here / name).relative_to(folder).as_posix())
+    seen: set[tuple[int, int]] = set()
+    real, linked = [folder], deque[Path]()  # real ones first: a folder has its own name, not that of a link to it
+    while real or linked:
+        here = real.pop() if real else linked.popleft()
+        status = here.stat()
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for path in sorted(here.iterdir()):
+            if path.is_dir():
+                (linked if path.is_symlink() else real).append(path)
+            elif path.is_file() or path.is_symlink():
+                yield PurePosixPath(path.relative_to(folder).as_posix())
 
 
 def _leads_nowhere(path: Path, name: str, passed: PassedOver) -> bool:

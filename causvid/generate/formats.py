@@ -105,9 +105,10 @@ def _from_diffusers(folder: Path, params: Path | None, precision: devices.Precis
             f"{folder} holds a {index.get('_class_name')} without {', '.join(missing)}: no few-step student; 'causvid "
             "export' makes a folder of one"
         )
-    dtype = (precision or devices.Precision(index["precision"])).dtype
+    name = f"{folder}/model_index.json"
+    dtype = (precision or params_file.build(devices.Precision, index["precision"], name=f"{name}: precision")).dtype
     transformer = load_transformer(folder / "transformer", dtype).eval()
-    record = student_of_settings(index, transformer.config.get("frames_per_block"), name=f"{folder}/model_index.json")
+    record = student_of_settings(index, transformer.config.get("frames_per_block"), name=name)
     _require_agreement(folder, record, params)
     return CausVidPipeline(
         vae=load_vae(folder / "vae", dtype),

@@ -34,7 +34,9 @@ _FILES = {
     b"version https://git-lfs": "a pointer of Git LFS, not the file itself; fetch it with 'git lfs pull'",
     b"outs:": "a file of DVC that stands for the data; fetch the data with 'dvc pull' and give its own path",
     b"GGUF": "a quantised model in the GGUF format; give the weights it was made from, as .safetensors or .pt",
-    b"<": "a web page, not a checkpoint; the download went wrong: fetch the file again",
+    b"<!": "a web page, not a checkpoint; the download went wrong: fetch the file again",
+    b"<html": "a web page, not a checkpoint; the download went wrong: fetch the file again",
+    b"<?xml": "a web page, not a checkpoint; the download went wrong: fetch the file again",
 }
 # Anywhere in a key → the wrapper that put it there.
 _WRAPPERS = {
@@ -73,14 +75,14 @@ def require_file(path: Path) -> None:
         found = foreign_folder(path) or _folder_in_diffusers_layout(path)
         raise ValueError(f"{path} is {found or 'a folder; give the checkpoint file in it'}")
     if not path.is_file():
-        target = f"is a link to {path.readlink()}, which" if path.is_symlink() else "is absent: it"
-        raise ValueError(f"{path} {target} does not exist")
+        target = f" is a link to {path.readlink()}, which" if path.is_symlink() else ""
+        raise ValueError(f"{path}{target} does not exist")
     if (shard := shard_number(path.name)) and shard[1] > 1:
         raise ValueError(f"{path} is shard {shard[0]} of {shard[1]} of a sharded checkpoint; {JOIN}")
     with path.open("rb") as stream:
-        start = stream.read(64).lstrip()
+        start = stream.read(64)
     for magic, said in _FILES.items():
-        if start.startswith(magic):
+        if start.lstrip().lower().startswith(magic.lower()) and start[8:9] != b"{":  # of a safetensors file's header
             raise ValueError(f"{path} is {said}")
     if path.suffix == ".json":
         shards = _shards(path)

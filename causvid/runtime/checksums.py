@@ -36,7 +36,8 @@ class Checksums:
         """Take the checksum of what a path leads to.
 
         The checksum of a folder covers the names and contents of everything below it. Links are followed to read what
-        they lead to; a link that leads nowhere, or back to a folder that it lies in, counts by its own text.
+        they lead to. A link that leads nowhere, or to a folder that has been read or that it lies in, counts by its
+        text.
 
         Args:
             path: A file, a folder, or a link to one.
@@ -56,15 +57,18 @@ class Checksums:
         if not stat.S_ISDIR(found.st_mode):
             return self._of_file(path, found).hex()
         digest = hashlib.sha256(b"folder")
-        above = tuple((it.st_dev, it.st_ino) for it in map(Path.stat, path.resolve().parents))
-        for name, content in self._below(path, b"", above):
+        seen = {(it.st_dev, it.st_ino) for it in map(Path.stat, path.resolve().parents)}
+        for name, content in self._below(path, b"", seen):
             digest.update(name + b"\0" + content)
         return digest.hexdigest()
 
-    def _below(self, folder: Path, prefix: bytes, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[bytes, bytes]]:
-        """Name and digest of everything below ``folder``, in the order of the names; ``above``: folders it lies in."""
+    def _below(self, folder: Path, prefix: bytes, seen: set[tuple[int, int]]) -> Iterator[tuple[bytes, bytes]]:
+        """Name and digest of everything below ``folder``, in the order of the names.
+
+        seen: Folders that are not entered: those that ``folder`` lies in, and those whose content has been told before.
+        """
         here = folder.stat()
-        above = (*above, (here.st_dev, here.st_ino))
+        seen.add((here.st_dev, here.st_ino))
         try:
             entries = sorted(folder.iterdir(), key=lambda entry: os.fsencode(entry.name))
         except OSError as error:
@@ -75,10 +79,10 @@ class Checksums:
                 found = path.stat()
             except OSError:  # a link that leads nowhere or in a circle
                 found = path.lstat()
-            if path.is_symlink() and (stat.S_ISLNK(found.st_mode) or (found.st_dev, found.st_ino) in above):
-                yield shown, os.fsencode(path.readlink())
+            if stat.S_ISLNK(found.st_mode) or (found.st_dev, found.st_ino) in seen:
+                yield shown, os.fsencode(path.readlink()) if path.is_symlink() else b"folder"
             elif stat.S_ISDIR(found.st_mode):
-                yield from self._below(path, shown + b"/", above)
+                yield from self._below(path, shown + b"/", seen)
             else:
                 yield shown, self._of_file(path, found)
 

@@ -128,7 +128,7 @@ def checksums(values: Mapping[str, Any], names: Sequence[str], root: Path) -> di
         root: The folder in which the stage runs.
 
     Returns:
-        A checksum, or ``"absent"``, by the path as params.yaml has it.
+        A checksum, or ``"absent"``, by the path in its shortest spelling (no ``./``, no slash at the end).
 
     Raises:
         ValueError: A path that must exist does not, or one cannot be read.
@@ -138,7 +138,7 @@ def checksums(values: Mapping[str, Any], names: Sequence[str], root: Path) -> di
         path = root / COUNTED_BY.get(name, Path(value_of(where, name)))
         if not PATHS[name] and not path.exists():
             raise ValueError(f"{name} is {value_of(values, name)}, which does not exist; name another path or make it")
-        found[value_of(values, name)] = take.of(path)
+        found[Path(value_of(values, name)).as_posix()] = take.of(path)
     return found
 
 

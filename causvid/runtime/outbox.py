@@ -51,6 +51,8 @@ def end(
     """End the run of a flow, and print its id in MLflow, or nothing if there is none."""
     sender.quiet()
     journal = tracking.end_parent(token, status, note, Path.cwd())
+    if status == "KILLED":  # a flow that is being cancelled must not wait; the next stage sends it
+        return
     for outcome in sender.send_waiting(Path.cwd()):
         if outcome.journal == journal:
             print(outcome.run_id or "")

@@ -29,13 +29,14 @@ COMMAND = "python -m causvid.runtime.outbox"  # sends what is left
 POLL = 1.0  # seconds between two looks at a journal
 LONGEST_PAUSE = 10.0  # seconds between two tries when MLflow does not answer
 GRACE = 120.0  # seconds that a sender may take after its stage's end
+GRACE_AFTER_FAILURE = 15.0  # the same when MLflow has failed before
 SENT, KEPT = 0, 3  # exit codes of a sender: MLflow has everything; something is left, and a line has been printed
 # Of MLflow's own. The sender tries again by itself.
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool",  # an open connection would write to a file that was moved away
 }
 
@@ -53,8 +54,8 @@ class Complaint:
             self.made = True
             name, place = self.journal.header.run.name, os.path.relpath(self.journal.folder)
             print(
-                f"MLflow does not take the records of {name} ({reason}); they wait in {place} and are sent later, "
-                f"by the next stage or by: {COMMAND}",
+                f"MLflow cannot take the records of {name} now ({reason}). They are kept in {place}; the next stage "
+                f"sends them, or this command: {COMMAND}",
                 file=sys.stderr,
                 flush=True,
             )
@@ -211,7 +212,9 @@ def main(folder: Path, root: Path) -> int:
         if watcher.is_alive():
             watcher.join(timeout=5)
         ended.set()
-        time.sleep(GRACE)
+        begun = time.monotonic()
+        while time.monotonic() - begun < (GRACE_AFTER_FAILURE if complain.made else GRACE):
+            time.sleep(POLL)
         complain(f"MLflow does not answer within {GRACE:.0f} seconds")
         os._exit(KEPT)
 

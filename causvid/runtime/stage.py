@@ -95,9 +95,10 @@ def stage_run(
         watch = params_file.build(tracking.Watch, everything["watch"], name="watch")
         # Under dvc, which has just verified what it recorded: no need to read gigabytes again.
         lock = recorded.read_lock(root) if "DVC_STAGE" in os.environ else {}
-        known, named = recorded.digests(lock), paths_of(reads) if paths is None else paths
-        known |= checksums(everything, [path for path in named if value_of(everything, path) not in known], root)
-        read = [*inputs, *(Path(value_of(everything, path)) for path in named)]
+        known = recorded.digests(lock)
+        named = {name: Path(value_of(everything, name)) for name in (paths_of(reads) if paths is None else paths)}
+        known |= checksums(everything, [name for name, path in named.items() if path.as_posix() not in known], root)
+        read = [*inputs, *named.values()]
         origin = work.stage_origin(name, params={**values, "item": item}, inputs=read, known=known, root=root)
         made = tracking.Made(key=origin.key, inputs=origin.inputs, upstream=recorded.upstream(lock, read, root))
         with (

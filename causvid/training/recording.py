@@ -69,7 +69,7 @@ def clips_of(section: Callable[[str, Any], Any], latents: Path, *, item: str, va
         ("model.vae.z_dim", config["z_dim"], channels),
     ):
         if ours_is != theirs:
-            raise ValueError(f"{name} is {ours_is}; {latents} was made with {theirs}: make it again, or change {name}")
+            raise ValueError(f"{name} is {ours_is}; {latents} has {theirs}: pack it again, or set {name} to {theirs}")
     return Clips(video=video, latents=Normalisation.of(config))
 
 
@@ -108,9 +108,10 @@ def require_same_training(folder: Path, record: TrainingRecord, *, steps: str) -
 
 
 def tell_origin(start: Path | None, record: TrainingRecord, *, stage: str, steps: int) -> None:
-    """Print on stderr what initial weights were trained for, where ``record`` says something else.
+    """Compare what initial weights were trained for with ``record``.
 
-    Training may go on at another size or prompt length. Weights without a record take the values of ``record``.
+    Training may go on at another size or prompt length; stderr then names the differences. Weights that are taken as
+    they are must agree. Weights without a record take the values of ``record``, which are printed.
 
     Args:
         start: Folder of the transformer that ``stage``.init names; None = there is none.
@@ -119,23 +120,29 @@ def tell_origin(start: Path | None, record: TrainingRecord, *, stage: str, steps
         steps: Training steps; 0 takes the weights as they are.
 
     Raises:
-        ValueError: For weights that know the latents of another VAE and would not be trained on.
+        ValueError: For weights that differ and would not be trained on.
     """
     if start is None:
         return
     name = f"{stage}.init is {start}"
     if not has_record(start):
-        print(f"{name}, without a {FILE}: its weights take the values of params, {record.describe()}", file=sys.stderr)
+        print(
+            f"{name}, which has no {FILE}; its weights are taken to be trained for the values in params.yaml: "
+            f"{record.describe()}",
+            file=sys.stderr,
+        )
         return
     theirs = read_record(start)
     differences = theirs.differences(record.values())
     if not _share_latents(theirs, record):
-        if not steps:
-            raise ValueError(
-                f"{name}, trained on {OTHER_VAE}, and {stage}.steps is 0; set train_vae.init.folder to its VAE, or "
-                f"{stage}.steps above 0"
-            )
         differences.append(OTHER_VAE)
+    # A student of blocks may begin as a bidirectional teacher: blocks are what it changes.
+    wrong = [it for it in differences if not it.startswith("model.frames_per_block")]
+    if wrong and not steps:
+        raise ValueError(
+            f"{name}, which was trained for {'; '.join(wrong)}, and {stage}.steps is 0: set these values as they "
+            f"were (of the VAE, train_vae.init.folder), or {stage}.steps above 0"
+        )
     if differences:
         print(f"{name}, which was trained for {'; '.join(differences)}", file=sys.stderr)
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sqlite3
 from collections.abc import Callable
 
 import pytest
+from ruamel.yaml import YAML
 
+from causvid import params
+from causvid.runtime import inputs
 from tests.pipeline.conftest import Clone
 
 pytestmark = pytest.mark.pipeline
@@ -72,6 +76,39 @@ def test_workers_rerun_nothing_and_one_number_reruns_only_what_depends_on_it(smo
     assert changed(smoke) >= {"sample@teacher", "sample@ode_init", "sample@dmd"}
     assert not changed(smoke) & {"download", "train_vae", "train_teacher", "train_dmd", "measure_latency"}
     smoke.set(sample__rollouts=2)
+    assert changed(smoke) == set()
+
+
+def test_f2_every_path_of_params_decides_the_status_of_the_stages_that_read_it(smoke: Clone) -> None:
+    """Files are replaced by others of the same size and modification time; a file is added to each folder."""
+    values = params.read(smoke.root / "params.yaml")
+    names = [name for name in inputs.PATHS if not inputs.is_output(inputs.value_of(values, name))]
+    names = [name for name in names if name not in inputs.COUNTED_BY]
+    before = {}
+    for path in {smoke.root / inputs.value_of(values, name) for name in names}:
+        if path.is_file():
+            before[path], times = path.read_bytes(), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+            path.unlink()
+            path.write_bytes(before[path][::-1])
+            os.utime(path, ns=times)
+        else:
+            before[path / "new" if path.is_dir() else path] = None
+    for path, content in before.items():
+        if content is None:
+            path.write_text("new")
+    readers = {
+        f"{stage}@{item}" if item else stage
+        for stage, stanza in YAML(typ="safe").load(smoke.root / "dvc.yaml")["stages"].items()
+        for item in stanza.get("foreach", {"": ""})
+        for name in inputs.paths_of([key for key in stanza.get("do", stanza).get("params", []) if isinstance(key, str)])
+        if name in names
+    }
+    assert {"download", "train_vae", "encode_prompts", "train_teacher", "train_ode_init", "evaluate@dmd"} <= readers
+    smoke.run("dvc", "repro", "checksums")
+    assert changed(smoke) == readers
+    for path, content in before.items():
+        path.unlink() if content is None else path.write_bytes(content)
+    smoke.run("dvc", "repro", "checksums")
     assert changed(smoke) == set()
 
 

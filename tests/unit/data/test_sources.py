@@ -86,7 +86,7 @@ def _folder(tmp_path: Path, *names: str) -> Path:
 
 def _take(folder: Path, captions: Path, **changes: Any) -> list[dict[str, Any]]:
     out = folder.parent / "raw"
-    folder_videos(out, _config(**changes), folder=folder, captions=captions)
+    folder_videos(out, _config(folder=folder, captions=captions, **changes))
     return manifest.read_manifest(out)
 
 
@@ -420,3 +420,13 @@ def test_a_video_whose_link_leads_nowhere_is_passed_over_by_name(tmp_path: Path)
     (row,) = manifest.read_rows(tmp_path / "raw" / "passed_over.jsonl")
     assert (row["source"], row["code"]) == ("gone.mp4", "broken_link")
     assert "a link to nowhere.mp4, where no file is" in row["reason"]
+
+
+def test_folders_that_link_to_each_other_give_each_video_once(tmp_path: Path) -> None:
+    names = [f"{letter}/{letter}.mp4" for letter in "abcdefgh"]
+    folder = _folder(tmp_path, *names)
+    for one in "abcdefgh":
+        (folder / one / f"{one}.txt").write_text(f"an {one}")
+        for other in "abcdefgh":
+            (folder / one / f"link to {other}").symlink_to(f"../{other}")
+    assert [row["source"] for row in _take(folder, tmp_path / "none.json")] == names

@@ -170,3 +170,14 @@ def test_a_name_and_the_border_between_files_count(tmp_path: Path, take: Checksu
         for name, text in files.items():
             (tmp_path / folder / name).write_text(text)
     assert len({take.of(tmp_path / folder) for folder in "abc"}) == 3
+
+
+def test_folders_that_link_to_each_other_are_read_once(tmp_path: Path, take: Checksums) -> None:
+    for one in "abcdefgh":
+        (tmp_path / "in" / one).mkdir(parents=True)
+        (tmp_path / "in" / one / "file").write_text(one)
+        for other in "abcdefgh":
+            (tmp_path / "in" / one / f"link to {other}").symlink_to(f"../{other}")
+    before = take.of(tmp_path / "in")
+    (tmp_path / "in" / "h" / "file").write_text("another")
+    assert take.of(tmp_path / "in") != before

@@ -135,6 +135,17 @@ def test_a_missing_path_is_absent_or_refused_by_name(tmp_path: Path) -> None:
         inputs.checksums(values(), ["train_vae.init.folder"], tmp_path)
 
 
+@pytest.mark.parametrize(
+    "value", ["data/inputs/mine", "data/inputs/mine/", "./data/inputs/mine", "data//inputs/./mine"]
+)
+def test_f2_every_spelling_of_a_path_counts_by_its_content(tmp_path: Path, value: str) -> None:
+    (tmp_path / "data" / "inputs" / "mine").mkdir(parents=True)
+    (tmp_path / "data" / "inputs" / "mine" / "a.mp4").write_text("video")
+    found = inputs.checksums(change(values(), "download.folder", value), ["download.folder"], tmp_path)
+    assert list(found) == ["data/inputs/mine"]
+    assert found["data/inputs/mine"] != ABSENT
+
+
 def test_an_environment_counts_by_its_lock(tmp_path: Path) -> None:
     (tmp_path / "requirements").mkdir()
     lock = tmp_path / "requirements" / "vbench.txt"

@@ -86,7 +86,7 @@ def assert_complete(uri: str, tracker: Tracker) -> None:
 
 def one_line(said: str) -> str:
     (line,) = said.splitlines()
-    assert line.startswith("MLflow does not take the records of train_dmd (")
+    assert line.startswith("MLflow cannot take the records of train_dmd now (")
     assert line.endswith("are sent later, by the next stage or by: python -m causvid.runtime.outbox")
     return line
 

@@ -84,9 +84,9 @@ def test_f5_clips_are_those_of_the_lmdb_and_of_its_vae(
 @pytest.mark.parametrize(
     ("video", "said"),
     [
-        ({"frames": 17}, "video.frames is 17; .* was made with 13"),
-        ({"height": 64}, "video.height is 64; .* was made with 32"),
-        ({"width": 16}, "video.width is 16; .* was made with 32"),
+        ({"frames": 17}, "video.frames is 17; .* has 13"),
+        ({"height": 64}, "video.height is 64; .* has 32"),
+        ({"width": 16}, "video.width is 16; .* has 32"),
         ({"frames": 14}, "video.frames is 14; the VAE needs 4n"),
     ],
 )
@@ -104,7 +104,7 @@ def test_f5_latents_of_other_clips_are_refused(
 def test_f5_latents_of_other_channels_are_refused(world: Path, vae_config: dict[str, Any]) -> None:
     assert LatentStore(world / "lmdb" / "latents").metadata["shape"][1] == 4
     wrong = sections({**vae_config, "z_dim": 16}, source="released")
-    with pytest.raises(ValueError, match="model.vae.z_dim is 16; .* was made with 4"):
+    with pytest.raises(ValueError, match="model.vae.z_dim is 16; .* has 4"):
         clips_of(wrong, world / "lmdb" / "latents", item="latents", vae=world / "vae")
 
 
@@ -148,7 +148,10 @@ def test_f5_initial_weights_without_a_record_take_params_and_it_is_said(
     build_transformer(transformer_config, seed=0).save_pretrained(tmp_path)
     tell_origin(tmp_path, TEACHER, stage="train_teacher", steps=0)
     said = capsys.readouterr().err
-    assert f"train_teacher.init is {tmp_path}, without a {FILE}: its weights take the values of params, " in said
+    assert (
+        f"train_teacher.init is {tmp_path}, which has no {FILE}; its weights are taken to be trained for the values in params.yaml: "
+        in said
+    )
     for value in (
         "schedule.shift 3",
         "video.width 32",
@@ -182,8 +185,27 @@ def test_f5_training_goes_on_at_another_size_and_says_what_differs(
 def test_f5_weights_of_another_vae_must_be_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_record(replace(TEACHER, latents=OTHER_LATENTS), tmp_path)
     with pytest.raises(
-        ValueError, match=r"latents of another VAE .* train_ode_init.steps is 0; set train_vae.init.folder"
+        ValueError, match=r"trained for latents of another VAE .* train_ode_init.steps is 0: set these values as"
     ):
         tell_origin(tmp_path, STUDENT, stage="train_ode_init", steps=0)
     tell_origin(tmp_path, STUDENT, stage="train_ode_init", steps=1)
     assert "latents of another VAE (latents_mean and latents_std differ)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("theirs", "said"),
+    [
+        (replace(STUDENT, video=replace(VIDEO, fps=16)), "video.fps 16, not 8"),
+        (replace(STUDENT, text_tokens=6), "model.text_tokens 6, not 4"),
+        (replace(STUDENT, schedule=replace(SCHEDULE, context_timestep=10)), "schedule.context_timestep 10, not 0"),
+        (replace(TEACHER, schedule=FlowSchedule(shift=1.0)), "schedule.shift 1, not 3"),
+    ],
+)
+def test_f5_weights_that_are_taken_as_they_are_get_no_other_record(
+    tmp_path: Path, theirs: TrainingRecord, said: str
+) -> None:
+    write_record(theirs, tmp_path)
+    with pytest.raises(ValueError, match=rf"which was trained for {said}, and train_ode_init.steps is 0"):
+        tell_origin(tmp_path, STUDENT, stage="train_ode_init", steps=0)
+    write_record(TEACHER, tmp_path)  # a bidirectional teacher becomes a student of blocks
+    tell_origin(tmp_path, STUDENT, stage="train_ode_init", steps=0)

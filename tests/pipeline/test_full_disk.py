@@ -40,13 +40,12 @@ def _own_mounts() -> None:
     ("name", "size", "options", "same"),
     [
         ("download", "40k",
-         ["--folder", "data/inputs/videos", "--captions", "data/inputs/videos/captions.json",
-          "--toy-world-captions", "data/inputs/toy_world/training.txt"], "data/raw"),
+         [], "data/raw"),
         ("extract_latents", "40k", ["--clips", "data/clips", "--vae", "data/checkpoints/vae"], "data/latents"),
         ("train_teacher", "1m",
          ["--latents", "data/lmdb/latents", "--prompts", "data/prompts", "--vae", "data/checkpoints/vae",
           "--curve", "{disk}/curve.csv"], "data/checkpoints/teacher"),
-        ("pack_lmdb", "40k", ["--source", "data/ode_pairs", "--item", "ode_pairs"], "data/lmdb/ode_pairs"),
+        ("pack_lmdb", "40k", ["--item", "ode_pairs"], "data/lmdb/ode_pairs"),
     ],
 )  # fmt: skip
 def test_a_full_disk(smoke: Clone, tmp_path: Path, name: str, size: str, options: list[str], same: str) -> None:

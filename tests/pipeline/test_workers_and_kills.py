@@ -64,7 +64,7 @@ def test_latents_and_pairs_on_ray_are_the_same_bytes(smoke: Clone, tmp_path: Pat
     stage(smoke, "extract_latents", "--clips", "data/clips", "--vae", "data/checkpoints/vae",
           "--out", str(tmp_path / "latents"), "--metrics", str(tmp_path / "latents.json"), params=two, work=tmp_path / "work")  # fmt: skip
     assert contents(tmp_path / "latents") == contents(smoke.root / "data" / "latents")
-    stage(smoke, "generate_ode_pairs", "--captions", "data/clips", "--prompts", "data/prompts", "--vae", "data/checkpoints/vae",
+    stage(smoke, "generate_ode_pairs", "--prompts", "data/prompts", "--vae", "data/checkpoints/vae",
           "--teacher", "data/checkpoints/teacher", "--out", str(tmp_path / "pairs"), "--metrics", str(tmp_path / "pairs.json"),
           params=two, work=tmp_path / "work")  # fmt: skip
     assert contents(tmp_path / "pairs") == contents(smoke.root / "data" / "ode_pairs")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -72,6 +72,34 @@ def remove_unfinished(folder: Path) -> None:
         path.unlink()
 
 
+class _Sink:
+    """A file as PyAV uses it. After a failure, or once it is given up, it takes everything and keeps nothing.
+
+    PyAV seeks and writes again when a container is closed, and the error of that would hide the first one.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.given_up = file, False
+
+    def write(self, data: bytes) -> int:
+        return self._unless_given_up(lambda: self.file.write(data), len(data))
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._unless_given_up(lambda: self.file.seek(offset, whence), 0)
+
+    def tell(self) -> int:
+        return self._unless_given_up(self.file.tell, 0)
+
+    def _unless_given_up(self, call: Callable[[], int], otherwise: int) -> int:
+        if self.given_up:
+            return otherwise
+        try:
+            return call()
+        except BaseException:
+            self.given_up = True
+            raise
+
+
 class VideoEncoder:
     """Encodes frames into a file that is open for writing. The division into chunks does not affect the bytes.
 
@@ -80,11 +108,12 @@ class VideoEncoder:
     """
 
     def __init__(self, path: Path, file: IO[bytes], *, fps: int, crf: int) -> None:
-        self.path, self.file, self.fps, self.crf, self.frames = path, file, fps, crf, 0
+        self.path, self.fps, self.crf, self.frames = path, fps, crf, 0
+        self._sink = _Sink(file)
         self._stream: VideoStream | None = None
         self._convert = VideoReformatter()
         # No version or time in the header: they would change the bytes.
-        self._container = av.open(file, "w", format="mp4", options={"fflags": "+bitexact"})
+        self._container = av.open(self._sink, "w", format="mp4", options={"fflags": "+bitexact"})
 
     def write(self, frames: NDArray[np.uint8]) -> None:
         """Encode uint8 ``frames`` [F, H, W, 3]. Raises ValueError for other types, shapes or a change of size."""
@@ -112,11 +141,10 @@ class VideoEncoder:
         self._container.close()
 
     def close(self) -> None:
-        """Close file and container; an unfinished container gets no index."""
-        try:
-            self.file.close()
-        finally:
-            self._container.close()  # after the file: PyAV would otherwise write the index, and may fail again
+        """Close the container; an unfinished one gets no index."""
+        self._sink.given_up = True
+        with suppress(av.FFmpegError):  # again the error of an earlier call, which has been raised
+            self._container.close()
 
     def _check(self, frames: NDArray[np.uint8]) -> None:
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):

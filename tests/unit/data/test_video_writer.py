@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import resource
 import tracemalloc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -19,7 +22,7 @@ from numpy.typing import NDArray
 from causvid.data import toy_world
 from causvid.data.toy_world import BACKGROUNDS, COLOURS, Scene
 from causvid.data.video_reader import read_frames
-from causvid.data.video_writer import open_video, remove_unfinished, write_video
+from causvid.data.video_writer import VideoEncoder, open_video, remove_unfinished, write_video
 from causvid.shapes import VideoShape
 
 VIDEO = VideoShape(height=32, width=32, frames=9, fps=8)
@@ -185,3 +188,28 @@ def test_f16_files_of_killed_processes_are_removed(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"x")
     remove_unfinished(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+
+
+@pytest.mark.parametrize("room", [10, 100, 5_000, 40_000, 80_000])
+def test_f16_a_disk_that_fills_up_is_the_only_error(
+    tmp_path: Path, room: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Closing what was begun must not raise, or print, an error of its own."""
+    written = 0
+
+    class Full(io.BytesIO):
+        def write(self, data: Any) -> int:
+            nonlocal written
+            written += len(data)
+            if written > room:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(data)
+
+    noise = np.random.default_rng(0).integers(0, 255, (33, 64, 64, 3), dtype=np.uint8)
+    with (
+        pytest.raises(OSError, match="No space left"),
+        closing(VideoEncoder(tmp_path / "a.mp4", Full(), fps=8, crf=8)) as video,
+    ):
+        video.write(noise)
+        video.finish()
+    assert capfd.readouterr() == ("", "")

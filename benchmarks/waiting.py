@@ -27,7 +27,7 @@ SETTINGS: dict[str, dict[str, str]] = {
     "OMP_WAIT_POLICY=PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"},
     **{f"GOMP_SPINCOUNT={spins}": {"GOMP_SPINCOUNT": spins} for spins in ("1000", "10000", "100000")},
 }
-SECONDS = 4.0
+SECONDS = 3.0
 WORK = """
 import json, sys, time
 import torch

@@ -15,7 +15,7 @@ QUIET = {
     "TYPER_STANDARD_TRACEBACK": "1",
 }
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-SPINS = "10000"  # about 0.1 ms; docs/log.md has the measurements on an idle and on a busy machine
+SPINS = "1000"  # about 0.01 ms; docs/log.md has the measurements on an idle and on a busy machine
 
 
 def prepare() -> None:
@@ -23,8 +23,9 @@ def prepare() -> None:
 
     A proxy is never used for a loopback address: the servers there are ours, and a proxy cannot reach them.
 
-    An OpenMP thread that waits for others spins for a short time and then sleeps. Spinning for longer gains little on
-    an idle machine; beside another busy process it takes the core from the thread that is waited for.
+    An OpenMP thread that waits for others spins for a short time and then sleeps. A thread that spins for longer takes
+    the core from the thread that it waits for, if another process is busy; one that sleeps at once is slow to wake up on
+    an idle machine.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)

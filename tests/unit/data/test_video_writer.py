@@ -206,10 +206,12 @@ def test_f16_a_disk_that_fills_up_is_the_only_error(
             return super().write(data)
 
     noise = np.random.default_rng(0).integers(0, 255, (33, 64, 64, 3), dtype=np.uint8)
-    with (
-        pytest.raises(OSError, match="No space left"),
-        closing(VideoEncoder(tmp_path / "a.mp4", Full(), fps=8, crf=8)) as video,
-    ):
-        video.write(noise)
-        video.finish()
+
+    def encode() -> None:
+        with closing(VideoEncoder(tmp_path / "a.mp4", Full(), fps=8, crf=8)) as video:
+            video.write(noise)
+            video.finish()
+
+    with pytest.raises(OSError, match="No space left"):
+        encode()
     assert capfd.readouterr() == ("", "")

@@ -23,9 +23,9 @@ def prepare() -> None:
 
     A proxy is never used for a loopback address: the servers there are ours, and a proxy cannot reach them.
 
-    An OpenMP thread that waits for others spins for a short time and then sleeps. A thread that spins for longer takes
-    the core from the thread that it waits for, if another process is busy; one that sleeps at once is slow to wake up on
-    an idle machine.
+    An OpenMP thread that waits for others spins for a short time and then sleeps. If another process is busy, a thread
+    that spins for longer takes the core from the thread that it waits for. On an idle machine, a thread that sleeps at
+    once is slow to wake up.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)

@@ -128,9 +128,9 @@ def _from_transformer(
         _require_agreement(folder, record, params)
     elif _was_trained_here(folder, beside):
         raise ValueError(
-            f"{folder} has no {FILE}, as a folder that was trained before there were any: train it again, with 'dvc "
-            f"repro train_dmd' for data/checkpoints/dmd; weights from elsewhere need text_encoder/ and tokenizer/ in "
-            "diffusers' layout beside them"
+            f"{folder} has no {FILE}: it was trained by an older version. Train it again ('dvc repro train_dmd' makes "
+            "data/checkpoints/dmd). If its weights come from elsewhere, put text_encoder/ and tokenizer/ in diffusers' "
+            "layout beside it"
         )
     else:
         record, said_by = _record_of_params(folder, params or PARAMS), f"{params or PARAMS}: model"
@@ -217,8 +217,8 @@ def _require_agreement(folder: Path, record: StudentRecord, params: Path | None)
     wrong = record.differences(student_of_params(params).values()) if params else []
     if wrong:
         raise ValueError(
-            f"--params is {params}, but {folder} was trained for {'; '.join(wrong)}; leave --params out: these weights "
-            "have their own values"
+            f"--params is {params}, but {folder} was trained for {'; '.join(wrong)}; leave --params out, because these "
+            "weights come with their own values"
         )
 
 

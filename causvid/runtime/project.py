@@ -39,8 +39,10 @@ def refuse_unusable(root: Path) -> None:
         root: The project's root.
 
     Raises:
-        ValueError: ``data`` is a link.
+        ValueError: ``data`` is a link, or the path of the project has braces.
     """
+    if "{" in str(root) or "}" in str(root):  # DVC puts the path into a format string
+        raise ValueError(f"the project's folder is {root}, and DVC fails on a path with braces: rename the folder")
     data = root / "data"
     if data.is_symlink():
         raise ValueError(

@@ -39,7 +39,7 @@ PROJECTS = {
     "shell": 'it\'s & co; $HOME `x` "q" | <y>',
     "percent": "feature%2Fx%41",
     "url": "c?d=e#1&f",
-    "brackets": "[x] (y) {z} *",
+    "brackets": "[x] (y) *",
     "composed": "\u00fcber caf\u00e9",
     "decomposed": "u\u0308ber cafe\u0301",
     "dash": "-rf",

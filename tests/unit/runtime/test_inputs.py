@@ -197,6 +197,12 @@ def test_f12_a_key_is_the_same_in_an_experiment(tmp_path: Path, experiment: Path
     assert inputs.checksums(values(), names, experiment) == inputs.checksums(values(), names, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["{z}", "a{", "}b"])
+def test_a_project_whose_path_dvc_cannot_handle_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="and DVC fails on a path with braces: rename the folder"):
+        refuse_unusable(tmp_path / name)
+
+
 def test_data_that_is_a_link_is_refused(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     refuse_unusable(tmp_path)

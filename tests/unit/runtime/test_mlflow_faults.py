@@ -87,7 +87,7 @@ def assert_complete(uri: str, tracker: Tracker) -> None:
 def one_line(said: str) -> str:
     (line,) = said.splitlines()
     assert line.startswith("MLflow cannot take the records of train_dmd now (")
-    assert line.endswith("are sent later, by the next stage or by: python -m causvid.runtime.outbox")
+    assert line.endswith("the next stage sends them, or this command: python -m causvid.runtime.outbox")
     return line
 
 

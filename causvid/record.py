@@ -1,11 +1,11 @@
 """The training record: a small JSON file beside a trained transformer's weights that says what it was trained for.
 
-Every stage that trains a transformer writes it into the folder that it publishes. Everything that loads such a folder
-samples by the record, not by the params file of the moment: another profile in params.yaml would otherwise change the
-steps, the frame size or the prompt length of a finished model.
+Every stage that trains a transformer writes it into the folder that it publishes. Code that loads such a folder takes
+the values from the record, not from the current params.yaml. Otherwise a change of profile would change the steps, the
+frame size or the prompt length of a finished model.
 
-Weights from elsewhere (the hub, a released model.pt, a folder that another program wrote) have no record. They take
-the values of the params file, and whoever loads them says so.
+Weights from elsewhere (the hub, a released model.pt, a folder that another program wrote) have no record. The loader
+then takes the values of the params file and prints them.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from causvid.shapes import VideoShape
 T = TypeVar("T")
 FILE = "training_record.json"  # beside config.json
 MANY, FEW = "many", "few"  # steps that a model makes: a teacher's, a student's
-# What CausVidPipeline's config, and so the model_index.json of a diffusers folder, says beside the models.
+# Values in the config of CausVidPipeline, and thus in the model_index.json of a diffusers folder.
 SETTINGS = (
     *(field.name for field in fields(ScheduleConfig)),
     *(field.name for field in fields(VideoShape)),
     "text_tokens",
     "precision",
 )
-# float16 latents cannot tell statistics apart that differ by less.
+# Statistics that differ by less give the same latents in float16.
 TOLERANCE = 1e-3
 # The stages that write data/checkpoints/NAME.
 MAKERS = {"teacher": "train_teacher", "ode_init": "train_ode_init", "dmd": "train_dmd"}
@@ -45,7 +45,7 @@ MAKERS = {"teacher": "train_teacher", "ode_init": "train_ode_init", "dmd": "trai
 
 @dataclass(frozen=True, kw_only=True)
 class Normalisation:
-    """How the VAE's raw latents become the transformer's: ``rule`` with a number per channel.
+    """Normalisation of the VAE's raw latents before they enter the transformer.
 
     Attributes:
         rule: "standardise" is (raw - mean) / std.
@@ -64,7 +64,7 @@ class Normalisation:
         return None if mean is None or std is None else cls(mean=tuple(mean), std=tuple(std))
 
     def is_close(self, other: Normalisation) -> bool:
-        """Whether latents of either are latents of the other, to the rounding of float16."""
+        """Return whether both normalisations give the same latents, up to the rounding of float16."""
         pairs = [*zip(self.mean, other.mean, strict=False), *zip(self.std, other.std, strict=False)]
         close = all(math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=TOLERANCE) for a, b in pairs)
         return close and (self.rule, len(self.mean), len(self.std)) == (other.rule, len(other.mean), len(other.std))
@@ -88,16 +88,16 @@ class CacheRule:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecord:
-    """What a teacher and a student both say.
+    """The fields that records of teachers and students share.
 
     Attributes:
-        schedule: Of the times in training: a student's few steps, or the shift of a teacher's times.
-        video: Clips that the model was trained on: pixels, frames, frames per second.
+        schedule: Timesteps of the training: the few steps of a student, or the shift of a teacher's timesteps.
+        video: Size of the training clips: pixels, frames, frames per second.
         text_tokens: Tokens to which prompts were padded.
         frames_per_block: Latent frames in a block of a causal model; None = bidirectional.
-        precision: Of the matrix products in training.
-        latents: Normalisation of the latents; None = unknown, they came from a released LMDB and ``model.vae`` has no
-            statistics.
+        precision: Precision of the matrix products in training.
+        latents: Normalisation of the latents. None means that it is unknown, because the latents came from a released
+            LMDB and ``model.vae`` has no statistics.
     """
 
     STEPS: ClassVar[str]
@@ -110,12 +110,12 @@ class TrainingRecord:
     latents: Normalisation | None
 
     def values(self) -> dict[str, Any]:
-        """Its fields under the names that they have in a params file."""
+        """Return the fields by their names in a params file."""
         named = values_of(self.schedule, self.video, self.text_tokens, self.precision)
         return {**named, "model.frames_per_block": self.frames_per_block}
 
     def differences(self, expected: Mapping[str, Any]) -> list[str]:
-        """One phrase for every field that ``expected``, named as in ``values``, has otherwise."""
+        """Describe, in one phrase each, the fields that have another value in ``expected``, named as in ``values``."""
         ours = self.values()
         return [
             f"{name} {_shown(ours[name])}, not {_shown(value)}"
@@ -124,19 +124,19 @@ class TrainingRecord:
         ]
 
     def describe(self) -> str:
-        """All fields of ``values`` in one line."""
+        """Return all fields of ``values`` in one line."""
         return ", ".join(f"{name} {_shown(value)}" for name, value in self.values().items())
 
     def require(self, folder: Path, expected: Mapping[str, Any]) -> None:
-        """Refuse ``folder``, whose record this is, for a run with other values.
+        """Check that the model in ``folder``, which has this record, was trained for the values of a run.
 
         Args:
-            folder: Where the model lies.
-            expected: Values of the run, named as in ``values``. Names that the record has not are passed over: a
-                teacher has no few steps.
+            folder: Folder of the model.
+            expected: Values of the run, named as in ``values``. Names that the record does not have are ignored; a
+                teacher has no few steps, for example.
 
         Raises:
-            ValueError: With every field that differs, both values and the remedy.
+            ValueError: Some fields differ. The message has their names, both values and the remedy.
         """
         if wrong := self.differences(expected):
             raise ValueError(
@@ -144,10 +144,10 @@ class TrainingRecord:
             )
 
     def require_vae(self, folder: Path, vae: Path) -> None:
-        """Refuse to put the transformer of ``folder`` beside a VAE whose latents it was not trained on.
+        """Check that the transformer in ``folder`` was trained on latents of the VAE in ``vae``.
 
         Raises:
-            ValueError: For other channels or other statistics, and for a folder that holds no VAE.
+            ValueError: The VAE has other channels or other statistics, or the folder holds no VAE.
         """
         if self.latents is None:
             print(
@@ -162,17 +162,17 @@ class TrainingRecord:
             )
 
     def fits(self, vae: Path) -> bool:
-        """Whether the VAE in the folder ``vae`` makes latents as this model knows them, as far as the record says."""
+        """Return whether the VAE in ``vae`` has the normalisation of this record, or the record has none."""
         found = Normalisation.of(read_vae_config(vae))
         return self.latents is None or (found is not None and self.latents.is_close(found))
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherRecord(TrainingRecord):
-    """A model of many steps. How many, and with which guidance, is chosen when it samples.
+    """The record of a model of many steps. The number of steps and the guidance are chosen at sampling time.
 
     Attributes:
-        schedule: Its shift is that of the times in training.
+        schedule: The shift of the timesteps in training.
     """
 
     STEPS = MANY
@@ -182,11 +182,11 @@ class TeacherRecord(TrainingRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class StudentRecord(TrainingRecord):
-    """A model of few steps.
+    """The record of a model of few steps.
 
     Attributes:
-        schedule: The few steps, and the solver's grid that they are states of.
-        cache: How finished blocks enter the KV cache; None for a bidirectional student.
+        schedule: The few steps, and the solver's grid that contains them.
+        cache: The rule by which finished blocks enter the KV cache; None for a bidirectional student.
     """
 
     STEPS = FEW
@@ -205,7 +205,7 @@ class StudentRecord(TrainingRecord):
 def values_of(
     schedule: FlowSchedule | ScheduleConfig, video: VideoShape, text_tokens: int, precision: Precision
 ) -> dict[str, Any]:
-    """What a run and a record can disagree in, under the names that it has in a params file."""
+    """Return the values that a run and a record can disagree about, by their names in a params file."""
     return {
         **{f"schedule.{name}": value for name, value in asdict(schedule).items()},
         **{f"video.{name}": value for name, value in asdict(video).items()},
@@ -215,9 +215,9 @@ def values_of(
 
 
 def settings(record: TeacherRecord | StudentRecord, chosen: ScheduleConfig) -> dict[str, Any]:
-    """The pipeline's ``SETTINGS`` for the model of ``record``.
+    """Return the pipeline's ``SETTINGS`` for a model with ``record``.
 
-    A student samples by the schedule that it was trained for. A teacher samples by ``chosen``.
+    A student uses the schedule that it was trained for. A teacher uses ``chosen``.
     """
     return {
         **asdict(record.schedule if isinstance(record, StudentRecord) else chosen),
@@ -228,9 +228,10 @@ def settings(record: TeacherRecord | StudentRecord, chosen: ScheduleConfig) -> d
 
 
 def student_of_params(params: Path) -> StudentRecord:
-    """The record that a student of the params file ``params`` would have, for weights that come without one.
+    """Build a record from the params file ``params``, for weights that have none. The normalisation stays unknown.
 
-    Its latents are those of whatever VAE lies beside it. Raises ValueError as ``params.section`` does.
+    Raises:
+        ValueError: The params file is invalid, as in ``params.section``.
     """
     blocks = params_file.section(params, "model.frames_per_block", int | None)  # type: ignore[arg-type]  # a union is no type[T]
     return StudentRecord(
@@ -245,9 +246,15 @@ def student_of_params(params: Path) -> StudentRecord:
 
 
 def student_of_settings(found: Mapping[str, Any], frames_per_block: int | None, *, name: str) -> StudentRecord:
-    """The record of a student whose pipeline has the ``SETTINGS`` in ``found``, which its user knows as ``name``.
+    """Build a record from the ``SETTINGS`` of a pipeline. The normalisation stays unknown.
 
-    Its latents are those of the VAE in the same pipeline. Raises ValueError for a value that cannot be.
+    Args:
+        found: The settings.
+        frames_per_block: Latent frames in a block of the transformer; None = bidirectional.
+        name: Name of the file that holds the settings, for error messages.
+
+    Raises:
+        ValueError: A setting has an invalid value.
     """
 
     def part(cls: type[T], names: Iterable[str]) -> T:
@@ -265,25 +272,25 @@ def student_of_settings(found: Mapping[str, Any], frames_per_block: int | None, 
 
 
 def write_record(record: TrainingRecord, folder: Path) -> None:
-    """Write ``folder``/training_record.json: sorted keys, no path and no date, so its bytes depend on values only."""
+    """Write ``folder``/training_record.json. It has no path and no date, so that equal records give equal bytes."""
     write_json(folder / FILE, {"steps": record.STEPS, **asdict(record)})
 
 
 def has_record(folder: Path) -> bool:
-    """Whether ``folder`` says what its model was trained for."""
+    """Return whether ``folder`` holds a training record."""
     return (folder / FILE).is_file()
 
 
 def read_record(folder: Path, *, steps: str | None = None) -> TeacherRecord | StudentRecord:
-    """The record of the model in ``folder``.
+    """Read the record of the model in ``folder``.
 
     Args:
-        folder: A trained transformer's.
-        steps: Steps that the caller will let the model make, many or few; None = those that it was trained for.
+        folder: Folder of a trained transformer.
+        steps: The kind of sampling that the caller needs, ``"many"`` or ``"few"``; None accepts both.
 
     Raises:
-        ValueError: When there is none, with the stage to run again; when it is damaged or has fields or values that
-            this version does not know, naming them; when the model was not trained for ``steps``.
+        ValueError: The folder has no record; the record is damaged or has fields that this version does not know; or
+            the model was not trained for ``steps``.
     """
     path = folder / FILE
     if not path.is_file():
@@ -302,14 +309,14 @@ def read_record(folder: Path, *, steps: str | None = None) -> TeacherRecord | St
 
 
 def read_student(folder: Path) -> StudentRecord:
-    """The record of a model of few steps. Raises ValueError for a teacher, and as ``read_record`` does."""
+    """Read the record of a student. Raises ValueError for a teacher, and as ``read_record`` does."""
     record = read_record(folder, steps=FEW)
     assert isinstance(record, StudentRecord)
     return record
 
 
 def read_vae_config(folder: Path) -> dict[str, Any]:
-    """The config.json of a VAE, diffusers' keys. Raises ValueError for a folder without one."""
+    """Read the config.json of a VAE in diffusers' format. Raises ValueError if the folder has none."""
     path = folder / "config.json"
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
@@ -323,7 +330,7 @@ def _retrain(folder: Path) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value as a params file has it."""
+    """Return ``value`` as text, as it appears in a params file."""
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, (list, tuple)):

@@ -12,7 +12,7 @@ from causvid.runtime.device import Precision
 from causvid.runtime.parallel import launch
 from causvid.runtime.stage import stage_run
 from causvid.training.ode_step import OdeConfig, OdeJob, train_ode_init
-from causvid.training.recording import clips_of, require_same_training, tell_origin
+from causvid.training.recording import check_origin, clips_of, require_same_training
 from causvid.training.trainer import CURVE, EXPORT, read_last
 
 READS = (
@@ -53,7 +53,7 @@ def main(
         )
         require_same_training(teacher, job.record(), steps=MANY)
         start = job.config.init.locate("transformer")
-        tell_origin(start, job.record(), stage="train_ode_init", steps=job.config.steps)
+        check_origin(start, job.record(), stage="train_ode_init", steps=job.config.steps)
         launch(train_ode_init, job, run.compute, name=run.origin.key, storage=job.work / "ray")
         run.report({**read_last(job.work / CURVE), "steps": job.config.steps})
         run.publish(job.work / EXPORT, out)

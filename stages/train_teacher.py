@@ -10,7 +10,7 @@ import typer
 from causvid.runtime.device import Precision
 from causvid.runtime.parallel import launch
 from causvid.runtime.stage import stage_run
-from causvid.training.recording import clips_of, tell_origin
+from causvid.training.recording import check_origin, clips_of
 from causvid.training.teacher_step import TeacherConfig, TeacherJob, train_teacher
 from causvid.training.trainer import CURVE, EXPORT, read_last
 
@@ -48,7 +48,7 @@ def main(
             made_from=run.origin.parts(),
         )
         start = job.config.init.locate("transformer")
-        tell_origin(start, job.record(), stage="train_teacher", steps=job.config.steps)
+        check_origin(start, job.record(), stage="train_teacher", steps=job.config.steps)
         launch(train_teacher, job, run.compute, name=run.origin.key, storage=job.work / "ray")
         run.report({**read_last(job.work / CURVE), "steps": job.config.steps})
         run.publish(job.work / EXPORT, out)

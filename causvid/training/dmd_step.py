@@ -116,7 +116,7 @@ class DmdJob:
     vae: Path
 
     def record(self, frames_per_block: int | None) -> StudentRecord:
-        """What the student is trained for; its blocks are those of the one that it starts from."""
+        """Return the training record of the student, which has the blocks of the initial student."""
         return student_record(self.clips, self.schedule, self.prompts, self.precision, frames_per_block)
 
 

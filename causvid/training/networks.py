@@ -66,9 +66,9 @@ class Trained:
 
 
 def save_whole(model: nn.Module, folder: Path, record: TrainingRecord) -> None:
-    """Save a diffusers model of which every rank may have a part, and what it was trained for.
+    """Save a model in diffusers' format, and its training record.
 
-    Every rank must ask, rank 0 writes.
+    The model may be sharded over the ranks. All ranks must call this function; rank 0 writes.
     """
     state = whole(model.state_dict())
     if is_main():

@@ -67,7 +67,7 @@ class OdeJob:
     vae: Path
 
     def record(self) -> StudentRecord:
-        """What the student is trained for."""
+        """Return the training record of the student."""
         return student_record(self.clips, self.schedule, self.prompts, self.precision, self.frames_per_block)
 
 

@@ -1,4 +1,4 @@
-"""From the data of a training to the record of its model: clips, their latents, and weights to start from."""
+"""Build the training record of a model from its data, and compare it with the weights that the training starts from."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from causvid.record import (
 from causvid.runtime.device import Precision
 from causvid.shapes import LatentShape, VideoShape
 
-STRIDES = {"scale_factor_temporal": 4, "scale_factor_spatial": 8}  # diffusers' own, of configs that leave them out
+STRIDES = {"scale_factor_temporal": 4, "scale_factor_spatial": 8}  # diffusers' defaults for configs without them
 OTHER_VAE = "latents of another VAE (latents_mean and latents_std differ)"
 
 
@@ -33,8 +33,8 @@ class Clips:
     """The clips whose latents a model is trained on.
 
     Attributes:
-        video: Their size in pixels, frames and frames per second.
-        latents: How their VAE normalised them; None = unknown.
+        video: Size in pixels, frames and frames per second.
+        latents: Normalisation of the latents; None = unknown.
     """
 
     video: VideoShape
@@ -42,19 +42,19 @@ class Clips:
 
 
 def clips_of(section: Callable[[str, Any], Any], latents: Path, *, item: str, vae: Path) -> Clips:
-    """The clips whose latents, or solver states, the LMDB ``latents`` holds.
+    """Describe the clips whose latents, or solver states, are in the LMDB ``latents``.
+
+    An LMDB that this run packed has latents of the VAE in ``vae``. A released LMDB does not name its VAE; the
+    normalisation is then that of ``model.vae``.
 
     Args:
-        section: (name, class) -> that params section: ``video``, and what says which VAE made the latents. That is the
-            one in ``vae`` when the LMDB was packed from our shards. A released LMDB does not name its VAE and takes
-            the values of ``model.vae``.
+        section: Function (name, class) that returns a section of the params file.
         latents: LMDB of rows [F, C, H, W] or [T, F, C, H, W].
-        item: Its name in the params section ``pack_lmdb``.
-        vae: The run's VAE.
+        item: Name of the LMDB in the params section ``pack_lmdb``.
+        vae: Folder of the run's VAE.
 
     Raises:
-        ValueError: When the LMDB holds clips of another size than ``video``, naming the field; when our shards have no
-            VAE.
+        ValueError: The clips in the LMDB have another size than ``video``, or the run has no VAE.
     """
     ours = section(f"pack_lmdb.{item}.source", str) == "ours"
     config = STRIDES | (read_vae_config(vae) if ours else section("model.vae", dict[str, Any]))
@@ -76,7 +76,7 @@ def clips_of(section: Callable[[str, Any], Any], latents: Path, *, item: str, va
 def student_record(
     clips: Clips, schedule: ScheduleConfig, prompts: Path, precision: Precision, frames_per_block: int | None
 ) -> StudentRecord:
-    """The record of a student that is trained on ``clips``; frames_per_block: None = bidirectional."""
+    """Build the record of a student that is trained on ``clips``; frames_per_block: None = bidirectional."""
     return StudentRecord(
         schedule=schedule,
         video=clips.video,
@@ -89,17 +89,17 @@ def student_record(
 
 
 def require_same_training(folder: Path, record: TrainingRecord, *, steps: str) -> None:
-    """Refuse the finished model in ``folder`` as teacher or start of the one that will have ``record``.
+    """Check that the model in ``folder`` can be the teacher, or the initial student, of a model with ``record``.
 
-    Fields that both have must be equal, but for frames_per_block: a teacher has its own.
+    Fields that both records have must be equal. The exception is frames_per_block, which may differ for a teacher.
 
     Args:
-        folder: A trained transformer's.
-        record: Of the model that is trained now.
-        steps: Steps that the model in ``folder`` must make: many for a teacher, few for a start.
+        folder: Folder of a trained transformer.
+        record: Record of the model that is being trained.
+        steps: ``"many"`` for a teacher, ``"few"`` for an initial student.
 
     Raises:
-        ValueError: Naming what differs, both values and the remedy; when ``folder`` has no record.
+        ValueError: Some fields differ, or ``folder`` has no record. The message has both values and the remedy.
     """
     theirs = read_record(folder, steps=steps)
     theirs.require(folder, {name: v for name, v in record.values().items() if name != "model.frames_per_block"})
@@ -107,20 +107,20 @@ def require_same_training(folder: Path, record: TrainingRecord, *, steps: str) -
         raise ValueError(f"{folder} was trained on {OTHER_VAE}; train it again, on the latents of this run")
 
 
-def tell_origin(start: Path | None, record: TrainingRecord, *, stage: str, steps: int) -> None:
+def check_origin(start: Path | None, record: TrainingRecord, *, stage: str, steps: int) -> None:
     """Compare what initial weights were trained for with ``record``.
 
     Training may go on at another size or prompt length; stderr then names the differences. Weights that are taken as
     they are must agree. Weights without a record take the values of ``record``, which are printed.
 
     Args:
-        start: Folder of the transformer that ``stage``.init names; None = there is none.
-        record: Of the model that is trained from them.
-        stage: Params section.
-        steps: Training steps; 0 takes the weights as they are.
+        start: Folder of the transformer that ``stage``.init names; None if it names none.
+        record: Record of the model that is trained from these weights.
+        stage: Name of the params section.
+        steps: Number of training steps; 0 takes the weights as they are.
 
     Raises:
-        ValueError: For weights that differ and would not be trained on.
+        ValueError: The records differ and ``steps`` is 0.
     """
     if start is None:
         return
@@ -136,7 +136,7 @@ def tell_origin(start: Path | None, record: TrainingRecord, *, stage: str, steps
     differences = theirs.differences(record.values())
     if not _share_latents(theirs, record):
         differences.append(OTHER_VAE)
-    # A student of blocks may begin as a bidirectional teacher: blocks are what it changes.
+    # A causal student may start from a bidirectional teacher.
     wrong = [it for it in differences if not it.startswith("model.frames_per_block")]
     if wrong and not steps:
         raise ValueError(
@@ -148,5 +148,5 @@ def tell_origin(start: Path | None, record: TrainingRecord, *, stage: str, steps
 
 
 def _share_latents(one: TrainingRecord, other: TrainingRecord) -> bool:
-    """Whether both were trained on latents of one VAE, as far as they know."""
+    """Return whether both records have the same normalisation, or one of them has none."""
     return one.latents is None or other.latents is None or one.latents.is_close(other.latents)

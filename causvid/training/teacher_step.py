@@ -85,7 +85,7 @@ class TeacherJob:
             )
 
     def record(self) -> TeacherRecord:
-        """What the teacher is trained for."""
+        """Return the training record of the teacher."""
         return TeacherRecord(
             schedule=FlowSchedule(shift=self.shift),
             video=self.clips.video,

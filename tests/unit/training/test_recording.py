@@ -15,7 +15,7 @@ from causvid.models.wan import build_transformer
 from causvid.record import FEW, FILE, MANY, Normalisation, TrainingRecord, read_record, write_record
 from causvid.runtime.device import Precision
 from causvid.shapes import VideoShape
-from causvid.training.recording import Clips, clips_of, require_same_training, tell_origin
+from causvid.training.recording import Clips, check_origin, clips_of, require_same_training
 from tests.conftest import CAUSAL_TEACHER, SCHEDULE, STUDENT, TEACHER, VIDEO
 
 OTHER_LATENTS = Normalisation(mean=(0.5,) * 4, std=(2.0,) * 4)
@@ -146,7 +146,7 @@ def test_f5_initial_weights_without_a_record_take_params_and_it_is_said(
     tmp_path: Path, transformer_config: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     build_transformer(transformer_config, seed=0).save_pretrained(tmp_path)
-    tell_origin(tmp_path, TEACHER, stage="train_teacher", steps=0)
+    check_origin(tmp_path, TEACHER, stage="train_teacher", steps=0)
     said = capsys.readouterr().err
     assert (
         f"train_teacher.init is {tmp_path}, which has no {FILE}; its weights are taken to be trained for the values in params.yaml: "
@@ -160,7 +160,7 @@ def test_f5_initial_weights_without_a_record_take_params_and_it_is_said(
         "model.precision float32",
     ):
         assert value in said
-    tell_origin(None, TEACHER, stage="train_teacher", steps=0)
+    check_origin(None, TEACHER, stage="train_teacher", steps=0)
     assert capsys.readouterr().err == ""
 
 
@@ -177,7 +177,7 @@ def test_f5_training_goes_on_at_another_size_and_says_what_differs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], theirs: TrainingRecord, said: str
 ) -> None:
     write_record(theirs, tmp_path)
-    tell_origin(tmp_path, TEACHER, stage="train_teacher", steps=5)
+    check_origin(tmp_path, TEACHER, stage="train_teacher", steps=5)
     found = capsys.readouterr().err
     assert found == (f"train_teacher.init is {tmp_path}, which was trained for {said}\n" if said else "")
 
@@ -187,8 +187,8 @@ def test_f5_weights_of_another_vae_must_be_trained_on(tmp_path: Path, capsys: py
     with pytest.raises(
         ValueError, match=r"trained for latents of another VAE .* train_ode_init.steps is 0: set these values as"
     ):
-        tell_origin(tmp_path, STUDENT, stage="train_ode_init", steps=0)
-    tell_origin(tmp_path, STUDENT, stage="train_ode_init", steps=1)
+        check_origin(tmp_path, STUDENT, stage="train_ode_init", steps=0)
+    check_origin(tmp_path, STUDENT, stage="train_ode_init", steps=1)
     assert "latents of another VAE (latents_mean and latents_std differ)" in capsys.readouterr().err
 
 
@@ -206,6 +206,6 @@ def test_f5_weights_that_are_taken_as_they_are_get_no_other_record(
 ) -> None:
     write_record(theirs, tmp_path)
     with pytest.raises(ValueError, match=rf"which was trained for {said}, and train_ode_init.steps is 0"):
-        tell_origin(tmp_path, STUDENT, stage="train_ode_init", steps=0)
+        check_origin(tmp_path, STUDENT, stage="train_ode_init", steps=0)
     write_record(TEACHER, tmp_path)  # a bidirectional teacher becomes a student of blocks
-    tell_origin(tmp_path, STUDENT, stage="train_ode_init", steps=0)
+    check_origin(tmp_path, STUDENT, stage="train_ode_init", steps=0)

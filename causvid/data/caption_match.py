@@ -1,4 +1,4 @@
-"""The rule by which a caption finds its video: by their paths, and only where no other pair is as good.
+"""Match captions to videos by their paths, and only where the match is unique.
 
 Paths are compared in Unicode's composed form (NFC), because file systems and archives store the same name composed
 (``é``) or decomposed (``e`` and an accent). Where several paths agree in that form, only an identical one counts.
@@ -18,8 +18,8 @@ def match(videos: Names, captions: Names) -> dict[str, str]:
     """Pair videos with captions where each is the only best partner of the other.
 
     Args:
-        videos: For each video the names that it goes by, the best first.
-        captions: The same for each caption.
+        videos: The names of each video, the preferred one first.
+        captions: The names of each caption, likewise.
 
     Returns:
         The caption of each video that has one.
@@ -66,7 +66,7 @@ def _tails(path: str, *, bare: bool) -> list[str]:
 
 
 def _agree(one: str, other: str) -> bool:
-    """Whether the innermost folders of two paths are the same, where both have one."""
+    """Return whether the innermost folders of two paths are equal, or one of the paths has no folder."""
     folders = [composed(PurePosixPath(path).parent.name) for path in (one, other)]
     return not all(folders) or folders[0] == folders[1]
 
@@ -77,7 +77,7 @@ def composed(name: str) -> str:
 
 
 def _index(owners: Names) -> dict[str, dict[str, list[str]]]:
-    """Composed name → name as it is spelled → those who go by it."""
+    """Return a mapping from composed name and spelling to the owners of that name."""
     index: dict[str, dict[str, list[str]]] = {}
     for owner, names in owners.items():
         for name in names:
@@ -86,7 +86,7 @@ def _index(owners: Names) -> dict[str, dict[str, list[str]]]:
 
 
 def _best(names: Sequence[str], index: Mapping[str, Mapping[str, Sequence[str]]]) -> str | None:
-    """The one who goes by the first of ``names`` that anyone goes by; None when nobody does, or several do equally."""
+    """Return the owner of the first of ``names`` that has owners; None if no name has one, or this one has several."""
     for name in names:
         if spellings := index.get(composed(name)):
             found = spellings.get(name) or (next(iter(spellings.values())) if len(spellings) == 1 else ())

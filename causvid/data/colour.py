@@ -1,4 +1,4 @@
-"""Which colours the numbers of a decoded picture stand for: Y'CbCr matrix, range, transfer function and primaries."""
+"""Read the colour tags of a decoded picture: Y'CbCr matrix, range, transfer function and primaries."""
 
 from __future__ import annotations
 
@@ -62,10 +62,15 @@ class Tags:
 
 @dataclass(frozen=True, kw_only=True)
 class Colour:
-    """How the numbers of a picture become light.
+    """The colours of a picture.
 
-    kind: What the planes hold. matrix: The Y'CbCr matrix, for that kind only. assumed: The matrix is a guess from the
-    picture's size. full: Full range. transfer, primaries: See the module's types.
+    Attributes:
+        kind: Content of the planes.
+        matrix: The Y'CbCr matrix, used for the kind ``"ycbcr"`` only.
+        assumed: Whether the matrix was derived from the picture's size, because the picture has no tag for it.
+        full: Whether the range is full; otherwise it is limited.
+        transfer: The transfer function.
+        primaries: The colour primaries.
     """
 
     kind: Kind
@@ -93,12 +98,12 @@ class Colour:
 
 
 def colour_of(picture: VideoFrame, header: Tags) -> Colour:
-    """Read the tags of ``picture``, completed by those of its stream's header, and by convention where both are silent.
+    """Read the colours of ``picture`` from its tags, or from those of its stream's header where it has none.
 
-    The conventions are those of players. Y'CbCr without a range is limited; gray without a range is full, as FFmpeg
-    writes it. Without a matrix, pictures at least 1280 wide or more than 576 high are BT.709 and smaller ones BT.601.
-    HDR without a matrix or primaries is BT.2020. The primaries of BT.601 count as those of BT.709, which differ little,
-    and all transfer functions of SDR count as one.
+    If both lack a tag, the rules of video players apply. Y'CbCr without a range tag has limited range; gray without a
+    range tag has full range, as FFmpeg writes it. Without a matrix tag, pictures that are at least 1280 pixels wide or
+    more than 576 pixels high are BT.709, and smaller ones BT.601. HDR without a matrix or primaries tag is BT.2020.
+    The primaries of BT.601 are treated as those of BT.709, which differ little, and all SDR transfer functions as one.
 
     Args:
         picture: A decoded picture.

@@ -1,4 +1,7 @@
-"""The demuxer of a video file, chosen by its content: names may be wrong, and guessing would try playlists, too."""
+"""Choose the demuxer of a video file by its content.
+
+File names may be wrong, and FFmpeg's own detection would accept playlists as well, which name other files.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole pictures from interlaced ones: pictures whose odd and even rows show two moments."""
+"""Deinterlace pictures, whose odd and even rows show two moments."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ _TOP_FIRST, _BOTTOM_FIRST = {2, 5}, {3, 4}
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Shown:
-    """A decoded picture as it is to be shown. interlaced: It was stored interlaced. rotation: Degrees to the left."""
+    """A decoded picture to show.
+
+    Attributes:
+        picture: The picture, deinterlaced if it was interlaced and that is wanted.
+        interlaced: Whether the picture was stored interlaced.
+        rotation: Degrees by which to turn it to the left.
+    """
 
     picture: VideoFrame
     interlaced: bool
@@ -34,20 +40,20 @@ def is_interlaced(picture: VideoFrame, field_order: int) -> bool:
 
 
 class Deinterlacer:
-    """Replaces interlaced pictures by whole ones of their first field's moment, with FFmpeg's bwdif filter.
+    """Replaces each interlaced picture by a progressive one at the time of its first field, with FFmpeg's bwdif filter.
 
-    Tags alone decide: telecined film and progressive pictures that are tagged as interlaced count as interlaced. A
-    picture's own flag counts. The stream's header counts only while no picture is flagged, as for codecs without flags.
+    Only tags decide whether a picture is interlaced, so telecined film and progressive pictures with a wrong tag count
+    as interlaced. The stream's header is used until a picture has a flag of its own, because some codecs have no flags.
 
     Args:
         codec: FFmpeg's name of the stream's codec.
         field_order: FFmpeg's AVFieldOrder of the stream's header, before the first picture was decoded.
         time_base: The unit of the pictures' time stamps, in seconds.
-        mend: Whether to replace pictures; without it they are only marked.
+        replace: Whether to replace interlaced pictures. If not, they are only marked as interlaced.
     """
 
-    def __init__(self, *, codec: str, field_order: int, time_base: Fraction, mend: bool) -> None:
-        self.codec, self.field_order, self.time_base, self.mend = codec, field_order, time_base, mend
+    def __init__(self, *, codec: str, field_order: int, time_base: Fraction, replace: bool) -> None:
+        self.codec, self.field_order, self.time_base, self.replace = codec, field_order, time_base, replace
         self.flagged = False
         self.layout: tuple[int, int, str] | None = None
         self.waiting: deque[tuple[Fraction, Fraction, VideoFrame, bool]] = deque()
@@ -61,7 +67,7 @@ class Deinterlacer:
         graph: Graph | None = None
         for begins, ends, picture in pictures:
             interlaced = self._interlaced(picture)
-            if graph is None and interlaced and self.mend:
+            if graph is None and interlaced and self.replace:
                 graph = self._graph(picture)
             if graph is None:
                 yield begins, ends, Shown(picture=picture, interlaced=interlaced, rotation=picture.rotation)
@@ -70,10 +76,10 @@ class Deinterlacer:
                 raise changed(self.layout, picture)
             self.waiting.append((begins, ends, picture, interlaced))
             graph.push(picture)
-            yield from self._mended(graph)
+            yield from self._finished(graph)
         if graph is not None:
             graph.push(None)
-            yield from self._mended(graph)
+            yield from self._finished(graph)
 
     def _interlaced(self, picture: VideoFrame) -> bool:
         if picture.interlaced_frame and self.codec == "hevc":
@@ -105,8 +111,8 @@ class Deinterlacer:
             raise Rejection("interlaced", f"it is interlaced and with {size} too small to be deinterlaced") from error
         return graph
 
-    def _mended(self, graph: Graph) -> Iterator[tuple[Fraction, Fraction, Shown]]:
-        """Everything that the filter has finished."""
+    def _finished(self, graph: Graph) -> Iterator[tuple[Fraction, Fraction, Shown]]:
+        """Yield the pictures that the filter has finished."""
         while True:
             try:
                 whole = graph.vpull()
@@ -117,7 +123,7 @@ class Deinterlacer:
 
 
 def layout_of(picture: VideoFrame) -> tuple[int, int, str]:
-    """Return what every picture of a stream must have in common: width, height and pixel format."""
+    """Return width, height and pixel format, which must be the same for every picture of a stream."""
     return picture.width, picture.height, picture.format.name
 
 

@@ -1,4 +1,4 @@
-"""From HDR or wide-gamut R'G'B' to the R'G'B' of a BT.709 SDR display, as ITU-R defines each step.
+"""Convert HDR and wide-gamut R'G'B' to the R'G'B' of a BT.709 SDR display, by the formulas of ITU-R.
 
 Arrays are float64 [..., 3]; luminance is in cd/m2.
 """

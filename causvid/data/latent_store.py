@@ -48,8 +48,8 @@ def write_store(
 ) -> dict[str, Any]:
     """Write ``records`` in their order as a new LMDB ``folder``/data.mdb. Equal arguments give equal bytes.
 
-    The store is built in ``folder``.writing beside it, and appears as ``folder`` when it is complete. Whatever a killed
-    process left in ``folder``.writing is removed first.
+    The store is built in ``folder``.writing beside it, and appears as ``folder`` when it is complete. Leftovers of a
+    killed process in ``folder``.writing are removed first.
 
     Args:
         records: Latents of one shape, and their prompts.
@@ -79,7 +79,7 @@ def write_store(
     except lmdb.MemoryError as error:
         size = sum(file.stat().st_size for file in scratch.glob(FILE))  # none yet when the first map was refused
         raise ValueError(
-            f"{folder} has {size} bytes so far and gets no more address space ({error}); {MORE_ROOM}"
+            f"{folder} has {size} bytes so far, and the process gets no more address space ({error}); {MORE_ROOM}"
         ) from error
     finally:
         shutil.rmtree(scratch)

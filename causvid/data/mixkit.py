@@ -61,7 +61,7 @@ def mixkit_videos(out: Path, config: DownloadConfig, *, hub: Path) -> dict[str, 
 
 
 class _Taken:
-    """What has come into ``out`` so far, of all parts, and what has not."""
+    """The videos that were taken so far, from all parts, and those that were passed over."""
 
     def __init__(self, out: Path, limit: int | None) -> None:
         self.out = out
@@ -79,7 +79,7 @@ class _Taken:
 
 
 def _captions(repository: HubCommit, patterns: tuple[str, ...], passed: PassedOver) -> dict[str, str]:
-    """Captions by path; of two for one path the first file's."""
+    """Return the captions by path. If two files have a caption for one path, the first file's is used."""
     files = [file for pattern in patterns for file in repository.files(pattern)]
     if not files:
         places = ", ".join(patterns)
@@ -95,7 +95,7 @@ def _captions(repository: HubCommit, patterns: tuple[str, ...], passed: PassedOv
 
 
 def _captioned(taken: _Taken, said: Mapping[str, str], *, complete: bool) -> list[Row]:
-    """The rows of the videos with their captions. A video whose caption UTF-8 cannot hold is passed over."""
+    """Build the rows of the videos with their captions. A video whose caption UTF-8 cannot hold is passed over."""
     found = _matched(taken.paths, said, complete=complete)
     rows: list[Row] = []
     for sources in taken.sources.values():
@@ -115,9 +115,14 @@ def _captioned(taken: _Taken, said: Mapping[str, str], *, complete: bool) -> lis
 
 
 def _matched(paths: Mapping[str, PurePosixPath], said: Iterable[str], *, complete: bool) -> dict[str, str]:
-    """The caption's path for each source that has one. complete: whether ``paths`` are those of every part.
+    """Return the path of the caption for each source that has one.
 
-    Captions know a video as "<part>/<file>"; the part itself may hold it under more folders or none.
+    A caption names its video "<part>/<file>". Inside the part, the file may be in several folders or in none.
+
+    Args:
+        paths: Path of each video inside its part.
+        said: Paths of the captions.
+        complete: Whether ``paths`` has the videos of every part.
     """
     folders = {composed(folder) for path in said for folder in PurePosixPath(path).parent.parts}
     names = {
@@ -134,7 +139,7 @@ def _matched(paths: Mapping[str, PurePosixPath], said: Iterable[str], *, complet
 
 
 def _part(source: str) -> str:
-    """The name of the part that ``source`` lies in, without its suffix: what captions call its folder."""
+    """Return the name of the part that holds ``source``, without its suffix. Captions use it as a folder name."""
     return PurePosixPath(source.split("/")[0]).stem
 
 
@@ -166,7 +171,7 @@ def _plain_videos(archive: tarfile.TarFile, part: str, taken: _Taken) -> Iterato
             continue
         source = f"{part}/{name}"
         taken.paths[source] = name
-        if taken.is_full:  # the paths behind the limit are noted: a caption may be theirs
+        if taken.is_full:  # only the paths are needed: a caption may belong to one of them
             continue
         if refused := _refusal(member, name, again=source in seen):
             taken.passed.add(f"{part}/{member.name}", *refused)
@@ -176,7 +181,7 @@ def _plain_videos(archive: tarfile.TarFile, part: str, taken: _Taken) -> Iterato
 
 
 def _refusal(member: tarfile.TarInfo, name: PurePosixPath, *, again: bool) -> tuple[str, str] | None:
-    """Code and reason why a member is passed over; None for a plain file with an honest name and size."""
+    """Return the code and the reason for passing over a member; None for a regular file that can be taken."""
     if reason := text.fault(member.name):
         return text.NOT_UTF8, f"its name {reason}"
     if not member.isreg() or member.issparse():

@@ -1,4 +1,4 @@
-"""passed_over.jsonl: the videos and captions of a source that the stage download did not take, each with its reason."""
+"""passed_over.jsonl: the videos and captions that the stage download did not take from a source, and the reasons."""
 
 from __future__ import annotations
 
@@ -13,13 +13,19 @@ SAID = 5  # rows that appear on stderr as well
 
 
 class PassedOver:
-    """Rows {source, code, reason}. The first few appear on stderr as they come, so that nobody waits for the end."""
+    """Rows {source, code, reason} of passed_over.jsonl. The first few are printed on stderr at once."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, str]] = []
 
     def add(self, source: str, code: str, reason: str) -> None:
-        """Pass over ``source``. code: a short stable word; reason: a clause. Both texts are escaped where they must."""
+        """Add a row. Characters of ``source`` and ``reason`` that UTF-8 cannot hold are escaped.
+
+        Args:
+            source: Path of the video or caption.
+            code: A short, stable word for the kind of fault.
+            reason: A clause that explains it.
+        """
         if len(self.rows) < SAID:
             sys.stderr.write(f"passed over {source!r}: {text.escaped(reason)}\n")
         self.rows.append({"source": text.escaped(source), "code": code, "reason": text.escaped(reason)})

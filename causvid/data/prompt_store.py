@@ -35,11 +35,11 @@ def read_prompt_file(path: Path, name: str) -> list[str]:
 
 
 def require_tokens(tokens: int) -> int:
-    """``tokens``, to which prompts are padded. Raises ValueError below 1: a prompt ends with a token of its own."""
+    """Return ``tokens``, the length to which prompts are padded. Raises ValueError if it is below 1."""
     if tokens < 1:
         raise ValueError(
-            f"model.text_tokens is {tokens}; a prompt needs 1 token at least: set it to the length that the longest "
-            "prompt may have, for example 12 for the toy world or 512 for Wan2.1"
+            f"model.text_tokens is {tokens}; a prompt needs 1 token at least: set it to the length of the longest "
+            "prompt, for example 12 for the toy world or 512 for Wan2.1"
         )
     return tokens
 

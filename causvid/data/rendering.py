@@ -1,4 +1,4 @@
-"""From a decoded picture of any pixel format and colours to uint8 R'G'B' of a BT.709 SDR display at the clip's size."""
+"""Convert pictures of any pixel format and colours to uint8 R'G'B' for a BT.709 SDR display, at the clip's size."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def renderer(
 def peak_luminance(picture: VideoFrame, colour: Colour) -> float:
     """Return the luminance of the brightest highlights in cd/m2.
 
-    PQ says it in MaxCLL or else in the peak of the display it was made on; a missing or impossible value means the
-    10,000 of the format. HLG is shown on a display of 1,000.
+    For PQ it is MaxCLL, or else the peak of the mastering display. If both are missing or impossible, it is 10,000, the
+    maximum of the format. HLG is rendered for a display of 1,000.
     """
     if colour.transfer != "pq":
         return hdr.HLG_PEAK

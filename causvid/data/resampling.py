@@ -272,7 +272,7 @@ def _clip_frames(source: Path, video: VideoShape, config: ResampleConfig) -> tup
             codec=stream.codec_context.name,
             field_order=stream.codec_context.field_order,
             time_base=stream.time_base or Fraction(1),
-            mend=config.interlaced == "deinterlace",
+            replace=config.interlaced == "deinterlace",
         )
         timed = whole(_timed_pictures(packets, stream))
         slack = (stream.time_base or Fraction(0)) / 2

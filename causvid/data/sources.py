@@ -126,7 +126,7 @@ def folder_videos(out: Path, config: DownloadConfig) -> dict[str, Any]:
 
 
 def _has_fault(value: str, what: str, source: str, passed: PassedOver) -> bool:
-    """Whether UTF-8 cannot hold ``value``; ``source`` is passed over then."""
+    """Return whether UTF-8 cannot hold ``value``. If so, add a row for ``source`` to ``passed``."""
     reason = text.fault(value)
     if reason is not None:
         passed.add(source, text.NOT_UTF8, f"{what} {reason}")
@@ -139,9 +139,9 @@ def _video_names(folder: Path) -> list[str]:
 
 
 def _names_below(folder: Path) -> Iterator[PurePosixPath]:
-    """Relative names of all files, also behind linked folders. A folder is entered once, however many links lead to it.
+    """Yield the relative paths of all files below ``folder``, including those in linked folders.
 
-    A link that leads nowhere is among the files. A pipe or a device is not.
+    Each folder is entered once, however many links lead to it. Broken links are included; pipes and devices are not.
     """
     seen: set[tuple[int, int]] = set()
     real, linked = [folder], deque[Path]()  # real ones first: a folder has its own name, not that of a link to it
@@ -159,7 +159,7 @@ def _names_below(folder: Path) -> Iterator[PurePosixPath]:
 
 
 def _leads_nowhere(path: Path, name: str, passed: PassedOver) -> bool:
-    """Whether ``path`` is a link that leads to no file; ``name`` is passed over then."""
+    """Return whether ``path`` is a broken link. If so, add a row for ``name`` to ``passed``."""
     if not path.is_file():
         passed.add(name, "broken_link", f"it is a link to {text.escaped(str(path.readlink()))}, where no file is")
         return True
@@ -167,7 +167,7 @@ def _leads_nowhere(path: Path, name: str, passed: PassedOver) -> bool:
 
 
 def _read_captions(folder: Path, captions: Path, names: list[str], passed: PassedOver) -> dict[str, str]:
-    """The caption of each of ``names`` from one file. Entries whose path UTF-8 cannot hold are passed over."""
+    """Read the captions of the videos ``names`` from one file. Entries whose path UTF-8 cannot hold are passed over."""
     said = {path: caption for path, caption in reversed(caption_pairs(captions)) if caption}
     for path in [path for path in said if text.fault(path)]:
         del said[path]
@@ -183,7 +183,10 @@ def _read_captions(folder: Path, captions: Path, names: list[str], passed: Passe
 
 
 def _read_sidecars(folder: Path, captions: Path, names: list[str], passed: PassedOver) -> dict[str, str]:
-    """The caption of each of ``names`` from the .txt beside it. Videos whose .txt is not UTF-8 are passed over."""
+    """Read the caption of each video in ``names`` from the .txt file beside it.
+
+    A video whose .txt file is not UTF-8 is passed over.
+    """
     stems = {name: PurePosixPath(name).with_suffix("").as_posix() for name in names}
     texts = [name.with_suffix("").as_posix() for name in _names_below(folder) if name.suffix == ".txt"]
     found = match({stem: [stem] for stem in stems.values()}, {stem: [stem] for stem in texts})
@@ -203,7 +206,7 @@ def _read_sidecars(folder: Path, captions: Path, names: list[str], passed: Passe
 
 
 def _refuse_lookalikes(missing: Iterable[str], names: Iterable[str], what: str) -> None:
-    """Refuse videos without a caption of their own where one of ``names`` differs in Unicode normalisation only."""
+    """Raise ValueError if a video without a caption and one of ``names`` differ only in Unicode normalisation."""
     forms = {composed(name) for name in missing}
     if alike := [ascii(name) for name in sorted(names) if composed(name) in forms]:
         raise ValueError(

@@ -73,9 +73,9 @@ def remove_unfinished(folder: Path) -> None:
 
 
 class _Sink:
-    """A file as PyAV uses it. After a failure, or once it is given up, it takes everything and keeps nothing.
+    """A file for PyAV. After a failure, or after ``given_up`` is set, it ignores all calls.
 
-    PyAV seeks and writes again when a container is closed, and the error of that would hide the first one.
+    PyAV seeks and writes when it closes a container. An error of these calls would hide the first error.
     """
 
     def __init__(self, file: IO[bytes]) -> None:

@@ -53,7 +53,7 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """What a released LMDB holds.
+    """The content of a released LMDB.
 
     rows: indices that can be read, in order; rejected: reasons of those whose prompt is not UTF-8; row_shape: of one
     row, as on disk.

@@ -47,7 +47,7 @@ def _luma(picture: av.VideoFrame) -> np.ndarray:
     return rows / 2 ** (picture.format.components[0].bits - 8)
 
 
-def _timed(path: Path, *, mend: bool = True) -> list[tuple[Fraction, Fraction, Shown]]:
+def _timed(path: Path, *, replace: bool = True) -> list[tuple[Fraction, Fraction, Shown]]:
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         base = stream.time_base or Fraction(1)
@@ -55,7 +55,7 @@ def _timed(path: Path, *, mend: bool = True) -> list[tuple[Fraction, Fraction, S
             codec=stream.codec_context.name,
             field_order=stream.codec_context.field_order,
             time_base=base,
-            mend=mend,
+            replace=replace,
         )
         pictures: list[Timed] = []
         for picture in container.decode(stream):
@@ -85,7 +85,7 @@ def test_f18_each_picture_shows_one_moment_and_keeps_its_time(
     tmp_path: Path, name: str, suffix: str, first: str
 ) -> None:
     path = _source(tmp_path / f"a.{suffix}", name, [first] * COUNT)
-    stored = _timed(path, mend=False)
+    stored = _timed(path, replace=False)
     assert all(shown.interlaced for _, _, shown in stored)
     assert _combs(_luma(stored[4][2].picture)) > 5
     mended = _timed(path)
@@ -109,7 +109,7 @@ def test_f18_progressive_pictures_among_interlaced_ones_stay_as_they_are(fields:
         pictures.append((Fraction(index, 25), Fraction(index + 1, 25), picture))
     # The header says interlaced, as FFmpeg does after a first picture that is.
     order = 0 if fields.startswith("p") else 2
-    whole = Deinterlacer(codec="h264", field_order=order, time_base=Fraction(1, 25), mend=True)
+    whole = Deinterlacer(codec="h264", field_order=order, time_base=Fraction(1, 25), replace=True)
     mended = list(whole(pictures))
     assert [shown.interlaced for _, _, shown in mended] == [flag != "prog" for flag in flags]
     assert [times for *times, _ in mended] == [times for *times, _ in pictures]
@@ -143,7 +143,7 @@ def test_f18_progressive_video_passes_untouched(tmp_path: Path) -> None:
     found = _timed(path)
     assert not any(shown.interlaced for _, _, shown in found)
     assert [_luma(shown.picture).tolist() for _, _, shown in found] == [
-        _luma(shown.picture).tolist() for _, _, shown in _timed(path, mend=False)
+        _luma(shown.picture).tolist() for _, _, shown in _timed(path, replace=False)
     ]
 
 
@@ -151,7 +151,7 @@ def test_f18_progressive_video_passes_untouched(tmp_path: Path) -> None:
 def test_f18_pictures_too_small_to_deinterlace_are_refused(size: int) -> None:
     planes = [np.full((size, size), 90.0), *np.full((2, size // 2, size // 2), 128.0)]
     picture = flagged(picture_of(planes, "yuv420p"), "tff")
-    whole = Deinterlacer(codec="h264", field_order=0, time_base=Fraction(1, 25), mend=True)
+    whole = Deinterlacer(codec="h264", field_order=0, time_base=Fraction(1, 25), replace=True)
     with pytest.raises(Rejection, match=f"interlaced and with {size}x{size} too small"):
         list(whole([(Fraction(0), Fraction(1, 25), picture)]))
 
@@ -163,7 +163,7 @@ def test_f18_a_change_of_size_among_interlaced_pictures_is_refused() -> None:
         picture = flagged(picture_of(planes, "yuv420p"), "tff")
         picture.pts, picture.time_base = index, Fraction(1, 25)
         pictures.append((Fraction(index, 25), Fraction(index + 1, 25), picture))
-    whole = Deinterlacer(codec="h264", field_order=0, time_base=Fraction(1, 25), mend=True)
+    whole = Deinterlacer(codec="h264", field_order=0, time_base=Fraction(1, 25), replace=True)
     with pytest.raises(Rejection, match="change from") as caught:
         list(whole(pictures))
     assert caught.value.code == "changing_size"

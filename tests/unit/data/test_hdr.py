@@ -65,7 +65,7 @@ def test_f18_gray_stays_gray_and_hues_stay_hues(transfer: hdr.Transfer) -> None:
     np.testing.assert_allclose(shown, shown[:, :1] * np.ones(3), atol=1e-9)
     assert shown[0].max() == 0
     assert float(shown[-1].min()) == pytest.approx(1)
-    # Bright orange of BT.709 on the HDR display: the ratios of linear red, green and blue are the same afterwards.
+    # A bright orange inside BT.709. Tone mapping must keep the ratios of linear red, green and blue.
     orange = np.array([[800.0, 300.0, 60.0]])
     stored = hdr.pq_inverse_eotf(orange @ np.linalg.inv(hdr.gamut_matrix("bt2020")).T)
     linear = hdr.to_bt709(stored, transfer="pq", primaries="bt2020", peak=1000) ** 2.4

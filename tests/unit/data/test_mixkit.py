@@ -381,8 +381,8 @@ def _said(
         ({"P": ["A/v.mp4"], "Q": ["A/v.mp4"]}, ["Q/A/v.mp4"], {"P: A/v.mp4": None, "Q: A/v.mp4": "Q/A/v.mp4"}),
         ({"P": ["v.mp4"], "Q": ["v.mp4"]}, ["Q/v.mp4"], {"P: v.mp4": None, "Q: v.mp4": "Q/v.mp4"}),
         ({"P": ["A/v.mp4"]}, ["v.mp4"], {"P: A/v.mp4": "v.mp4"}),
-        ({"P": ["A/v.mp4"]}, ["/mnt/data/A/v.mp4"], {"P: A/v.mp4": "/mnt/data/A/v.mp4"}),
-        ({"P": ["v.mp4"]}, ["/mnt/data/v.mp4"], {"P: v.mp4": "/mnt/data/v.mp4"}),
+        ({"P": ["A/v.mp4"]}, ["/clips/A/v.mp4"], {"P: A/v.mp4": "/clips/A/v.mp4"}),
+        ({"P": ["v.mp4"]}, ["/clips/v.mp4"], {"P: v.mp4": "/clips/v.mp4"}),
         ({"P": ["A/v.mp4"]}, ["B/v.mp4"], {"P: A/v.mp4": None}),
         ({"Fish": ["v.mp4"]}, ["Fish/w.mp4", "Town/v.mp4"], {"Fish: v.mp4": None}),  # a part that is not asked for
         ({"P": ["A/v.mp4"]}, ["X/v.mp4", "Y/v.mp4"], {"P: A/v.mp4": None}),

@@ -1,4 +1,4 @@
-"""Layouts of checkpoints that cannot be imported yet: each is refused by its name, with a remedy.
+"""Recognise checkpoint layouts that cannot be imported, and refuse each by its name with a remedy.
 
 Projects related to CausVid and Wan save the same weights in other files (shards, training states) and under other keys
 (prefixes of wrappers). The functions here look at names only: no tensor is read.
@@ -19,7 +19,7 @@ JOIN = (
     "join the shards into one .safetensors file first (safetensors.torch.load_file of each, save_file of all tensors)"
 )
 
-# A file or folder in it → what the folder is, and what to do.
+# Pattern of a file in the folder → name of the layout, and the remedy.
 _FOLDERS = {
     "*.distcp": (
         "a checkpoint of torch.distributed.checkpoint; make one file of it with 'python -m "
@@ -29,16 +29,16 @@ _FOLDERS = {
     "mp_rank_*": "a DeepSpeed checkpoint; make one file of it with DeepSpeed's zero_to_fp32.py",
 }
 _ADAPTERS = ("adapter_config.json", "pytorch_lora_weights.safetensors", "adapter_model.safetensors")
-# First bytes of a file → what the file is, and what to do.
+# First bytes of a file → kind of the file, and the remedy.
 _FILES = {
     b"version https://git-lfs": "a pointer of Git LFS, not the file itself; fetch it with 'git lfs pull'",
-    b"outs:": "a file of DVC that stands for the data; fetch the data with 'dvc pull' and give its own path",
+    b"outs:": "a .dvc file, which only points to the data; fetch the data with 'dvc pull' and give its path",
     b"GGUF": "a quantised model in the GGUF format; give the weights it was made from, as .safetensors or .pt",
     b"<!": "a web page, not a checkpoint; the download went wrong: fetch the file again",
     b"<html": "a web page, not a checkpoint; the download went wrong: fetch the file again",
-    b"<?xml": "a web page, not a checkpoint; the download went wrong: fetch the file again",
+    b"<?xml": "an XML file, not a checkpoint; the download went wrong: fetch the file again",
 }
-# Anywhere in a key → the wrapper that put it there.
+# Part of a key → the wrapper that added it.
 _WRAPPERS = {
     "_fsdp_wrapped_module.": "FullyShardedDataParallel",
     "_checkpoint_wrapped_module.": "activation checkpointing",
@@ -50,7 +50,7 @@ _PREFIXES = {
     "model.diffusion_model.": "ComfyUI",
     "model.module.": "DistributedDataParallel",
 }
-# Anywhere in a key → a kind of model that is not the text-to-video Wan transformer.
+# Part of a key → kind of the model, which is not the text-to-video Wan transformer.
 _OTHER_MODELS = {
     "lora_": "a LoRA, not a whole model; give the model that it was trained on",
     ".attn1.to_q.": (
@@ -69,7 +69,7 @@ def require_file(path: Path) -> None:
     """Check that ``path`` is one file, which may hold a whole checkpoint.
 
     Raises:
-        ValueError: If there is nothing, a folder, a shard, the index of shards, or a file that stands for another one.
+        ValueError: If there is nothing, a folder, a shard, the index of shards, or a file that points to another one.
     """
     if path.is_dir():
         found = foreign_folder(path) or _folder_in_diffusers_layout(path)
@@ -94,7 +94,7 @@ def require_file(path: Path) -> None:
 
 
 def require_known_layout(path: Path) -> None:
-    """Raise ValueError, naming the layout, if ``path`` is there and is a checkpoint that nothing here reads."""
+    """Raise ValueError if ``path`` exists and has a layout that no function here reads. The error names the layout."""
     if path.is_dir() and (found := foreign_folder(path)):
         raise ValueError(f"{path} is {found}")
     if path.is_file():
@@ -102,7 +102,7 @@ def require_known_layout(path: Path) -> None:
 
 
 def foreign_folder(folder: Path) -> str | None:
-    """Name the layout of ``folder`` and a remedy, if it is one that nothing here reads; else None."""
+    """Return the name of the layout of ``folder`` and a remedy, if no function here reads it; else None."""
     for pattern, said in _FOLDERS.items():
         if any(folder.glob(pattern)):
             return said
@@ -149,7 +149,7 @@ def require_wan_keys(name: str, keys: Collection[str]) -> None:
 
 
 def entries_remedy(entries: Mapping[Any, Any], wanted: str) -> str:
-    """Name the state dicts in a file with other ``entries``, and tell how to save one of them by itself."""
+    """Explain how to save one state dict of a file with several ``entries`` as a file that can be imported."""
     models = [str(key) for key, value in entries.items() if _is_state(value)]
     others = [str(key) for key in entries if str(key) not in models]
     if not models:
@@ -164,7 +164,7 @@ def entries_remedy(entries: Mapping[Any, Any], wanted: str) -> str:
 
 
 def _refuse_prefix(name: str, keys: Collection[str]) -> None:
-    """Raise ValueError for keys that are Wan's behind a prefix."""
+    """Raise ValueError if ``keys`` are the names of Wan's tensors with a prefix before each."""
     for anchor in _ANCHORS:
         found = next((key for key in keys if key.endswith(f".{anchor}")), None)
         if found is not None:

@@ -28,7 +28,7 @@ VAE_FILE = "Wan2.1_VAE.pth"
 TEXT_ENCODER_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
 TOKENIZER_FOLDER = "google/umt5-xxl"
 
-# What a folder of each layout must hold.
+# Files that a folder of each layout must hold.
 _TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
 _ORIGINAL = (VAE_FILE, TEXT_ENCODER_FILE, *(f"{TOKENIZER_FOLDER}/{name}" for name in _TOKENIZER_FILES))
 _DIFFUSERS = ("vae/config.json", "text_encoder/config.json", *(f"tokenizer/{name}" for name in _TOKENIZER_FILES))

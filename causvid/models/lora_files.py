@@ -1,8 +1,8 @@
-"""LoRA files onto a Wan transformer: every key of a file must have its place, or nothing is loaded.
+"""Load LoRA files into a Wan transformer, and refuse a file with a key that does not fit.
 
 diffusers' own ``load_lora_adapter`` drops keys without the prefix, only warns about keys that do not fit, and by
-default ignores the scaling (``lora_alpha``) that a safetensors file carries. A LoRA that is loaded in part, or not at
-all, then looks like one that works.
+default ignores the scaling (``lora_alpha``) in a safetensors file. A LoRA of which only a part, or nothing, was loaded
+then appears to work.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ def load_lora_adapter(
 ) -> None:
     """Load a LoRA adapter in diffusers' key names, all of it or nothing.
 
-    It takes the arguments of diffusers' method of this name. Unlike that method it refuses a file of which any key does
-    not fit, and it applies the scaling that ``save_lora_adapter`` writes into a safetensors file.
+    This function has the arguments of diffusers' method of the same name. Unlike that method, it refuses a file if any
+    key does not fit, and it applies the scaling that ``save_lora_adapter`` writes into a safetensors file.
 
     Args:
         self: The transformer.
         pretrained_model_name_or_path_or_dict: A file, a folder, a repository on the hub, or the tensors by name.
-        prefix: First part of every key, without its dot; None = no prefix, as ``save_lora_adapter`` writes files.
-        hotswap: Whether to put the weights in place of those of the loaded adapter ``adapter_name``.
+        prefix: First part of every key, without its dot; None for files of ``save_lora_adapter``, which have no prefix.
+        hotswap: Whether the weights replace those of the loaded adapter ``adapter_name``.
         **kwargs: The other arguments of diffusers' method.
 
     Raises:
@@ -70,13 +70,13 @@ def load_lora_adapter(
 
 
 def check_lora_files(model: WanTransformer3DModel) -> None:
-    """Make ``model.load_lora_adapter`` the function above, also where ``model`` is of diffusers' own class."""
+    """Replace ``model.load_lora_adapter`` by the function above if ``model`` has diffusers' own class."""
     if type(model).load_lora_adapter is not load_lora_adapter:
         model.load_lora_adapter = MethodType(load_lora_adapter, model)
 
 
 def without_fused_adapters(model: WanTransformer3DModel) -> WanTransformer3DModel:
-    """Return a model to save: ``model``, or one without LoRA layers that has its fused weights, in the same memory.
+    """Return ``model``, or, if it has LoRA layers, a model without them that shares its fused weights.
 
     Raises:
         ValueError: If ``model`` has an adapter that is not fused; its files could not be loaded.
@@ -101,7 +101,7 @@ def without_fused_adapters(model: WanTransformer3DModel) -> WanTransformer3DMode
 
 
 def _read(given: Source, source: str, kwargs: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
-    """Tensors by name, and the fields of a LoraConfig if there are any. Removes the arguments that it uses."""
+    """Return the tensors by name, and the fields of a LoraConfig or None. Removes used arguments from ``kwargs``."""
     names = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
     where = {name: kwargs.pop(name, None) for name in names}
     weight_name, use_safetensors = kwargs.pop("weight_name", None), kwargs.pop("use_safetensors", None)
@@ -117,7 +117,7 @@ def _read(given: Source, source: str, kwargs: dict[str, Any]) -> tuple[dict[str,
         state, metadata = _fetch_state_dict(
             source, weight_name, use_safetensors, user_agent={"framework": "pytorch"}, allow_pickle=False, **where
         )
-    # Parsers and a client of others, with many ways to fail on a file that is cut or not there.
+    # Parsers and the hub's client raise many kinds of errors for a file that is damaged or missing.
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{source} cannot be read as a LoRA file ({reason[:300]})") from error
@@ -125,7 +125,7 @@ def _read(given: Source, source: str, kwargs: dict[str, Any]) -> tuple[dict[str,
 
 
 def _misfits(model: nn.Module, state: Mapping[str, torch.Tensor], prefix: str | None) -> Iterator[str]:
-    """What keeps ``state`` from fitting ``model``, the clearest reason first; nothing if all of it fits."""
+    """Yield the reasons why ``state`` does not fit ``model``, the clearest first; none if every key fits."""
     if not state:
         yield "it holds no tensors"
     own = f"{prefix}." if prefix is not None else ""
@@ -142,7 +142,7 @@ def _misfits(model: nn.Module, state: Mapping[str, torch.Tensor], prefix: str | 
 
 
 def _bad_factors(name: str, state: Mapping[str, torch.Tensor], module: nn.Module) -> Iterator[str]:
-    """What is wrong with the two factors of the module ``name``: W [out, in, …] gets B [out, r] A [r, in]."""
+    """Yield the faults in the LoRA of the module ``name``: a weight [out, in, …] needs A [r, in] and B [out, r]."""
     weight, factors = _weight(module), [state.get(f"{name}.{part}") for part in FACTORS]
     for part, factor in zip(FACTORS, factors, strict=True):
         if factor is None:
@@ -166,12 +166,12 @@ def _as_peft(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _weight(module: nn.Module) -> torch.Tensor | None:
-    """The weight that a LoRA of ``module`` changes; None for a module that takes none."""
+    """Return the weight that a LoRA of ``module`` changes; None if the module cannot have a LoRA."""
     layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
     return layer.weight if isinstance(layer, (nn.Linear, nn.Conv3d)) else None
 
 
 def _count(wrong: list[str], of: Mapping[str, Any]) -> str:
-    """How many keys are ``wrong``, with an example and the style of its name."""
+    """Return the number of ``wrong`` keys as text, with an example and its naming style."""
     style = next((f", {said}" for start, said in _STYLES.items() if wrong[0].startswith(start)), "")
     return f"{len(wrong)} of its {len(of)} keys (as {wrong[0]}{style})"

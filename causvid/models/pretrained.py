@@ -26,14 +26,14 @@ class Init:
             )
 
     def locate(self, subfolder: str) -> Path | None:
-        """Return the local folder of a component, downloaded if need be.
+        """Return the local folder of a component, which is downloaded first if ``hub`` is set.
 
         Args:
             subfolder: The component's name in a pipeline: vae, transformer, text_encoder or tokenizer.
 
         Returns:
-            ``folder``/``subfolder`` or ``folder`` itself, whichever holds the component; None = train from scratch,
-            for a folder that is absent or holds nothing but a README.
+            ``folder``/``subfolder`` or ``folder`` itself, whichever holds the component. None means random weights: the
+            folder does not exist or is empty except for a README.
 
         Raises:
             ValueError: If the folder holds other files, or the repository has no such component.
@@ -56,7 +56,7 @@ class Init:
 
 
 def _require_empty(root: Path, subfolder: str, marker: str) -> None:
-    """Raise ValueError if there is anything at ``root``, where no ``subfolder`` was found by its file ``marker``."""
+    """Raise ValueError if ``root``, which has no component ``subfolder``, is a file or a folder that is not empty."""
     if root.is_file():
         raise ValueError(
             f"init.folder is {root}, which is a file; give the folder of a saved {subfolder} ('python -m "

@@ -70,14 +70,14 @@ def load_text_encoder(
     """
     for folder, name in ((encoder, "config.json"), (tokenizer, "tokenizer.json")):
         if not (folder / name).is_file():
-            raise ValueError(f"{folder} holds no {name} of a text encoder and its tokenizer")
+            raise ValueError(f"{folder} holds no {name}; expected a text encoder (config.json) and its tokenizer.json")
     transformers_files(encoder)
     try:
         model, found = UMT5EncoderModel.from_pretrained(encoder, dtype=dtype, output_loading_info=True)
     # A foreign loader with many ways to fail on files that are cut or do not belong together.
     except Exception as error:
         raise ValueError(f"{encoder} cannot be loaded as a text encoder: {_first_line(error)}") from error
-    # A whole UMT5 may lie there: the weights of its decoder are of no use here.
+    # The folder may hold a whole UMT5. The weights of its decoder are not needed.
     require_all_weights(encoder, missing=found["missing_keys"], unknown=())
     try:
         # As its tokenizer.json has it: AutoTokenizer would give unknown characters T5's number in place of UMT5's.

@@ -1,8 +1,8 @@
-"""The files of a saved model that ``from_pretrained`` reads, found by name as diffusers and transformers find them.
+"""Find the weight files of a saved model that ``from_pretrained`` of diffusers or transformers reads.
 
 A folder may hold weights of several saves: both libraries delete old shards when they save a model, but they keep an
-old single file and an old index. Every reader of weights uses the functions below, so that all of them read the same
-files, and files that do not belong together are refused by name.
+old single file and an old index. All code that reads weights uses these functions, so that it reads the same files, and
+files that do not belong together are refused by name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import utils as transformers_names
 
-# What else looks like weights, in the order in which a refusal mentions it.
+# Other files that may be weights, in the order in which an error lists them.
 _OTHERS = ("*.safetensors", "*.bin", "*.index*.json", "*.pt", "*.pth", "*.ckpt", "*.gguf")
 _SHARD = re.compile(r".+-(\d{5})-of-(\d{5})\.\w+")
 _VARIANT = re.compile(
@@ -194,9 +194,7 @@ def require_all_weights(folder: Path, *, missing: Iterable[str], unknown: Iterab
             "unload_lora(), or after unload_lora() alone for the model without the adapter"
         )
     if lacking:
-        raise ValueError(
-            f"{folder} lacks {lacking[0]} and {len(lacking) - 1} more weights that its config.json asks for"
-        )
+        raise ValueError(f"{folder} lacks the weights {_some(lacking)}, which its config.json asks for")
     if extra:
         raise ValueError(f"{folder} has the weights {_some(extra)}, for which its config.json has no place")
 
@@ -216,7 +214,7 @@ def require_weights(name: str, model: nn.Module) -> None:
 
 
 def _weight_map(index: Path) -> dict[str, set[str]]:
-    """File name → names of its tensors, as ``index`` has them."""
+    """Return the names of the tensors in each file, by file name, as ``index`` lists them."""
     wanted: dict[str, set[str]] = {}
     try:
         entries = json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()
@@ -230,7 +228,7 @@ def _weight_map(index: Path) -> dict[str, set[str]]:
 
 
 def _no_weights(folder: Path, single: str, index: str) -> str:
-    """Why ``from_pretrained`` finds nothing in ``folder``, by the names of what is there."""
+    """Explain why ``from_pretrained`` finds no weights in ``folder``, from the names of the files there."""
     expected = f"expected {single}, or shards with {index}"
     found = [path.name for pattern in _OTHERS for path in sorted(folder.glob(pattern))]
     if not found:

@@ -168,7 +168,7 @@ def test_weights_that_are_missing_are_named(transformer_config: dict[str, Any], 
     build_transformer(transformer_config, 0).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "num_layers": 3}))
-    with pytest.raises(ValueError, match=r"lacks blocks.2.attn1.norm_k.weight and 26 more weights"):
+    with pytest.raises(ValueError, match=r"lacks the weights blocks.2.attn1.norm_k.weight, .* and 24 more"):
         load_transformer(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""The MLflow run above the stages of a flow. Nothing that happens to MLflow can stop a flow.
+"""The MLflow run of a flow, the parent of its stages' runs. No failure of MLflow can stop a flow.
 
 A flow imports nothing of our code but the environment. It runs ``causvid.runtime.outbox``, which writes to the same
 journals as the stages.
@@ -24,10 +24,10 @@ LIMIT = 300.0  # seconds after which MLflow is given up
 
 @dataclass
 class ParentRun:
-    """The run above the stages of a flow.
+    """The run of a flow.
 
     Attributes:
-        environment: The variables that make a stage's run a child of this one; empty if there is no run.
+        environment: Variables that make a stage's run a child of this run; empty if there is no run.
         note: Markdown for the run's page.
     """
 
@@ -37,9 +37,9 @@ class ParentRun:
 
 @contextmanager
 def parent_run(name: str, profile: str, root: Path, tags: Mapping[str, str]) -> Iterator[ParentRun]:
-    """The run of flow ``name`` during this block. MLflow gets it with its first stage, and no run without stages.
+    """Record the run of the flow ``name``. It is created in MLflow together with the run of its first stage.
 
-    At the end, the flow's page in Prefect gets a link to it.
+    At the end, the flow's page in Prefect gets a link to the run.
     """
     token = _outbox(root, "begin", "--name", name, "--profile", profile, "--tags", json.dumps(dict(tags)))
     parent, status = ParentRun({PARENT_VARIABLE: token} if token else {}), "KILLED"
@@ -58,7 +58,7 @@ def parent_run(name: str, profile: str, root: Path, tags: Mapping[str, str]) -> 
 
 
 def _outbox(root: Path, *arguments: str) -> str:
-    """The last word that the command prints; empty if it fails."""
+    """Run a command of the outbox and return the last word that it prints; empty if it fails."""
     command = [sys.executable, "-m", "causvid.runtime.outbox", *arguments]
     try:
         done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=LIMIT, check=False)
@@ -71,6 +71,6 @@ def _outbox(root: Path, *arguments: str) -> str:
 
 
 def _page() -> str:
-    """Where MLflow shows the runs: its server, or where ``make ui`` serves a store that is a file."""
+    """Return the URL of MLflow's page: that of its server, or that of ``make ui`` for a store in a file."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     return uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"

@@ -27,8 +27,8 @@ class Checksums:
         """Use the file ``memory``.
 
         Args:
-            memory: The sqlite file. It is made when something is first remembered. Where it cannot be used, checksums
-                are taken anew.
+            memory: The sqlite file. It is created with the first checksum that is stored in it. If it cannot be used,
+                every file is read.
         """
         self.memory = memory
 
@@ -36,8 +36,8 @@ class Checksums:
         """Take the checksum of what a path leads to.
 
         The checksum of a folder covers the names and contents of everything below it. Links are followed to read what
-        they lead to. A link that leads nowhere, or to a folder that has been read or that it lies in, counts by its
-        text.
+        they lead to. A broken link, and a link to a folder that was read before or that contains the link, counts by
+        its text.
 
         Args:
             path: A file, a folder, or a link to one.
@@ -63,9 +63,9 @@ class Checksums:
         return digest.hexdigest()
 
     def _below(self, folder: Path, prefix: bytes, seen: set[tuple[int, int]]) -> Iterator[tuple[bytes, bytes]]:
-        """Name and digest of everything below ``folder``, in the order of the names.
+        """Yield name and digest of everything below ``folder``, in the order of the names.
 
-        seen: Folders that are not entered: those that ``folder`` lies in, and those whose content has been told before.
+        seen: Folders that are not entered, by device and inode: those that contain ``folder``, and those read before.
         """
         here = folder.stat()
         seen.add((here.st_dev, here.st_ino))
@@ -87,7 +87,7 @@ class Checksums:
                 yield shown, self._of_file(path, found)
 
     def _of_file(self, path: Path, found: os.stat_result) -> bytes:
-        """Digest of a file; of what is no regular file (a pipe, a socket), that of its kind."""
+        """Return the digest of a file. A pipe, a socket or a device counts by its kind only."""
         if not stat.S_ISREG(found.st_mode):
             return hashlib.sha256(f"kind {stat.S_IFMT(found.st_mode):o}".encode()).digest()
         if found.st_size < REMEMBERED_FROM:

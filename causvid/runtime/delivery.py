@@ -1,8 +1,8 @@
-"""Sends the events of a journal to MLflow, each once, in the order of their times.
+"""Send the events of a journal to MLflow, each once, in the order of their times.
 
-Whatever fails is tried again from the event that failed. An event may then reach MLflow twice: when MLflow took it, and
-the process died before it noted that. This is harmless. A metric carries the time, the step and the value that it had
-the first time, and MLflow keeps equal metrics once; everything else replaces what is there.
+After a failure, sending continues with the event that failed. An event can reach MLflow twice, if the process died
+after MLflow had stored it and before that was recorded. This is harmless: a metric keeps its time, step and value, and
+MLflow stores equal metrics once; any other event replaces the earlier one.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from causvid.runtime.project import work_root
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
-TOKEN = "causvid_run"  # the tag by which a run is found again
+TOKEN = "causvid_run"  # the tag by which a run is found
 PARENT = "mlflow.parentRunId"
 TOGETHER = 50  # events with metrics that are sent at once
 LOGGED = {"params": log_params, "inputs": log_inputs, "tags": log_tags, "model": log_model}
 
 
 class Delivery:
-    """The delivery of one journal. Each call sends what has been added since the last one."""
+    """Sends one journal. Each call sends the events that were added since the last call."""
 
     def __init__(self, journal: Journal, root: Path) -> None:
-        """Prepare to send ``journal`` of the project in ``root``; nothing is read from MLflow yet."""
+        """Prepare to send ``journal`` of the project in ``root``. MLflow is not asked yet."""
         self.journal, self.root, self.header = journal, root, journal.header
         self.uri = self.header.store or own_uri(root)
         self.refused: set[str] = set()  # kinds of events about which a line has been printed
@@ -43,7 +43,7 @@ class Delivery:
         """Send all new events.
 
         Raises:
-            Exception: MLflow or its store cannot take them. The next call goes on at the same event.
+            Exception: MLflow or its store does not accept an event now. The next call continues with that event.
         """
         from mlflow.exceptions import MlflowException
 
@@ -55,11 +55,11 @@ class Delivery:
         except MlflowException:
             if not self.known or self._is_active():
                 raise
-            self.known = False  # somebody deleted the run
+            self.known = False  # the run was deleted
             self._send_all()
 
     def _start_over(self, sent: Sent) -> None:
-        """Read the journal from its first event on, of which MLflow has what ``sent`` says."""
+        """Begin with the first event of the journal; ``sent`` says which events MLflow has."""
         self.sent = sent
         self.read: dict[str, int] = {}  # offsets up to which the two attributes below are complete
         self.metrics = Metrics()
@@ -74,7 +74,7 @@ class Delivery:
                     self._send(batch)
 
     def _find_run(self) -> None:
-        """Find the run in the store, or create it. One that somebody deleted is created again, with all its events."""
+        """Find the run in the store, or create it. A run that was deleted is created again with all its events."""
         found = self.sent.run_id if self.sent.run_id and self._is_active() else None
         if found is None:
             found = self._id_of(self.header.run, self.header.parent, create=not self.header.needs_child)
@@ -84,7 +84,7 @@ class Delivery:
         self.known = found is not None
 
     def _is_active(self) -> bool:
-        """Whether the store has the run. One that was deleted on MLflow's page is there, but not active."""
+        """Return whether the run is in the store and was not deleted."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -95,7 +95,7 @@ class Delivery:
             raise
 
     def _id_of(self, run: Run, parent: Run | None, *, create: bool = True) -> str | None:
-        """The id of ``run``. It is found by its token, or created below ``parent`` if ``create``."""
+        """Return the id of ``run``, found by its token. If ``create``, a missing run is created below ``parent``."""
         experiment = self._experiment(run)
         found = self._by_token(experiment, run)
         if found or not create:
@@ -103,7 +103,7 @@ class Delivery:
         above = {PARENT: self._id_of(parent, None)} if parent else {}
         work = work_root(self.root)
         work.mkdir(parents=True, exist_ok=True)
-        with FileLock(work / "mlflow.lock"):  # two senders would create two
+        with FileLock(work / "mlflow.lock"):  # two senders would create two runs
             found = self._by_token(experiment, run)
             if found is None:
                 tags = {**run.tags, **above, TOKEN: run.token}
@@ -119,7 +119,7 @@ class Delivery:
         return str(found[0].info.run_id) if found else None
 
     def _send(self, batch: Sequence[Entry]) -> None:
-        """Send events, unless MLflow has them, and note it."""
+        """Send the events that MLflow does not have, and record that they were sent."""
         fresh = [entry for entry in batch if entry.end > self.sent.offsets.get(entry.file, 0)]
         if fresh:
             self._apply([entry.event for entry in fresh])
@@ -132,7 +132,7 @@ class Delivery:
             self.read[file] = end
 
     def _apply(self, events: Sequence[Event]) -> None:
-        """Send events. One that MLflow will never take is passed over, with a line on stderr for each kind."""
+        """Send events. Events that MLflow rejects permanently are skipped, with one line on stderr for each kind."""
         from mlflow.exceptions import MlflowException
 
         kind = events[0]["kind"]
@@ -176,7 +176,7 @@ class Delivery:
         except MlflowException as error:
             if error.error_code != "ENDPOINT_NOT_FOUND":
                 raise
-            self._refuse("model", error)  # a server that knows none
+            self._refuse("model", error)  # the server is too old for models
             return None
 
     def _refuse(self, kind: str, error: Exception) -> None:
@@ -186,12 +186,12 @@ class Delivery:
 
 
 def first_line(error: Exception) -> str:
-    """The beginning of an error's text; MLflow's go on with SQL or with the body of a response."""
+    """Return the first line of an error's text, without the SQL or the response that MLflow appends."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _batches(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
-    """Neighbouring metrics together, every other event alone."""
+    """Group consecutive metrics into batches; every other event is a batch by itself."""
     batch: list[Entry] = []
     for entry in entries:
         alone = entry.event["kind"] not in METRICS

@@ -1,4 +1,4 @@
-"""How MLflow is told of the events of a journal; each function sends one kind of event to a run."""
+"""Send the events of a journal to an MLflow run; one function for each kind of event."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ Event = dict[str, Any]
 
 
 class Metrics:
-    """The metrics that a run has, so that each step of a curve is sent once.
+    """The metrics of a run that were sent, so that each step of a curve is sent once.
 
-    A training that was killed repeats the steps since its last checkpoint; their first rows stay. A stage reports the
-    last values of its curve as results; the curve has them.
+    A training that was killed repeats the steps since its last checkpoint; the first row of each step is kept. Results
+    that repeat the last values of a curve are not sent.
     """
 
     def __init__(self) -> None:
-        """Of a run without metrics."""
+        """Begin without metrics."""
         self.steps: set[tuple[str, int]] = set()  # names and steps of curves
         self.names: set[str] = set()  # of curves
         self.results: dict[tuple[str, int], str] = {}  # the last value of each result, by its name and step
 
     def add(self, event: Event) -> None:
-        """Take the metrics of ``event`` for sent."""
+        """Record that the metrics of ``event`` were sent."""
         if event["kind"] == "metrics":
             self.steps |= {(name, event["step"]) for name in event["values"]}
             self.names |= event["values"].keys()
@@ -41,7 +41,7 @@ class Metrics:
             self.results |= {(name, step): repr(value) for name, value, step in event["values"]}
 
     def log(self, api: MlflowClient, run_id: str, events: Sequence[Event], model: Callable[[], str | None]) -> None:
-        """Send the metrics of ``events`` that the run does not have. ``model`` says which model results are about."""
+        """Send the metrics of ``events`` that the run does not have; ``model`` returns the model of the results."""
         metrics = list(self._new(events, model))
         for start in range(0, len(metrics), METRICS_LIMIT):
             api.log_batch(run_id, metrics=metrics[start : start + METRICS_LIMIT])
@@ -84,7 +84,7 @@ def log_tags(api: MlflowClient, run_id: str, event: Event) -> None:
 
 
 def log_model(api: MlflowClient, run_id: str, event: Event) -> None:
-    """Make a model known, once for each run; its files stay with DVC."""
+    """Register a model, once for each run. Its files stay in DVC."""
     from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
 
     name = _model_name(event["name"])
@@ -96,7 +96,7 @@ def log_model(api: MlflowClient, run_id: str, event: Event) -> None:
 
 
 def model_of(api: MlflowClient, experiment: str, tags: Mapping[str, str]) -> str | None:
-    """The model that the results of ``stage``@x are about: it is called x, and a stage upstream made it."""
+    """Return the model that the results of ``stage``@x describe: the model called x that an upstream stage made."""
     _, _, item = tags.get("dvc_stage", "").partition("@")
     keys = set(json.loads(tags.get("upstream", "{}")).values())
     if item and keys:
@@ -107,7 +107,7 @@ def model_of(api: MlflowClient, experiment: str, tags: Mapping[str, str]) -> str
 
 
 def _models(api: MlflowClient, experiment: str, name: str) -> Iterator[LoggedModel]:
-    """The models called ``name``, the newest first."""
+    """Yield the models called ``name``, the newest first."""
     order, token = [{"field_name": "creation_timestamp", "ascending": False}], None
     while True:
         page = api.search_logged_models([experiment], f"name = '{name}'", order_by=order, page_token=token)
@@ -118,12 +118,12 @@ def _models(api: MlflowClient, experiment: str, name: str) -> Iterator[LoggedMod
 
 
 def _model_name(name: str) -> str:
-    """``name`` in the characters that MLflow takes for a model."""
+    """Return ``name`` in the characters that MLflow accepts for a model."""
     return re.sub("[^A-Za-z0-9_-]", "-", name)
 
 
 def _dataset(path: str, digest: str) -> DatasetInput:
-    """An input as MLflow knows it. DVC's md5 has 32 digits, and .dir behind them for a folder; the rest are sha256."""
+    """Return an input as MLflow's dataset. DVC's md5 has 32 digits, with .dir for a folder; others are sha256."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     kind = "dvc.md5" if len(digest.removesuffix(".dir")) == 32 else "sha256"

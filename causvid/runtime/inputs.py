@@ -1,4 +1,4 @@
-"""The paths that params.yaml names: which may be missing, which cannot work, where they are, what they hold."""
+"""Paths in params.yaml: which may be missing, which are invalid, where they are, and their checksums."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ PATHS: Mapping[str, bool] = {
     "evaluate.vbench_python": True,  # without it, VBench's scores are "not measured"
     "evaluate.vbench_weights": True,
 }
-# Entries that count by another file than the one they name: an environment is what its lock says.
+# Entries whose checksum is that of another file: an environment is defined by its lock file.
 COUNTED_BY: Mapping[str, Path] = {"evaluate.vbench_python": Path("requirements/vbench.txt")}
 OURS, THEIRS = PurePosixPath("data"), PurePosixPath("data/inputs")
 BY_DVC = "an output of this pipeline"
 
 
 def paths_of(sections: Sequence[str]) -> list[str]:
-    """Names of the entries of ``PATHS`` that lie in ``sections``.
+    """Return the entries of ``PATHS`` that belong to ``sections``.
 
     Args:
-        sections: Dotted names of sections or entries of params.yaml, as a stage declares that it reads them.
+        sections: Dotted names of sections or entries of params.yaml that a stage reads.
     """
     return [name for name in PATHS if any(f"{name}.".startswith(f"{section}.") for section in sections)]
 
 
 def value_of(values: Mapping[str, Any], name: str) -> str:
-    """The path that the params file ``values`` gives for the entry ``name``, as it is written there."""
+    """Return the path in the entry ``name`` of the params file ``values``, as it is written there."""
     found: Any = values
     for key in name.split("."):
         found = found[key]
@@ -54,7 +54,7 @@ def value_of(values: Mapping[str, Any], name: str) -> str:
 
 
 def path_problems(values: Mapping[str, Any]) -> Iterator[str]:
-    """Say which paths of a params file cannot work, one sentence each with the remedy.
+    """Yield a sentence, with the remedy, for each invalid path in a params file.
 
     Args:
         values: The whole params file.
@@ -66,7 +66,7 @@ def path_problems(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _fault(value: str) -> str:
-    """Why DVC or a stage cannot read the path ``value``; nothing when they can."""
+    """Return the reason why DVC or a stage cannot use the path ``value``; empty if they can."""
     root = Path.cwd()
     absolute = Path(root, value)
     if not value or "\0" in value:
@@ -87,7 +87,7 @@ def _fault(value: str) -> str:
 
 
 def _lexical(path: Path) -> Path:
-    """``path`` without ``..``, its links not followed."""
+    """Return ``path`` without ``..``. Links are not followed."""
     parts: list[str] = []
     for part in path.parts:
         parts = parts[:-1] if part == ".." and len(parts) > 1 else [*parts, part]
@@ -95,17 +95,17 @@ def _lexical(path: Path) -> Path:
 
 
 def located(values: Mapping[str, Any], root: Path) -> dict[str, Any]:
-    """Replace the paths of a params file that a stage has to look for in the project.
+    """Replace paths of a params file that a stage must read from the project's own folder.
 
-    In the temporary folder of an experiment there are only files that git tracks. A path that may be missing there is
-    one of the user's own: videos, captions, an environment, weights. It is read from the project.
+    The temporary folder of a DVC experiment contains only files that git tracks. Paths that may be missing name videos,
+    captions, an environment or weights of the user, which git usually does not track. They are read from the project.
 
     Args:
         values: The whole params file.
         root: The folder in which the stage runs.
 
     Returns:
-        A copy of ``values``; outside of an experiment it is equal to them.
+        A copy of ``values``. Outside of an experiment it is equal to ``values``.
     """
     copy, project = deepcopy(dict(values)), project_root(root)
     if project == root:
@@ -143,6 +143,6 @@ def checksums(values: Mapping[str, Any], names: Sequence[str], root: Path) -> di
 
 
 def is_output(value: str) -> bool:
-    """Whether a path of params.yaml lies among the outputs of this pipeline, which DVC itself keeps track of."""
+    """Return whether a path in params.yaml is an output of this pipeline, which DVC tracks itself."""
     path = PurePosixPath(value)
     return path.is_relative_to(OURS) and not path.is_relative_to(THEIRS)

@@ -1,14 +1,14 @@
-"""The journal of one MLflow run: every event is appended to a file in the work folder before anybody sends it.
+"""The journal of one MLflow run: every event is appended to a file in the work folder before it is sent.
 
-A stage only ever writes here, so no state of MLflow's store can stop it. ``sender.py`` sends the events, in the order
-of their times, and notes how far it came.
+A stage writes only to its journal, so no state of MLflow's store can stop it. ``sender.py`` sends the events in the
+order of their times and records its progress.
 
-    run.json              what the run is called and below which run it stands
+    run.json              name, tags and parent of the run
     rows/<writer>.jsonl   metrics, params, tags, status; one file for each process that writes
-    files/<writer>.jsonl  artifacts, apart from the rows: an artifact store that is away holds up no metric
+    files/<writer>.jsonl  artifacts; separate, so that metrics are sent while an artifact store is unavailable
     files/<copy>/<name>   copies of the artifacts
     sent.json             the run's id in MLflow, and the offset in each file up to which MLflow has the events
-    finished              an empty file: the stage ended well, so nothing is added any more
+    finished              an empty file: the stage ended normally, and no event follows
 """
 
 from __future__ import annotations
@@ -35,13 +35,12 @@ ROWS, FILES = "rows", "files"
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run as MLflow is to keep it.
+    """A run to create in MLflow.
 
     Attributes:
-        token: A string that no other run has. It becomes a tag, by which a sender finds a run that it, or another
-            sender, has created before.
-        name: The name on MLflow's page.
-        profile: The profile, which names the experiment.
+        token: A unique string. It becomes a tag of the run, by which a sender finds a run that was created before.
+        name: The run's name.
+        profile: The profile; the experiment is named after it.
         tags: Further tags.
         started: Milliseconds since 1970.
     """
@@ -55,13 +54,13 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """The first page of a journal.
+    """The description of a journal's run.
 
     Attributes:
         run: The run that the events belong to.
-        parent: The run above it; None for none.
-        store: The value of ``MLFLOW_TRACKING_URI`` when the run began; None is the project's own store.
-        needs_child: The run is created only when a run below it is. A flow that executed no stage leaves no run.
+        parent: The parent run, or None.
+        store: The value of ``MLFLOW_TRACKING_URI`` when the run began; None means the project's own store.
+        needs_child: Whether the run is created only together with a child. A flow that executed no stage has no run.
     """
 
     run: Run
@@ -84,7 +83,7 @@ class Sent:
 
 
 class Entry(NamedTuple):
-    """An event, the file it stands in, and the offset behind it."""
+    """An event, its file, and the offset of its end."""
 
     event: dict[str, Any]
     file: str
@@ -108,19 +107,19 @@ class Journal:
 
     @property
     def header(self) -> Header:
-        """The first page."""
+        """The description of the run."""
         values = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
         parent = values.pop("parent")
         return Header(run=Run(**values.pop("run")), parent=Run(**parent) if parent else None, **values)
 
     def append(self, kind: str, *, lane: str = ROWS, **values: Any) -> None:
-        """Add an event of ``kind`` that happens now.
+        """Add an event of ``kind`` with the current time.
 
         Raises:
-            OSError: The disk of the work folder is full, for example.
+            OSError: The event cannot be written, for example because the disk is full.
         """
         record = json.dumps({"kind": kind, "time": now(), **values})
-        # The line break before it ends a record that a full disk cut short.
+        # The first line break ends a previous record that a full disk cut short.
         with (self.folder / lane / f"{_writer(os.getpid())}.jsonl").open("ab") as file:
             file.write(f"\n{record}\n".encode())
 
@@ -132,13 +131,13 @@ class Journal:
         self.append("artifact", lane=FILES, copy=copy, folder=folder)
 
     def entries(self, lane: str, offsets: Mapping[str, int]) -> Iterator[Entry]:
-        """The events of ``lane`` behind ``offsets``, in the order of their times."""
+        """Yield the events of ``lane`` after ``offsets``, in the order of their times."""
         files = sorted((self.folder / lane).glob("*.jsonl"))
         of_each = [_read(file, f"{lane}/{file.name}", offsets) for file in files]
         return heapq.merge(*of_each, key=lambda entry: entry.event["time"])
 
     def finish(self) -> None:
-        """Declare that no event is added any more. The sender removes the journal when MLflow has all of it."""
+        """Declare that no event follows. The sender removes the journal when MLflow has all events."""
         (self.folder / "finished").touch()
 
     @property
@@ -148,7 +147,7 @@ class Journal:
 
     @property
     def is_finished(self) -> bool:
-        """Whether no event is added any more."""
+        """Whether the stage ended normally, so that no event follows."""
         return (self.folder / "finished").is_file()
 
     @property
@@ -169,12 +168,12 @@ class Journal:
         write_json(self.folder / "sent.json", asdict(sent))
 
     def lock(self, *, blocking: bool) -> FileLock:
-        """The lock of the one process that may send the events. It is not inside the folder, which may be removed."""
+        """Return the lock of the process that sends the events. It is beside the folder, which may be removed."""
         return FileLock(self.folder.with_name(f"{self.folder.name}.lock"), blocking=blocking)
 
     def remove(self) -> None:
         """Delete the journal. The caller holds the lock."""
-        (self.folder / "run.json").unlink()  # first: without it the rest is no journal
+        (self.folder / "run.json").unlink()  # first: a folder without this file is no journal
         shutil.rmtree(self.folder)
         self.folder.with_name(f"{self.folder.name}.lock").unlink(missing_ok=True)
 
@@ -185,13 +184,13 @@ def now() -> int:
 
 
 def journals(work: Path) -> list[Journal]:
-    """All journals in the work folder ``work``."""
+    """Return all journals in the work folder ``work``."""
     return [Journal(page.parent) for page in sorted(work.resolve().glob(f"{FOLDER}/*/run.json"))]
 
 
 @cache
 def _writer(pid: int) -> str:
-    """The name of this process's files. Their alphabetical order is that of the processes' first events."""
+    """Return the name of this process's files. Names sort in the order of the processes' first events."""
     return f"{time.time_ns():020d}-{pid}-{uuid.uuid4().hex[:8]}"
 
 

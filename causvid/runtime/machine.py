@@ -1,4 +1,4 @@
-"""What this machine does during a stage: CPUs, memory, disk, network and GPUs, as metrics ``system/...`` of its run."""
+"""System metrics of the machine during a stage (CPU, memory, disk, network, GPU), as ``system/...`` of its run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SECONDS = 10.0  # between two rows
 def watch(journal: Journal, stop: threading.Event, seconds: float = SECONDS) -> None:
     """Add a row to ``journal`` every so many seconds until ``stop`` is set.
 
-    The step of a row is the number of such intervals since the run began, so that a resumed run goes on counting.
+    The step of a row is the number of intervals since the run began, so that the steps of a resumed run continue.
     """
     try:
         monitors, began = _monitors(), journal.header.run.started
@@ -31,12 +31,12 @@ def watch(journal: Journal, stop: threading.Event, seconds: float = SECONDS) -> 
             journal.append("metrics", values=row, step=int((now() - began) / 1000 / seconds))
     except FileNotFoundError:  # the stage has ended, and another process has sent the journal
         return
-    except Exception as error:  # a container that hides its network or disks from us
-        print(f"this machine is not watched: {error}", file=sys.stderr, flush=True)
+    except Exception as error:  # a container may hide its network or its disks
+        print(f"the run gets no system metrics: {error}", file=sys.stderr, flush=True)
 
 
 def _monitors() -> list[Any]:
-    """MLflow's own, of what this machine has."""
+    """Return MLflow's monitors for the hardware of this machine."""
     from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
     from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
     from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor

@@ -1,7 +1,7 @@
-"""Where MLflow keeps its runs: the URI of the store, a client for it, and the experiments.
+"""MLflow's store: its URI, a client for it, and its experiments.
 
-As a command, ``python -m causvid.runtime.mlflow_store``, it creates the store of this project if there is none, and
-prints its URI, for ``mlflow server --backend-store-uri``.
+``python -m causvid.runtime.mlflow_store`` creates the store of this project if it does not exist, and prints its URI
+for ``mlflow server --backend-store-uri``.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class StoreError(ValueError):
 
 
 def sqlite_uri(path: Path) -> str:
-    """The URI of an sqlite store in file ``path``, with the escapes that SQLAlchemy takes back.
+    """Return the URI of an sqlite store in the file ``path``, with special characters escaped for SQLAlchemy.
 
-    The driver is named because MLflow takes what follows ``sqlite:///`` for a path, escapes included, and creates the
-    folder of that name.
+    The URI names the driver (``sqlite+pysqlite``). MLflow uses the rest of a plain ``sqlite:///`` URI as a path without
+    decoding the escapes, and would create a folder of that name.
     """
     from sqlalchemy import URL
 
@@ -42,21 +42,21 @@ def sqlite_uri(path: Path) -> str:
 
 
 def own_uri(root: Path) -> str:
-    """The URI of the own store of the project in ``root``, its ``mlflow.db``. It is absolute: no cwd can change it."""
+    """Return the absolute URI of ``mlflow.db``, the store of the project in ``root``."""
     return sqlite_uri(project_root(root.resolve()) / "mlflow.db")
 
 
 def tracking_uri(root: Path) -> str:
-    """``MLFLOW_TRACKING_URI``, or the URI of the project's own store."""
+    """Return ``MLFLOW_TRACKING_URI``, or the URI of the project's own store."""
     return os.environ.get(VARIABLE) or own_uri(root)
 
 
 def client(uri: str) -> MlflowClient:
-    """A client for ``uri``, with MLflow's telemetry off. An sqlite store is created if there is none.
+    """Return a client for ``uri``. An sqlite store that does not exist is created.
 
     Raises:
-        StoreError: An sqlite store has the schema of another version of MLflow. MLflow would upgrade an older one
-            without being asked, if it lacks a table.
+        StoreError: An sqlite store has the schema of another version of MLflow. MLflow would upgrade an older store
+            without asking if a table is missing.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow.tracking import MlflowClient
@@ -68,13 +68,13 @@ def client(uri: str) -> MlflowClient:
 
 
 def experiment_id(api: MlflowClient, uri: str, profile: str, root: Path) -> str:
-    """The id of the experiment ``causvid/<profile>``, which is created if there is none."""
+    """Return the id of the experiment ``causvid/<profile>``, which is created if it does not exist."""
     from mlflow.exceptions import MlflowException
 
     name = f"causvid/{profile}"
     found = api.get_experiment_by_name(name)
     if found is None:
-        # A server decides by itself where artifacts are. Of a plain path MLflow would decode escapes that are none.
+        # A server chooses the place of artifacts. In a plain path, MLflow would decode characters such as %41.
         place = None if uri.startswith("http") else (project_root(root.resolve()) / "mlruns" / name).as_uri()
         try:
             return str(api.create_experiment(name, artifact_location=place))
@@ -86,7 +86,7 @@ def experiment_id(api: MlflowClient, uri: str, profile: str, root: Path) -> str:
 
 
 def _sqlite_path(uri: str) -> Path | None:
-    """The file of a store, None for a store that is no plain file."""
+    """Return the file of an sqlite store; None for any other store."""
     if not uri.startswith("sqlite"):
         return None
     from sqlalchemy import make_url
@@ -96,13 +96,13 @@ def _sqlite_path(uri: str) -> Path | None:
 
 
 def _prepare(path: Path, uri: str) -> None:
-    """Create the store in file ``path`` if there is none; check the schema of one that is there."""
+    """Create the store in the file ``path`` if it does not exist; check the schema of an existing store."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock") as lock:
             if not path.exists():
                 _create(path)
-        Path(lock.lock_file).unlink(missing_ok=True)  # who waits for it finds the store
+        Path(lock.lock_file).unlink(missing_ok=True)  # processes that wait for the lock will find the store
     while (schema := _schema(path)) != _own_schema() and time.time() - path.stat().st_mtime < BEING_MADE:
         time.sleep(0.5)  # another process, MLflow's server for example, may be creating the tables
     if schema not in (None, _own_schema()):
@@ -113,9 +113,9 @@ def _prepare(path: Path, uri: str) -> None:
 
 
 def _create(path: Path) -> None:
-    """Create the store beside ``path`` and put it in place when it is whole.
+    """Create the store beside ``path``, and move it to ``path`` when it is complete.
 
-    Another process, MLflow's server for example, thus finds no store or a complete one. Creating it takes seconds.
+    Creating the tables takes seconds. Other processes, MLflow's server for example, find either no store or all tables.
     """
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
@@ -124,7 +124,7 @@ def _create(path: Path) -> None:
         store = SqlAlchemyStore(sqlite_uri(beside), (path.parent / "mlruns").absolute().as_uri())
         store.engine.dispose()
         try:
-            os.link(beside, path)  # a rename would replace a file that has come into being meanwhile
+            os.link(beside, path)  # a rename would replace a file that another process created in the meantime
         except FileExistsError:
             return
         except OSError:  # a file system without hard links
@@ -135,7 +135,7 @@ def _create(path: Path) -> None:
 
 
 def _schema(path: Path) -> str | None:
-    """The version of the schema in an sqlite file; None for a file without tables."""
+    """Return the version of the schema in an sqlite file; None for a file without tables."""
     there = f"{path.absolute().as_uri()}?mode=rw"  # never creates a file
     with closing(sqlite3.connect(there, timeout=5, uri=True)) as database:
         if not database.execute("select * from sqlite_master").fetchone():
@@ -147,17 +147,17 @@ def _schema(path: Path) -> str | None:
 
 @cache
 def _own_schema() -> str:
-    """The version of the schema that this version of MLflow needs."""
+    """Return the version of the schema that this version of MLflow needs."""
     from mlflow.store.db.utils import _get_latest_schema_revision
 
     return str(_get_latest_schema_revision())
 
 
 def main() -> None:
-    """Create this project's store if there is none, and print its URI."""
+    """Create this project's store if it does not exist, and print its URI."""
     named = os.environ.get(VARIABLE, "")
     uri = named if named and not named.startswith("http") else own_uri(Path.cwd())
-    with suppress(Exception):  # the server that is started next says it in its own words
+    with suppress(Exception):  # MLflow's server, which is started next, reports the error
         client(uri)
     print(uri)
 

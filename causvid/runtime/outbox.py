@@ -1,6 +1,6 @@
-"""The command that sends to MLflow what it could not take before: ``python -m causvid.runtime.outbox``.
+"""Send records to MLflow that it could not accept before: ``python -m causvid.runtime.outbox`` (``make send``).
 
-A flow, which imports none of our code, tells MLflow of itself by the subcommands ``begin`` and ``end``.
+Flows use the subcommands ``begin`` and ``end`` to record their own runs, because they do not import this package.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ app = typer.Typer(add_completion=False)
 
 @app.callback(invoke_without_command=True)
 def send(context: typer.Context) -> None:
-    """Send the records of all stages in the work folder that MLflow does not have."""
+    """Send all records in the work folder that MLflow does not have."""
     if context.invoked_subcommand:
         return
     sender.quiet()
@@ -48,7 +48,7 @@ def end(
     status: Annotated[str, typer.Option(help="FINISHED, FAILED or KILLED")],
     note: Annotated[str, typer.Option(help="Markdown for the run's page")] = "",
 ) -> None:
-    """End the run of a flow, and print its id in MLflow, or nothing if there is none."""
+    """End the run of a flow, and print its id in MLflow, or nothing if the flow has no run."""
     sender.quiet()
     journal = tracking.end_parent(token, status, note, Path.cwd())
     if status == "KILLED":  # a flow that is being cancelled must not wait; the next stage sends it

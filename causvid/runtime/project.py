@@ -46,6 +46,6 @@ def refuse_unusable(root: Path) -> None:
     data = root / "data"
     if data.is_symlink():
         raise ValueError(
-            f"data is a link to {data.readlink()}, and DVC keeps nothing that lies outside of the project: make data "
-            "a folder, and move DVC's cache to the other disk ('dvc cache dir', 'dvc config cache.type symlink')"
+            f"data is a link to {data.readlink()}, but DVC requires outputs inside the project: replace the link by a "
+            "folder, and move DVC's cache to the other disk ('dvc cache dir', 'dvc config cache.type symlink')"
         )

@@ -1,7 +1,7 @@
-"""A process beside each stage that sends the stage's journal to MLflow, and what earlier stages could not send.
+"""The process that sends a stage's journal to MLflow, and the records that earlier stages could not send.
 
-It is a process of its own because MLflow may take any time, and any memory, to fail. The stage waits for it at its end
-only, and then for a bounded time.
+It is a separate process, because a failing store may block for a long time or use much memory. The stage waits for it
+only at its end, and for a limited time.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ POLL = 1.0  # seconds between two looks at a journal
 LONGEST_PAUSE = 10.0  # seconds between two tries when MLflow does not answer
 GRACE = 120.0  # seconds that a sender may take after its stage's end
 GRACE_AFTER_FAILURE = 15.0  # the same when MLflow has failed before
-SENT, KEPT = 0, 3  # exit codes of a sender: MLflow has everything; something is left, and a line has been printed
-# Of MLflow's own. The sender tries again by itself.
+SENT, KEPT = 0, 3  # exit codes of a sender: MLflow has all records; some are left, and a line was printed
+# Settings of MLflow. The sender has its own retries.
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -42,14 +42,14 @@ QUIET = {
 
 
 class Complaint:
-    """The one line about the records of a journal that MLflow does not take."""
+    """Prints one line, once, about the records of a journal that MLflow does not accept."""
 
     def __init__(self, journal: Journal) -> None:
-        """About ``journal``."""
+        """Prepare the line about ``journal``."""
         self.journal, self.made = journal, False
 
     def __call__(self, reason: str) -> None:
-        """Print the line, the first time. A journal that is gone has been sent by another process."""
+        """Print the line at the first call. Nothing is printed for a journal that another process has sent."""
         if not self.made and self.journal.exists:
             self.made = True
             name, place = self.journal.header.run.name, os.path.relpath(self.journal.folder)
@@ -63,7 +63,7 @@ class Complaint:
 
 @contextmanager
 def sending(journal: Journal, root: Path) -> Iterator[None]:
-    """Send ``journal`` during this block and at its end. Nothing that fails raises an error; stderr gets one line."""
+    """Send ``journal`` during this block and at its end. A failure raises no error; stderr gets one line."""
     process = _begin(journal, root)
     try:
         yield
@@ -84,20 +84,20 @@ def _begin(journal: Journal, root: Path) -> subprocess.Popen[bytes] | None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> int:
-    """Tell a sender that its stage has ended, and wait for it; returns its exit code."""
+    """Tell a sender that its stage has ended, wait for it, and return its exit code."""
     assert process.stdin
-    with suppress(BrokenPipeError):  # it has died
+    with suppress(BrokenPipeError):  # the sender was killed
         process.stdin.write(b"\n")
         process.stdin.close()
     try:
-        return process.wait(GRACE + 10)  # it ends by itself before that
+        return process.wait(GRACE + 10)  # a sender that works ends earlier
     except subprocess.TimeoutExpired:
         process.kill()
         return process.wait()
 
 
 def follow(journal: Journal, root: Path, ended: threading.Event, complain: Complaint) -> int:
-    """Send what other stages left, then ``journal`` until its stage has ``ended``, then what is left of it.
+    """Send the records that other stages left, then those of ``journal`` until its stage has ``ended``.
 
     Returns:
         ``SENT`` or ``KEPT``.
@@ -117,11 +117,11 @@ def _follow(journal: Journal, root: Path, ended: threading.Event, complain: Comp
 
     deliver, pause = Delivery(journal, root), POLL
     while True:
-        last = ended.is_set()  # asked first: all that was added before the end is sent below
+        last = ended.is_set()  # read first, so that all events before the end are sent below
         try:
             deliver()
             pause = POLL
-        except Exception as error:  # whatever it is, the stage goes on
+        except Exception as error:  # no failure of MLflow may stop the stage
             complain(first_line(error))
             pause = min(2 * pause, LONGEST_PAUSE)
             if last:
@@ -133,13 +133,13 @@ def _follow(journal: Journal, root: Path, ended: threading.Event, complain: Comp
 
 @dataclass(frozen=True)
 class Outcome:
-    """The end of one try to send a journal.
+    """The outcome of one attempt to send a journal.
 
     Attributes:
-        journal: The journal, which is removed when the stage has finished and MLflow has everything.
+        journal: The journal. It is removed when the stage has finished and MLflow has all records.
         name: The name of its run.
-        run_id: The id of its run in MLflow; None if there is none.
-        reason: Why something is left; None if nothing is.
+        run_id: The id of its run in MLflow; None if the run was not created.
+        reason: The reason why records are left; None if none are left.
     """
 
     journal: Journal
@@ -153,7 +153,7 @@ def send_waiting(root: Path) -> list[Outcome]:
     from causvid.runtime.delivery import first_line
 
     outcomes: list[Outcome] = []
-    failed: dict[str | None, str] = {}  # stores, each of which may take long to fail
+    failed: dict[str | None, str] = {}  # stores that have failed; each is tried once, because a failure may take long
     for journal, header in _journals_of(root):
         if not journal.is_waiting and not journal.is_finished:
             continue
@@ -178,7 +178,7 @@ def _send(journal: Journal, root: Path) -> str | None:
     delivery = Delivery(journal, root)
     delivery()
     token = journal.header.run.token
-    # A flow's run that was not created needs none, unless records of a stage below it are left.
+    # The run of a flow is not needed if it was not created and no records of its stages are left.
     needless = not delivery.known and all(
         header.parent is None or header.parent.token != token for _, header in _journals_of(root)
     )
@@ -188,7 +188,7 @@ def _send(journal: Journal, root: Path) -> str | None:
 
 
 def _journals_of(root: Path) -> list[tuple[Journal, Header]]:
-    """All journals of a project, the oldest first and flows after their stages."""
+    """Return all journals of a project, the oldest first and flows after their stages."""
     found = []
     for work in work_root(root).glob("*/*"):
         for journal in journals(work):
@@ -198,15 +198,15 @@ def _journals_of(root: Path) -> list[tuple[Journal, Header]]:
 
 
 def main(folder: Path, root: Path) -> int:
-    """Send the journal in ``folder`` until stdin says that the stage has ended; returns an exit code."""
+    """Send the journal in ``folder`` until a byte on stdin says that the stage has ended; return an exit code."""
     quiet()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the stage, whose end is told to MLflow
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the stage; this process still sends its end
     journal, stop, ended = Journal(folder), threading.Event(), threading.Event()
     complain = Complaint(journal)
     watcher = threading.Thread(target=watch, args=(journal, stop), daemon=True)
 
     def wait_for_end() -> None:
-        if not os.read(0, 1):  # the stage was killed; whoever reads its stderr waits for this process, too
+        if not os.read(0, 1):  # the stage was killed; readers of its stderr would wait for this process
             os._exit(KEPT)
         stop.set()
         if watcher.is_alive():
@@ -220,7 +220,7 @@ def main(folder: Path, root: Path) -> int:
 
     threading.Thread(target=wait_for_end, daemon=True).start()
     try:
-        import mlflow.tracking  # noqa: F401  # before two threads do it at once
+        import mlflow.tracking  # noqa: F401  # before two threads import it at once
 
         watcher.start()
         return follow(journal, root, ended, complain)
@@ -230,7 +230,7 @@ def main(folder: Path, root: Path) -> int:
 
 
 def quiet() -> None:
-    """Let MLflow fail without words, and soon."""
+    """Make MLflow fail early and without output."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     logging.disable(logging.CRITICAL)

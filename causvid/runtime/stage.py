@@ -93,14 +93,9 @@ def stage_run(
         label = f"{name}@{item}" if item else name
         compute = params_file.build(Compute, everything["compute"], name="compute")
         watch = params_file.build(tracking.Watch, everything["watch"], name="watch")
-        # Under dvc, which has just verified what it recorded: no need to read gigabytes again.
-        lock = recorded.read_lock(root) if "DVC_STAGE" in os.environ else {}
-        known = recorded.digests(lock)
-        named = {name: Path(value_of(everything, name)) for name in (paths_of(reads) if paths is None else paths)}
-        known |= checksums(everything, [name for name, path in named.items() if path.as_posix() not in known], root)
-        read = [*inputs, *named.values()]
-        origin = work.stage_origin(name, params={**values, "item": item}, inputs=read, known=known, root=root)
-        made = tracking.Made(key=origin.key, inputs=origin.inputs, upstream=recorded.upstream(lock, read, root))
+        named = paths_of(reads) if paths is None else paths
+        origin, upstream = _origin(name, {**values, "item": item}, everything, inputs, named, root)
+        made = tracking.Made(key=origin.key, inputs=origin.inputs, upstream=upstream)
         with (
             work.work_folder(name, origin.key, root=root) as folder,
             tracking.child_run(label, everything["profile"], root, values, made, folder) as tracker,
@@ -119,6 +114,33 @@ def stage_run(
         if not _disk_is_full(error):
             raise
         sys.exit(f"{name}: the disk is full ({error}); free some space and run the same command again: work is kept")
+
+
+def _origin(
+    name: str,
+    params: Mapping[str, Any],
+    everything: Mapping[str, Any],
+    inputs: Sequence[Path],
+    named: Sequence[str],
+    root: Path,
+) -> tuple[Origin, dict[str, str]]:
+    """Return the origin of a stage's result, and the keys of the upstream stages.
+
+    Args:
+        name: The stage's name.
+        params: The sections of the params file that it reads.
+        everything: The whole params file.
+        inputs: Inputs from the command line.
+        named: Entries of the params file that hold a path and are inputs as well.
+        root: The folder in which the stage runs.
+    """
+    # DVC has just verified the checksums that it recorded, so that these inputs need not be read again.
+    lock = recorded.read_lock(root) if "DVC_STAGE" in os.environ else {}
+    known, paths = recorded.digests(lock), {entry: Path(value_of(everything, entry)) for entry in named}
+    known |= checksums(everything, [entry for entry, path in paths.items() if path.as_posix() not in known], root)
+    read = [*inputs, *paths.values()]
+    origin = work.stage_origin(name, params=params, inputs=read, known=known, root=root)
+    return origin, recorded.upstream(lock, read, root)
 
 
 def _disk_is_full(error: BaseException) -> bool:

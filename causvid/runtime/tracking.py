@@ -1,7 +1,7 @@
 """MLflow: one experiment per profile, a parent run per flow or ``dvc repro``, a child run per executed stage.
 
-A stage writes into a journal (``journal.py``), and a process beside it sends the journal to MLflow (``sender.py``), so
-that nothing that happens to MLflow's store can stop a stage. Nothing ever reads a result from MLflow.
+A stage writes to a journal (``journal.py``), and another process sends the journal to MLflow (``sender.py``), so that
+no failure of MLflow's store can stop a stage. No stage reads a result from MLflow.
 """
 
 from __future__ import annotations
@@ -68,14 +68,14 @@ class Made:
 class Tracker:
     """A handle on one MLflow run. Small and picklable, so that rank 0 of a Ray worker can log into the stage's run.
 
-    A method writes to the work folder and returns. A full disk there is an OSError; nothing that happens to MLflow is
-    an error here.
+    Its methods write only to the work folder. They raise OSError if its disk is full.
+    Failures of MLflow raise no error.
     """
 
     journal: Journal
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Log a row of a curve. A row that repeats a name and a step is dropped."""
+        """Log a row of a curve. MLflow gets the first row of each name and step."""
         self.journal.append("metrics", values={name: float(value) for name, value in metrics.items()}, step=step)
 
     def log_results(self, results: Mapping[str, Any]) -> None:
@@ -87,17 +87,15 @@ class Tracker:
         self.journal.append_file(path, folder)
 
     def log_model(self, name: str, path: Path, key: str) -> None:
-        """Make the model in folder ``path`` known as ``name``, once for this run; its files stay with DVC."""
+        """Register the model in folder ``path`` as ``name``, once for this run. Its files stay in DVC."""
         self.journal.append("model", name=name, path=path.as_posix(), key=key)
 
 
 def start_parent(name: str, profile: str, root: Path, tags: Mapping[str, str]) -> str:
-    """Begin the run of a flow.
-
-    MLflow gets it with the first stage below it.
+    """Begin the run of a flow. It is created in MLflow together with the run of its first stage.
 
     Returns:
-        The token by which stages name it, in ``CAUSVID_PARENT_RUN_ID``.
+        The run's token, which stages get in ``CAUSVID_PARENT_RUN_ID``.
     """
     run = Run(token=uuid.uuid4().hex, name=name, profile=profile, tags={**tags, **git_tags(root)}, started=now())
     header = Header(run=run, parent=None, store=os.environ.get(VARIABLE) or None, needs_child=True)
@@ -106,7 +104,7 @@ def start_parent(name: str, profile: str, root: Path, tags: Mapping[str, str]) -
 
 
 def end_parent(token: str, status: str, note: str, root: Path) -> Journal:
-    """End the run of a flow, with a ``note`` for its page. Returns its journal, which is then to be sent."""
+    """End the run of a flow, with a ``note`` for its page. Return its journal, which the caller sends."""
     journal = _flow(token, root)
     if note:
         journal.append("tags", values={"mlflow.note.content": note})
@@ -119,10 +117,10 @@ def end_parent(token: str, status: str, note: str, root: Path) -> Journal:
 def child_run(
     stage: str, profile: str, root: Path, params: Mapping[str, Any], made: Made, folder: Path
 ) -> Iterator[Tracker]:
-    """A run for one executed stage, under the flow's or the repro's parent; FAILED when the body raises.
+    """Record the run of one executed stage, below that of its flow or ``dvc repro``. It is FAILED if the body raises.
 
-    A stage that was cut short goes on in the run it had, of which ``folder`` has the journal; it moves to the new
-    parent. Results of ``stage``@x are of the model x, if a stage upstream made one.
+    A stage that was interrupted continues its run, whose journal is in ``folder``, below the new parent. Results of
+    ``stage``@x belong to the model x, if an upstream stage made one.
     """
     named = os.environ.get(PARENT_VARIABLE)
     parent = _named_parent(named, root) if named else _repro_parent(profile, root)
@@ -142,10 +140,10 @@ def child_run(
         try:
             yield Tracker(journal=journal)
         except BaseException:
-            with suppress(OSError):  # a full disk, of which the stage's own error tells
+            with suppress(OSError):  # a full disk: the stage reports it
                 journal.append("end", status="FAILED", ends_parent=False)
             raise
-        # Nobody else ends a repro's run. The next stage of the same repro sets a later end.
+        # Each stage ends the run of its `dvc repro`; the next stage of the same repro sets a later end.
         journal.append("end", status="FINISHED", ends_parent=parent is not None and not named)
         journal.finish()
 
@@ -163,7 +161,7 @@ def note(stage: str, made: Made, tags: Mapping[str, str]) -> str:
 
 
 def _unfinished(folder: Path) -> Journal | None:
-    """The journal of a stage that was cut short, if its run belongs to the store of today."""
+    """Return the journal of the interrupted stage, if its run belongs to the current store."""
     store = os.environ.get(VARIABLE) or None
     found = [journal for journal in journals(folder) if not journal.is_finished and journal.header.store == store]
     return max(found, key=lambda journal: journal.header.run.started, default=None)
@@ -184,13 +182,13 @@ def _flow(token: str, root: Path) -> Journal:
 
 
 def _named_parent(token: str, root: Path) -> Run | None:
-    """The run of the flow that began with ``token``; None for the id of a run that is not a flow's."""
+    """Return the run of the flow with ``token``; None if ``token`` is the id of another run."""
     journal = _flow(token, root)
     return journal.header.run if journal.exists else None
 
 
 def _repro_parent(profile: str, root: Path) -> Run | None:
-    """The run of the dvc process above this stage, known by its pid and start time."""
+    """Return the run of the dvc process that started this stage, identified by its pid and start time."""
     above = [p for p in psutil.Process().parents() if any(Path(part).name == "dvc" for part in p.cmdline()[:3])]
     if not above:
         return None

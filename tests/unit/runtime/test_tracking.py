@@ -391,4 +391,4 @@ def test_a_machine_that_hides_is_a_line(
     monkeypatch.setattr(network_monitor, "NetworkMonitor", hidden)
     with child_run("resample", "smoke", tmp_path, {}, MADE, tmp_path) as tracker:
         machine.watch(tracker.journal, threading.Event())
-    assert "this machine is not watched: no network here" in capsys.readouterr().err
+    assert "the run gets no system metrics: no network here" in capsys.readouterr().err

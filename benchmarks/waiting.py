@@ -61,7 +61,7 @@ print(json.dumps(found))
 
 
 def steps_per_second(profile: str, setting: Mapping[str, str]) -> dict[str, float]:
-    """Measure one setting in a process of its own, since OpenMP reads it when torch is imported.
+    """Measure one setting in a new process, because OpenMP reads it when torch is imported.
 
     Args:
         profile: The params file whose transformer does the work.

@@ -82,7 +82,7 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
         self.schedule.columns()  # raises ValueError for steps that are no states of the solver
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Refuse a component that lacks weights; make a transformer of diffusers' own class check LoRA files."""
+        """Set an attribute. A component must have all its weights, and a transformer must check its LoRA files."""
         if isinstance(value, torch.nn.Module):
             require_weights(name, value)
         if isinstance(value, WanTransformer3DModel):
@@ -90,7 +90,7 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
         super().__setattr__(name, value)
 
     def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Save the pipeline as a diffusers folder; adapters that are fused go into it as plain weights.
+        """Save the pipeline as a diffusers folder. Fused adapters are saved as plain weights.
 
         Args:
             save_directory: The folder.
@@ -325,16 +325,16 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
 def load_pipeline(
     checkpoint: Path, vae: Path, record: TeacherRecord | StudentRecord, schedule: ScheduleConfig
 ) -> CausVidPipeline:
-    """The pipeline of a trained transformer and VAE, on this process's device.
+    """Load the pipeline of a trained transformer and VAE onto the device of this process.
 
     Args:
-        checkpoint: The transformer's folder.
-        vae: The VAE's folder.
-        record: What the transformer was trained for, which decides how it samples.
-        schedule: Solver steps of a teacher, whose record leaves them open.
+        checkpoint: Folder of the transformer.
+        vae: Folder of the VAE.
+        record: Training record of the transformer, which decides how it samples.
+        schedule: Schedule of a teacher, whose record leaves the solver steps open.
 
     Raises:
-        ValueError: For a VAE whose latents the transformer does not know.
+        ValueError: The transformer was trained on latents of another VAE.
     """
     record.require_vae(checkpoint, vae)
     dtype = record.precision.dtype

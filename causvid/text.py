@@ -1,4 +1,4 @@
-"""Text from outside: the rule that UTF-8 must hold it, because manifests, prompts and MLflow store UTF-8.
+"""The rule for text from outside: UTF-8 must be able to hold it, because manifests, prompts and MLflow store UTF-8.
 
 A ``str`` of Python can hold more than UTF-8: halves of surrogate pairs, which JSON spells ``"\\ud83d"``, and bytes of
 another encoding in file names and arguments, which Python reads as U+DC80 to U+DCFF (PEP 383).

@@ -1,9 +1,9 @@
-"""A pipeline from each kind of checkpoint, and the values that it samples by.
+"""Build a pipeline from each kind of checkpoint. The kind decides where schedule, sizes and prompt length come from.
 
-- A folder that this project trained, with its VAE and text encoder beside it: its training record.
-- A diffusers folder, as ``causvid export`` makes it: its own model_index.json.
-- Weights from elsewhere, a ``model.pt`` of the released CausVid or a transformer's folder without a record: the params
-  file, and the values that were taken from it are printed.
+- A folder that this project trained, with its VAE and text encoder beside it: from its training record.
+- A diffusers folder, as ``causvid export`` makes it: from its model_index.json.
+- Weights from elsewhere (a ``model.pt`` of the released CausVid, or the folder of a transformer without a record): from
+  a params file. The values are then printed.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ PARAMS = Path("params.yaml")  # for weights from elsewhere, when the caller name
 def load_checkpoint(
     checkpoint: Path, *, params: Path | None, wan: Path | None, precision: devices.Precision | None
 ) -> CausVidPipeline:
-    """The pipeline of ``checkpoint``, on this process's device.
+    """Load the pipeline of ``checkpoint`` onto the device of this process.
 
-    A link is followed to read bytes alone: the name that was given decides what the file is, and its neighbours are
-    looked for beside the link first.
+    Links are followed only to read files. The name that was given decides the kind of the checkpoint, and neighbours
+    such as the VAE are looked up beside the link first.
 
     Args:
-        checkpoint: One of the kinds above.
-        params: Params file. Weights from elsewhere take their values from it, None = params.yaml. Weights that have
-            their own must agree with it.
+        checkpoint: A checkpoint of one of the kinds above.
+        params: Params file. Weights from elsewhere take their values from it, by default from params.yaml. Weights that
+            come with their own values must agree with it.
         wan: Wan2.1 folder of a released model.pt; None = the one beside it.
-        precision: Of the weights; None = as trained.
+        precision: Precision of the weights; None = as trained.
 
     Raises:
-        ValueError: For what is none of the kinds, for a difference between ``params`` and what the weights were trained
-            for, and for a part that is missing, damaged or does not fit, naming it.
+        ValueError: The checkpoint is of no known kind, the weights were trained for other values than those in
+            ``params``, or a part is missing, damaged or does not fit.
     """
     places = list(_places(checkpoint))
     checkpoint = places[0]
@@ -83,11 +83,11 @@ def load_checkpoint(
 
 
 def _places(path: Path) -> Iterator[Path]:
-    """``path``, absolute, under the name that was given, then where each link leads. Raises ValueError for nowhere."""
+    """Yield the absolute ``path`` as given, then the target of each link. Raises ValueError for a broken link."""
     if path.is_symlink() and not path.exists():
-        raise ValueError(f"--checkpoint is {path}, a link to {path.readlink()}, which does not exist; mend the link")
+        raise ValueError(f"--checkpoint is {path}, a link to {path.readlink()}, which does not exist; repair the link")
     while True:
-        # ".." and "." are no names of their own.
+        # A path that ends in "." or ".." has no name to keep.
         path = path.parent.resolve() / path.name if path.name not in ("", "..") else path.resolve()
         yield path
         if not path.is_symlink():
@@ -102,8 +102,8 @@ def _from_diffusers(folder: Path, params: Path | None, precision: devices.Precis
         raise ValueError(f"{folder}/model_index.json is damaged ({error}); export the pipeline again") from error
     if missing := [name for name in SETTINGS if name not in index]:
         raise ValueError(
-            f"{folder} holds a {index.get('_class_name')} without {', '.join(missing)}: no few-step student; 'causvid "
-            "export' makes a folder of one"
+            f"{folder} holds a {index.get('_class_name')} without {', '.join(missing)} in its model_index.json: "
+            "it is no few-step student that 'causvid export' made"
         )
     name = f"{folder}/model_index.json"
     dtype = (precision or params_file.build(devices.Precision, index["precision"], name=f"{name}: precision")).dtype
@@ -139,7 +139,7 @@ def _from_transformer(
     if (blocks := transformer.config.get("frames_per_block")) != record.frames_per_block:
         raise ValueError(
             f"{folder} has frames_per_block {blocks} (None = bidirectional); {said_by} has frames_per_block "
-            f"{record.frames_per_block}: it is no student of that run"
+            f"{record.frames_per_block}: it is no student of that run; use the params file that it was trained with"
         )
     text = beside / "text_encoder"
     return CausVidPipeline(
@@ -151,7 +151,7 @@ def _from_transformer(
 
 
 def _beside(places: Sequence[Path]) -> Path:
-    """The folder that holds VAE and text encoder of the transformer. Raises ValueError naming the one it lacks."""
+    """Return the folder that holds the transformer's VAE and text encoder. Raises ValueError if one is missing."""
     parts = {"vae": "train_vae", "text_encoder": "encode_prompts"}
     for place in places:
         if all((place.parent / part).is_dir() for part in parts):
@@ -165,16 +165,16 @@ def _beside(places: Sequence[Path]) -> Path:
 
 
 def _was_trained_here(folder: Path, beside: Path) -> bool:
-    """Whether a stage of ours wrote ``folder``, which has no record.
+    """Return whether one of our stages wrote ``folder``, which has no record.
 
-    The stage encode_prompts alone keeps the text encoder as text_encoder/text_encoder, and an imported checkpoint says
-    that it is one.
+    Only the stage encode_prompts stores the text encoder as text_encoder/text_encoder. An imported checkpoint is marked
+    by the file original_layout.json.
     """
     return _is_ours(beside / "text_encoder") and not (folder / LAYOUT).is_file()
 
 
 def _is_ours(text_encoder: Path) -> bool:
-    """Whether the folder has the layout of the stage encode_prompts: encoder and tokenizer below it."""
+    """Return whether the folder has the layout of the stage encode_prompts: encoder and tokenizer in subfolders."""
     return (text_encoder / "text_encoder").is_dir()
 
 
@@ -206,14 +206,14 @@ def _from_released(file: Path, params: Path, wan: Path, precision: devices.Preci
 
 
 def _record_of_params(checkpoint: Path, params: Path) -> StudentRecord:
-    """What weights from elsewhere are taken to be trained for, printed on stderr."""
+    """Build a record for weights from elsewhere from the params file, and print its values on stderr."""
     record = student_of_params(params)
     print(f"{checkpoint} does not say what it was trained for; {params} says {record.describe()}", file=sys.stderr)
     return record
 
 
 def _require_agreement(folder: Path, record: StudentRecord, params: Path | None) -> None:
-    """Refuse a params file that was named for weights with values of their own, and has others."""
+    """Raise ValueError if the user named a params file that disagrees with the values that the weights come with."""
     wrong = record.differences(student_of_params(params).values()) if params else []
     if wrong:
         raise ValueError(
@@ -239,7 +239,7 @@ def _require_fitting(pipeline: CausVidPipeline) -> None:
 
 
 def _wan_beside(places: Sequence[Path]) -> Path:
-    """The one Wan2.1 folder beside a model.pt, or beside what the link to it leads to."""
+    """Return the Wan2.1 folder beside a model.pt, or beside the target of a link to it. Raises ValueError."""
     for place in places:
         found = sorted(path for path in place.parent.glob("Wan2.1*") if path.is_dir())
         if len(found) == 1:

@@ -33,7 +33,7 @@ SEEDS = 2**32  # PyTorch's CPU generator ignores higher bits: seed 2**32 would g
 NOISE = "torch.Generator().manual_seed(seed)"  # compared: a folder whose map names other noise is refused
 RULE = (  # for readers of the map, compared with nothing
     f"The prompt and the seed determine a video. All its noise comes from {NOISE}: the line of the prompt, the other "
-    "prompts and the batch size do not change it. In a batch of the same size the bytes are the same; in another one, "
+    "prompts and the batch size do not change it. Batches of equal size give equal bytes; in batches of other sizes, "
     "values of frames differ by at most one level of 255 (float32)."
 )
 
@@ -144,10 +144,10 @@ def _check(prompts: Sequence[str], seeds: Sequence[int]) -> None:
 
 
 def _numbers(prompts: Sequence[str], found: Mapping[str, int]) -> dict[str, int]:
-    """The number of each prompt in its folder, where prompts and numbers ``found`` are there already.
+    """Return the number of each prompt in the output folder, which already has the prompts and numbers ``found``.
 
-    A new prompt has its line as number, or, if that is taken, one after all lines and all numbers so far. Numbers of
-    prompts in the folder never change: their files keep their names.
+    The number of a new prompt is its line. If that number is taken, the prompt gets the next number after all lines and
+    all used numbers. The numbers of prompts in the folder never change, so that their files keep their names.
     """
     numbers, taken = dict(found), set(found.values())
     free = count(max([len(prompts), *(number + 1 for number in taken)]))
@@ -172,7 +172,7 @@ def _frames_of(seconds: float | None, shape: VideoShape, *, is_causal: bool) -> 
 
 
 def _settings_of(pipeline: CausVidPipeline, shape: VideoShape, frames: int) -> dict[str, Any]:
-    """What a video depends on beside prompt, index and seed, as JSON has it."""
+    """Return the values, besides prompt and seed, that determine a video, as JSON stores them."""
     return {
         **asdict(shape),
         "frames": frames,

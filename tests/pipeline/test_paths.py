@@ -204,8 +204,9 @@ def test_any_path_works_in_one_process(
         metrics=reports / "train_vae.json", curve=reports / "curve.csv", params=Path("params.yaml"),
     )  # fmt: skip
     check(project, cell)
-    monkeypatch.chdir(tmp_path)  # the record is enough: there is no params.yaml
-    generate_and_export(cell, checkpoint, tmp_path, lambda *command: _invoke(*command))
+    monkeypatch.chdir(tmp_path)
+    assert not Path("params.yaml").exists()  # the training record is enough
+    generate_and_export(cell, checkpoint, tmp_path, _invoke)
 
 
 def _invoke(*command: str) -> None:

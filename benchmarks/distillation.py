@@ -38,14 +38,17 @@ from causvid.diffusion.schedule import ScheduleConfig
 from causvid.diffusion.velocity import conditional
 from causvid.losses.dmd import dmd_loss
 from causvid.losses.flow_matching import flow_matching_loss
+from causvid.methods.dmd.config import DmdConfig
+from causvid.methods.dmd.samples import DmdRun
+from causvid.methods.dmd.step import DmdStep
 from causvid.models.wan import build_transformer, causal_student, load_transformer
 from causvid.plan import Plan
 from causvid.runtime import device as devices
 from causvid.runtime.parallel import Compute
 from causvid.runtime.tracking import Tracker, Watch
 from causvid.training.batches import Texts, read_batch
-from causvid.training.dmd_step import DmdConfig, DmdJob, DmdStep
-from causvid.training.recording import Clips
+from causvid.training.recording import Clips, student_record
+from causvid.training.run import Run
 from causvid.training.speed import peak_flops
 
 CLIPS_STORED = 8
@@ -67,7 +70,7 @@ def dmd_config(values: dict[str, Any], clips: int) -> DmdConfig:
     return params.build(DmdConfig, section, name="train_dmd")
 
 
-def prepared(values: dict[str, Any], clips: int, folder: Path) -> DmdJob:
+def prepared(values: dict[str, Any], clips: int, folder: Path) -> DmdRun:
     """What DMD reads, made of noise, in ``folder``; its models come from ``write_models``."""
     plan = Plan(values)
     channels, *size = plan.latent.sizes
@@ -78,29 +81,32 @@ def prepared(values: dict[str, Any], clips: int, folder: Path) -> DmdJob:
     tokens, width = values["model"]["text_tokens"], values["model"]["transformer"]["text_dim"]
     embeddings = {name: torch.randn(tokens, width, generator=generator) for name in ["", *names]}
     write_prompts(folder / "prompts", embeddings, captions=names, evaluation=names, negative="", tokens=tokens)
-    return DmdJob(
+    precision = devices.Precision(values["model"]["precision"])
+    clip, blocks = Clips(video=plan.video, latents=None), values["model"]["frames_per_block"]
+    return Run(
         config=dmd_config(values, clips),
-        schedule=plan.schedule,
+        record=student_record(clip, plan.schedule, folder / "prompts", precision, blocks),
         seed=0,
-        precision=devices.Precision(values["model"]["precision"]),
+        precision=precision,
         compute=params.build(Compute, {**values["compute"], **ONE_PASS}, name="compute"),
-        latents=folder / "latents", prompts=folder / "prompts", teacher=folder / "teacher", student=folder / "student",
-        work=folder / "work", tracker=cast(Tracker, None), made_from={},
         watch=Watch(samples_every=0, samples=1, keep_checkpoints_every=None),
-        vae=folder / "vae", clips=Clips(video=plan.video, latents=None),
-    )  # fmt: skip
+        tracker=cast(Tracker, None),
+        made_from={},
+        work=folder / "work",
+        inputs={name: folder / name for name in ("latents", "prompts", "teacher", "student", "vae")},
+    )
 
 
-def write_models(values: dict[str, Any], job: DmdJob) -> None:
+def write_models(values: dict[str, Any], run: DmdRun) -> None:
     """Random weights, the teacher's and the student's."""
     teacher = build_transformer(values["model"]["transformer"], seed=0)
-    teacher.save_pretrained(job.teacher)
-    causal_student(teacher, values["model"]["frames_per_block"]).save_pretrained(job.student)
+    teacher.save_pretrained(run.inputs["teacher"])
+    causal_student(teacher, values["model"]["frames_per_block"]).save_pretrained(run.inputs["student"])
 
 
-def ours(job: DmdJob) -> Cycle:
+def ours(run: DmdRun) -> Cycle:
     """One cycle of the stage's own step."""
-    step, ratio = DmdStep(job), job.config.critic_updates_per_student_update
+    step, ratio = DmdStep(run), run.config.critic_updates_per_student_update
 
     def cycle(number: int) -> None:
         for index in range(number * ratio, (number + 1) * ratio):
@@ -109,14 +115,19 @@ def ours(job: DmdJob) -> Cycle:
     return cycle
 
 
-def straight(job: DmdJob) -> Cycle:
+def straight(run: DmdRun) -> Cycle:
     """One cycle of the peer. Its data and text wait on the device."""
-    device, config = devices.pick(), job.config
-    store, texts = LatentStore(job.latents), Texts(PromptStore(job.prompts), device, job.latents)
-    clean, prompts, _ = read_batch(store, seed=job.seed, step=0, size=config.batch_size, device=device)
+    device, config = devices.pick(), run.config
+    store, texts = (
+        LatentStore(run.inputs["latents"]),
+        Texts(PromptStore(run.inputs["prompts"]), device, run.inputs["latents"]),
+    )
+    clean, prompts, _ = read_batch(store, seed=run.seed, step=0, size=config.batch_size, device=device)
     text, negative = texts(prompts), texts.negative().expand(len(prompts), -1, -1)
-    teacher = load_transformer(job.teacher).to(device).requires_grad_(False)
-    student, critic = (load_transformer(folder).to(device).train() for folder in (job.student, job.teacher))
+    teacher = load_transformer(run.inputs["teacher"]).to(device).requires_grad_(False)
+    student, critic = (
+        load_transformer(folder).to(device).train() for folder in (run.inputs["student"], run.inputs["teacher"])
+    )
     for model in (student, critic):
         model.enable_gradient_checkpointing()
     if device.type != "cpu":
@@ -125,7 +136,7 @@ def straight(job: DmdJob) -> Cycle:
         id(model): torch.optim.AdamW(model.parameters(), lr=1e-6, betas=config.critic_optimizer.betas, foreach=False)
         for model in (student, critic)
     }
-    schedule: ScheduleConfig = job.schedule
+    schedule: ScheduleConfig = run.record.schedule
 
     def sample() -> torch.Tensor:
         times = torch.tensor(schedule.denoising_timesteps, dtype=torch.float64, device=device)
@@ -152,12 +163,12 @@ def straight(job: DmdJob) -> Cycle:
     def cycle(_: int) -> None:
         for number in range(config.critic_updates_per_student_update):
             if number == 0:
-                with devices.autocast(device, job.precision):
+                with devices.autocast(device, run.precision):
                     out = dmd_loss(
                         sample(), torch.randn_like(clean), times(), teacher=halves, critic=conditional(critic, text)
                     )
                 update(student, out.loss)
-            with devices.autocast(device, job.precision):
+            with devices.autocast(device, run.precision):
                 with torch.no_grad():
                     x0 = sample()
                 loss = flow_matching_loss(conditional(critic, text), x0, torch.randn_like(x0), times())
@@ -183,11 +194,11 @@ def measure(make: Callable[[], Cycle], cycles: int) -> tuple[list[float], int | 
 def line(values: dict[str, Any], clips: int, taken: Sequence[float], memory: int | None) -> str:
     """The median cycle in words."""
     seconds, ratio = statistics.median(taken), values["train_dmd"]["critic_updates_per_student_update"]
-    of_student, of_critic = Plan(values).dmd
+    cost = Plan(values).dmd
     peak = peak_flops(devices.pick(), values["model"]["precision"])
     said = f"{seconds:.3g} s a cycle, {clips * (ratio + 1) / seconds:.3g} clips/s"
     if peak:
-        said += f", {clips * (of_student + ratio * of_critic) / seconds / peak:.1%} of {peak / 1e12:.3g} TFLOP/s"
+        said += f", {clips * (cost.student + ratio * cost.critic) / seconds / peak:.1%} of {peak / 1e12:.3g} TFLOP/s"
     return f"{said}, {memory / 1e9:.1f} GB" if memory else said
 
 
@@ -198,11 +209,11 @@ def main(profile: Path, clips: int) -> None:
     # Others work on a CPU, too: short turns, so that they slow both alike. A GPU is ours alone.
     turns, cycles = (7, 1) if device.type == "cpu" else (1, 3)
     with tempfile.TemporaryDirectory() as place:
-        job = prepared(values, clips, Path(place))
-        write_models(values, job)
-        runs = {"ours": (values, partial(ours, job)), "straight": (values, partial(straight, job))}
-        if (config := dmd_config(stated, clips)) != job.config:
-            own = partial(ours, replace(job, config=config))
+        run = prepared(values, clips, Path(place))
+        write_models(values, run)
+        runs = {"ours": (values, partial(ours, run)), "straight": (values, partial(straight, run))}
+        if (config := dmd_config(stated, clips)) != run.config:
+            own = partial(ours, replace(run, config=config))
             runs["ours as the profile states it, not the peer's work"] = stated, own
         taken: dict[str, list[float]] = {name: [] for name in runs}
         memory: dict[str, int | None] = {}
@@ -210,7 +221,7 @@ def main(profile: Path, clips: int) -> None:
             seconds, memory[name] = measure(make, cycles)
             taken[name] += seconds
             print(f"{name}: {', '.join(f'{each:.3g}' for each in seconds)} s", file=sys.stderr, flush=True)
-    ratio, kept = job.config.critic_updates_per_student_update, job.compute.gradient_checkpointing
+    ratio, kept = run.config.critic_updates_per_student_update, run.compute.gradient_checkpointing
     print(f"{profile}: {ratio} critic updates and one of the student, {clips} clips, {devices.describe(device)}")
     print(f"gradient checkpointing: ours {kept}, straight full; medians of {turns * cycles} cycles")
     for name, (numbers, _) in runs.items():

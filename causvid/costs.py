@@ -148,13 +148,6 @@ class Transformer:
         return float(tokens * self.num_layers * per_layer * value_bytes)
 
 
-class DmdWork(NamedTuple):
-    """FLOPs of one sample of an update of either network."""
-
-    student: float
-    critic: float
-
-
 @dataclass(frozen=True, kw_only=True)
 class Clip:
     """What passes over one clip cost: its blocks of latent frames, tokens of a latent frame and of the prompt."""
@@ -188,41 +181,6 @@ class Clip:
         """FLOPs of one pass over block number ``block`` with everything before it, and the prompt, in the cache."""
         pairs = self.block_tokens**2 * (block + 1)
         return self.transformer.forward(self.block_tokens, pairs, self.text_tokens, text_cached=True).forward
-
-    def dmd(
-        self,
-        *,
-        few_steps: int,
-        rolls_out: bool,
-        streams: bool,
-        shared_by: int,
-        guidance_scale: float,
-        critic_lora_rank: int | None,
-    ) -> DmdWork:
-        """Updates of DMD, of a student of ``few_steps`` that is causal or not (``streams``).
-
-        ``rolls_out``: its input is its own rollout, of which the prompt is left out here; shared_by: critic updates
-        that, and the student's, learn from one batch of samples; 0 = each makes its own. critic_lora_rank: of the
-        adapter that alone trains of a critic, None = all of it does.
-        """
-        before = few_steps - 1
-        sampled = self.causal.forward
-        if rolls_out and streams:
-            # It stops at a step drawn at random, half of them on average, and every block but the last is cached.
-            passes = [self.block_pass(block) for block in range(self.layout.blocks)]
-            sampled += before / 2 * sum(passes) + sum(passes[:-1])
-        elif rolls_out:
-            sampled += before * self.causal.forward
-        scores = (2 if guidance_scale == 1 else 3) * self.bidirectional.forward  # of the critic and of the teacher
-        critic = self.bidirectional.training
-        if critic_lora_rank is not None:
-            adapter = self.transformer.adapter(self.tokens, self.text_tokens, critic_lora_rank)
-            scores += adapter
-            critic += 3 * adapter - self.bidirectional.linear  # frozen weights have no gradient, what they gave has
-        student = self.causal.training - self.causal.forward + scores
-        if shared_by:
-            return DmdWork(student, critic + sampled / shared_by)
-        return DmdWork(student + sampled, critic + sampled)
 
 
 class VaeCost(NamedTuple):

@@ -22,9 +22,11 @@ import psutil
 import typer
 
 from causvid import params as params_file
-from causvid.costs import CPU, KINDS, Clip, DmdWork, Transformer, VaeCost, text_encoder_parameters, vae_cost
+from causvid.costs import CPU, KINDS, Clip, Transformer, VaeCost, text_encoder_parameters, vae_cost
 from causvid.data.prompt_store import require_tokens
 from causvid.diffusion.schedule import ScheduleConfig
+from causvid.methods.dmd.config import DmdConfig
+from causvid.methods.dmd.cost import DmdCost
 from causvid.runtime import device
 from causvid.runtime.inputs import path_problems
 from causvid.runtime.parallel import Checkpointing
@@ -86,16 +88,13 @@ class Plan:
         return vae_cost(self.values["model"]["vae"], self.video, self.latent)
 
     @cached_property
-    def dmd(self) -> DmdWork:
-        """One sample of either update of DMD."""
-        section = self.values["train_dmd"]
-        return self.clip.dmd(
+    def dmd(self) -> DmdCost:
+        """The cost of DMD on one clip."""
+        return DmdCost(
+            clip=self.clip,
+            config=params_file.build(DmdConfig, self.values["train_dmd"], name="train_dmd"),
             few_steps=len(self.schedule.denoising_timesteps),
-            rolls_out=section["inputs"] != "data",
-            streams=self.values["model"]["frames_per_block"] is not None,
-            shared_by=section["critic_updates_per_student_update"] if section["share_samples"] else 0,
-            guidance_scale=section["guidance_scale"],
-            critic_lora_rank=section["critic_lora_rank"],
+            causal=self.values["model"]["frames_per_block"] is not None,
         )
 
     @property
@@ -201,13 +200,13 @@ class Plan:
             memory=self._trained(ode["batch_size"], 1), disk=SINGLE * weights,
             network=self._reduced(ode["steps"] * self.exchanges) + (SINGLE * weights if ode["init"]["hub"] else 0.0),
         )  # fmt: skip
-        updates = self.student_updates()
+        updates, exchanges = self.student_updates(), self.dmd.student_micro_batches(self.exchanges)
         yield Row(
             stage="train_dmd", work=f"{dmd['steps']} critic and {updates} student updates",
             flops=dmd["batch_size"] * (updates * self.dmd.student + dmd["steps"] * self.dmd.critic),
             memory=self._dmd_memory(), disk=SINGLE * weights,
-            network=self._reduced(updates * self._students_exchanges(), other_passes=self._other_passes())
-            + self._reduced(dmd["steps"] * self.exchanges, trained=self._adapter() or None),
+            network=self._reduced(updates * exchanges, other_passes=self.dmd.untrained_passes() * exchanges)
+            + self._reduced(dmd["steps"] * self.exchanges, trained=self.dmd.adapter or None),
         )  # fmt: skip
 
     def _judging(self) -> Iterator[Row]:
@@ -235,42 +234,27 @@ class Plan:
         )  # fmt: skip
 
     def _dmd_memory(self) -> float:
-        """Peak of a worker of DMD: student, its average and critic in training, and the teacher.
+        """Return the peak memory of a worker in DMD: the student, its average and the critic in training, the teacher.
 
-        A critic with an adapter is the teacher, and trains no more than that. Whole on each worker, frozen weights are
-        kept in the products' precision.
+        A critic with an adapter is the teacher itself, and only its adapter is trained. Frozen weights that every
+        worker holds whole are kept in the precision of the products.
         """
-        section, adapter = self.values["train_dmd"], self._adapter()
+        batch, weights = self.dmd.config.batch_size, self.transformer.parameters
         frozen = self.bytes if self.shards == 1 else SINGLE / self.shards
-        trained = self._trained(
-            section["batch_size"], 1 if adapter else 2, waiting=1 if section["share_samples"] else 0
-        )
-        return trained + frozen * self.transformer.parameters + TRAINED * adapter / self.shards + self._rollout_cache()
-
-    def _adapter(self) -> int:
-        """Weights of the critic's adapter; 0 for none."""
-        rank = self.values["train_dmd"]["critic_lora_rank"]
-        return 0 if rank is None else self.transformer.adapter_parameters(rank)
-
-    def _students_exchanges(self) -> int:
-        """``exchanges`` of the student's update, which with shared samples is one pass."""
-        return 1 if self.values["train_dmd"]["share_samples"] else self.exchanges
+        trained = self._trained(batch, self.dmd.networks, waiting=self.dmd.waiting)
+        return trained + frozen * weights + TRAINED * self.dmd.adapter / self.shards + self._rollout_cache()
 
     def _rollout_cache(self) -> float:
-        """Bytes of the cache a causal rollout of one worker's pass needs, in the weights' float32."""
-        if self.values["train_dmd"]["inputs"] == "data" or self.values["model"]["frames_per_block"] is None:
+        """Return the bytes of the cache in which a worker rolls out one micro-batch, in float32 as the weights."""
+        if not self.dmd.rolls_out:
             return 0.0
-        section = self.values["train_dmd"]
-        at_once = self.workers * (1 if section["share_samples"] else self.accumulation)
-        clips = max(1, section["batch_size"] // at_once)
+        at_once = self.workers * self.dmd.student_micro_batches(self.accumulation)
+        clips = max(1, self.dmd.config.batch_size // at_once)
         return clips * self.transformer.kv_cache_bytes(self.clip.tokens, SINGLE)
 
     def student_updates(self) -> int:
-        """Student updates in ``train_dmd.steps`` critic updates."""
-        section = self.values["train_dmd"]
-        after: int = max(0, section["steps"] - section["critic_only_steps"])
-        cycles = after / section["critic_updates_per_student_update"]  # the student's turn is last in one, or first
-        return math.floor(cycles) if section["share_samples"] else math.ceil(cycles)
+        """Return the number of student updates in ``train_dmd.steps`` critic updates."""
+        return self.dmd.config.turns.student_updates(self.dmd.config.steps)
 
     def _trained(self, batch: int, networks: int, *, waiting: int = 0) -> float:
         """Peak of a trainer: weights, gradients and moments, the average of one network, its activations.
@@ -297,19 +281,6 @@ class Plan:
             return updates * 2 * SINGLE * learned * sent
         held = weights if trained is None else weights + trained
         return (updates * (2 * self.bytes * held + SINGLE * learned) + other_passes * self.bytes * weights) * sent
-
-    def _other_passes(self) -> float:
-        """Passes of DMD that train nothing: the student's samples, and critic and teacher in its own updates."""
-        section, updates = self.values["train_dmd"], self.student_updates()
-        before = len(self.schedule.denoising_timesteps) - 1
-        passes = 1.0  # for one batch of samples
-        if section["inputs"] != "data" and self.values["model"]["frames_per_block"] is None:
-            passes += before
-        elif section["inputs"] != "data":
-            passes = self.layout.blocks * (before / 2 + 2) - 1
-        ratio = section["critic_updates_per_student_update"]
-        sampled = section["steps"] / ratio if section["share_samples"] else section["steps"] + updates
-        return (sampled * passes + 2 * updates) * self._students_exchanges()
 
 
 def problems(values: Mapping[str, Any]) -> Iterator[str]:
@@ -357,12 +328,10 @@ def problems(values: Mapping[str, Any]) -> Iterator[str]:
                 f"{stage}.batch_size is {size}, {size // workers} for each of compute.workers {workers}; "
                 f"compute.gradient_accumulation_steps {many} must divide that"
             )
-    rank = values["train_dmd"]["critic_lora_rank"]
-    if rank is not None and rank < 1:
-        yield f"train_dmd.critic_lora_rank is {rank}; it must be at least 1, or null for a critic of its own"
-    low, high = values["train_dmd"]["score_timesteps"]
-    if not 0 < low < high <= 1000:
-        yield f"train_dmd.score_timesteps is [{low}, {high}]; it must rise inside (0, 1000]"
+    try:
+        params_file.build(DmdConfig, values["train_dmd"], name="train_dmd")
+    except ValueError as error:
+        yield str(error)
 
 
 def refuse_problems(params: Path) -> None:

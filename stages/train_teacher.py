@@ -7,12 +7,13 @@ from typing import Any
 
 import typer
 
+from causvid.methods.teacher.config import TeacherConfig
+from causvid.methods.teacher.step import train_teacher
 from causvid.runtime.device import Precision
-from causvid.runtime.parallel import launch
 from causvid.runtime.stage import stage_run
-from causvid.training.recording import check_origin, clips_of
-from causvid.training.teacher_step import TeacherConfig, TeacherJob, train_teacher
-from causvid.training.trainer import CURVE, EXPORT, read_last
+from causvid.training.recording import check_origin, clips_of, teacher_record
+from causvid.training.run import new_run
+from causvid.training.trainer import carry_out, publish
 
 READS = (
     "seed", "video", "model.vae", "model.transformer", "model.frames_per_block", "model.precision", "schedule.shift",
@@ -30,29 +31,18 @@ def main(
     params: Path = typer.Option(Path("params.yaml")),
 ) -> None:
     """Options are paths; numbers come from the params file."""
-    with stage_run("train_teacher", params=params, reads=READS, inputs=(latents, prompts), metrics=metrics) as run:
-        job = TeacherJob(
-            config=run.section("train_teacher", TeacherConfig),
-            transformer=run.section("model.transformer", dict[str, Any]),
-            frames_per_block=run.section("model.frames_per_block", int | None),  # type: ignore[arg-type]  # a union is no type[T]
-            shift=run.section("schedule.shift", float),
-            seed=run.section("seed", int),
-            precision=run.section("model.precision", Precision),
-            compute=run.compute,
-            latents=latents.absolute(),
-            clips=clips_of(run.section, latents, item="latents", vae=vae),
-            prompts=prompts.absolute(),
-            work=run.work.resolve(),
-            tracker=run.tracker,
-            watch=run.watch,
-            made_from=run.origin.parts(),
-        )
-        start = job.config.init.locate("transformer")
-        check_origin(start, job.record(), stage="train_teacher", steps=job.config.steps)
-        launch(train_teacher, job, run.compute, name=run.origin.key, storage=job.work / "ray")
-        run.report({**read_last(job.work / CURVE), "steps": job.config.steps})
-        run.publish(job.work / EXPORT, out)
-        run.publish(job.work / CURVE, curve)
+    inputs = {"latents": latents, "prompts": prompts}
+    with stage_run("train_teacher", params=params, reads=READS, inputs=[*inputs.values()], metrics=metrics) as stage:
+        clips = clips_of(stage.section, latents, item="latents", vae=vae)
+        config, precision = stage.section("train_teacher", TeacherConfig), stage.section("model.precision", Precision)
+        shift = stage.section("schedule.shift", float)
+        blocks = stage.section("model.frames_per_block", int | None)  # type: ignore[arg-type]  # a union is no type[T]
+        record = teacher_record(clips, shift, prompts, precision, blocks, causal=config.causal)
+        check_origin(config.init.locate("transformer"), record, stage="train_teacher", steps=config.steps)
+        network = stage.section("model.transformer", dict[str, Any])
+        run = new_run(stage, config, record, precision=precision, inputs=inputs, network=network)
+        carry_out(train_teacher, run, stage)
+        publish(run, stage, out=out, curve=curve)
 
 
 if __name__ == "__main__":

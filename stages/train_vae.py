@@ -9,12 +9,14 @@ from typing import Any
 import typer
 
 from causvid.data.manifest import read_manifest, split
+from causvid.methods.vae.config import VaeConfig
+from causvid.methods.vae.step import train_vae
 from causvid.preparation.reconstructions import write_reconstructions
-from causvid.runtime.parallel import launch
+from causvid.runtime.device import Precision
 from causvid.runtime.stage import stage_run
 from causvid.shapes import VideoShape
-from causvid.training.trainer import CURVE, EXPORT, read_last
-from causvid.training.vae_step import VaeConfig, VaeJob, train_vae
+from causvid.training.run import new_run
+from causvid.training.trainer import EXPORT, carry_out, publish
 
 READS = ("seed", "video", "model.vae", "train_vae", "sample.crf")
 
@@ -28,30 +30,19 @@ def main(
     params: Path = typer.Option(Path("params.yaml")),
 ) -> None:
     """Options are paths; numbers come from the params file."""
-    with stage_run("train_vae", params=params, reads=READS, inputs=(clips,), metrics=metrics) as run:
-        config = run.section("train_vae", VaeConfig)
-        training, held_out = split(read_manifest(clips), config.held_out_clips)
-        job = VaeJob(
-            config=config,
-            vae=run.section("model.vae", dict[str, Any]),
-            seed=run.section("seed", int),
-            clips=tuple((clips / row["path"]).absolute() for row in training),
-            work=run.work.resolve(),
-            tracker=run.tracker,
-            compute=run.compute,
-            watch=run.watch,
-            made_from=run.origin.parts(),
-        )
-        launch(train_vae, job, run.compute, name=run.origin.key, storage=job.work / "ray")
-        shutil.rmtree(run.work / "samples", ignore_errors=True)
-        scores = write_reconstructions(
-            run.work / EXPORT, clips, held_out, run.section("video", VideoShape), crf=run.section("sample.crf", int),
-            out=run.work / "samples",
-        )  # fmt: skip
-        run.report({**read_last(run.work / CURVE), **scores, "steps": config.steps})
-        run.publish(run.work / EXPORT, out)
-        run.publish(run.work / "samples", samples)
-        run.publish(run.work / CURVE, curve)
+    with stage_run("train_vae", params=params, reads=READS, inputs=(clips,), metrics=metrics) as stage:
+        config, network = stage.section("train_vae", VaeConfig), stage.section("model.vae", dict[str, Any])
+        _, held_out = split(read_manifest(clips), config.held_out_clips)
+        # The VAE trains in float32, whatever model.precision says, and has no training record.
+        precision, inputs = Precision.FLOAT32, {"clips": clips}
+        run = new_run(stage, config, None, precision=precision, inputs=inputs, network=network)
+        carry_out(train_vae, run, stage)
+        building = run.work / "samples"
+        shutil.rmtree(building, ignore_errors=True)
+        video, crf = stage.section("video", VideoShape), stage.section("sample.crf", int)
+        stage.report(write_reconstructions(run.work / EXPORT, clips, held_out, video, crf=crf, out=building))
+        stage.publish(building, samples)
+        publish(run, stage, out=out, curve=curve)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,13 @@ from typing import Any
 
 from causvid.data.latent_store import LatentStore
 from causvid.data.prompt_store import PromptStore
-from causvid.diffusion.schedule import ScheduleConfig
+from causvid.diffusion.schedule import FlowSchedule, ScheduleConfig
 from causvid.record import (
     FILE,
     CacheRule,
     Normalisation,
     StudentRecord,
+    TeacherRecord,
     TrainingRecord,
     has_record,
     read_record,
@@ -71,6 +72,37 @@ def clips_of(section: Callable[[str, Any], Any], latents: Path, *, item: str, va
         if ours_is != theirs:
             raise ValueError(f"{name} is {ours_is}; {latents} has {theirs}: pack it again, or set {name} to {theirs}")
     return Clips(video=video, latents=Normalisation.of(config))
+
+
+def teacher_record(
+    clips: Clips, shift: float, prompts: Path, precision: Precision, frames_per_block: int | None, *, causal: bool
+) -> TeacherRecord:
+    """Build the record of a teacher that is trained on ``clips``.
+
+    Args:
+        clips: The training clips.
+        shift: Shift of the timesteps.
+        prompts: Folder of the prompt embeddings.
+        precision: Precision of the matrix products.
+        frames_per_block: ``model.frames_per_block``.
+        causal: Whether the teacher is causal; a bidirectional one has no blocks.
+
+    Raises:
+        ValueError: A causal teacher has no frames_per_block.
+    """
+    if causal and frames_per_block is None:
+        raise ValueError(
+            "train_teacher.causal is true and model.frames_per_block is null; a causal teacher needs the number of "
+            "latent frames in a block, or set train_teacher.causal to false"
+        )
+    return TeacherRecord(
+        schedule=FlowSchedule(shift=shift),
+        video=clips.video,
+        text_tokens=PromptStore(prompts).tokens,
+        frames_per_block=frames_per_block if causal else None,
+        precision=precision,
+        latents=clips.latents,
+    )
 
 
 def student_record(

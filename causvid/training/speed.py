@@ -17,8 +17,8 @@ from causvid.shapes import BlockLayout, LatentShape
 KIBI = 1024  # Linux counts a process's memory in them
 
 
-class Work(NamedTuple):
-    """What a training step handles over all workers; flops None: not counted for this kind of step."""
+class Counts(NamedTuple):
+    """Samples, tokens and FLOPs of a training step over all workers; flops None: not counted for this method."""
 
     samples: int
     tokens: int
@@ -56,14 +56,16 @@ class Speed:
         self._begin()
 
     def _begin(self) -> None:
-        self.since, self.done, self.counted = time.monotonic(), Work(0, 0, 0.0), True
+        self.since, self.done, self.counted = time.monotonic(), Counts(0, 0, 0.0), True
 
-    def add(self, work: Work) -> None:
+    def add(self, counts: Counts) -> None:
         """One more step is done."""
-        self.counted &= work.flops is not None
+        self.counted &= counts.flops is not None
         before = self.done
-        self.done = Work(
-            before.samples + work.samples, before.tokens + work.tokens, (before.flops or 0.0) + (work.flops or 0.0)
+        self.done = Counts(
+            before.samples + counts.samples,
+            before.tokens + counts.tokens,
+            (before.flops or 0.0) + (counts.flops or 0.0),
         )
 
     def read(self) -> dict[str, float]:

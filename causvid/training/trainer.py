@@ -1,4 +1,4 @@
-"""The one training loop: resume, step, log, checkpoint, export. What is learned, and how, is the step object's."""
+"""The training loop: resume, step, log, save, export. A step object holds what a method trains and how."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import math
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from causvid.runtime.distributed import is_main, mean
-from causvid.runtime.parallel import Compute
+from causvid.runtime.parallel import launch
 from causvid.runtime.progress import progress
-from causvid.runtime.tracking import Tracker, Watch
+from causvid.runtime.stage import StageRun
 from causvid.training import checkpoint
-from causvid.training.speed import Speed, Work
+from causvid.training.run import Config, Record, Run
+from causvid.training.speed import Counts, Speed
 
 LOG_POINTS = 100  # rows of a curve, whatever the number of steps
 CURVE = "curve.csv"
@@ -24,132 +25,114 @@ EXPORT = "export"
 
 
 class Step(Protocol):
-    """One way to train: what it keeps between steps, and what one step does."""
+    """A method in training: the state that it keeps between steps, and one training step."""
 
-    def parts(self) -> Mapping[str, checkpoint.Stateful]:
-        """Everything that changes during training, by name."""
+    def state(self) -> Mapping[str, checkpoint.Stateful]:
+        """Return everything that changes during training, by name."""
         ...
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
-        """Do training step ``step`` (a function of the state and of this number) and return scalars to log.
+        """Do one training step.
 
-        One with a slash in its name is for MLflow alone, which makes a group of charts of what stands before it.
+        Args:
+            step: Number of the step. The result depends only on this number and on the state.
+
+        Returns:
+            Scalars to log. Names with a slash go to MLflow only, which groups charts by the part before the slash.
         """
         ...
 
-    def work(self, step: int) -> Work:
-        """What training step ``step`` handles over all workers."""
+    def counts(self, step: int) -> Counts:
+        """Return the samples, tokens and FLOPs of training step ``step`` over all workers."""
         ...
 
     def export(self, folder: Path) -> None:
-        """Save what was learned as a diffusers model; every rank asks, rank 0 writes."""
+        """Save the trained model in diffusers' format. All ranks call this method; rank 0 writes."""
         ...
 
 
-class Job(Protocol):
-    """What the loop has to know of a training job; ``config`` is its params section."""
+def train(step: Step, run: Run[Any, Any], previews: Callable[[int], None] | None = None) -> None:
+    """Train until ``run.config.steps``, from the newest checkpoint in ``run.work`` if there is one.
 
-    @property
-    def config(self) -> Lengths:
-        """Its params section."""
-        ...
+    Rank 0 writes ``run.work``/curve.csv and ``run.work``/export.
 
-    @property
-    def precision(self) -> str:
-        """Of the matrix products; MFU refers to the peak in it."""
-        ...
+    Args:
+        step: The method in training.
+        run: The record of this training.
+        previews: Function that is called with the number of finished steps, as often as ``run.watch`` asks for and at
+            the end.
 
-    @property
-    def work(self) -> Path:
-        """Folder of its checkpoints and results."""
-        ...
-
-    @property
-    def tracker(self) -> Tracker:
-        """Where it says what it does."""
-        ...
-
-    @property
-    def compute(self) -> Compute:
-        """How much of the machine it uses."""
-        ...
-
-    @property
-    def watch(self) -> Watch:
-        """What it leaves to look at."""
-        ...
-
-    @property
-    def made_from(self) -> Mapping[str, str]:
-        """A sum by the name of everything that decides its result."""
-        ...
-
-
-class Lengths(Protocol):
-    """Of every params section of a training."""
-
-    @property
-    def steps(self) -> int:
-        """Training steps in all."""
-        ...
-
-    @property
-    def checkpoint_every(self) -> int:
-        """Steps from one checkpoint to the next."""
-        ...
-
-
-def train(step: Step, job: Job, previews: Callable[[int], None] | None = None) -> None:
-    """Run ``step`` until ``job.config.steps``, from the newest checkpoint in ``job.work`` if there is one.
-
-    ``previews`` is called with the number of steps done, as often as ``job.watch`` says and at the end.
-    Rank 0 leaves ``job.work``/curve.csv and ``job.work``/export.
-
-    Raises FloatingPointError at a non-finite value in a row of the curve (a step refuses non-finite gradients itself),
-    ValueError when the checkpoints there were made from something else.
+    Raises:
+        FloatingPointError: A value in a row of the curve is not finite. (A step refuses non-finite gradients itself.)
+        ValueError: The checkpoints in ``run.work`` were made from other inputs.
     """
-    steps, work = job.config.steps, job.work
+    steps, work = run.config.steps, run.work
     checkpoints = work / "checkpoints"
-    start, history = checkpoint.resume(checkpoints, step.parts(), job.made_from)
+    start, history = checkpoint.resume(checkpoints, step.state(), run.made_from)
     writer = checkpoint.Writer(
         checkpoints,
-        job.made_from,
-        keep_every=job.watch.keep_checkpoints_every,
-        in_background=job.compute.save_in_background,
+        run.made_from,
+        keep_every=run.watch.keep_checkpoints_every,
+        in_background=run.compute.save_in_background,
     )
     log_every = max(1, steps // LOG_POINTS)
     latest: dict[str, torch.Tensor] = {}
-    speed, remaining = Speed(job.precision), range(start, steps)
+    speed, remaining = Speed(run.precision), range(start, steps)
     for index in progress(remaining, total=steps, what=work.parent.name, initial=start) if is_main() else remaining:
         latest |= step(index)
-        speed.add(step.work(index))
+        speed.add(step.counts(index))
+
+        # Log a row of the curve.
         if index % log_every == 0 or index + 1 == steps:
-            row, latest = mean(latest), {}  # what is not made in every step is shown in the next row
+            row, latest = mean(latest), {}  # a value that not every step has appears in the next row
             for name, value in row.items():
                 if not math.isfinite(value):
                     raise FloatingPointError(f"step {index}: {name} is {value}")
             history.append({"step": index, **{name: value for name, value in row.items() if "/" not in name}})
             if is_main():
-                job.tracker.log_metrics({**row, **speed.read()}, index)
-        if _is_due(index + 1, job.config.checkpoint_every, steps):
-            writer.save(index + 1, step.parts(), history)
-            latest = {}  # a resumed run could not know it, and must write the same curve
-        if previews and _is_due(index + 1, job.watch.samples_every, steps):
+                run.tracker.log_metrics({**row, **speed.read()}, index)
+
+        # Save a checkpoint, and show what the model makes.
+        if _is_due(index + 1, run.config.checkpoint_every, steps):
+            writer.save(index + 1, step.state(), history)
+            latest = {}  # a resumed run would not have these values, and must write the same curve
+        if previews and _is_due(index + 1, run.watch.samples_every, steps):
             previews(index + 1)
+
+    # Export the result.
     writer.wait()
     if is_main():
         write_curve(work / CURVE, history)
-        shutil.rmtree(work / EXPORT, ignore_errors=True)  # a kill may have left a file that was being written
+        shutil.rmtree(work / EXPORT, ignore_errors=True)  # an interrupted run may have left a partial file
     step.export(work / EXPORT)
 
 
+def carry_out(method: Callable[[Run[Config, Record]], None], run: Run[Config, Record], stage: StageRun) -> None:
+    """Call ``method(run)`` on every worker, which leaves the curve and the exported model in the work folder."""
+    launch(method, run, run.compute, name=stage.origin.key, storage=run.work / "ray")
+
+
+def publish(run: Run[Any, Any], stage: StageRun, *, out: Path, curve: Path) -> None:
+    """Report the end of the curve, and put the exported model and the curve in place.
+
+    Args:
+        run: A finished run.
+        stage: Its stage.
+        out: Destination of the model.
+        curve: Destination of the curve.
+    """
+    stage.report({**read_last(run.work / CURVE), "steps": run.config.steps})
+    stage.publish(run.work / EXPORT, out)
+    stage.publish(run.work / CURVE, curve)
+
+
 def _is_due(done: int, every: int, steps: int) -> bool:
-    """Whether what happens every so many steps, and at the end, happens after ``done``; never for 0."""
+    """Return whether a multiple of ``every``, or the last step, is done; False if ``every`` is 0."""
     return every > 0 and (done % every == 0 or done == steps)
 
 
 def write_curve(path: Path, history: list[dict[str, float]]) -> None:
-    """The logged rows as CSV: step first, then the names in alphabetical order; absent = empty."""
+    """Write the logged rows as CSV: first the step, then the other columns in alphabetical order."""
     names = ["step", *sorted({name for row in history for name in row} - {"step"})]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, names, lineterminator="\n")
@@ -158,7 +141,7 @@ def write_curve(path: Path, history: list[dict[str, float]]) -> None:
 
 
 def read_last(path: Path) -> dict[str, float]:
-    """The last value of every column of a curve."""
+    """Return the last value in every column of a curve."""
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     return {name: float(value) for row in rows for name, value in row.items() if value and name != "step"}

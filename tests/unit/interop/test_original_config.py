@@ -15,8 +15,8 @@ from causvid import params
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.interop import original_config
 from causvid.interop.original_config import NO_PLACE, Released, ReleasedDmd, import_config
-from causvid.training.dmd_step import DmdConfig
-from causvid.training.ode_step import OdeConfig
+from causvid.methods.dmd.config import DmdConfig
+from causvid.methods.ode_init.config import OdeConfig
 
 Config = dict[str, Any]
 CAUSAL_ODE: Config = {

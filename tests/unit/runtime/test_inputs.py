@@ -13,15 +13,15 @@ from ruamel.yaml import YAML
 from causvid.data.pack import PackConfig
 from causvid.data.sources import DownloadConfig
 from causvid.evaluation.vbench import EvaluateConfig
+from causvid.methods.dmd.config import DmdConfig
+from causvid.methods.ode_init.config import OdeConfig
+from causvid.methods.teacher.config import TeacherConfig
+from causvid.methods.vae.config import VaeConfig
 from causvid.params import PROFILES, ROOT
 from causvid.preparation.prompts import PromptConfig
 from causvid.runtime import inputs
 from causvid.runtime.checksums import ABSENT
 from causvid.runtime.project import project_root, refuse_unusable, work_root
-from causvid.training.dmd_step import DmdConfig
-from causvid.training.ode_step import OdeConfig
-from causvid.training.teacher_step import TeacherConfig
-from causvid.training.vae_step import VaeConfig
 
 SECTIONS = {
     "download": DownloadConfig,

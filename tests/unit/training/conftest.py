@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,20 +13,25 @@ import pytest
 import torch
 
 from causvid import params
-from causvid.data import manifest
 from causvid.diffusion.schedule import ScheduleConfig
+from causvid.methods.dmd.config import DmdConfig
+from causvid.methods.dmd.step import DmdStep, train_dmd
+from causvid.methods.ode_init.config import OdeConfig
+from causvid.methods.ode_init.step import OdeStep, train_ode_init
+from causvid.methods.teacher.config import TeacherConfig
+from causvid.methods.teacher.step import TeacherStep, train_teacher
+from causvid.methods.vae.config import VaeConfig
+from causvid.methods.vae.step import VaeStep, train_vae
 from causvid.models.pretrained import Init
+from causvid.record import CacheRule
 from causvid.runtime.device import Precision
 from causvid.runtime.tracking import Watch
 from causvid.training.checkpoint import Stateful
-from causvid.training.dmd_step import DmdConfig, DmdJob, DmdStep, train_dmd
-from causvid.training.ode_step import OdeConfig, OdeJob, OdeStep, train_ode_init
 from causvid.training.optimizers import OptimizerConfig
-from causvid.training.recording import Clips
-from causvid.training.speed import Work
-from causvid.training.teacher_step import TeacherConfig, TeacherJob, TeacherStep, train_teacher
+from causvid.training.recording import Clips, student_record, teacher_record
+from causvid.training.run import Run
+from causvid.training.speed import Counts
 from causvid.training.trainer import CURVE
-from causvid.training.vae_step import VaeConfig, VaeJob, VaeStep, train_vae
 from tests.conftest import ONE_WORKER, TEACHER, VIDEO
 
 WATCH = Watch(samples_every=0, samples=2, keep_checkpoints_every=None)
@@ -53,16 +58,16 @@ class SilentTracker:
 class TrainingStep(Protocol):
     """What every step object is."""
 
-    def parts(self) -> dict[str, Stateful]: ...
+    def state(self) -> dict[str, Stateful]: ...
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]: ...
 
-    def work(self, step: int) -> Work: ...
+    def counts(self, step: int) -> Counts: ...
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One way to train: its job (by seed, steps and further changes of its config), its step object, its whole run."""
+    """A method: a function that makes a run of it, its step object, and the function that trains."""
 
     job: Callable[..., Any]
     step: Callable[[Any], TrainingStep]
@@ -80,6 +85,26 @@ def optimizer(kind: str = "adamw", **changes: Any) -> OptimizerConfig:
         "decay": "cosine",
     }
     return OptimizerConfig(**{**values, **changes})
+
+
+def with_inputs(run: Any, **paths: Path) -> Any:
+    """Return ``run`` with other paths of inputs."""
+    return replace(run, inputs={**run.inputs, **paths})
+
+
+def with_blocks(run: Any, frames_per_block: int | None) -> Any:
+    """Return ``run`` for a model with blocks of another size; None = bidirectional."""
+    changes: dict[str, Any] = {"frames_per_block": frames_per_block}
+    if hasattr(run.record, "cache"):
+        changes["cache"] = None if frames_per_block is None else CacheRule()
+    return replace(run, record=replace(run.record, **changes))
+
+
+def network(step: Any, name: str) -> Any:
+    """Return the module of a network of a step: "student", "critic" or "teacher"."""
+    if name == "teacher" and hasattr(step, "scores"):
+        return getattr(step.scores, "model", step.critic.model)  # a critic with an adapter is the teacher
+    return getattr(step, name).model
 
 
 def laptop_optimizers(name: str) -> dict[str, OptimizerConfig]:
@@ -114,58 +139,51 @@ def kinds(
     world: Path, schedule: ScheduleConfig, transformer_config: dict[str, Any], vae_config: dict[str, Any]
 ) -> dict[str, Kind]:
     """Teacher (bidirectional and causal), ODE, DMD (four ways) and VAE training on the toy world; every part of each one's state matters within six steps."""
-    common: dict[str, Any] = {
-        "tracker": SilentTracker(),
-        "seed": 0,
-        "made_from": {"params": "0"},
-        "watch": WATCH,
-        "compute": ONE_WORKER,
-    }
-    network: dict[str, Any] = {
-        "precision": Precision.FLOAT32,
-        "prompts": world / "prompts",
-        "clips": Clips(video=VIDEO, latents=TEACHER.latents),
-    }
+    clips = Clips(video=VIDEO, latents=TEACHER.latents)
 
-    def teacher(work: Path, *, steps: int = 6, precision: Precision = Precision.FLOAT32, **changes: Any) -> TeacherJob:
-        config: dict[str, Any] = {
+    def run(work: Path, config: Any, record: Any, inputs: Mapping[str, Path], **changes: Any) -> Run[Any, Any]:
+        values: dict[str, Any] = {
+            "config": config, "record": record, "seed": 0, "precision": Precision.FLOAT32, "compute": ONE_WORKER,
+            "watch": WATCH, "tracker": SilentTracker(), "made_from": {"params": "0"}, "work": work, "inputs": inputs,
+        }  # fmt: skip
+        return Run(**{**values, **changes})
+
+    def teacher(work: Path, *, steps: int = 6, precision: Precision = Precision.FLOAT32, **changes: Any) -> Any:
+        values: dict[str, Any] = {
             "init": SCRATCH, "causal": False, "steps": steps, "batch_size": 4, "optimizer": optimizer("muon"),
             "prompt_dropout": 0.5, "ema_decay": 0.5, "checkpoint_every": 2, **changes,
         }  # fmt: skip
-        return TeacherJob(
-            config=TeacherConfig(**config), transformer=transformer_config, frames_per_block=2, shift=3.0,
-            work=work, latents=world / "lmdb" / "latents", **{**common, **network, "precision": precision},
-        )  # fmt: skip
+        config, inputs = TeacherConfig(**values), {"latents": world / "lmdb" / "latents", "prompts": world / "prompts"}
+        record = teacher_record(clips, 3.0, inputs["prompts"], precision, 2, causal=config.causal)
+        return run(work, config, record, inputs, precision=precision, network=transformer_config)
 
-    def ode(work: Path, *, steps: int = 6, precision: Precision = Precision.FLOAT32, **changes: Any) -> OdeJob:
-        config: dict[str, Any] = {
+    def ode(work: Path, *, steps: int = 6, precision: Precision = Precision.FLOAT32, **changes: Any) -> Any:
+        values: dict[str, Any] = {
             "init": SCRATCH, "steps": steps, "batch_size": 4, "optimizer": optimizer("muon"), "ema_decay": 0.5,
             "checkpoint_every": 2, **changes,
         }  # fmt: skip
-        return OdeJob(
-            config=OdeConfig(**config), schedule=schedule, frames_per_block=2, work=work,
-            pairs=world / "lmdb" / "pairs", teacher=world / "teacher", vae=world / "vae", **{**common, **network, "precision": precision},
-        )  # fmt: skip
+        inputs = {"pairs": world / "lmdb" / "pairs", **{name: world / name for name in ("prompts", "teacher", "vae")}}
+        record = student_record(clips, schedule, inputs["prompts"], precision, 2)
+        return run(work, OdeConfig(**values), record, inputs, precision=precision)
 
-    def dmd(work: Path, *, steps: int = 6, precision: Precision = Precision.FLOAT32, **changes: Any) -> DmdJob:
-        config: dict[str, Any] = {
+    def dmd(work: Path, *, steps: int = 6, precision: Precision = Precision.FLOAT32, **changes: Any) -> Any:
+        values: dict[str, Any] = {
             "steps": steps, "batch_size": 4, "critic_updates_per_student_update": 2, "share_samples": False, "critic_only_steps": 1,
             "guidance_scale": 2.0, "student_optimizer": optimizer(), "critic_optimizer": optimizer(learning_rate=2e-2), "critic_lora_rank": None,
             "inputs": "data",
             "clean_frames_in_loss": True, "image_share": 0.0, "score_shift": 3.0, "score_timesteps": (20.0, 980.0), "ema_decay": 0.5, "checkpoint_every": 2, **changes,
         }  # fmt: skip
-        return DmdJob(
-            config=DmdConfig(**config), schedule=schedule, work=work, latents=world / "lmdb" / "latents",
-            teacher=world / "teacher", vae=world / "vae", student=world / "student", **{**common, **network, "precision": precision},
-        )  # fmt: skip
+        names = ("prompts", "teacher", "student", "vae")
+        inputs = {"latents": world / "lmdb" / "latents", **{name: world / name for name in names}}
+        record = student_record(clips, schedule, inputs["prompts"], precision, 2)
+        return run(work, DmdConfig(**values), record, inputs, precision=precision)
 
-    def vae(work: Path, *, steps: int = 6, **changes: Any) -> VaeJob:
-        config: dict[str, Any] = {
+    def vae(work: Path, *, steps: int = 6, **changes: Any) -> Any:
+        values: dict[str, Any] = {
             "init": SCRATCH, "steps": steps, "image_steps": 3, "image_batch_size": 4, "batch_size": 2,
             "optimizer": optimizer("muon"), "kl_weight": 1e-5, "held_out_clips": 2, "checkpoint_every": 2, **changes,
         }  # fmt: skip
-        clips = tuple(world / "clips" / row["path"] for row in manifest.read_manifest(world / "clips"))[:-2]
-        return VaeJob(config=VaeConfig(**config), vae=vae_config, clips=clips, work=work, **common)
+        return run(work, VaeConfig(**values), None, {"clips": world / "clips"}, network=vae_config)
 
     return {
         "teacher": Kind(teacher, TeacherStep, train_teacher),

@@ -17,19 +17,25 @@ from benchmarks.distillation import prepared
 from causvid import params
 from causvid.costs import Flops
 from causvid.data.latent_store import Record, write_store
+from causvid.methods.dmd import critic as critics
+from causvid.methods.dmd import step as dmd
+from causvid.methods.dmd.samples import DmdRun
+from causvid.methods.dmd.step import DmdStep
+from causvid.methods.ode_init import step as ode_init
+from causvid.methods.ode_init.config import OdeConfig
+from causvid.methods.ode_init.step import OdeStep
 from causvid.models.causal_wan import CausalWanTransformer3DModel
 from causvid.plan import Plan
 from causvid.runtime import device as devices
-from causvid.training import dmd_step, ode_step
-from causvid.training.dmd_step import DmdJob, DmdStep
-from causvid.training.ode_step import OdeConfig, OdeJob, OdeStep
+from causvid.training import networks
 from causvid.training.optimizers import Optimizer
+from tests.unit.training.conftest import network, with_inputs
 
 WAN = params.read(params.PROFILES / "wan-1.3b.yaml")
 
 
 @pytest.fixture
-def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DmdJob:
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DmdRun:
     """DMD of one clip of wan-1.3b. Its models are on the meta device and their folders empty.
 
     What a number decides is passed over: whether the loss is finite. What the meta device has not, too: autocast.
@@ -43,7 +49,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DmdJob:
             return CausalWanTransformer3DModel(**model["transformer"], frames_per_block=model["frames_per_block"])
 
     monkeypatch.setattr(devices, "pick", lambda: torch.device("meta"))
-    for module in (dmd_step, ode_step):
+    for module in (dmd, critics, ode_init, networks):
         monkeypatch.setattr(module, "load_transformer", load)
     monkeypatch.setattr(torch.Tensor, "isfinite", lambda _: True)
     return replace(prepared(WAN, 1, tmp_path), precision=devices.Precision.FLOAT32)
@@ -80,40 +86,34 @@ def counted(costs: float, trained: Flops) -> Any:
     return pytest.approx(costs + trained.forward - trained.attention / 2, rel=1e-4)
 
 
-def test_dmd(job: DmdJob, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dmd(job: DmdRun, monkeypatch: pytest.MonkeyPatch) -> None:
     """An iteration with the student's turn, and one without."""
     step, plan = DmdStep(job), Plan(WAN)
     assert step.store.metadata["shape"] == [21, 16, 60, 104]
-    networks = {"student": step.student, "critic": step.critic, "teacher": step.teacher}
-    for network in networks.values():
-        assert sum(weight.numel() for weight in network.parameters()) == plan.transformer.parameters
-    found, every = updates_of(monkeypatch, **networks), len(list(step.student.parameters()))
+    models = {name: network(step, name) for name in ("student", "critic", "teacher")}
+    for model in models.values():
+        assert sum(weight.numel() for weight in model.parameters()) == plan.transformer.parameters
+    found, every = updates_of(monkeypatch, **models), len(list(step.student.model.parameters()))
     iterations = [flops(step, index) for index in (0, 1)]
     critic = {"student": 0, "critic": every, "teacher": 0}
     assert found == [{"student": every, "critic": 0, "teacher": 0}, critic, critic]
-    of_student, of_critic = plan.dmd
-    assert iterations[1] == counted(of_critic, plan.clip.bidirectional)
-    assert iterations[0] - iterations[1] == counted(of_student, plan.clip.causal)
+    assert iterations[1] == counted(plan.dmd.critic, plan.clip.bidirectional)
+    assert iterations[0] - iterations[1] == counted(plan.dmd.student, plan.clip.causal)
 
 
-def test_ode_regression(job: DmdJob, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_ode_regression(job: DmdRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """One step, from a student that is brought."""
-    plan, times = Plan(WAN), [*job.schedule.denoising_timesteps, 0.0]
+    plan, times = Plan(WAN), [*job.record.schedule.denoising_timesteps, 0.0]
     channels, *size = plan.latent.sizes
     states = torch.zeros(len(times), channels, *size)
     write_store([Record(states, "clip 0")], tmp_path / "pairs", timesteps=times, per_transaction=1)
-    job.student.mkdir()
-    (job.student / "config.json").touch()  # here is a model, it says; none is read
-    init = {"folder": job.student, "hub": None, "revision": None}
+    student = job.inputs["student"]
+    student.mkdir()
+    (student / "config.json").touch()  # here is a model, it says; none is read
+    init = {"folder": student, "hub": None, "revision": None}
     section = {**WAN["train_ode_init"], "init": init, "batch_size": 1}
-    step = OdeStep(
-        OdeJob(
-            config=params.build(OdeConfig, section, name="train_ode_init"), pairs=tmp_path / "pairs",
-            frames_per_block=WAN["model"]["frames_per_block"], schedule=job.schedule, seed=job.seed,
-            precision=job.precision, compute=job.compute, prompts=job.prompts, teacher=job.teacher, work=job.work,
-            tracker=job.tracker, watch=job.watch, made_from=job.made_from, vae=job.vae, clips=job.clips,
-        )
-    )  # fmt: skip
-    found = updates_of(monkeypatch, student=step.model)
+    run = with_inputs(job, pairs=tmp_path / "pairs")
+    step = OdeStep(replace(run, config=params.build(OdeConfig, section, name="train_ode_init")))
+    found = updates_of(monkeypatch, student=step.student.model)
     assert flops(step, 0) == counted(plan.clip.causal.training, plan.clip.causal)
-    assert found == [{"student": len(list(step.model.parameters()))}]
+    assert found == [{"student": len(list(step.student.model.parameters()))}]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,13 @@ import torch
 from causvid.models.causal_wan import CausalWanTransformer3DModel
 from causvid.models.pretrained import Init
 from causvid.models.wan import load_transformer
+from causvid.runtime.device import Precision
 from causvid.training.batches import read_batch
+from causvid.training.recording import Clips, teacher_record
+from tests.conftest import TEACHER, VIDEO
+from tests.unit.training.conftest import with_blocks
+
+CLIPS = Clips(video=VIDEO, latents=TEACHER.latents)
 
 
 def from_folder(folder: Path) -> Init:
@@ -28,7 +33,7 @@ def test_every_block_has_a_time_of_its_own_that_its_noise_follows(kinds: dict[st
     kind = kinds["causal_teacher"]
     step = kind.step(kind.job(tmp_path, batch_size=8))
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    step.model.register_forward_pre_hook(
+    step.teacher.model.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append((args[0], kwargs["timestep"])), with_kwargs=True
     )
     for index in (0, 1):
@@ -50,7 +55,7 @@ def test_every_block_has_a_time_of_its_own_that_its_noise_follows(kinds: dict[st
 def test_the_loss_is_the_flow_matching_loss_at_those_times(kinds: dict[str, Any], tmp_path: Path) -> None:
     kind = kinds["causal_teacher"]
     step, seen = kind.step(kind.job(tmp_path)), []
-    step.model.register_forward_hook(lambda _, __, out: seen.append(out[0].detach()))
+    step.teacher.model.register_forward_hook(lambda _, __, out: seen.append(out[0].detach()))
     loss = step(0)["loss"].item()
     batch = read_batch(step.store, seed=0, step=0, size=4, device=torch.device("cpu"))
     expected = (seen[0] - (batch.noise(0, "teacher_noise") - batch.latents)).square().mean().item()
@@ -80,7 +85,9 @@ def test_a_causal_teacher_can_be_trained_on(kinds: dict[str, Any], world: Path, 
 
 
 def test_random_weights_are_those_of_the_bidirectional_teacher(kinds: dict[str, Any], tmp_path: Path) -> None:
-    causal, plain = (kinds[name].step(kinds[name].job(tmp_path)).model for name in ("causal_teacher", "teacher"))
+    causal, plain = (
+        kinds[name].step(kinds[name].job(tmp_path)).teacher.model for name in ("causal_teacher", "teacher")
+    )
     assert isinstance(causal, CausalWanTransformer3DModel)
     assert not isinstance(plain, CausalWanTransformer3DModel)
     assert same_weights(causal, plain)
@@ -89,10 +96,12 @@ def test_random_weights_are_those_of_the_bidirectional_teacher(kinds: dict[str, 
 def test_blocks_that_do_not_fit_are_named(kinds: dict[str, Any], world: Path, tmp_path: Path) -> None:
     kind, brought = kinds["causal_teacher"], from_folder(world / "student")  # of blocks of two
     with pytest.raises(ValueError, match=r"train_teacher.causal is true and model.frames_per_block is null"):
-        replace(kind.job(tmp_path), frames_per_block=None)
+        teacher_record(CLIPS, 3.0, world / "prompts", Precision.FLOAT32, None, causal=True)
     with pytest.raises(ValueError, match="model.frames_per_block is 3; 4 latent frames divide into blocks of 1, 2, 4"):
-        kind.step(replace(kind.job(tmp_path), frames_per_block=3))
-    with pytest.raises(ValueError, match=r"with frames_per_block 2; .*causal is True and model.frames_per_block is 4"):
-        kind.step(replace(kind.job(tmp_path, init=brought), frames_per_block=4))
-    with pytest.raises(ValueError, match=r"causal model with frames_per_block 2; train_teacher.causal is False"):
+        kind.step(with_blocks(kind.job(tmp_path), 3))
+    with pytest.raises(ValueError, match=r"with frames_per_block 2; .*causal True, has model.frames_per_block 4"):
+        kind.step(with_blocks(kind.job(tmp_path, init=brought), 4))
+    with pytest.raises(
+        ValueError, match=r"causal model with frames_per_block 2; .*causal False, wants a bidirectional model"
+    ):
         kinds["teacher"].step(kinds["teacher"].job(tmp_path, init=brought))

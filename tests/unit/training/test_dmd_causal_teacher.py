@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from causvid.diffusion.velocity import Velocity, conditional, guided
 from causvid.losses.dmd import dmd_loss
 from causvid.models.causal_wan import CausalWanTransformer3DModel
 from causvid.models.wan import causal_student, load_transformer
+from tests.unit.training.conftest import network, with_inputs
 
 FRAMES, BLOCK = 4, 2
 
@@ -23,7 +23,7 @@ def job(kinds: dict[str, Any], world: Path, tmp_path: Path) -> Any:
     causal_student(load_transformer(world / "teacher"), BLOCK).save_pretrained(tmp_path / "teacher")
 
     def make(folder: str, **changes: Any) -> Any:
-        return replace(kinds["dmd"].job(tmp_path / folder, **changes), teacher=tmp_path / "teacher")
+        return with_inputs(kinds["dmd"].job(tmp_path / folder, **changes), teacher=tmp_path / "teacher")
 
     return make
 
@@ -32,16 +32,16 @@ def test_it_trains(kinds: dict[str, Any], job: Any) -> None:
     step = kinds["dmd"].step(job("run"))
     asked: dict[str, set[tuple[int, ...]]] = {"teacher": set(), "critic": set()}
     for name, shapes in asked.items():
-        assert isinstance(getattr(step, name), CausalWanTransformer3DModel)
-        getattr(step, name).register_forward_pre_hook(
+        assert isinstance(network(step, name), CausalWanTransformer3DModel)
+        network(step, name).register_forward_pre_hook(
             lambda _, __, kwargs, shapes=shapes: shapes.add(tuple(kwargs["timestep"].shape)), with_kwargs=True
         )
-    critic = {name: value.clone() for name, value in step.critic.state_dict().items()}
+    critic = {name: value.clone() for name, value in step.critic.model.state_dict().items()}
     values = [step(index) for index in range(3)]
     assert all(value.isfinite() for row in values for value in row.values())
     assert [("student_loss" in row) for row in values] == [False, True, False]
     assert asked == {"teacher": {(8, FRAMES)}, "critic": {(4, FRAMES)}}  # guidance asks the teacher twice at once
-    assert any(not torch.equal(value, critic[name]) for name, value in step.critic.state_dict().items())
+    assert any(not torch.equal(value, critic[name]) for name, value in step.critic.model.state_dict().items())
 
 
 def test_images_train_too(kinds: dict[str, Any], job: Any) -> None:
@@ -52,8 +52,8 @@ def test_images_train_too(kinds: dict[str, Any], job: Any) -> None:
 def scores(step: Any, sample: torch.Tensor) -> dict[str, torch.Tensor]:
     """What teacher and critic answer for ``sample``, and the gradient that the student gets from both."""
     text = step.texts([step.captions[0]])
-    teacher: Velocity = guided(step.teacher, text, step.texts.negative(), 2.0)
-    critic = conditional(step.critic, text)
+    teacher: Velocity = guided(network(step, "teacher"), text, step.texts.negative(), 2.0)
+    critic = conditional(step.critic.model, text)
     times = torch.full((1,), 600.0)
     noise = torch.randn(sample.shape, generator=torch.Generator().manual_seed(9))
     with torch.no_grad():
@@ -71,7 +71,9 @@ def test_no_score_of_a_block_knows_a_later_one(kinds: dict[str, Any], job: Any, 
     later, earlier = sample.clone(), sample.clone()
     later[:, :, BLOCK:] += 1
     earlier[:, :, :BLOCK] += 1
-    causal, plain = (kinds["dmd"].step(j) for j in (job("causal"), replace(job("plain"), teacher=world / "teacher")))
+    causal, plain = (
+        kinds["dmd"].step(j) for j in (job("causal"), with_inputs(job("plain"), teacher=world / "teacher"))
+    )
     for step in (causal, plain):
         step(0)  # a critic that has left the teacher: their difference is not zero
         step(1)
@@ -87,7 +89,7 @@ def test_no_score_of_a_block_knows_a_later_one(kinds: dict[str, Any], job: Any, 
 def test_the_critic_s_loss_of_a_block_has_no_gradient_to_a_later_one(kinds: dict[str, Any], job: Any) -> None:
     step = kinds["dmd"].step(job("run"))
     x_t = torch.randn(1, 4, FRAMES, 4, 4, generator=torch.Generator().manual_seed(3)).requires_grad_(True)
-    velocity = conditional(step.critic, step.texts([step.captions[0]]))(x_t, torch.full((1,), 600.0))
+    velocity = conditional(step.critic.model, step.texts([step.captions[0]]))(x_t, torch.full((1,), 600.0))
     (gradient,) = torch.autograd.grad(velocity[:, :, :BLOCK].square().sum(), x_t)
     assert gradient[:, :, :BLOCK].abs().max() > 0
     assert gradient[:, :, BLOCK:].abs().max() == 0

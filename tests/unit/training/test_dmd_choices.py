@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from causvid.models.pretrained import Init
 from causvid.models.wan import causal_student, load_transformer
 from causvid.sampling.autoregressive import generate_blocks
 from causvid.training.batches import read_batch
+from tests.unit.training.conftest import network, with_blocks, with_inputs
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def bidirectional(kinds: dict[str, Any], world: Path) -> Any:
     """A DMD job whose student is a bidirectional transformer."""
 
     def job(work: Path, **changes: Any) -> Any:
-        return replace(kinds["dmd"].job(work, **changes), student=world / "teacher")
+        return with_blocks(with_inputs(kinds["dmd"].job(work, **changes), student=world / "teacher"), None)
 
     return job
 
@@ -33,7 +33,7 @@ def bidirectional(kinds: dict[str, Any], world: Path) -> Any:
 def watch(step: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Every (x_t, timestep) the student is shown from here on."""
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    step.student.register_forward_pre_hook(
+    step.student.model.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append((args[0].clone(), kwargs["timestep"].clone())), with_kwargs=True
     )
     return seen
@@ -59,7 +59,7 @@ def test_a_rollout_shows_a_bidirectional_student_its_own_states(
     """Its x0 at one step, renoised to the next, is what it sees there: made again here step by step."""
     step = kinds["dmd"].step(bidirectional(tmp_path, batch_size=8, inputs="rollout"))
     batch = read_batch(step.store, seed=0, step=1, size=8, device=torch.device("cpu"))
-    text, student = step.texts(batch.prompts), conditional(step.student, step.texts(batch.prompts))
+    text, student = step.texts(batch.prompts), conditional(step.student.model, step.texts(batch.prompts))
     times, states = schedule.denoising_timesteps, [batch.noise(0, "student_noise")]
     with torch.no_grad():
         for index, (before, after) in enumerate(pairwise(times)):
@@ -67,7 +67,7 @@ def test_a_rollout_shows_a_bidirectional_student_its_own_states(
             x0 = velocity_to_x0(states[-1], student(states[-1], here), sigma_of(here))
             states.append(add_noise(x0, batch.noise(0, f"student_renoise_{index}"), there))
     seen = watch(step)
-    step._generate(1, batch, text, "student")
+    step.source(1, batch, text, "student")
     *simulated, (x_t, timestep) = seen
     assert len(simulated) == len(times) - 1
     chosen = [times.index(t) for t in timestep.tolist()]
@@ -84,8 +84,8 @@ def test_a_rollout_reads_no_clip(student: str, kinds: dict[str, Any], bidirectio
     batch = read_batch(step.store, seed=0, step=1, size=4, device=torch.device("cpu"))
     text = step.texts(batch.prompts)
     other = batch._replace(latents=torch.full_like(batch.latents, 9.0))
-    assert torch.equal(step._generate(1, batch, text, "critic"), step._generate(1, other, text, "critic"))
-    assert torch.equal(step._noisy(batch, "critic"), step._noisy(other, "critic"))
+    assert torch.equal(step.source(1, batch, text, "critic"), step.source(1, other, text, "critic"))
+    assert torch.equal(step.source.noisy(batch, "critic"), step.source.noisy(other, "critic"))
 
 
 def test_a_rollout_needs_no_prompt_of_the_latents(
@@ -95,7 +95,7 @@ def test_a_rollout_needs_no_prompt_of_the_latents(
     captions = ["a green cone", "a grey cone"]
     embeddings = {prompt: torch.full((3, 8), float(k)) for k, prompt in enumerate(["", *captions])}
     write_prompts(tmp_path / "prompts", embeddings, captions=captions, evaluation=[], negative="", tokens=4)
-    job = replace(bidirectional(tmp_path, inputs="rollout"), prompts=tmp_path / "prompts")
+    job = with_inputs(bidirectional(tmp_path, inputs="rollout"), prompts=tmp_path / "prompts")
     step, asked = kinds["dmd"].step(job), list[str]()
     texts = step.texts
     step.texts = type(
@@ -108,8 +108,8 @@ def test_a_rollout_needs_no_prompt_of_the_latents(
         with pytest.raises(
             ValueError, match=r"has no embedding of 8 prompts of .*name where they stand as encode_prompts"
         ):
-            kinds[name].step(replace(kinds[name].job(tmp_path), prompts=tmp_path / "prompts"))
-        kinds[name].step(replace(kinds[name].job(tmp_path, steps=0), prompts=tmp_path / "prompts"))
+            kinds[name].step(with_inputs(kinds[name].job(tmp_path), prompts=tmp_path / "prompts"))
+        kinds[name].step(with_inputs(kinds[name].job(tmp_path, steps=0), prompts=tmp_path / "prompts"))
 
 
 def test_only_the_last_pass_of_a_simulation_is_trained(
@@ -117,7 +117,7 @@ def test_only_the_last_pass_of_a_simulation_is_trained(
 ) -> None:
     step = kinds["dmd"].step(bidirectional(tmp_path, inputs="rollout"))
     trained: list[bool] = []
-    step.student.register_forward_hook(lambda _, __, out: trained.append(out[0].requires_grad))
+    step.student.model.register_forward_hook(lambda _, __, out: trained.append(out[0].requires_grad))
     step(1)
     student_update, critic_update = trained[:3], trained[3:]
     assert student_update == [False, False, True]
@@ -137,16 +137,16 @@ def test_a_causal_rollout_is_the_sampler_s_with_the_run_s_own_noise(
     seen = watch(step)
     for index in range(9):
         seen.clear()
-        sample = step._generate(index, batch, text, "critic")
+        sample = step.source(index, batch, text, "critic")
         if len(seen) == 2 * len(schedule.denoising_timesteps) + 1:
             break
     with torch.no_grad():
         expected = generate_blocks(
-            step.student, text, batch.noise(0, "critic_noise"), schedule,
+            step.student.model, text, batch.noise(0, "critic_noise"), schedule,
             lambda frames: batch.noise(0, f"critic_renoise_{next(renoise)}", (4, frames, 4, 4)),
         )  # fmt: skip
         assert torch.equal(sample, torch.cat(list(expected), dim=2))
-    scored = step._noisy(batch, "critic")
+    scored = step.source.noisy(batch, "critic")
     assert scored.shape == (4, 4)
     assert scored.all()
 
@@ -181,13 +181,13 @@ def test_one_pass_per_block_of_a_causal_rollout_is_trained(kinds: dict[str, Any]
     """All of the student's weights learn, and the critic's update asks the student for no gradient."""
     step = kinds["dmd"].step(kinds["dmd"].job(tmp_path, inputs="rollout"))
     trained: list[bool] = []
-    step.student.register_forward_hook(lambda _, __, out: trained.append(out[0].requires_grad))
-    before = {name: parameter.detach().clone() for name, parameter in step.student.named_parameters()}
+    step.student.model.register_forward_hook(lambda _, __, out: trained.append(out[0].requires_grad))
+    before = {name: parameter.detach().clone() for name, parameter in step.student.model.named_parameters()}
     step(0)
     assert not any(trained)
     step(1)
     assert sum(trained) == 2
-    assert not any(torch.equal(parameter, before[name]) for name, parameter in step.student.named_parameters())
+    assert not any(torch.equal(parameter, before[name]) for name, parameter in step.student.model.named_parameters())
 
 
 def test_clean_frames_are_none_in_a_causal_rollout(kinds: dict[str, Any], tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_frames_that_make_no_blocks_are_refused(
     inputs: str, kinds: dict[str, Any], world: Path, tmp_path: Path
 ) -> None:
     causal_student(load_transformer(world / "teacher"), 3).save_pretrained(tmp_path / "threes")
-    job = replace(kinds["dmd"].job(tmp_path, inputs=inputs), student=tmp_path / "threes")
+    job = with_blocks(with_inputs(kinds["dmd"].job(tmp_path, inputs=inputs), student=tmp_path / "threes"), 3)
     with pytest.raises(ValueError, match="model.frames_per_block is 3; 4 latent frames divide into blocks of 1, 2, 4"):
         kinds["dmd"].step(job)
 
@@ -223,7 +223,7 @@ def test_student_and_critic_share_a_sample_at_times_and_noise_of_their_own(
     step = kinds["dmd"].step(job)
     learned: list[tuple[torch.Tensor, torch.Tensor]] = []
     scored: list[tuple[torch.Tensor, torch.Tensor]] = []
-    step.critic.register_forward_pre_hook(
+    step.critic.model.register_forward_pre_hook(
         lambda _, args, kwargs: (learned if torch.is_grad_enabled() else scored).append((args[0], kwargs["timestep"])),
         with_kwargs=True,
     )
@@ -253,7 +253,7 @@ def test_sharing_samples_the_student_learns_what_it_would_from_its_own(kinds: di
     shared(0)
     values = shared(1)
     alone = kinds["dmd"].step(kinds["dmd"].job(tmp_path, critic_only_steps=0))
-    alone.critic.load_state_dict(shared.critic.state_dict())
+    alone.critic.model.load_state_dict(shared.critic.model.state_dict())
     batch = alone._read(0)
     again = alone._update_student(1, [alone._sample(0, batch, batch, "critic", gradient=True)])
     assert again["student_loss"].item() == pytest.approx(values["student_loss"].item(), rel=1e-6)
@@ -266,14 +266,16 @@ def test_sharing_samples_the_student_learns_what_it_would_from_its_own(kinds: di
 def test_a_bidirectional_student_by_ode_regression(kinds: dict[str, Any], world: Path, tmp_path: Path) -> None:
     """Zero steps give the teacher itself; in training no clip is all clean."""
     (tmp_path / "zero").mkdir()
-    job = replace(kinds["ode"].job(tmp_path / "zero", steps=0), frames_per_block=None)
+    job = with_blocks(kinds["ode"].job(tmp_path / "zero", steps=0), None)
     kinds["ode"].train(job)
     exported, teacher = (load_transformer(f) for f in (tmp_path / "zero" / "export", world / "teacher"))
     assert type(exported) is type(teacher)
     assert all(torch.equal(a, b) for a, b in zip(exported.parameters(), teacher.parameters(), strict=True))
-    step = kinds["ode"].step(replace(kinds["ode"].job(tmp_path, batch_size=8), frames_per_block=None))
+    step = kinds["ode"].step(with_blocks(kinds["ode"].job(tmp_path, batch_size=8), None))
     seen: list[torch.Tensor] = []
-    step.model.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs["timestep"]), with_kwargs=True)
+    step.student.model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["timestep"]), with_kwargs=True
+    )
     for index in range(4):
         assert step(index)["loss"] > 0
     assert {tuple(timestep.shape) for timestep in seen} == {(8,)}
@@ -296,7 +298,7 @@ def test_a_brought_student_s_blocks_must_be_the_run_s(
     kinds: dict[str, Any], world: Path, tmp_path: Path, folder: str, has: str, wanted: int | None
 ) -> None:
     init = Init(folder=world / folder, hub=None, revision=None)
-    job = replace(kinds["ode"].job(tmp_path, init=init), frames_per_block=wanted)
+    job = with_blocks(kinds["ode"].job(tmp_path, init=init), wanted)
     with pytest.raises(ValueError, match=f"with frames_per_block {has}; model.frames_per_block is {wanted}"):
         kinds["ode"].step(job)
 
@@ -317,8 +319,8 @@ def test_a_clean_frame_s_x0_is_the_frame_itself(kinds: dict[str, Any], tmp_path:
     """At sigma 0 no velocity can move it: whether it counts in the loss is a matter of scale alone."""
     step = kinds["dmd"].step(kinds["dmd"].job(tmp_path, batch_size=8))
     batch = read_batch(step.store, seed=0, step=1, size=8, device=torch.device("cpu"))
-    sample = step._generate(1, batch, step.texts(batch.prompts), "student")
-    clean = ~step._noisy(batch, "student")
+    sample = step.source(1, batch, step.texts(batch.prompts), "student")
+    clean = ~step.source.noisy(batch, "student")
     assert 0 < clean.sum() < clean.numel()
     assert torch.equal(sample.transpose(1, 2)[clean], batch.latents.transpose(1, 2)[clean])
 
@@ -337,7 +339,7 @@ def test_images_are_first_frames_in_their_share_of_the_steps(
     )
     shown: dict[str, list[int]] = {"student": [], "teacher": [], "critic": []}
     for name, frames in shown.items():
-        getattr(step, name).register_forward_pre_hook(
+        network(step, name).register_forward_pre_hook(
             lambda _, args, kwargs, frames=frames: frames.append(args[0].shape[2]), with_kwargs=True
         )
     for index in range(1, 25):

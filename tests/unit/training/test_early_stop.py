@@ -10,8 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from causvid.training import batches, dmd_step, ode_step, optimizers, teacher_step, vae_step
+from causvid.methods.dmd import step as dmd
+from causvid.methods.ode_init import step as ode_init
+from causvid.methods.teacher import step as teacher
+from causvid.methods.vae import step as vae
+from causvid.training import batches, optimizers
 from causvid.training.batches import Batch
+from tests.unit.training.conftest import network
 from tests.unit.training.test_resume import fingerprint
 
 STEPS = 20
@@ -21,7 +26,7 @@ STEPS = 20
 def poisoned_loss(step: Any, poison: float, patch: pytest.MonkeyPatch) -> Iterator[None]:
     """Its gradient stays finite."""
     place, backward = (
-        {"DmdStep": dmd_step, "VaeStep": vae_step}.get(type(step).__name__, batches),
+        {"DmdStep": dmd, "VaeStep": vae}.get(type(step).__name__, batches),
         optimizers.backward,
     )
     with patch.context() as inside:
@@ -29,11 +34,17 @@ def poisoned_loss(step: Any, poison: float, patch: pytest.MonkeyPatch) -> Iterat
         yield
 
 
+def last_network(step: Any) -> torch.nn.Module:
+    """Return the network that the last update of a step changes."""
+    if hasattr(step, "model"):
+        return step.model  # type: ignore[no-any-return]  # a VAE
+    return network(step, next(name for name in ("critic", "student", "teacher") if hasattr(step, name)))  # type: ignore[no-any-return]
+
+
 @contextmanager
 def poisoned_gradient(step: Any, poison: float, patch: pytest.MonkeyPatch) -> Iterator[None]:
     """One value of the last network's largest weight."""
-    network = step.critic if hasattr(step, "critic") else step.model
-    weight = max(network.parameters(), key=torch.numel)
+    weight = max(last_network(step).parameters(), key=torch.numel)
 
     def spoil(gradient: torch.Tensor) -> torch.Tensor:
         spoilt = gradient.clone()
@@ -48,7 +59,7 @@ def poisoned_gradient(step: Any, poison: float, patch: pytest.MonkeyPatch) -> It
 @contextmanager
 def poisoned_latent(step: Any, poison: float, patch: pytest.MonkeyPatch) -> Iterator[None]:
     """One value of the batch."""
-    place = {"TeacherStep": teacher_step, "OdeStep": ode_step, "DmdStep": dmd_step}[type(step).__name__]
+    place = {"TeacherStep": teacher, "OdeStep": ode_init, "DmdStep": dmd}[type(step).__name__]
     read: Callable[..., Batch] = place.read_batch  # type: ignore[attr-defined]
 
     def spoilt(*args: Any, **kwargs: Any) -> Batch:
@@ -63,7 +74,7 @@ def poisoned_latent(step: Any, poison: float, patch: pytest.MonkeyPatch) -> Iter
 
 
 @contextmanager
-def poisoned_output(network: torch.nn.Module, poison: float) -> Iterator[None]:
+def poisoned_output(model: torch.nn.Module, poison: float) -> Iterator[None]:
     """A corner of what a network returns."""
 
     def spoil(_: object, __: object, output: Any) -> Any:
@@ -71,13 +82,13 @@ def poisoned_output(network: torch.nn.Module, poison: float) -> Iterator[None]:
         spoilt[..., 0, 0] = poison
         return (spoilt,) if isinstance(output, tuple) else spoilt
 
-    handle = network.register_forward_hook(spoil)
+    handle = model.register_forward_hook(spoil)
     yield
     handle.remove()
 
 
 def poisoned_teacher(step: Any, poison: float, patch: pytest.MonkeyPatch) -> Any:
-    return poisoned_output(step.teacher, poison)
+    return poisoned_output(network(step, "teacher"), poison)
 
 
 def poisoned_vae(step: Any, poison: float, patch: pytest.MonkeyPatch) -> Any:
@@ -114,10 +125,10 @@ def test_twenty_of_twenty_stop_before_the_update(
             step(index)
         after = fingerprint(step)
         untouched = before.keys() - (
-            {"student", "student_optimizer", "average"} if where is poisoned_gradient else set()
+            {"student_model", "student_optimizer", "student_average"} if where is poisoned_gradient else set()
         )
         assert {key: after[key] for key in untouched} == {key: before[key] for key in untouched}
-        for part in step.parts().values():
+        for part in step.state().values():
             if isinstance(part, torch.nn.Module):
                 part.zero_grad(set_to_none=True)
         step(index)

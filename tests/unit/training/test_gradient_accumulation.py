@@ -11,7 +11,7 @@ import torch
 
 from causvid.training.batches import accumulate
 from tests.conftest import ONE_WORKER
-from tests.unit.training.conftest import curve, optimizer
+from tests.unit.training.conftest import curve, network, optimizer
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,8 @@ def test_several_passes_train_as_one(name: str, changes: dict[str, Any], kinds: 
         job = kinds[name].job(tmp_path / str(passes), steps=4, **changes)
         job = replace(job, compute=replace(ONE_WORKER, gradient_accumulation_steps=passes))
         step = kinds[name].step(job)
-        trained, seen = step.critic if "dmd" in name else step.model, list[int]()
+        last = {"dmd": "critic", "ode": "student"}.get(name.split("_")[0], "teacher")
+        trained, seen = network(step, last), list[int]()
         trained.register_forward_pre_hook(
             lambda _, args, seen=seen: seen.append(len(args[0])) if torch.is_grad_enabled() else None
         )
@@ -47,9 +48,9 @@ def test_several_passes_train_as_one(name: str, changes: dict[str, Any], kinds: 
     for rows, parts in zip(curves[1:], weights[1:], strict=True):
         for one, several in zip(curves[0], rows, strict=True):
             assert several == pytest.approx(one, rel=2e-3, abs=1e-6)
-        for network in {"model", "student", "critic"} & parts.keys():
-            for key, value in weights[0][network].items():
-                torch.testing.assert_close(parts[network][key], value, rtol=1e-3, atol=1e-3)
+        for trainee in {"model", "student_model", "critic_model"} & parts.keys():
+            for key, value in weights[0][trainee].items():
+                torch.testing.assert_close(parts[trainee][key], value, rtol=1e-3, atol=1e-3)
 
 
 def test_a_batch_that_does_not_divide_is_refused(kinds: dict[str, Any], tmp_path: Path) -> None:

@@ -13,14 +13,14 @@ from causvid.diffusion.velocity import conditional
 from causvid.models.wan import load_transformer
 from causvid.runtime.device import Precision
 from tests.conftest import ONE_WORKER
-from tests.unit.training.conftest import optimizer
+from tests.unit.training.conftest import network, optimizer
 
 X = torch.randn(2, 4, 4, 4, 4, generator=torch.Generator().manual_seed(1))
 TIMES = torch.tensor([300.0, 900.0])
 
 
 def lora_weights(step: Any) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in step.critic.named_parameters() if "lora_" in name}
+    return {name: value.clone() for name, value in step.critic.model.named_parameters() if "lora_" in name}
 
 
 @pytest.mark.parametrize("shares", [False, True])
@@ -30,26 +30,29 @@ def test_the_adapter_learns_and_the_teacher_stays(
     step = kinds["dmd_lora_critic"].step(kinds["dmd_lora_critic"].job(tmp_path, steps=8, share_samples=shares))
     text = step.texts(step._read(0).prompts[:2])
     teacher = conditional(load_transformer(world / "teacher"), text)
-    before, base = lora_weights(step), {n: p.clone() for n, p in step.critic.named_parameters() if "lora_" not in n}
+    before, base = (
+        lora_weights(step),
+        {n: p.clone() for n, p in step.critic.model.named_parameters() if "lora_" not in n},
+    )
     with torch.no_grad():
-        assert torch.equal(conditional(step.critic, text)(X, TIMES), teacher(X, TIMES))
+        assert torch.equal(conditional(step.critic.model, text)(X, TIMES), teacher(X, TIMES))
     assert any(name.endswith("ffn.net.0.proj.lora_A.default.weight") for name in before)
     values = [step(index) for index in range(8)]
     assert any("student_loss" in found for found in values)
     assert all(not torch.equal(value, before[name]) for name, value in lora_weights(step).items())
-    assert all(torch.equal(p, base[n]) for n, p in step.critic.named_parameters() if "lora_" not in n)
-    step.job = replace(step.job, config=replace(step.job.config, guidance_scale=1.0))
+    assert all(torch.equal(p, base[n]) for n, p in step.critic.model.named_parameters() if "lora_" not in n)
+    step.scores.scale = 1.0
     with torch.no_grad():
-        assert torch.equal(step._teacher(text)(X, TIMES), teacher(X, TIMES))
-        assert not torch.allclose(conditional(step.critic, text)(X, TIMES), teacher(X, TIMES), atol=1e-4)
+        assert torch.equal(step.scores.teacher(text, step.texts.negative())(X, TIMES), teacher(X, TIMES))
+        assert not torch.allclose(conditional(step.critic.model, text)(X, TIMES), teacher(X, TIMES), atol=1e-4)
 
 
 def test_it_trains_after_the_teacher_was_asked(kinds: dict[str, Any], tmp_path: Path) -> None:
     """To ask the teacher the adapter is put aside; it must come back with its gradients."""
     step = kinds["dmd_lora_critic"].step(kinds["dmd_lora_critic"].job(tmp_path))
     with torch.no_grad():
-        step._teacher(step.texts(step._read(0).prompts[:2]))(X, TIMES)
-    assert all(weight.requires_grad == ("lora_" in name) for name, weight in step.critic.named_parameters())
+        step.scores.teacher(step.texts(step._read(0).prompts[:2]), step.texts.negative())(X, TIMES)
+    assert all(weight.requires_grad == ("lora_" in name) for name, weight in step.critic.model.named_parameters())
 
 
 def test_it_fits_the_student_s_samples(kinds: dict[str, Any], tmp_path: Path) -> None:
@@ -73,21 +76,21 @@ def test_a_checkpoint_holds_no_frozen_weight(kinds: dict[str, Any], tmp_path: Pa
     kind = kinds["dmd_lora_critic"]
     kind.train(kind.job(tmp_path, steps=2))
     parts = torch.load(tmp_path / "checkpoints" / "step-0000002" / "state.pt")["parts"]
-    assert parts["critic"]
-    assert all("lora_" in name for name in parts["critic"])
+    assert parts["critic_model"]
+    assert all("lora_" in name for name in parts["critic_model"])
 
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch: a slower kernel for norm_q
 def test_frozen_weights_are_kept_in_the_products_precision(kinds: dict[str, Any], tmp_path: Path) -> None:
     for name in ("dmd", "dmd_lora_critic"):
         step = kinds[name].step(kinds[name].job(tmp_path / name, precision=Precision.BFLOAT16))
-        frozen = {n: p.dtype for n, p in step.teacher.named_parameters() if not p.requires_grad}
+        frozen = {n: p.dtype for n, p in network(step, "teacher").named_parameters() if not p.requires_grad}
         assert (
             frozen["blocks.0.attn1.to_q.base_layer.weight" if "lora" in name else "blocks.0.attn1.to_q.weight"]
             == torch.bfloat16
         )
         assert frozen["blocks.0.scale_shift_table"] == torch.float32
-        trained = [p for network in (step.student, step.critic) for p in network.parameters() if p.requires_grad]
+        trained = [p for trainee in (step.student, step.critic) for p in trainee.model.parameters() if p.requires_grad]
         assert {p.dtype for p in trained} == {torch.float32}
         values = [step(index) for index in range(3)]
         assert all(value.isfinite() for found in values for value in found.values())

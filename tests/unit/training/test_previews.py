@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from causvid.data.video_reader import read_frames
 from causvid.record import Normalisation
 from causvid.training.trainer import CURVE
+from tests.unit.training.conftest import with_inputs
 
 
 class Log:
@@ -71,7 +72,7 @@ def test_without_a_vae_training_goes_on_unwatched(
 ) -> None:
     """Who enters with released latents has none."""
     job = kinds["ode"].job(tmp_path / "work")
-    kinds["ode"].train(replace(job, vae=tmp_path / "none", watch=replace(job.watch, samples_every=3)))
+    kinds["ode"].train(replace(with_inputs(job, vae=tmp_path / "none"), watch=replace(job.watch, samples_every=3)))
     assert f"no sample videos: {tmp_path / 'none'} does not exist" in capsys.readouterr().err
     assert not (job.work / "previews").exists()
     assert (job.work / CURVE).is_file()
@@ -82,7 +83,7 @@ def test_f5_another_vae_shows_nothing(
 ) -> None:
     """One that is left in data/checkpoints from another run would show noise, or worse, something like videos."""
     job = kinds["ode"].job(tmp_path / "work")
-    other = replace(job.clips, latents=Normalisation(mean=(1.0,) * 4, std=(1.0,) * 4))
-    kinds["ode"].train(replace(job, clips=other, watch=replace(job.watch, samples_every=3)))
-    assert f"no sample videos: {job.vae} is another VAE than that of the latents" in capsys.readouterr().err
+    other = replace(job.record, latents=Normalisation(mean=(1.0,) * 4, std=(1.0,) * 4))
+    kinds["ode"].train(replace(job, record=other, watch=replace(job.watch, samples_every=3)))
+    assert f"no sample videos: {job.inputs['vae']} is another VAE than that of the latents" in capsys.readouterr().err
     assert not (job.work / "previews").exists()

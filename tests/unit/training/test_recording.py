@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from causvid.data.latent_store import LatentStore
-from causvid.diffusion.schedule import FlowSchedule
+from causvid.diffusion.schedule import FlowSchedule, ScheduleConfig
 from causvid.models.wan import build_transformer
 from causvid.record import FEW, FILE, MANY, Normalisation, TrainingRecord, read_record, write_record
 from causvid.runtime.device import Precision
 from causvid.shapes import VideoShape
-from causvid.training.recording import Clips, check_origin, clips_of, require_same_training
+from causvid.training.recording import Clips, check_origin, clips_of, require_same_training, student_record
 from tests.conftest import CAUSAL_TEACHER, SCHEDULE, STUDENT, TEACHER, VIDEO
+from tests.unit.training.conftest import with_inputs
 
 OTHER_LATENTS = Normalisation(mean=(0.5,) * 4, std=(2.0,) * 4)
 
@@ -38,17 +39,25 @@ def test_f5_every_export_has_the_record_of_its_training(
     assert one == two
 
 
-def test_f5_the_record_follows_the_job(kinds: dict[str, Any], world: Path, tmp_path: Path) -> None:
+def test_f5_the_record_follows_the_run(
+    kinds: dict[str, Any], schedule: ScheduleConfig, world: Path, tmp_path: Path
+) -> None:
     clips = Clips(video=replace(VIDEO, fps=16), latents=None)
-    job = replace(
-        kinds["dmd"].job(tmp_path, steps=0), clips=clips, student=world / "teacher", precision=Precision.BFLOAT16
-    )
-    kinds["dmd"].train(job)
-    record = read_record(tmp_path / "export")
+    record = student_record(clips, schedule, world / "prompts", Precision.BFLOAT16, None)
+    run = with_inputs(kinds["dmd"].job(tmp_path, steps=0, precision=Precision.BFLOAT16), student=world / "teacher")
+    kinds["dmd"].train(replace(run, record=record))
     expected = replace(
         STUDENT, video=clips.video, precision=Precision.BFLOAT16, latents=None, frames_per_block=None, cache=None
     )
-    assert record == expected, "a bidirectional student, of clips of another rate"
+    assert read_record(tmp_path / "export") == expected, "a bidirectional student, of clips of another rate"
+
+
+def test_a_student_whose_blocks_are_not_those_of_its_record_is_refused(
+    kinds: dict[str, Any], world: Path, tmp_path: Path
+) -> None:
+    run = with_inputs(kinds["dmd"].job(tmp_path), student=world / "teacher")
+    with pytest.raises(ValueError, match="has blocks of None latent frames, and its training record says 2"):
+        kinds["dmd"].step(run)
 
 
 # --- clips ------------------------------------------------------------------------------------------------------------

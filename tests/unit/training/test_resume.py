@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from causvid.training import checkpoint
-from causvid.training.speed import Work
+from causvid.training.speed import Counts
 from causvid.training.trainer import CURVE, train
 
 KINDS = ["teacher", "causal_teacher", "ode", "dmd", "vae"]
@@ -20,9 +20,9 @@ KINDS_WITH_PARTS = [
     ("teacher", "model"), ("teacher", "average"), ("teacher", "optimizer"),
     ("causal_teacher", "model"), ("causal_teacher", "average"), ("causal_teacher", "optimizer"),
     ("ode", "model"), ("ode", "average"), ("ode", "optimizer"),
-    ("dmd", "student"), ("dmd", "average"), ("dmd", "critic"),
-    ("dmd", "student_optimizer"), ("dmd", "critic_optimizer"),
-    ("dmd_lora_critic", "critic"),
+    ("dmd", "student_model"), ("dmd", "student_average"), ("dmd", "student_optimizer"),
+    ("dmd", "critic_model"), ("dmd", "critic_optimizer"),
+    ("dmd_lora_critic", "critic_model"),
     ("vae", "model"), ("vae", "optimizer"),
 ]  # fmt: skip
 
@@ -38,16 +38,16 @@ class Mortal:
     def __init__(self, step: Any, *, at: int | None = None, without: str | None = None, shift: int = 0) -> None:
         self.step, self.at, self.without, self.shift = step, at, without, shift
 
-    def parts(self) -> Mapping[str, checkpoint.Stateful]:
-        return {name: part for name, part in self.step.parts().items() if name != self.without}
+    def state(self) -> Mapping[str, checkpoint.Stateful]:
+        return {name: part for name, part in self.step.state().items() if name != self.without}
 
     def __call__(self, index: int) -> dict[str, torch.Tensor]:
         if index == self.at:
             raise Killed
         return self.step(index + self.shift)  # type: ignore[no-any-return]
 
-    def work(self, step: int) -> Work:
-        return self.step.work(step)  # type: ignore[no-any-return]
+    def counts(self, step: int) -> Counts:
+        return self.step.counts(step)  # type: ignore[no-any-return]
 
     def export(self, folder: Path) -> None:
         self.step.export(folder)
@@ -71,7 +71,7 @@ def fingerprint(step: Any) -> dict[str, str]:
         name: hashlib.sha256(
             b"".join(t.detach().contiguous().numpy().tobytes() for t in tensors(part.state_dict()))
         ).hexdigest()
-        for name, part in step.parts().items()
+        for name, part in step.state().items()
     }
 
 
@@ -109,7 +109,7 @@ def test_without_any_one_part_a_resumed_run_differs(
 ) -> None:
     """The negative control: if this passed with a part lost, the test above would prove nothing about it."""
     kind = kinds[name]
-    assert part in kind.step(kind.job(tmp_path)).parts()
+    assert part in kind.step(kind.job(tmp_path)).state()
     straight = run(kind.job(tmp_path / "straight"), kind)
     stopped = kind.job(tmp_path / "stopped")
     killed(stopped, kind, at=5)
@@ -117,7 +117,7 @@ def test_without_any_one_part_a_resumed_run_differs(
 
 
 def test_no_part_is_missing_from_the_list_above(kinds: dict[str, Any], tmp_path: Path) -> None:
-    found = [(name, part) for name in KINDS for part in kinds[name].step(kinds[name].job(tmp_path)).parts()]
+    found = [(name, part) for name in KINDS for part in kinds[name].step(kinds[name].job(tmp_path)).state()]
     assert found == [(name, part) for name, part in KINDS_WITH_PARTS if name in KINDS]
 
 

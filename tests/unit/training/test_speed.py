@@ -13,9 +13,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from causvid import costs
+from causvid.methods.dmd.step import sizes
 from causvid.training import speed
-from causvid.training.dmd_step import sizes
-from causvid.training.speed import Speed, Work, clip_of, peak_flops
+from causvid.training.speed import Counts, Speed, clip_of, peak_flops
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_the_work_of_a_step_is_what_pytorch_counts(
         with FlopCounterMode(display=False) as counter:
             step(index)
         counted += counter.get_total_flops()
-    work = [step.work(index) for index in range(steps)]
+    work = [step.counts(index) for index in range(steps)]
     assert sum(each.flops or 0.0 for each in work) == pytest.approx(counted, rel=0.2)
     assert {each.samples for each in work} == {job.config.batch_size}
 
@@ -56,7 +56,7 @@ def test_rates_are_those_since_the_last_reading(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(speed, "peak_flops", lambda *_: 1e3)
     counting = Speed("float32")
     for _ in range(2):
-        counting.add(Work(4, 40, 400.0))
+        counting.add(Counts(4, 40, 400.0))
     first = counting.read()
     assert first.pop("speed/peak_memory_gb") > 0.01
     assert first == {
@@ -65,7 +65,7 @@ def test_rates_are_those_since_the_last_reading(monkeypatch: pytest.MonkeyPatch)
         "speed/mfu": 0.2,
         "speed/mfu_peak_tflops": 1e-9,
     }
-    counting.add(Work(3, 0, None))
+    counting.add(Counts(3, 0, None))
     second = counting.read()
     assert second.pop("speed/peak_memory_gb") > 0.01
     assert second == {"speed/samples_per_second": 3.0}

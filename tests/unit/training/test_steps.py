@@ -14,6 +14,8 @@ from causvid.data.latent_store import LatentStore, Record, write_store
 from causvid.data.video_reader import read_frames
 from causvid.diffusion.flow import sigma_of, velocity_to_x0
 from causvid.diffusion.schedule import ScheduleConfig
+from causvid.methods.ode_init.step import pick_states
+from causvid.methods.vae.step import latent_size
 from causvid.models.causal_wan import CausalWanTransformer3DModel
 from causvid.models.pretrained import Init
 from causvid.models.vae import encode, load_vae, posterior, to_unit
@@ -21,10 +23,9 @@ from causvid.models.wan import load_transformer
 from causvid.runtime.device import Precision
 from causvid.runtime.parallel import Checkpointing
 from causvid.training.batches import read_batch
-from causvid.training.ode_step import pick_states
 from causvid.training.optimizers import OptimizerConfig
 from causvid.training.trainer import CURVE
-from causvid.training.vae_step import latent_size
+from tests.unit.training.conftest import network, with_blocks, with_inputs
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -63,7 +64,7 @@ def test_score_times_out_of_range_or_order_are_refused(
     kinds: dict[str, Any], tmp_path: Path, score_timesteps: tuple[float, float]
 ) -> None:
     with pytest.raises(
-        ValueError, match=r"train_dmd.score_timesteps is \[.*; it must be two times, the smaller one first"
+        ValueError, match=r"train_dmd.score_timesteps is \[.*; give the smallest and the largest timestep"
     ):
         kinds["dmd"].job(tmp_path, score_timesteps=score_timesteps)
 
@@ -91,8 +92,8 @@ def test_zero_steps_export_what_init_names(kinds: dict[str, Any], world: Path, t
 # --- the weight average -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "network"), [("teacher", "model"), ("ode", "model"), ("dmd", "student")])
-def test_the_export_is_the_weight_average(name: str, network: str, kinds: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "trained"), [("teacher", "teacher"), ("ode", "student"), ("dmd", "student")])
+def test_the_export_is_the_weight_average(name: str, trained: str, kinds: dict[str, Any], tmp_path: Path) -> None:
     """Average after the first update = the weights; then decay average + (1 - decay) weights."""
     step = kinds[name].step(
         kinds[name].job(tmp_path, ema_decay=0.75, critic_only_steps=0)
@@ -102,8 +103,8 @@ def test_the_export_is_the_weight_average(name: str, network: str, kinds: dict[s
     history = []
     for index in (0, 2, 4):  # DMD updates its student in every second step
         step(index)
-        history.append(state(getattr(step, network)))
-    for parameter, average in step.average.module.state_dict().items():
+        history.append(state(network(step, trained)))
+    for parameter, average in getattr(step, trained).average.module.state_dict().items():
         a, b, c = (h[parameter] for h in history)
         torch.testing.assert_close(average, 0.75 * (0.75 * a + 0.25 * b) + 0.25 * c, rtol=1e-5, atol=1e-6)
 
@@ -116,21 +117,21 @@ def test_dmd_moves_the_right_network_at_the_right_time(kinds: dict[str, Any], tm
     step = kinds["dmd"].step(
         kinds["dmd"].job(tmp_path, steps=20, critic_only_steps=2, critic_updates_per_student_update=3)
     )
-    teacher = state(step.teacher)
+    teacher = state(network(step, "teacher"))
     updated = []
     for index in range(9):
-        student, critic = state(step.student), state(step.critic)
+        student, critic = state(step.student.model), state(step.critic.model)
         values = step(index)
-        assert not same(state(step.critic), critic)
-        updated.append(not same(state(step.student), student))
+        assert not same(state(step.critic.model), critic)
+        updated.append(not same(state(step.student.model), student))
         assert ("student_loss" in values) == updated[-1]
         assert {"critic_loss", "critic_grad_norm"} <= values.keys()
     assert updated == [False, False, True, False, False, True, False, False, True]
-    assert same(state(step.teacher), teacher)
+    assert same(state(network(step, "teacher")), teacher)
     assert all(
         parameter.grad is None
-        for network in (step.teacher, step.student, step.critic)
-        for parameter in network.parameters()
+        for name in ("teacher", "student", "critic")
+        for parameter in network(step, name).parameters()
     )
 
 
@@ -140,7 +141,7 @@ def test_the_student_sees_real_clips_noised_block_by_block(
     """As released: per block one of the denoising times or clean; clean blocks are the data untouched."""
     step = kinds["dmd"].step(kinds["dmd"].job(tmp_path, batch_size=8))
     seen = []
-    step.student.register_forward_pre_hook(
+    step.student.model.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append((args[0], kwargs["timestep"])), with_kwargs=True
     )
     step(1)
@@ -177,7 +178,7 @@ def test_scores_are_compared_at_fresh_noise_and_one_time_per_video(kinds: dict[s
     step = kinds["dmd"].step(kinds["dmd"].job(tmp_path))
     calls: dict[str, list[tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]]] = {}
     for name in ("student", "teacher", "critic"):
-        getattr(step, name).register_forward_hook(
+        network(step, name).register_forward_hook(
             lambda _, args, kwargs, out, name=name: calls.setdefault(name, []).append(
                 (args[0], kwargs, out[0].detach())
             ),
@@ -223,13 +224,13 @@ def test_bfloat16_uses_the_weights_of_now(kinds: dict[str, Any], tmp_path: Path)
         kinds["dmd"].job(tmp_path, precision=Precision.BFLOAT16, student_optimizer=fast, critic_only_steps=0)
     )
     samples = []
-    step.student.register_forward_hook(
+    step.student.model.register_forward_hook(
         lambda _, args, kwargs, out: samples.append((args, kwargs, out[0].detach())), with_kwargs=True
     )
     step(0)
     args, kwargs, sample = samples[-1]  # what the critic trained on, after the student's update
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        now = step.student(*args, **kwargs)[0]
+        now = step.student.model(*args, **kwargs)[0]
     torch.testing.assert_close(sample, now)
 
 
@@ -240,7 +241,7 @@ def test_prompt_dropout_takes_the_negative_prompt(kinds: dict[str, Any], tmp_pat
     for dropout, expected in [(0.0, False), (1.0, True)]:
         step = kinds["teacher"].step(kinds["teacher"].job(tmp_path, prompt_dropout=dropout))
         seen: list[torch.Tensor] = []
-        step.model.register_forward_pre_hook(
+        step.teacher.model.register_forward_pre_hook(
             lambda _, __, kwargs, seen=seen: seen.append(kwargs["encoder_hidden_states"]), with_kwargs=True
         )
         step(0)
@@ -251,7 +252,9 @@ def test_prompt_dropout_takes_the_negative_prompt(kinds: dict[str, Any], tmp_pat
 def test_teacher_times_cover_the_schedule_evenly(kinds: dict[str, Any], tmp_path: Path) -> None:
     step = kinds["teacher"].step(kinds["teacher"].job(tmp_path, batch_size=8))
     seen: list[torch.Tensor] = []
-    step.model.register_forward_pre_hook(lambda _, __, kwargs: seen.append(kwargs["timestep"]), with_kwargs=True)
+    step.teacher.model.register_forward_pre_hook(
+        lambda _, __, kwargs: seen.append(kwargs["timestep"]), with_kwargs=True
+    )
     for index in (0, 1):
         step(index)
     for times in seen:
@@ -265,9 +268,9 @@ def test_pairs_at_other_times_than_the_schedule_s_are_refused(kinds: dict[str, A
     job = kinds["ode"].job(tmp_path)
     other = ScheduleConfig(shift=3.0, solver_steps=4, denoising_timesteps=(1000, 900, 750), context_timestep=0.0)
     with pytest.raises(ValueError, match=r"\[1000.0, 750.0, 500.0, 0.0\].*asks for \[1000.*, 900.*, 750.*, 0.0\]"):
-        kinds["ode"].step(replace(job, schedule=other))
+        kinds["ode"].step(replace(job, record=replace(job.record, schedule=other)))
     with pytest.raises(ValueError, match="model.frames_per_block is 3; 4 latent frames divide into blocks of 1, 2, 4"):
-        kinds["ode"].step(replace(job, frames_per_block=3))
+        kinds["ode"].step(with_blocks(job, 3))
 
 
 def test_a_frame_comes_from_the_chosen_state() -> None:
@@ -281,7 +284,7 @@ def test_a_frame_comes_from_the_chosen_state() -> None:
 def test_ode_inputs_are_states_of_one_trajectory(kinds: dict[str, Any], world: Path, tmp_path: Path) -> None:
     step = kinds["ode"].step(kinds["ode"].job(tmp_path))
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    step.model.register_forward_pre_hook(
+    step.student.model.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append((args[0], kwargs["timestep"])), with_kwargs=True
     )
     step(0)
@@ -311,20 +314,20 @@ def test_a_latent_that_is_none_stops_training_before_a_weight_moves(
 ) -> None:
     """The released DMD turns one NaN into a step of zeros and goes on."""
     clean = kinds[name].job(tmp_path, batch_size=2)
-    job = replace(clean, latents=poisoned(tmp_path / "lmdb", world, record=5))
+    job = with_inputs(clean, latents=poisoned(tmp_path / "lmdb", world, record=5))
     step = kinds[name].step(job)
     before: dict[str, dict[str, torch.Tensor]] = {}
 
     def until_it_stops() -> None:
         for index in range(8):
-            before.update({key: state(part) for key, part in step.parts().items() if isinstance(part, torch.nn.Module)})
+            before.update({key: state(part) for key, part in step.state().items() if isinstance(part, torch.nn.Module)})
             step(index)
 
     with pytest.raises(
         FloatingPointError, match=r"step \d: the (loss is nan|gradient is not finite); no weight was changed"
     ):
         until_it_stops()
-    assert all(same(state(step.parts()[key]), weights_before) for key, weights_before in before.items())
+    assert all(same(state(step.state()[key]), weights_before) for key, weights_before in before.items())
 
 
 def test_the_vae_trains_on_frames_then_on_clips(kinds: dict[str, Any], tmp_path: Path) -> None:
@@ -340,7 +343,7 @@ def test_a_trained_vae_knows_its_latents_statistics(kinds: dict[str, Any], tmp_p
     job = kinds["vae"].job(tmp_path)
     kinds["vae"].train(job)
     vae = load_vae(tmp_path / "export")
-    videos = [to_unit(torch.from_numpy(read_frames(clip)))[None] for clip in job.clips]
+    videos = [to_unit(torch.from_numpy(read_frames(clip)))[None] for clip in kinds["vae"].step(job).clips]
     latents = torch.cat([encode(vae, video) for video in videos])
     assert latents.mean(dim=(0, 2, 3, 4)).abs().max() < 1e-4
     torch.testing.assert_close(latents.std(dim=(0, 2, 3, 4)), torch.ones(4), rtol=1e-2, atol=0)

@@ -13,7 +13,7 @@ import torch
 
 from causvid.runtime.tracking import Watch
 from causvid.training import checkpoint, trainer
-from causvid.training.speed import Work
+from causvid.training.speed import Counts
 from causvid.training.trainer import CURVE, EXPORT, read_last, train, write_curve
 
 COMPUTE = SimpleNamespace(save_in_background=False)
@@ -26,7 +26,7 @@ class Counter:
     def __init__(self, values: Any) -> None:
         self.values, self.module, self.seen = values, torch.nn.Linear(1, 1, bias=False), list[int]()
 
-    def parts(self) -> Mapping[str, checkpoint.Stateful]:
+    def state(self) -> Mapping[str, checkpoint.Stateful]:
         return {"module": self.module}
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
@@ -35,8 +35,8 @@ class Counter:
             self.module.weight.fill_(step)
         return {name: torch.tensor(value) for name, value in self.values(step).items()}
 
-    def work(self, step: int) -> Work:
-        return Work(2, 3, 5e6)
+    def counts(self, step: int) -> Counts:
+        return Counts(2, 3, 5e6)
 
     def export(self, folder: Path) -> None:
         torch.save(self.module.state_dict(), folder)

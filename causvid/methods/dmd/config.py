@@ -1,0 +1,77 @@
+"""Params of distribution matching distillation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pydantic import NonNegativeInt, PositiveInt
+
+from causvid.diffusion.flow import TRAIN_TIMESTEPS
+from causvid.methods.dmd.turns import Turns
+from causvid.training.optimizers import OptimizerConfig
+from causvid.training.run import TrainingConfig
+
+
+class Inputs(StrEnum):
+    """Input of the student in training.
+
+    DATA: real clips with noise. ROLLOUT: the states of the student's own sampler, which starts from noise.
+    """
+
+    DATA = "data"
+    ROLLOUT = "rollout"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DmdConfig(TrainingConfig):
+    """Params section ``train_dmd``. ``steps`` counts critic updates.
+
+    Attributes:
+        critic_updates_per_student_update: Critic updates per student update.
+        share_samples: Whether a student update and the critic updates before it learn from one batch of the student's
+            samples (with new score timesteps and noise in each update), or every update makes its own samples.
+        critic_only_steps: Critic updates before the first student update.
+        guidance_scale: Guidance w of the teacher's score: uncond + w (cond - uncond).
+        student_optimizer: Params of the student's optimizer.
+        critic_optimizer: Params of the critic's optimizer.
+        critic_lora_rank: Rank of the LoRA adapter that makes the teacher the critic; None = the critic has its own
+            weights, and all of them are trained.
+        inputs: Input of the student.
+        clean_frames_in_loss: Whether frames that the student received without noise count in the means of the loss.
+        image_share: Share of the steps whose batch holds single images, the first frames of the clips.
+        score_shift: Shift of the distribution of the score timesteps, at which teacher and critic are compared.
+        score_timesteps: Smallest and largest score timestep.
+        ema_decay: Decay of the student's weight average.
+    """
+
+    critic_updates_per_student_update: PositiveInt
+    share_samples: bool
+    critic_only_steps: NonNegativeInt
+    guidance_scale: float
+    student_optimizer: OptimizerConfig
+    critic_optimizer: OptimizerConfig
+    critic_lora_rank: PositiveInt | None
+    inputs: Inputs
+    clean_frames_in_loss: bool
+    image_share: float
+    score_shift: float
+    score_timesteps: tuple[float, float]
+    ema_decay: float
+
+    def __post_init__(self) -> None:
+        low, high = self.score_timesteps
+        if not 0 < low <= high <= TRAIN_TIMESTEPS:
+            raise ValueError(
+                f"train_dmd.score_timesteps is [{low:g}, {high:g}]; give the smallest and the largest timestep, above "
+                f"0 (clean samples have no score) and up to {TRAIN_TIMESTEPS}"
+            )
+        if not 0 <= self.image_share <= 1:
+            raise ValueError(f"train_dmd.image_share is {self.image_share:g}; it is a share, between 0 and 1")
+
+    @property
+    def turns(self) -> Turns:
+        """The order of the updates."""
+        return Turns(
+            ratio=self.critic_updates_per_student_update, critic_only=self.critic_only_steps, shared=self.share_samples
+        )

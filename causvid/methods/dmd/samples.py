@@ -1,0 +1,168 @@
+"""The student's samples in DMD (CausVid algorithm 1, lines 5 and 6): one class for each way to make them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+from typing import ClassVar, NamedTuple, Protocol, cast
+
+import torch
+
+from causvid.diffusion.flow import add_noise, sigma_of, velocity_to_x0
+from causvid.diffusion.timesteps import block_choices
+from causvid.diffusion.velocity import Velocity
+from causvid.methods.dmd.config import DmdConfig, Inputs
+from causvid.models.causal_wan import CausalWanTransformer3DModel
+from causvid.record import StudentRecord
+from causvid.runtime.seeding import generator
+from causvid.sampling.autoregressive import rollout_with_gradient
+from causvid.sampling.few_step import noisy_states
+from causvid.shapes import BlockLayout
+from causvid.training.batches import Batch
+from causvid.training.networks import Trainee
+from causvid.training.run import Run
+
+DmdRun = Run[DmdConfig, StudentRecord]
+
+
+class Samples(NamedTuple):
+    """Samples of the student for a batch, or for a micro-batch of it.
+
+    Attributes:
+        step: Training step in which they were made.
+        batch: Prompts, and the numbers that are the keys of the noise.
+        x0: The samples [B, C, F, H, W].
+        noisy: Whether a frame was made from noise, or given to the student without noise [B, F].
+        noisy_frames: Number of the noisy frames in the whole batch, a scalar.
+    """
+
+    step: int
+    batch: Batch
+    x0: torch.Tensor
+    noisy: torch.Tensor
+    noisy_frames: torch.Tensor
+
+    def micro_batches(self, count: int) -> Iterator[Samples]:
+        """Yield the samples in ``count`` micro-batches of equal size, without their gradient."""
+        slices = zip(
+            self.batch.micro_batches(count), self.x0.detach().chunk(count), self.noisy.chunk(count), strict=True
+        )
+        return (Samples(self.step, *part, self.noisy_frames) for part in slices)
+
+
+class Source(Protocol):
+    """A way to make samples. ``purpose`` ("student" or "critic") is part of the keys of all noise."""
+
+    needs_latents: ClassVar[bool]  # whether real clips are part of the input, or prompts are all of it
+
+    def __call__(self, step: int, batch: Batch, text: torch.Tensor, purpose: str) -> torch.Tensor:
+        """Return the student's x0 [B, C, F, H, W] for the prompt embeddings ``text`` [B, L, D] of ``batch``."""
+        ...
+
+    def noisy(self, batch: Batch, purpose: str) -> torch.Tensor:
+        """Return whether each frame of the samples for ``batch`` is made from noise [B, F]."""
+        ...
+
+
+class Noised:
+    """Real clips with noise, denoised in one forward pass.
+
+    Each block is at one of the student's timesteps, or clean, as context for later blocks (CausVid sec. 4.2).
+    """
+
+    needs_latents: ClassVar[bool] = True
+
+    def __init__(self, run: DmdRun, student: Trainee) -> None:
+        self.run, self.student = run, student
+
+    def __call__(self, step: int, batch: Batch, text: torch.Tensor, purpose: str) -> torch.Tensor:
+        """Return the student's x0."""
+        chosen, timestep = self._timesteps(batch, purpose)
+        velocity = self.student.velocity(text)
+        x_t = self._inputs(batch, velocity, chosen, timestep, purpose)
+        return velocity_to_x0(x_t, velocity(x_t, timestep), sigma_of(timestep))
+
+    def noisy(self, batch: Batch, purpose: str) -> torch.Tensor:
+        """Return whether the timestep of each frame is above 0."""
+        return self._timesteps(batch, purpose)[1] > 0
+
+    def _inputs(
+        self, batch: Batch, velocity: Velocity, chosen: torch.Tensor, timestep: torch.Tensor, purpose: str
+    ) -> torch.Tensor:
+        """Return the noisy clips x_t [B, C, F, H, W] at the ``chosen`` steps, whose timesteps are ``timestep``."""
+        return add_noise(batch.latents, batch.noise(self.run.seed, f"{purpose}_noise"), sigma_of(timestep))
+
+    def _timesteps(self, batch: Batch, purpose: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw the student's step for every block.
+
+        The frames of a block share one step. An image, and the clip of a bidirectional student, are one block; nothing
+        follows it, so it is never clean.
+
+        Returns:
+            Index of the step (the last index means clean) and its timestep, both repeated for each frame [B, F].
+        """
+        frames, steps = batch.latents.shape[2], self.run.record.schedule.denoising_timesteps
+        blocks = self.run.record.frames_per_block if frames > 1 else None
+        layout = BlockLayout(frames=frames, frames_per_block=blocks or frames)
+        times = torch.tensor([*steps, *([0.0] if blocks else [])], dtype=torch.float64)
+        draws = [generator(self.run.seed, purpose, number) for number in batch.numbers]
+        chosen = torch.stack([block_choices(layout, len(times), draw) for draw in draws])
+        return chosen, times[chosen].to(batch.latents.device)
+
+
+class Simulated(Noised):
+    """States of a bidirectional student's own sampler, denoised in one forward pass (DMD2's backward simulation)."""
+
+    needs_latents: ClassVar[bool] = False
+
+    @torch.no_grad()
+    def _inputs(
+        self, batch: Batch, velocity: Velocity, chosen: torch.Tensor, timestep: torch.Tensor, purpose: str
+    ) -> torch.Tensor:
+        renoise = count()
+        states = noisy_states(
+            velocity,
+            batch.noise(self.run.seed, f"{purpose}_noise"),
+            self.run.record.schedule.denoising_timesteps,
+            lambda: batch.noise(self.run.seed, f"{purpose}_renoise_{next(renoise)}"),
+        )
+        x_t = torch.stack(list(states))  # all states, so that every rank makes the same number of forward passes
+        rows = torch.arange(len(chosen), device=x_t.device)
+        return x_t[chosen[:, 0].to(x_t.device), rows]
+
+
+class Rollout:
+    """Clips that a causal student makes block by block, from noise and its own cache (Self-Forcing algorithm 1)."""
+
+    needs_latents: ClassVar[bool] = False
+
+    def __init__(self, run: DmdRun, student: Trainee) -> None:
+        self.run, self.student = run, student
+
+    def __call__(self, step: int, batch: Batch, text: torch.Tensor, purpose: str) -> torch.Tensor:
+        """Return the student's x0. The exit step is one for the global batch: every rank makes the same passes."""
+        schedule, seed, renoise = self.run.record.schedule, self.run.seed, count()
+        channels, _, *size = batch.latents.shape[1:]
+        exit_step = torch.randint(
+            len(schedule.denoising_timesteps), (), generator=generator(seed, f"{purpose}_exit", step)
+        )
+        return rollout_with_gradient(
+            cast(CausalWanTransformer3DModel, self.student.model),
+            text,
+            batch.noise(seed, f"{purpose}_noise"),
+            schedule,
+            lambda frames: batch.noise(seed, f"{purpose}_renoise_{next(renoise)}", (channels, frames, *size)),
+            int(exit_step),
+        )
+
+    def noisy(self, batch: Batch, purpose: str) -> torch.Tensor:
+        """Return True for all frames."""
+        frames, device = batch.latents.shape[2], batch.latents.device
+        return torch.ones(len(batch.latents), frames, dtype=torch.bool, device=device)
+
+
+def source_class(run: DmdRun) -> type[Noised] | type[Rollout]:
+    """Return the class that makes the samples, by ``train_dmd.inputs`` and the kind of student."""
+    if run.config.inputs == Inputs.DATA:
+        return Noised
+    return Simulated if run.record.frames_per_block is None else Rollout

@@ -1,0 +1,24 @@
+"""Params of the ODE initialisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from causvid.models.pretrained import Init
+from causvid.training.optimizers import OptimizerConfig
+from causvid.training.run import TrainingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class OdeConfig(TrainingConfig):
+    """Params section ``train_ode_init``.
+
+    Attributes:
+        init: Initial student; without one, the student starts from the teacher's weights.
+        optimizer: Params of the optimizer.
+        ema_decay: Decay of the weight average.
+    """
+
+    init: Init
+    optimizer: OptimizerConfig
+    ema_decay: float

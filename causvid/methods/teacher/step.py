@@ -1,0 +1,123 @@
+"""Train the teacher by flow matching (CausVid eq. 3), with prompt dropout for guidance and a weight average.
+
+A causal teacher is trained by diffusion forcing (CausVid sec. 4.2): every block has its own timestep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import WanTransformer3DModel
+
+from causvid.data.latent_store import LatentStore
+from causvid.data.prompt_store import PromptStore
+from causvid.diffusion.timesteps import stratified_block_timesteps, stratified_timestep
+from causvid.losses.flow_matching import flow_matching_loss
+from causvid.methods.teacher.config import TeacherConfig
+from causvid.models.wan import build_transformer, causal_student, load_transformer
+from causvid.record import TeacherRecord
+from causvid.runtime import device as devices
+from causvid.runtime.seeding import generator
+from causvid.shapes import BlockLayout
+from causvid.training.batches import Batch, Texts, accumulate, read_batch
+from causvid.training.checkpoint import Stateful
+from causvid.training.networks import Trainee
+from causvid.training.run import Run
+from causvid.training.speed import Counts, clip_of
+from causvid.training.trainer import train
+
+TeacherRun = Run[TeacherConfig, TeacherRecord]
+
+
+class TeacherStep:
+    """One optimizer step of the teacher."""
+
+    def __init__(self, run: TeacherRun) -> None:
+        self.run, self.device = run, devices.pick()
+        latents, prompts = run.inputs["latents"], PromptStore(run.inputs["prompts"])
+        self.store = LatentStore(latents)
+        self.texts = Texts(prompts, self.device, latents if run.config.steps else None)
+        shape, blocks = self.store.metadata["shape"], run.record.frames_per_block
+        self.layout = None if blocks is None else BlockLayout(frames=shape[0], frames_per_block=blocks)
+        self.teacher = Trainee(self._initial(), run, run.config.optimizer, ema_decay=run.config.ema_decay)
+        self.clip = clip_of(self.teacher.model.config, shape, blocks, self.texts.length)
+
+    def _initial(self) -> WanTransformer3DModel:
+        """Return the teacher before training.
+
+        Raises:
+            ValueError: The initial weights are a causal model whose blocks have another size than those of this run.
+        """
+        found, wanted = self.run.config.init.locate("transformer"), self.run.record.frames_per_block
+        model = load_transformer(found) if found else build_transformer(self.run.network, self.run.seed)
+        has = model.config.get("frames_per_block")
+        if has is None:
+            return model if wanted is None else causal_student(model, wanted)
+        if has != wanted:
+            expected = "wants a bidirectional model" if wanted is None else f"has model.frames_per_block {wanted}"
+            raise ValueError(
+                f"train_teacher.init is {found}, a causal model with frames_per_block {has}; this run, with "
+                f"train_teacher.causal {self.run.config.causal}, {expected}: change one of them"
+            )
+        return model
+
+    def state(self) -> dict[str, Stateful]:
+        """Return the teacher's weights, their average and the optimizer."""
+        return self.teacher.state()
+
+    def export(self, folder: Path) -> None:
+        """Save the weight average."""
+        self.teacher.export(folder, self.run.record)
+
+    def __call__(self, step: int) -> dict[str, torch.Tensor]:
+        """Do a flow-matching step on one batch."""
+        run, count = self.run, self.run.compute.gradient_accumulation_steps
+        batch = read_batch(self.store, seed=run.seed, step=step, size=run.config.batch_size, device=self.device)
+        micro_batches = batch.micro_batches(count)
+        loss = accumulate(self.teacher.model, micro_batches, lambda part: self._loss(step, part) / count, step)
+        return {"loss": loss, "grad_norm": self.teacher.step(step)}
+
+    def _loss(self, step: int, batch: Batch) -> torch.Tensor:
+        run, negative = self.run, self.texts.store.negative
+        draws = [generator(run.seed, "teacher", number) for number in batch.numbers]
+        times = self._times(batch, draws) if self.layout is None else self._block_times(step, batch, self.layout)
+        dropped = [torch.rand((), generator=draw).item() < run.config.prompt_dropout for draw in draws]
+        text = self.texts([negative if drop else p for p, drop in zip(batch.prompts, dropped, strict=True)])
+        with devices.autocast(self.device, run.precision):
+            return flow_matching_loss(
+                self.teacher.velocity(text),
+                batch.latents,
+                batch.noise(run.seed, "teacher_noise"),
+                times.to(self.device),
+            )
+
+    def counts(self, step: int) -> Counts:
+        """Return the counts of a forward and backward pass of each sample."""
+        size = self.run.config.batch_size
+        return Counts(size, size * self.clip.tokens, size * self.clip.causal.training)
+
+    def _times(self, batch: Batch, draws: Sequence[torch.Generator]) -> torch.Tensor:
+        """Return one timestep per sample [b]; within the global batch they cover the schedule evenly."""
+        size, shift = self.run.config.batch_size, self.run.record.schedule.shift
+        times = [
+            stratified_timestep(number % size, size, shift, draw)
+            for number, draw in zip(batch.numbers, draws, strict=True)
+        ]
+        return torch.stack(times)
+
+    def _block_times(self, step: int, batch: Batch, layout: BlockLayout) -> torch.Tensor:
+        """Return one timestep per sample and block, repeated for each of its frames [b, F].
+
+        Every rank draws them for the global batch and takes its rows.
+        """
+        run, size = self.run, self.run.config.batch_size
+        draws = [generator(run.seed, "teacher_block", step, block) for block in range(layout.blocks)]
+        times = stratified_block_timesteps(layout, size, run.record.schedule.shift, draws)
+        return times[[number % size for number in batch.numbers]]
+
+
+def train_teacher(run: TeacherRun) -> None:
+    """Train the teacher on every rank."""
+    train(TeacherStep(run), run)

@@ -1,0 +1,137 @@
+"""Train the video autoencoder: first on single frames, then on clips, by squared error and a small KL divergence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan
+from torch import nn
+
+from causvid.data.datasets import sample_index
+from causvid.data.manifest import read_manifest, split
+from causvid.data.video_reader import read_frames
+from causvid.methods.vae.config import VaeConfig
+from causvid.models.vae import (
+    StreamingDecoder,
+    build_vae,
+    channels_last,
+    load_vae,
+    normalise,
+    posterior,
+    set_latent_statistics,
+    to_unit,
+)
+from causvid.runtime import device as devices
+from causvid.runtime.distributed import is_main, replicate, share_of
+from causvid.runtime.seeding import derive_seed, normal
+from causvid.training.checkpoint import Stateful
+from causvid.training.optimizers import Optimizer, backward, is_kernel
+from causvid.training.run import Run
+from causvid.training.speed import Counts
+from causvid.training.trainer import train
+
+STATISTICS_CLIPS = 256  # enough for one mean and one standard deviation per channel
+
+VaeRun = Run[VaeConfig, None]
+
+
+class _Autoencoding(nn.Module):
+    """The VAE as a module with one forward pass, over which DDP averages the gradients."""
+
+    def __init__(self, vae: AutoencoderKLWan) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, video: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Reconstruct ``video`` [B, 3, F, H, W] through a sampled latent.
+
+        Returns:
+            Squared error and KL divergence per element, both scalars.
+        """
+        mean, log_variance = posterior(self.vae, video)
+        sample = mean + (0.5 * log_variance).exp() * noise
+        reconstructed = StreamingDecoder(self.vae)(normalise(self.vae, sample))
+        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+        return (reconstructed - video).square().mean(), kl
+
+
+class VaeStep:
+    """One optimizer step of the VAE."""
+
+    def __init__(self, run: VaeRun) -> None:
+        self.run, self.device = run, devices.pick()
+        rows, _ = split(read_manifest(run.inputs["clips"]), run.config.held_out_clips)
+        self.clips = [run.inputs["clips"] / row["path"] for row in rows]
+        vae = channels_last(_initial(run)).to(self.device).train().requires_grad_(True)
+        self.model = _Autoencoding(vae)
+        replicate(self.model, unused_parameters=True)  # a single frame skips the temporal convolutions
+        self.optimizer = Optimizer(self.model, run.config.optimizer, steps=run.config.steps, is_matrix=is_kernel)
+
+    def state(self) -> dict[str, Stateful]:
+        """Return the weights and the optimizer."""
+        return {"model": self.model, "optimizer": self.optimizer}
+
+    def export(self, folder: Path) -> None:
+        """Save the VAE; after training, with the statistics of its latents."""
+        vae = self.model.vae.eval()
+        if not is_main():
+            return
+        if self.run.config.steps:
+            _record_statistics(vae, self.clips[:STATISTICS_CLIPS])
+        vae.save_pretrained(folder)
+
+    def __call__(self, step: int) -> dict[str, torch.Tensor]:
+        """Minimise squared error + kl_weight KL on single frames (early steps) or clips."""
+        config, seed = self.run.config, self.run.seed
+        images = step < config.image_steps
+        size = config.image_batch_size if images else config.batch_size
+        numbers = [step * max(config.image_batch_size, config.batch_size) + position for position in share_of(size)]
+        clips = [read_frames(self.clips[sample_index(seed, n, len(self.clips))]) for n in numbers]
+        if images:
+            chosen = [
+                derive_seed(seed, "frame", number) % len(clip) for number, clip in zip(numbers, clips, strict=True)
+            ]
+            clips = [clip[at : at + 1] for at, clip in zip(chosen, clips, strict=True)]
+        video = to_unit(torch.from_numpy(np.stack(clips))).to(self.device)
+        vae = self.model.vae
+        latent = latent_size(vae, video)
+        noise = torch.stack([normal(latent, seed, "vae_noise", number) for number in numbers]).to(self.device)
+        error, kl = self.model(video, noise)
+        backward(error + config.kl_weight * kl, step)
+        norm = self.optimizer.step(step)
+        return {"loss": error, "kl": kl, "grad_norm": norm}
+
+    def counts(self, step: int) -> Counts:
+        """Return the number of images or clips; their FLOPs are not counted."""
+        config = self.run.config
+        return Counts(config.image_batch_size if step < config.image_steps else config.batch_size, 0, None)
+
+
+def latent_size(vae: AutoencoderKLWan, video: torch.Tensor) -> tuple[int, int, int, int]:
+    """Return the size (C, f, h, w) of the latents of ``video`` [B, 3, F, H, W]."""
+    config = vae.config
+    _, _, frames, height, width = video.shape
+    space = config.scale_factor_spatial
+    return config.z_dim, (frames - 1) // config.scale_factor_temporal + 1, height // space, width // space
+
+
+def _initial(run: VaeRun) -> AutoencoderKLWan:
+    """Return the VAE that ``init`` names, or one with random weights."""
+    found = run.config.init.locate("vae")
+    return load_vae(found) if found else build_vae(run.network, run.seed)
+
+
+def train_vae(run: VaeRun) -> None:
+    """Train the VAE on every rank. With zero steps the initial VAE is exported with its own statistics."""
+    train(VaeStep(run), run)
+
+
+@torch.no_grad()
+def _record_statistics(vae: AutoencoderKLWan, clips: Sequence[Path]) -> None:
+    device = next(vae.parameters()).device
+    videos = (to_unit(torch.from_numpy(read_frames(clip)))[None].to(device) for clip in clips)
+    means = torch.cat([posterior(vae, video).mean[0].flatten(1).cpu() for video in videos], dim=1)
+    set_latent_statistics(vae, means.mean(dim=1), means.std(dim=1))

@@ -1,0 +1,46 @@
+"""The order of student and critic updates, as a function of the step number."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from causvid.methods.dmd.turns import Turns
+
+ANY = st.builds(Turns, ratio=st.integers(1, 7), critic_only=st.integers(0, 9), shared=st.booleans())
+
+
+@pytest.mark.parametrize(
+    ("shared", "student", "sampling"),
+    [(False, [2, 5, 8], [0, 1, 2, 3, 4, 5, 6, 7, 8]), (True, [4, 7], [0, 0, 2, 2, 2, 5, 5, 5, 8])],
+)
+def test_nine_steps(shared: bool, student: list[int], sampling: list[int]) -> None:
+    turns = Turns(ratio=3, critic_only=2, shared=shared)
+    assert [step for step in range(9) if turns.updates_student(step)] == student
+    assert [turns.sampling_step(step) for step in range(9)] == sampling
+
+
+@given(turns=ANY, steps=st.integers(0, 60))
+def test_the_number_of_student_updates_is_that_of_their_steps(turns: Turns, steps: int) -> None:
+    assert turns.student_updates(steps) == sum(turns.updates_student(step) for step in range(steps))
+
+
+@given(turns=ANY, step=st.integers(0, 60))
+def test_samples_come_from_a_step_of_the_same_cycle(turns: Turns, step: int) -> None:
+    """No student update lies between the samples and the critic update, and a student update has the gradient."""
+    made = turns.sampling_step(step)
+    assert 0 <= made <= step
+    assert turns.sampling_step(made) == made
+    assert not (turns.shared and any(turns.updates_student(between) for between in range(made, step)))
+    if turns.updates_student(step):
+        assert turns.needs_gradient(made)
+
+
+@given(turns=ANY, cycles=st.integers(0, 9))
+def test_batches_of_whole_cycles_are_counted(turns: Turns, cycles: int) -> None:
+    steps = turns.ratio * cycles
+    whole = Turns(ratio=turns.ratio, critic_only=0, shared=turns.shared)
+    made = {whole.sampling_step(step) for step in range(steps)}
+    expected = len(made) if whole.shared else len(made) + whole.student_updates(steps)
+    assert whole.batches(steps) == expected

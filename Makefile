@@ -1,4 +1,4 @@
-# Everything a user types. 'make repro' and 'make test' need Python 3.11 or 3.12, git, gcc and make; nothing else.
+# The commands of this repository. They need Python 3.11 or 3.12, git, gcc and make; 'make' alone prints them.
 SHELL := /bin/bash
 UV_VERSION := 0.13.9
 PYTHON ?= python3
@@ -13,10 +13,14 @@ export RAY_USAGE_STATS_ENABLED := 0
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 
-.PHONY: env vbench-env repro toy-wan test test-slow test-browser check flow ablation ui compare send report profile dag plan lock clean
+.DEFAULT_GOAL := help
+.PHONY: help env vbench-env repro toy-wan test test-slow test-browser check flow ablation ui compare send report profile dag plan lock clean
 
-env: .venv/.ready ## the environment in .venv, as locked
-vbench-env: .venvs/vbench/.ready ## VBench's own environment
+help: ## print these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
+
+env: .venv/.ready ## install the locked environment into .venv
+vbench-env: .venvs/vbench/.ready ## install VBench's own environment
 
 # Prefect's, once 'make ui' has made one.
 PASSWORD := $(if $(wildcard .prefect/auth),PREFECT_API_AUTH_STRING="$$(cat .prefect/auth)")
@@ -42,65 +46,65 @@ $(UV):
 	$(UV) pip sync --quiet --python .venvs/vbench --require-hashes requirements/vbench.txt
 	touch $@
 
-repro: env vbench-env ## the experiment: every stage that is out of date
+repro: env vbench-env ## run every stage of the experiment that is out of date
 	@git rev-parse --git-dir > /dev/null 2>&1 || { echo "this folder is no git repository, which DVC needs: run 'git init' here first"; exit 1; }
 	dvc repro
 
-toy-wan: env vbench-env ## the weights in data/inputs/toy_wan again, from nothing: hours; then make profile NAME=laptop
+toy-wan: env vbench-env ## train the weights in data/inputs/toy_wan again (80 minutes); then run make profile NAME=laptop
 	python -m causvid.params use toy-wan
 	dvc repro evaluate@reconstruction evaluate@teacher
 	cd data/inputs/toy_wan && rm -rf vae text_encoder tokenizer transformer && \
 	  cp -r ../../checkpoints/vae ../../checkpoints/text_encoder/* . && cp -r ../../checkpoints/teacher transformer
 
-test: env ## everything that runs on a CPU without network
+test: env ## check the code and run all tests that need neither a GPU nor a network
 	$(MAKE) check
 	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not browser"
 
-check: env ## style, types, import floors
+check: env ## check style, types and import contracts
 	ruff check .
 	ruff format --check .
 	mypy
 	lint-imports
 
-test-browser: env ## the pages in headless Chromium (Debian's)
+test-browser: env ## test the Prefect and MLflow pages in Debian's headless Chromium
 	command -v chromium && command -v chromedriver || { apt-get update && apt-get install -y chromium chromium-driver; }
 	python -m pytest -m browser
 
-test-slow: env vbench-env
+test-slow: env vbench-env ## run the tests that take minutes each
 	python -m pytest -m slow
 
-flow: env vbench-env ## the same experiment as a Prefect flow
+flow: env vbench-env ## run the experiment as a Prefect flow
 	@$(PASSWORD) python -m flows.distill
 
-ablation: env vbench-env ## the paper's Table 4: its rows over seeds, reports/ablate/*.json; then 'make report'
+ablation: env vbench-env ## measure the paper's Table 4 over five seeds (four hours); then run make report
 	@$(PASSWORD) python -m flows.ablate
 
-ui: env ## Prefect on http://127.0.0.1:4200 with what can be started there, MLflow on http://127.0.0.1:5000; Ctrl-C stops all
+ui: env ## serve Prefect on http://127.0.0.1:4200 and MLflow on http://127.0.0.1:5000 until Ctrl-C
 	@python -m flows.servers
 
-compare: env ## reports/compare/index.html: RUNS="id id", an experiment (causvid/laptop) or an MLflow filter
+compare: env ## compare MLflow runs in reports/compare/index.html: RUNS="id id", an experiment, or a filter
 	@python -m causvid.reporting.compare "$${RUNS:?must say what to compare, as in make compare RUNS=causvid/laptop}"
 
-send: env ## to MLflow, what it could not take while stages ran
+send: env ## send the records to MLflow that its store could not take during a stage
 	@python -m causvid.runtime.outbox
 
-report: env ## the report alone
+report: env ## run the report stage alone
 	dvc repro report
 
-profile: env ## put profiles/$(NAME).yaml in place
+profile: env ## copy profiles/NAME.yaml to params.yaml: NAME=wan-1.3b
 	python -m causvid.params use $(NAME)
 
-dag: env ## docs/pipeline.md from dvc.yaml
+dag: env ## draw docs/pipeline.md from dvc.yaml
 	{ printf '# The pipeline\n\nMade by `make dag` from dvc.yaml.\n\n```mermaid\n'; dvc dag --mermaid dvc.yaml; printf '```\n'; } > docs/pipeline.md
 
-plan: env ## memory, time and disk of the profile in params.yaml, without running it
+plan: env ## estimate memory, time and disk of params.yaml, and name the limits of this machine
 	python -m causvid.plan params.yaml
 
-lock: $(UV) ## both locks, from pyproject.toml and requirements/vbench.in
+lock: $(UV) ## update both lock files from pyproject.toml and requirements/vbench.in
 	$(UV) pip compile --quiet --universal --generate-hashes --no-annotate --no-header --no-emit-index-url \
 	  --python-version 3.11 --group dev pyproject.toml -o requirements.lock
 	$(UV) pip compile --quiet --universal --no-deps --generate-hashes --no-annotate --no-header --no-emit-index-url \
 	  --python-version 3.11 requirements/vbench.in -o requirements/vbench.txt
 
-clean: ## unfinished work, records that MLflow does not have yet, and caches of tools; never data
+clean: ## delete unfinished work, records that MLflow does not have yet, and caches of tools; never data
 	rm -rf .work .ruff_cache .mypy_cache .pytest_cache .hypothesis .import_linter_cache

@@ -9,14 +9,13 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from causvid.record import TrainingRecord
 from causvid.runtime.device import Precision
 from causvid.runtime.parallel import Compute
 from causvid.runtime.stage import StageRun
 from causvid.runtime.tracking import Tracker, Watch
 
 Config = TypeVar("Config", bound="TrainingConfig")
-Record = TypeVar("Record", bound=TrainingRecord | None)
+Record = TypeVar("Record")  # StudentRecord, TeacherRecord or None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,10 +83,10 @@ ui: env ## serve Prefect on http://127.0.0.1:4200 and MLflow on http://127.0.0.1
 	@python -m flows.servers
 
 compare: env ## compare MLflow runs in reports/compare/index.html: RUNS="id id", an experiment, or a filter
-	@python -m causvid.reporting.compare "$${RUNS:?must say what to compare, as in make compare RUNS=causvid/laptop}"
+	@python -m causvid.comparison.compare "$${RUNS:?must say what to compare, as in make compare RUNS=causvid/laptop}"
 
 send: env ## send the records to MLflow that its store could not take during a stage
-	@python -m causvid.runtime.outbox
+	@python -m causvid.harness.outbox
 
 report: env ## run the report stage alone
 	dvc repro report

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 
 from benchmarks.resampling import compute, moving, seconds
-from causvid.data import manifest
+from causvid.compute.device import Precision
+from causvid.compute.parallel import cores
 from causvid.data.generated import write_clips
-from causvid.data.latent_store import LatentStore, Record, write_store
+from causvid.data.stores.latent_store import LatentStore, Record, write_store
+from causvid.data.videos import manifest
 from causvid.preparation.latents import LatentConfig, LatentEncoder, extract_latents
-from causvid.runtime.device import Precision
-from causvid.runtime.parallel import cores
-from causvid.shapes import VideoShape
+from causvid.runtime.shapes import VideoShape
 
 TOY = VideoShape(height=32, width=32, frames=33, fps=16)
 

@@ -31,25 +31,25 @@ from typing import Any, cast
 import torch
 
 from causvid import params
-from causvid.data.latent_store import LatentStore, Record, write_store
-from causvid.data.prompt_store import PromptStore, write_prompts
+from causvid.compute import device as devices
+from causvid.compute.parallel import Compute
+from causvid.data.stores.latent_store import LatentStore, Record, write_store
+from causvid.data.stores.prompt_store import PromptStore, write_prompts
 from causvid.diffusion.flow import add_noise, sigma_of, velocity_to_x0
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.diffusion.velocity import conditional
-from causvid.losses.dmd import dmd_loss
-from causvid.losses.flow_matching import flow_matching_loss
+from causvid.harness.tracking import Tracker, Watch
 from causvid.methods.dmd.config import DmdConfig
+from causvid.methods.dmd.loss import dmd_loss
 from causvid.methods.dmd.samples import DmdRun
 from causvid.methods.dmd.step import DmdStep
-from causvid.models.wan import build_transformer, causal_student, load_transformer
+from causvid.methods.shared.batches import Texts, read_batch
+from causvid.methods.shared.flow_matching import flow_matching_loss
+from causvid.methods.shared.recording import Clips, student_record
 from causvid.plan import Plan
-from causvid.runtime import device as devices
-from causvid.runtime.parallel import Compute
-from causvid.runtime.tracking import Tracker, Watch
-from causvid.training.batches import Texts, read_batch
-from causvid.training.recording import Clips, student_record
+from causvid.speed import peak_flops
 from causvid.training.run import Run
-from causvid.training.speed import peak_flops
+from causvid.wan.transformer.wan import build_transformer, causal_student, load_transformer
 
 CLIPS_STORED = 8
 ONE_PASS = {"workers": 1, "shard_weights": False, "gradient_accumulation_steps": 1}

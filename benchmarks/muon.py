@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from diffusers import WanTransformer3DModel
 
-from causvid.models.wan import build_transformer
-from causvid.runtime import device as devices
+from causvid.compute import device as devices
 from causvid.training.muon import Muon
 from causvid.training.optimizers import is_block_matrix
+from causvid.wan.transformer.wan import build_transformer
 
 REPEATS = 7
 

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from causvid import params
-from causvid.data import manifest
-from causvid.data.resampling import ResampleConfig, resample_folder
-from causvid.data.video_writer import write_video
-from causvid.runtime.parallel import Compute, cores
-from causvid.shapes import VideoShape
+from causvid.compute.parallel import Compute, cores
+from causvid.data.resampling.clips import ResampleConfig, resample_folder
+from causvid.data.videos import manifest
+from causvid.data.videos.video_writer import write_video
+from causvid.runtime.shapes import VideoShape
 
 WAN = VideoShape(height=480, width=832, frames=81, fps=16)
 

@@ -4,7 +4,7 @@
 ratio to OpenMP's own default in the same round. Rounds take the settings in turns, so that a machine that changes its
 pace changes it for all of them.
 
-A busy machine has one other process that computes all the time. The setting that ``causvid.runtime.environment`` makes
+A busy machine has one other process that computes all the time. The setting that ``causvid.harness.environment`` makes
 is marked. Threads are torch's default: the bytes of a result depend on their number, never on how they wait.
 """
 
@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from causvid.runtime.environment import SPINS
+from causvid.harness.environment import SPINS
 
 SETTINGS: dict[str, dict[str, str]] = {
     "OpenMP's default": {},
@@ -32,8 +32,8 @@ WORK = """
 import json, sys, time
 import torch
 from causvid import params
-from causvid.models.wan import build_transformer, causal_student
-from causvid.shapes import LatentShape, VideoShape
+from causvid.wan.transformer.wan import build_transformer, causal_student
+from causvid.runtime.shapes import LatentShape, VideoShape
 values = params.read(__import__("pathlib").Path(sys.argv[1]))
 model, video = values["model"], VideoShape(**values["video"])
 latent = LatentShape.of(video, channels=model["vae"]["z_dim"],

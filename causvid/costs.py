@@ -13,8 +13,8 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from causvid import params
-from causvid.runtime.parallel import Checkpointing
-from causvid.shapes import BlockLayout, LatentShape, VideoShape
+from causvid.compute.parallel import Checkpointing
+from causvid.runtime.shapes import BlockLayout, LatentShape, VideoShape
 
 # Values a block keeps per token for its backward: about 16 rows of the width (norms, q, k, v, rotated q and k, outputs,
 # the same for cross-attention, residuals) and both sides of the feed-forward's activation.

@@ -18,7 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from causvid import text
+from causvid.runtime import text
 
 ROOT = Path(__file__).resolve().parent.parent
 PROFILES = ROOT / "profiles"

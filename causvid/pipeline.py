@@ -14,21 +14,22 @@ from diffusers.utils.torch_utils import randn_tensor
 from transformers import UMT5EncoderModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+import causvid.models.causal_wan  # noqa: F401  diffusers loads classes of imported modules only
+from causvid.compute import device as devices
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.diffusion.velocity import conditional, guided
-from causvid.models.causal_wan import CausalWanTransformer3DModel
-from causvid.models.lora_files import check_lora_files, without_fused_adapters
-from causvid.models.text_encoder import embed
-from causvid.models.vae import StreamingDecoder, decode, encode, load_vae, temporal_stride, to_uint8
-from causvid.models.wan import load_transformer
-from causvid.models.weight_files import require_weights
 from causvid.record import StudentRecord, TeacherRecord, settings
-from causvid.runtime import device as devices
+from causvid.runtime.shapes import LatentShape, VideoShape
 from causvid.sampling.arguments import require_one_batch
 from causvid.sampling.autoregressive import generate_blocks, solve_blocks
 from causvid.sampling.few_step import few_step
 from causvid.sampling.ode_solver import solve_ode
-from causvid.shapes import LatentShape, VideoShape
+from causvid.wan.text_encoder import embed
+from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
+from causvid.wan.transformer.lora_files import check_lora_files, without_fused_adapters
+from causvid.wan.transformer.wan import load_transformer
+from causvid.wan.vae.vae import StreamingDecoder, decode, encode, load_vae, temporal_stride, to_uint8
+from causvid.wan.weight_files import require_weights
 
 # (known first latent frames, sink frames) -> latent blocks
 Blocks = Callable[[torch.Tensor | None, int | None], Iterator[torch.Tensor]]

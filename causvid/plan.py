@@ -22,15 +22,15 @@ import psutil
 import typer
 
 from causvid import params as params_file
+from causvid.compute import device
+from causvid.compute.parallel import Checkpointing
 from causvid.costs import CPU, KINDS, Clip, Transformer, VaeCost, text_encoder_parameters, vae_cost
-from causvid.data.prompt_store import require_tokens
+from causvid.data.stores.prompt_store import require_tokens
 from causvid.diffusion.schedule import ScheduleConfig
+from causvid.harness.inputs import path_problems
 from causvid.methods.dmd.config import DmdConfig
 from causvid.methods.dmd.cost import DmdCost
-from causvid.runtime import device
-from causvid.runtime.inputs import path_problems
-from causvid.runtime.parallel import Checkpointing
-from causvid.shapes import BlockLayout, LatentShape, VideoShape
+from causvid.runtime.shapes import BlockLayout, LatentShape, VideoShape
 
 PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 HALF, SINGLE = 2, 4  # bytes of a float16 or bfloat16, of a float32

@@ -21,11 +21,11 @@ from typing import Any, ClassVar, Literal, TypeVar
 from pydantic import NonNegativeInt, PositiveInt
 
 from causvid import params as params_file
-from causvid.data.prompt_store import require_tokens
+from causvid.compute.device import Precision
+from causvid.data.stores.prompt_store import require_tokens
 from causvid.diffusion.schedule import FlowSchedule, ScheduleConfig
-from causvid.runtime.device import Precision
-from causvid.runtime.work import write_json
-from causvid.shapes import VideoShape
+from causvid.runtime.files import write_json
+from causvid.runtime.shapes import VideoShape
 
 T = TypeVar("T")
 FILE = "training_record.json"  # beside config.json

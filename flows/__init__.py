@@ -1,5 +1,5 @@
 """Prefect flows over DVC stages. Prefect reads the environment when it is imported, so that is prepared here."""
 
-from causvid.runtime.environment import prepare
+from causvid.harness.environment import prepare
 
 prepare()

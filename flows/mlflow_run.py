@@ -1,6 +1,6 @@
 """The MLflow run of a flow, the parent of its stages' runs. No failure of MLflow can stop a flow.
 
-A flow imports nothing of our code but the environment. It runs ``causvid.runtime.outbox``, which writes to the same
+A flow imports nothing of our code but the environment. It runs ``causvid.harness.outbox``, which writes to the same
 journals as the stages.
 """
 
@@ -59,7 +59,7 @@ def parent_run(name: str, profile: str, root: Path, tags: Mapping[str, str]) -> 
 
 def _outbox(root: Path, *arguments: str) -> str:
     """Run a command of the outbox and return the last word that it prints; empty if it fails."""
-    command = [sys.executable, "-m", "causvid.runtime.outbox", *arguments]
+    command = [sys.executable, "-m", "causvid.harness.outbox", *arguments]
     try:
         done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=LIMIT, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

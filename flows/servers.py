@@ -73,7 +73,7 @@ def main(
 
 def mlflow_store(environment: Mapping[str, str]) -> str:
     """The URI of MLflow's store, which exists: a server and a stage that both create one would end one of them."""
-    command = [sys.executable, "-m", "causvid.runtime.mlflow_store"]
+    command = [sys.executable, "-m", "causvid.harness.mlflow_store"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"no store for MLflow's server:\n{done.stderr}")

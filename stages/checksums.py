@@ -12,9 +12,10 @@ from pathlib import Path
 import typer
 
 from causvid import params as params_file
+from causvid.harness import inputs
+from causvid.harness.project import refuse_unusable
 from causvid.plan import refuse_problems
-from causvid.runtime import inputs, work
-from causvid.runtime.project import refuse_unusable
+from causvid.runtime import files
 
 
 def main(
@@ -35,7 +36,7 @@ def main(
                 told_by_dvc = not inputs.PATHS[name] and inputs.is_output(inputs.value_of(values, name))
                 (found,) = [inputs.BY_DVC] if told_by_dvc else inputs.checksums(values, [name], root).values()
                 if not (out / name).is_file() or (out / name).read_text(encoding="utf-8") != f"{found}\n":
-                    work.write_text(out / name, f"{found}\n")
+                    files.write_text(out / name, f"{found}\n")
     except ValueError as error:
         sys.exit(f"checksums: {error}")
 

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from causvid.data import sources
-from causvid.runtime.stage import stage_run
-from causvid.shapes import VideoShape
+from causvid.data.sources import local as sources
+from causvid.harness.stage import stage_run
+from causvid.runtime.shapes import VideoShape
 
 READS = ("seed", "video", "download")
 
@@ -32,7 +32,7 @@ def main(
         elif config.source == "folder":
             counts = sources.folder_videos(built, config)
         else:
-            from causvid.data.mixkit import mixkit_videos  # the hub's client takes a second to import
+            from causvid.data.sources.mixkit import mixkit_videos  # the hub's client takes a second to import
 
             counts = mixkit_videos(built, config, hub=hub)
         run.publish(built, out)

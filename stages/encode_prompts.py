@@ -8,9 +8,9 @@ from typing import Any
 
 import typer
 
+from causvid.compute.device import Precision
+from causvid.harness.stage import stage_run
 from causvid.preparation.prompts import PromptConfig, encode_prompts
-from causvid.runtime.device import Precision
-from causvid.runtime.stage import stage_run
 
 READS = ("seed", "model.text_encoder", "model.text_tokens", "model.precision", "encode_prompts")
 

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
+from causvid.compute import device
 from causvid.evaluation import scores, vbench
 from causvid.evaluation.features import FeatureNet
-from causvid.runtime import device
-from causvid.runtime.stage import stage_run
-from causvid.shapes import VideoShape, block_frames
+from causvid.harness.stage import stage_run
+from causvid.runtime.shapes import VideoShape, block_frames
 
 READS = (
     "video",

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import typer
 
+from causvid.compute.device import Precision
+from causvid.harness.stage import stage_run
 from causvid.preparation.latents import LatentConfig, LatentEncoder, extract_latents
-from causvid.runtime.device import Precision
-from causvid.runtime.stage import stage_run
-from causvid.shapes import VideoShape
+from causvid.runtime.shapes import VideoShape
 
 READS = ("video", "model.precision", "extract_latents")
 

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import typer
 
+from causvid.compute.device import Precision
 from causvid.data.captions import read_captions
-from causvid.data.prompt_store import PromptStore
+from causvid.data.stores.prompt_store import PromptStore
 from causvid.diffusion.schedule import ScheduleConfig
-from causvid.models.vae import load_vae, temporal_stride
+from causvid.harness.stage import stage_run
 from causvid.preparation.ode_pairs import OdePairConfig, OdePairSolver, generate_ode_pairs
 from causvid.record import MANY, read_record, values_of
-from causvid.runtime.device import Precision
-from causvid.runtime.stage import stage_run
-from causvid.shapes import LatentShape, VideoShape
+from causvid.runtime.shapes import LatentShape, VideoShape
+from causvid.wan.vae.vae import load_vae, temporal_stride
 
 READS = ("seed", "video", "model.precision", "schedule", "encode_prompts.captions", "generate_ode_pairs")
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import typer
 
-from causvid.data.prompt_store import PromptStore
+from causvid.compute.device import Precision
+from causvid.data.stores.prompt_store import PromptStore
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.evaluation.latency import LatencyConfig, compare
+from causvid.harness.stage import stage_run
 from causvid.pipeline import load_pipeline
 from causvid.record import FEW, MANY, read_record, values_of
-from causvid.runtime.device import Precision
-from causvid.runtime.stage import stage_run
-from causvid.shapes import VideoShape
+from causvid.runtime.shapes import VideoShape
 
 READS = (
     "seed", "video", "model.precision", "schedule", "sample.guidance_scale", "measure_latency",

@@ -8,8 +8,8 @@ from pathlib import Path
 import typer
 
 from causvid.data.pack import PackConfig, Source, pack
+from causvid.harness.stage import stage_run
 from causvid.interop.original_lmdb import import_store
-from causvid.runtime.stage import stage_run
 
 READS = ("pack_lmdb",)
 

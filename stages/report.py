@@ -8,10 +8,10 @@ from pathlib import Path
 import typer
 
 from causvid.diffusion.schedule import ScheduleConfig
+from causvid.harness.stage import stage_run
 from causvid.reporting import page, tables
-from causvid.runtime.stage import stage_run
-from causvid.runtime.work import write_text
-from causvid.shapes import VideoShape
+from causvid.runtime.files import write_text
+from causvid.runtime.shapes import VideoShape
 
 READS = ("profile", "video", "schedule", "report")
 

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from causvid.data.resampling import ResampleConfig, resample_folder
-from causvid.runtime.stage import stage_run
-from causvid.shapes import VideoShape
+from causvid.data.resampling.clips import ResampleConfig, resample_folder
+from causvid.harness.stage import stage_run
+from causvid.runtime.shapes import VideoShape
 
 READS = ("video", "resample")
 

@@ -8,15 +8,15 @@ from typing import Literal
 
 import typer
 
-from causvid.data import manifest
-from causvid.data.prompt_store import PromptStore
+from causvid.compute.device import Precision
+from causvid.data.stores.prompt_store import PromptStore
+from causvid.data.videos import manifest
 from causvid.diffusion.schedule import ScheduleConfig
+from causvid.harness.stage import stage_run
 from causvid.pipeline import load_pipeline
 from causvid.preparation.samples import SampleConfig, sample
 from causvid.record import FEW, read_record, values_of
-from causvid.runtime.device import Precision
-from causvid.runtime.stage import stage_run
-from causvid.shapes import VideoShape
+from causvid.runtime.shapes import VideoShape
 
 READS = ("seed", "video", "model.precision", "schedule", "sample")
 SHOWN = 4  # videos that go to MLflow

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import typer
 
+from causvid.harness.stage import stage_run
 from causvid.reporting import ablation
-from causvid.runtime.stage import stage_run
 
 READS = ("profile",)
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import typer
 
+from causvid.compute.device import Precision
 from causvid.diffusion.schedule import ScheduleConfig
+from causvid.harness.stage import stage_run
 from causvid.methods.dmd.config import DmdConfig
 from causvid.methods.dmd.step import train_dmd
+from causvid.methods.shared.recording import clips_of, require_same_training, student_record
 from causvid.record import FEW, MANY, read_student
-from causvid.runtime.device import Precision
-from causvid.runtime.stage import stage_run
-from causvid.training.recording import clips_of, require_same_training, student_record
 from causvid.training.run import new_run
 from causvid.training.trainer import carry_out, publish
 

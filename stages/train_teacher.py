@@ -7,11 +7,11 @@ from typing import Any
 
 import typer
 
+from causvid.compute.device import Precision
+from causvid.harness.stage import stage_run
+from causvid.methods.shared.recording import check_origin, clips_of, teacher_record
 from causvid.methods.teacher.config import TeacherConfig
 from causvid.methods.teacher.step import train_teacher
-from causvid.runtime.device import Precision
-from causvid.runtime.stage import stage_run
-from causvid.training.recording import check_origin, clips_of, teacher_record
 from causvid.training.run import new_run
 from causvid.training.trainer import carry_out, publish
 

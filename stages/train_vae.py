@@ -8,13 +8,13 @@ from typing import Any
 
 import typer
 
-from causvid.data.manifest import read_manifest, split
+from causvid.compute.device import Precision
+from causvid.data.videos.manifest import read_manifest, split
+from causvid.harness.stage import stage_run
 from causvid.methods.vae.config import VaeConfig
+from causvid.methods.vae.reconstructions import write_reconstructions
 from causvid.methods.vae.step import train_vae
-from causvid.preparation.reconstructions import write_reconstructions
-from causvid.runtime.device import Precision
-from causvid.runtime.stage import stage_run
-from causvid.shapes import VideoShape
+from causvid.runtime.shapes import VideoShape
 from causvid.training.run import new_run
 from causvid.training.trainer import EXPORT, carry_out, publish
 

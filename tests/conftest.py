@@ -11,17 +11,17 @@ import pytest
 import torch
 from hypothesis import settings
 
-from causvid.data import manifest
+from causvid.compute.device import Precision
+from causvid.compute.parallel import Compute
 from causvid.data.generated import write_clips
-from causvid.data.latent_store import Record, write_store
-from causvid.data.prompt_store import write_prompts
+from causvid.data.stores.latent_store import Record, write_store
+from causvid.data.stores.prompt_store import write_prompts
+from causvid.data.videos import manifest
 from causvid.diffusion.schedule import FlowSchedule, ScheduleConfig
-from causvid.models.vae import build_vae
-from causvid.models.wan import build_transformer, causal_student
 from causvid.record import CacheRule, Normalisation, StudentRecord, TeacherRecord, write_record
-from causvid.runtime.device import Precision
-from causvid.runtime.parallel import Compute
-from causvid.shapes import VideoShape
+from causvid.runtime.shapes import VideoShape
+from causvid.wan.transformer.wan import build_transformer, causal_student
+from causvid.wan.vae.vae import build_vae
 
 # Clusters of the tests listen on every interface; Ray reads this when it is imported.
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="of these tests")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from causvid.data import latent_store, manifest
-from causvid.data.prompt_store import read_prompt_file
+from causvid.data.stores import latent_store
+from causvid.data.stores.prompt_store import read_prompt_file
+from causvid.data.videos import manifest
 
 
 def read_captions(source: Path, name: str = "encode_prompts.captions") -> list[str]:

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from causvid.data.video_writer import open_video
-from causvid.shapes import VideoShape
+from causvid.data.videos.video_writer import open_video
+from causvid.runtime.shapes import VideoShape
 
 
 def write_clips(

@@ -38,7 +38,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 )
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from causvid.runtime.progress import meter
+from causvid.harness.progress import meter
 
 Result = TypeVar("Result")
 ATTEMPTS = 8  # of one request; a file that grows on the way starts to count anew

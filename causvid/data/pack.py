@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic import PositiveInt
 
-from causvid.data.latent_store import Record, write_store
 from causvid.data.shards import indexed, read_shard
+from causvid.data.stores.latent_store import Record, write_store
 
 
 class Source(StrEnum):

@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from causvid.data import manifest
+from causvid.data.videos import manifest
 
 REJECTED = "rejected.jsonl"
 

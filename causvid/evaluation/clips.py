@@ -10,11 +10,11 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from causvid.data import toy_world
-from causvid.data.video_reader import read_frames
-from causvid.data.video_writer import write_video
+from causvid.data.sources import toy_world
+from causvid.data.videos.video_reader import read_frames
+from causvid.data.videos.video_writer import write_video
 from causvid.runtime.seeding import derive_seed
-from causvid.shapes import VideoShape
+from causvid.runtime.shapes import VideoShape
 
 Frames = NDArray[np.uint8]
 KEPT_BYTES = 2**28

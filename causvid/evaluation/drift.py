@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from causvid.data.manifest import NAME, read_manifest
-from causvid.data.video_reader import read_frames
+from causvid.data.videos.manifest import NAME, read_manifest
+from causvid.data.videos.video_reader import read_frames
 from causvid.evaluation import judge
 
 FOLDER = "rollouts"  # inside a folder of samples, with a manifest of its own

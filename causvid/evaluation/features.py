@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from causvid.models.vae import encoder_inputs, load_vae, to_unit
-from causvid.runtime import device as devices
+from causvid.compute import device as devices
+from causvid.wan.vae.vae import encoder_inputs, load_vae, to_unit
 
 DIMENSIONS = 64  # at most: well below the number of videos, or their covariance says little
 BATCH_PIXELS = 2**19  # of all frames of a batch; 16 clips of 33 x 32 x 32

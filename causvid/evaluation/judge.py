@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from causvid.data import toy_world
-from causvid.data.toy_world import BACKGROUNDS, COLOURS, DIRECTIONS, Scene
+from causvid.data.sources import toy_world
+from causvid.data.sources.toy_world import BACKGROUNDS, COLOURS, DIRECTIONS, Scene
 from causvid.evaluation import shape_match, spread
-from causvid.runtime.progress import progress
-from causvid.runtime.prompt_list import prompt_list
-from causvid.shapes import VideoShape
+from causvid.harness.progress import progress
+from causvid.runtime.shapes import VideoShape
+from causvid.runtime.text import prompt_list
 
 Floats = NDArray[np.float64]
 Frames = NDArray[np.uint8]

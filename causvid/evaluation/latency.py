@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from pydantic import PositiveInt
 
+from causvid.compute import device as devices
 from causvid.pipeline import CausVidPipeline
-from causvid.runtime import device as devices
 from causvid.runtime.seeding import generator
-from causvid.shapes import VideoShape
+from causvid.runtime.shapes import VideoShape
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from causvid.data.manifest import read_manifest
+from causvid.data.videos.manifest import read_manifest
 from causvid.evaluation import drift, judge, quality, table4
 from causvid.evaluation.clips import Clips, renderings
 from causvid.evaluation.features import FeatureNet
 from causvid.evaluation.floors import floors
 from causvid.evaluation.frechet import Ruler
-from causvid.shapes import VideoShape
+from causvid.runtime.shapes import VideoShape
 
 Rows = Sequence[Mapping[str, Any]]
 

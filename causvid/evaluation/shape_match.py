@@ -13,8 +13,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from causvid.data import toy_world
-from causvid.shapes import VideoShape
+from causvid.data.sources import toy_world
+from causvid.runtime.shapes import VideoShape
 
 Floats = NDArray[np.float64]
 

@@ -13,10 +13,10 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from causvid.data import toy_world
-from causvid.data.toy_world import Scene
+from causvid.data.sources import toy_world
+from causvid.data.sources.toy_world import Scene
 from causvid.runtime.seeding import derive_seed
-from causvid.shapes import VideoShape
+from causvid.runtime.shapes import VideoShape
 
 Floats = NDArray[np.float64]
 Frames = NDArray[np.uint8]

@@ -1,5 +1,5 @@
 """The command ``causvid``. OpenMP reads the environment when torch is imported, so that is prepared here."""
 
-from causvid.runtime.environment import prepare
+from causvid.harness.environment import prepare
 
 prepare()

@@ -12,12 +12,12 @@ from typing import Annotated
 import typer
 from transformers.utils import logging
 
-from causvid import text
-from causvid.data.prompt_store import read_prompt_file
+from causvid.compute import device as devices
+from causvid.data.stores.prompt_store import read_prompt_file
 from causvid.generate.formats import load_checkpoint
 from causvid.generate.videos import MAP, generate
-from causvid.runtime import device as devices
-from causvid.runtime.work import publish
+from causvid.runtime import text
+from causvid.runtime.files import publish
 
 app = typer.Typer(add_completion=False, help="CausVid: videos from prompts, block after block.")
 Checkpoint = Annotated[

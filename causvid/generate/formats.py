@@ -18,12 +18,10 @@ import torch
 from safetensors import SafetensorError
 
 from causvid import params as params_file
+from causvid.compute import device as devices
 from causvid.interop.layouts import require_known_layout
 from causvid.interop.original_checkpoint import LAYOUT, load_generator
 from causvid.interop.original_wan import load_components
-from causvid.models.text_encoder import load_text_encoder
-from causvid.models.vae import load_vae
-from causvid.models.wan import load_transformer, to_precision
 from causvid.pipeline import CausVidPipeline
 from causvid.record import (
     FILE,
@@ -35,7 +33,9 @@ from causvid.record import (
     student_of_params,
     student_of_settings,
 )
-from causvid.runtime import device as devices
+from causvid.wan.text_encoder import load_text_encoder
+from causvid.wan.transformer.wan import load_transformer, to_precision
+from causvid.wan.vae.vae import load_vae
 
 PARAMS = Path("params.yaml")  # for weights from elsewhere, when the caller names no other
 

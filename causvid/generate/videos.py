@@ -18,13 +18,13 @@ import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from causvid import text
-from causvid.data.video_writer import remove_unfinished, write_video
+from causvid.data.videos.video_writer import remove_unfinished, write_video
+from causvid.harness.progress import progress
 from causvid.pipeline import CausVidPipeline
-from causvid.runtime.progress import progress
-from causvid.runtime.prompt_list import prompt_list
-from causvid.runtime.work import write_json
-from causvid.shapes import VideoShape
+from causvid.runtime import text
+from causvid.runtime.files import write_json
+from causvid.runtime.shapes import VideoShape
+from causvid.runtime.text import prompt_list
 
 Frames = NDArray[np.uint8]
 MAP = "videos.json"

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from causvid.models.weight_files import shard_number
+from causvid.wan.weight_files import shard_number
 
 JOIN = (
     "join the shards into one .safetensors file first (safetensors.torch.load_file of each, save_file of all tensors)"

@@ -27,10 +27,10 @@ from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
 from causvid.interop.layouts import entries_remedy, foreign_folder, require_file, require_wan_keys
-from causvid.models.causal_wan import CausalWanTransformer3DModel
-from causvid.models.weight_files import diffusers_files, require_all_weights, saved_class
 from causvid.params import build
-from causvid.runtime.work import publish, write_json
+from causvid.runtime.files import publish, write_json
+from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
+from causvid.wan.weight_files import diffusers_files, require_all_weights, saved_class
 
 GENERATOR, CRITIC = "generator", "critic"
 PREFIX = "model."

@@ -28,12 +28,12 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedSeq
 from ruamel.yaml.representer import RoundTripRepresenter
 
+from causvid.compute.parallel import Compute
 from causvid.diffusion.flow import TRAIN_TIMESTEPS
 from causvid.diffusion.schedule import FlowSchedule, ScheduleConfig
 from causvid.params import PROFILES, build, read, read_mapping
-from causvid.runtime.parallel import Compute
-from causvid.runtime.work import publish, write_text
-from causvid.shapes import BlockLayout, LatentShape, VideoShape
+from causvid.runtime.files import publish, write_text
+from causvid.runtime.shapes import BlockLayout, LatentShape, VideoShape
 
 BASE = PROFILES / "wan-1.3b.yaml"
 # No released LMDB tells the times of its states. This one's are known: who published it wrote them.

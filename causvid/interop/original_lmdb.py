@@ -1,6 +1,6 @@
 """LMDBs of the released CausVid (``mixkit_latents_lmdb``, ``mixkit_ode_lmdb``): check them, and make ours of them.
 
-Format: causvid/data/latent_store.py, without its sums and metadata. What the released builder leaves behind:
+Format: causvid/data/stores/latent_store.py, without its sums and metadata. What the released builder leaves behind:
 
 - it writes ``latents_shape`` from its last input file, so that only the count is left when that was a duplicate;
 - built twice into one folder, rows of the first build stay behind the count; killed, rows or the shape are missing;
@@ -31,11 +31,11 @@ import numpy as np
 import torch
 import typer
 
-from causvid import text
-from causvid.data import manifest
-from causvid.data.latent_store import DTYPE, Record, left_out, open_store, row_in_memory, write_store
 from causvid.data.shards import REJECTED
-from causvid.runtime.work import publish
+from causvid.data.stores.latent_store import DTYPE, Record, left_out, open_store, row_in_memory, write_store
+from causvid.data.videos import manifest
+from causvid.runtime import text
+from causvid.runtime.files import publish
 
 # The two rows the released scripts make: 81 frames of 480 x 832 under Wan's VAE, alone and as four solver states.
 RELEASED_ROWS = [(21, 16, 60, 104), (4, 21, 16, 60, 104)]

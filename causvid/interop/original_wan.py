@@ -21,8 +21,8 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from causvid.interop.original_checkpoint import check_tensors, fit, read_file
-from causvid.models import text_encoder as saved_text_encoder
-from causvid.models import vae as saved_vae
+from causvid.wan import text_encoder as saved_text_encoder
+from causvid.wan.vae import vae as saved_vae
 
 VAE_FILE = "Wan2.1_VAE.pth"
 TEXT_ENCODER_FILE = "models_t5_umt5-xxl-enc-bf16.pth"

@@ -12,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 from pydantic import PositiveInt
 
-from causvid.data.manifest import read_manifest
+from causvid.compute import device as devices
+from causvid.compute.parallel import BadItem, Compute, map_groups
 from causvid.data.shards import Shard, finish, shard_path, write_shard
-from causvid.data.video_reader import read_frames
-from causvid.models.vae import encode, load_vae, to_unit
-from causvid.runtime import device as devices
-from causvid.runtime.parallel import BadItem, Compute, map_groups
-from causvid.runtime.progress import progress
-from causvid.shapes import VideoShape
+from causvid.data.videos.manifest import read_manifest
+from causvid.data.videos.video_reader import read_frames
+from causvid.harness.progress import progress
+from causvid.runtime.shapes import VideoShape
+from causvid.wan.vae.vae import encode, load_vae, to_unit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,17 +10,17 @@ from pathlib import Path
 import torch
 from pydantic import PositiveInt
 
-from causvid.data.prompt_store import PromptStore
+from causvid.compute import device as devices
+from causvid.compute.parallel import Compute, map_groups
 from causvid.data.shards import Shard, finish, shard_path, write_shard
+from causvid.data.stores.prompt_store import PromptStore
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.diffusion.velocity import guided
-from causvid.models.wan import load_transformer
-from causvid.runtime import device as devices
-from causvid.runtime.parallel import Compute, map_groups
-from causvid.runtime.progress import progress
+from causvid.harness.progress import progress
 from causvid.runtime.seeding import normal
+from causvid.runtime.shapes import LatentShape
 from causvid.sampling.ode_solver import solve_ode
-from causvid.shapes import LatentShape
+from causvid.wan.transformer.wan import load_transformer
 
 
 @dataclass(frozen=True, kw_only=True)

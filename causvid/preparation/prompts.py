@@ -9,18 +9,18 @@ from typing import Any
 
 import torch
 
+from causvid.compute import device as devices
 from causvid.data.captions import read_captions
-from causvid.data.prompt_store import read_prompt_file, require_tokens, write_prompts
-from causvid.models.pretrained import Init, contents
-from causvid.models.text_encoder import (
+from causvid.data.stores.prompt_store import read_prompt_file, require_tokens, write_prompts
+from causvid.harness.progress import progress
+from causvid.training.pretrained import Init, contents
+from causvid.wan.text_encoder import (
     build_text_encoder,
     build_tokenizer,
     embed,
     load_text_encoder,
     save_text_encoder,
 )
-from causvid.runtime import device as devices
-from causvid.runtime.progress import progress
 
 BATCH = 32
 

@@ -8,13 +8,13 @@ from typing import Any
 
 from pydantic import PositiveInt
 
-from causvid.data import manifest
 from causvid.data.generated import write_clips
-from causvid.data.prompt_store import PromptStore
+from causvid.data.stores.prompt_store import PromptStore
+from causvid.data.videos import manifest
+from causvid.harness.progress import progress
 from causvid.pipeline import CausVidPipeline
-from causvid.runtime.progress import progress
 from causvid.runtime.seeding import generator
-from causvid.shapes import VideoShape
+from causvid.runtime.shapes import VideoShape
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from causvid.data import manifest
-from causvid.data.video_reader import read_frames
+from causvid.data.videos import manifest
+from causvid.data.videos.video_reader import read_frames
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.reporting import ablation, figures, tables
 from causvid.reporting.tables import MODELS, SETS, Published, Table
 from causvid.reporting.templates import data_uri, render
-from causvid.shapes import VideoShape
+from causvid.runtime.shapes import VideoShape
 
-TEMPLATE = "page.html.jinja"
+TEMPLATE = Path(__file__).with_name("page.html.jinja")
 FIGURE4 = "figure4.svg"
 FIGURE4_NOTE = (
     "Quality along a video: by block of a clip, and by window of a long rollout, each as long as a training clip. "

@@ -1,4 +1,4 @@
-"""Pages that open from disk without a network: Jinja templates of this folder, files inside them as base64."""
+"""HTML pages that open from disk without a network: Jinja templates that contain their files in base64."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ SHARED = "shared.html.jinja"  # imported by the templates: named here, it is one
 MEDIA = {".mp4": "video/mp4", ".svg": "image/svg+xml"}
 
 
-def render(template: str, **values: Any) -> str:
-    """The template of that name in this folder, filled; a value that it misses is an error."""
+def render(template: Path, **values: Any) -> str:
+    """Fill a template, which can import the templates of this folder. A missing value is an error."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
+        loader=FileSystemLoader([template.parent, Path(__file__).parent]), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
-    return environment.get_template(template).render(data_uri=data_uri, **values)
+    return environment.get_template(template.name).render(data_uri=data_uri, **values)
 
 
 def data_uri(path: Path) -> str:
-    """The file's bytes as a data URI."""
+    """Return the bytes of a file as a data URI."""
     return f"data:{MEDIA[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"

@@ -8,11 +8,11 @@ import torch
 
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.diffusion.velocity import Velocity, guide_halves, per_frame
-from causvid.models.causal_wan import CausalWanTransformer3DModel
-from causvid.models.kv_cache import KVCache
+from causvid.runtime.shapes import BlockLayout
 from causvid.sampling.few_step import few_step
 from causvid.sampling.ode_solver import solve_ode
-from causvid.shapes import BlockLayout
+from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
+from causvid.wan.transformer.kv_cache import KVCache
 
 # (a block's velocity given its past, its noise [B, C, k, H, W]) -> the block. The velocity is of as many samples as
 # there are texts: with guidance 2 B, without the prompt and with it.

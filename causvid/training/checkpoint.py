@@ -18,8 +18,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from causvid.runtime.distributed import barrier, from_main, is_main, part_of, whole
-from causvid.runtime.work import publish, write_json
+from causvid.runtime.files import publish, write_json
+from causvid.training.distributed import barrier, from_main, is_main, part_of, whole
 
 STATE, MANIFEST = "state.pt", "manifest.json"
 KEEP = 2  # the newest might be damaged by what killed the run

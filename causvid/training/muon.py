@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from causvid.runtime.distributed import part_of
+from causvid.training.distributed import part_of
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # of the quintic p(s) = a s + b s^3 + c s^5 that drives every s towards 1
 ITERATIONS = 5

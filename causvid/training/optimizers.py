@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from causvid.runtime.distributed import part_of
+from causvid.training.distributed import part_of
 from causvid.training.muon import Muon
 
 MUON_MOMENTUM = 0.95

@@ -9,10 +9,10 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from causvid.runtime.device import Precision
-from causvid.runtime.parallel import Compute
-from causvid.runtime.stage import StageRun
-from causvid.runtime.tracking import Tracker, Watch
+from causvid.compute.device import Precision
+from causvid.compute.parallel import Compute
+from causvid.harness.stage import StageRun
+from causvid.harness.tracking import Tracker, Watch
 
 Config = TypeVar("Config", bound="TrainingConfig")
 Record = TypeVar("Record")  # StudentRecord, TeacherRecord or None

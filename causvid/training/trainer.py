@@ -11,13 +11,13 @@ from typing import Any, Protocol
 
 import torch
 
-from causvid.runtime.distributed import is_main, mean
-from causvid.runtime.parallel import launch
-from causvid.runtime.progress import progress
-from causvid.runtime.stage import StageRun
+from causvid.compute.parallel import launch
+from causvid.harness.progress import progress
+from causvid.harness.stage import StageRun
+from causvid.speed import Counts, Speed
 from causvid.training import checkpoint
+from causvid.training.distributed import is_main, mean, world_size
 from causvid.training.run import Config, Record, Run
-from causvid.training.speed import Counts, Speed
 
 LOG_POINTS = 100  # rows of a curve, whatever the number of steps
 CURVE = "curve.csv"
@@ -77,7 +77,7 @@ def train(step: Step, run: Run[Any, Any], previews: Callable[[int], None] | None
     )
     log_every = max(1, steps // LOG_POINTS)
     latest: dict[str, torch.Tensor] = {}
-    speed, remaining = Speed(run.precision), range(start, steps)
+    speed, remaining = Speed(run.precision, world_size()), range(start, steps)
     for index in progress(remaining, total=steps, what=work.parent.name, initial=start) if is_main() else remaining:
         latest |= step(index)
         speed.add(step.counts(index))

@@ -31,8 +31,8 @@ FLAGS = (
 SAMPLE = """\
 from pathlib import Path
 import numpy as np
-from causvid.data.video_writer import write_video
-from causvid.runtime.tracking import Made, child_run
+from causvid.data.videos.video_writer import write_video
+from causvid.harness.tracking import Made, child_run
 
 frames = np.tile(np.linspace(0, 255, 64, dtype=np.uint8)[None, None, :, None], (9, 64, 1, 3))
 write_video(Path("sample.mp4"), frames, fps=8, crf=10)

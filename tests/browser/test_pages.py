@@ -15,11 +15,11 @@ from PIL import Image
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from causvid.data import manifest
-from causvid.data.video_writer import write_video
+from causvid.comparison import compare
+from causvid.data.videos import manifest
+from causvid.data.videos.video_writer import write_video
+from causvid.harness import tracking
 from causvid.params import ROOT
-from causvid.reporting import compare
-from causvid.runtime import tracking
 from tests.browser.conftest import Page, Servers
 from tests.unit.flows import tiny_pipeline
 from tests.unit.flows.tiny_pipeline import STAGES

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from causvid.models.wan import build_transformer, causal_student
-from causvid.runtime import device as devices
+from causvid.compute import device as devices
+from causvid.wan.transformer.wan import build_transformer, causal_student
 
 pytestmark = [
     pytest.mark.gpu,

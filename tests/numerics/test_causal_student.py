@@ -13,9 +13,9 @@ from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from causvid.models.causal_wan import CausalWanTransformer3DModel
-from causvid.models.rope import rotary_embedding
-from causvid.models.wan import build_transformer, causal_student
+from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
+from causvid.wan.transformer.rope import rotary_embedding
+from causvid.wan.transformer.wan import build_transformer, causal_student
 
 TOLERANCE = 2e-6  # of outputs of size 1, float32
 

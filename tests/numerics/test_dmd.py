@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from causvid.diffusion.flow import add_noise, sigma_of
-from causvid.losses.dmd import EPSILON, dmd_loss
+from causvid.methods.dmd.loss import EPSILON, dmd_loss
 
 SIZE = (3, 2, 2, 3, 2)  # [B, C, F, H, W]
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from causvid.diffusion.flow import add_noise, sigma_of, velocity_to_x0, x0_to_velocity
 from causvid.diffusion.guidance import guide
 from causvid.diffusion.velocity import guided
-from causvid.losses.flow_matching import flow_matching_loss
-from causvid.losses.ode_regression import ode_regression_loss
+from causvid.methods.ode_init.loss import ode_regression_loss
+from causvid.methods.shared.flow_matching import flow_matching_loss
 
 SIZE = (2, 3, 4, 2, 2)
 

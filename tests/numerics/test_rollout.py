@@ -12,13 +12,13 @@ import pytest
 import torch
 from diffusers.models.transformers.transformer_wan import WanAttention
 
+from causvid.compute.parallel import Checkpointing
 from causvid.diffusion.flow import sigma_of, velocity_to_x0
 from causvid.diffusion.schedule import ScheduleConfig
-from causvid.models.causal_wan import CausalWanTransformer3DModel
-from causvid.models.rope import Rotary, rotate
-from causvid.models.wan import build_transformer, causal_student, for_training
-from causvid.runtime.parallel import Checkpointing
 from causvid.sampling.autoregressive import generate_blocks, rollout_with_gradient
+from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
+from causvid.wan.transformer.rope import Rotary, rotate
+from causvid.wan.transformer.wan import build_transformer, causal_student, for_training
 
 NOISE = torch.randn(2, 4, 6, 4, 4, generator=torch.Generator().manual_seed(1))
 TEXT = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(2))

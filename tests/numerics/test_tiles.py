@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from causvid.models.tiles import Window, blend, windows
+from causvid.wan.vae.tiles import Window, blend, windows
 
 
 @given(st.integers(1, 200), st.integers(1, 200), st.integers(2, 10), st.integers(0, 40))

@@ -10,8 +10,8 @@ from diffusers import AutoencoderKLWan
 from hypothesis import given
 from hypothesis import strategies as st
 
-from causvid.models import vae as module
-from causvid.models.vae import (
+from causvid.wan.vae import vae as module
+from causvid.wan.vae.vae import (
     StreamingDecoder,
     build_vae,
     channels_last,

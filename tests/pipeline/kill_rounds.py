@@ -28,8 +28,9 @@ from flows.dvc_task import run_dvc
 STAGE = """\
 import hashlib, shutil, sys, time
 from pathlib import Path
-from causvid.runtime import work
-from causvid.runtime.stage import _die_with_parent
+from causvid.harness import work
+from causvid.runtime import files
+from causvid.harness.stage import _die_with_parent
 
 _die_with_parent()
 name, *inputs = sys.argv[1:]
@@ -40,14 +41,14 @@ with work.work_folder(name, origin.key, root=root) as folder:
     for part in range(4):
         if not (folder / f"{part}.part").exists():
             time.sleep(0.05)
-            work.write_text(folder / f"{part}.part", f"{name} {part} {origin.key}\\n" * 500)
+            files.write_text(folder / f"{part}.part", f"{name} {part} {origin.key}\\n" * 500)
     out = folder / "out"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
     for part in range(4):
         shutil.copy(folder / f"{part}.part", out / f"{part}.txt")
-    work.publish(out, root / "data" / name)
-    work.write_json(root / "reports" / f"{name}.json", {"key": origin.key, "parts": 4})
+    files.publish(out, root / "data" / name)
+    files.write_json(root / "reports" / f"{name}.json", {"key": origin.key, "parts": 4})
 """
 NAMES = {"first": [], "second": ["data/first"], "third": ["data/first", "data/second"]}
 LONGEST = 5.0  # seconds before a kill; an undisturbed attempt takes about four

@@ -14,12 +14,12 @@ from typing import Any
 
 import psutil
 
+from causvid.compute.device import Precision
+from causvid.compute.parallel import BadItem, Compute, map_groups
 from causvid.data.captions import read_captions
 from causvid.preparation.latents import LatentConfig, LatentEncoder, extract_latents
 from causvid.preparation.ode_pairs import OdePairConfig, OdePairSolver, generate_ode_pairs
-from causvid.runtime.device import Precision
-from causvid.runtime.parallel import BadItem, Compute, map_groups
-from causvid.shapes import LatentShape
+from causvid.runtime.shapes import LatentShape
 from tests.conftest import ONE_WORKER, SCHEDULE, VIDEO
 
 

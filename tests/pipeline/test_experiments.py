@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from causvid.data.toy_world import clip_frames
-from causvid.data.video_writer import write_video
-from causvid.shapes import VideoShape
+from causvid.data.sources.toy_world import clip_frames
+from causvid.data.videos.video_writer import write_video
+from causvid.runtime.shapes import VideoShape
 from tests.pipeline.conftest import Clone
 
 pytestmark = pytest.mark.pipeline

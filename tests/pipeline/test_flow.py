@@ -175,7 +175,7 @@ def test_what_ran_is_pushed_and_a_remote_that_fails_stops_nothing(root: Path, tm
 # A stage like ours as far as MLflow can see. A flow whose stages tell MLflow nothing leaves no run there.
 CHILD = """\
 from pathlib import Path
-from causvid.runtime.tracking import Made, child_run
+from causvid.harness.tracking import Made, child_run
 
 made = Made(key="0123", inputs={}, upstream={})
 with child_run("train", "tiny", Path.cwd(), {}, made, Path(".work/train/0123")):

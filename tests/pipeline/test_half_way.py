@@ -9,7 +9,7 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from causvid.data.latent_store import LatentStore
+from causvid.data.stores.latent_store import LatentStore
 from causvid.record import FILE, read_record
 from tests.pipeline.conftest import Clone
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from causvid.data.manifest import read_rows
+from causvid.data.videos.manifest import read_rows
 from tests.pipeline.conftest import Clone
 
 pytestmark = pytest.mark.pipeline

@@ -20,15 +20,15 @@ import pytest
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
-from causvid.data import manifest
-from causvid.data.toy_world import clip_frames
-from causvid.data.video_reader import read_frames
-from causvid.data.video_writer import write_video
+from causvid.data.sources.toy_world import clip_frames
+from causvid.data.videos import manifest
+from causvid.data.videos.video_reader import read_frames
+from causvid.data.videos.video_writer import write_video
 from causvid.generate.command import app
-from causvid.models.wan import causal_student, load_transformer
 from causvid.params import PROFILES, ROOT
 from causvid.record import Normalisation, read_vae_config, student_of_params, write_record
-from causvid.shapes import VideoShape
+from causvid.runtime.shapes import VideoShape
+from causvid.wan.transformer.wan import causal_student, load_transformer
 from stages import checksums, download, resample, train_vae
 from tests.pipeline.conftest import Clone
 

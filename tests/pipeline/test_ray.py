@@ -19,10 +19,11 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
-from causvid.data import manifest, resampling
-from causvid.data.resampling import ResampleConfig, resample_folder
-from causvid.runtime.parallel import map_groups
-from causvid.shapes import VideoShape
+from causvid.compute.parallel import map_groups
+from causvid.data.resampling import clips as resampling
+from causvid.data.resampling.clips import ResampleConfig, resample_folder
+from causvid.data.videos import manifest
+from causvid.runtime.shapes import VideoShape
 from tests.conftest import ONE_WORKER
 from tests.pipeline.ray_jobs import Trouble, run_latents, run_pairs
 

@@ -12,7 +12,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from causvid import params
-from causvid.runtime import inputs
+from causvid.harness import inputs
 from tests.pipeline.conftest import Clone
 
 pytestmark = pytest.mark.pipeline

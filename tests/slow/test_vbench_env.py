@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from causvid import params
-from causvid.data.video_reader import read_frames
-from causvid.data.video_writer import write_video
+from causvid.data.videos.video_reader import read_frames
+from causvid.data.videos.video_writer import write_video
 from causvid.evaluation import quality, vbench
 from causvid.evaluation.vbench import EvaluateConfig
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from causvid.runtime import mlflow_store, sender, tracking
-from causvid.runtime.journal import Journal
+from causvid.harness import mlflow_store, sender, tracking
+from causvid.harness.journal import Journal
 
 
 @pytest.fixture(scope="session")

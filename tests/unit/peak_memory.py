@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-from causvid.data.prompt_store import PromptStore
+from causvid.data.stores.prompt_store import PromptStore
 from causvid.generate.videos import generate
 from causvid.pipeline import CausVidPipeline
 from causvid.preparation.samples import SampleConfig, sample
-from causvid.shapes import VideoShape
+from causvid.runtime.shapes import VideoShape
 
 CLIP = VideoShape(height=64, width=64, frames=61, fps=8)
 SHORT, LONG = 64, 1600

@@ -18,15 +18,15 @@ import torch
 import causvid
 from causvid import params
 from causvid.data.pack import PackItem
-from causvid.data.prompt_store import PromptStore, write_prompts
+from causvid.data.stores.prompt_store import PromptStore, write_prompts
 from causvid.evaluation.judge import judge_videos
 from causvid.generate import videos
-from causvid.models.text_encoder import build_text_encoder, build_tokenizer, embed
-from causvid.models.vae import load_vae
-from causvid.models.wan import load_transformer
 from causvid.pipeline import CausVidPipeline
-from causvid.runtime.prompt_list import prompt_list
-from causvid.shapes import VideoShape
+from causvid.runtime.shapes import VideoShape
+from causvid.runtime.text import prompt_list
+from causvid.wan.text_encoder import build_text_encoder, build_tokenizer, embed
+from causvid.wan.transformer.wan import load_transformer
+from causvid.wan.vae.vae import load_vae
 from tests.unit.test_pipeline import TEXT, generators
 
 PROMPTS = ["a red circle", "a blue cube"]

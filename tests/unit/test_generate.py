@@ -21,8 +21,9 @@ from filelock import FileLock
 from ruamel.yaml import YAML
 from typer.testing import CliRunner, Result
 
-from causvid.data.video_reader import read_frames
-from causvid.data.video_writer import write_video
+from causvid.compute.device import Precision
+from causvid.data.videos.video_reader import read_frames
+from causvid.data.videos.video_writer import write_video
 from causvid.diffusion.schedule import FlowSchedule, ScheduleConfig
 from causvid.generate import videos
 from causvid.generate.command import app
@@ -30,13 +31,12 @@ from causvid.generate.formats import SETTINGS, load_checkpoint
 from causvid.generate.videos import CRF, generate
 from causvid.interop.original_checkpoint import export_checkpoint, import_checkpoint
 from causvid.interop.original_wan import load_components
-from causvid.models.text_encoder import save_text_encoder
-from causvid.models.vae import load_vae
-from causvid.models.wan import build_transformer, causal_student
 from causvid.pipeline import CausVidPipeline
 from causvid.record import FILE, CacheRule, Normalisation, StudentRecord, TeacherRecord, read_vae_config, write_record
-from causvid.runtime.device import Precision
-from causvid.shapes import VideoShape
+from causvid.runtime.shapes import VideoShape
+from causvid.wan.text_encoder import save_text_encoder
+from causvid.wan.transformer.wan import build_transformer, causal_student
+from causvid.wan.vae.vae import load_vae
 from tests.unit.interop.wan_files import PROMPTS, TEXT, VAE, write_wan_folder
 from tests.unit.peak_memory import LONG, STATUS, VIDEO_BYTES, growth
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from causvid.diffusion.schedule import ScheduleConfig
-from causvid.models.causal_wan import CausalWanTransformer3DModel
-from causvid.models.vae import decode, encode, load_vae, to_uint8
-from causvid.models.wan import build_transformer, causal_student, load_transformer
 from causvid.pipeline import CausVidPipeline
+from causvid.runtime.shapes import VideoShape
 from causvid.sampling.autoregressive import generate_blocks, solve_blocks
-from causvid.shapes import VideoShape
+from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
+from causvid.wan.transformer.wan import build_transformer, causal_student, load_transformer
+from causvid.wan.vae.vae import decode, encode, load_vae, to_uint8
 
 TEXT = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0))
 

@@ -18,9 +18,9 @@ from typer.testing import CliRunner
 
 from causvid import costs, params, plan
 from causvid.costs import Transformer
-from causvid.models.lora import with_adapter
+from causvid.methods.dmd.adapter import with_adapter
 from causvid.plan import Plan
-from causvid.shapes import LatentShape, VideoShape
+from causvid.runtime.shapes import LatentShape, VideoShape
 
 PROFILES = sorted(params.PROFILES.glob("*.yaml"))
 TERA = 1e12

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from causvid.compute.device import Precision
 from causvid.diffusion.schedule import FlowSchedule
 from causvid.record import (
     FILE,
@@ -21,8 +22,7 @@ from causvid.record import (
     read_student,
     write_record,
 )
-from causvid.runtime.device import Precision
-from causvid.shapes import VideoShape
+from causvid.runtime.shapes import VideoShape
 from tests.conftest import CAUSAL_TEACHER, SCHEDULE, STUDENT, TEACHER
 
 BIDIRECTIONAL = replace(STUDENT, frames_per_block=None, cache=None)

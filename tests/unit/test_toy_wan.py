@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from causvid import params
-from causvid.data import toy_world
+from causvid.compute.device import Precision
+from causvid.data.sources import toy_world
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.evaluation.judge import judge
-from causvid.models.text_encoder import embed, load_text_encoder
-from causvid.models.vae import decode, encode, to_uint8, to_unit
 from causvid.pipeline import CausVidPipeline, load_pipeline
 from causvid.record import TeacherRecord, read_record, student_of_params
-from causvid.runtime.device import Precision
-from causvid.shapes import VideoShape
+from causvid.runtime.shapes import VideoShape
+from causvid.wan.text_encoder import embed, load_text_encoder
+from causvid.wan.vae.vae import decode, encode, to_uint8, to_unit
 
 FOLDER = Path("data/inputs/toy_wan")
 LIMIT = 12_000_000  # bytes that may lie in git

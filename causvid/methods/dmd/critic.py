@@ -7,10 +7,10 @@ from typing import Protocol
 import torch
 
 from causvid.diffusion.velocity import Velocity, guided
+from causvid.methods.dmd.adapter import with_adapter, without_adapter
 from causvid.methods.dmd.samples import DmdRun
-from causvid.models.lora import with_adapter, without_adapter
-from causvid.models.wan import load_transformer
-from causvid.training.networks import Trainee, load_frozen
+from causvid.methods.shared.networks import Trainee, load_frozen
+from causvid.wan.transformer.wan import load_transformer
 
 
 class Scores(Protocol):

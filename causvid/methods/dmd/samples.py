@@ -9,18 +9,18 @@ from typing import ClassVar, NamedTuple, Protocol, cast
 import torch
 
 from causvid.diffusion.flow import add_noise, sigma_of, velocity_to_x0
-from causvid.diffusion.timesteps import block_choices
 from causvid.diffusion.velocity import Velocity
 from causvid.methods.dmd.config import DmdConfig, Inputs
-from causvid.models.causal_wan import CausalWanTransformer3DModel
+from causvid.methods.shared.batches import Batch
+from causvid.methods.shared.networks import Trainee
+from causvid.methods.shared.timesteps import block_choices
 from causvid.record import StudentRecord
 from causvid.runtime.seeding import generator
+from causvid.runtime.shapes import BlockLayout
 from causvid.sampling.autoregressive import rollout_with_gradient
 from causvid.sampling.few_step import noisy_states
-from causvid.shapes import BlockLayout
-from causvid.training.batches import Batch
-from causvid.training.networks import Trainee
 from causvid.training.run import Run
+from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
 
 DmdRun = Run[DmdConfig, StudentRecord]
 

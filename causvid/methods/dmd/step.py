@@ -9,26 +9,26 @@ from typing import Literal
 
 import torch
 
-from causvid.data.datasets import sample_index
-from causvid.data.latent_store import LatentStore
-from causvid.data.prompt_store import PromptStore
-from causvid.diffusion.timesteps import score_timestep
-from causvid.losses.dmd import dmd_loss
-from causvid.losses.flow_matching import flow_matching_loss
+from causvid.compute import device as devices
+from causvid.data.stores.latent_store import LatentStore
+from causvid.data.stores.prompt_store import PromptStore
 from causvid.methods.dmd.cost import DmdCost
 from causvid.methods.dmd.critic import scores_of
+from causvid.methods.dmd.loss import dmd_loss
 from causvid.methods.dmd.samples import DmdRun, Samples, Source, source_class
-from causvid.models.wan import load_transformer
-from causvid.runtime import device as devices
-from causvid.runtime.distributed import share_of, weight_of
+from causvid.methods.previews import previews_of
+from causvid.methods.shared.batches import Batch, Texts, read_batch
+from causvid.methods.shared.flow_matching import flow_matching_loss
+from causvid.methods.shared.networks import Trainee
+from causvid.methods.shared.timesteps import score_timestep
 from causvid.runtime.seeding import generator
-from causvid.training.batches import Batch, Texts, read_batch
+from causvid.speed import Counts, clip_of
 from causvid.training.checkpoint import Stateful
-from causvid.training.networks import Trainee
+from causvid.training.datasets import sample_index
+from causvid.training.distributed import share_of, weight_of
 from causvid.training.optimizers import backward
-from causvid.training.previews import previews_of
-from causvid.training.speed import Counts, clip_of
 from causvid.training.trainer import train
+from causvid.wan.transformer.wan import load_transformer
 
 SATURATED = 3.0  # standard deviations of the latents, whose standard deviation is 1; .3 % of a normal law lie beyond
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from causvid.models.pretrained import Init
 from causvid.training.optimizers import OptimizerConfig
+from causvid.training.pretrained import Init
 from causvid.training.run import TrainingConfig
 
 

@@ -7,24 +7,24 @@ from pathlib import Path
 import torch
 from diffusers import WanTransformer3DModel
 
-from causvid.data.latent_store import LatentStore
-from causvid.data.prompt_store import PromptStore
+from causvid.compute import device as devices
+from causvid.data.stores.latent_store import LatentStore
+from causvid.data.stores.prompt_store import PromptStore
 from causvid.diffusion.schedule import COLUMN_TOLERANCE
-from causvid.diffusion.timesteps import block_choices
-from causvid.losses.ode_regression import ode_regression_loss
 from causvid.methods.ode_init.config import OdeConfig
-from causvid.models.wan import load_transformer, student_of
+from causvid.methods.ode_init.loss import ode_regression_loss
+from causvid.methods.previews import previews_of
+from causvid.methods.shared.batches import Batch, Texts, accumulate, read_batch
+from causvid.methods.shared.networks import Trainee
+from causvid.methods.shared.timesteps import block_choices
 from causvid.record import StudentRecord
-from causvid.runtime import device as devices
-from causvid.runtime.distributed import weight_of
 from causvid.runtime.seeding import generator
-from causvid.training.batches import Batch, Texts, accumulate, read_batch
+from causvid.speed import Counts, clip_of
 from causvid.training.checkpoint import Stateful
-from causvid.training.networks import Trainee
-from causvid.training.previews import previews_of
+from causvid.training.distributed import weight_of
 from causvid.training.run import Run
-from causvid.training.speed import Counts, clip_of
 from causvid.training.trainer import train
+from causvid.wan.transformer.wan import load_transformer, student_of
 
 OdeRun = Run[OdeConfig, StudentRecord]
 

@@ -11,22 +11,22 @@ from pathlib import Path
 import torch
 from diffusers import WanTransformer3DModel
 
-from causvid.data.latent_store import LatentStore
-from causvid.data.prompt_store import PromptStore
-from causvid.diffusion.timesteps import stratified_block_timesteps, stratified_timestep
-from causvid.losses.flow_matching import flow_matching_loss
+from causvid.compute import device as devices
+from causvid.data.stores.latent_store import LatentStore
+from causvid.data.stores.prompt_store import PromptStore
+from causvid.methods.shared.batches import Batch, Texts, accumulate, read_batch
+from causvid.methods.shared.flow_matching import flow_matching_loss
+from causvid.methods.shared.networks import Trainee
+from causvid.methods.shared.timesteps import stratified_block_timesteps, stratified_timestep
 from causvid.methods.teacher.config import TeacherConfig
-from causvid.models.wan import build_transformer, causal_student, load_transformer
 from causvid.record import TeacherRecord
-from causvid.runtime import device as devices
 from causvid.runtime.seeding import generator
-from causvid.shapes import BlockLayout
-from causvid.training.batches import Batch, Texts, accumulate, read_batch
+from causvid.runtime.shapes import BlockLayout
+from causvid.speed import Counts, clip_of
 from causvid.training.checkpoint import Stateful
-from causvid.training.networks import Trainee
 from causvid.training.run import Run
-from causvid.training.speed import Counts, clip_of
 from causvid.training.trainer import train
+from causvid.wan.transformer.wan import build_transformer, causal_student, load_transformer
 
 TeacherRun = Run[TeacherConfig, TeacherRecord]
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from causvid.models.pretrained import Init
 from causvid.training.optimizers import OptimizerConfig
+from causvid.training.pretrained import Init
 from causvid.training.run import TrainingConfig
 
 

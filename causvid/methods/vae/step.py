@@ -10,11 +10,19 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import nn
 
-from causvid.data.datasets import sample_index
-from causvid.data.manifest import read_manifest, split
-from causvid.data.video_reader import read_frames
+from causvid.compute import device as devices
+from causvid.data.videos.manifest import read_manifest, split
+from causvid.data.videos.video_reader import read_frames
 from causvid.methods.vae.config import VaeConfig
-from causvid.models.vae import (
+from causvid.runtime.seeding import derive_seed, normal
+from causvid.speed import Counts
+from causvid.training.checkpoint import Stateful
+from causvid.training.datasets import sample_index
+from causvid.training.distributed import is_main, replicate, share_of
+from causvid.training.optimizers import Optimizer, backward, is_kernel
+from causvid.training.run import Run
+from causvid.training.trainer import train
+from causvid.wan.vae.vae import (
     StreamingDecoder,
     build_vae,
     channels_last,
@@ -24,14 +32,6 @@ from causvid.models.vae import (
     set_latent_statistics,
     to_unit,
 )
-from causvid.runtime import device as devices
-from causvid.runtime.distributed import is_main, replicate, share_of
-from causvid.runtime.seeding import derive_seed, normal
-from causvid.training.checkpoint import Stateful
-from causvid.training.optimizers import Optimizer, backward, is_kernel
-from causvid.training.run import Run
-from causvid.training.speed import Counts
-from causvid.training.trainer import train
 
 STATISTICS_CLIPS = 256  # enough for one mean and one standard deviation per channel
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from causvid.data.caption_match import LONGEST_TAIL, match, match_ends
+from causvid.data.sources.caption_match import LONGEST_TAIL, match, match_ends
 
 COMPOSED, DECOMPOSED = "caf\u00e9.mp4", "cafe\u0301.mp4"
 

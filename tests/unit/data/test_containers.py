@@ -9,11 +9,11 @@ import av
 import numpy as np
 import pytest
 
-from causvid.data.containers import demuxer
-from causvid.data.rejection import Rejection
-from causvid.data.resampling import ResampleConfig, make_clip
-from causvid.data.video_reader import read_frames
-from causvid.shapes import VideoShape
+from causvid.data.resampling.clips import ResampleConfig, make_clip
+from causvid.data.resampling.containers import demuxer
+from causvid.data.resampling.rejection import Rejection
+from causvid.data.videos.video_reader import read_frames
+from causvid.runtime.shapes import VideoShape
 from tests.unit.data.source_files import gray_frames, write_source
 
 VIDEO = VideoShape(height=32, width=32, frames=9, fps=8)

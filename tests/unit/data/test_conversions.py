@@ -10,10 +10,11 @@ import av
 import numpy as np
 import pytest
 
-from causvid.data import hdr, manifest
-from causvid.data.resampling import ResampleConfig, make_clip, resample_folder
-from causvid.data.video_reader import read_frames
-from causvid.shapes import VideoShape
+from causvid.data.resampling import hdr
+from causvid.data.resampling.clips import ResampleConfig, make_clip, resample_folder
+from causvid.data.videos import manifest
+from causvid.data.videos.video_reader import read_frames
+from causvid.runtime.shapes import VideoShape
 from tests.conftest import ONE_WORKER
 from tests.unit.data.picture_files import LIMITED, MATRICES, Array, halved, planes_of, write_planes
 from tests.unit.data.source_files import gray_frames, rotate, write_source

@@ -9,8 +9,8 @@ import av
 import numpy as np
 import pytest
 
-from causvid.data.deinterlacing import Deinterlacer, Shown, Timed
-from causvid.data.rejection import Rejection
+from causvid.data.resampling.deinterlacing import Deinterlacer, Shown, Timed
+from causvid.data.resampling.rejection import Rejection
 from tests.unit.data.picture_files import Array, flagged, picture_of, write_planes
 
 HEIGHT, WIDTH, COUNT = 64, 96, 10

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from causvid.data.generated import write_clips
-from causvid.data.video_reader import read_frames
-from causvid.shapes import VideoShape
+from causvid.data.videos.video_reader import read_frames
+from causvid.runtime.shapes import VideoShape
 
 VIDEO = VideoShape(height=16, width=24, frames=5, fps=8)
 

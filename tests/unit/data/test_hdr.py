@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from causvid.data import hdr
+from causvid.data.resampling import hdr
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from causvid.data.latent_store import FILE, LatentStore, Record, read_prompts, write_store
-from causvid.runtime.work import publish
+from causvid.data.stores.latent_store import FILE, LatentStore, Record, read_prompts, write_store
+from causvid.runtime.files import publish
 
 # From Python 3.12 on a fork of a process with threads is warned about; these children only read and end.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
@@ -298,7 +298,7 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 import torch
-from causvid.data.latent_store import LatentStore, Record, read_prompts, write_store
+from causvid.data.stores.latent_store import LatentStore, Record, read_prompts, write_store
 
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 room = int(sys.argv[1])
@@ -341,7 +341,7 @@ def test_f13_a_limit_below_the_store_is_said_and_a_second_try_succeeds(tmp_path:
 READ = """
 import resource, sys
 from pathlib import Path
-from causvid.data.latent_store import open_store
+from causvid.data.stores.latent_store import open_store
 
 limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + 16 * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -22,10 +22,11 @@ import pytest
 from huggingface_hub import HfApi
 
 from causvid.data import hub as hub_module
-from causvid.data import manifest, mixkit
-from causvid.data.mixkit import mixkit_videos
-from causvid.data.passed_over import PASSED_OVER
-from causvid.data.sources import DownloadConfig
+from causvid.data.sources import mixkit
+from causvid.data.sources.local import DownloadConfig
+from causvid.data.sources.mixkit import mixkit_videos
+from causvid.data.sources.passed_over import PASSED_OVER
+from causvid.data.videos import manifest
 from tests.unit.data.hub_stand_in import COMMIT, REPO, StandIn, serve
 
 
@@ -135,7 +136,7 @@ def test_the_endpoint_of_the_environment_is_asked(tmp_path: Path) -> None:
     script = (
         "from pathlib import Path\n"
         "from tests.unit.data.test_mixkit import _config\n"
-        "from causvid.data.mixkit import mixkit_videos\n"
+        "from causvid.data.sources.mixkit import mixkit_videos\n"
         "mixkit_videos(Path('raw'), _config(), hub=Path('hub'))\n"
     )
     with serve({"all_mixkit/Fish.tar": FISH} | CAPTIONS) as stand_in:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from causvid.data.latent_store import LatentStore
 from causvid.data.pack import PackConfig, PackItem, pack
 from causvid.data.shards import Shard, finish, shard_path, write_shard
+from causvid.data.stores.latent_store import LatentStore
 from causvid.params import build
 
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from causvid.data.prompt_store import EMBEDDINGS, PromptStore, write_prompts
+from causvid.data.stores.prompt_store import EMBEDDINGS, PromptStore, write_prompts
 
 
 def embedding(length: int, seed: int = 0) -> torch.Tensor:

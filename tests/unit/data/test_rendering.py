@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from causvid.data import hdr
-from causvid.data.colour import Colour, Tags, colour_of
-from causvid.data.rejection import Rejection
-from causvid.data.rendering import peak_luminance, renderer
+from causvid.data.resampling import hdr
+from causvid.data.resampling.colour import Colour, Tags, colour_of
+from causvid.data.resampling.rejection import Rejection
+from causvid.data.resampling.rendering import peak_luminance, renderer
 from tests.unit.data.picture_files import (
     FULL,
     LIMITED,

@@ -16,13 +16,13 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from causvid.data import manifest
-from causvid.data.rejection import Rejection
-from causvid.data.resampling import ResampleConfig, constant_rate, fit, make_clip, resample_folder
-from causvid.data.video_reader import read_frames
-from causvid.data.video_writer import write_video
-from causvid.runtime import parallel
-from causvid.shapes import VideoShape
+from causvid.compute import parallel
+from causvid.data.resampling.clips import ResampleConfig, constant_rate, fit, make_clip, resample_folder
+from causvid.data.resampling.rejection import Rejection
+from causvid.data.videos import manifest
+from causvid.data.videos.video_reader import read_frames
+from causvid.data.videos.video_writer import write_video
+from causvid.runtime.shapes import VideoShape
 from tests.conftest import ONE_WORKER
 from tests.unit.data.source_files import GRAY_STEP, gray_frames, real_clips, rotate, write_source
 

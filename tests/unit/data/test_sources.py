@@ -12,12 +12,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from causvid import text
-from causvid.data import manifest
-from causvid.data.passed_over import PASSED_OVER
-from causvid.data.sources import DownloadConfig, folder_videos, toy_world_videos
-from causvid.data.video_reader import read_frames
-from causvid.shapes import VideoShape
+from causvid.data.sources.local import DownloadConfig, folder_videos, toy_world_videos
+from causvid.data.sources.passed_over import PASSED_OVER
+from causvid.data.videos import manifest
+from causvid.data.videos.video_reader import read_frames
+from causvid.runtime import text
+from causvid.runtime.shapes import VideoShape
 
 VIDEO = VideoShape(height=32, width=32, frames=5, fps=8)
 TRAINING = Path("data/inputs/toy_world/training.txt")

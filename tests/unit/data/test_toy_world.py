@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from causvid.data import toy_world
-from causvid.data.toy_world import BACKGROUNDS, COLOURS, DIRECTIONS, SHAPES, Scene, shape_mask
-from causvid.shapes import VideoShape
+from causvid.data.sources import toy_world
+from causvid.data.sources.toy_world import BACKGROUNDS, COLOURS, DIRECTIONS, SHAPES, Scene, shape_mask
+from causvid.runtime.shapes import VideoShape
 
 VIDEO = VideoShape(height=32, width=32, frames=9, fps=8)
 SCENE = Scene(shape="triangle", colour="red", direction="left", background="navy")

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from causvid.data.video_reader import _read_with_pyav, read_frames
-from causvid.data.video_writer import write_video
+from causvid.data.videos.video_reader import _read_with_pyav, read_frames
+from causvid.data.videos.video_writer import write_video
 
 
 @pytest.fixture

@@ -19,11 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from causvid.data import toy_world
-from causvid.data.toy_world import BACKGROUNDS, COLOURS, Scene
-from causvid.data.video_reader import read_frames
-from causvid.data.video_writer import VideoEncoder, open_video, remove_unfinished, write_video
-from causvid.shapes import VideoShape
+from causvid.data.sources import toy_world
+from causvid.data.sources.toy_world import BACKGROUNDS, COLOURS, Scene
+from causvid.data.videos.video_reader import read_frames
+from causvid.data.videos.video_writer import VideoEncoder, open_video, remove_unfinished, write_video
+from causvid.runtime.shapes import VideoShape
 
 VIDEO = VideoShape(height=32, width=32, frames=9, fps=8)
 

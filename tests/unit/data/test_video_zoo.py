@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from causvid.data import manifest
-from causvid.data.resampling import REJECTED, ResampleConfig, resample_folder
-from causvid.data.video_reader import read_frames
-from causvid.shapes import VideoShape
+from causvid.data.resampling.clips import REJECTED, ResampleConfig, resample_folder
+from causvid.data.videos import manifest
+from causvid.data.videos.video_reader import read_frames
+from causvid.runtime.shapes import VideoShape
 from tests.conftest import ONE_WORKER
 from tests.unit.data.source_files import write_source
 from tests.unit.data.video_zoo import KEPT, fill, textured

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from causvid.diffusion.velocity import conditional, guided
-from causvid.losses.dmd import dmd_loss
-from causvid.losses.flow_matching import flow_matching_loss
-from causvid.models.causal_wan import CausalWanTransformer3DModel
-from causvid.models.wan import build_transformer, causal_student
+from causvid.methods.dmd.loss import dmd_loss
+from causvid.methods.shared.flow_matching import flow_matching_loss
+from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
+from causvid.wan.transformer.wan import build_transformer, causal_student
 
 
 def normal(*size: int, seed: int) -> torch.Tensor:

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from causvid.data import toy_world
-from causvid.data.video_reader import read_frames
-from causvid.data.video_writer import write_video
+from causvid.data.sources import toy_world
+from causvid.data.videos.video_reader import read_frames
+from causvid.data.videos.video_writer import write_video
 from causvid.evaluation import clips as clips_module
 from causvid.evaluation import judge
 from causvid.evaluation.clips import Clips, renderings
-from causvid.shapes import VideoShape
+from causvid.runtime.shapes import VideoShape
 
 VIDEO = VideoShape(height=32, width=32, frames=9, fps=8)
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from causvid.data import toy_world
+from causvid.data.sources import toy_world
 from causvid.evaluation import corruptions, judge, quality
 from causvid.evaluation.clips import renderings
 from causvid.evaluation.corruptions import FLOORS
 from causvid.evaluation.features import FeatureNet
-from causvid.shapes import VideoShape
+from causvid.runtime.shapes import VideoShape
 
 VIDEO = VideoShape(height=32, width=32, frames=13, fps=8)
 CAPTIONS = toy_world.captions()[::6]

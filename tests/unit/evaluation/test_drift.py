@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from causvid.data import toy_world
-from causvid.data.manifest import NAME, write_rows
-from causvid.data.video_writer import write_video
+from causvid.data.sources import toy_world
+from causvid.data.videos.manifest import NAME, write_rows
+from causvid.data.videos.video_writer import write_video
 from causvid.evaluation.drift import blocks_of, drift, statistics, window_starts
-from causvid.shapes import VideoShape
+from causvid.runtime.shapes import VideoShape
 
 WINDOW = 9
 BLOCKS = [range(5), range(5, 9)]  # of a window

@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from causvid.data import toy_world
+from causvid.data.sources import toy_world
 from causvid.evaluation.features import BATCH_PIXELS, DIMENSIONS, FeatureNet, pool
-from causvid.models import vae as vae_module
-from causvid.models.vae import load_vae, posterior, to_unit
-from causvid.shapes import VideoShape
+from causvid.runtime.shapes import VideoShape
+from causvid.wan.vae import vae as vae_module
+from causvid.wan.vae.vae import load_vae, posterior, to_unit
 
 VIDEO = VideoShape(height=32, width=32, frames=13, fps=8)
 

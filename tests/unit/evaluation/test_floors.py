@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from causvid.data import toy_world
+from causvid.data.sources import toy_world
 from causvid.evaluation.corruptions import FLOORS
 from causvid.evaluation.floors import floors
 from causvid.evaluation.frechet import Ruler
-from causvid.shapes import VideoShape
+from causvid.runtime.shapes import VideoShape
 
 VIDEO = VideoShape(height=32, width=32, frames=9, fps=8)
 CAPTIONS = toy_world.captions()[::12]

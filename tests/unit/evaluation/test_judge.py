@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from causvid.data import toy_world
-from causvid.data.toy_world import Scene
-from causvid.data.video_reader import read_frames
-from causvid.data.video_writer import write_video
+from causvid.data.sources import toy_world
+from causvid.data.sources.toy_world import Scene
+from causvid.data.videos.video_reader import read_frames
+from causvid.data.videos.video_writer import write_video
 from causvid.evaluation import judge
 from causvid.evaluation.judge import Verdict
-from causvid.shapes import VideoShape
+from causvid.runtime.shapes import VideoShape
 
 Clips = list[tuple[str, NDArray[np.uint8]]]
 

@@ -11,7 +11,7 @@ from causvid.diffusion.schedule import ScheduleConfig
 from causvid.evaluation.latency import LatencyConfig, compare
 from causvid.pipeline import load_pipeline
 from causvid.record import read_record
-from causvid.shapes import VideoShape
+from causvid.runtime.shapes import VideoShape
 
 
 @pytest.mark.parametrize(("teacher", "calls_of_teacher"), [("teacher", 4), ("causal_teacher", 2 * 4 + 1)])

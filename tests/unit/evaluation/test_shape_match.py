@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from causvid.data import toy_world
+from causvid.data.sources import toy_world
 from causvid.evaluation import shape_match
 from causvid.evaluation.shape_match import MIN_MATCH, match_shapes, mean_picture
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from causvid.data import toy_world
+from causvid.data.sources import toy_world
 from causvid.evaluation import judge, spread
 from causvid.evaluation.spread import mean_torus_distance
-from causvid.shapes import VideoShape
+from causvid.runtime.shapes import VideoShape
 
 VIDEO = VideoShape(height=32, width=32, frames=5, fps=8)
 SCENE = toy_world.parse("a red square moves left over a gray background")

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 from causvid.generate.command import app as generate_app
 from causvid.interop import original_checkpoint as original
 from causvid.interop.layouts import foreign_folder, require_known_layout
-from causvid.models.causal_wan import CausalWanTransformer3DModel
-from causvid.models.wan import build_transformer, load_transformer
+from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
+from causvid.wan.transformer.wan import build_transformer, load_transformer
 from tests.unit.interop.test_original_checkpoint import BLOCK, HEADS, prefixed, same, weights
 
 State = dict[str, torch.Tensor]

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from causvid.interop import original_checkpoint as original
-from causvid.models.causal_wan import CausalWanTransformer3DModel
-from causvid.models.wan import load_transformer
+from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
+from causvid.wan.transformer.wan import load_transformer
 
 HEADS, BLOCK = 2, 3
 WIDTH, FFN, TEXT, FREQ, CHANNELS, LAYERS = 24, 40, 20, 16, 4, 2

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from causvid.data.latent_store import LatentStore, read_prompts
-from causvid.data.manifest import read_rows
+from causvid.data.stores.latent_store import LatentStore, read_prompts
+from causvid.data.videos.manifest import read_rows
 from causvid.interop.original_lmdb import import_store, survey
 
 Rows = NDArray[np.float32]

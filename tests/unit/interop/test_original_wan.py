@@ -18,8 +18,8 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from causvid import params
 from causvid.interop import original_wan
-from causvid.models.text_encoder import build_text_encoder, build_tokenizer, embed
-from causvid.models.vae import build_vae, decode, encode
+from causvid.wan.text_encoder import build_text_encoder, build_tokenizer, embed
+from causvid.wan.vae.vae import build_vae, decode, encode
 from tests.unit.interop.wan_files import PROMPTS, TEXT, VAE, State, text_shapes, vae_shapes, write_wan_folder
 
 RELEASED: dict[str, Any] = params.read(Path(__file__).parents[3] / "profiles" / "wan-1.3b.yaml")["model"]

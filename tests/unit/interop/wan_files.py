@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from causvid.interop import original_wan
-from causvid.models.text_encoder import build_tokenizer
+from causvid.wan.text_encoder import build_tokenizer
 
 State = dict[str, torch.Tensor]
 VAE: dict[str, Any] = {

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from causvid.data.manifest import read_manifest, read_rows
+from causvid.compute.device import Precision
 from causvid.data.shards import REJECTED, indexed, read_shard, shard_path
-from causvid.data.video_reader import read_frames
-from causvid.models.vae import encode, load_vae, to_unit
+from causvid.data.videos.manifest import read_manifest, read_rows
+from causvid.data.videos.video_reader import read_frames
 from causvid.preparation.latents import LatentConfig, LatentEncoder, extract_latents
-from causvid.runtime.device import Precision
-from causvid.shapes import VideoShape
+from causvid.runtime.shapes import VideoShape
+from causvid.wan.vae.vae import encode, load_vae, to_unit
 from tests.conftest import ONE_WORKER
 
 HERE = ONE_WORKER

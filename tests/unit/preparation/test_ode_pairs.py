@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from causvid.compute.device import Precision
 from causvid.data.captions import read_captions
-from causvid.data.manifest import read_manifest
 from causvid.data.pack import pack
-from causvid.data.prompt_store import PromptStore
 from causvid.data.shards import read_shard, shard_path
+from causvid.data.stores.prompt_store import PromptStore
+from causvid.data.videos.manifest import read_manifest
 from causvid.diffusion.guidance import guide
 from causvid.diffusion.schedule import ScheduleConfig
-from causvid.models.wan import load_transformer
 from causvid.preparation.ode_pairs import OdePairConfig, OdePairSolver, generate_ode_pairs, pair_name
-from causvid.runtime.device import Precision
 from causvid.runtime.seeding import normal
-from causvid.shapes import LatentShape
+from causvid.runtime.shapes import LatentShape
+from causvid.wan.transformer.wan import load_transformer
 from tests.conftest import ONE_WORKER
 
 HERE = ONE_WORKER

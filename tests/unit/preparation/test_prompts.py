@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from causvid.compute.device import Precision
 from causvid.data.captions import read_captions
-from causvid.data.manifest import read_manifest
-from causvid.data.prompt_store import PromptStore, read_prompt_file
-from causvid.models.pretrained import Init
-from causvid.models.text_encoder import build_text_encoder, build_tokenizer, embed, load_text_encoder
+from causvid.data.stores.prompt_store import PromptStore, read_prompt_file
+from causvid.data.videos.manifest import read_manifest
 from causvid.preparation.prompts import PromptConfig, encode_prompts
-from causvid.runtime.device import Precision
+from causvid.training.pretrained import Init
+from causvid.wan.text_encoder import build_text_encoder, build_tokenizer, embed, load_text_encoder
 
 CONFIG = {"d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
 SCRATCH = Init(folder=Path("no such folder"), hub=None, revision=None)

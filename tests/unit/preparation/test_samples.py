@@ -14,18 +14,18 @@ import numpy as np
 import pytest
 import torch
 
-from causvid.data.manifest import read_manifest
-from causvid.data.prompt_store import PromptStore
-from causvid.data.video_reader import read_frames
-from causvid.data.video_writer import write_video
+from causvid.data.stores.prompt_store import PromptStore
+from causvid.data.videos.manifest import read_manifest
+from causvid.data.videos.video_reader import read_frames
+from causvid.data.videos.video_writer import write_video
 from causvid.diffusion.schedule import ScheduleConfig
-from causvid.models.vae import decode, encode, load_vae, to_uint8, to_unit
+from causvid.methods.vae.reconstructions import write_reconstructions
 from causvid.pipeline import CausVidPipeline, load_pipeline
-from causvid.preparation.reconstructions import write_reconstructions
 from causvid.preparation.samples import SampleConfig, sample
 from causvid.record import read_record
 from causvid.runtime.seeding import generator
-from causvid.shapes import VideoShape
+from causvid.runtime.shapes import VideoShape
+from causvid.wan.vae.vae import decode, encode, load_vae, to_uint8, to_unit
 from tests.unit.peak_memory import STATUS, VIDEO_BYTES, growth
 
 CONFIG = SampleConfig(videos=5, batch_size=2, guidance_scale=2.0, rollouts=2, rollout_clips=2, crf=10)

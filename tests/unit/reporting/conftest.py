@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from causvid import params
-from causvid.data import manifest
-from causvid.data.video_writer import write_video
+from causvid.data.videos import manifest
+from causvid.data.videos.video_writer import write_video
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.reporting import page
 from causvid.reporting.ablation import CLAIMS, DRAWN, FAILS, HOLDS, MEASURES, ROWS, UNRESOLVED
 from causvid.reporting.page import Content
-from causvid.shapes import VideoShape
+from causvid.runtime.shapes import VideoShape
 
 PUBLISHED = params.ROOT / "data/inputs/published.yaml"
 VIDEO = VideoShape(height=32, width=32, frames=5, fps=8)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from causvid.data import manifest
+from causvid.data.videos import manifest
 from causvid.reporting import page
 from causvid.reporting.page import Content
 

@@ -12,11 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from causvid.diffusion.schedule import ScheduleConfig
-from causvid.models.causal_wan import CausalWanTransformer3DModel
-from causvid.models.kv_cache import KVCache
-from causvid.models.wan import build_transformer, causal_student
 from causvid.sampling.autoregressive import generate_blocks
 from causvid.sampling.few_step import few_step
+from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
+from causvid.wan.transformer.kv_cache import KVCache
+from causvid.wan.transformer.wan import build_transformer, causal_student
 
 Call = tuple[int, list[float], torch.Tensor]
 

@@ -10,11 +10,11 @@ import torch
 
 from causvid.diffusion.guidance import guide
 from causvid.diffusion.schedule import ScheduleConfig
-from causvid.models.causal_wan import CausalWanTransformer3DModel
-from causvid.models.kv_cache import KVCache
-from causvid.models.wan import build_transformer, causal_student
 from causvid.sampling.autoregressive import solve_blocks
 from causvid.sampling.ode_solver import solve_ode
+from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
+from causvid.wan.transformer.kv_cache import KVCache
+from causvid.wan.transformer.wan import build_transformer, causal_student
 
 
 def normal(*size: int, seed: int) -> torch.Tensor:

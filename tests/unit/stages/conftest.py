@@ -10,7 +10,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from causvid import params as params_file
-from causvid.runtime import stage as stage_module
+from causvid.harness import stage as stage_module
 
 
 class SilentTracker:

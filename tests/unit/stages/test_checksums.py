@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from causvid.harness import inputs
 from causvid.params import PROFILES, ROOT
-from causvid.runtime import inputs
 from stages import checksums
 
 FILES = (

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from causvid.data import manifest, sources
-from causvid.data.video_reader import read_frames
-from causvid.runtime import tracking
+from causvid.data.sources import local as sources
+from causvid.data.videos import manifest
+from causvid.data.videos.video_reader import read_frames
+from causvid.harness import tracking
 from stages import download
 from tests.unit.data.source_files import real_clips
 

@@ -11,11 +11,11 @@ import pytest
 from ruamel.yaml import YAML
 
 from causvid import params
-from causvid.data import toy_world
-from causvid.data.manifest import NAME, read_manifest, write_rows
-from causvid.data.video_writer import write_video
-from causvid.runtime import tracking
-from causvid.shapes import VideoShape
+from causvid.data.sources import toy_world
+from causvid.data.videos.manifest import NAME, read_manifest, write_rows
+from causvid.data.videos.video_writer import write_video
+from causvid.harness import tracking
+from causvid.runtime.shapes import VideoShape
 from stages import evaluate
 
 VIDEO = VideoShape(height=32, width=32, frames=9, fps=8)

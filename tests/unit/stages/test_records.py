@@ -13,10 +13,10 @@ import typer
 from ruamel.yaml import YAML
 from typer.testing import CliRunner, Result
 
-from causvid.data.prompt_store import INDEX
+from causvid.compute.device import Precision
+from causvid.data.stores.prompt_store import INDEX
 from causvid.diffusion.schedule import FlowSchedule
 from causvid.record import FILE, TrainingRecord, read_record, write_record
-from causvid.runtime.device import Precision
 from stages import generate_ode_pairs, measure_latency, sample, train_dmd, train_ode_init, train_teacher
 from tests.conftest import SCHEDULE, STUDENT, TEACHER, VIDEO
 

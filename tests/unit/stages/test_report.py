@@ -13,7 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 from causvid import params
-from causvid.runtime import tracking
+from causvid.harness import tracking
 from stages import report
 
 OUTS = {"out": "reports/index.html", "markdown": "reports/report.md", "figures": "reports/figures"}

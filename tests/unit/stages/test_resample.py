@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from causvid.data import manifest
-from causvid.data.video_reader import read_frames
-from causvid.runtime import tracking
+from causvid.data.videos import manifest
+from causvid.data.videos.video_reader import read_frames
+from causvid.harness import tracking
 from stages import resample
 from tests.unit.data.source_files import gray_frames, write_source
 

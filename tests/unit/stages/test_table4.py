@@ -13,8 +13,8 @@ import typer
 from typer.testing import CliRunner
 
 from causvid import params
+from causvid.harness import tracking
 from causvid.reporting.ablation import MEASURES, ROWS, UNDISTILLED
-from causvid.runtime import tracking
 from stages import table4
 
 

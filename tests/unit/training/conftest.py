@@ -13,24 +13,24 @@ import pytest
 import torch
 
 from causvid import params
+from causvid.compute.device import Precision
 from causvid.diffusion.schedule import ScheduleConfig
+from causvid.harness.tracking import Watch
 from causvid.methods.dmd.config import DmdConfig
 from causvid.methods.dmd.step import DmdStep, train_dmd
 from causvid.methods.ode_init.config import OdeConfig
 from causvid.methods.ode_init.step import OdeStep, train_ode_init
+from causvid.methods.shared.recording import Clips, student_record, teacher_record
 from causvid.methods.teacher.config import TeacherConfig
 from causvid.methods.teacher.step import TeacherStep, train_teacher
 from causvid.methods.vae.config import VaeConfig
 from causvid.methods.vae.step import VaeStep, train_vae
-from causvid.models.pretrained import Init
 from causvid.record import CacheRule
-from causvid.runtime.device import Precision
-from causvid.runtime.tracking import Watch
+from causvid.speed import Counts
 from causvid.training.checkpoint import Stateful
 from causvid.training.optimizers import OptimizerConfig
-from causvid.training.recording import Clips, student_record, teacher_record
+from causvid.training.pretrained import Init
 from causvid.training.run import Run
-from causvid.training.speed import Counts
 from causvid.training.trainer import CURVE
 from tests.conftest import ONE_WORKER, TEACHER, VIDEO
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from causvid.runtime.parallel import launch
+from causvid.compute.parallel import launch
 
 
 def launched(train: Callable[[Any], None], job: Any) -> subprocess.CompletedProcess[str]:

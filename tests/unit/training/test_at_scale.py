@@ -15,8 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.distillation import prepared
 from causvid import params
+from causvid.compute import device as devices
 from causvid.costs import Flops
-from causvid.data.latent_store import Record, write_store
+from causvid.data.stores.latent_store import Record, write_store
 from causvid.methods.dmd import critic as critics
 from causvid.methods.dmd import step as dmd
 from causvid.methods.dmd.samples import DmdRun
@@ -24,11 +25,10 @@ from causvid.methods.dmd.step import DmdStep
 from causvid.methods.ode_init import step as ode_init
 from causvid.methods.ode_init.config import OdeConfig
 from causvid.methods.ode_init.step import OdeStep
-from causvid.models.causal_wan import CausalWanTransformer3DModel
+from causvid.methods.shared import networks
 from causvid.plan import Plan
-from causvid.runtime import device as devices
-from causvid.training import networks
 from causvid.training.optimizers import Optimizer
+from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
 from tests.unit.training.conftest import network, with_inputs
 
 WAN = params.read(params.PROFILES / "wan-1.3b.yaml")

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from causvid.data.latent_store import LatentStore
-from causvid.data.prompt_store import PromptStore
-from causvid.runtime import distributed
-from causvid.training.batches import Texts, read_batch
+from causvid.data.stores.latent_store import LatentStore
+from causvid.data.stores.prompt_store import PromptStore
+from causvid.methods.shared.batches import Texts, read_batch
+from causvid.training import distributed
 
 CPU = torch.device("cpu")
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from causvid.models.causal_wan import CausalWanTransformer3DModel
-from causvid.models.pretrained import Init
-from causvid.models.wan import load_transformer
-from causvid.runtime.device import Precision
-from causvid.training.batches import read_batch
-from causvid.training.recording import Clips, teacher_record
+from causvid.compute.device import Precision
+from causvid.methods.shared.batches import read_batch
+from causvid.methods.shared.recording import Clips, teacher_record
+from causvid.training.pretrained import Init
+from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
+from causvid.wan.transformer.wan import load_transformer
 from tests.conftest import TEACHER, VIDEO
 from tests.unit.training.conftest import with_blocks
 

@@ -12,7 +12,7 @@ import torch
 import torch._inductor.config
 from torch.profiler import profile
 
-from causvid.models.wan import build_transformer, for_training
+from causvid.wan.transformer.wan import build_transformer, for_training
 from tests.conftest import ONE_WORKER
 from tests.unit.training.conftest import curve, optimizer
 from tests.unit.training.test_two_ranks import on_two_ranks

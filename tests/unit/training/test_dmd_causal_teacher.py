@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from causvid.diffusion.velocity import Velocity, conditional, guided
-from causvid.losses.dmd import dmd_loss
-from causvid.models.causal_wan import CausalWanTransformer3DModel
-from causvid.models.wan import causal_student, load_transformer
+from causvid.methods.dmd.loss import dmd_loss
+from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
+from causvid.wan.transformer.wan import causal_student, load_transformer
 from tests.unit.training.conftest import network, with_inputs
 
 FRAMES, BLOCK = 4, 2

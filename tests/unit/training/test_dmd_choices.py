@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from causvid.data.prompt_store import write_prompts
+from causvid.data.stores.prompt_store import write_prompts
 from causvid.diffusion.flow import add_noise, sigma_of, velocity_to_x0
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.diffusion.velocity import conditional
-from causvid.models.pretrained import Init
-from causvid.models.wan import causal_student, load_transformer
+from causvid.methods.shared.batches import read_batch
 from causvid.sampling.autoregressive import generate_blocks
-from causvid.training.batches import read_batch
+from causvid.training.pretrained import Init
+from causvid.wan.transformer.wan import causal_student, load_transformer
 from tests.unit.training.conftest import network, with_blocks, with_inputs
 
 

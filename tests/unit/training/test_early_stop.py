@@ -12,10 +12,11 @@ import torch
 
 from causvid.methods.dmd import step as dmd
 from causvid.methods.ode_init import step as ode_init
+from causvid.methods.shared import batches
+from causvid.methods.shared.batches import Batch
 from causvid.methods.teacher import step as teacher
 from causvid.methods.vae import step as vae
-from causvid.training import batches, optimizers
-from causvid.training.batches import Batch
+from causvid.training import optimizers
 from tests.unit.training.conftest import network
 from tests.unit.training.test_resume import fingerprint
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from causvid.training.batches import accumulate
+from causvid.methods.shared.batches import accumulate
 from tests.conftest import ONE_WORKER
 from tests.unit.training.conftest import curve, network, optimizer
 

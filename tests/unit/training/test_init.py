@@ -13,8 +13,8 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
 from causvid import params as params_file
-from causvid.models.wan import build_transformer
-from causvid.runtime import stage as stage_module
+from causvid.harness import stage as stage_module
+from causvid.wan.transformer.wan import build_transformer
 from stages import train_teacher
 from tests.unit.training.conftest import SilentTracker
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from causvid.compute.device import Precision
 from causvid.diffusion.velocity import conditional
-from causvid.models.wan import load_transformer
-from causvid.runtime.device import Precision
+from causvid.wan.transformer.wan import load_transformer
 from tests.conftest import ONE_WORKER
 from tests.unit.training.conftest import network, optimizer
 

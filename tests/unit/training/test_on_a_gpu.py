@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from causvid.runtime import device as devices
-from causvid.runtime.device import Precision
+from causvid.compute import device as devices
+from causvid.compute.device import Precision
 from tests.conftest import ONE_WORKER
 from tests.unit.training.conftest import curve
 

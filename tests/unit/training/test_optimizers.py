@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from causvid.methods.vae.step import _Autoencoding
-from causvid.models.vae import build_vae, channels_last
-from causvid.models.wan import build_transformer
 from causvid.training.optimizers import Optimizer, OptimizerConfig, is_block_matrix, is_kernel, learning_rate
+from causvid.wan.transformer.wan import build_transformer
+from causvid.wan.vae.vae import build_vae, channels_last
 
 
 def config(**changes: Any) -> OptimizerConfig:

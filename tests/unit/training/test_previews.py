@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from causvid.data.video_reader import read_frames
+from causvid.data.videos.video_reader import read_frames
 from causvid.record import Normalisation
 from causvid.training.trainer import CURVE
 from tests.unit.training.conftest import with_inputs

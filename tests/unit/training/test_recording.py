@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from causvid.data.latent_store import LatentStore
+from causvid.compute.device import Precision
+from causvid.data.stores.latent_store import LatentStore
 from causvid.diffusion.schedule import FlowSchedule, ScheduleConfig
-from causvid.models.wan import build_transformer
+from causvid.methods.shared.recording import Clips, check_origin, clips_of, require_same_training, student_record
 from causvid.record import FEW, FILE, MANY, Normalisation, TrainingRecord, read_record, write_record
-from causvid.runtime.device import Precision
-from causvid.shapes import VideoShape
-from causvid.training.recording import Clips, check_origin, clips_of, require_same_training, student_record
+from causvid.runtime.shapes import VideoShape
+from causvid.wan.transformer.wan import build_transformer
 from tests.conftest import CAUSAL_TEACHER, SCHEDULE, STUDENT, TEACHER, VIDEO
 from tests.unit.training.conftest import with_inputs
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from causvid.speed import Counts
 from causvid.training import checkpoint
-from causvid.training.speed import Counts
 from causvid.training.trainer import CURVE, train
 
 KINDS = ["teacher", "causal_teacher", "ode", "dmd", "vae"]

@@ -12,10 +12,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from causvid import costs
+from causvid import costs, speed
 from causvid.methods.dmd.step import sizes
-from causvid.training import speed
-from causvid.training.speed import Counts, Speed, clip_of, peak_flops
+from causvid.speed import Counts, Speed, clip_of, peak_flops
 
 
 @pytest.mark.parametrize(
@@ -54,7 +53,7 @@ def test_rates_are_those_since_the_last_reading(monkeypatch: pytest.MonkeyPatch)
     clock = iter([100.0, 104.0, 104.0, 105.0, 105.0])
     monkeypatch.setattr(speed.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(speed, "peak_flops", lambda *_: 1e3)
-    counting = Speed("float32")
+    counting = Speed("float32", 1)
     for _ in range(2):
         counting.add(Counts(4, 40, 400.0))
     first = counting.read()

@@ -10,21 +10,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from causvid.data.latent_store import LatentStore, Record, write_store
-from causvid.data.video_reader import read_frames
+from causvid.compute.device import Precision
+from causvid.compute.parallel import Checkpointing
+from causvid.data.stores.latent_store import LatentStore, Record, write_store
+from causvid.data.videos.video_reader import read_frames
 from causvid.diffusion.flow import sigma_of, velocity_to_x0
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.methods.ode_init.step import pick_states
+from causvid.methods.shared.batches import read_batch
 from causvid.methods.vae.step import latent_size
-from causvid.models.causal_wan import CausalWanTransformer3DModel
-from causvid.models.pretrained import Init
-from causvid.models.vae import encode, load_vae, posterior, to_unit
-from causvid.models.wan import load_transformer
-from causvid.runtime.device import Precision
-from causvid.runtime.parallel import Checkpointing
-from causvid.training.batches import read_batch
 from causvid.training.optimizers import OptimizerConfig
+from causvid.training.pretrained import Init
 from causvid.training.trainer import CURVE
+from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
+from causvid.wan.transformer.wan import load_transformer
+from causvid.wan.vae.vae import encode, load_vae, posterior, to_unit
 from tests.unit.training.conftest import network, with_blocks, with_inputs
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

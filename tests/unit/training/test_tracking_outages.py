@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 
-from causvid.runtime import tracking
-from causvid.runtime.delivery import TOKEN
-from causvid.runtime.mlflow_store import client
-from causvid.runtime.tracking import Made, Tracker, child_run
+from causvid.harness import tracking
+from causvid.harness.delivery import TOKEN
+from causvid.harness.mlflow_store import client
+from causvid.harness.tracking import Made, Tracker, child_run
 from causvid.training.trainer import CURVE, EXPORT, read_last
-from tests.unit.runtime.mlflow_server import free_port, kill, start, wait_for
+from tests.unit.harness.mlflow_server import free_port, kill, start, wait_for
 
 # MLflow's own queries, which SQLAlchemy 2.1 warns about.
 pytestmark = [
@@ -87,7 +87,7 @@ def train(kinds: dict[str, Any], root: Path, steps: int, gate: Gate = lambda _: 
 
 def send(root: Path) -> None:
     """The one command."""
-    command = [sys.executable, "-m", "causvid.runtime.outbox"]
+    command = [sys.executable, "-m", "causvid.harness.outbox"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

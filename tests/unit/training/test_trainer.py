@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from causvid.runtime.tracking import Watch
+from causvid.harness.tracking import Watch
+from causvid.speed import Counts
 from causvid.training import checkpoint, trainer
-from causvid.training.speed import Counts
 from causvid.training.trainer import CURVE, EXPORT, read_last, train, write_curve
 
 COMPUTE = SimpleNamespace(save_in_background=False)

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from torch import distributed as dist
 from torch import nn
 
+from causvid.compute.device import Precision
 from causvid.methods.teacher.step import TeacherStep
-from causvid.runtime import distributed
-from causvid.runtime.device import Precision
+from causvid.training import distributed
 from causvid.training.trainer import train
 from tests.unit.training.conftest import assert_same_losses, curve, laptop_optimizers, optimizer
 

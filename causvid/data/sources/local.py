@@ -1,0 +1,236 @@
+"""Videos and captions from the toy world or from a folder of the user.
+
+Each source fills one folder: videos/... and manifest.jsonl with {id, path, caption, source}, ids in the order of the
+sources' names. Nothing is decoded here; what a video is worth is found out when it is resampled.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from causvid.data.sources import toy_world
+from causvid.data.sources.caption_files import caption_pairs, named, read_sidecar
+from causvid.data.sources.caption_match import composed, match
+from causvid.data.sources.passed_over import PassedOver
+from causvid.data.stores.prompt_store import read_prompt_file
+from causvid.data.videos import manifest
+from causvid.data.videos.video_writer import write_video
+from causvid.data.workers import Lost, run_killable
+from causvid.harness.progress import progress
+from causvid.runtime import text
+from causvid.runtime.shapes import VideoShape
+
+VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
+TOY_CRF = 8  # of the toy world's files: near x264's best, so that 4:2:0 colour is the only loss
+SECONDS_PER_CLIP = 300.0
+CLIP_MEMORY = 4 * 2**30
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownloadConfig:
+    """Params section ``download``.
+
+    source: which of the three; folder, captions: of source folder, captions {relative path: caption} or absent for .txt
+    files beside the videos; toy_world_captions: a file of those its clips show, one a line; toy_world_clips: clips to
+    render; mixkit_*: data set, its commit or branch, patterns for its tar parts and for its JSON files of captions, the
+    one to prefer first; limit: videos to take at most, None for all.
+    """
+
+    source: Literal["toy_world", "folder", "mixkit"]
+    folder: Path
+    captions: Path
+    toy_world_captions: Path
+    toy_world_clips: int
+    mixkit_repo: str
+    mixkit_revision: str
+    mixkit_files: str
+    mixkit_captions: tuple[str, ...]
+    limit: int | None
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"download.limit is {self.limit}; it must be at least 1, or null for all videos")
+        if self.source == "toy_world" and self.toy_world_clips < 1:
+            raise ValueError(f"download.toy_world_clips is {self.toy_world_clips}; it must be at least 1")
+
+
+def toy_world_videos(
+    out: Path, config: DownloadConfig, *, video: VideoShape, seed: int, workers: int
+) -> dict[str, Any]:
+    """Render the toy world's training clips into ``out``; how many workers do it changes nothing. Returns counts."""
+    count = min(config.toy_world_clips, config.limit or config.toy_world_clips)
+    known = read_prompt_file(config.toy_world_captions, "download.toy_world_captions")
+    captions = toy_world.clip_captions(known, count, seed=seed)
+    (out / "videos").mkdir(parents=True)
+    write = partial(_write_toy_clip, out=out, video=video, seed=seed)
+    jobs = list(enumerate(captions))
+    if workers == 1:
+        done: Iterator[tuple[tuple[int, str], Lost | None]] = ((job, write(job)) for job in jobs)
+    else:
+        done = run_killable(write, jobs, workers=min(workers, len(jobs)), seconds=SECONDS_PER_CLIP, memory=CLIP_MEMORY)
+    for (index, _), result in progress(done, total=len(jobs), what="rendering the toy world"):
+        if result is not None:
+            raise RuntimeError(f"clip {index} of the toy world was not written: {result.reason}")
+    rows = [_row(i, ".mp4", caption=caption, source=f"toy_world/{video_id(i)}") for i, caption in jobs]
+    return write_index(out, rows)
+
+
+def _write_toy_clip(job: tuple[int, str], *, out: Path, video: VideoShape, seed: int) -> None:
+    index, caption = job
+    frames = toy_world.clip_frames(caption, index, video=video, seed=seed)
+    write_video(out / _path(index, ".mp4"), frames, fps=video.fps, crf=TOY_CRF)
+
+
+def folder_videos(out: Path, config: DownloadConfig) -> dict[str, Any]:
+    """Copy the videos below ``config.folder`` into ``out``. Hidden files and other suffixes are no videos.
+
+    Linked files and folders count as what they lead to. A video whose name or caption UTF-8 cannot hold, or whose link
+    leads nowhere, is not copied; passed_over.jsonl says why.
+
+    Returns:
+        Counts.
+
+    Raises:
+        ValueError: For a missing or empty folder, videos without a caption, captions without a video, and when every
+            video is passed over.
+    """
+    folder, captions = config.folder, config.captions
+    if not folder.is_dir():
+        raise ValueError(f"download.folder is {folder}; there is no such folder")
+    names = _video_names(folder)
+    if not names:
+        raise ValueError(f"download.folder is {folder}; no video ({', '.join(VIDEO_SUFFIXES)}) lies in or below it")
+    passed = PassedOver()
+    read = _read_captions if captions.is_file() else _read_sidecars
+    said = read(folder, captions, [name for name in names if not _has_fault(name, "its name", name, passed)], passed)
+    kept = [name for name in names if name in said and not _has_fault(said[name], "its caption", name, passed)]
+    kept = [name for name in kept if not _leads_nowhere(folder / name, name, passed)]
+    if not kept:
+        last = passed.rows[-1]
+        raise ValueError(f"download.folder is {folder}; no video can be used, as {last['source']}: {last['reason']}")
+    (out / "videos").mkdir(parents=True)
+    rows = []
+    for index, name in enumerate(progress(kept[: config.limit], total=len(kept[: config.limit]), what="copying")):
+        rows.append(_row(index, PurePosixPath(name).suffix.lower(), caption=said[name], source=name))
+        # A copy: a hard link would let DVC write-protect, and an edit in place corrupt, what the two share.
+        shutil.copyfile(folder / name, out / rows[-1]["path"])
+    passed.write(out)
+    return write_index(out, rows) | {"passed_over": len(passed.rows)}
+
+
+def _has_fault(value: str, what: str, source: str, passed: PassedOver) -> bool:
+    """Return whether UTF-8 cannot hold ``value``. If so, add a row for ``source`` to ``passed``."""
+    reason = text.fault(value)
+    if reason is not None:
+        passed.add(source, text.NOT_UTF8, f"{what} {reason}")
+    return reason is not None
+
+
+def _video_names(folder: Path) -> list[str]:
+    names = (name for name in _names_below(folder) if name.suffix.lower() in VIDEO_SUFFIXES)
+    return sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))
+
+
+def _names_below(folder: Path) -> Iterator[PurePosixPath]:
+    """Yield the relative paths of all files below ``folder``, including those in linked folders.
+
+    Each folder is entered once, however many links lead to it. Broken links are included; pipes and devices are not.
+    """
+    seen: set[tuple[int, int]] = set()
+    real, linked = [folder], deque[Path]()  # real ones first: a folder has its own name, not that of a link to it
+    while real or linked:
+        here = real.pop() if real else linked.popleft()
+        status = here.stat()
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for path in sorted(here.iterdir()):
+            if path.is_dir():
+                (linked if path.is_symlink() else real).append(path)
+            elif path.is_file() or path.is_symlink():
+                yield PurePosixPath(path.relative_to(folder).as_posix())
+
+
+def _leads_nowhere(path: Path, name: str, passed: PassedOver) -> bool:
+    """Return whether ``path`` is a broken link. If so, add a row for ``name`` to ``passed``."""
+    if not path.is_file():
+        passed.add(name, "broken_link", f"it is a link to {text.escaped(str(path.readlink()))}, where no file is")
+        return True
+    return False
+
+
+def _read_captions(folder: Path, captions: Path, names: list[str], passed: PassedOver) -> dict[str, str]:
+    """Read the captions of the videos ``names`` from one file. Entries whose path UTF-8 cannot hold are passed over."""
+    said = {path: caption for path, caption in reversed(caption_pairs(captions)) if caption}
+    for path in [path for path in said if text.fault(path)]:
+        del said[path]
+        if not (folder / path).is_file():  # else the video was passed over for the same reason
+            passed.add(f"{captions.name}: {path}", text.NOT_UTF8, f"its path {text.fault(path)}")
+    found = match({name: [name] for name in names}, {path: [path] for path in said})
+    if missing := [name for name in names if name not in found]:
+        _refuse_lookalikes(missing, said, f"{captions} names")
+        raise ValueError(f"{captions} has no caption for {named(missing)}; add them or take the videos away")
+    if unknown := sorted(said.keys() - set(found.values())):
+        raise ValueError(f"{captions} names what is no video of the folder: {named(unknown)}")
+    return {name: said[path] for name, path in found.items()}
+
+
+def _read_sidecars(folder: Path, captions: Path, names: list[str], passed: PassedOver) -> dict[str, str]:
+    """Read the caption of each video in ``names`` from the .txt file beside it.
+
+    A video whose .txt file is not UTF-8 is passed over.
+    """
+    stems = {name: PurePosixPath(name).with_suffix("").as_posix() for name in names}
+    texts = [name.with_suffix("").as_posix() for name in _names_below(folder) if name.suffix == ".txt"]
+    found = match({stem: [stem] for stem in stems.values()}, {stem: [stem] for stem in texts})
+    said = {}
+    for name, stem in stems.items():
+        try:
+            file = f"{found[stem]}.txt" if stem in found else None
+            said[name] = read_sidecar(folder / file, f"its caption {file}") if file else ""
+        except ValueError as error:
+            passed.add(name, text.NOT_UTF8, str(error))
+    if missing := [name for name, caption in said.items() if not caption]:
+        _refuse_lookalikes([stems[name] for name in missing if stems[name] not in found], texts, "the .txt files are")
+        raise ValueError(
+            f"neither a captions file {captions} nor a caption in a .txt beside {named(missing)}; write one"
+        )
+    return said
+
+
+def _refuse_lookalikes(missing: Iterable[str], names: Iterable[str], what: str) -> None:
+    """Raise ValueError if a video without a caption and one of ``names`` differ only in Unicode normalisation."""
+    forms = {composed(name) for name in missing}
+    if alike := [ascii(name) for name in sorted(names) if composed(name) in forms]:
+        raise ValueError(
+            f"{what} {named(alike)}, and several videos or captions share each name but for its Unicode normalisation "
+            "(composed or decomposed accents); give every video a caption under its exact name"
+        )
+
+
+def video_id(index: int) -> str:
+    """The id of the video at ``index``; ids sort as the numbers do."""
+    return f"{index:06d}"
+
+
+def write_index(out: Path, rows: list[Row]) -> dict[str, Any]:
+    """Write the manifest of a filled folder; return its counts."""
+    manifest.write_rows(out / manifest.NAME, rows)
+    captions = [row["caption"] for row in rows if row["caption"]]
+    return {"videos": len(rows), "distinct_captions": len(set(captions)), "without_caption": len(rows) - len(captions)}
+
+
+def _path(index: int, suffix: str) -> str:
+    return f"videos/{video_id(index)}{suffix}"
+
+
+def _row(index: int, suffix: str, *, caption: str | None, source: str) -> Row:
+    return {"id": video_id(index), "path": _path(index, suffix), "caption": caption, "source": source}

@@ -1,0 +1,214 @@
+"""MixKit from the hub: tar parts of other people's videos, and JSON files of captions.
+
+An archive is untrusted. Its members are read one after another and never extracted by name: a video is written under
+the sha256 of its content, and what is no plain file with an honest name and size becomes a row that says why.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from causvid.data.hub import HubCommit, open_commit
+from causvid.data.sources.caption_files import caption_pairs
+from causvid.data.sources.caption_match import composed, match_ends
+from causvid.data.sources.local import VIDEO_SUFFIXES, DownloadConfig, Row, video_id, write_index
+from causvid.data.sources.passed_over import PassedOver
+from causvid.harness.progress import progress
+from causvid.runtime import text
+
+MEMBERS = 200_000  # of one part, whatever they are: MixKit has 6484 videos in all
+VIDEO_BYTES = 4 * 2**30
+COPY_BYTES = 2**20
+
+
+def mixkit_videos(out: Path, config: DownloadConfig, *, hub: Path) -> dict[str, Any]:
+    """Fetch MixKit's tar parts into ``hub``, which may hold those of an earlier try, and their videos into ``out``.
+
+    Part after part, none after the limit is reached. A video without a caption in the data set gets a null one.
+    passed_over.jsonl lists every member, video and caption that is passed over, with {source, code, reason}.
+
+    Returns:
+        Counts, and the commit that was read.
+
+    Raises:
+        ValueError: For a repository, revision or files that are not there, parts that never arrive sound or are no
+            archives, and when no video is found or can be used.
+    """
+    repository = open_commit(config.mixkit_repo, config.mixkit_revision, kind="dataset", folder=hub)
+    parts = repository.files(config.mixkit_files)
+    if not parts:
+        raise ValueError(f"download.mixkit_files is {config.mixkit_files}; {config.mixkit_repo} has no such file")
+    taken = _Taken(out, config.limit)
+    said = _captions(repository, config.mixkit_captions, taken.passed)
+    (out / "videos").mkdir(parents=True)
+    read = 0
+    for part in progress(parts, total=len(parts), what="MixKit parts"):
+        if taken.is_full:
+            break
+        _take_part(repository.fetch(part), taken)
+        read += 1
+    if not taken.files:
+        raise ValueError(f"download.mixkit_files is {config.mixkit_files}; no video lies in the {len(parts)} parts")
+    rows = _captioned(taken, said, complete=read == len(parts))
+    taken.passed.write(out)
+    counts = write_index(out, rows)
+    return counts | {"passed_over": len(taken.passed.rows), "commit": repository.commit}
+
+
+class _Taken:
+    """The videos that were taken so far, from all parts, and those that were passed over."""
+
+    def __init__(self, out: Path, limit: int | None) -> None:
+        self.out = out
+        self.limit = limit
+        self.passed = PassedOver()
+        self.files: dict[str, Path] = {}  # source → the file that was written
+        self.sources: dict[str, list[str]] = {}  # sha256 → every source of that content, the one that was written first
+        self.paths: dict[str, PurePosixPath] = {}  # source → the member's path, of every video, also those passed over
+        self.member = ""  # the last one looked at
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the limit is reached."""
+        return len(self.files) == self.limit
+
+
+def _captions(repository: HubCommit, patterns: tuple[str, ...], passed: PassedOver) -> dict[str, str]:
+    """Return the captions by path. If two files have a caption for one path, the first file's is used."""
+    files = [file for pattern in patterns for file in repository.files(pattern)]
+    if not files:
+        places = ", ".join(patterns)
+        raise ValueError(f"download.mixkit_captions is {places}; {repository.repo} has nothing there")
+    said: dict[str, str] = {}
+    for file in files:
+        for path, caption in caption_pairs(repository.fetch(file)):
+            if reason := text.fault(path):
+                passed.add(f"{file.path}: {path}", text.NOT_UTF8, f"its path {reason}")
+            else:
+                said.setdefault(path, caption)
+    return said
+
+
+def _captioned(taken: _Taken, said: Mapping[str, str], *, complete: bool) -> list[Row]:
+    """Build the rows of the videos with their captions. A video whose caption UTF-8 cannot hold is passed over."""
+    found = _matched(taken.paths, said, complete=complete)
+    rows: list[Row] = []
+    for sources in taken.sources.values():
+        source, file = sources[0], taken.files[sources[0]]
+        # Copies are one video: a caption for any of them is a caption for it.
+        caption = next((said[found[copy]] for copy in sources if copy in found), None)
+        if reason := caption and text.fault(caption):
+            file.unlink()
+            taken.passed.add(source, text.NOT_UTF8, f"its caption {reason}")
+            continue
+        shown = file.relative_to(taken.out).as_posix()
+        rows.append({"id": video_id(len(rows)), "path": shown, "caption": caption, "source": source})
+    if not rows:
+        last = taken.passed.rows[-1]
+        raise ValueError(f"no video of MixKit can be used, as {last['source']}: {last['reason']}")
+    return rows
+
+
+def _matched(paths: Mapping[str, PurePosixPath], said: Iterable[str], *, complete: bool) -> dict[str, str]:
+    """Return the path of the caption for each source that has one.
+
+    A caption names its video "<part>/<file>". Inside the part, the file may be in several folders or in none.
+
+    Args:
+        paths: Path of each video inside its part.
+        said: Paths of the captions.
+        complete: Whether ``paths`` has the videos of every part.
+    """
+    folders = {composed(folder) for path in said for folder in PurePosixPath(path).parent.parts}
+    names = {
+        source: [f"{part}/{path}", f"{path}"] if composed(part := _part(source)) in folders else [f"{path}"]
+        for source, path in paths.items()
+    }
+    found = match_ends(names, said, bare=complete)
+    if not complete and len(match_ends(names, said, bare=True)) > len(found):
+        sys.stderr.write(
+            "download.limit leaves parts unread: captions by bare file name do not count, because those parts may hold "
+            "a video of the same name\n"
+        )
+    return found
+
+
+def _part(source: str) -> str:
+    """Return the name of the part that holds ``source``, without its suffix. Captions use it as a folder name."""
+    return PurePosixPath(source.split("/")[0]).stem
+
+
+def _take_part(part: Path, taken: _Taken) -> None:
+    """Write the videos of one tar part until the limit is reached; note the paths of all of them."""
+    try:
+        # UTF-8 by name: in another locale the same archive would have other names.
+        with tarfile.open(part, "r:", encoding="utf-8") as archive:
+            for source, member in _plain_videos(archive, part.name, taken):
+                _write(archive, member, taken, source)
+    except tarfile.TarError as error:
+        raise ValueError(
+            f"{part.name} has the sum the hub lists, but is no sound tar archive ({error}, after member "
+            f"{taken.member!r}); leave it out of download.mixkit_files"
+        ) from error
+
+
+def _plain_videos(archive: tarfile.TarFile, part: str, taken: _Taken) -> Iterator[tuple[str, tarfile.TarInfo]]:
+    """Regular video files with honest names and sizes, each once, until the limit is reached."""
+    seen: set[str] = set()
+    taken.member = ""
+    for count, member in enumerate(archive, start=1):
+        taken.member = member.name
+        archive.members.clear()  # type: ignore[attr-defined] # every header read would be kept
+        if count > MEMBERS:
+            raise ValueError(f"{part} has more than {MEMBERS} members; the reading stopped at {member.name!r}")
+        name = PurePosixPath(member.name)
+        if name.suffix.lower() not in VIDEO_SUFFIXES or member.isdir():
+            continue
+        source = f"{part}/{name}"
+        taken.paths[source] = name
+        if taken.is_full:  # only the paths are needed: a caption may belong to one of them
+            continue
+        if refused := _refusal(member, name, again=source in seen):
+            taken.passed.add(f"{part}/{member.name}", *refused)
+        else:
+            seen.add(source)
+            yield source, member
+
+
+def _refusal(member: tarfile.TarInfo, name: PurePosixPath, *, again: bool) -> tuple[str, str] | None:
+    """Return the code and the reason for passing over a member; None for a regular file that can be taken."""
+    if reason := text.fault(member.name):
+        return text.NOT_UTF8, f"its name {reason}"
+    if not member.isreg() or member.issparse():
+        return "no_plain_file", "it is a link, a device or sparse"
+    if name.is_absolute() or ".." in name.parts:
+        return "dishonest_name", "its name leaves its folder"
+    if member.size > VIDEO_BYTES:
+        return "too_large", f"it has {member.size} bytes; at most {VIDEO_BYTES} are taken"
+    if again:
+        return "appears_twice", "its name has appeared before"
+    return None
+
+
+def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, taken: _Taken, source: str) -> None:
+    """Write a member under its content's name, unless that content is there already."""
+    stream = archive.extractfile(member)
+    assert stream is not None, "a regular file has content"
+    incoming, digest = taken.out / "videos" / "incoming", hashlib.sha256()
+    with stream, incoming.open("wb") as file:
+        while chunk := stream.read(COPY_BYTES):
+            digest.update(chunk)
+            file.write(chunk)
+    copies = taken.sources.setdefault(digest.hexdigest(), [])
+    copies.append(source)
+    if copies[0] != source:
+        incoming.unlink()
+        taken.passed.add(source, "same_content", f"it is {copies[0]} again, byte for byte")
+        return
+    final = digest.hexdigest() + PurePosixPath(member.name).suffix.lower()
+    taken.files[source] = incoming.rename(incoming.with_name(final))

@@ -1,0 +1,60 @@
+"""The modules of this repository that a stage imports, directly or indirectly, found in the source text."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+PACKAGES = ("causvid", "stages")
+# An edit of these files cannot change the outputs of a stage, and must not rerun days of work.
+NEUTRAL = frozenset(
+    f"causvid/{name}"
+    for name in ("costs.py", "methods/previews.py", "models/causal_wan.py", "params.py", "plan.py", "speed.py")
+)
+NEUTRAL_FOLDER = "causvid/harness/"
+
+
+def is_neutral(name: str) -> bool:
+    """Return whether an edit of the file ``name`` (posix, relative to the root) cannot change a stage's outputs."""
+    return name in NEUTRAL or name.startswith(NEUTRAL_FOLDER)
+
+
+def import_closure(module: Path, root: Path) -> set[str]:
+    """Return the files that decide the result of ``module``.
+
+    Args:
+        module: Path of a module.
+        root: The root of the repository.
+
+    Returns:
+        ``module`` and all modules of this repository that it imports, without the neutral ones and without empty files
+        (package markers); as paths relative to ``root``.
+    """
+    seen: set[Path] = set()
+    todo = [module]
+    while todo:
+        path = todo.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        if not is_neutral(path.relative_to(root).as_posix()) and path.suffix == ".py":
+            todo.extend(_imports(path, root))
+            # A template is part of the module that names it.
+            todo.extend(file for file in path.parent.glob("*.jinja") if file.name in path.read_text())
+    names = {path.relative_to(root).as_posix() for path in seen if path.stat().st_size}
+    return {name for name in names if not is_neutral(name)}
+
+
+def _imports(path: Path, root: Path) -> Iterator[Path]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for name in names:
+            if name.split(".")[0] in PACKAGES:
+                stem = root.joinpath(*name.split("."))
+                yield from (file for file in (stem.with_suffix(".py"), stem / "__init__.py") if file.is_file())

@@ -1,0 +1,148 @@
+"""Paths in params.yaml: which may be missing, which are invalid, where they are, and their checksums."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from causvid.harness.checksums import Checksums
+from causvid.harness.project import project_root, work_root
+from causvid.runtime import text
+
+# Every entry of params.yaml that is a path, and whether it may be missing. Stages name entries, never files, so that a
+# path needs no quotes in dvc.yaml.
+PATHS: Mapping[str, bool] = {
+    "download.folder": True,  # read for source folder only
+    "download.captions": True,  # without it, captions are .txt files beside the videos
+    "download.toy_world_captions": False,
+    "train_vae.init.folder": False,
+    "encode_prompts.init.folder": False,
+    "encode_prompts.captions": False,
+    "encode_prompts.more_captions": False,
+    "encode_prompts.evaluation_prompts": False,
+    "pack_lmdb.latents.folder": False,
+    "pack_lmdb.ode_pairs.folder": False,
+    "train_teacher.init.folder": False,
+    "train_ode_init.init.folder": False,
+    "evaluate.feature_vae": False,
+    "evaluate.vbench_python": True,  # without it, VBench's scores are "not measured"
+    "evaluate.vbench_weights": True,
+}
+# Entries whose checksum is that of another file: an environment is defined by its lock file.
+COUNTED_BY: Mapping[str, Path] = {"evaluate.vbench_python": Path("requirements/vbench.txt")}
+OURS, THEIRS = PurePosixPath("data"), PurePosixPath("data/inputs")
+BY_DVC = "an output of this pipeline"
+
+
+def paths_of(sections: Sequence[str]) -> list[str]:
+    """Return the entries of ``PATHS`` that belong to ``sections``.
+
+    Args:
+        sections: Dotted names of sections or entries of params.yaml that a stage reads.
+    """
+    return [name for name in PATHS if any(f"{name}.".startswith(f"{section}.") for section in sections)]
+
+
+def value_of(values: Mapping[str, Any], name: str) -> str:
+    """Return the path in the entry ``name`` of the params file ``values``, as it is written there."""
+    found: Any = values
+    for key in name.split("."):
+        found = found[key]
+    return str(found)
+
+
+def path_problems(values: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a sentence, with the remedy, for each invalid path in a params file.
+
+    Args:
+        values: The whole params file.
+    """
+    for name in PATHS:
+        value = value_of(values, name)
+        if reason := _fault(value):
+            yield f"{name} is {value!r}, {reason}"
+
+
+def _fault(value: str) -> str:
+    """Return the reason why DVC or a stage cannot use the path ``value``; empty if they can."""
+    root = Path.cwd()
+    absolute = Path(root, value)
+    if not value or "\0" in value:
+        return "which is no path; name a file or a folder"
+    if reason := text.fault(value):
+        return f"which {reason}; rename the file or the folder"
+    if "://" in value:
+        return "a URL; fetch it and name the local copy"
+    if value.startswith("~"):
+        return "in which '~' is not replaced by the home folder; write the path in full"
+    if root.is_relative_to(absolute) or _lexical(absolute) in (root, *root.parents):
+        return "a folder that holds the project itself; name one beside or below it"
+    if ".dvc" in absolute.parts[len(root.parts) :] or absolute.suffix == ".dvc":
+        return "which belongs to DVC itself; name another place"
+    if absolute.name in ("dvc.yaml", "dvc.lock"):
+        return "a file of DVC's own, which cannot be a dependency; name another one"
+    return ""
+
+
+def _lexical(path: Path) -> Path:
+    """Return ``path`` without ``..``. Links are not followed."""
+    parts: list[str] = []
+    for part in path.parts:
+        parts = parts[:-1] if part == ".." and len(parts) > 1 else [*parts, part]
+    return Path(*parts)
+
+
+def located(values: Mapping[str, Any], root: Path) -> dict[str, Any]:
+    """Replace paths of a params file that a stage must read from the project's own folder.
+
+    The temporary folder of a DVC experiment contains only files that git tracks. Paths that may be missing name videos,
+    captions, an environment or weights of the user, which git usually does not track. They are read from the project.
+
+    Args:
+        values: The whole params file.
+        root: The folder in which the stage runs.
+
+    Returns:
+        A copy of ``values``. Outside of an experiment it is equal to ``values``.
+    """
+    copy, project = deepcopy(dict(values)), project_root(root)
+    if project == root:
+        return copy
+    for name in (name for name, may_be_missing in PATHS.items() if may_be_missing):
+        *parents, last = name.split(".")
+        place = copy
+        for key in parents:
+            place = place[key]
+        place[last] = str(project / place[last])
+    return copy
+
+
+def checksums(values: Mapping[str, Any], names: Sequence[str], root: Path) -> dict[str, str]:
+    """Take the checksums of paths of a params file.
+
+    Args:
+        values: The whole params file.
+        names: Entries of ``PATHS``.
+        root: The folder in which the stage runs.
+
+    Returns:
+        A checksum, or ``"absent"``, by the path in its shortest spelling (no ``./``, no slash at the end).
+
+    Raises:
+        ValueError: A path that must exist does not, or one cannot be read.
+    """
+    take, where, found = Checksums(work_root(root) / "checksums.db"), located(values, root), dict[str, str]()
+    for name in names:
+        path = root / COUNTED_BY.get(name, Path(value_of(where, name)))
+        if not PATHS[name] and not path.exists():
+            raise ValueError(f"{name} is {value_of(values, name)}, which does not exist; name another path or make it")
+        found[Path(value_of(values, name)).as_posix()] = take.of(path)
+    return found
+
+
+def is_output(value: str) -> bool:
+    """Return whether a path in params.yaml is an output of this pipeline, which DVC tracks itself."""
+    path = PurePosixPath(value)
+    return path.is_relative_to(OURS) and not path.is_relative_to(THEIRS)

@@ -1,0 +1,50 @@
+"""System metrics of the machine during a stage (CPU, memory, disk, network, GPU), as ``system/...`` of its run."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from contextlib import suppress
+from typing import Any
+
+from causvid.harness.journal import Journal, now
+
+SECONDS = 10.0  # between two rows
+
+
+def watch(journal: Journal, stop: threading.Event, seconds: float = SECONDS) -> None:
+    """Add a row to ``journal`` every so many seconds until ``stop`` is set.
+
+    The step of a row is the number of intervals since the run began, so that the steps of a resumed run continue.
+    """
+    try:
+        monitors, began = _monitors(), journal.header.run.started
+        while True:
+            for monitor in monitors:
+                monitor.collect_metrics()
+            if stop.wait(seconds):
+                return
+            values = {name: value for monitor in monitors for name, value in monitor.aggregate_metrics().items()}
+            for monitor in monitors:
+                monitor.clear_metrics()
+            row = {f"system/{name}": float(value) for name, value in values.items()}
+            journal.append("metrics", values=row, step=int((now() - began) / 1000 / seconds))
+    except FileNotFoundError:  # the stage has ended, and another process has sent the journal
+        return
+    except Exception as error:  # a container may hide its network or its disks
+        print(f"the run gets no system metrics: {error}", file=sys.stderr, flush=True)
+
+
+def _monitors() -> list[Any]:
+    """Return MLflow's monitors for the hardware of this machine."""
+    from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+    from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+    from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+    from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+    from mlflow.system_metrics.metrics.rocm_monitor import ROCMMonitor
+
+    monitors: list[Any] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
+    for gpus in (GPUMonitor, ROCMMonitor):
+        with suppress(Exception):  # no such GPU, or no library for it
+            return [*monitors, gpus()]
+    return monitors

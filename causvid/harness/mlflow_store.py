@@ -1,0 +1,166 @@
+"""MLflow's store: its URI, a client for it, and its experiments.
+
+``python -m causvid.harness.mlflow_store`` creates the store of this project if it does not exist, and prints its URI
+for ``mlflow server --backend-store-uri``.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+import uuid
+from contextlib import closing, suppress
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+
+from causvid.harness.project import project_root
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+VARIABLE = "MLFLOW_TRACKING_URI"
+BEING_MADE = 20.0  # seconds for which a file with incomplete tables, once written to, is left to its writer
+
+
+class StoreError(ValueError):
+    """The store cannot be used as it is."""
+
+
+def sqlite_uri(path: Path) -> str:
+    """Return the URI of an sqlite store in the file ``path``, with special characters escaped for SQLAlchemy.
+
+    The URI names the driver (``sqlite+pysqlite``). MLflow uses the rest of a plain ``sqlite:///`` URI as a path without
+    decoding the escapes, and would create a folder of that name.
+    """
+    from sqlalchemy import URL
+
+    return URL.create("sqlite+pysqlite", database=str(path)).render_as_string()
+
+
+def own_uri(root: Path) -> str:
+    """Return the absolute URI of ``mlflow.db``, the store of the project in ``root``."""
+    return sqlite_uri(project_root(root.resolve()) / "mlflow.db")
+
+
+def tracking_uri(root: Path) -> str:
+    """Return ``MLFLOW_TRACKING_URI``, or the URI of the project's own store."""
+    return os.environ.get(VARIABLE) or own_uri(root)
+
+
+def client(uri: str) -> MlflowClient:
+    """Return a client for ``uri``. An sqlite store that does not exist is created.
+
+    Raises:
+        StoreError: An sqlite store has the schema of another version of MLflow. MLflow would upgrade an older store
+            without asking if a table is missing.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow.tracking import MlflowClient
+
+    path = _sqlite_path(uri)
+    if path is not None:
+        _prepare(path, uri)
+    return MlflowClient(tracking_uri=uri)
+
+
+def experiment_id(api: MlflowClient, uri: str, profile: str, root: Path) -> str:
+    """Return the id of the experiment ``causvid/<profile>``, which is created if it does not exist."""
+    from mlflow.exceptions import MlflowException
+
+    name = f"causvid/{profile}"
+    found = api.get_experiment_by_name(name)
+    if found is None:
+        # A server chooses the place of artifacts. In a plain path, MLflow would decode characters such as %41.
+        place = None if uri.startswith("http") else (project_root(root.resolve()) / "mlruns" / name).as_uri()
+        try:
+            return str(api.create_experiment(name, artifact_location=place))
+        except MlflowException:  # another stage may have created it in the meantime
+            found = api.get_experiment_by_name(name)
+            if found is None:
+                raise
+    return str(found.experiment_id)
+
+
+def _sqlite_path(uri: str) -> Path | None:
+    """Return the file of an sqlite store; None for any other store."""
+    if not uri.startswith("sqlite"):
+        return None
+    from sqlalchemy import make_url
+
+    url = make_url(uri)
+    return Path(url.database) if url.database and url.database != ":memory:" and not url.query else None
+
+
+def _prepare(path: Path, uri: str) -> None:
+    """Create the store in the file ``path`` if it does not exist; check the schema of an existing store."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock") as lock:
+            if not path.exists():
+                _create(path)
+        Path(lock.lock_file).unlink(missing_ok=True)  # processes that wait for the lock will find the store
+    while (schema := _schema(path)) != _own_schema() and time.time() - path.stat().st_mtime < BEING_MADE:
+        time.sleep(0.5)  # another process, MLflow's server for example, may be creating the tables
+    if schema not in (None, _own_schema()):
+        raise StoreError(
+            f"{path} has schema {schema}, and this version of MLflow needs {_own_schema()}; use the version of MLflow "
+            f"that wrote it, or keep a copy of the file and run: mlflow db upgrade '{uri}'"
+        )
+
+
+def _create(path: Path) -> None:
+    """Create the store beside ``path``, and move it to ``path`` when it is complete.
+
+    Creating the tables takes seconds. Other processes, MLflow's server for example, find either no store or all tables.
+    """
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    beside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    try:
+        store = SqlAlchemyStore(sqlite_uri(beside), (path.parent / "mlruns").absolute().as_uri())
+        store.engine.dispose()
+        try:
+            os.link(beside, path)  # a rename would replace a file that another process created in the meantime
+        except FileExistsError:
+            return
+        except OSError:  # a file system without hard links
+            beside.rename(path)
+    finally:
+        for suffix in ("", "-journal"):
+            beside.with_name(beside.name + suffix).unlink(missing_ok=True)
+
+
+def _schema(path: Path) -> str | None:
+    """Return the version of the schema in an sqlite file; None for a file without tables."""
+    there = f"{path.absolute().as_uri()}?mode=rw"  # never creates a file
+    with closing(sqlite3.connect(there, timeout=5, uri=True)) as database:
+        if not database.execute("select * from sqlite_master").fetchone():
+            return None
+        if not database.execute("select * from sqlite_master where name = 'alembic_version'").fetchone():
+            return "unknown"
+        return str((database.execute("select version_num from alembic_version").fetchone() or ["unknown"])[0])
+
+
+@cache
+def _own_schema() -> str:
+    """Return the version of the schema that this version of MLflow needs."""
+    from mlflow.store.db.utils import _get_latest_schema_revision
+
+    return str(_get_latest_schema_revision())
+
+
+def main() -> None:
+    """Create this project's store if it does not exist, and print its URI."""
+    named = os.environ.get(VARIABLE, "")
+    uri = named if named and not named.startswith("http") else own_uri(Path.cwd())
+    with suppress(Exception):  # MLflow's server, which is started next, reports the error
+        client(uri)
+    print(uri)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,241 @@
+"""The process that sends a stage's journal to MLflow, and the records that earlier stages could not send.
+
+It is a separate process, because a failing store may block for a long time or use much memory. The stage waits for it
+only at its end, and for a limited time.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import Timeout
+
+from causvid.harness.journal import Header, Journal, journals
+from causvid.harness.machine import watch
+from causvid.harness.project import work_root
+
+COMMAND = "python -m causvid.harness.outbox"  # sends what is left
+POLL = 1.0  # seconds between two looks at a journal
+LONGEST_PAUSE = 10.0  # seconds between two tries when MLflow does not answer
+GRACE = 120.0  # seconds that a sender may take after its stage's end
+GRACE_AFTER_FAILURE = 15.0  # the same when MLflow has failed before
+SENT, KEPT = 0, 3  # exit codes of a sender: MLflow has all records; some are left, and a line was printed
+# Settings of MLflow. The sender has its own retries.
+QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool",  # an open connection would write to a file that was moved away
+}
+
+
+class Complaint:
+    """Prints one line, once, about the records of a journal that MLflow does not accept."""
+
+    def __init__(self, journal: Journal) -> None:
+        """Prepare the line about ``journal``."""
+        self.journal, self.made = journal, False
+
+    def __call__(self, reason: str) -> None:
+        """Print the line at the first call. Nothing is printed for a journal that another process has sent."""
+        if not self.made and self.journal.exists:
+            self.made = True
+            name, place = self.journal.header.run.name, os.path.relpath(self.journal.folder)
+            print(
+                f"MLflow cannot take the records of {name} now ({reason}). They are kept in {place}; the next stage "
+                f"sends them, or this command: {COMMAND}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+@contextmanager
+def sending(journal: Journal, root: Path) -> Iterator[None]:
+    """Send ``journal`` during this block and at its end. A failure raises no error; stderr gets one line."""
+    process = _begin(journal, root)
+    try:
+        yield
+    finally:
+        if process:
+            code = _end(process)
+            if code not in (SENT, KEPT):
+                Complaint(journal)(f"its sender ended with exit code {code}")
+
+
+def _begin(journal: Journal, root: Path) -> subprocess.Popen[bytes] | None:
+    command = [sys.executable, "-m", __name__, str(journal.folder), str(root.resolve())]
+    try:
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, cwd=root)
+    except OSError as error:
+        Complaint(journal)(str(error))
+        return None
+
+
+def _end(process: subprocess.Popen[bytes]) -> int:
+    """Tell a sender that its stage has ended, wait for it, and return its exit code."""
+    assert process.stdin
+    with suppress(BrokenPipeError):  # the sender was killed
+        process.stdin.write(b"\n")
+        process.stdin.close()
+    try:
+        return process.wait(GRACE + 10)  # a sender that works ends earlier
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
+
+
+def follow(journal: Journal, root: Path, ended: threading.Event, complain: Complaint) -> int:
+    """Send the records that other stages left, then those of ``journal`` until its stage has ``ended``.
+
+    Returns:
+        ``SENT`` or ``KEPT``.
+    """
+    with journal.lock(blocking=True):  # a stage that was killed may have a sender that is about to end
+        if not journal.exists:  # another stage's sender was faster
+            return SENT
+        send_waiting(root)
+        code = _follow(journal, root, ended, complain)
+        if code == SENT and journal.is_finished:
+            journal.remove()
+    return code
+
+
+def _follow(journal: Journal, root: Path, ended: threading.Event, complain: Complaint) -> int:
+    from causvid.harness.delivery import Delivery, first_line
+
+    deliver, pause = Delivery(journal, root), POLL
+    while True:
+        last = ended.is_set()  # read first, so that all events before the end are sent below
+        try:
+            deliver()
+            pause = POLL
+        except Exception as error:  # no failure of MLflow may stop the stage
+            complain(first_line(error))
+            pause = min(2 * pause, LONGEST_PAUSE)
+            if last:
+                return KEPT
+        if last:
+            return SENT
+        ended.wait(pause)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The outcome of one attempt to send a journal.
+
+    Attributes:
+        journal: The journal. It is removed when the stage has finished and MLflow has all records.
+        name: The name of its run.
+        run_id: The id of its run in MLflow; None if the run was not created.
+        reason: The reason why records are left; None if none are left.
+    """
+
+    journal: Journal
+    name: str
+    run_id: str | None
+    reason: str | None
+
+
+def send_waiting(root: Path) -> list[Outcome]:
+    """Send the journals that no running process sends, the oldest first and flows after their stages."""
+    from causvid.harness.delivery import first_line
+
+    outcomes: list[Outcome] = []
+    failed: dict[str | None, str] = {}  # stores that have failed; each is tried once, because a failure may take long
+    for journal, header in _journals_of(root):
+        if not journal.is_waiting and not journal.is_finished:
+            continue
+        run_id, reason = None, failed.get(header.store)
+        try:
+            with journal.lock(blocking=False):
+                if not journal.exists:  # its own sender was faster
+                    continue
+                if reason is None:
+                    run_id = _send(journal, root)
+        except Timeout:
+            continue
+        except Exception as error:
+            reason = failed[header.store] = first_line(error)
+        outcomes.append(Outcome(journal, header.run.name, run_id, reason))
+    return outcomes
+
+
+def _send(journal: Journal, root: Path) -> str | None:
+    from causvid.harness.delivery import Delivery
+
+    delivery = Delivery(journal, root)
+    delivery()
+    token = journal.header.run.token
+    # The run of a flow is not needed if it was not created and no records of its stages are left.
+    needless = not delivery.known and all(
+        header.parent is None or header.parent.token != token for _, header in _journals_of(root)
+    )
+    if journal.is_finished and (needless or not journal.is_waiting):
+        journal.remove()
+    return delivery.sent.run_id
+
+
+def _journals_of(root: Path) -> list[tuple[Journal, Header]]:
+    """Return all journals of a project, the oldest first and flows after their stages."""
+    found = []
+    for work in work_root(root).glob("*/*"):
+        for journal in journals(work):
+            with suppress(FileNotFoundError):  # its sender has just removed it
+                found.append((journal, journal.header))
+    return sorted(found, key=lambda it: (it[1].needs_child, it[1].run.started))
+
+
+def main(folder: Path, root: Path) -> int:
+    """Send the journal in ``folder`` until a byte on stdin says that the stage has ended; return an exit code."""
+    quiet()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the stage; this process still sends its end
+    journal, stop, ended = Journal(folder), threading.Event(), threading.Event()
+    complain = Complaint(journal)
+    watcher = threading.Thread(target=watch, args=(journal, stop), daemon=True)
+
+    def wait_for_end() -> None:
+        if not os.read(0, 1):  # the stage was killed; readers of its stderr would wait for this process
+            os._exit(KEPT)
+        stop.set()
+        if watcher.is_alive():
+            watcher.join(timeout=5)
+        ended.set()
+        begun = time.monotonic()
+        while time.monotonic() - begun < (GRACE_AFTER_FAILURE if complain.made else GRACE):
+            time.sleep(POLL)
+        complain(f"MLflow does not answer within {GRACE:.0f} seconds")
+        os._exit(KEPT)
+
+    threading.Thread(target=wait_for_end, daemon=True).start()
+    try:
+        import mlflow.tracking  # noqa: F401  # before two threads import it at once
+
+        watcher.start()
+        return follow(journal, root, ended, complain)
+    except Exception as error:
+        complain(str(error))
+        return KEPT
+
+
+def quiet() -> None:
+    """Make MLflow fail early and without output."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))

@@ -1,0 +1,161 @@
+"""What every stage does before and after its one verb: params, key, work folder, MLflow run, metrics, clear errors."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import gc
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from causvid import params as params_file
+from causvid.compute.parallel import Compute
+from causvid.harness import recorded, tracking, work
+from causvid.harness.inputs import checksums, located, paths_of, value_of
+from causvid.harness.work import Origin
+from causvid.runtime import files
+
+T = TypeVar("T")
+COLLECTS = (700, 10, 10)  # Python's own; while stages import, the package stages makes it rarer
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRun:
+    """One execution of one stage: what it is made from, its folder for unfinished work, its tracker."""
+
+    name: str
+    work: Path
+    origin: Origin
+    tracker: tracking.Tracker
+    compute: Compute
+    watch: tracking.Watch
+    params: Mapping[str, Any]  # the sections it reads; paths are where the stage finds them
+    results: dict[str, Any] = field(default_factory=dict)
+
+    def section(self, name: str, cls: type[T]) -> T:
+        """The params section ``name`` as ``cls``; it must be among the sections the stage said it reads."""
+        assert name in self.params, f"{self.name} reads {name} without declaring it"
+        return params_file.build(cls, self.params[name], name=name)
+
+    def publish(self, finished: Path, out: Path) -> None:
+        """Put a finished file or folder where DVC expects it, in one rename; MLflow hears of a model's folder."""
+        files.publish(finished, out)
+        if (out / "config.json").is_file():  # as diffusers and transformers write them
+            self.tracker.log_model(out.name, out, self.origin.key)
+
+    def report(self, metrics: Mapping[str, Any]) -> None:
+        """Add to the stage's metrics file, and its numbers to MLflow."""
+        self.results.update(metrics)
+        self.tracker.log_results(metrics)
+
+
+@contextmanager
+def stage_run(
+    name: str,
+    *,
+    params: Path,
+    reads: Sequence[str],
+    inputs: Sequence[Path],
+    metrics: Path,
+    item: str | None = None,
+    paths: Sequence[str] | None = None,
+) -> Iterator[StageRun]:
+    """Run the body as a stage.
+
+    A ValueError (a mistake that the user can correct), a full disk, or another process at the same work ends the
+    process with one sentence and exit code 1.
+
+    Args:
+        name: The stage's name.
+        params: The params file.
+        reads: Sections and entries of it that the stage reads.
+        inputs: Paths from the command line, outputs of earlier stages.
+        metrics: The JSON file of results.
+        item: The item of a stage that runs several times.
+        paths: Entries of the params file that hold a path and are inputs as well; None for all of them in ``reads``.
+
+    Yields:
+        The run.
+    """
+    _die_with_parent()
+    try:
+        root = Path.cwd()
+        everything = params_file.read(params)
+        values = {section: params_file.lookup(everything, section, params) for section in reads}
+        found = located(everything, root)
+        usable = {section: params_file.lookup(found, section, params) for section in reads}
+        label = f"{name}@{item}" if item else name
+        compute = params_file.build(Compute, everything["compute"], name="compute")
+        watch = params_file.build(tracking.Watch, everything["watch"], name="watch")
+        named = paths_of(reads) if paths is None else paths
+        origin, upstream = _origin(name, {**values, "item": item}, everything, inputs, named, root)
+        made = tracking.Made(key=origin.key, inputs=origin.inputs, upstream=upstream)
+        with (
+            work.work_folder(name, origin.key, root=root) as folder,
+            tracking.child_run(label, everything["profile"], root, values, made, folder) as tracker,
+        ):
+            run = StageRun(
+                name=name, work=folder, origin=origin, tracker=tracker, compute=compute, watch=watch, params=usable
+            )
+            gc.set_threshold(*COLLECTS)
+            started = time.monotonic()
+            yield run
+            tracker.log_metrics({"stage_seconds": time.monotonic() - started})
+            files.write_json(metrics, {**run.results, "key": origin.key})
+    except (ValueError, work.BusyError) as error:
+        sys.exit(f"{name}: {error}")
+    except Exception as error:
+        if not _disk_is_full(error):
+            raise
+        sys.exit(f"{name}: the disk is full ({error}); free some space and run the same command again: work is kept")
+
+
+def _origin(
+    name: str,
+    params: Mapping[str, Any],
+    everything: Mapping[str, Any],
+    inputs: Sequence[Path],
+    named: Sequence[str],
+    root: Path,
+) -> tuple[Origin, dict[str, str]]:
+    """Return the origin of a stage's result, and the keys of the upstream stages.
+
+    Args:
+        name: The stage's name.
+        params: The sections of the params file that it reads.
+        everything: The whole params file.
+        inputs: Inputs from the command line.
+        named: Entries of the params file that hold a path and are inputs as well.
+        root: The folder in which the stage runs.
+    """
+    # DVC has just verified the checksums that it recorded, so that these inputs need not be read again.
+    lock = recorded.read_lock(root) if "DVC_STAGE" in os.environ else {}
+    known, paths = recorded.digests(lock), {entry: Path(value_of(everything, entry)) for entry in named}
+    known |= checksums(everything, [entry for entry, path in paths.items() if path.as_posix() not in known], root)
+    read = [*inputs, *paths.values()]
+    origin = work.stage_origin(name, params=params, inputs=read, known=known, root=root)
+    return origin, recorded.upstream(lock, read, root)
+
+
+def _disk_is_full(error: BaseException) -> bool:
+    """Whether ``error`` says so: as an errno, or in the words of safetensors, LMDB and torch.save, which hide it."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    hidden = (os.strerror(errno.ENOSPC), "unexpected pos", "mdb_txn_commit: Input/output error")
+    return any(words in str(error) for words in hidden)
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to kill this process when dvc dies: an orphan would write into a re-run's folders (Linux only)."""
+    if sys.platform == "linux" and "DVC_STAGE" in os.environ:
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        if os.getppid() == 1:
+            sys.exit("dvc is gone")

@@ -1,0 +1,169 @@
+"""Transformers in training: replicated on every rank (DDP) or sharded over the ranks (FSDP2), with a weight average.
+
+Weights come from a file that the ranks of a machine map into shared memory, and are not copied before they are
+distributed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from diffusers import WanTransformer3DModel
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from causvid.compute import device as devices
+from causvid.compute.parallel import Compute
+from causvid.diffusion.velocity import Velocity, conditional
+from causvid.record import TrainingRecord, write_record
+from causvid.training.checkpoint import Stateful
+from causvid.training.distributed import is_main, part_of, replicate, shard, synchronize_gradients, whole, world_size
+from causvid.training.optimizers import Optimizer, OptimizerConfig, is_block_matrix
+from causvid.training.run import Run
+from causvid.wan.transformer.wan import for_training, load_transformer, to_precision
+
+
+class Trainee:
+    """A transformer in training: its weights on the ranks, the average of its weights, and its optimizer.
+
+    Args:
+        model: The transformer with its initial weights; some may be frozen. It is changed in place.
+        run: The record of the training.
+        optimizer: Params of the optimizer.
+        ema_decay: Decay of the weight average; None = no average.
+    """
+
+    def __init__(
+        self,
+        model: WanTransformer3DModel,
+        run: Run[Any, Any],
+        optimizer: OptimizerConfig,
+        *,
+        ema_decay: float | None = None,
+    ) -> None:
+        compute = run.compute
+        # The order is fixed: a distributed model cannot be copied, and the optimizer needs the distributed weights.
+        model = for_training(model, compute.gradient_checkpointing, compiled=compute.compile)
+        self.average = None if ema_decay is None else _averaged(model, ema_decay, compute)
+        self.model = _distributed(model, compute, run.precision)
+        self.optimizer = Optimizer(self.model, optimizer, steps=run.config.steps, is_matrix=is_block_matrix)
+
+    @property
+    def frames_per_block(self) -> int | None:
+        """Latent frames in a block of a causal transformer; None = bidirectional."""
+        blocks: int | None = self.model.config.get("frames_per_block")
+        return blocks
+
+    def velocity(self, text: torch.Tensor) -> Velocity:
+        """Return the velocity of the model with its current weights, given prompt embeddings ``text`` [B, L, D]."""
+        return conditional(self.model, text)
+
+    def synchronize(self, wanted: bool) -> None:
+        """Choose whether the backward passes that follow average the gradients over the ranks."""
+        synchronize_gradients(self.model, wanted)
+
+    def step(self, step: int) -> torch.Tensor:
+        """Apply the gradients at training step ``step``, clear them, and update the average.
+
+        Returns:
+            The norm of the gradient before clipping, a scalar.
+
+        Raises:
+            FloatingPointError: A gradient is not finite. No weight was changed.
+        """
+        norm = self.optimizer.step(step)
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        return norm
+
+    def state(self, prefix: str = "") -> dict[str, Stateful]:
+        """Return the weights that are trained, their average and the optimizer, each by its name after ``prefix``."""
+        frozen = any(not parameter.requires_grad for parameter in self.model.parameters())
+        weights: Stateful = Trained(self.model) if frozen else self.model
+        average: dict[str, Stateful] = {} if self.average is None else {f"{prefix}average": self.average}
+        return {f"{prefix}model": weights, **average, f"{prefix}optimizer": self.optimizer}
+
+    def export(self, folder: Path, record: TrainingRecord) -> None:
+        """Save the weight average in diffusers' format with its training record. All ranks must call this method."""
+        assert self.average is not None, "only a model with a weight average is exported"
+        save_whole(self.average.module, folder, record)
+
+
+def load_frozen(folder: Path, run: Run[Any, Any]) -> WanTransformer3DModel:
+    """Load a transformer that is not trained, and distribute it over the ranks as ``run.compute`` says.
+
+    A model that every rank holds whole is kept in ``run.precision``.
+    """
+    return _distributed(load_transformer(folder).requires_grad_(False), run.compute, run.precision)
+
+
+def _averaged(model: WanTransformer3DModel, decay: float, compute: Compute) -> AveragedModel:
+    """Return the weight average of ``model``, which is not yet distributed."""
+    law = get_ema_multi_avg_fn(decay)
+    if not _is_sharded(compute):
+        return AveragedModel(model.to(devices.pick()), multi_avg_fn=law)
+    average = AveragedModel(_empty(model), multi_avg_fn=law)
+    copied: Any = average.module
+    copied.load_state_dict(model.state_dict(), assign=True)  # shared with the model until both are sharded
+    shard(copied, copied.blocks, torch.float32)
+    return average
+
+
+def _distributed(model: WanTransformer3DModel, compute: Compute, precision: devices.Precision) -> WanTransformer3DModel:
+    """Distribute ``model`` over the devices of the ranks, in place, as ``compute`` says.
+
+    The frozen weights of a model that every rank holds whole are kept in ``precision``.
+    """
+    if compute.compile:
+        model.compile_repeated_blocks()
+    if _is_sharded(compute):
+        return shard(model, model.blocks, precision.dtype)
+    to_precision(model.to(devices.pick()), precision.dtype, trains=True)
+    return replicate(model) if any(parameter.requires_grad for parameter in model.parameters()) else model
+
+
+class Trained:
+    """The weights of ``model`` that are trained, for a checkpoint. The frozen ones can be loaded from their file."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Return the weights by name."""
+        return {name: weight.detach() for name, weight in self.weights.items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Restore whole weights; every rank takes its shards of them."""
+        for name, weight in self.weights.items():
+            weight.copy_(part_of(state[name].to(weight.device), weight))
+
+
+def save_whole(model: nn.Module, folder: Path, record: TrainingRecord) -> None:
+    """Save a model in diffusers' format, and its training record.
+
+    The model may be sharded over the ranks. All ranks must call this function; rank 0 writes.
+    """
+    state = whole(model.state_dict())
+    if is_main():
+        plain = _empty(model)
+        plain.load_state_dict(state, assign=True)
+        plain.save_pretrained(folder)
+        write_record(record, folder)
+
+
+def _is_sharded(compute: Compute) -> bool:
+    return compute.shard_weights and world_size() > 1
+
+
+def _empty(model: nn.Module) -> Any:
+    """Return a diffusers model like ``model`` (which may be sharded) without weights, on the meta device."""
+    # FSDP replaces the class of a sharded model by one that is derived from (FSDPModule, the original class).
+    kind: Any = type(model).__mro__[2] if isinstance(model, FSDPModule) else type(model)
+    with init_empty_weights():
+        return kind.from_config(model.config)

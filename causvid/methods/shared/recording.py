@@ -1,0 +1,184 @@
+"""Build the training record of a model from its data, and compare it with the weights that the training starts from."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from causvid.compute.device import Precision
+from causvid.data.stores.latent_store import LatentStore
+from causvid.data.stores.prompt_store import PromptStore
+from causvid.diffusion.schedule import FlowSchedule, ScheduleConfig
+from causvid.record import (
+    FILE,
+    CacheRule,
+    Normalisation,
+    StudentRecord,
+    TeacherRecord,
+    TrainingRecord,
+    has_record,
+    read_record,
+    read_vae_config,
+)
+from causvid.runtime.shapes import LatentShape, VideoShape
+
+STRIDES = {"scale_factor_temporal": 4, "scale_factor_spatial": 8}  # diffusers' defaults for configs without them
+OTHER_VAE = "latents of another VAE (latents_mean and latents_std differ)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clips:
+    """The clips whose latents a model is trained on.
+
+    Attributes:
+        video: Size in pixels, frames and frames per second.
+        latents: Normalisation of the latents; None = unknown.
+    """
+
+    video: VideoShape
+    latents: Normalisation | None
+
+
+def clips_of(section: Callable[[str, Any], Any], latents: Path, *, item: str, vae: Path) -> Clips:
+    """Describe the clips whose latents, or solver states, are in the LMDB ``latents``.
+
+    An LMDB that this run packed has latents of the VAE in ``vae``. A released LMDB does not name its VAE; the
+    normalisation is then that of ``model.vae``.
+
+    Args:
+        section: Function (name, class) that returns a section of the params file.
+        latents: LMDB of rows [F, C, H, W] or [T, F, C, H, W].
+        item: Name of the LMDB in the params section ``pack_lmdb``.
+        vae: Folder of the run's VAE.
+
+    Raises:
+        ValueError: The clips in the LMDB have another size than ``video``, or the run has no VAE.
+    """
+    ours = section(f"pack_lmdb.{item}.source", str) == "ours"
+    config = STRIDES | (read_vae_config(vae) if ours else section("model.vae", dict[str, Any]))
+    video = section("video", VideoShape)
+    in_time, in_space = config["scale_factor_temporal"], config["scale_factor_spatial"]
+    LatentShape.of(video, channels=config["z_dim"], temporal_stride=in_time, spatial_stride=in_space)
+    frames, channels, height, width = LatentStore(latents).metadata["shape"][-4:]
+    for name, ours_is, theirs in (
+        ("video.frames", video.frames, (frames - 1) * in_time + 1),
+        ("video.height", video.height, height * in_space),
+        ("video.width", video.width, width * in_space),
+        ("model.vae.z_dim", config["z_dim"], channels),
+    ):
+        if ours_is != theirs:
+            raise ValueError(f"{name} is {ours_is}; {latents} has {theirs}: pack it again, or set {name} to {theirs}")
+    return Clips(video=video, latents=Normalisation.of(config))
+
+
+def teacher_record(
+    clips: Clips, shift: float, prompts: Path, precision: Precision, frames_per_block: int | None, *, causal: bool
+) -> TeacherRecord:
+    """Build the record of a teacher that is trained on ``clips``.
+
+    Args:
+        clips: The training clips.
+        shift: Shift of the timesteps.
+        prompts: Folder of the prompt embeddings.
+        precision: Precision of the matrix products.
+        frames_per_block: ``model.frames_per_block``.
+        causal: Whether the teacher is causal; a bidirectional one has no blocks.
+
+    Raises:
+        ValueError: A causal teacher has no frames_per_block.
+    """
+    if causal and frames_per_block is None:
+        raise ValueError(
+            "train_teacher.causal is true and model.frames_per_block is null; a causal teacher needs the number of "
+            "latent frames in a block, or set train_teacher.causal to false"
+        )
+    return TeacherRecord(
+        schedule=FlowSchedule(shift=shift),
+        video=clips.video,
+        text_tokens=PromptStore(prompts).tokens,
+        frames_per_block=frames_per_block if causal else None,
+        precision=precision,
+        latents=clips.latents,
+    )
+
+
+def student_record(
+    clips: Clips, schedule: ScheduleConfig, prompts: Path, precision: Precision, frames_per_block: int | None
+) -> StudentRecord:
+    """Build the record of a student that is trained on ``clips``; frames_per_block: None = bidirectional."""
+    return StudentRecord(
+        schedule=schedule,
+        video=clips.video,
+        text_tokens=PromptStore(prompts).tokens,
+        frames_per_block=frames_per_block,
+        precision=precision,
+        latents=clips.latents,
+        cache=None if frames_per_block is None else CacheRule(),
+    )
+
+
+def require_same_training(folder: Path, record: TrainingRecord, *, steps: str) -> None:
+    """Check that the model in ``folder`` can be the teacher, or the initial student, of a model with ``record``.
+
+    Fields that both records have must be equal. The exception is frames_per_block, which may differ for a teacher.
+
+    Args:
+        folder: Folder of a trained transformer.
+        record: Record of the model that is being trained.
+        steps: ``"many"`` for a teacher, ``"few"`` for an initial student.
+
+    Raises:
+        ValueError: Some fields differ, or ``folder`` has no record. The message has both values and the remedy.
+    """
+    theirs = read_record(folder, steps=steps)
+    theirs.require(folder, {name: v for name, v in record.values().items() if name != "model.frames_per_block"})
+    if not _share_latents(theirs, record):
+        raise ValueError(f"{folder} was trained on {OTHER_VAE}; train it again, on the latents of this run")
+
+
+def check_origin(start: Path | None, record: TrainingRecord, *, stage: str, steps: int) -> None:
+    """Compare what initial weights were trained for with ``record``.
+
+    Training may go on at another size or prompt length; stderr then names the differences. Weights that are taken as
+    they are must agree. Weights without a record take the values of ``record``, which are printed.
+
+    Args:
+        start: Folder of the transformer that ``stage``.init names; None if it names none.
+        record: Record of the model that is trained from these weights.
+        stage: Name of the params section.
+        steps: Number of training steps; 0 takes the weights as they are.
+
+    Raises:
+        ValueError: The records differ and ``steps`` is 0.
+    """
+    if start is None:
+        return
+    name = f"{stage}.init is {start}"
+    if not has_record(start):
+        print(
+            f"{name}, which has no {FILE}; its weights are taken to be trained for the values in params.yaml: "
+            f"{record.describe()}",
+            file=sys.stderr,
+        )
+        return
+    theirs = read_record(start)
+    differences = theirs.differences(record.values())
+    if not _share_latents(theirs, record):
+        differences.append(OTHER_VAE)
+    # A causal student may start from a bidirectional teacher.
+    wrong = [it for it in differences if not it.startswith("model.frames_per_block")]
+    if wrong and not steps:
+        raise ValueError(
+            f"{name}, which was trained for {'; '.join(wrong)}, and {stage}.steps is 0: set these values as they "
+            f"were (of the VAE, train_vae.init.folder), or {stage}.steps above 0"
+        )
+    if differences:
+        print(f"{name}, which was trained for {'; '.join(differences)}", file=sys.stderr)
+
+
+def _share_latents(one: TrainingRecord, other: TrainingRecord) -> bool:
+    """Return whether both records have the same normalisation, or one of them has none."""
+    return one.latents is None or other.latents is None or one.latents.is_close(other.latents)

@@ -1,0 +1,69 @@
+"""Finished files: written completely or not at all, and put in place by one rename."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+
+def publish(finished: Path, target: Path) -> None:
+    """Put the file or folder ``finished`` at ``target`` in one rename, its bytes on disk first.
+
+    Across file systems it is copied beside the target before the rename. An existing target is replaced; of a link
+    only the link is, and what it leads to stays.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}.publishing")
+    _remove(beside)
+    try:
+        finished.rename(beside)
+    except OSError:  # another file system
+        _copy(finished, beside)
+        _remove(finished)
+    _fsync(beside)
+    if target.is_dir() or beside.is_dir():
+        _remove(target)  # a folder cannot be renamed over a file, over a link, or over a folder that has files
+    os.replace(beside, target)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` so that ``path`` holds either its old content or all of the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        _fsync(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON with sorted keys, atomically. NaN and infinity are refused with ValueError."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _fsync(path: Path) -> None:
+    for file in [*path.rglob("*"), path] if path.is_dir() else [path]:
+        handle = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target)
+    else:
+        shutil.copy2(source, target)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

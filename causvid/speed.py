@@ -1,0 +1,85 @@
+"""How fast training goes and what memory it takes: for MLflow alone, since no two runs have the same."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from causvid import costs
+from causvid.compute import device as devices
+from causvid.runtime.shapes import BlockLayout, LatentShape
+
+KIBI = 1024  # Linux counts a process's memory in them
+
+
+class Counts(NamedTuple):
+    """Samples, tokens and FLOPs of a training step over all workers; flops None: not counted for this method."""
+
+    samples: int
+    tokens: int
+    flops: float | None
+
+
+def clip_of(
+    config: Mapping[str, Any], shape: Sequence[int], frames_per_block: int | None, text_tokens: int
+) -> costs.Clip:
+    """What passes over latents of ``shape`` (F, C, H, W) cost a transformer of ``config``; None: one block of all."""
+    frames, channels, height, width = shape
+    transformer = costs.Transformer.of(config)
+    return costs.Clip(
+        transformer=transformer,
+        layout=BlockLayout(frames=frames, frames_per_block=frames_per_block or frames),
+        frame_tokens=transformer.tokens(LatentShape(channels=channels, frames=frames, height=height, width=width)),
+        text_tokens=text_tokens,
+    )
+
+
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """What ``device`` could do in a second by its data sheet (a CPU: by its threads); None for one we have none of."""
+    if device.type == "cpu":
+        return torch.get_num_threads() * costs.KINDS[costs.CPU].peak[precision]
+    name = next((kind for kind in costs.KINDS if kind in devices.describe(device)), None)
+    return costs.KINDS[name].peak[precision] if name else None
+
+
+class Speed:
+    """Counts steps. MFU is the share of ``peak_flops`` that their FLOPs are; what is computed again counts once."""
+
+    def __init__(self, precision: str, workers: int) -> None:
+        self.workers, self.device = workers, devices.pick()
+        self.peak = peak_flops(self.device, precision)
+        self._begin()
+
+    def _begin(self) -> None:
+        self.since, self.done, self.counted = time.monotonic(), Counts(0, 0, 0.0), True
+
+    def add(self, counts: Counts) -> None:
+        """One more step is done."""
+        self.counted &= counts.flops is not None
+        before = self.done
+        self.done = Counts(
+            before.samples + counts.samples,
+            before.tokens + counts.tokens,
+            (before.flops or 0.0) + (counts.flops or 0.0),
+        )
+
+    def read(self) -> dict[str, float]:
+        """Rates since the last reading, of all workers together, and the peak memory of this one."""
+        devices.synchronize(self.device)
+        seconds = max(time.monotonic() - self.since, 1e-9)
+        rates = {"speed/samples_per_second": self.done.samples / seconds, "speed/peak_memory_gb": self._memory() / 1e9}
+        if self.done.tokens:
+            rates["speed/tokens_per_second"] = self.done.tokens / seconds
+        if self.peak and self.counted and self.done.flops:
+            rates["speed/mfu"] = self.done.flops / seconds / (self.workers * self.peak)
+            rates["speed/mfu_peak_tflops"] = self.peak / 1e12
+        self._begin()
+        return rates
+
+    def _memory(self) -> int:
+        tensors = devices.peak_memory(self.device)
+        return KIBI * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if tensors is None else tensors

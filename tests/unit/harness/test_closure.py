@@ -1,0 +1,41 @@
+"""The import closure of a stage: what an edit must rerun, and what it must not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from causvid.harness.closure import import_closure
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A stage that reaches three modules, one of them only inside a function, and one neutral one."""
+    files = {
+        "stages/__init__.py": "",
+        "stages/toy.py": "import torch\nfrom causvid.models.net import Net\nimport causvid.harness.tracking\n",
+        "causvid/__init__.py": "",
+        "causvid/models/__init__.py": "",
+        "causvid/models/net.py": "def f():\n    from causvid.models import parts\n    import causvid.runtime.shapes as s\n",
+        "causvid/models/parts.py": "from causvid.models.net import f  # a circle\n",
+        "causvid/models/unused.py": "x = 1\n",
+        "causvid/runtime/shapes.py": '"""from causvid.models import unused"""\n',
+        "causvid/runtime/__init__.py": "",
+        "causvid/harness/tracking.py": "import causvid.models.unused\n",
+    }
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path
+
+
+def test_direct_lazy_and_circular_imports_are_found_neutral_ones_are_not(tree: Path) -> None:
+    closure = import_closure(tree / "stages" / "toy.py", tree)
+    assert closure == {"stages/toy.py", "causvid/models/net.py", "causvid/models/parts.py", "causvid/runtime/shapes.py"}
+
+
+def test_a_package_marker_with_code_counts(tree: Path) -> None:
+    (tree / "causvid" / "models" / "__init__.py").write_text("x = 1\n")
+    assert "causvid/models/__init__.py" in import_closure(tree / "stages" / "toy.py", tree)

@@ -1,0 +1,211 @@
+"""The paths of params.yaml: each is known, counts by its content, and is refused by name where it cannot work."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from causvid.data.pack import PackConfig
+from causvid.data.sources.local import DownloadConfig
+from causvid.evaluation.vbench import EvaluateConfig
+from causvid.harness import inputs
+from causvid.harness.checksums import ABSENT
+from causvid.harness.project import project_root, refuse_unusable, work_root
+from causvid.methods.dmd.config import DmdConfig
+from causvid.methods.ode_init.config import OdeConfig
+from causvid.methods.teacher.config import TeacherConfig
+from causvid.methods.vae.config import VaeConfig
+from causvid.params import PROFILES, ROOT
+from causvid.preparation.prompts import PromptConfig
+
+SECTIONS = {
+    "download": DownloadConfig,
+    "train_vae": VaeConfig,
+    "encode_prompts": PromptConfig,
+    "pack_lmdb": PackConfig,
+    "train_teacher": TeacherConfig,
+    "train_ode_init": OdeConfig,
+    "train_dmd": DmdConfig,
+    "evaluate": EvaluateConfig,
+}
+PIPELINE: dict[str, Any] = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+
+
+def values() -> dict[str, Any]:
+    found: dict[str, Any] = YAML(typ="safe").load(PROFILES / "smoke.yaml")
+    return found
+
+
+def change(params: dict[str, Any], name: str, value: str) -> dict[str, Any]:
+    *parents, last = name.split(".")
+    place = params
+    for key in parents:
+        place = place[key]
+    place[last] = value
+    return params
+
+
+def path_fields(cls: Any, prefix: str) -> list[str]:
+    """Dotted names of the entries of a config that are paths."""
+    found = []
+    for name, kind in typing.get_type_hints(cls).items():
+        if kind is Path:
+            found.append(f"{prefix}.{name}")
+        elif dataclasses.is_dataclass(kind):
+            found += path_fields(kind, f"{prefix}.{name}")
+    return found
+
+
+def test_every_entry_that_is_a_path_is_known() -> None:
+    found = [name for section, cls in SECTIONS.items() for name in path_fields(cls, section)]
+    assert sorted(found) == sorted(inputs.PATHS)
+
+
+@pytest.mark.parametrize("name", [name for name in inputs.PATHS if name not in inputs.COUNTED_BY])
+def test_f2_every_stage_that_reads_a_path_depends_on_its_checksum(name: str) -> None:
+    """In dvc.yaml, whose params say which sections a stage reads."""
+    for stage, stanza in PIPELINE.items():
+        body = stanza.get("do", stanza)
+        reads = inputs.paths_of([key for key in body.get("params", []) if isinstance(key, str)])
+        deps = [dep.replace("${key}", item) for dep in body["deps"] for item in stanza.get("foreach", {"": ""})]
+        assert (f"data/checksums/{name}" in deps) == (name in reads), f"{stage}: {name}"
+
+
+def test_f1_no_command_holds_a_path_of_the_user() -> None:
+    for file in (ROOT / "dvc.yaml", ROOT / "ablation" / "dvc.yaml"):
+        for name, stanza in YAML(typ="safe").load(file)["stages"].items():
+            command = stanza.get("do", stanza)["cmd"]
+            for section in values():
+                assert f"${{{section}" not in command, name
+        paths = {value for name in inputs.PATHS if not inputs.is_output(value := inputs.value_of(values(), name))}
+        assert not [path for path in paths if path in file.read_text()]
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("", "which is no path"),
+        ("a\0b", "which is no path"),
+        ("caf\udce9", "UTF-8 cannot hold it"),
+        ("s3://bucket/videos", "a URL"),
+        ("ds://videos", "a URL"),
+        ("file:///data", "a URL"),
+        ("~/videos", "'~' is not replaced"),
+        ("~someone/videos", "'~' is not replaced"),
+        (".", "holds the project itself"),
+        ("data/..", "holds the project itself"),
+        ("..", "holds the project itself"),
+        ("/", "holds the project itself"),
+        (".dvc/cache", "belongs to DVC itself"),
+        ("weights.dvc", "belongs to DVC itself"),
+        ("dvc.yaml", "a file of DVC's own"),
+        ("ablation/dvc.lock", "a file of DVC's own"),
+    ],
+)
+@pytest.mark.parametrize("name", ["download.folder", "train_vae.init.folder"])
+def test_a_path_that_cannot_work_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, reason: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (problem,) = inputs.path_problems(change(values(), name, value))
+    assert problem.startswith(f"{name} is {value!r}, ")
+    assert reason in problem
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["my videos", "bob's & co", "a;b", "$HOME", "${HOME}", "%41", "a?b", "a#1", "[x]", "{y}", "über", "u\u0308ber",
+     "-lead", "a" * 200, 'quo"te', "back\\slash", "a\nb", "..hidden", "x/../y", "/elsewhere/~x", "a:b"],
+)  # fmt: skip
+def test_any_other_name_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    problems = list(inputs.path_problems(change(values(), "download.folder", value)))
+    assert problems == []
+
+
+def test_a_missing_path_is_absent_or_refused_by_name(tmp_path: Path) -> None:
+    found = inputs.checksums(values(), ["download.captions", "evaluate.vbench_weights"], tmp_path)
+    assert set(found.values()) == {ABSENT}
+    with pytest.raises(ValueError, match=r"train_vae.init.folder is data/inputs/scratch, which does not exist"):
+        inputs.checksums(values(), ["train_vae.init.folder"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    "value", ["data/inputs/mine", "data/inputs/mine/", "./data/inputs/mine", "data//inputs/./mine"]
+)
+def test_f2_every_spelling_of_a_path_counts_by_its_content(tmp_path: Path, value: str) -> None:
+    (tmp_path / "data" / "inputs" / "mine").mkdir(parents=True)
+    (tmp_path / "data" / "inputs" / "mine" / "a.mp4").write_text("video")
+    found = inputs.checksums(change(values(), "download.folder", value), ["download.folder"], tmp_path)
+    assert list(found) == ["data/inputs/mine"]
+    assert found["data/inputs/mine"] != ABSENT
+
+
+def test_an_environment_counts_by_its_lock(tmp_path: Path) -> None:
+    (tmp_path / "requirements").mkdir()
+    lock = tmp_path / "requirements" / "vbench.txt"
+    lock.write_text("vbench==1\n")
+    before = inputs.checksums(values(), ["evaluate.vbench_python"], tmp_path)
+    (tmp_path / ".venvs" / "vbench" / "bin").mkdir(parents=True)
+    (tmp_path / ".venvs" / "vbench" / "bin" / "python").touch()
+    assert inputs.checksums(values(), ["evaluate.vbench_python"], tmp_path) == before
+    lock.write_text("vbench==2\n")
+    assert inputs.checksums(values(), ["evaluate.vbench_python"], tmp_path) != before
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Path:
+    """The folder of an experiment below the project ``tmp_path``."""
+    folder = tmp_path / ".dvc" / "tmp" / "exps" / "tmpabc123"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_f12_an_experiment_belongs_to_its_project(
+    tmp_path: Path, experiment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CAUSVID_WORK_DIR", raising=False)
+    for folder in (experiment, experiment / "ablation"):
+        assert project_root(folder) == tmp_path
+        assert work_root(folder) == tmp_path / ".work"
+    assert project_root(tmp_path) == tmp_path
+    for other in (tmp_path / ".dvc" / "tmp", tmp_path / "exps" / "a", tmp_path / ".dvc" / "tmp" / "exps"):
+        assert project_root(other) == other
+
+
+def test_f12_what_git_does_not_track_is_read_from_the_project(tmp_path: Path, experiment: Path) -> None:
+    theirs = values()
+    found = inputs.located(theirs, experiment)
+    for name, may_be_missing in inputs.PATHS.items():
+        value = inputs.value_of(theirs, name)
+        assert inputs.value_of(found, name) == (str(tmp_path / value) if may_be_missing else value)
+    assert theirs == values()
+    assert inputs.located(theirs, tmp_path) == theirs
+    absolute = change(values(), "download.folder", "/elsewhere/videos")
+    assert inputs.value_of(inputs.located(absolute, experiment), "download.folder") == "/elsewhere/videos"
+
+
+def test_f12_a_key_is_the_same_in_an_experiment(tmp_path: Path, experiment: Path) -> None:
+    (tmp_path / "data" / "inputs" / "videos").mkdir(parents=True)
+    (tmp_path / "data" / "inputs" / "videos" / "a.mp4").write_text("video")
+    names = ["download.folder", "download.captions"]
+    assert inputs.checksums(values(), names, experiment) == inputs.checksums(values(), names, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["{z}", "a{", "}b"])
+def test_a_project_whose_path_dvc_cannot_handle_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="and DVC fails on a path with braces: rename the folder"):
+        refuse_unusable(tmp_path / name)
+
+
+def test_data_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    refuse_unusable(tmp_path)
+    (tmp_path / "data").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"data is a link to .*elsewhere.*dvc cache dir"):
+        refuse_unusable(tmp_path)

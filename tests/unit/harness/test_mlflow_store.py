@@ -1,0 +1,222 @@
+"""The store: its URI in any folder, its creation by several processes at once, and schemas of other versions."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from causvid.harness import mlflow_store
+from causvid.harness.mlflow_store import StoreError, client, own_uri, tracking_uri
+from flows import servers
+from tests.unit.harness.mlflow_server import free_port, kill, serving, start, wait_for
+
+# MLflow's own queries, which SQLAlchemy 2.1 warns about.
+pytestmark = pytest.mark.filterwarnings("ignore:The .*noload.* loader strategy is deprecated")
+
+# A stage as far as MLflow can see, in the folder where it is run.
+STAGE = """\
+import sys
+from pathlib import Path
+from causvid.harness.tracking import Made, child_run
+
+name, root = sys.argv[1], Path.cwd()
+(root / "picture.txt").write_text("kept")
+with child_run(name, "smoke", root, {"seed": 0}, Made(key="k", inputs={}, upstream={}), root / ".work" / name / "k") as it:
+    it.log_metrics({"loss": 0.5}, 1)
+    it.log_artifact(root / "picture.txt", "samples")
+"""
+# Of the report: %41, ?, #, blank, quotes, umlaut, &. The rest are of the same kind.
+NAMES = [
+    "feature%2Fx",
+    "a?b=c&d#e",
+    "100%",
+    "%",
+    "?uri=true",
+    "file:x;y@z",
+    "[h] {i} $HOME",
+    'it\'s "ü"',
+    "back\\slash+é",
+]
+
+
+@pytest.fixture(autouse=True)
+def _own_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("CAUSVID_PARENT_RUN_ID", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(Path(mlflow_store.__file__).parents[2]))
+
+
+def stage(name: str, root: Path) -> subprocess.Popen[str]:
+    (root / "stage.py").write_text(STAGE)
+    command = [sys.executable, "stage.py", name]
+    return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def assert_ended_well(process: subprocess.Popen[str]) -> None:
+    said = process.communicate()
+    assert (process.returncode, said[1] or "") == (0, ""), said
+
+
+def names(root: Path) -> dict[str, str]:
+    """The runs in the store of a project: their status by their name."""
+    api = client(own_uri(root))
+    found = api.search_runs([experiment.experiment_id for experiment in api.search_experiments()])
+    assert len(found) == len({run.info.run_name for run in found}), "a run is there twice"
+    return {run.info.run_name: run.info.status for run in found}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_f9_the_store_is_in_the_project_whatever_its_folders_are_called(
+    name: str, tmp_path: Path, migrated_database: Path
+) -> None:
+    root = tmp_path / name / "project"
+    root.mkdir(parents=True)
+    (root / "mlflow.db").write_bytes(migrated_database.read_bytes())
+    assert_ended_well(stage("download", root))
+    assert names(root) == {"download": "FINISHED"}
+    api = client(own_uri(root))
+    (run,) = api.search_runs([mlflow_store.experiment_id(api, own_uri(root), "smoke", root)])
+    assert [file.path for file in api.list_artifacts(run.info.run_id, "samples")] == ["samples/picture.txt"]
+    (kept,) = (root / "mlruns").rglob("picture.txt")
+    assert kept.read_text() == "kept"
+    assert [path.name for path in tmp_path.iterdir()] == [name], "something is beside the project"
+
+
+def test_f9_a_new_store_and_a_server_in_a_folder_of_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow creates the tables through an ini file, where % has a meaning; its server passes the URI on."""
+    root = tmp_path / "b%41c ?#&'\"ü" / "c%%d"
+    root.mkdir(parents=True)
+    monkeypatch.chdir(root)
+    uri = servers.mlflow_store(os.environ)
+    assert uri == own_uri(root)
+    assert [path.name for path in root.iterdir()] == ["mlflow.db"]
+    port = free_port()
+    artifacts = (root / "mlartifacts").as_uri()
+    with serving(uri, port, "--artifacts-destination", artifacts):
+        api = client(f"http://127.0.0.1:{port}")
+        run_id = api.create_run("0").info.run_id
+        monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        made = api.create_run(api.create_experiment("served")).info.run_id
+        (root / "picture.txt").write_text("kept")
+        api.log_artifact(made, "picture.txt", "samples")
+    assert len(list((root / "mlartifacts").rglob("picture.txt"))) == 1
+    assert client(uri).get_run(run_id).info.status == "RUNNING"
+    assert [path.name for path in tmp_path.iterdir()] == [root.parent.name]
+
+
+def test_the_uri_is_absolute_unless_the_user_names_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert tracking_uri(Path()) == f"sqlite+pysqlite:///{tmp_path.resolve()}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert tracking_uri(Path()) == "http://127.0.0.1:5000"
+
+
+@pytest.mark.parametrize("beside", ["stage", "flow", "command", "server"])
+def test_f8_two_first_users_of_a_store_both_succeed(
+    beside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two stages by hand; a stage beside a flow that ends, beside ``make ui``, and beside MLflow's own server."""
+    monkeypatch.chdir(tmp_path)
+    expected = {"download": "FINISHED"}
+    with _beside(beside, tmp_path) as other:
+        first = stage("download", tmp_path)
+        if beside == "stage":
+            expected |= {"resample": "FINISHED"}
+        assert_ended_well(first)
+        if other is not None:
+            assert_ended_well(other)
+    assert names(tmp_path) == expected
+    left = {path.name for path in tmp_path.glob("mlflow.db*")}
+    assert left == {"mlflow.db"}
+
+
+@contextmanager
+def _beside(kind: str, root: Path) -> Iterator[subprocess.Popen[str] | None]:
+    if kind == "server":  # which is to live, too
+        port = free_port()
+        server = start(own_uri(root), port)
+        try:
+            yield None
+            wait_for(server, port)
+        finally:
+            kill(server)
+        return
+    if kind == "stage":
+        process = stage("resample", root)
+    elif kind == "command":
+        process = subprocess.Popen([sys.executable, "-m", "causvid.harness.mlflow_store"], cwd=root, text=True)
+    else:
+        outbox = [sys.executable, "-m", "causvid.harness.outbox"]
+        begin = [*outbox, "begin", "--name", "distill", "--profile", "smoke", "--tags", "{}"]
+        token = subprocess.run(begin, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+        end = [*outbox, "end", "--token", token, "--status", "FINISHED"]
+        process = subprocess.Popen(end, cwd=root, text=True)
+    yield process
+
+
+def test_f8_tables_that_another_process_is_creating_are_waited_for(tmp_path: Path, migrated_database: Path) -> None:
+    """An empty file, as MLflow's server leaves it for a moment, then an unfinished schema, then the whole one."""
+    path, whole = tmp_path / "mlflow.db", migrated_database.read_bytes()
+    path.touch()
+    parts = [with_schema(tmp_path / "part", migrated_database, "451aebb31d03", drop="logged_models"), whole]
+
+    def create() -> None:
+        for content in parts:
+            time.sleep(1)
+            path.with_name("next").write_bytes(content)
+            path.with_name("next").replace(path)
+
+    creator = threading.Thread(target=create)
+    creator.start()
+    found = client(mlflow_store.sqlite_uri(path)).search_experiments()
+    creator.join()
+    assert [it.name for it in found] == ["Default"]
+    assert path.read_bytes() == whole
+
+
+def test_f8_a_file_that_was_left_empty_is_used(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    path.touch()
+    leave_alone(path)
+    assert [it.name for it in client(mlflow_store.sqlite_uri(path)).search_experiments()] == ["Default"]
+
+
+def leave_alone(path: Path) -> None:
+    """Nobody has written to it of late."""
+    before = time.time() - 2 * mlflow_store.BEING_MADE
+    os.utime(path, (before, before))
+
+
+def with_schema(path: Path, source: Path, version: str, drop: str | None = None) -> bytes:
+    """The content of a store of another version of MLflow, which it leaves in ``path``."""
+    path.write_bytes(source.read_bytes())
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("update alembic_version set version_num = ?", (version,))
+        if drop:
+            database.execute(f"drop table {drop}")
+    leave_alone(path)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("version", "drop"),
+    [("451aebb31d03", "logged_models"), ("451aebb31d03", "webhooks"), ("451aebb31d03", None), ("ffffffffffff", None)],
+)
+def test_f7_a_store_of_another_version_is_left_as_it_is(
+    version: str, drop: str | None, tmp_path: Path, migrated_database: Path
+) -> None:
+    """MLflow would upgrade an older one that lacks a table: it takes it for a store that is to be created."""
+    path = tmp_path / "mlflow.db"
+    before = with_schema(path, migrated_database, version, drop)
+    with pytest.raises(StoreError, match=rf"mlflow.db has schema {version}, .*mlflow db upgrade"):
+        client(mlflow_store.sqlite_uri(path))
+    assert path.read_bytes() == before

@@ -1,0 +1,54 @@
+"""What progress says in a log, and that it never says anything false."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from causvid.harness import progress as module
+from causvid.harness.progress import meter, progress
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that pass between two looks at the clock (all of them, until changed)."""
+    step, now = [3.0], [0.0]
+
+    def tick() -> float:
+        now[0] += step[0]
+        return now[0]
+
+    monkeypatch.setattr(module.time, "monotonic", tick)
+    return step
+
+
+def test_items_come_through_and_lines_come_every_few_seconds(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert list(progress("abcdefg", total=10, initial=3, what="encode")) == list("abcdefg")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["encode: 5/10, 15 s left", "encode: 7/10, 9 s left", "encode: 9/10, 3 s left"]
+
+
+def test_fast_work_says_nothing(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    clock[0] = 0.001
+    list(progress(range(50), total=50, what="pack"))
+    assert capsys.readouterr().err == ""
+
+
+def test_an_error_in_the_work_passes(capsys: pytest.CaptureFixture[str]) -> None:
+    def broken() -> Iterator[int]:
+        yield 1
+        raise KeyError("lost")
+
+    with pytest.raises(KeyError):
+        list(progress(broken(), total=2, what="x"))
+
+
+def test_bytes_are_said_in_units(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with meter(total=3 * 10**9, what="Fish.tar", initial=10**9, unit="B") as done:
+        done.update(0)
+        done.update(500_000_000)
+        done.update(1_500_000_000)
+    assert capsys.readouterr().err.splitlines() == ["Fish.tar: 1.50GB/3.00GB, 18 s left"]

@@ -1,0 +1,61 @@
+"""dvc.lock: digests of outs, and the keys of the stages upstream."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from causvid.harness import recorded
+
+LOCK = """\
+stages:
+  clips:
+    deps: [{path: in.txt, md5: a}]
+    outs: [{path: data/clips, md5: b.dir}, {path: reports/clips/metrics.json, md5: c}]
+  other:
+    outs: [{path: data/clips_too, md5: d.dir}, {path: reports/other/metrics.json, md5: e}]
+  sample@dmd:
+    deps: [{path: data/clips, md5: b.dir}]
+    outs: [{path: data/samples/dmd, md5: f.dir}]
+  evaluate@dmd:
+    deps: [{path: data/samples/dmd, md5: f.dir}]
+    outs: [{path: reports/evaluate/dmd.json, md5: g}]
+"""
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "dvc.lock").write_text(LOCK)
+    for name, key in (("clips/metrics", "k1"), ("other/metrics", "k2"), ("evaluate/dmd", "k3")):
+        path = tmp_path / "reports" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"key": key, "n": 1}))
+    return tmp_path
+
+
+def test_digests_by_path(root: Path) -> None:
+    found = recorded.digests(recorded.read_lock(root))
+    assert (found["data/clips"], found["reports/evaluate/dmd.json"]) == ("b.dir", "g")
+    assert "in.txt" not in found  # nobody's out
+
+
+@pytest.mark.parametrize(
+    ("read", "stages"),
+    [
+        ("in.txt", {}),
+        ("data/clips", {"clips": "k1"}),
+        ("data/clips_too", {"other": "k2"}),  # a name that begins like another's
+        ("data/samples/dmd/rollouts", {"clips": "k1"}),  # a part of an out; sample@dmd has no key to tell
+        ("reports/evaluate", {"clips": "k1", "evaluate@dmd": "k3"}),  # a folder of outs
+    ],
+)
+def test_upstream_of_an_input(root: Path, read: str, stages: dict[str, str]) -> None:
+    assert recorded.upstream(recorded.read_lock(root), [Path(read)], root) == stages
+
+
+def test_without_a_lock_nothing_is_known(tmp_path: Path) -> None:
+    assert recorded.read_lock(tmp_path) == {}
+    (tmp_path / "dvc.lock").write_text("")
+    assert recorded.read_lock(tmp_path) == {}

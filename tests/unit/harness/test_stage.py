@@ -1,0 +1,218 @@
+"""A stage's frame: its key, its metrics, and one sentence instead of a traceback for what a user can mend."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import importlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import stages
+from causvid import params as params_file
+from causvid.harness import mlflow_store, stage
+from causvid.harness.stage import StageRun, stage_run
+from causvid.runtime.shapes import VideoShape
+
+# MLflow's own queries, which SQLAlchemy 2.1 warns about.
+pytestmark = pytest.mark.filterwarnings("ignore:The .*noload.* loader strategy is deprecated")
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlflow_uri: str) -> Path:
+    """The root of a project with the smoke params, one stage and one input."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_STAGE", raising=False)
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / "toy.py").write_text("x = 1\n")
+    (tmp_path / "in").write_text("input")
+    params_file.use("smoke", tmp_path / "params.yaml")
+    return tmp_path
+
+
+def run_stage(body: Callable[[StageRun], None], **changes: Any) -> None:
+    asked: dict[str, Any] = {
+        "params": Path("params.yaml"),
+        "reads": ("seed", "video", "sample.crf"),
+        "inputs": (Path("in"),),
+        "metrics": Path("reports/toy/metrics.json"),
+        **changes,
+    }
+    with stage_run("toy", **asked) as run:
+        body(run)
+
+
+def last_run(uri: str) -> Any:
+    api = mlflow_store.client(uri)
+    experiment = api.get_experiment_by_name("causvid/smoke")
+    assert experiment is not None
+    return next(r for r in api.search_runs([experiment.experiment_id]) if r.info.run_name != "repro")
+
+
+def test_a_stage_reads_its_sections_publishes_and_reports(project: Path, mlflow_uri: str) -> None:
+    def body(run: StageRun) -> None:
+        assert run.section("video", VideoShape) == VideoShape(height=32, width=32, frames=21, fps=8)
+        assert run.section("sample.crf", int) == 10
+        assert run.compute.workers == 1
+        (run.work / "out").write_text("made")
+        run.publish(run.work / "out", Path("data/out"))
+        run.report({"clips": 3, "note": "words are for the file"})
+        run.report({"psnr_db": 20.5})
+
+    run_stage(body, item="dmd")
+    assert (project / "data" / "out").read_text() == "made"
+    metrics = json.loads((project / "reports" / "toy" / "metrics.json").read_text())
+    key = metrics.pop("key")
+    assert metrics == {"clips": 3, "note": "words are for the file", "psnr_db": 20.5}
+    assert (project / ".work" / "toy" / key).is_dir()
+    run = last_run(mlflow_uri)
+    assert run.info.run_name == run.data.tags["dvc_stage"] == "toy@dmd"
+    assert run.data.tags["key"] == key
+    assert {"clips": 3.0, "psnr_db": 20.5}.items() <= run.data.metrics.items()
+    assert run.data.metrics["stage_seconds"] > 0
+    assert run.data.params["video.fps"] == "8"
+
+
+def test_the_same_stage_finds_its_work_again_and_a_changed_one_does_not(project: Path) -> None:
+    keys = []
+
+    def body(run: StageRun) -> None:
+        keys.append(run.origin.key)
+
+    run_stage(body)
+    run_stage(body)
+    run_stage(body, item="other")
+    text = Path("params.yaml").read_text(encoding="utf-8")
+    Path("params.yaml").write_text(text.replace("workers: 1", "workers: 2"), encoding="utf-8")
+    run_stage(body)  # compute is in no key
+    Path("params.yaml").write_text(text.replace("  fps: 8", "  fps: 9"), encoding="utf-8")
+    run_stage(body)
+    assert keys[0] == keys[1] == keys[3]
+    assert len(set(keys)) == 3
+
+
+def test_garbage_is_collected_rarely_while_a_stage_imports_and_as_usual_at_work(project: Path) -> None:
+    before, found = gc.get_threshold(), list[tuple[int, int, int]]()
+    try:
+        gc.set_threshold(700, 10, 10)
+        importlib.reload(stages)
+        assert gc.get_threshold()[0] >= 10_000
+        run_stage(lambda run: found.append(gc.get_threshold()))
+    finally:
+        gc.set_threshold(*before)
+    assert found == [(700, 10, 10)]
+
+
+def test_an_undeclared_section_is_our_mistake(project: Path) -> None:
+    with pytest.raises(AssertionError, match="toy reads schedule without declaring it"):
+        run_stage(lambda run: run.section("schedule", dict))
+
+
+def raising(error: BaseException) -> Callable[[StageRun], None]:
+    def body(_: StageRun) -> None:
+        raise error
+
+    return body
+
+
+def assert_one_sentence(stop: pytest.ExceptionInfo[SystemExit], words: str) -> None:
+    """What a shell sees of ``sys.exit(sentence)``: the sentence, exit code 1, no traceback."""
+    assert isinstance(stop.value.code, str)
+    assert stop.value.code.startswith("toy: ")
+    assert words in stop.value.code
+    assert "\n" not in stop.value.code.strip()
+
+
+def test_what_dvc_has_recorded_counts_when_dvc_runs_the_stage(
+    project: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = "stages:\n  before:\n    outs:\n    - {{path: in, md5: {}}}\n    - {{path: before.json, md5: b}}\n"
+    (project / "before.json").write_text('{"key": "k0"}')
+
+    def key() -> str:
+        run_stage(lambda run: None)
+        return str(json.loads((project / "reports/toy/metrics.json").read_text())["key"])
+
+    monkeypatch.setattr(stage, "_die_with_parent", lambda: None)
+    by_hand = key()
+    (project / "dvc.lock").write_text(lock.format("aa"))
+    assert key() == by_hand  # the content counts
+    assert last_run(mlflow_uri).data.tags["upstream"] == "{}"
+    monkeypatch.setenv("DVC_STAGE", "toy")
+    under_dvc = key()
+    assert json.loads(last_run(mlflow_uri).data.tags["upstream"]) == {"before": "k0"}
+    (project / "in").write_text("other")
+    assert key() == under_dvc
+    (project / "dvc.lock").write_text(lock.format("bb"))
+    assert key() != under_dvc
+
+
+def test_what_a_user_can_mend_is_one_sentence(project: Path, mlflow_uri: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run_stage(raising(ValueError("video.frames is 20; use 17 or 21")))
+    assert_one_sentence(stop, "video.frames is 20; use 17 or 21")
+    assert not Path("reports").exists()
+    assert last_run(mlflow_uri).info.status == "FAILED"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        # What the libraries that write most of our bytes raise on a full disk (measured on a 1 MB file system).
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
+        type("SafetensorError", (Exception,), {})(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        ),
+        type("DiskError", (Exception,), {})("mdb_txn_commit: No space left on device"),
+        type("Error", (Exception,), {})("mdb_txn_commit: Input/output error"),
+    ],
+    ids=["errno", "quota", "torch.save", "safetensors", "lmdb", "lmdb, a short write"],
+)
+def test_a_full_disk_is_one_sentence(project: Path, error: Exception) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run_stage(raising(error))
+    assert_one_sentence(stop, "the disk is full")
+    assert "run the same command again" in str(stop.value.code)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EACCES, "Permission denied"), RuntimeError("ours"), FloatingPointError("nan")]
+)
+def test_other_errors_keep_their_traceback(project: Path, error: Exception) -> None:
+    with pytest.raises(type(error)):
+        run_stage(raising(error))
+
+
+def test_the_same_stage_twice_at_once_is_one_sentence(project: Path) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run_stage(lambda _: run_stage(raising(RuntimeError("never reached"))))
+    assert_one_sentence(stop, "another process does the same work")
+
+
+def test_a_wrong_key_stops_the_stage_before_it_begins(project: Path) -> None:
+    text = Path("params.yaml").read_text(encoding="utf-8")
+    Path("params.yaml").write_text(text.replace("  fps: 8", "  fpz: 8"), encoding="utf-8")
+    with pytest.raises(SystemExit) as stop:
+        run_stage(raising(RuntimeError("never reached")))
+    assert_one_sentence(stop, "missing key video.fps; unknown key video.fpz")
+    assert not (project / ".work").exists()
+
+
+def test_a_missing_key_of_a_free_form_section_is_named(project: Path) -> None:
+    text = Path("params.yaml").read_text(encoding="utf-8")
+    Path("params.yaml").write_text(text.replace("    scale_factor_spatial: 8\n", ""), encoding="utf-8")
+    with pytest.raises(SystemExit) as stop:
+        run_stage(raising(RuntimeError("never reached")), reads=("model.vae.scale_factor_spatial",))
+    assert_one_sentence(stop, "model.vae.scale_factor_spatial")
+
+
+def test_numbers_that_are_none_are_refused_in_metrics(project: Path) -> None:
+    with pytest.raises(SystemExit):
+        run_stage(lambda run: run.report({"psnr_db": float("nan")}))
+    assert not Path("reports").exists()

@@ -1,0 +1,394 @@
+"""What MLflow is told: experiments, parents, children, tags."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from causvid.harness import machine, tracking
+from causvid.harness.delivery import TOKEN, Delivery
+from causvid.harness.mlflow_store import client
+from causvid.harness.sender import send_waiting
+from causvid.harness.tracking import Made, Tracker, child_run, end_parent, git_tags, start_parent
+
+# MLflow's own queries, which SQLAlchemy 2.1 warns about.
+pytestmark = pytest.mark.filterwarnings("ignore:The .*noload.* loader strategy is deprecated")
+
+
+class FakeProcess:
+    """A process of the tree above a stage."""
+
+    def __init__(self, pid: int, command: list[str]) -> None:
+        self.pid, self.command = pid, command
+
+    def cmdline(self) -> list[str]:
+        return self.command
+
+    def create_time(self) -> float:
+        return 1000.0 + self.pid
+
+
+def under(monkeypatch: pytest.MonkeyPatch, *above: FakeProcess) -> None:
+    """Let the stages of this test run below these processes, the nearest first."""
+
+    class Here:
+        def parents(self) -> list[FakeProcess]:
+            return list(above)
+
+    monkeypatch.setattr(tracking.psutil, "Process", Here)
+
+
+MADE = Made(key="k3y", inputs={}, upstream={})
+DVC = FakeProcess(7, ["/env/bin/python", "/env/bin/dvc", "repro"])
+SHELL = FakeProcess(3, ["/bin/bash", "-c", "make repro"])
+NOT_DVC = FakeProcess(5, ["/bin/bash", "dvc-experiments/run-dvc.sh"])
+
+
+def runs(uri: str, profile: str = "smoke") -> dict[str, list[Any]]:
+    api = client(uri)
+    experiment = api.get_experiment_by_name(f"causvid/{profile}")
+    assert experiment is not None
+    found: dict[str, list[Any]] = {}
+    for run in api.search_runs([experiment.experiment_id]):
+        found.setdefault(run.info.run_name, []).append(run)
+    return found
+
+
+def run_of(uri: str, tracker: Tracker) -> Any:
+    """The one run of a stage's tracker."""
+    api = client(uri)
+    everywhere = [experiment.experiment_id for experiment in api.search_experiments()]
+    (run,) = api.search_runs(everywhere, f"tags.{TOKEN} = '{tracker.journal.folder.name}'")
+    return run
+
+
+def points(uri: str, tracker: Tracker, name: str) -> list[tuple[int, float]]:
+    """The history of a metric."""
+    return [(m.step, m.value) for m in client(uri).get_metric_history(run_of(uri, tracker).info.run_id, name)]
+
+
+def test_a_child_records_its_stage_params_and_metrics(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under(monkeypatch, NOT_DVC, SHELL)
+    params = {"seed": 0, "video": {"fps": 8}, "long": "x" * 9000}
+    with child_run("sample@dmd", "smoke", tmp_path, params, MADE, tmp_path) as tracker:
+        tracker.log_metrics({"loss": 2.0}, 1)
+        pickle.loads(pickle.dumps(tracker)).log_metrics({"loss": 0.5}, 2)  # as a Ray worker does
+    (run,) = runs(mlflow_uri)["sample@dmd"]
+    assert (run.data.tags["dvc_stage"], run.data.tags["key"]) == ("sample@dmd", "k3y")
+    assert "mlflow.parentRunId" not in run.data.tags  # nobody above is dvc
+    assert run.data.params["seed"] == "0"
+    assert run.data.params["video.fps"] == "8"
+    assert len(run.data.params["long"]) == tracking.VALUE_LIMIT
+    assert run.info.status == "FINISHED"
+    assert points(mlflow_uri, tracker, "loss") == [(1, 2.0), (2, 0.5)]
+    assert not tracker.journal.exists, "MLflow has all of it"
+
+
+def test_an_artifact_is_kept(mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    under(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "0.mp4").write_bytes(b"video")
+    with child_run("sample", "smoke", tmp_path, {}, MADE, tmp_path) as tracker:
+        tracker.log_artifact(tmp_path / "0.mp4", "samples")
+        (tmp_path / "0.mp4").write_bytes(b"changed since")
+    run_id = run_of(mlflow_uri, tracker).info.run_id
+    assert [f.path for f in client(mlflow_uri).list_artifacts(run_id, "samples")] == ["samples/0.mp4"]
+    assert Path(client(mlflow_uri).download_artifacts(run_id, "samples/0.mp4", tmp_path)).read_bytes() == b"video"
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), SystemExit(1)])
+def test_a_child_that_fails_says_so(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    under(monkeypatch)
+    with pytest.raises(type(error)), child_run("resample", "smoke", tmp_path, {}, MADE, tmp_path):
+        raise error
+    (run,) = runs(mlflow_uri)["resample"]
+    assert run.info.status == "FAILED"
+
+
+def test_stages_of_one_repro_share_a_parent_and_the_next_repro_gets_its_own(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = FakeProcess(9, DVC.command)
+    for process, stage in [(DVC, "download"), (DVC, "resample"), (again, "resample")]:
+        under(monkeypatch, SHELL, process, SHELL)
+        with child_run(stage, "smoke", tmp_path, {}, MADE, tmp_path):
+            pass
+    found = runs(mlflow_uri)
+    parents = {run.data.tags["dvc_process"]: run.info.run_id for run in found["repro"]}
+    assert set(parents) == {"7@1007.00", "9@1009.00"}
+    children = sorted(
+        (run.data.tags["mlflow.parentRunId"], name) for name in ("download", "resample") for run in found[name]
+    )
+    assert children == sorted(
+        [(parents["7@1007.00"], "download"), (parents["7@1007.00"], "resample"), (parents["9@1009.00"], "resample")]
+    )
+    assert {run.info.status for run in found["repro"]} == {"FINISHED"}
+
+
+def test_a_flow_hands_its_parent_down_and_ends_it_itself(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under(monkeypatch, DVC)
+    flow = start_parent("distill", "smoke", tmp_path, {"prefect_run": "abc"})
+    monkeypatch.setenv(tracking.PARENT_VARIABLE, flow)
+    with child_run("download", "smoke", tmp_path, {}, MADE, tmp_path):
+        pass
+    (parent,), (child,) = runs(mlflow_uri)["distill"], runs(mlflow_uri)["download"]
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert (parent.info.status, parent.data.tags["prefect_run"]) == ("RUNNING", "abc")
+    journal = end_parent(flow, "FAILED", "what came of it", tmp_path)
+    (outcome,) = send_waiting(tmp_path)
+    assert (outcome.run_id, outcome.reason) == (parent.info.run_id, None)
+    (parent,) = runs(mlflow_uri)["distill"]
+    assert (parent.info.status, parent.data.tags["mlflow.note.content"]) == ("FAILED", "what came of it")
+    assert not journal.exists
+    assert set(runs(mlflow_uri)) == {"distill", "download"}
+
+
+def test_a_flow_without_a_child_leaves_no_run(mlflow_uri: str, tmp_path: Path) -> None:
+    journal = end_parent(start_parent("distill", "smoke", tmp_path, {}), "FINISHED", "nothing to do", tmp_path)
+    assert [outcome.run_id for outcome in send_waiting(tmp_path)] == [None]
+    assert not journal.exists
+    assert runs(mlflow_uri) == {}
+
+
+def test_a_parent_that_is_no_flow_of_ours_is_taken_as_it_is(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under(monkeypatch, DVC)
+    theirs = client(mlflow_uri).create_run("0", run_name="theirs").info.run_id
+    monkeypatch.setenv(tracking.PARENT_VARIABLE, theirs)
+    with child_run("download", "smoke", tmp_path, {}, MADE, tmp_path):
+        pass
+    (child,) = runs(mlflow_uri)["download"]
+    assert child.data.tags["mlflow.parentRunId"] == theirs
+    assert client(mlflow_uri).get_run(theirs).info.status == "RUNNING"
+
+
+def test_a_child_knows_what_it_is_made_from(mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    under(monkeypatch)
+    md5, sha256 = "0" * 32 + ".dir", "1" * 64
+    made = Made(key="k", inputs={"data/prompts": md5, "in.txt": sha256}, upstream={"download": "a"})
+    with child_run("sample", "smoke", tmp_path, {}, made, tmp_path):
+        pass
+    (run,) = runs(mlflow_uri)["sample"]
+    assert json.loads(run.data.tags["upstream"]) == {"download": "a"}
+    found = {it.dataset.name: {tag.key: tag.value for tag in it.tags} for it in run.inputs.dataset_inputs}
+    assert (found["data/prompts"]["dvc.md5"], found["in.txt"]["sha256"]) == (md5, sha256)
+
+
+def test_results_are_numbers_by_dotted_names_and_lists_are_steps(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under(monkeypatch)
+    windows = [{"velocity": 0.5, "note": "x"}, {"velocity": 0.25}]
+    with child_run("evaluate", "smoke", tmp_path, {}, MADE, tmp_path) as tracker:
+        tracker.log_results({"n": 3, "note": None, "drift": {"judge": windows, "sharpness": [1.0, 2.0]}})
+    history = {name: points(mlflow_uri, tracker, name) for name in run_of(mlflow_uri, tracker).data.metrics}
+    assert history == {
+        "n": [(0, 3.0)],
+        "drift.judge.velocity": [(0, 0.5), (1, 0.25)],
+        "drift.sharpness": [(0, 1.0), (1, 2.0)],
+    }
+
+
+def cut_short(folder: Path) -> Tracker:
+    """The run of a training that was interrupted after two steps."""
+    kept = []
+    with suppress(KeyboardInterrupt), child_run("train_dmd", "smoke", folder, {"a": 1}, MADE, folder) as tracker:
+        kept.append(tracker)
+        for step in (1, 2):
+            tracker.log_metrics({"loss": 1 / step, "speed/steps": 2.0}, step)
+        raise KeyboardInterrupt
+    return kept[0]
+
+
+def test_a_stage_that_was_cut_short_goes_on_in_its_run_below_the_new_parent(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under(monkeypatch, DVC)
+    first = cut_short(tmp_path)
+    assert run_of(mlflow_uri, first).info.status == "FAILED"
+    under(monkeypatch, FakeProcess(9, DVC.command))
+    with child_run("train_dmd", "smoke", tmp_path, {"a": 1}, MADE, tmp_path) as second:
+        Delivery(second.journal, tmp_path)()
+        assert run_of(mlflow_uri, second).info.status == "RUNNING"
+    assert second == first
+    found = runs(mlflow_uri)
+    (run,), parents = found["train_dmd"], {it.data.tags["dvc_process"]: it.info.run_id for it in found["repro"]}
+    assert (run.info.status, run.data.tags["mlflow.parentRunId"]) == ("FINISHED", parents["9@1009.00"])
+    with child_run("train_dmd", "smoke", tmp_path, {"a": 1}, MADE, tmp_path) as third:
+        pass
+    assert third != first, "a stage that finished and is made again has a run of its own"
+
+
+def test_steps_that_are_repeated_after_a_kill_are_one_row_each(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those that the first attempt had not sent, and the last values, which the stage reports as results."""
+    under(monkeypatch)
+    cut_short(tmp_path)
+    with child_run("train_dmd", "smoke", tmp_path, {"a": 1}, MADE, tmp_path) as tracker:
+        for step in (2, 3):
+            tracker.log_metrics({"loss": 1 / step, "speed/steps": 9.0}, step)
+        tracker.log_results({"loss": 1 / 3, "steps": 3})
+        tracker.log_results({"steps": 3})
+    assert points(mlflow_uri, tracker, "loss") == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+    assert points(mlflow_uri, tracker, "speed/steps") == [(1, 2.0), (2, 2.0), (3, 9.0)]
+    assert points(mlflow_uri, tracker, "steps") == [(0, 3.0)]
+
+
+@pytest.mark.parametrize("how", ["deleted", "gone"])
+def test_a_run_that_somebody_deleted_is_made_anew_with_its_whole_curve(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, migrated_database: Path
+) -> None:
+    """On MLflow's page, or with the whole store."""
+    under(monkeypatch)
+    tracker = cut_short(tmp_path)
+    if how == "deleted":
+        client(mlflow_uri).delete_run(run_of(mlflow_uri, tracker).info.run_id)
+    else:
+        (tmp_path / "own.db").write_bytes(migrated_database.read_bytes())
+    with child_run("train_dmd", "smoke", tmp_path, {"a": 1}, MADE, tmp_path) as tracker:
+        tracker.log_metrics({"loss": 0.25}, 3)
+    assert points(mlflow_uri, tracker, "loss") == [(1, 1.0), (2, 0.5), (3, 0.25)]
+
+
+def test_a_stage_that_goes_on_with_another_store_has_a_run_there(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, migrated_database: Path
+) -> None:
+    under(monkeypatch)
+    first = cut_short(tmp_path)
+    (tmp_path / "other.db").write_bytes(migrated_database.read_bytes())
+    other = mlflow_uri.replace("own.db", "other.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", other)
+    with child_run("train_dmd", "smoke", tmp_path, {"a": 1}, MADE, tmp_path) as second:
+        pass
+    assert second != first
+    assert run_of(other, second).info.status == "FINISHED"
+
+
+def test_profiles_have_experiments_of_their_own(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under(monkeypatch)
+    for profile in ("smoke", "laptop"):
+        with child_run("download", profile, tmp_path, {}, MADE, tmp_path):
+            pass
+    assert len(runs(mlflow_uri, "smoke")["download"]) == len(runs(mlflow_uri, "laptop")["download"]) == 1
+
+
+def test_git_tags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert git_tags(tmp_path) == {}
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=t", "-c", "user.email=t@example.org"]
+    (tmp_path / "a").write_text("1")
+    for command in (["init", "-q"], ["add", "a"], ["commit", "-q", "-m", "x"]):
+        subprocess.run([*git, *command], check=True, capture_output=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert git_tags(tmp_path) == {"mlflow.source.git.commit": head, "git_dirty": "false"}
+    (tmp_path / "new").write_text("untracked files are no change")
+    assert git_tags(tmp_path)["git_dirty"] == "false"
+    (tmp_path / "a").write_text("2")
+    assert git_tags(tmp_path)["git_dirty"] == "true"
+
+
+def test_scores_of_an_item_are_of_the_model_that_was_made_for_it(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under(monkeypatch)
+    for key in ("old", "new"):
+        made = Made(key=key, inputs={}, upstream={})
+        with child_run("train_dmd", "smoke", tmp_path, {}, made, tmp_path) as tracker:
+            for _ in range(2):  # a stage that was killed after it had told
+                tracker.log_model("dmd", Path("data/checkpoints/dmd"), key)
+    made = Made(key="k", inputs={}, upstream={"train_dmd": "old", "download": "d"})
+    for stage in ("evaluate@dmd", "evaluate@clips", "report"):
+        with child_run(stage, "smoke", tmp_path, {}, made, tmp_path) as tracker:
+            tracker.log_results({"velocity": 0.5})
+    api = client(mlflow_uri)
+    (old,) = api.search_logged_models(api_experiments(api), "tags.key = 'old'")
+    (new,) = api.search_logged_models(api_experiments(api), "tags.key = 'new'")
+    assert [(metric.key, metric.value) for metric in old.metrics] == [("velocity", 0.5)]
+    assert (old.name, str(old.status), old.tags["path"]) == ("dmd", "READY", "data/checkpoints/dmd")
+    assert not new.metrics
+
+
+def api_experiments(api: Any) -> list[str]:
+    return [experiment.experiment_id for experiment in api.search_experiments()]
+
+
+def test_a_runs_page_says_what_it_is_made_from_and_the_machine_is_watched(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under(monkeypatch)
+    made, stop = Made(key="k3y", inputs={"data/lmdb/latents": "0123456789abcdef"}, upstream={}), threading.Event()
+    with child_run("train_dmd", "smoke", tmp_path, {}, made, tmp_path) as tracker:
+        watcher = threading.Thread(target=machine.watch, args=(tracker.journal, stop, 0.05))
+        watcher.start()
+        while not tracker.journal.sent().offsets:
+            Delivery(tracker.journal, tmp_path)()
+        while sum("system/" in path.read_text() for path in tracker.journal.folder.rglob("*.jsonl")) == 0:
+            time.sleep(0.01)
+        stop.set()
+        watcher.join()
+    run = run_of(mlflow_uri, tracker)
+    assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= run.data.metrics.keys()
+    steps = [step for step, _ in points(mlflow_uri, tracker, "system/cpu_utilization_percentage")]
+    assert len(steps) == len(set(steps))
+    assert "| `data/lmdb/latents` | 01234567 |" in run.data.tags["mlflow.note.content"]
+    assert "dvc repro train_dmd" in run.data.tags["mlflow.note.content"]
+
+
+def test_what_mlflow_refuses_is_a_line_and_the_rest_is_kept(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A server that knows no models, and a name that MLflow does not take."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND
+    from mlflow.tracking import MlflowClient
+
+    def refuse(*_: object, **__: object) -> None:
+        raise MlflowException("no such endpoint", ENDPOINT_NOT_FOUND)
+
+    under(monkeypatch)
+    monkeypatch.setattr(MlflowClient, "search_logged_models", refuse)
+    made = Made(key="k", inputs={}, upstream={"train_dmd": "d"})
+    with child_run("evaluate@dmd", "smoke", tmp_path, {}, made, tmp_path) as tracker:
+        tracker.log_model("dmd", Path("data/checkpoints/dmd"), "k")
+        for step in range(3):
+            tracker.log_metrics({"loss": 0.5}, step)
+            tracker.log_metrics({"two\nlines": 0.5}, step)
+        tracker.log_results({"velocity": 0.25})
+    run = run_of(mlflow_uri, tracker)
+    assert (run.info.status, run.data.metrics["velocity"]) == ("FINISHED", 0.25)
+    assert points(mlflow_uri, tracker, "loss") == [(0, 0.5), (1, 0.5), (2, 0.5)]
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("MLflow refuses")]
+    assert [line.split(" of ")[0] for line in said] == ["MLflow refuses model", "MLflow refuses metrics"]
+
+
+def test_a_machine_that_hides_is_a_line(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mlflow.system_metrics.metrics import network_monitor
+
+    def hidden() -> None:
+        raise AttributeError("no network here")
+
+    under(monkeypatch)
+    monkeypatch.setattr(network_monitor, "NetworkMonitor", hidden)
+    with child_run("resample", "smoke", tmp_path, {}, MADE, tmp_path) as tracker:
+        machine.watch(tracker.journal, threading.Event())
+    assert "the run gets no system metrics: no network here" in capsys.readouterr().err

@@ -1,0 +1,103 @@
+"""The cache is allocated once, written in place, remembers the prompt, and takes nothing that has a gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
+from causvid.wan.transformer.kv_cache import KVCache
+from causvid.wan.transformer.wan import build_transformer, causal_student
+
+
+@pytest.fixture
+def student(transformer_config: dict[str, Any]) -> CausalWanTransformer3DModel:
+    return causal_student(build_transformer(transformer_config, 0), 2).eval()
+
+
+def step(student: CausalWanTransformer3DModel, cache: KVCache, start: int, text: torch.Tensor) -> torch.Tensor:
+    x = torch.randn(1, 4, 2, 4, 4, generator=torch.Generator().manual_seed(start))
+    out: torch.Tensor = student(
+        x,
+        timestep=torch.full((1, 2), 500.0),
+        encoder_hidden_states=text,
+        return_dict=False,
+        kv_cache=cache,
+        start_frame=start,
+    )[0]
+    return out
+
+
+def test_memory_is_the_video_s(student: CausalWanTransformer3DModel) -> None:
+    cache = student.make_kv_cache(batch_size=3, num_frames=6, height=4, width=8)
+    assert len(cache.layers) == 2
+    for layer in cache.layers:
+        assert layer.keys.shape == layer.values.shape == (3, 6 * 2 * 4, 2, 16)
+        assert layer.keys.dtype == torch.float32
+        assert layer.text is None
+
+
+@torch.no_grad()
+def test_calls_write_their_own_tokens_in_place(student: CausalWanTransformer3DModel) -> None:
+    cache, text = student.make_kv_cache(batch_size=1, num_frames=6, height=4, width=4), torch.randn(1, 3, 8)
+    memory = [layer.keys.data_ptr() for layer in cache.layers]
+    step(student, cache, 0, text)
+    first = cache.layers[1].keys.clone()
+    assert first[:, :8].abs().min() > 0
+    assert torch.count_nonzero(first[:, 8:]) == 0
+    step(student, cache, 2, text)
+    assert torch.equal(cache.layers[1].keys[:, :8], first[:, :8])
+    assert cache.layers[1].keys[:, 8:16].abs().min() > 0
+    again = step(student, cache, 2, text)
+    assert torch.equal(step(student, cache, 2, text), again)  # the same start writes over itself
+    assert [layer.keys.data_ptr() for layer in cache.layers] == memory
+
+
+@torch.no_grad()
+def test_a_prompt_is_projected_once_per_cache(student: CausalWanTransformer3DModel) -> None:
+    projected: list[int] = []
+    for block in student.blocks:
+        for name in ("to_k", "to_v"):
+            getattr(block.attn2, name).register_forward_hook(lambda *_: projected.append(1))
+    cache = student.make_kv_cache(batch_size=1, num_frames=6, height=4, width=4)
+    text, other = torch.randn(1, 3, 8), torch.randn(1, 3, 8)
+    outs = [step(student, cache, start, text) for start in (0, 2, 4, 4)]
+    assert len(projected) == 2 * 2  # layers, keys and values
+    assert torch.equal(outs[2], outs[3])
+    fresh = student.make_kv_cache(batch_size=1, num_frames=6, height=4, width=4)
+    assert not torch.allclose(step(student, fresh, 0, other), outs[0], atol=1e-4)
+    assert len(projected) == 4 * 2
+
+
+def test_a_pass_with_gradients_reads_the_cache_and_leaves_it_as_it_is(student: CausalWanTransformer3DModel) -> None:
+    """Neither memory nor prompt is written, so any pass may follow before the backward pass."""
+    cache, text = student.make_kv_cache(batch_size=1, num_frames=6, height=4, width=4), torch.randn(1, 3, 8)
+    assert step(student, cache, 0, text).requires_grad
+    assert all(layer.text is None and not layer.keys.any() and not layer.values.any() for layer in cache.layers)
+    with torch.no_grad():
+        step(student, cache, 0, text)
+        expected = step(student, cache, 2, text)
+    kept = [(layer.keys.clone(), layer.values.clone(), layer.text) for layer in cache.layers]
+    out = step(student, cache, 2, text)
+    assert torch.equal(out, expected)
+    for layer, (keys, values, prompt) in zip(cache.layers, kept, strict=True):
+        assert torch.equal(layer.keys, keys)
+        assert torch.equal(layer.values, values)
+        assert layer.text is prompt
+    with torch.no_grad():
+        step(student, cache, 2, text)
+        step(student, cache, 4, text)
+    out.sum().backward()
+    assert all(parameter.grad is not None for parameter in student.parameters())
+
+
+def test_training_without_a_cache_keeps_none(student: CausalWanTransformer3DModel) -> None:
+    text = torch.randn(1, 3, 8)
+    for scale in (1, -1):  # a kept prompt would answer the second call
+        x = torch.ones(1, 4, 2, 4, 4)
+        out = student(x, timestep=torch.full((1, 2), 500.0), encoder_hidden_states=scale * text, return_dict=False)[0]
+        if scale == 1:
+            first = out
+    assert not torch.allclose(first, out, atol=1e-5)

@@ -12,9 +12,9 @@ from pathlib import Path
 import typer
 
 from causvid import params as params_file
+from causvid.consistency import refuse_problems
 from causvid.harness import inputs
 from causvid.harness.project import refuse_unusable
-from causvid.plan import refuse_problems
 from causvid.runtime import files
 
 

@@ -23,6 +23,7 @@ from causvid.comparison.runs import Compared, Result
 from causvid.data.videos import manifest
 from causvid.harness import mlflow_store
 from causvid.reporting import figures
+from causvid.reporting.published import Published, read_published
 from causvid.reporting.tables import (
     MODELS,
     NOT_MEASURED,
@@ -32,10 +33,8 @@ from causvid.reporting.tables import (
     SETS,
     TRAINED,
     Cell,
-    Published,
     Table,
     number,
-    read_published,
 )
 from causvid.reporting.templates import data_uri, render
 from causvid.runtime.files import write_text

@@ -9,8 +9,8 @@ from pathlib import Path
 PACKAGES = ("causvid", "stages")
 # An edit of these files cannot change the outputs of a stage, and must not rerun days of work.
 NEUTRAL = frozenset(
-    f"causvid/{name}"
-    for name in ("costs.py", "methods/previews.py", "models/causal_wan.py", "params.py", "plan.py", "speed.py")
+    f"causvid/{name}.py"
+    for name in ("consistency", "costs", "methods/previews", "models/causal_wan", "params", "plan", "speed")
 )
 NEUTRAL_FOLDER = "causvid/harness/"
 

@@ -19,11 +19,10 @@ from dataclasses import MISSING, dataclass, field, fields
 from io import StringIO
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 import typer
-from pydantic import Field, PositiveInt
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedSeq
 from ruamel.yaml.representer import RoundTripRepresenter
@@ -31,6 +30,7 @@ from ruamel.yaml.representer import RoundTripRepresenter
 from causvid.compute.parallel import Compute
 from causvid.diffusion.flow import TRAIN_TIMESTEPS
 from causvid.diffusion.schedule import FlowSchedule, ScheduleConfig
+from causvid.interop.released_config import TRAININGS, Released, ReleasedDmd
 from causvid.params import PROFILES, build, read, read_mapping
 from causvid.runtime.files import publish, write_text
 from causvid.runtime.shapes import BlockLayout, LatentShape, VideoShape
@@ -48,74 +48,6 @@ NO_PLACE = {
     "sharding_strategy": _WHOLE,
     "output_path": "no place here: results go below data/ and reports/, as dvc.yaml says",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """The grad flag of a model in training."""
-
-    model: Literal[True]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Frozen:
-    """The grad flag of a model that stays as it is."""
-
-    model: Literal[False]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Released:
-    """What both released trainings read, without the keys of ``NO_PLACE``. Defaults are the released code's.
-
-    denoising_step_list: times, or positions under warp_denoising_step; batch_size: per GPU; log_iters: steps between
-    checkpoints.
-    """
-
-    distillation_loss: Literal["dmd", "ode"]
-    model_name: Literal["wan", "causal_wan"]
-    generator_task: Literal["bidirectional_video", "causal_video"]
-    denoising_step_list: list[int]
-    data_path: str
-    batch_size: PositiveInt
-    lr: Annotated[float, Field(gt=0)]
-    beta1: Annotated[float, Field(ge=0, lt=1)]
-    beta2: Annotated[float, Field(ge=0, lt=1)]
-    log_iters: PositiveInt
-    seed: int
-    mixed_precision: bool
-    gradient_checkpointing: bool
-    generator_grad: Trained
-    generator_ckpt: str | None = None
-    num_frame_per_block: PositiveInt = 1
-    warp_denoising_step: bool = False
-
-    @property
-    def causal(self) -> bool:
-        """Whether the student is causal."""
-        return self.generator_task == "causal_video"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReleasedDmd(Released):
-    """What the released distillation reads. image_or_video_shape: of latents, [B, F, C, H, W]; batch_size is its B."""
-
-    generator_name: Literal["wan", "causal_wan"] | None = None
-    real_score_grad: Frozen
-    fake_score_grad: Trained
-    real_task_type: Literal["bidirectional_video"]
-    fake_task_type: Literal["bidirectional_video"]
-    num_train_timestep: Literal[1000]
-    timestep_shift: Annotated[float, Field(ge=1)] | None = None
-    real_guidance_scale: float
-    denoising_loss_type: Literal["flow"]
-    backward_simulation: bool = True
-    negative_prompt: str
-    dfake_gen_update_ratio: PositiveInt
-    image_or_video_shape: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt, PositiveInt]
-
-
-TRAININGS: dict[str, type[Released]] = {"ode": Released, "dmd": ReleasedDmd}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from causvid.interop.original_checkpoint import check_tensors, fit, read_file
+from causvid.interop.checkpoint_files import check_tensors, read_file
+from causvid.interop.original_checkpoint import fit
 from causvid.wan import text_encoder as saved_text_encoder
 from causvid.wan.vae import vae as saved_vae
 

@@ -14,7 +14,8 @@ from causvid.data.videos import manifest
 from causvid.data.videos.video_reader import read_frames
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.reporting import ablation, figures, tables
-from causvid.reporting.tables import MODELS, SETS, Published, Table
+from causvid.reporting.published import Published, read_published
+from causvid.reporting.tables import MODELS, SETS, Table
 from causvid.reporting.templates import data_uri, render
 from causvid.runtime.shapes import VideoShape
 
@@ -182,7 +183,7 @@ def collect(
         profile=profile,
         video=video,
         schedule=schedule,
-        published=tables.read_published(published),
+        published=read_published(published),
         results=tables.read_results(reports),
         ablation=tables.read_ablation(reports),
         curves={stage: figures.read_curve(path) for stage, path in curves.items() if path.is_file()},

@@ -17,6 +17,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 from typer.testing import CliRunner
 
 from causvid import costs, params, plan
+from causvid.consistency import problems
 from causvid.costs import Transformer
 from causvid.methods.dmd.adapter import with_adapter
 from causvid.plan import Plan
@@ -35,7 +36,7 @@ def wan() -> Plan:
 @pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.stem)
 def test_every_profile_is_consistent(profile: Path) -> None:
     """Sections of the committed profiles agree with each other."""
-    assert list(plan.problems(params.read(profile))) == []
+    assert list(problems(params.read(profile))) == []
 
 
 @pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.stem)

@@ -10,25 +10,18 @@ import hashlib
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import av
-import av.logging
 import numpy as np
-from av.container import InputContainer
-from av.packet import Packet
-from av.stream import Disposition
-from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from causvid.compute.parallel import Compute, map_groups
 from causvid.data.resampling.colour import Colour, Tags, colour_of
-from causvid.data.resampling.containers import demuxer
+from causvid.data.resampling.decoding import open_strictly, packets_of, timed_pictures
 from causvid.data.resampling.deinterlacing import Deinterlacer, Shown, changed, is_interlaced, layout_of
 from causvid.data.resampling.rejection import Rejection
 from causvid.data.resampling.rendering import renderer
@@ -44,7 +37,6 @@ SECONDS_PER_VIDEO = 300.0
 VIDEO_MEMORY = 4 * 2**30  # bytes; 8K with 16 reference frames takes one
 SQUEEZE_LIMIT = Fraction(1, 10)  # how far off the target's aspect a squeezed source may be (the released rule)
 VIDEOS_PER_GROUP = 32  # of one Ray worker: its process costs a second to start
-SILENT_END = Fraction(1, 2)  # seconds a container may announce beyond its last packet
 
 Picture = TypeVar("Picture")
 Row = dict[str, Any]
@@ -265,8 +257,8 @@ def fit(width: int, height: int, *, pixel_aspect: Fraction, rotation: int, video
 
 def _clip_frames(source: Path, video: VideoShape, config: ResampleConfig) -> tuple[NDArray[np.uint8], list[str]]:
     """uint8 [F, H, W, 3] of the clip's size, rate and count, and the conversions that they needed."""
-    with _open(source) as (container, stream):
-        packets = _packets(container, stream)
+    with open_strictly(source) as (container, stream):
+        packets = packets_of(container, stream)
         convert = _Converter(stream, video, config)
         whole = Deinterlacer(
             codec=stream.codec_context.name,
@@ -274,7 +266,7 @@ def _clip_frames(source: Path, video: VideoShape, config: ResampleConfig) -> tup
             time_base=stream.time_base or Fraction(1),
             replace=config.interlaced == "deinterlace",
         )
-        timed = whole(_timed_pictures(packets, stream))
+        timed = whole(timed_pictures(packets, stream))
         slack = (stream.time_base or Fraction(0)) / 2
         frames = [convert(p) for p in constant_rate(timed, fps=video.fps, frames=video.frames, slack=slack)]
         for _ in packets:  # the rest is not needed, but a source that was cut short is not to be trusted
@@ -288,7 +280,7 @@ def _clip_frames(source: Path, video: VideoShape, config: ResampleConfig) -> tup
 
 def _is_clip(source: Path, video: VideoShape) -> bool:
     """Whether ``source`` can be taken as it is; decodes all of it when its header says so. Raises Rejection."""
-    with _open(source) as (container, stream):
+    with open_strictly(source) as (container, stream):
         context = stream.codec_context
         if (
             len(container.streams) != 1
@@ -301,7 +293,7 @@ def _is_clip(source: Path, video: VideoShape) -> bool:
         ):
             return False
         header, order = Tags.of(context), context.field_order
-        pictures = list(_timed_pictures(_packets(container, stream), stream))
+        pictures = list(timed_pictures(packets_of(container, stream), stream))
     times = [begins for begins, _, _ in pictures]
     ready = all(
         not picture.rotation and not is_interlaced(picture, order) and colour_of(picture, header).as_written
@@ -365,85 +357,3 @@ class _Converter:
         )
         time_base = self.stream.time_base or Fraction(1)
         self.render = renderer(picture, colour, cut=self.fit.cut, size=self.fit.scale, time_base=time_base)
-
-
-@contextmanager
-def _open(source: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The container and its video stream, to be decoded strictly. What the body decodes badly is a Rejection."""
-    # "file:" and the whitelist keep a name or a header from reaching the network or other files.
-    url, only = f"file:{source.resolve()}", {"protocol_whitelist": "file"}
-    with _complaints() as said:
-        try:
-            container = av.open(url, format=demuxer(source), options=only, metadata_errors="replace")
-        except MemoryError:
-            raise
-        except av.FFmpegError as error:
-            raise Rejection("unreadable", f"the file cannot be opened: {error.strerror}") from error
-        with container:
-            shown = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-            if not shown:
-                raise Rejection("no_video_stream", "the file holds no video, only other streams")
-            if shown[0].codec_context is None:
-                raise Rejection("unreadable", "its codec is unknown here")
-            shown[0].codec_context.options = {"err_detect": "explode"}
-            shown[0].codec_context.thread_count = 1
-            try:
-                yield container, shown[0]
-            except MemoryError:
-                raise
-            except av.FFmpegError as error:
-                raise Rejection("damaged", f"decoding stopped: {error.strerror}") from error
-    if said:
-        raise Rejection("damaged", f"its decoder complained: {said[0]}")
-
-
-@contextmanager
-def _complaints() -> Iterator[list[str]]:
-    """What FFmpeg says of damage it hides, filled when the body ends: it conceals lost blocks and reports success."""
-    said: list[str] = []
-    before = av.logging.get_level()
-    av.logging.set_level(av.logging.INFO)
-    try:
-        with av.logging.Capture() as lines:
-            yield said
-        said += [text.strip() for level, _, text in lines if level <= av.logging.ERROR or "concealing" in text]
-    finally:
-        av.logging.set_level(before)
-
-
-def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[Any]]:
-    """The packets of ``stream``, to the end of the file. Raises Rejection when the end is missing."""
-    seconds = Fraction(0)
-    for packet in container.demux():
-        if packet.is_corrupt:
-            raise Rejection("damaged", "the file was cut short or a part of it is missing")
-        if packet.pts is not None and packet.time_base is not None:
-            seconds = max(seconds, (packet.pts + (packet.duration or 0)) * packet.time_base)
-        if packet.stream is stream:
-            yield packet
-    # Matroska does not list its packets; a cut there shows in the announced length only, which counts from 0.
-    announced = Fraction(container.duration or 0, av.time_base)
-    if not stream.frames and seconds + SILENT_END < announced:
-        raise Rejection("damaged", f"the file ends at {float(seconds):.1f} of {float(announced):.1f} announced seconds")
-
-
-def _timed_pictures(
-    packets: Iterable[Packet[Any]], stream: VideoStream
-) -> Iterator[tuple[Fraction, Fraction, VideoFrame]]:
-    """Every picture with the times it appears and ends, in seconds after the first. Raises Rejection."""
-    first = latest = None
-    for packet in packets:
-        for picture in packet.decode():
-            assert isinstance(picture, VideoFrame)
-            if picture.is_corrupt:
-                raise Rejection("damaged", "a part of the picture is missing")
-            if picture.time is None or picture.pts is None or picture.time_base is None:
-                raise Rejection("damaged", "a picture has no time stamp")
-            begins = picture.pts * picture.time_base
-            first = begins if first is None else first
-            if latest is not None and begins < latest:
-                raise Rejection("damaged", "its time stamps run backwards")
-            latest = begins
-            usual = 1 / stream.guessed_rate if stream.guessed_rate else Fraction(0)
-            lasts = picture.duration * picture.time_base if picture.duration else usual
-            yield begins - first, begins - first + lasts, picture

@@ -16,7 +16,8 @@ from causvid.data.videos import manifest
 from causvid.data.videos.video_writer import write_video
 from causvid.harness import mlflow_store, tracking
 from causvid.harness.delivery import TOKEN
-from causvid.reporting.tables import NOT_MEASURED, NOT_RUN, Cell, Table, read_published
+from causvid.reporting.published import read_published
+from causvid.reporting.tables import NOT_MEASURED, NOT_RUN, Cell, Table
 
 # MLflow's own queries, which SQLAlchemy 2.1 warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:The .*noload.* loader strategy is deprecated")

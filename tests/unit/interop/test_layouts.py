@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from causvid.generate.command import app as generate_app
 from causvid.interop import original_checkpoint as original
+from causvid.interop.checkpoint_files import read_file
 from causvid.interop.layouts import foreign_folder, require_known_layout
 from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
 from causvid.wan.transformer.wan import build_transformer, load_transformer
@@ -218,7 +219,7 @@ def test_f11_other_layouts_are_named(name: str, tmp_path: Path) -> None:
 def test_f11_a_link_that_leads_nowhere_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.pt").symlink_to("blobs/0123")
     with pytest.raises(ValueError, match=r"model.pt is a link to blobs/0123, which does not exist"):
-        original.read_file(tmp_path / "model.pt")
+        read_file(tmp_path / "model.pt")
 
 
 @pytest.mark.parametrize("save", [torch.save, save_file])
@@ -310,4 +311,4 @@ def test_f11_a_header_whose_length_looks_like_text_is_no_web_page(tmp_path: Path
     path = tmp_path / "model.safetensors"
     header = b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(length)
     path.write_bytes(length.to_bytes(8, "little") + header + struct.pack("<f", 1.5))
-    assert original.read_file(path)["w"].tolist() == [1.5]
+    assert read_file(path)["w"].tolist() == [1.5]

@@ -14,7 +14,8 @@ from ruamel.yaml import YAML
 from causvid import params
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.interop import original_config
-from causvid.interop.original_config import NO_PLACE, Released, ReleasedDmd, import_config
+from causvid.interop.original_config import NO_PLACE, import_config
+from causvid.interop.released_config import Released, ReleasedDmd
 from causvid.methods.dmd.config import DmdConfig
 from causvid.methods.ode_init.config import OdeConfig
 

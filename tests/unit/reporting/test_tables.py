@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from causvid.reporting import tables
 from causvid.reporting.ablation import ROWS
+from causvid.reporting.published import read_published
 from causvid.reporting.tables import NOT_MEASURED, Table
 
 
@@ -44,7 +45,7 @@ def test_quality_rows_carry_their_own_numbers(reports: Path) -> None:
 
 def test_what_was_not_measured_is_never_a_number(published: Path) -> None:
     """Without any result every cell of ours says so."""
-    theirs = tables.read_published(published)
+    theirs = read_published(published)
     quality, speed = tables.quality({}), tables.latency({}, theirs)
     assert {cell for row in quality.rows for cell in row[1:]} == {NOT_MEASURED}
     assert {cell for row in speed.rows[:3] for cell in row[1:3]} == {NOT_MEASURED}
@@ -64,7 +65,7 @@ def test_without_a_judge_the_rest_is_still_shown(evaluation: dict[str, Any]) -> 
 
 def test_speed_puts_ratios_beside_the_papers(reports: Path, published: Path) -> None:
     """Our ratio as measured; the paper's computed from its own two rows; citations on what is theirs only."""
-    table = tables.latency(tables.read_results(reports), tables.read_published(published))
+    table = tables.latency(tables.read_results(reports), read_published(published))
     teacher, student, ratio, *theirs = table.rows
     assert teacher == ("teacher, passes over a clip: 40", "2.000", "16.50", "here, CPU, 2 threads")
     assert student[1:3] == ("0.125", "66.00")
@@ -78,7 +79,7 @@ def test_speed_puts_ratios_beside_the_papers(reports: Path, published: Path) -> 
 
 def test_paper_rows_have_ours_of_the_same_kind_beside_them(reports: Path, published: Path) -> None:
     """ODE init beside ODE init, DMD beside DMD; rows of the ablation stand in a table of their own."""
-    table = tables.beside_paper(tables.read_results(reports), tables.read_published(published))
+    table = tables.beside_paper(tables.read_results(reports), read_published(published))
     ode = cells(table, "4 steps, ODE init only")
     assert (ode["temporal"], ode["frame"], ode["text"], ode["ours"]) == ("92.9", "48.1", "25.3", "student, ODE init")
     assert (ode["velocity"], ode["frame PSNR, dB"]) == ("0.450", "26.9")
@@ -89,7 +90,7 @@ def test_paper_rows_have_ours_of_the_same_kind_beside_them(reports: Path, publis
 def test_table_4_has_ours_over_seeds_beside_the_papers(ablated: Path, published: Path) -> None:
     """Each row in its place, seven of ours and six of the paper's."""
     found = tables.read_ablation(ablated)["rollout"]
-    table = tables.table4(found, "rollout", tables.read_published(published))
+    table = tables.table4(found, "rollout", read_published(published))
     assert [row[0] for row in table.rows] == list(ROWS.values())
     assert len({row[1:5] for row in table.rows}) == 7
     ode = cells(table, ROWS["few_step_ode_init_no_teacher"])
@@ -171,7 +172,7 @@ def test_a_published_number_needs_a_source(tmp_path: Path, published: Path) -> N
     path = tmp_path / "published.yaml"
     path.write_text(published.read_text().replace("source: causvid", "source: hearsay", 1))
     with pytest.raises(ValueError, match=r"hearsay.*known: causvid, self_forcing"):
-        tables.read_published(path)
+        read_published(path)
 
 
 @settings(deadline=None)  # the machine may be busy

@@ -323,6 +323,34 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
         return noise.float()
 
 
+def build_pipeline(
+    transformer: WanTransformer3DModel,
+    vae: AutoencoderKLWan,
+    record: TeacherRecord | StudentRecord,
+    schedule: ScheduleConfig,
+    *,
+    text_encoder: UMT5EncoderModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> CausVidPipeline:
+    """Put a pipeline together. Its settings come from the training record.
+
+    Args:
+        transformer: The transformer, a teacher or a student.
+        vae: The VAE of its latents.
+        record: Training record of the transformer, which decides how it samples.
+        schedule: Schedule of a teacher, whose record leaves the solver steps open. A student has its own.
+        text_encoder: The text encoder; without one, the pipeline accepts embeddings only.
+        tokenizer: The tokenizer of the text encoder.
+    """
+    return CausVidPipeline(
+        vae=vae,
+        transformer=transformer,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        **settings(record, schedule),
+    )
+
+
 def load_pipeline(
     checkpoint: Path, vae: Path, record: TeacherRecord | StudentRecord, schedule: ScheduleConfig
 ) -> CausVidPipeline:
@@ -339,10 +367,6 @@ def load_pipeline(
     """
     record.require_vae(checkpoint, vae)
     dtype = record.precision.dtype
-    pipeline = CausVidPipeline(
-        vae=load_vae(vae, dtype),
-        transformer=load_transformer(checkpoint, dtype).eval(),
-        **settings(record, schedule),
-    )
+    pipeline = build_pipeline(load_transformer(checkpoint, dtype).eval(), load_vae(vae, dtype), record, schedule)
     pipeline.to(devices.pick())
     return pipeline

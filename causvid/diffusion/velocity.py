@@ -1,8 +1,9 @@
-"""What losses and samplers ask of a model: the velocity at a noisy video. Text and guidance are bound beforehand."""
+"""The velocity of a model at a noisy video, as losses and samplers need it: with prompt and guidance already bound."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from diffusers import ModelMixin
@@ -13,37 +14,51 @@ from causvid.diffusion.guidance import guide
 Velocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def conditional(model: ModelMixin, text: torch.Tensor) -> Velocity:
-    """The velocity of ``model`` given prompt embeddings ``text`` [B, L, D].
+def conditional(model: ModelMixin, text: torch.Tensor, **cached: Any) -> Velocity:
+    """Bind a model and prompts. This is the only function that calls a transformer.
 
-    A bidirectional model has one time for all frames: given [B, F], it takes the first frame's. A causal one has a time
-    per frame: given [B], all frames have the same.
+    Args:
+        model: A transformer. A bidirectional one has one timestep for all frames: given [B, F], it takes that of the
+            first frame. A causal one has a timestep per frame: given [B], it takes the same for all frames.
+        text: Prompt embeddings [B, L, D].
+        cached: ``kv_cache`` and ``start_frame`` of a causal transformer that sees one block at a time; the block is
+            written into the cache.
+
+    Returns:
+        The velocity as a function of x_t and the timestep. The model computes in the dtype of its matrices, and the
+        velocity has the dtype of x_t.
     """
     is_causal = "frames_per_block" in model.config
 
     def velocity(x_t: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        dtype = model.dtype  # of the matrices; diffusers keeps some parameters in float32
+        dtype = model.dtype  # diffusers keeps some parameters in float32, and does not count them here
         if is_causal:
-            timestep = per_frame(timestep, x_t.shape[2])
+            timestep = _per_frame(timestep, x_t.shape[2])
         elif timestep.ndim == 2:
             timestep = timestep[:, 0]
-        out = model(x_t.to(dtype), timestep=timestep.float(), encoder_hidden_states=text.to(dtype), return_dict=False)[
-            0
-        ]
+        inputs = {"timestep": timestep.float(), "encoder_hidden_states": text.to(dtype), "return_dict": False}
+        (out,) = model(x_t.to(dtype), **inputs, **cached)
         return out.to(x_t.dtype)  # type: ignore[no-any-return]
 
     return velocity
 
 
 def guided(model: ModelMixin, text: torch.Tensor, negative: torch.Tensor, scale: float) -> Velocity:
-    """The guided velocity, both halves in one batch. ``negative`` [1 or B, L, D]; scale 1 needs no second half."""
+    """Bind a model and prompts with classifier-free guidance. Both halves are one batch.
+
+    Args:
+        model: A transformer.
+        text: Prompt embeddings [B, L, D].
+        negative: Embeddings of the negative prompt [1 or B, L, D].
+        scale: Guidance w: uncond + w (cond - uncond). With 1, the model is called without the negative prompt.
+    """
     if scale == 1:
         return conditional(model, text)
     return guide_halves(conditional(model, torch.cat([negative.expand_as(text), text])), scale)
 
 
 def guide_halves(both: Velocity, scale: float) -> Velocity:
-    """The guided velocity of B samples, from one of 2 B: without the prompt, then with it."""
+    """Return the guided velocity of B samples, given that of 2 B samples: first unconditional, then conditional."""
 
     def velocity(x_t: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         uncond, cond = both(torch.cat([x_t, x_t]), torch.cat([timestep, timestep])).chunk(2)
@@ -52,6 +67,6 @@ def guide_halves(both: Velocity, scale: float) -> Velocity:
     return velocity
 
 
-def per_frame(timestep: torch.Tensor, frames: int) -> torch.Tensor:
-    """``timestep`` [B] or [B, F] as [B, F]."""
+def _per_frame(timestep: torch.Tensor, frames: int) -> torch.Tensor:
+    """Return ``timestep`` [B] or [B, F] as [B, F]."""
     return timestep[:, None].expand(-1, frames) if timestep.ndim == 1 else timestep

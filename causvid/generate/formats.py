@@ -22,14 +22,13 @@ from causvid.compute import device as devices
 from causvid.interop.layouts import require_known_layout
 from causvid.interop.original_checkpoint import LAYOUT, load_generator
 from causvid.interop.original_wan import load_components
-from causvid.pipeline import CausVidPipeline
+from causvid.pipeline import CausVidPipeline, build_pipeline
 from causvid.record import (
     FILE,
     SETTINGS,
     StudentRecord,
     has_record,
     read_student,
-    settings,
     student_of_params,
     student_of_settings,
 )
@@ -110,12 +109,8 @@ def _from_diffusers(folder: Path, params: Path | None, precision: devices.Precis
     transformer = load_transformer(folder / "transformer", dtype).eval()
     record = student_of_settings(index, transformer.config.get("frames_per_block"), name=name)
     _require_agreement(folder, record, params)
-    return CausVidPipeline(
-        vae=load_vae(folder / "vae", dtype),
-        transformer=transformer,
-        **_text(folder, dtype),
-        **settings(record, record.schedule),
-    )
+    vae = load_vae(folder / "vae", dtype)
+    return build_pipeline(transformer, vae, record, record.schedule, **_text(folder, dtype))
 
 
 def _from_transformer(
@@ -142,12 +137,8 @@ def _from_transformer(
             f"{record.frames_per_block}: it is no student of that run; use the params file that it was trained with"
         )
     text = beside / "text_encoder"
-    return CausVidPipeline(
-        vae=load_vae(beside / "vae", dtype),
-        transformer=transformer,
-        **_text(text if _is_ours(text) else beside, dtype),
-        **settings(record, record.schedule),
-    )
+    vae = load_vae(beside / "vae", dtype)
+    return build_pipeline(transformer, vae, record, record.schedule, **_text(text if _is_ours(text) else beside, dtype))
 
 
 def _beside(places: Sequence[Path]) -> Path:
@@ -196,12 +187,14 @@ def _from_released(file: Path, params: Path, wan: Path, precision: devices.Preci
                 "profiles/wan-1.3b.yaml"
             )
     parts = load_components(wan, vae_config=model["vae"], text_config=model["text_encoder"], dtype=dtype)
-    return CausVidPipeline(
-        vae=torch.nn.Module.to(parts.vae, dtype),  # diffusers' own prints that nothing needs float32
-        transformer=to_precision(transformer, dtype),
+    vae = torch.nn.Module.to(parts.vae, dtype)  # the method of diffusers warns that nothing needs float32
+    return build_pipeline(
+        to_precision(transformer, dtype),
+        vae,
+        record,
+        record.schedule,
         text_encoder=parts.text_encoder,
         tokenizer=parts.tokenizer,
-        **settings(record, record.schedule),
     )
 
 

@@ -11,8 +11,8 @@ from causvid.compute import device as devices
 from causvid.data.stores.prompt_store import PromptStore
 from causvid.data.videos.video_writer import write_video
 from causvid.methods.shared.networks import Trainee
-from causvid.pipeline import CausVidPipeline
-from causvid.record import StudentRecord, settings
+from causvid.pipeline import CausVidPipeline, build_pipeline
+from causvid.record import StudentRecord
 from causvid.runtime.seeding import generator
 from causvid.training.distributed import is_main
 from causvid.training.run import Run
@@ -70,9 +70,6 @@ class Previews:
 
     def _new_pipeline(self) -> CausVidPipeline:
         """Return the pipeline, which the first preview builds: the VAE takes no memory before."""
-        self.pipeline = CausVidPipeline(
-            vae=load_vae(self.run.inputs["vae"]).to(devices.pick()),
-            transformer=self.model,
-            **settings(self.run.record, self.run.record.schedule),
-        )
+        vae, record = load_vae(self.run.inputs["vae"]).to(devices.pick()), self.run.record
+        self.pipeline = build_pipeline(self.model, vae, record, record.schedule)
         return self.pipeline

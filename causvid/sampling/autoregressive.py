@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 
 from causvid.diffusion.schedule import ScheduleConfig
-from causvid.diffusion.velocity import Velocity, guide_halves, per_frame
+from causvid.diffusion.velocity import Velocity, conditional, guide_halves
 from causvid.runtime.shapes import BlockLayout
 from causvid.sampling.few_step import few_step
 from causvid.sampling.ode_solver import solve_ode
@@ -97,7 +97,7 @@ def _block_by_block(
         if context is not None and start < known:
             finished = context[:, :, start : start + per_block]
         else:
-            finished = denoise(_velocity(model, texts, cache, start), part)
+            finished = denoise(conditional(model, texts, kv_cache=cache, start_frame=start), part)
         yield finished
 
 
@@ -123,7 +123,7 @@ def rollout_with_gradient(
     for start, part in zip(layout.starts(), noise.split(layout.frames_per_block, dim=2), strict=True):
         if blocks:
             _remember(student, text, cache, start - layout.frames_per_block, blocks[-1], schedule)
-        velocity = _velocity(student, text, cache, start)
+        velocity = conditional(student, text, kv_cache=cache, start_frame=start)
         blocks.append(few_step(velocity, part, steps, lambda: draw(layout.frames_per_block)))
     return torch.cat(blocks, dim=2)
 
@@ -167,21 +167,5 @@ def _remember(
 ) -> None:
     """Write the ``finished`` block at latent frame ``start`` into ``cache``, clean, once for each half of ``texts``."""
     clean = torch.full((len(texts),), schedule.context_timestep, device=finished.device)
-    _velocity(student, texts, cache, start)(finished.repeat(len(texts) // len(finished), 1, 1, 1, 1), clean)
-
-
-def _velocity(student: CausalWanTransformer3DModel, text: torch.Tensor, cache: KVCache, start: int) -> Velocity:
-    """The student's velocity of the block at latent frame ``start``, which every call writes into ``cache``.
-
-    Times are [B], one for the block, or [B, k].
-    """
-    dtype = cache.layers[0].keys.dtype
-
-    def velocity(x_t: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        out = student(
-            x_t.to(dtype), timestep=per_frame(timestep, x_t.shape[2]), encoder_hidden_states=text.to(dtype),
-            return_dict=False, kv_cache=cache, start_frame=start,
-        )  # fmt: skip
-        return out[0].to(x_t.dtype)  # type: ignore[no-any-return]
-
-    return velocity
+    write = conditional(student, texts, kv_cache=cache, start_frame=start)
+    write(finished.repeat(len(texts) // len(finished), 1, 1, 1, 1), clean)

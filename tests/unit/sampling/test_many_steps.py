@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from diffusers.configuration_utils import FrozenDict
 
 from causvid.diffusion.guidance import guide
 from causvid.diffusion.schedule import ScheduleConfig
@@ -73,7 +73,7 @@ class _Constant:
     """A causal model whose velocity is its text's first number; it notes what it is shown."""
 
     def __init__(self) -> None:
-        self.config = SimpleNamespace(frames_per_block=2)
+        self.config, self.dtype = FrozenDict(frames_per_block=2), torch.float64
         self.calls: list[tuple[int, torch.Tensor, torch.Tensor]] = []
 
     def make_kv_cache(self, **_: int) -> KVCache:

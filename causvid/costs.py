@@ -1,7 +1,8 @@
-"""What one pass of a model costs, from its config alone: weights, FLOPs, bytes of cache and of activations.
+"""The cost of one forward pass of a model, from its config alone: weights, FLOPs, bytes of cache and activations.
 
-FLOPs are counted: two per multiply-add of every matrix product, convolution and attention score; norms, activations and
-optimiser steps are not. N stands for tokens, d for the transformer's width. Sizes are of diffusers' Wan models.
+FLOPs are counted by hand: two per multiply-add of every matrix product, convolution and attention score. Norms,
+activations and optimizer steps are not counted. N is the number of tokens, d the width of the transformer. The formulas
+are those of diffusers' Wan models; torch's FlopCounterMode, which needs a run, confirms them in a test.
 """
 
 from __future__ import annotations
@@ -16,13 +17,19 @@ from causvid import params
 from causvid.compute.parallel import Checkpointing
 from causvid.runtime.shapes import BlockLayout, LatentShape, VideoShape
 
-# Values a block keeps per token for its backward: about 16 rows of the width (norms, q, k, v, rotated q and k, outputs,
-# the same for cross-attention, residuals) and both sides of the feed-forward's activation.
+# Values per token that a layer keeps for its backward pass: about 16 vectors of the width (norms, q, k, v, rotated q
+# and k, outputs, the same for cross-attention, residuals), and input and output of the feed-forward's activation.
 KEPT_WIDTHS, KEPT_FFN = 16, 2
 
 
 class Accelerator(NamedTuple):
-    """memory in bytes; peak dense FLOP/s by precision; the fraction of it this kind of work reaches."""
+    """A kind of accelerator.
+
+    Attributes:
+        memory: Bytes.
+        peak: Peak dense FLOP/s by precision.
+        achieved: Fraction of the peak that training reaches.
+    """
 
     memory: float
     peak: Mapping[str, float]
@@ -41,30 +48,33 @@ KINDS = {
 
 
 class Flops(NamedTuple):
-    """Work of one forward: matrix products with weights, and attention (scores and their weighted sums)."""
+    """FLOPs of a forward pass: matrix products with weights, and attention (scores and their weighted sums)."""
 
     linear: float
     attention: float
 
     @property
     def forward(self) -> float:
-        """One forward."""
+        """FLOPs of the forward pass."""
         return self.linear + self.attention
 
     @property
     def backward(self) -> float:
-        """Twice the linear part (inputs and weights); 2.5 times attention, whose scores are made again."""
+        """FLOPs of the backward pass.
+
+        The linear part counts twice (for inputs and weights), attention 2.5 times (scores are recomputed).
+        """
         return 2 * self.linear + 2.5 * self.attention
 
     @property
     def training(self) -> float:
-        """Forward and backward, nothing computed twice."""
+        """FLOPs of forward and backward pass without activation checkpointing."""
         return self.forward + self.backward
 
 
 @dataclass(frozen=True, kw_only=True)
 class Transformer:
-    """Costs of diffusers' WanTransformer3DModel by its config (params ``model.transformer``)."""
+    """Cost of diffusers' WanTransformer3DModel, from its config (params section ``model.transformer``)."""
 
     patch_size: tuple[int, int, int]
     num_attention_heads: int
@@ -78,13 +88,13 @@ class Transformer:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Transformer:
-        """From the params section, whose other keys cost nothing."""
+        """Build the cost from a config. Other keys of the config do not change the cost."""
         names = [name for name in cls.__dataclass_fields__ if name in config]
         return params.build(cls, {name: config[name] for name in names}, name="model.transformer")
 
     @property
     def width(self) -> int:
-        """Hidden size d."""
+        """Width d of the hidden states."""
         return self.num_attention_heads * self.attention_head_dim
 
     @property
@@ -99,28 +109,38 @@ class Transformer:
         return self.num_layers * layer + text + time + head + self.in_channels * patch * d + d
 
     def adapter_parameters(self, rank: int) -> int:
-        """Weights of a LoRA adapter of ``rank`` on every matrix of the layers: both attentions and the feed-forward."""
+        """Return the weights of a LoRA adapter of ``rank`` on the matrices of both attentions and the feed-forward."""
         d = self.width
         return self.num_layers * rank * (2 * 4 * 2 * d + 2 * (d + self.ffn_dim))
 
     def adapter(self, tokens: int, text_tokens: int, rank: int) -> float:
-        """FLOPs of one forward of such an adapter; the prompt passes those of its keys and values."""
+        """Return the FLOPs of one forward pass of such an adapter.
+
+        The prompt passes the adapters of its keys and values.
+        """
         text_weights = self.num_layers * rank * 2 * 2 * self.width
         return 2.0 * (tokens * (self.adapter_parameters(rank) - text_weights) + text_tokens * text_weights)
 
     def tokens(self, latent: LatentShape) -> int:
-        """Tokens of one latent frame."""
+        """Return the tokens of one latent frame."""
         return latent.height // self.patch_size[1] * (latent.width // self.patch_size[2])
 
     def linear_per_token(self) -> int:
-        """Matrix products of one video token in all layers: q, k, v, o; cross q, o; feed-forward."""
+        """Return the FLOPs of the matrix products of one video token in all layers.
+
+        These are q, k, v and o, q and o of the cross-attention, and the feed-forward.
+        """
         d = self.width
         return self.num_layers * 2 * (4 * d * d + 2 * d * d + 2 * d * self.ffn_dim)
 
     def forward(self, queries: int, pairs: int, text_tokens: int, text_cached: bool = False) -> Flops:
-        """``queries`` video tokens that make ``pairs`` query-key pairs in self-attention, once each in every layer.
+        """Return the FLOPs of a forward pass.
 
-        ``text_cached``: keys and values of the prompt are there from an earlier pass.
+        Args:
+            queries: Video tokens.
+            pairs: Query-key pairs of the self-attention of one layer.
+            text_tokens: Tokens of the prompt.
+            text_cached: Whether keys and values of the prompt are known from an earlier pass.
         """
         d, patch = self.width, math.prod(self.patch_size)
         ends = 2 * queries * patch * d * (self.in_channels + self.out_channels)
@@ -129,20 +149,25 @@ class Transformer:
         return Flops(queries * self.linear_per_token() + ends + (0 if text_cached else text), scores)
 
     def bidirectional(self, tokens: int, text_tokens: int) -> Flops:
-        """A clip in which every token sees every other."""
+        """Return the FLOPs for a clip in which every token attends to every other."""
         return self.forward(tokens, tokens * tokens, text_tokens)
 
     def causal(self, block_tokens: int, blocks: int, text_tokens: int) -> Flops:
-        """A clip of blocks that see themselves and what came before (CausVid sec. 4.1): N^2 (1 + 2 + ... + blocks)."""
+        """Return the FLOPs for a clip whose blocks attend to themselves and earlier blocks (CausVid sec. 4.1).
+
+        The pairs are N^2 (1 + 2 + ... + blocks) with N tokens in a block.
+        """
         return self.forward(block_tokens * blocks, block_tokens**2 * blocks * (blocks + 1) // 2, text_tokens)
 
     def kv_cache_bytes(self, tokens: int, value_bytes: int) -> int:
-        """Keys and values of ``tokens`` in every layer."""
+        """Return the bytes of the keys and values of ``tokens`` in all layers."""
         return 2 * self.width * self.num_layers * value_bytes * tokens
 
     def activation_bytes(self, tokens: int, value_bytes: int, checkpointing: Checkpointing) -> float:
-        """Estimate of what one sample keeps for its backward: the inputs of the layers (full checkpointing), both
-        attentions' outputs as well (selective), or all."""
+        """Estimate the bytes that one sample keeps for its backward pass.
+
+        Full checkpointing keeps the inputs of the layers, selective checkpointing also the outputs of both attentions.
+        """
         everything = KEPT_WIDTHS * self.width + KEPT_FFN * self.ffn_dim
         per_layer = {"full": self.width, "selective": 3 * self.width, "none": everything}[checkpointing]
         return float(tokens * self.num_layers * per_layer * value_bytes)
@@ -150,7 +175,14 @@ class Transformer:
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """What passes over one clip cost: its blocks of latent frames, tokens of a latent frame and of the prompt."""
+    """The cost of forward passes over one clip.
+
+    Attributes:
+        transformer: Cost of the transformer.
+        layout: Blocks of latent frames.
+        frame_tokens: Tokens of a latent frame.
+        text_tokens: Tokens of the prompt.
+    """
 
     transformer: Transformer
     layout: BlockLayout
@@ -169,22 +201,25 @@ class Clip:
 
     @cached_property
     def bidirectional(self) -> Flops:
-        """Teacher or critic in one pass."""
+        """FLOPs of a bidirectional model over the whole clip."""
         return self.transformer.bidirectional(self.tokens, self.text_tokens)
 
     @cached_property
     def causal(self) -> Flops:
-        """Student in one pass, as it trains; of a bidirectional one the clip is one block."""
+        """FLOPs of a causal model over the whole clip, as in training.
+
+        For a bidirectional one, the clip is one block.
+        """
         return self.transformer.causal(self.block_tokens, self.layout.blocks, self.text_tokens)
 
     def block_pass(self, block: int) -> float:
-        """FLOPs of one pass over block number ``block`` with everything before it, and the prompt, in the cache."""
+        """Return the FLOPs of a forward pass over block ``block``, with earlier blocks and the prompt in the cache."""
         pairs = self.block_tokens**2 * (block + 1)
         return self.transformer.forward(self.block_tokens, pairs, self.text_tokens, text_cached=True).forward
 
 
 class VaeCost(NamedTuple):
-    """FLOPs of encoding and decoding: the first frame, then every further latent frame; and number of weights."""
+    """FLOPs of encoding and decoding the first latent frame and every later one, and the number of weights."""
 
     encode_first: float
     encode_next: float
@@ -193,16 +228,16 @@ class VaeCost(NamedTuple):
     parameters: int
 
     def encode(self, latent_frames: int) -> float:
-        """A clip of ``latent_frames``, to latents."""
+        """Return the FLOPs of encoding a clip of ``latent_frames``."""
         return self.encode_first + (latent_frames - 1) * self.encode_next
 
     def decode(self, latent_frames: int) -> float:
-        """A clip of ``latent_frames``, to pixels."""
+        """Return the FLOPs of decoding a clip of ``latent_frames``."""
         return self.decode_first + (latent_frames - 1) * self.decode_next
 
 
 def vae_cost(config: Mapping[str, Any], video: VideoShape, latent: LatentShape) -> VaeCost:
-    """Count diffusers' AutoencoderKLWan at ``video``'s size with PyTorch's counter, on the meta device (no numbers)."""
+    """Count the FLOPs of diffusers' AutoencoderKLWan for ``video`` with FlopCounterMode, on the meta device."""
     import torch
     from diffusers import AutoencoderKLWan
     from torch.utils.flop_counter import FlopCounterMode
@@ -224,7 +259,7 @@ def vae_cost(config: Mapping[str, Any], video: VideoShape, latent: LatentShape) 
 
 
 def text_encoder_parameters(config: Mapping[str, Any]) -> tuple[int, int]:
-    """Weights of UMT5's encoder: all, and those that multiply every token (all but the embedding table)."""
+    """Return the weights of UMT5's encoder: all, and those that multiply every token (all but the embedding table)."""
     d, inner = config["d_model"], config["num_heads"] * config["d_kv"]
     layer = 4 * d * inner + 3 * d * config["d_ff"]
     small = 2 * d + config["num_heads"] * config.get("relative_attention_num_buckets", 32)

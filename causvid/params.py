@@ -1,7 +1,7 @@
-"""params.yaml: sections become frozen dataclasses. ``python -m causvid.params`` puts a file of them in place.
+"""Params files: read, checked, and built into frozen dataclasses. ``python -m causvid.params`` writes params.yaml.
 
-A profile (profiles/NAME.yaml) is a complete params file. All profiles have the same keys, so a working params.yaml is
-held against one of them: a missing or unknown key anywhere stops the first stage that runs, naming the key.
+A profile (profiles/NAME.yaml) is a complete params file. All profiles have the same keys, and params.yaml is
+compared with one of them: the first stage that runs refuses a missing or unknown key by name.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from causvid.runtime import text
 
 ROOT = Path(__file__).resolve().parent.parent
 PROFILES = ROOT / "profiles"
-# Free-form sections: their keys are another library's configuration and differ from profile to profile.
+# Sections whose keys are the configuration of another library and differ between profiles.
 FREE_FORM = ("model.vae", "model.transformer", "model.text_encoder")
 
 T = TypeVar("T")
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The whole params file as plain Python values, its keys checked. Raises ValueError naming every wrong key."""
+    """Read a params file and check its keys. Raises ValueError with the names of all wrong keys."""
     values = read_mapping(path, holding="sections", remedy="put one in place with 'make profile NAME=laptop'")
     _require_keys(values, path)
     return values
@@ -45,9 +45,15 @@ def _require_keys(values: Mapping[str, Any], path: Path) -> None:
 
 
 def read_mapping(path: Path, *, holding: str, remedy: str) -> dict[str, Any]:
-    """The YAML mapping in ``path``; ``holding`` is what its user would call the entries.
+    """Read a YAML mapping.
 
-    Raises ValueError, with the ``remedy``, for a file that is missing, cannot be read or holds something else.
+    Args:
+        path: The file.
+        holding: The entries of the mapping, as the error message names them.
+        remedy: The end of the error message.
+
+    Raises:
+        ValueError: The file is missing, cannot be read, or holds something else.
     """
     try:
         values = YAML(typ="safe").load(path)
@@ -56,7 +62,7 @@ def read_mapping(path: Path, *, holding: str, remedy: str) -> dict[str, Any]:
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error}); {remedy}") from error
     except YAMLError as error:
-        text.decode(path.read_bytes(), str(path))  # the plainer reason, where it is one
+        text.decode(path.read_bytes(), str(path))  # raises a clearer error if the bytes are not UTF-8
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds {type(values).__name__}, not {holding}; {remedy}")
@@ -66,7 +72,7 @@ def read_mapping(path: Path, *, holding: str, remedy: str) -> dict[str, Any]:
 
 
 def _strings(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """The strings of nested mappings and lists, keys among them, with their dotted names."""
+    """Yield the strings in nested mappings and lists, keys included, after their dotted names."""
     if isinstance(value, str):
         yield name, value
     elif isinstance(value, Mapping):
@@ -79,15 +85,27 @@ def _strings(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 
 def section(path: Path, name: str, cls: type[T]) -> T:
-    """The dotted section ``name`` of the params file as ``cls``, a frozen dataclass (or plain type).
+    """Return the dotted section ``name`` of the params file as ``cls``, a frozen dataclass or a plain type.
 
-    Raises ValueError listing every wrong field of the section: its name, the value found and what was expected.
+    Raises:
+        ValueError: Fields are wrong. The message has the name of each, its value and the expected type.
     """
     return build(cls, lookup(read(path), name, path), name=f"{path}: {name}")
 
 
 def build(cls: type[T], value: Any, *, name: str) -> T:
-    """``value`` (from YAML) as ``cls``, unknown keys forbidden, '1e-4' strings read as numbers. Raises ValueError."""
+    """Build ``cls`` from ``value``, which YAML gave.
+
+    Unknown keys are refused, and strings such as '1e-4' become numbers.
+
+    Args:
+        cls: A dataclass or a plain type.
+        value: The value.
+        name: Name of the value, for error messages.
+
+    Raises:
+        ValueError: Fields are wrong. The message has the name of each, its value and the expected type.
+    """
     if hasattr(cls, "__dataclass_fields__"):
         cls.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
     try:
@@ -98,7 +116,7 @@ def build(cls: type[T], value: Any, *, name: str) -> T:
 
 
 def use(profile: str, target: Path) -> None:
-    """Copy ``profiles/<profile>.yaml`` over ``target`` in one step. Raises ValueError naming the known profiles."""
+    """Replace ``target`` by ``profiles/<profile>.yaml``. Raises ValueError with the known profiles if there is none."""
     source = PROFILES / f"{profile}.yaml"
     if not source.is_file():
         known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
@@ -108,10 +126,16 @@ def use(profile: str, target: Path) -> None:
 
 
 def vary(base: Path, changes: Sequence[str], target: Path) -> None:
-    """Write the params file ``base`` with ``changes`` over ``target`` in one step.
+    """Replace ``target`` by the params file ``base`` with ``changes``.
 
-    A change is ``dotted.key=value``, the value in YAML, or ``FILE:section``: a mapping of such keys to values in a
-    YAML file. Of two changes of one key the later holds. Raises ValueError naming a key that ``base`` has not got.
+    Args:
+        base: A params file.
+        changes: ``dotted.key=value`` with a value in YAML, or ``FILE:section``, a mapping of dotted keys to values in a
+            YAML file. If two changes have the same key, the later one is applied.
+        target: The file to write.
+
+    Raises:
+        ValueError: ``base`` does not have one of the keys.
     """
     values = read(base)
     for key, value in _parse_changes(changes):
@@ -149,7 +173,7 @@ def _parse_changes(changes: Iterable[str]) -> Iterator[tuple[str, Any]]:
 
 
 def lookup(values: Mapping[str, Any], dotted: str, path: Path) -> Any:
-    """The entry ``dotted`` of the nested ``values``, which ``path`` holds. Raises ValueError when it is not there."""
+    """Return the entry ``dotted`` of the nested ``values`` of ``path``. Raises ValueError if there is none."""
     found: Any = values
     for key in dotted.split("."):
         if not isinstance(found, Mapping) or key not in found:
@@ -175,7 +199,7 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """The command; what a user can get wrong ends it with one sentence."""
+    """Run the command. A mistake of the user ends it with one sentence."""
     parser = argparse.ArgumentParser(prog="python -m causvid.params", description="Put a params file in place.")
     commands = parser.add_subparsers(dest="command", required=True)
     using = commands.add_parser("use", help="make params.yaml a copy of profiles/NAME.yaml")

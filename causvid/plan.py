@@ -1,9 +1,9 @@
-"""What a profile costs before it runs: FLOPs, time, memory, disk and network of every stage, from its numbers alone.
+"""The cost of a profile before it runs: FLOPs, time, memory, disk and network of every stage.
 
-``python -m causvid.plan [params.yaml]`` also holds the sections against each other (frames against the VAE's stride and
-the blocks, few steps against the solver's grid, …) and says what this machine cannot run.
+``python -m causvid.plan [params.yaml]`` also checks the rules between the sections (``causvid/consistency.py``) and
+names the limits of this machine.
 
-FLOPs are counted (causvid/costs.py says how); memory of activations and bytes of compressed video are estimates.
+FLOPs are counted as ``causvid/costs.py`` explains. Memory of activations and bytes of compressed video are estimates.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from causvid.runtime.shapes import BlockLayout, VideoShape
 
 PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 HALF, SINGLE = 2, 4  # bytes of a float16 or bfloat16, of a float32
-# Bytes per weight that trains: float32 weight, gradient and two Adam moments; an average of the weights adds one more.
+# Bytes per trained weight: float32 weight, gradient and two moments of Adam; the weight average needs one float32 more.
 TRAINED, AVERAGED = 4 * SINGLE, SINGLE
 VIDEO_BITS = 0.3  # H.264 bits per pixel at the qualities profiles use, a round figure
 MIXKIT_VIDEOS = 6484  # entries of the released captions file (CausVid repository, sample_dataset)
@@ -41,8 +41,16 @@ MIXKIT_VIDEOS = 6484  # entries of the released captions file (CausVid repositor
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One stage. flops: all of it; memory: bytes one worker holds at its peak; disk: bytes it leaves, None = unknown
-    beforehand; network: bytes each worker sends, or a download brings."""
+    """The cost of one stage.
+
+    Attributes:
+        stage: Name of the stage.
+        work: Its amount of work, in words.
+        flops: FLOPs of the whole stage.
+        memory: Peak bytes of one worker.
+        disk: Bytes of its outputs; None = not known before.
+        network: Bytes that each worker sends, or that a download receives; None = not known before.
+    """
 
     stage: str
     work: str
@@ -53,7 +61,7 @@ class Row:
 
 
 class Plan:
-    """A profile's shapes and what every stage costs. Raises ValueError with all reasons when sections disagree."""
+    """The shapes and the cost of a profile. Raises ValueError with all reasons if sections disagree."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         wrong = list(problems(values))
@@ -78,12 +86,12 @@ class Plan:
         self.workers: int = values["compute"]["workers"]
         self.accumulation: int = values["compute"]["gradient_accumulation_steps"]
         self.shards: int = self.workers if values["compute"]["shard_weights"] else 1
-        # How often an update's passes talk to the other workers: whole replicas only in the last of them.
+        # Micro-batches of an update after which workers exchange gradients: replicas do so only after the last one.
         self.exchanges: int = self.accumulation if self.shards > 1 else 1
 
     @cached_property
     def vae(self) -> VaeCost:
-        """Counted once; it imports diffusers."""
+        """Cost of the VAE, counted once, because this imports diffusers."""
         return vae_cost(self.values["model"]["vae"], self.video, self.latent)
 
     @cached_property
@@ -98,17 +106,17 @@ class Plan:
 
     @property
     def clip_bytes(self) -> float:
-        """A clip as H.264, estimated."""
+        """Bytes of a clip as H.264, estimated."""
         return self.video.height * self.video.width * self.video.frames * VIDEO_BITS / 8
 
     @property
     def latent_bytes(self) -> int:
-        """One clip's latents as float16, the row of the LMDB."""
+        """Bytes of a clip's latents as float16, a row of the LMDB."""
         return HALF * math.prod(self.latent.sizes)
 
     @property
     def clips(self) -> int:
-        """Videos the download stage brings, before any is rejected."""
+        """Number of videos of the download stage, before any is rejected."""
         section = self.values["download"]
         if section["source"] == "toy_world":
             return int(section["toy_world_clips"])
@@ -117,28 +125,30 @@ class Plan:
         return min(found, section["limit"] or found)
 
     def kv_cache(self) -> int:
-        """Bytes of the student's cache for one clip."""
+        """Return the bytes of the student's KV cache for one clip."""
         return self.transformer.kv_cache_bytes(self.clip.tokens, self.bytes)
 
     def kept(self, checkpointing: Checkpointing) -> float:
-        """Bytes of activations one sample of training keeps."""
+        """Return the bytes of activations that one training sample keeps."""
         return self.transformer.activation_bytes(self.clip.tokens, self.bytes, checkpointing)
 
     def student_clip(self) -> float:
-        """FLOPs of one clip from the few-step student: every block once per step, and once more to write it into the
-        cache, which the last block does not need."""
+        """Return the FLOPs of one clip of the few-step student.
+
+        Every block needs one forward pass per step, and all but the last one more to write it into the cache.
+        """
         steps = len(self.schedule.denoising_timesteps)
         passes = [self.clip.block_pass(block) for block in range(self.layout.blocks)]
         text = self.transformer.forward(0, 0, self.text_tokens).forward
         return text + (steps + 1) * sum(passes) - passes[-1] + self.vae.decode(self.latent.frames)
 
     def teacher_clip(self, guidance_scale: float, *, decode: bool = True) -> float:
-        """FLOPs of one clip from the teacher: every solver step on the whole clip, twice under guidance."""
+        """Return the FLOPs of one clip of the teacher: one forward pass per solver step, two with guidance."""
         passes = self.schedule.solver_steps * (1 if guidance_scale == 1 else 2)
         return passes * self.clip.bidirectional.forward + (self.vae.decode(self.latent.frames) if decode else 0)
 
     def rows(self) -> list[Row]:
-        """Every stage in the order of the pipeline."""
+        """Return a row for every stage, in the order of the pipeline."""
         return [*self._data(), *self._training(), *self._judging()]
 
     def _data(self) -> Iterator[Row]:
@@ -256,23 +266,30 @@ class Plan:
         return self.dmd.config.turns.student_updates(self.dmd.config.steps)
 
     def _trained(self, batch: int, networks: int, *, waiting: int = 0) -> float:
-        """Peak of a trainer: weights, gradients and moments, the average of one network, its activations.
+        """Return the peak bytes of a training: weights, gradients, moments, one weight average, activations.
 
-        And those of as many others, each of a whole batch, as are ``waiting`` for their backward pass meanwhile.
+        Args:
+            batch: Global batch size.
+            networks: Number of trained networks.
+            waiting: Number of batches whose activations wait for their backward pass meanwhile.
         """
         samples = max(1, batch // self.workers // self.accumulation) + waiting * max(1, batch // self.workers)
         kept = samples * self.kept(self.values["compute"]["gradient_checkpointing"])
         held = self.transformer.parameters * (networks * TRAINED + AVERAGED) / self.shards
-        # Sharded, a block at work and the next one are whole.
+        # With sharding, the current layer and the next one are gathered.
         whole = 2 * self.bytes * self.transformer.parameters / self.transformer.num_layers if self.shards > 1 else 0.0
         return held + whole + kept
 
     def _reduced(self, updates: int, *, other_passes: float = 0.0, trained: int | None = None) -> float:
-        """Bytes each worker sends for ``updates`` training passes and, where weights are sharded, for other ones.
+        """Return the bytes that each worker sends.
 
-        A ring sends (n - 1) / n of them to gather weights or to scatter a sum. Averaging gradients is both; sharded, a
-        pass gathers the weights in the precision of the products, its way back once more. ``trained``: weights that
-        have a gradient, an adapter's beside the frozen ones; None: all.
+        A ring sends (n - 1) / n of the values to gather weights or to scatter a sum. Averaging gradients needs both.
+        With sharding, the forward and the backward pass each gather the weights in the precision of the products.
+
+        Args:
+            updates: Forward and backward passes.
+            other_passes: Forward passes without a backward pass; they only send with sharding.
+            trained: Number of weights that have a gradient; None = all.
         """
         sent, weights = (self.workers - 1) / self.workers, self.transformer.parameters
         learned = weights if trained is None else trained
@@ -283,7 +300,7 @@ class Plan:
 
 
 def obstacles(rows: Sequence[Row], compute: Mapping[str, Any], kind: str) -> Iterator[str]:
-    """Why this machine cannot run the plan, and what would not fit the machines it is made for."""
+    """Yield the reasons why this machine cannot run the plan, or why it does not fit GPUs of this kind."""
     disk, gpus = sum(row.disk or 0 for row in rows), compute["gpus_per_worker"] > 0
     peak = max(rows, key=lambda row: row.memory)
     needs, workers = f"{peak.stage} needs about {_scaled(peak.memory, 'B')} a worker", compute["workers"]
@@ -300,7 +317,7 @@ def obstacles(rows: Sequence[Row], compute: Mapping[str, Any], kind: str) -> Ite
 
 
 def render(plan: Plan, *, machines: int, kind: str, achieved: float) -> str:
-    """The plan as text: shapes, one line per stage, totals, and what cannot run here."""
+    """Return the plan as text: shapes, one line per stage, totals, and the limits of this machine."""
     precision, rows = plan.values["model"]["precision"], plan.rows()
     peak = KINDS[kind].peak[precision]
     rate = machines * peak * achieved
@@ -349,7 +366,7 @@ def main(
     machines: Annotated[int, typer.Option(help="how many of them; by default what compute asks for")] = 0,
     achieved: Annotated[float, typer.Option(help="fraction of the peak; 0 = the kind's own")] = 0.0,
 ) -> None:
-    """Print what a params file would cost, and what this machine cannot run of it."""
+    """Print the cost of a params file, and the limits of this machine."""
     try:
         plan = Plan(params_file.read(params))
         compute = plan.values["compute"]
@@ -374,7 +391,7 @@ def _line(
 
 
 def _scaled(value: float | None, unit: str) -> str:
-    """Three digits and a decimal prefix; '?' for what nobody knows beforehand, '-' for nothing."""
+    """Return ``value`` with three digits and a decimal prefix; '?' for None, '-' for 0."""
     if not value:
         return "?" if value is None else "-"
     step = min(max(0, math.floor(math.log10(value * 1.0005) / 3)), len(PREFIXES) - 1)

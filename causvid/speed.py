@@ -1,4 +1,4 @@
-"""How fast training goes and what memory it takes: for MLflow alone, since no two runs have the same."""
+"""Speed and memory of a training, for MLflow only: they differ from run to run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from causvid import costs
 from causvid.compute import device as devices
 from causvid.runtime.shapes import BlockLayout, LatentShape
 
-KIBI = 1024  # Linux counts a process's memory in them
+KIBI = 1024  # bytes; the unit of ru_maxrss on Linux
 
 
 class Counts(NamedTuple):
@@ -27,7 +27,14 @@ class Counts(NamedTuple):
 def clip_of(
     config: Mapping[str, Any], shape: Sequence[int], frames_per_block: int | None, text_tokens: int
 ) -> costs.Clip:
-    """What passes over latents of ``shape`` (F, C, H, W) cost a transformer of ``config``; None: one block of all."""
+    """Return the cost of forward passes over a clip.
+
+    Args:
+        config: Config of the transformer.
+        shape: Shape of the latents (F, C, H, W).
+        frames_per_block: Latent frames in a block; None = the clip is one block.
+        text_tokens: Tokens of a prompt.
+    """
     frames, channels, height, width = shape
     transformer = costs.Transformer.of(config)
     return costs.Clip(
@@ -39,7 +46,7 @@ def clip_of(
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
-    """What ``device`` could do in a second by its data sheet (a CPU: by its threads); None for one we have none of."""
+    """Return the peak FLOP/s of ``device`` by its data sheet (of a CPU, by its threads); None if it is not known."""
     if device.type == "cpu":
         return torch.get_num_threads() * costs.KINDS[costs.CPU].peak[precision]
     name = next((kind for kind in costs.KINDS if kind in devices.describe(device)), None)
@@ -47,7 +54,10 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
 
 
 class Speed:
-    """Counts steps. MFU is the share of ``peak_flops`` that their FLOPs are; what is computed again counts once."""
+    """Counts training steps.
+
+    MFU is the ratio of the FLOPs of the steps to ``peak_flops``. Activations that are recomputed count once.
+    """
 
     def __init__(self, precision: str, workers: int) -> None:
         self.workers, self.device = workers, devices.pick()
@@ -58,7 +68,7 @@ class Speed:
         self.since, self.done, self.counted = time.monotonic(), Counts(0, 0, 0.0), True
 
     def add(self, counts: Counts) -> None:
-        """One more step is done."""
+        """Count one more step."""
         self.counted &= counts.flops is not None
         before = self.done
         self.done = Counts(
@@ -68,7 +78,7 @@ class Speed:
         )
 
     def read(self) -> dict[str, float]:
-        """Rates since the last reading, of all workers together, and the peak memory of this one."""
+        """Return the rates of all workers since the last call, and the peak memory of this worker."""
         devices.synchronize(self.device)
         seconds = max(time.monotonic() - self.since, 1e-9)
         rates = {"speed/samples_per_second": self.done.samples / seconds, "speed/peak_memory_gb": self._memory() / 1e9}

@@ -15,7 +15,7 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 def progress(items: Iterable[T], *, total: int, what: str, initial: int = 0) -> Iterator[T]:
-    """Yield ``items`` and say on stderr how many of ``total`` are done; ``initial`` were done before."""
+    """Yield ``items``, and print on stderr how many of ``total`` are done; ``initial`` were done before."""
     with meter(total=total, what=what, initial=initial) as done:
         for item in items:
             yield item
@@ -24,7 +24,17 @@ def progress(items: Iterable[T], *, total: int, what: str, initial: int = 0) -> 
 
 @contextmanager
 def meter(*, total: int, what: str, initial: int = 0, unit: str = "") -> Iterator[tqdm[None] | _Lines]:
-    """Something whose ``update(n)`` says on stderr that n more of ``total`` are done. unit: "", or "B" for bytes."""
+    """Report progress on stderr.
+
+    Args:
+        total: Number of units in all.
+        what: Name of the work.
+        initial: Units that were done before.
+        unit: "", or "B" for bytes.
+
+    Yields:
+        An object whose ``update(n)`` reports that n more units are done.
+    """
     if sys.stderr.isatty():
         units = {"unit": unit, "unit_scale": True} if unit else {}
         with tqdm(total=total, initial=initial, desc=what, leave=False, **units) as bar:

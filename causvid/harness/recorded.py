@@ -1,4 +1,4 @@
-"""What DVC has recorded of finished stages: dvc.lock, read for digests of their outs and for who made an input."""
+"""DVC's record of finished stages in dvc.lock: the checksums of their outs, and the stages that made an input."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ Lock = Mapping[str, Mapping[str, Any]]  # a stage's deps and outs, by its name
 
 
 def read_lock(root: Path) -> Lock:
-    """The stages of ``root``/dvc.lock; none where there is no such file."""
+    """Return the stages in ``root``/dvc.lock; none if there is no such file."""
     path = root / "dvc.lock"
     return (YAML(typ="safe").load(path) or {}).get("stages", {}) if path.is_file() else {}
 
 
 def digests(lock: Lock) -> dict[str, str]:
-    """DVC's digests of the stages' outs, by path."""
+    """Return DVC's checksums of the outs of all stages, by path."""
     return {out["path"]: out["md5"] for stage in lock.values() for out in stage.get("outs", []) if "md5" in out}
 
 
 def upstream(lock: Lock, inputs: Iterable[Path], root: Path) -> dict[str, str]:
-    """Keys of the stages that made ``inputs``, directly or through others, by the stages' names.
+    """Return the keys of the stages that made ``inputs``, directly or indirectly, by the names of the stages.
 
     A stage's key stands in its metrics file; a stage without one is passed over, those before it are not.
     """

@@ -1,4 +1,4 @@
-"""What every stage does before and after its one verb: params, key, work folder, MLflow run, metrics, clear errors."""
+"""The frame of every stage: params, key, work folder, MLflow run, metrics and error messages."""
 
 from __future__ import annotations
 
@@ -23,12 +23,23 @@ from causvid.harness.work import Origin
 from causvid.runtime import files
 
 T = TypeVar("T")
-COLLECTS = (700, 10, 10)  # Python's own; while stages import, the package stages makes it rarer
+COLLECTS = (700, 10, 10)  # Python's default thresholds of garbage collection, which stages/__init__.py raises
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageRun:
-    """One execution of one stage: what it is made from, its folder for unfinished work, its tracker."""
+    """One execution of one stage.
+
+    Attributes:
+        name: The stage's name.
+        work: Folder of its unfinished work.
+        origin: Everything that decides its result.
+        tracker: Its MLflow run.
+        compute: Params section ``compute``.
+        watch: Params section ``watch``.
+        params: The sections that it reads. Paths in them can be opened from the stage's folder.
+        results: Its metrics so far.
+    """
 
     name: str
     work: Path
@@ -36,22 +47,25 @@ class StageRun:
     tracker: tracking.Tracker
     compute: Compute
     watch: tracking.Watch
-    params: Mapping[str, Any]  # the sections it reads; paths are where the stage finds them
+    params: Mapping[str, Any]
     results: dict[str, Any] = field(default_factory=dict)
 
     def section(self, name: str, cls: type[T]) -> T:
-        """The params section ``name`` as ``cls``; it must be among the sections the stage said it reads."""
+        """Return the params section ``name`` as ``cls``. The stage must have declared that it reads this section."""
         assert name in self.params, f"{self.name} reads {name} without declaring it"
         return params_file.build(cls, self.params[name], name=name)
 
     def publish(self, finished: Path, out: Path) -> None:
-        """Put a finished file or folder where DVC expects it, in one rename; MLflow hears of a model's folder."""
+        """Put a finished file or folder where DVC expects it, in one rename.
+
+        The folder of a model is logged in MLflow.
+        """
         files.publish(finished, out)
         if (out / "config.json").is_file():  # as diffusers and transformers write them
             self.tracker.log_model(out.name, out, self.origin.key)
 
     def report(self, metrics: Mapping[str, Any]) -> None:
-        """Add to the stage's metrics file, and its numbers to MLflow."""
+        """Add ``metrics`` to the metrics file of the stage, and log their numbers in MLflow."""
         self.results.update(metrics)
         self.tracker.log_results(metrics)
 
@@ -145,7 +159,7 @@ def _origin(
 
 
 def _disk_is_full(error: BaseException) -> bool:
-    """Whether ``error`` says so: as an errno, or in the words of safetensors, LMDB and torch.save, which hide it."""
+    """Return whether a full disk caused ``error``. safetensors, LMDB and torch.save raise errors without the errno."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     hidden = (os.strerror(errno.ENOSPC), "unexpected pos", "mdb_txn_commit: Input/output error")
@@ -153,7 +167,10 @@ def _disk_is_full(error: BaseException) -> bool:
 
 
 def _die_with_parent() -> None:
-    """Ask the kernel to kill this process when dvc dies: an orphan would write into a re-run's folders (Linux only)."""
+    """Ask the kernel to kill this process when dvc dies (Linux only).
+
+    An orphan would write into the folders of a rerun.
+    """
     if sys.platform == "linux" and "DVC_STAGE" in os.environ:
         pr_set_pdeathsig = 1
         ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)

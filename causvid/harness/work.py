@@ -1,7 +1,7 @@
 """Folders of unfinished work under .work/, one for each stage and key.
 
-A stage's key is a hash of everything that decides its result (resolved params, content of its inputs, the source of the
-modules it runs), so a killed stage finds its own half-done work again and never somebody else's.
+A stage's key is a checksum of everything that decides its result (resolved params, content of its inputs, source of its
+modules). An interrupted stage therefore finds its own unfinished work again, and never that of another run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from causvid.harness.project import work_root
 
 
 class Origin(NamedTuple):
-    """Everything that decides a stage's result: its resolved params, and digests of its inputs and code, by path."""
+    """Everything that decides a stage's result: its resolved params, and checksums of its inputs and code, by path."""
 
     stage: str
     params: Mapping[str, Any]
@@ -30,11 +30,11 @@ class Origin(NamedTuple):
 
     @property
     def key(self) -> str:
-        """16 hex digits that stand for all of it."""
+        """A checksum of the origin, 16 hexadecimal digits."""
         return _sum(self._asdict())[:16]
 
     def parts(self) -> dict[str, str]:
-        """A sum for each thing a person can tell apart: the params, the code, every input by its path."""
+        """Return a checksum for the params, for the code, and for every input by its path."""
         return {"params": _sum(self.params), "code": _sum(self.code), **self.inputs}
 
 
@@ -60,12 +60,19 @@ def stage_origin(
 
 
 class BusyError(Exception):
-    """Another process does the same work."""
+    """Another process holds the work folder."""
 
 
 @contextmanager
 def work_folder(stage: str, key: str, *, root: Path) -> Iterator[Path]:
-    """The folder of one stage and key, held by a lock while in use. BusyError when another process holds it."""
+    """Lock the work folder of a stage and key.
+
+    Yields:
+        The folder.
+
+    Raises:
+        BusyError: Another process holds it.
+    """
     folder = work_root(root) / stage / key
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "lock", blocking=False)

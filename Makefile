@@ -56,7 +56,7 @@ toy-wan: env vbench-env ## train the weights in data/inputs/toy_wan again (80 mi
 	cd data/inputs/toy_wan && rm -rf vae text_encoder tokenizer transformer && \
 	  cp -r ../../checkpoints/vae ../../checkpoints/text_encoder/* . && cp -r ../../checkpoints/teacher transformer
 
-test: env ## check the code and run all tests that need neither a GPU nor a network
+test: env ## check the code and run all tests but those marked slow, gpu or browser
 	$(MAKE) check
 	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not browser"
 

@@ -33,12 +33,12 @@ def main(
     """Options are paths; numbers come from the params file."""
     inputs = {"latents": latents, "prompts": prompts, "teacher": teacher, "student": student}
     with stage_run("train_dmd", params=params, reads=READS, inputs=[*inputs.values()], metrics=metrics) as stage:
+        config = stage.section("train_dmd", DmdConfig)
         clips = clips_of(stage.section, latents, item="latents", vae=vae)
         schedule, precision = stage.section("schedule", ScheduleConfig), stage.section("model.precision", Precision)
         record = student_record(clips, schedule, prompts, precision, read_student(student).frames_per_block)
         require_same_training(teacher, record, steps=MANY)
         require_same_training(student, record, steps=FEW)
-        config = stage.section("train_dmd", DmdConfig)
         run = new_run(stage, config, record, precision=precision, inputs={**inputs, "vae": vae})
         carry_out(train_dmd, run, stage)
         publish(run, stage, out=out, curve=curve)

@@ -29,9 +29,9 @@ def conditional(model: ModelMixin, text: torch.Tensor, **cached: Any) -> Velocit
         velocity has the dtype of x_t.
     """
     is_causal = "frames_per_block" in model.config
+    dtype = model.dtype  # diffusers keeps some parameters in float32, and does not count them here
 
     def velocity(x_t: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        dtype = model.dtype  # diffusers keeps some parameters in float32, and does not count them here
         if is_causal:
             timestep = _per_frame(timestep, x_t.shape[2])
         elif timestep.ndim == 2:

@@ -1,4 +1,4 @@
-"""The student's samples in DMD (CausVid algorithm 1, lines 5 and 6): one class for each way to make them."""
+"""The student's samples in DMD (CausVid algorithm 1, lines 4 to 6): one class for each way to make them."""
 
 from __future__ import annotations
 

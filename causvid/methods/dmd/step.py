@@ -45,9 +45,7 @@ class DmdStep:
         self.store, self.captions = LatentStore(latents), prompts.captions
         self.texts = Texts(prompts, self.device, latents if config.steps and source.needs_latents else None)
 
-        # Networks: the critic and the teacher, then the student.
-        self.scores = scores_of(run)
-        self.critic = self.scores.critic
+        # Networks: the student, then the critic and the teacher.
         self.student = Trainee(
             load_transformer(run.inputs["student"]), run, config.student_optimizer, ema_decay=config.ema_decay
         )
@@ -57,6 +55,8 @@ class DmdStep:
                 f"{run.inputs['student']} has blocks of {blocks} latent frames, and its training record says "
                 f"{run.record.frames_per_block}; train it again"
             )
+        self.scores = scores_of(run)
+        self.critic = self.scores.critic
         self.source: Source = source(run, self.student)
         self.shared: Samples | None = None
         self.clip = clip_of(self.student.model.config, self.store.metadata["shape"], blocks, self.texts.length)

@@ -1,6 +1,6 @@
 """The order of the updates in DMD: the critic learns at every step, the student at some of them (CausVid algorithm 1).
 
-The functions here depend on step numbers only, so that training and the planner share them.
+``Turns`` depends on step numbers only, so that training and the planner share it.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from causvid.methods.shared.networks import Trainee
 from causvid.methods.shared.timesteps import block_choices
 from causvid.record import StudentRecord
 from causvid.runtime.seeding import generator
+from causvid.runtime.shapes import BlockLayout
 from causvid.speed import Counts, clip_of
 from causvid.training.checkpoint import Stateful
 from causvid.training.distributed import weight_of
@@ -40,10 +41,11 @@ class OdeStep:
         times = [*run.record.schedule.denoising_timesteps, 0.0]
         self.store.require_timesteps(times, COLUMN_TOLERANCE)
         self.timesteps = torch.tensor(times, dtype=torch.float64)
+        shape = self.store.metadata["shape"][1:]
+        self.layout = BlockLayout(frames=shape[0], frames_per_block=blocks or shape[0])
         # Clean blocks are context for later blocks. The clip of a bidirectional student is a single block.
         self.choices = len(times) - (0 if blocks else 1)
         self.student = Trainee(self._initial(), run, run.config.optimizer, ema_decay=run.config.ema_decay)
-        shape = self.store.metadata["shape"][1:]
         self.clip = clip_of(self.student.model.config, shape, blocks, self.texts.length)
 
     def _initial(self) -> WanTransformer3DModel:
@@ -85,7 +87,7 @@ class OdeStep:
     def _choices(self, batch: Batch) -> torch.Tensor:
         """Return the index of the trajectory's state at which each frame is given [b, F]."""
         draws = [generator(self.run.seed, "ode", number) for number in batch.numbers]
-        return torch.stack([block_choices(self.clip.layout, self.choices, draw) for draw in draws])
+        return torch.stack([block_choices(self.layout, self.choices, draw) for draw in draws])
 
     def _noisy(self, chosen: torch.Tensor) -> torch.Tensor:
         return (self.timesteps[chosen] > 0).sum().to(self.device, torch.float32)

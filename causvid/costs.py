@@ -20,6 +20,7 @@ from causvid.runtime.shapes import BlockLayout, LatentShape, VideoShape
 # Values per token that a layer keeps for its backward pass: about 16 vectors of the width (norms, q, k, v, rotated q
 # and k, outputs, the same for cross-attention, residuals), and input and output of the feed-forward's activation.
 KEPT_WIDTHS, KEPT_FFN = 16, 2
+PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 
 class Accelerator(NamedTuple):
@@ -265,3 +266,20 @@ def text_encoder_parameters(config: Mapping[str, Any]) -> tuple[int, int]:
     small = 2 * d + config["num_heads"] * config.get("relative_attention_num_buckets", 32)
     every_token = config["num_layers"] * layer
     return every_token + config["num_layers"] * small + d + config.get("vocab_size", 0) * d, every_token
+
+
+def scaled(value: float | None, unit: str) -> str:
+    """Return ``value`` with three digits and a decimal prefix; '?' for None, '-' for 0."""
+    if not value:
+        return "?" if value is None else "-"
+    step = min(max(0, math.floor(math.log10(value * 1.0005) / 3)), len(PREFIXES) - 1)
+    return f"{value / 1000**step:.3g} {PREFIXES[step]}{unit}"
+
+
+def duration(seconds: float) -> str:
+    """Return ``seconds`` in seconds, minutes or hours, with three digits."""
+    if seconds < 1:
+        return "-" if seconds == 0 else "< 1 s"
+    if seconds < 90:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 5400 else f"{seconds / 3600:.3g} h"

@@ -25,13 +25,12 @@ from causvid import params as params_file
 from causvid.compute import device
 from causvid.compute.parallel import Checkpointing
 from causvid.consistency import latent_shape, problems
-from causvid.costs import CPU, KINDS, Clip, Transformer, VaeCost, text_encoder_parameters, vae_cost
+from causvid.costs import CPU, KINDS, Clip, Transformer, VaeCost, duration, scaled, text_encoder_parameters, vae_cost
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.methods.dmd.config import DmdConfig
 from causvid.methods.dmd.cost import DmdCost
 from causvid.runtime.shapes import BlockLayout, VideoShape
 
-PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 HALF, SINGLE = 2, 4  # bytes of a float16 or bfloat16, of a float32
 # Bytes per trained weight: float32 weight, gradient and two moments of Adam; the weight average needs one float32 more.
 TRAINED, AVERAGED = 4 * SINGLE, SINGLE
@@ -303,17 +302,17 @@ def obstacles(rows: Sequence[Row], compute: Mapping[str, Any], kind: str) -> Ite
     """Yield the reasons why this machine cannot run the plan, or why it does not fit GPUs of this kind."""
     disk, gpus = sum(row.disk or 0 for row in rows), compute["gpus_per_worker"] > 0
     peak = max(rows, key=lambda row: row.memory)
-    needs, workers = f"{peak.stage} needs about {_scaled(peak.memory, 'B')} a worker", compute["workers"]
+    needs, workers = f"{peak.stage} needs about {scaled(peak.memory, 'B')} a worker", compute["workers"]
     if gpus and device.pick().type == "cpu":
         yield f"compute.workers and compute.gpus_per_worker ask for {workers} workers with a GPU each; no GPU is here"
     if gpus and peak.memory > KINDS[kind].memory:
-        yield f"{needs}; one {kind} has {_scaled(KINDS[kind].memory, 'B')}"
+        yield f"{needs}; one {kind} has {scaled(KINDS[kind].memory, 'B')}"
     memory = psutil.virtual_memory().total
     if peak.memory * (1 if gpus else workers) > memory:
-        yield f"{needs}; this machine has {_scaled(memory, 'B')}"
+        yield f"{needs}; this machine has {scaled(memory, 'B')}"
     free = shutil.disk_usage(Path.cwd()).free
     if disk > free:
-        yield f"its files take about {_scaled(disk, 'B')} and what the videos weigh; {_scaled(free, 'B')} are free here"
+        yield f"its files take about {scaled(disk, 'B')} and what the videos weigh; {scaled(free, 'B')} are free here"
 
 
 def render(plan: Plan, *, machines: int, kind: str, achieved: float) -> str:
@@ -323,7 +322,7 @@ def render(plan: Plan, *, machines: int, kind: str, achieved: float) -> str:
     rate = machines * peak * achieved
     lines = [
         *_shapes(plan),
-        f"  time       on {machines} x {kind} at {achieved:.0%} of {_scaled(peak, 'FLOP/s')} each ({precision})",
+        f"  time       on {machines} x {kind} at {achieved:.0%} of {scaled(peak, 'FLOP/s')} each ({precision})",
         "",
         f"{'stage':20s}{'FLOP':>10s}{'time':>10s}{'memory':>10s}{'disk':>10s}{'network':>10s}  work",
         *(_line(row.stage, row.flops, rate, row.memory, row.disk, row.network, row.work) for row in rows),
@@ -350,11 +349,11 @@ def _shapes(plan: Plan) -> Iterator[str]:
     yield f"  blocks     {plan.layout.blocks} of {plan.layout.frames_per_block} latent frames"
     yield f"  weights    transformer {transformer.parameters:,}, VAE {plan.vae.parameters:,}"
     cache = transformer.kv_cache_bytes(1, plan.bytes)
-    yield f"  KV cache   {cache:,} bytes a token, {_scaled(plan.kv_cache(), 'B')} a clip"
-    student = _scaled(plan.student_clip(), "FLOP")
-    yield f"  one clip   teacher {_scaled(teacher, 'FLOP')}, student {student}, decoding included"
+    yield f"  KV cache   {cache:,} bytes a token, {scaled(plan.kv_cache(), 'B')} a clip"
+    student = scaled(plan.student_clip(), "FLOP")
+    yield f"  one clip   teacher {scaled(teacher, 'FLOP')}, student {student}, decoding included"
     chosen = plan.values["compute"]["gradient_checkpointing"]
-    kept = {name: _scaled(plan.kept(name), "B") for name in get_args(Checkpointing)}
+    kept = {name: scaled(plan.kept(name), "B") for name in get_args(Checkpointing)}
     others = ", ".join(f"{name} {size}" for name, size in kept.items() if name != chosen)
     yield "  memory     of one worker: weights, gradients, optimiser, average, KV cache; of a transformer in training"
     yield f"             about {kept[chosen]} of activations a sample, gradient checkpointing {chosen} ({others})"
@@ -386,24 +385,8 @@ def _steps(steps: int) -> str:
 def _line(
     stage: str, flops: float, rate: float, memory: float, disk: float | None, network: float | None, work: str
 ) -> str:
-    cells = (_scaled(flops, ""), _time(flops / rate), _scaled(memory, "B"), _scaled(disk, "B"), _scaled(network, "B"))
+    cells = (scaled(flops, ""), duration(flops / rate), scaled(memory, "B"), scaled(disk, "B"), scaled(network, "B"))
     return f"{stage:20s}{''.join(f'{cell:>10s}' for cell in cells)}  {work}"
-
-
-def _scaled(value: float | None, unit: str) -> str:
-    """Return ``value`` with three digits and a decimal prefix; '?' for None, '-' for 0."""
-    if not value:
-        return "?" if value is None else "-"
-    step = min(max(0, math.floor(math.log10(value * 1.0005) / 3)), len(PREFIXES) - 1)
-    return f"{value / 1000**step:.3g} {PREFIXES[step]}{unit}"
-
-
-def _time(seconds: float) -> str:
-    if seconds < 1:
-        return "-" if seconds == 0 else "< 1 s"
-    if seconds < 90:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.3g} min" if seconds < 5400 else f"{seconds / 3600:.3g} h"
 
 
 if __name__ == "__main__":

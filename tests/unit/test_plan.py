@@ -357,13 +357,13 @@ def test_unknown_kind_and_bad_file_end_with_a_sentence(tmp_path: Path) -> None:
 )
 def test_numbers_carry_their_prefix(value: float | None, text: str) -> None:
     """Rounding up to the next prefix, and the ends of the scale."""
-    assert plan._scaled(value, "B") == text
+    assert costs.scaled(value, "B") == text
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "-"), (0.5, "< 1 s"), (60, "60 s"), (600, "10 min"), (7200, "2 h")])
 def test_times_are_in_the_unit_people_use(seconds: float, text: str) -> None:
     """Seconds, minutes, hours."""
-    assert plan._time(seconds) == text
+    assert costs.duration(seconds) == text
 
 
 def _leaves(counter: FlopCounterMode) -> list[tuple[str, int]]:

@@ -128,7 +128,7 @@ class Plan:
         return self.transformer.kv_cache_bytes(self.clip.tokens, self.bytes)
 
     def kept(self, checkpointing: Checkpointing) -> float:
-        """Return the bytes of activations that one training sample keeps."""
+        """Return the bytes of activations that are kept for the backward pass of one sample."""
         return self.transformer.activation_bytes(self.clip.tokens, self.bytes, checkpointing)
 
     def student_clip(self) -> float:

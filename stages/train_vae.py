@@ -33,7 +33,7 @@ def main(
     with stage_run("train_vae", params=params, reads=READS, inputs=(clips,), metrics=metrics) as stage:
         config, network = stage.section("train_vae", VaeConfig), stage.section("model.vae", dict[str, Any])
         _, held_out = split(read_manifest(clips), config.held_out_clips)
-        # The VAE trains in float32, whatever model.precision says, and has no training record.
+        # The VAE is always trained in float32, regardless of model.precision. It has no training record.
         precision, inputs = Precision.FLOAT32, {"clips": clips}
         run = new_run(stage, config, None, precision=precision, inputs=inputs, network=network)
         carry_out(train_vae, run, stage)

@@ -1,4 +1,4 @@
-"""A LoRA adapter (arXiv 2106.09685) on a frozen transformer, with which and without which it can be asked."""
+"""A LoRA adapter (arXiv 2106.09685) on a frozen transformer, which can be disabled for a forward pass."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from peft import LoraConfig
 
 from causvid.runtime.seeding import derive_seed
 
-# Of a Wan layer: both attentions' projections and the feed-forward's two matrices.
+# The matrices of a Wan layer: projections of both attentions, and both matrices of the feed-forward.
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
 
 
 def with_adapter(model: WanTransformer3DModel, rank: int, seed: int) -> WanTransformer3DModel:
-    """``model`` with an adapter of ``rank``, all of it that trains: random by ``seed``, and at first without effect."""
+    """Freeze ``model`` and add a trainable adapter of ``rank``, random by ``seed``, that has no effect at first."""
     model.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "adapter"))
@@ -26,9 +26,10 @@ def with_adapter(model: WanTransformer3DModel, rank: int, seed: int) -> WanTrans
 
 @contextmanager
 def without_adapter(model: WanTransformer3DModel) -> Iterator[None]:
-    """``model`` as it was before it got its adapter.
+    """Disable the adapter of ``model`` inside the ``with`` statement.
 
-    What trains stays what trains: DDP and FSDP look for it in their first pass, and peft would say that nothing does.
+    peft also makes the adapter's weights untrainable. They are made trainable again at once, because DDP and FSDP look
+    for trainable weights in their first forward pass, which may be one without the adapter.
     """
     trains = [weight for weight in model.parameters() if weight.requires_grad]
     model.disable_adapters()

@@ -51,7 +51,7 @@ class DmdConfig(TrainingConfig):
     guidance_scale: float
     student_optimizer: OptimizerConfig
     critic_optimizer: OptimizerConfig
-    critic_lora_rank: PositiveInt | None
+    critic_lora_rank: int | None
     inputs: Inputs
     clean_frames_in_loss: bool
     image_share: float
@@ -60,7 +60,11 @@ class DmdConfig(TrainingConfig):
     ema_decay: float
 
     def __post_init__(self) -> None:
-        low, high = self.score_timesteps
+        rank, (low, high) = self.critic_lora_rank, self.score_timesteps
+        if rank is not None and rank < 1:
+            raise ValueError(
+                f"train_dmd.critic_lora_rank is {rank}; it must be at least 1, or null for a separate critic"
+            )
         if not 0 < low <= high <= TRAIN_TIMESTEPS:
             raise ValueError(
                 f"train_dmd.score_timesteps is [{low:g}, {high:g}]; give the smallest and the largest timestep, above "

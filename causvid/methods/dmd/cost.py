@@ -69,7 +69,7 @@ class DmdCost:
     def untrained_passes(self) -> float:
         """Return the forward passes without a backward pass in the whole training.
 
-        These are the passes that make the samples, and those of the critic and the teacher in student updates.
+        They generate the samples, and evaluate the critic and the teacher in student updates.
         """
         before, turns, steps = self.few_steps - 1, self.config.turns, self.config.steps
         passes = 1.0  # for one batch of samples

@@ -35,7 +35,7 @@ def scores_of(run: DmdRun) -> Scores:
 
 
 class OwnCritic:
-    """A critic with weights of its own, which start as the teacher's."""
+    """A critic with separate weights, which are initialised with those of the teacher."""
 
     def __init__(self, run: DmdRun) -> None:
         folder, self.scale = run.inputs["teacher"], run.config.guidance_scale

@@ -1,4 +1,4 @@
-"""Distribution matching distillation (DMD; CausVid eq. 4): move samples along the difference of two scores."""
+"""The loss of distribution matching distillation (DMD; CausVid eq. 4): two scores whose difference moves samples."""
 
 from __future__ import annotations
 
@@ -9,13 +9,19 @@ import torch
 from causvid.diffusion.flow import add_noise, sigma_of, velocity_to_x0
 from causvid.diffusion.velocity import Velocity
 
-EPSILON = 1.0e-6  # a sample that already equals the teacher's prediction must not divide by zero
+EPSILON = 1.0e-6  # avoids division by zero for a sample that equals the teacher's prediction
 
 ALL = (0, 1, 2, 3, 4)  # axes of [B, C, F, H, W]
 
 
 class DmdLoss(NamedTuple):
-    """loss: its gradient is DMD's; gradient_size: mean |gradient|; normaliser: mean |sample - x0 of teacher|."""
+    """The loss and two values to log, all scalars.
+
+    Attributes:
+        loss: A loss whose gradient is that of DMD.
+        gradient_size: Mean |gradient|.
+        normaliser: Mean |sample - x0 of teacher|.
+    """
 
     loss: torch.Tensor
     gradient_size: torch.Tensor
@@ -31,12 +37,21 @@ def dmd_loss(
     critic: Velocity,
     scored: torch.Tensor | None = None,
 ) -> DmdLoss:
-    """DMD's generator loss (CausVid eq. 4, algorithm 1 line 9) with DMD2's per-sample normaliser.
+    """Compute the student's loss (CausVid eq. 4, algorithm 1 line 9) with the per-sample normaliser of DMD2.
 
-    sample: the student's x0 [B, C, F, H, W], the only input with a gradient; timestep: [B], one time for all frames.
-    teacher (with guidance inside) and critic give velocities at x_t. The gradient with respect to ``sample`` is
-    (x0 of critic - x0 of teacher) / mean |sample - x0 of teacher| / number of elements. scored: frames [B, F] that
-    count, in both means; None = all.
+    The gradient with respect to ``sample`` is (x0 of critic - x0 of teacher) / mean |sample - x0 of teacher| / number
+    of elements.
+
+    Args:
+        sample: The student's x0 [B, C, F, H, W], the only input with a gradient.
+        noise: Noise of the same shape, which is added to the sample.
+        timestep: One timestep for all frames of a sample [B].
+        teacher: Velocity of the teacher, including guidance.
+        critic: Velocity of the critic.
+        scored: Frames [B, F] that count in both means; None = all.
+
+    Returns:
+        The loss and two values to log.
     """
     with torch.no_grad():
         sigma = sigma_of(timestep)
@@ -52,7 +67,7 @@ def dmd_loss(
 
 
 def _mean(x: torch.Tensor, scored: torch.Tensor | None, dim: tuple[int, ...]) -> torch.Tensor:
-    """Mean over ``dim`` of ``x`` [B, C, F, H, W], of the frames ``scored`` [B, F] alone; 0 where there are none."""
+    """Return the mean of ``x`` [B, C, F, H, W] over ``dim`` and the frames ``scored`` [B, F]; 0 if there are none."""
     if scored is None:
         return x.mean(dim=dim, keepdim=True)
     weight = scored[:, None, :, None, None].to(x.dtype).expand_as(x)

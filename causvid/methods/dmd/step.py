@@ -89,8 +89,8 @@ class DmdStep:
     def _shared(self, step: int) -> Samples:
         """Return the samples of the cycle that begins with ``step``.
 
-        One forward pass makes the whole batch, however many micro-batches the updates have: a student update needs its
-        graph at the end of the cycle.
+        The whole batch is generated at once, not in micro-batches, because the student update at the end of the cycle
+        needs the graph of all samples.
         """
         if self.shared is None or self.shared.step != step:
             batch = self._read(step)

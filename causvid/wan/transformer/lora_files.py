@@ -172,6 +172,6 @@ def _weight(module: nn.Module) -> torch.Tensor | None:
 
 
 def _count(wrong: list[str], of: Mapping[str, Any]) -> str:
-    """Return the number of ``wrong`` keys as text, with an example and its naming style."""
+    """Describe ``wrong`` keys: their number, one example and its naming style."""
     style = next((f", {said}" for start, said in _STYLES.items() if wrong[0].startswith(start)), "")
     return f"{len(wrong)} of its {len(of)} keys (as {wrong[0]}{style})"

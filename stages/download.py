@@ -1,44 +1,49 @@
-"""Stage download: videos and captions from the toy world, a folder of yours or MixKit, into data/raw."""
+"""Stage download."""
 
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from causvid.data.sources import local as sources
-from causvid.harness.stage import stage_run
+from causvid.harness.declaration import Metrics, Section, Stage, Writes, command
+from causvid.harness.stage import StageRun
 from causvid.runtime.shapes import VideoShape
 
-READS = ("seed", "video", "download")
 
+@dataclass(frozen=True, kw_only=True)
+class Download(Stage):
+    """Collect videos and captions from the toy world, from a folder or from MixKit."""
 
-def main(
-    out: Annotated[Path, typer.Option()],
-    metrics: Annotated[Path, typer.Option()],
-    params: Annotated[Path, typer.Option()] = Path("params.yaml"),
-) -> None:
-    """Options are paths of the pipeline; numbers and the user's paths come from the params file."""
-    with stage_run("download", params=params, reads=READS, inputs=(), metrics=metrics) as run:
-        video = run.section("video", VideoShape)
-        config = run.section("download", sources.DownloadConfig)
-        built, hub = run.work / "out", run.work / "hub"
+    out: Annotated[Path, Writes("folder of videos with a manifest")]
+    metrics: Annotated[Path, Metrics()]
+    seed: Annotated[int, Section("seed")]
+    video: Annotated[VideoShape, Section("video")]
+    config: Annotated[sources.DownloadConfig, Section("download")]
+
+    def run(self, stage: StageRun) -> None:
+        """Write the videos of the source that params.yaml names."""
+        built, hub = stage.work / "out", stage.work / "hub"
         shutil.rmtree(built, ignore_errors=True)
-        if config.source == "toy_world":
-            seed = run.section("seed", int)
-            counts = sources.toy_world_videos(built, config, video=video, seed=seed, workers=run.compute.workers)
-        elif config.source == "folder":
-            counts = sources.folder_videos(built, config)
+        if self.config.source == "toy_world":
+            workers = stage.compute.workers
+            counts = sources.toy_world_videos(built, self.config, video=self.video, seed=self.seed, workers=workers)
+        elif self.config.source == "folder":
+            counts = sources.folder_videos(built, self.config)
         else:
-            from causvid.data.sources.mixkit import mixkit_videos  # the hub's client takes a second to import
+            from causvid.data.sources.mixkit import mixkit_videos  # importing the hub's client takes a second
 
-            counts = mixkit_videos(built, config, hub=hub)
-        run.publish(built, out)
-        run.report({"source": config.source, **counts})
+            counts = mixkit_videos(built, self.config, hub=hub)
+        stage.publish(built, self.out)
+        stage.report({"source": self.config.source, **counts})
         shutil.rmtree(hub, ignore_errors=True)
 
+
+main = command(Download)
 
 if __name__ == "__main__":
     typer.run(main)

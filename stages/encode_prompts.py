@@ -1,44 +1,53 @@
-"""Stage encode_prompts: text embeddings of captions, evaluation prompts and the negative prompt; the text encoder."""
+"""Stage encode_prompts."""
 
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from causvid.compute.device import Precision
-from causvid.harness.stage import stage_run
+from causvid.harness.declaration import Metrics, Section, Stage, Writes, command
+from causvid.harness.stage import StageRun
 from causvid.preparation.prompts import PromptConfig, encode_prompts
 
-READS = ("seed", "model.text_encoder", "model.text_tokens", "model.precision", "encode_prompts")
 
+@dataclass(frozen=True, kw_only=True)
+class EncodePrompts(Stage):
+    """Encode the captions, the evaluation prompts and the negative prompt, and keep the text encoder."""
 
-def main(
-    out: Path = typer.Option(...),
-    text_encoder: Path = typer.Option(...),
-    metrics: Path = typer.Option(...),
-    params: Path = typer.Option(Path("params.yaml")),
-) -> None:
-    """Options are paths of the pipeline; numbers and the user's paths come from the params file."""
-    with stage_run("encode_prompts", params=params, reads=READS, inputs=(), metrics=metrics) as run:
-        building, encoder = run.work / "out", run.work / "text_encoder"
+    out: Annotated[Path, Writes("folder of prompt embeddings")]
+    text_encoder: Annotated[Path, Writes("folder of the text encoder and its tokenizer")]
+    metrics: Annotated[Path, Metrics()]
+    seed: Annotated[int, Section("seed")]
+    encoder: Annotated[dict[str, Any], Section("model.text_encoder")]
+    tokens: Annotated[int, Section("model.text_tokens")]
+    precision: Annotated[Precision, Section("model.precision")]
+    config: Annotated[PromptConfig, Section("encode_prompts")]
+
+    def run(self, stage: StageRun) -> None:
+        """Write the embeddings and the text encoder."""
+        building, encoder = stage.work / "out", stage.work / "text_encoder"
         for leftover in (building, encoder):
             shutil.rmtree(leftover, ignore_errors=True)
         results = encode_prompts(
-            run.section("encode_prompts", PromptConfig),
+            self.config,
             building,
             encoder,
-            text_encoder=run.section("model.text_encoder", dict[str, Any]),
-            tokens=run.section("model.text_tokens", int),
-            precision=run.section("model.precision", Precision),
-            seed=run.section("seed", int),
+            text_encoder=self.encoder,
+            tokens=self.tokens,
+            precision=self.precision,
+            seed=self.seed,
         )
-        run.report(results)
-        run.publish(building, out)
-        run.publish(encoder, text_encoder)
+        stage.report(results)
+        stage.publish(building, self.out)
+        stage.publish(encoder, self.text_encoder)
 
+
+main = command(EncodePrompts)
 
 if __name__ == "__main__":
     typer.run(main)

@@ -1,57 +1,56 @@
-"""Score a folder of videos: analytic judge of the toy world, Frechet distance, flicker, drift, VBench."""
+"""Stage evaluate."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from causvid.compute import device
 from causvid.evaluation import scores, vbench
 from causvid.evaluation.features import FeatureNet
-from causvid.harness.stage import stage_run
+from causvid.harness.declaration import Item, Metrics, Reads, Section, Stage, command
+from causvid.harness.stage import StageRun
 from causvid.runtime.shapes import VideoShape, block_frames
 
-READS = (
-    "video",
-    "model.frames_per_block",
-    "model.vae.scale_factor_temporal",
-    "download.source",
-    "sample.videos",
-    "sample.crf",
-    "evaluate",
-)
 
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Stage):
+    """Score a folder of videos by the judge of the toy world, Frechet distance, flicker, drift and VBench."""
 
-def main(
-    videos: Annotated[Path, typer.Option(help="folder of videos with a manifest")],
-    item: Annotated[str, typer.Option(help="name of the folder in the reports")],
-    reference: Annotated[Path, typer.Option(help="real clips to compare with")],
-    metrics: Annotated[Path, typer.Option(help="JSON file to write")],
-    params: Annotated[Path, typer.Option(help="params file")] = Path("params.yaml"),
-) -> None:
-    """Score the first videos of a folder, as many as there are evaluation samples."""
-    inputs = (videos, reference)
-    with stage_run("evaluate", params=params, reads=READS, inputs=inputs, metrics=metrics, item=item) as run:
-        config, video = run.section("evaluate", vbench.EvaluateConfig), run.section("video", VideoShape)
+    videos: Annotated[Path, Reads("folder of videos with a manifest")]
+    item: Annotated[str, Item("name of the folder in the reports")]
+    reference: Annotated[Path, Reads("folder of real clips, for the Frechet distance")]
+    metrics: Annotated[Path, Metrics()]
+    video: Annotated[VideoShape, Section("video")]
+    frames_per_block: Annotated[int | None, Section("model.frames_per_block")]
+    temporal_stride: Annotated[int, Section("model.vae.scale_factor_temporal")]
+    source: Annotated[Literal["toy_world", "folder", "mixkit"], Section("download.source")]
+    count: Annotated[int, Section("sample.videos")]
+    crf: Annotated[int, Section("sample.crf")]
+    config: Annotated[vbench.EvaluateConfig, Section("evaluate")]
+
+    def run(self, stage: StageRun) -> None:
+        """Score the first videos of the folder, as many as there are evaluation samples."""
         setting = scores.Setting(
-            reference=reference,
-            toy_world=run.section("download.source", str) == "toy_world",
-            video=video,
+            reference=self.reference,
+            toy_world=self.source == "toy_world",
+            video=self.video,
             blocks=block_frames(
-                video,
-                temporal_stride=run.section("model.vae.scale_factor_temporal", int),
-                frames_per_block=run.section("model.frames_per_block", int | None),  # type: ignore[arg-type]  # a union is no type[T]
+                self.video, temporal_stride=self.temporal_stride, frames_per_block=self.frames_per_block
             ),
-            count=run.section("sample.videos", int),
-            crf=run.section("sample.crf", int),
+            count=self.count,
+            crf=self.crf,
         )
-        rows, log = scores.select(videos, setting).rows, run.work / "vbench.log"
-        with vbench.scoring(videos, rows, config, device=str(device.pick()), log=log) as vbenched:
-            run.report(scores.score(videos, FeatureNet(config.feature_vae), setting))
-            run.report({"vbench": vbenched()})
+        rows, log = scores.select(self.videos, setting).rows, stage.work / "vbench.log"
+        with vbench.scoring(self.videos, rows, self.config, device=str(device.pick()), log=log) as vbenched:
+            stage.report(scores.score(self.videos, FeatureNet(self.config.feature_vae), setting))
+            stage.report({"vbench": vbenched()})
 
+
+main = command(Evaluate)
 
 if __name__ == "__main__":
     typer.run(main)

@@ -1,38 +1,46 @@
-"""Stage extract_latents: encode the clips with the VAE, spread over workers, one shard per clip."""
+"""Stage extract_latents."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from causvid.compute.device import Precision
-from causvid.harness.stage import stage_run
+from causvid.harness.declaration import Metrics, Reads, Section, Stage, Writes, command
+from causvid.harness.stage import StageRun
 from causvid.preparation.latents import LatentConfig, LatentEncoder, extract_latents
 from causvid.runtime.shapes import VideoShape
 
-READS = ("video", "model.precision", "extract_latents")
 
+@dataclass(frozen=True, kw_only=True)
+class ExtractLatents(Stage):
+    """Encode the clips with the VAE on all workers, one shard for each clip."""
 
-def main(
-    clips: Path = typer.Option(...),
-    vae: Path = typer.Option(...),
-    out: Path = typer.Option(...),
-    metrics: Path = typer.Option(...),
-    params: Path = typer.Option(Path("params.yaml")),
-) -> None:
-    """Options are paths; numbers come from the params file."""
-    with stage_run("extract_latents", params=params, reads=READS, inputs=(clips, vae), metrics=metrics) as run:
-        job = LatentEncoder(
-            clips=clips.resolve(),
-            vae=vae.resolve(),
-            out=run.work.resolve() / "out",
-            video=run.section("video", VideoShape),
-            precision=run.section("model.precision", Precision),
+    clips: Annotated[Path, Reads("folder of clips with a manifest, from the stage resample")]
+    vae: Annotated[Path, Reads("folder of the VAE, from the stage train_vae")]
+    out: Annotated[Path, Writes("folder of shards")]
+    metrics: Annotated[Path, Metrics()]
+    video: Annotated[VideoShape, Section("video")]
+    precision: Annotated[Precision, Section("model.precision")]
+    config: Annotated[LatentConfig, Section("extract_latents")]
+
+    def run(self, stage: StageRun) -> None:
+        """Encode the clips whose shards do not exist yet."""
+        encoder = LatentEncoder(
+            clips=self.clips.resolve(),
+            vae=self.vae.resolve(),
+            out=stage.work.resolve() / "out",
+            video=self.video,
+            precision=self.precision,
         )
-        run.report(extract_latents(job, run.section("extract_latents", LatentConfig), run.compute))
-        run.publish(job.out, out)
+        stage.report(extract_latents(encoder, self.config, stage.compute))
+        stage.publish(encoder.out, self.out)
 
+
+main = command(ExtractLatents)
 
 if __name__ == "__main__":
     typer.run(main)

@@ -1,8 +1,10 @@
-"""Stage generate_ode_pairs: solve the teacher's ODE for many prompts; keep the states the student will see."""
+"""Stage generate_ode_pairs."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -10,50 +12,56 @@ from causvid.compute.device import Precision
 from causvid.data.captions import read_captions
 from causvid.data.stores.prompt_store import PromptStore
 from causvid.diffusion.schedule import ScheduleConfig
-from causvid.harness.stage import stage_run
+from causvid.harness.declaration import Metrics, Reads, Section, Stage, Writes, command
+from causvid.harness.stage import StageRun
 from causvid.preparation.ode_pairs import OdePairConfig, OdePairSolver, generate_ode_pairs
 from causvid.record import MANY, read_record, values_of
 from causvid.runtime.shapes import LatentShape, VideoShape
 from causvid.wan.vae.vae import load_vae, temporal_stride
 
-READS = ("seed", "video", "model.precision", "schedule", "encode_prompts.captions", "generate_ode_pairs")
 
+@dataclass(frozen=True, kw_only=True)
+class GenerateOdePairs(Stage):
+    """Solve the teacher's ODE for many prompts on all workers, and keep the states that the student is trained on."""
 
-def main(
-    prompts: Path = typer.Option(...),
-    vae: Path = typer.Option(...),
-    teacher: Path = typer.Option(...),
-    out: Path = typer.Option(...),
-    metrics: Path = typer.Option(...),
-    params: Path = typer.Option(Path("params.yaml")),
-) -> None:
-    """Options are paths of the pipeline; numbers and the user's paths come from the params file."""
-    inputs = (prompts, vae, teacher)
-    with stage_run("generate_ode_pairs", params=params, reads=READS, inputs=inputs, metrics=metrics) as run:
-        config, model = run.section("generate_ode_pairs", OdePairConfig), load_vae(vae)
-        schedule, video = run.section("schedule", ScheduleConfig), run.section("video", VideoShape)
-        precision, record = run.section("model.precision", Precision), read_record(teacher, steps=MANY)
-        record.require(teacher, values_of(schedule, video, PromptStore(prompts).tokens, precision))
-        record.require_vae(teacher, vae)
-        job = OdePairSolver(
-            teacher=teacher.absolute(),
-            prompts=prompts.absolute(),
-            out=run.work.resolve() / "out",
-            schedule=schedule,
+    prompts: Annotated[Path, Reads("folder of prompt embeddings")]
+    vae: Annotated[Path, Reads("folder of the VAE, whose strides give the shape of the latents")]
+    teacher: Annotated[Path, Reads("folder of the teacher")]
+    out: Annotated[Path, Writes("folder of shards")]
+    metrics: Annotated[Path, Metrics()]
+    seed: Annotated[int, Section("seed")]
+    video: Annotated[VideoShape, Section("video")]
+    precision: Annotated[Precision, Section("model.precision")]
+    schedule: Annotated[ScheduleConfig, Section("schedule")]
+    captions: Annotated[Path, Section("encode_prompts.captions")]
+    config: Annotated[OdePairConfig, Section("generate_ode_pairs")]
+
+    def run(self, stage: StageRun) -> None:
+        """Solve the ODE for the prompts whose shards do not exist yet."""
+        vae, record = load_vae(self.vae), read_record(self.teacher, steps=MANY)
+        tokens = PromptStore(self.prompts).tokens
+        record.require(self.teacher, values_of(self.schedule, self.video, tokens, self.precision))
+        record.require_vae(self.teacher, self.vae)
+        solver = OdePairSolver(
+            teacher=self.teacher.absolute(),
+            prompts=self.prompts.absolute(),
+            out=stage.work.resolve() / "out",
+            schedule=self.schedule,
             latent=LatentShape.of(
-                video,
-                channels=model.config.z_dim,
-                temporal_stride=temporal_stride(model),
-                spatial_stride=model.config.scale_factor_spatial,
+                self.video,
+                channels=vae.config.z_dim,
+                temporal_stride=temporal_stride(vae),
+                spatial_stride=vae.config.scale_factor_spatial,
             ),
-            guidance_scale=config.guidance_scale,
-            precision=precision,
-            seed=run.section("seed", int),
+            guidance_scale=self.config.guidance_scale,
+            precision=self.precision,
+            seed=self.seed,
         )
-        captions = read_captions(run.section("encode_prompts.captions", Path))
-        run.report(generate_ode_pairs(job, captions, config, run.compute))
-        run.publish(job.out, out)
+        stage.report(generate_ode_pairs(solver, read_captions(self.captions), self.config, stage.compute))
+        stage.publish(solver.out, self.out)
 
+
+main = command(GenerateOdePairs)
 
 if __name__ == "__main__":
     typer.run(main)

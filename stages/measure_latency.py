@@ -1,8 +1,10 @@
-"""Stage measure_latency: teacher and student in one process, time to the first frame and frames per second."""
+"""Stage measure_latency."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -10,46 +12,50 @@ from causvid.compute.device import Precision
 from causvid.data.stores.prompt_store import PromptStore
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.evaluation.latency import LatencyConfig, compare
-from causvid.harness.stage import stage_run
+from causvid.harness.declaration import Metrics, Reads, Section, Stage, command
+from causvid.harness.stage import StageRun
 from causvid.pipeline import load_pipeline
 from causvid.record import FEW, MANY, read_record, values_of
 from causvid.runtime.shapes import VideoShape
 
-READS = (
-    "seed", "video", "model.precision", "schedule", "sample.guidance_scale", "measure_latency",
-)  # fmt: skip
 
+@dataclass(frozen=True, kw_only=True)
+class MeasureLatency(Stage):
+    """Measure teacher and student in one process by their time to the first frame and their frames per second."""
 
-def main(
-    vae: Path = typer.Option(...),
-    teacher: Path = typer.Option(...),
-    student: Path = typer.Option(...),
-    prompts: Path = typer.Option(...),
-    metrics: Path = typer.Option(...),
-    params: Path = typer.Option(Path("params.yaml")),
-) -> None:
-    """Options are paths; numbers come from the params file."""
-    inputs = (vae, teacher, student, prompts)
-    with stage_run("measure_latency", params=params, reads=READS, inputs=inputs, metrics=metrics) as run:
-        schedule, video = run.section("schedule", ScheduleConfig), run.section("video", VideoShape)
-        embeddings = PromptStore(prompts)
-        expected = values_of(schedule, video, embeddings.tokens, run.section("model.precision", Precision))
-        pipelines = []
-        for folder, steps in ((teacher, MANY), (student, FEW)):
+    vae: Annotated[Path, Reads("folder of the VAE")]
+    teacher: Annotated[Path, Reads("folder of the teacher")]
+    student: Annotated[Path, Reads("folder of the student, from the stage train_dmd")]
+    prompts: Annotated[Path, Reads("folder of prompt embeddings")]
+    metrics: Annotated[Path, Metrics()]
+    seed: Annotated[int, Section("seed")]
+    video: Annotated[VideoShape, Section("video")]
+    precision: Annotated[Precision, Section("model.precision")]
+    schedule: Annotated[ScheduleConfig, Section("schedule")]
+    guidance_scale: Annotated[float, Section("sample.guidance_scale")]
+    config: Annotated[LatencyConfig, Section("measure_latency")]
+
+    def run(self, stage: StageRun) -> None:
+        """Generate one clip several times with each model."""
+        embeddings, pipelines = PromptStore(self.prompts), []
+        expected = values_of(self.schedule, self.video, embeddings.tokens, self.precision)
+        for folder, steps in ((self.teacher, MANY), (self.student, FEW)):
             record = read_record(folder, steps=steps)
             record.require(folder, expected)
-            pipelines.append(load_pipeline(folder, vae, record, schedule))
+            pipelines.append(load_pipeline(folder, self.vae, record, self.schedule))
         results = compare(
             *pipelines,
             text=embeddings(embeddings.evaluation[:1]),
             negative=embeddings([embeddings.negative]),
-            video=video,
-            guidance_scale=run.section("sample.guidance_scale", float),
-            seed=run.section("seed", int),
-            config=run.section("measure_latency", LatencyConfig),
+            video=self.video,
+            guidance_scale=self.guidance_scale,
+            seed=self.seed,
+            config=self.config,
         )
-        run.report(results)
+        stage.report(results)
 
+
+main = command(MeasureLatency)
 
 if __name__ == "__main__":
     typer.run(main)

@@ -1,41 +1,50 @@
-"""Stage pack_lmdb: shards, or a released LMDB, into one LMDB in the released layout, with a sha256 per record."""
+"""Stage pack_lmdb."""
 
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from causvid.data.pack import PackConfig, Source, pack
-from causvid.harness.stage import stage_run
+from causvid.data.pack import PackConfig, pack
+from causvid.data.stores.latent_store import Source
+from causvid.harness.declaration import Item, Metrics, Section, Stage, Writes, command
+from causvid.harness.stage import StageRun
 from causvid.interop.original_lmdb import import_store
 
-READS = ("pack_lmdb",)
 
+@dataclass(frozen=True, kw_only=True)
+class PackLmdb(Stage):
+    """Pack shards, or a released LMDB, into an LMDB in the released layout with a sha256 checksum for each record."""
 
-def main(
-    item: str = typer.Option(...),
-    out: Path = typer.Option(...),
-    metrics: Path = typer.Option(...),
-    params: Path = typer.Option(Path("params.yaml")),
-) -> None:
-    """Options are paths of the pipeline; numbers and the user's paths come from the params file."""
-    with stage_run(
-        "pack_lmdb", item=item, params=params, reads=READS, inputs=(), metrics=metrics,
-        paths=(f"pack_lmdb.{item}.folder",),
-    ) as run:  # fmt: skip
-        building, config = run.work / "out", run.section("pack_lmdb", PackConfig)
-        for leftover in (building, *run.work.glob(".out.*")):
+    item: Annotated[str, Item("latents or ode_pairs")]
+    out: Annotated[Path, Writes("folder of the LMDB")]
+    metrics: Annotated[Path, Metrics()]
+    config: Annotated[PackConfig, Section("pack_lmdb")]
+
+    @classmethod
+    def user_paths(cls, item: str | None) -> list[str]:
+        """Return the folder of one LMDB; the section ``pack_lmdb`` names those of all."""
+        return [f"pack_lmdb.{item}.folder"]
+
+    def run(self, stage: StageRun) -> None:
+        """Write the LMDB of ``item``."""
+        building, chosen = stage.work / "out", self.config.item(self.item)
+        for leftover in (building, *stage.work.glob(".out.*")):
             shutil.rmtree(leftover, ignore_errors=True)
-        chosen, per_transaction = config.item(item), config.records_per_transaction
+        at_once = self.config.records_per_transaction
         if chosen.source == Source.RELEASED:
-            packed = import_store(chosen.folder, building, timesteps=chosen.timesteps, per_transaction=per_transaction)
+            packed = import_store(chosen.folder, building, timesteps=chosen.timesteps, per_transaction=at_once)
         else:
-            packed = pack(chosen.folder, building, per_transaction=per_transaction)
-        run.report(packed)
-        run.publish(building, out)
+            packed = pack(chosen.folder, building, per_transaction=at_once)
+        stage.report(packed)
+        stage.publish(building, self.out)
 
+
+main = command(PackLmdb)
 
 if __name__ == "__main__":
     typer.run(main)

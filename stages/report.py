@@ -1,55 +1,65 @@
-"""Stage report: one page with ours beside the paper's, samples side by side, curves and speed."""
+"""Stage report."""
 
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from causvid.diffusion.schedule import ScheduleConfig
-from causvid.harness.stage import stage_run
+from causvid.harness.declaration import Metrics, Reads, Section, Stage, Writes, command
+from causvid.harness.stage import StageRun
 from causvid.reporting import page, tables
 from causvid.runtime.files import write_text
 from causvid.runtime.shapes import VideoShape
 
-READS = ("profile", "video", "schedule", "report")
 
+@dataclass(frozen=True, kw_only=True)
+class Report(Stage):
+    """Write one page with our results next to the paper's, samples side by side, curves and latency."""
 
-def main(
-    reports: Path = typer.Option(...),
-    samples: Path = typer.Option(...),
-    published: Path = typer.Option(...),
-    out: Path = typer.Option(...),
-    markdown: Path = typer.Option(...),
-    figures: Path = typer.Option(...),
-    metrics: Path = typer.Option(...),
-    params: Path = typer.Option(Path("params.yaml")),
-) -> None:
-    """Options are paths; numbers come from the params file."""
-    read = [reports / name for name in (*tables.SINGLE, "evaluate", "ablate")]
-    with stage_run("report", params=params, reads=READS, inputs=[samples, published, *read], metrics=metrics) as run:
+    reports: Annotated[
+        Path, Reads("folder of the stages' metrics and curves", entries=(*tables.SINGLE, "evaluate", "ablate"))
+    ]
+    samples: Annotated[Path, Reads("folder of the models' videos")]
+    published: Annotated[Path, Reads("YAML file of the paper's results")]
+    out: Annotated[Path, Writes("HTML page of the report")]
+    markdown: Annotated[Path, Writes("the same page as Markdown")]
+    figures: Annotated[Path, Writes("folder of the page's figures")]
+    metrics: Annotated[Path, Metrics()]
+    profile: Annotated[str, Section("profile")]
+    video: Annotated[VideoShape, Section("video")]
+    schedule: Annotated[ScheduleConfig, Section("schedule")]
+    config: Annotated[page.ReportConfig, Section("report")]
+
+    def run(self, stage: StageRun) -> None:
+        """Write the page in both formats."""
         content = page.collect(
-            reports,
-            samples,
-            published,
-            profile=run.section("profile", str),
-            video=run.section("video", VideoShape),
-            schedule=run.section("schedule", ScheduleConfig),
-            rows=run.section("report", page.ReportConfig).rows,
+            self.reports,
+            self.samples,
+            self.published,
+            profile=self.profile,
+            video=self.video,
+            schedule=self.schedule,
+            rows=self.config.rows,
         )
-        built = run.work / "out"
+        built = stage.work / "out"
         shutil.rmtree(built, ignore_errors=True)
         drawn = page.draw(content, built / "figures")
         write_text(built / "index.html", page.html(content, built / "figures"))
-        write_text(built / "report.md", page.markdown(content, figures.name, drawn))
-        run.report({"videos": content.videos_shown, "prompts": len(content.samples), "tables": len(content.tables())})
+        write_text(built / "report.md", page.markdown(content, self.figures.name, drawn))
+        stage.report({"videos": content.videos_shown, "prompts": len(content.samples), "tables": len(content.tables())})
         for path in (built / "index.html", *(built / "figures" / name for name in drawn)):
-            run.tracker.log_artifact(path, "report")
-        run.publish(built / "figures", figures)
-        run.publish(built / "report.md", markdown)
-        run.publish(built / "index.html", out)
+            stage.tracker.log_artifact(path, "report")
+        stage.publish(built / "figures", self.figures)
+        stage.publish(built / "report.md", self.markdown)
+        stage.publish(built / "index.html", self.out)
 
+
+main = command(Report)
 
 if __name__ == "__main__":
     typer.run(main)

@@ -1,40 +1,42 @@
-"""Stage resample: every raw video into a clip of exactly the run's size, rate and length, or a row saying why not."""
+"""Stage resample."""
 
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from causvid.data.resampling.clips import ResampleConfig, resample_folder
-from causvid.harness.stage import stage_run
+from causvid.harness.declaration import Metrics, Reads, Section, Stage, Writes, command
+from causvid.harness.stage import StageRun
 from causvid.runtime.shapes import VideoShape
 
-READS = ("video", "resample")
 
+@dataclass(frozen=True, kw_only=True)
+class Resample(Stage):
+    """Convert every video to a clip of the profile's size, rate and frame count, or record why it is rejected."""
 
-def main(
-    raw: Annotated[Path, typer.Option()],
-    out: Annotated[Path, typer.Option()],
-    metrics: Annotated[Path, typer.Option()],
-    params: Annotated[Path, typer.Option()] = Path("params.yaml"),
-) -> None:
-    """Options are paths; numbers come from the params file."""
-    with stage_run("resample", params=params, reads=READS, inputs=(raw,), metrics=metrics) as run:
-        built = run.work / "out"
+    raw: Annotated[Path, Reads("folder of videos with a manifest, from the stage download")]
+    out: Annotated[Path, Writes("folder of clips with a manifest")]
+    metrics: Annotated[Path, Metrics()]
+    video: Annotated[VideoShape, Section("video")]
+    config: Annotated[ResampleConfig, Section("resample")]
+
+    def run(self, stage: StageRun) -> None:
+        """Resample the videos on all workers."""
+        built = stage.work / "out"
         shutil.rmtree(built, ignore_errors=True)
         counts = resample_folder(
-            raw.resolve(),
-            built.resolve(),
-            video=run.section("video", VideoShape),
-            config=run.section("resample", ResampleConfig),
-            compute=run.compute,
+            self.raw.resolve(), built.resolve(), video=self.video, config=self.config, compute=stage.compute
         )
-        run.publish(built, out)
-        run.report(counts)
+        stage.publish(built, self.out)
+        stage.report(counts)
 
+
+main = command(Resample)
 
 if __name__ == "__main__":
     typer.run(main)

@@ -1,10 +1,11 @@
-"""Stage sample: videos for the evaluation prompts, the same noise for every model; long rollouts of causal ones."""
+"""Stage sample."""
 
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -12,46 +13,49 @@ from causvid.compute.device import Precision
 from causvid.data.stores.prompt_store import PromptStore
 from causvid.data.videos import manifest
 from causvid.diffusion.schedule import ScheduleConfig
-from causvid.harness.stage import stage_run
+from causvid.harness.declaration import Item, Metrics, Option, Reads, Section, Stage, Writes, command
+from causvid.harness.stage import StageRun
 from causvid.pipeline import load_pipeline
 from causvid.preparation.samples import SampleConfig, sample
 from causvid.record import FEW, read_record, values_of
 from causvid.runtime.shapes import VideoShape
 
-READS = ("seed", "video", "model.precision", "schedule", "sample")
-SHOWN = 4  # videos that go to MLflow
+SHOWN = 4  # videos that are logged in MLflow
 
 
-def main(
-    model: str = typer.Option(...),
-    steps: Literal["many", "few"] = typer.Option(...),
-    checkpoint: Path = typer.Option(...),
-    vae: Path = typer.Option(...),
-    prompts: Path = typer.Option(...),
-    out: Path = typer.Option(...),
-    metrics: Path = typer.Option(...),
-    params: Path = typer.Option(Path("params.yaml")),
-) -> None:
-    """Options are paths, a name and the kind of model; numbers come from the params file."""
-    inputs = (checkpoint, vae, prompts)
-    with stage_run("sample", item=model, params=params, reads=READS, inputs=inputs, metrics=metrics) as run:
-        building = run.work / "out"
+@dataclass(frozen=True, kw_only=True)
+class Sample(Stage):
+    """Generate videos for the evaluation prompts, from the same noise for every model, and rollouts of causal ones."""
+
+    model: Annotated[str, Item("name of the model in the reports")]
+    steps: Annotated[Literal["many", "few"], Option("many for a teacher, few for a student")]
+    checkpoint: Annotated[Path, Reads("folder of the model")]
+    vae: Annotated[Path, Reads("folder of the VAE")]
+    prompts: Annotated[Path, Reads("folder of prompt embeddings")]
+    out: Annotated[Path, Writes("folder of videos with a manifest")]
+    metrics: Annotated[Path, Metrics()]
+    seed: Annotated[int, Section("seed")]
+    video: Annotated[VideoShape, Section("video")]
+    precision: Annotated[Precision, Section("model.precision")]
+    schedule: Annotated[ScheduleConfig, Section("schedule")]
+    config: Annotated[SampleConfig, Section("sample")]
+
+    def run(self, stage: StageRun) -> None:
+        """Generate the videos."""
+        building = stage.work / "out"
         shutil.rmtree(building, ignore_errors=True)
-        schedule, video, texts = (
-            run.section("schedule", ScheduleConfig),
-            run.section("video", VideoShape),
-            PromptStore(prompts),
-        )
-        record = read_record(checkpoint, steps=steps)
-        record.require(checkpoint, values_of(schedule, video, texts.tokens, run.section("model.precision", Precision)))
-        pipeline, config = load_pipeline(checkpoint, vae, record, schedule), run.section("sample", SampleConfig)
-        seed, few_steps = run.section("seed", int), steps == FEW
-        run.report(sample(pipeline, texts, record.video, config, seed=seed, out=building, few_steps=few_steps))
+        texts, record = PromptStore(self.prompts), read_record(self.checkpoint, steps=self.steps)
+        record.require(self.checkpoint, values_of(self.schedule, self.video, texts.tokens, self.precision))
+        pipeline, few_steps = load_pipeline(self.checkpoint, self.vae, record, self.schedule), self.steps == FEW
+        counts = sample(pipeline, texts, record.video, self.config, seed=self.seed, out=building, few_steps=few_steps)
+        stage.report(counts)
         shown = [row["path"] for row in manifest.read_manifest(building)[:SHOWN]]
         for name in (manifest.NAME, *shown):
-            run.tracker.log_artifact(building / name, "samples")
-        run.publish(building, out)
+            stage.tracker.log_artifact(building / name, "samples")
+        stage.publish(building, self.out)
 
+
+main = command(Sample)
 
 if __name__ == "__main__":
     typer.run(main)

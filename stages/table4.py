@@ -1,31 +1,37 @@
-"""Stage table4: the paper's Table 4 over seeds, from the ablation's evaluations."""
+"""Stage table4, which only the ablation has."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from causvid.harness.stage import stage_run
+from causvid.harness.declaration import Item, Metrics, Reads, Section, Stage, command
+from causvid.harness.stage import StageRun
 from causvid.reporting import ablation
 
-READS = ("profile",)
+
+@dataclass(frozen=True, kw_only=True)
+class Table4(Stage):
+    """Compute the means over the seeds, and which of the paper's claims hold (CausVid Table 4)."""
+
+    evaluations: Annotated[Path, Reads("folder of <row>/<seed>.json and <row>-<inputs>/<seed>.json")]
+    settings: Annotated[Path, Reads("the ablation's params file, which names the seeds", keys=("seeds",))]
+    inputs: Annotated[str, Item("input of the students in training: data or rollout")]
+    # If DVC tracked the table, the report's stage would depend on the whole ablation (docs/architecture.md).
+    out: Annotated[Path, Metrics("JSON file of the table", in_dvc=False)]
+    profile: Annotated[str, Section("profile")]
+
+    def run(self, stage: StageRun) -> None:
+        """Write the table of the rows that share ``inputs``."""
+        found = ablation.read_evaluations(self.evaluations, ablation.read_seeds(self.settings), self.inputs)
+        origin = {"profile": self.profile, "inputs": self.inputs, "commit": ablation.commit(Path.cwd())}
+        stage.report({**origin, **ablation.table4(found)})
 
 
-def main(
-    evaluations: Path = typer.Option(..., help="folder of <row>/<seed>.json and <row>-<inputs>/<seed>.json"),
-    settings: Path = typer.Option(..., help="the ablation's params.yaml; its seeds are read"),
-    inputs: str = typer.Option(..., help="what the students of the table were trained on: data | rollout"),
-    out: Path = typer.Option(..., help="JSON file to write"),
-    params: Path = typer.Option(Path("params.yaml")),
-) -> None:
-    """Options are paths; numbers come from the evaluations."""
-    read = (evaluations, settings)
-    with stage_run("table4", item=inputs, params=params, reads=READS, inputs=read, metrics=out) as run:
-        found = ablation.read_evaluations(evaluations, ablation.read_seeds(settings), inputs)
-        made = {"profile": run.section("profile", str), "inputs": inputs, "commit": ablation.commit(Path.cwd())}
-        run.report({**made, **ablation.table4(found)})
-
+main = command(Table4)
 
 if __name__ == "__main__":
     typer.run(main)

@@ -1,48 +1,62 @@
-"""Stage train_dmd: distribution matching distillation of the student against the teacher (CausVid algorithm 1)."""
+"""Stage train_dmd."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from causvid.compute.device import Precision
+from causvid.data.stores.latent_store import Source
 from causvid.diffusion.schedule import ScheduleConfig
-from causvid.harness.stage import stage_run
+from causvid.harness.declaration import Curve, Metrics, Reads, Section, Stage, Untracked, Writes, command
+from causvid.harness.stage import StageRun
 from causvid.methods.dmd.config import DmdConfig
 from causvid.methods.dmd.step import train_dmd
 from causvid.methods.shared.recording import clips_of, require_same_training, student_record
 from causvid.record import FEW, MANY, read_student
+from causvid.runtime.shapes import VideoShape
 from causvid.training.run import new_run
 from causvid.training.trainer import carry_out, publish
 
-READS = ("seed", "video", "model.vae", "model.precision", "schedule", "pack_lmdb.latents.source", "train_dmd")
 
+@dataclass(frozen=True, kw_only=True)
+class TrainDmd(Stage):
+    """Distill the student by distribution matching against the bidirectional teacher (CausVid algorithm 1)."""
 
-def main(
-    latents: Path = typer.Option(...),
-    prompts: Path = typer.Option(...),
-    teacher: Path = typer.Option(...),
-    student: Path = typer.Option(...),
-    vae: Path = typer.Option(...),
-    out: Path = typer.Option(...),
-    metrics: Path = typer.Option(...),
-    curve: Path = typer.Option(...),
-    params: Path = typer.Option(Path("params.yaml")),
-) -> None:
-    """Options are paths; numbers come from the params file."""
-    inputs = {"latents": latents, "prompts": prompts, "teacher": teacher, "student": student}
-    with stage_run("train_dmd", params=params, reads=READS, inputs=[*inputs.values()], metrics=metrics) as stage:
-        config = stage.section("train_dmd", DmdConfig)
-        clips = clips_of(stage.section, latents, item="latents", vae=vae)
-        schedule, precision = stage.section("schedule", ScheduleConfig), stage.section("model.precision", Precision)
-        record = student_record(clips, schedule, prompts, precision, read_student(student).frames_per_block)
-        require_same_training(teacher, record, steps=MANY)
-        require_same_training(student, record, steps=FEW)
-        run = new_run(stage, config, record, precision=precision, inputs={**inputs, "vae": vae})
+    latents: Annotated[Path, Reads("LMDB of the latents of the clips")]
+    prompts: Annotated[Path, Reads("folder of prompt embeddings")]
+    teacher: Annotated[Path, Reads("folder of the teacher")]
+    student: Annotated[Path, Reads("folder of the initial student, from the stage train_ode_init")]
+    vae: Annotated[Path, Untracked("folder of the VAE, which decodes preview videos")]
+    out: Annotated[Path, Writes("folder of the student, in diffusers' format")]
+    metrics: Annotated[Path, Metrics()]
+    curve: Annotated[Path, Curve(y="critic_loss")]
+    seed: Annotated[int, Section("seed")]
+    video: Annotated[VideoShape, Section("video")]
+    vae_config: Annotated[dict[str, Any], Section("model.vae")]
+    precision: Annotated[Precision, Section("model.precision")]
+    schedule: Annotated[ScheduleConfig, Section("schedule")]
+    source: Annotated[Source, Section("pack_lmdb.latents.source")]
+    config: Annotated[DmdConfig, Section("train_dmd")]
+
+    def run(self, stage: StageRun) -> None:
+        """Train the student and publish it with its training record."""
+        clips = clips_of(self.latents, self.video, self.source, vae=self.vae, config=self.vae_config)
+        blocks = read_student(self.student).frames_per_block
+        record = student_record(clips, self.schedule, self.prompts, self.precision, blocks)
+        require_same_training(self.teacher, record, steps=MANY)
+        require_same_training(self.student, record, steps=FEW)
+        inputs = {"latents": self.latents, "prompts": self.prompts, "teacher": self.teacher}
+        inputs |= {"student": self.student, "vae": self.vae}
+        run = new_run(stage, self.config, record, seed=self.seed, precision=self.precision, inputs=inputs)
         carry_out(train_dmd, run, stage)
-        publish(run, stage, out=out, curve=curve)
+        publish(run, stage, out=self.out, curve=self.curve)
 
+
+main = command(TrainDmd)
 
 if __name__ == "__main__":
     typer.run(main)

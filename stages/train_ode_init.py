@@ -1,51 +1,60 @@
-"""Stage train_ode_init: fit the causal student to the teacher's trajectories (CausVid eq. 6)."""
+"""Stage train_ode_init."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from causvid.compute.device import Precision
+from causvid.data.stores.latent_store import Source
 from causvid.diffusion.schedule import ScheduleConfig
-from causvid.harness.stage import stage_run
+from causvid.harness.declaration import Curve, Metrics, Reads, Section, Stage, Untracked, Writes, command
+from causvid.harness.stage import StageRun
 from causvid.methods.ode_init.config import OdeConfig
 from causvid.methods.ode_init.step import train_ode_init
 from causvid.methods.shared.recording import check_origin, clips_of, require_same_training, student_record
 from causvid.record import MANY
+from causvid.runtime.shapes import VideoShape
 from causvid.training.run import new_run
 from causvid.training.trainer import carry_out, publish
 
-READS = (
-    "seed", "video", "model.vae", "model.frames_per_block", "model.precision", "schedule",
-    "pack_lmdb.ode_pairs.source", "train_ode_init",
-)  # fmt: skip
 
+@dataclass(frozen=True, kw_only=True)
+class TrainOdeInit(Stage):
+    """Train the causal student on the ODE trajectories of the teacher (CausVid eq. 6)."""
 
-def main(
-    pairs: Path = typer.Option(...),
-    prompts: Path = typer.Option(...),
-    teacher: Path = typer.Option(...),
-    vae: Path = typer.Option(...),
-    out: Path = typer.Option(...),
-    metrics: Path = typer.Option(...),
-    curve: Path = typer.Option(...),
-    params: Path = typer.Option(Path("params.yaml")),
-) -> None:
-    """Options are paths; numbers come from the params file."""
-    inputs = {"pairs": pairs, "prompts": prompts, "teacher": teacher}
-    with stage_run("train_ode_init", params=params, reads=READS, inputs=[*inputs.values()], metrics=metrics) as stage:
-        clips = clips_of(stage.section, pairs, item="ode_pairs", vae=vae)
-        schedule, precision = stage.section("schedule", ScheduleConfig), stage.section("model.precision", Precision)
-        blocks = stage.section("model.frames_per_block", int | None)  # type: ignore[arg-type]  # a union is no type[T]
-        record = student_record(clips, schedule, prompts, precision, blocks)
-        require_same_training(teacher, record, steps=MANY)
-        config = stage.section("train_ode_init", OdeConfig)
-        check_origin(config.init.locate("transformer"), record, stage="train_ode_init", steps=config.steps)
-        run = new_run(stage, config, record, precision=precision, inputs={**inputs, "vae": vae})
+    pairs: Annotated[Path, Reads("LMDB of ODE pairs")]
+    prompts: Annotated[Path, Reads("folder of prompt embeddings")]
+    teacher: Annotated[Path, Reads("folder of the teacher, whose weights the student starts from by default")]
+    vae: Annotated[Path, Untracked("folder of the VAE, which decodes preview videos")]
+    out: Annotated[Path, Writes("folder of the student, in diffusers' format")]
+    metrics: Annotated[Path, Metrics()]
+    curve: Annotated[Path, Curve(y="loss")]
+    seed: Annotated[int, Section("seed")]
+    video: Annotated[VideoShape, Section("video")]
+    vae_config: Annotated[dict[str, Any], Section("model.vae")]
+    frames_per_block: Annotated[int | None, Section("model.frames_per_block")]
+    precision: Annotated[Precision, Section("model.precision")]
+    schedule: Annotated[ScheduleConfig, Section("schedule")]
+    source: Annotated[Source, Section("pack_lmdb.ode_pairs.source")]
+    config: Annotated[OdeConfig, Section("train_ode_init")]
+
+    def run(self, stage: StageRun) -> None:
+        """Train the student and publish it with its training record."""
+        clips = clips_of(self.pairs, self.video, self.source, vae=self.vae, config=self.vae_config)
+        record = student_record(clips, self.schedule, self.prompts, self.precision, self.frames_per_block)
+        require_same_training(self.teacher, record, steps=MANY)
+        check_origin(self.config.init.locate("transformer"), record, stage=self.name(), steps=self.config.steps)
+        inputs = {"pairs": self.pairs, "prompts": self.prompts, "teacher": self.teacher, "vae": self.vae}
+        run = new_run(stage, self.config, record, seed=self.seed, precision=self.precision, inputs=inputs)
         carry_out(train_ode_init, run, stage)
-        publish(run, stage, out=out, curve=curve)
+        publish(run, stage, out=self.out, curve=self.curve)
 
+
+main = command(TrainOdeInit)
 
 if __name__ == "__main__":
     typer.run(main)

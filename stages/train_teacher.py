@@ -1,49 +1,61 @@
-"""Stage train_teacher: fit the teacher, bidirectional or causal, by flow matching, or take a pretrained one."""
+"""Stage train_teacher."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from causvid.compute.device import Precision
-from causvid.harness.stage import stage_run
+from causvid.data.stores.latent_store import Source
+from causvid.harness.declaration import Curve, Metrics, Reads, Section, Stage, Untracked, Writes, command
+from causvid.harness.stage import StageRun
 from causvid.methods.shared.recording import check_origin, clips_of, teacher_record
 from causvid.methods.teacher.config import TeacherConfig
 from causvid.methods.teacher.step import train_teacher
+from causvid.runtime.shapes import VideoShape
 from causvid.training.run import new_run
 from causvid.training.trainer import carry_out, publish
 
-READS = (
-    "seed", "video", "model.vae", "model.transformer", "model.frames_per_block", "model.precision", "schedule.shift",
-    "pack_lmdb.latents.source", "train_teacher",
-)  # fmt: skip
 
+@dataclass(frozen=True, kw_only=True)
+class TrainTeacher(Stage):
+    """Train the teacher, bidirectional or causal, by flow matching, or take a pretrained one."""
 
-def main(
-    latents: Path = typer.Option(...),
-    prompts: Path = typer.Option(...),
-    vae: Path = typer.Option(...),
-    out: Path = typer.Option(...),
-    metrics: Path = typer.Option(...),
-    curve: Path = typer.Option(...),
-    params: Path = typer.Option(Path("params.yaml")),
-) -> None:
-    """Options are paths; numbers come from the params file."""
-    inputs = {"latents": latents, "prompts": prompts}
-    with stage_run("train_teacher", params=params, reads=READS, inputs=[*inputs.values()], metrics=metrics) as stage:
-        clips = clips_of(stage.section, latents, item="latents", vae=vae)
-        config, precision = stage.section("train_teacher", TeacherConfig), stage.section("model.precision", Precision)
-        shift = stage.section("schedule.shift", float)
-        blocks = stage.section("model.frames_per_block", int | None)  # type: ignore[arg-type]  # a union is no type[T]
-        record = teacher_record(clips, shift, prompts, precision, blocks, causal=config.causal)
-        check_origin(config.init.locate("transformer"), record, stage="train_teacher", steps=config.steps)
-        network = stage.section("model.transformer", dict[str, Any])
-        run = new_run(stage, config, record, precision=precision, inputs=inputs, network=network)
+    latents: Annotated[Path, Reads("LMDB of the latents of the clips")]
+    prompts: Annotated[Path, Reads("folder of prompt embeddings")]
+    vae: Annotated[Path, Untracked("folder of the VAE, whose normalisation enters the training record")]
+    out: Annotated[Path, Writes("folder of the teacher, in diffusers' format")]
+    metrics: Annotated[Path, Metrics()]
+    curve: Annotated[Path, Curve(y="loss")]
+    seed: Annotated[int, Section("seed")]
+    video: Annotated[VideoShape, Section("video")]
+    vae_config: Annotated[dict[str, Any], Section("model.vae")]
+    network: Annotated[dict[str, Any], Section("model.transformer")]
+    frames_per_block: Annotated[int | None, Section("model.frames_per_block")]
+    precision: Annotated[Precision, Section("model.precision")]
+    shift: Annotated[float, Section("schedule.shift")]
+    source: Annotated[Source, Section("pack_lmdb.latents.source")]
+    config: Annotated[TeacherConfig, Section("train_teacher")]
+
+    def run(self, stage: StageRun) -> None:
+        """Train the teacher and publish it with its training record."""
+        clips = clips_of(self.latents, self.video, self.source, vae=self.vae, config=self.vae_config)
+        record = teacher_record(
+            clips, self.shift, self.prompts, self.precision, self.frames_per_block, causal=self.config.causal
+        )
+        check_origin(self.config.init.locate("transformer"), record, stage=self.name(), steps=self.config.steps)
+        inputs = {"latents": self.latents, "prompts": self.prompts}
+        run = new_run(
+            stage, self.config, record, seed=self.seed, precision=self.precision, inputs=inputs, network=self.network
+        )
         carry_out(train_teacher, run, stage)
-        publish(run, stage, out=out, curve=curve)
+        publish(run, stage, out=self.out, curve=self.curve)
 
+
+main = command(TrainTeacher)
 
 if __name__ == "__main__":
     typer.run(main)

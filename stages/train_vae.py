@@ -1,16 +1,18 @@
-"""Stage train_vae: fit the video autoencoder to the clips, or take a pretrained one; measure it on held-out clips."""
+"""Stage train_vae."""
 
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from causvid.compute.device import Precision
 from causvid.data.videos.manifest import read_manifest, split
-from causvid.harness.stage import stage_run
+from causvid.harness.declaration import Curve, Metrics, Reads, Section, Stage, Writes, command
+from causvid.harness.stage import StageRun
 from causvid.methods.vae.config import VaeConfig
 from causvid.methods.vae.reconstructions import write_reconstructions
 from causvid.methods.vae.step import train_vae
@@ -18,32 +20,40 @@ from causvid.runtime.shapes import VideoShape
 from causvid.training.run import new_run
 from causvid.training.trainer import EXPORT, carry_out, publish
 
-READS = ("seed", "video", "model.vae", "train_vae", "sample.crf")
 
+@dataclass(frozen=True, kw_only=True)
+class TrainVae(Stage):
+    """Train the video autoencoder on the clips, or take a pretrained one, and measure it on held-out clips."""
 
-def main(
-    clips: Path = typer.Option(...),
-    out: Path = typer.Option(...),
-    samples: Path = typer.Option(...),
-    metrics: Path = typer.Option(...),
-    curve: Path = typer.Option(...),
-    params: Path = typer.Option(Path("params.yaml")),
-) -> None:
-    """Options are paths; numbers come from the params file."""
-    with stage_run("train_vae", params=params, reads=READS, inputs=(clips,), metrics=metrics) as stage:
-        config, network = stage.section("train_vae", VaeConfig), stage.section("model.vae", dict[str, Any])
-        _, held_out = split(read_manifest(clips), config.held_out_clips)
+    clips: Annotated[Path, Reads("folder of clips with a manifest, from the stage resample")]
+    out: Annotated[Path, Writes("folder of the VAE, in diffusers' format")]
+    samples: Annotated[Path, Writes("folder of reconstructed held-out clips with a manifest")]
+    metrics: Annotated[Path, Metrics()]
+    curve: Annotated[Path, Curve(y="loss")]
+    seed: Annotated[int, Section("seed")]
+    video: Annotated[VideoShape, Section("video")]
+    network: Annotated[dict[str, Any], Section("model.vae")]
+    config: Annotated[VaeConfig, Section("train_vae")]
+    crf: Annotated[int, Section("sample.crf")]
+
+    def run(self, stage: StageRun) -> None:
+        """Train the VAE, then reconstruct the held-out clips."""
+        _, held_out = split(read_manifest(self.clips), self.config.held_out_clips)
         # The VAE is always trained in float32, regardless of model.precision. It has no training record.
-        precision, inputs = Precision.FLOAT32, {"clips": clips}
-        run = new_run(stage, config, None, precision=precision, inputs=inputs, network=network)
+        run = new_run(
+            stage, self.config, None, seed=self.seed, precision=Precision.FLOAT32, inputs={"clips": self.clips},
+            network=self.network,
+        )  # fmt: skip
         carry_out(train_vae, run, stage)
         building = run.work / "samples"
         shutil.rmtree(building, ignore_errors=True)
-        video, crf = stage.section("video", VideoShape), stage.section("sample.crf", int)
-        stage.report(write_reconstructions(run.work / EXPORT, clips, held_out, video, crf=crf, out=building))
-        stage.publish(building, samples)
-        publish(run, stage, out=out, curve=curve)
+        model = run.work / EXPORT
+        stage.report(write_reconstructions(model, self.clips, held_out, self.video, crf=self.crf, out=building))
+        stage.publish(building, self.samples)
+        publish(run, stage, out=self.out, curve=self.curve)
 
+
+main = command(TrainVae)
 
 if __name__ == "__main__":
     typer.run(main)

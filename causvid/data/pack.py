@@ -5,21 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from pydantic import PositiveInt
 
 from causvid.data.shards import indexed, read_shard
-from causvid.data.stores.latent_store import Record, write_store
-
-
-class Source(StrEnum):
-    """Where an LMDB comes from: shards of this run, or an LMDB of the released code."""
-
-    OURS = "ours"
-    RELEASED = "released"
+from causvid.data.stores.latent_store import Record, Source, write_store
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,6 +69,7 @@ def new_run(
     config: Config,
     record: Record,
     *,
+    seed: int,
     precision: Precision,
     inputs: Mapping[str, Path],
     network: Mapping[str, Any] | None = None,
@@ -77,7 +78,7 @@ def new_run(
     return Run(
         config=config,
         record=record,
-        seed=stage.section("seed", int),
+        seed=seed,
         precision=precision,
         compute=stage.compute,
         watch=stage.watch,

@@ -1,21 +1,28 @@
-"""The dependencies on code that each stage needs in dvc.yaml and ablation/dvc.yaml.
+"""The content that dvc.yaml and ablation/dvc.yaml must have, computed from the declarations of the stages.
 
     python -m tests.architecture.dependencies
 
-rewrites them in both files. A test compares the files with ``required``.
+rewrites the dependencies and the params of every stage in both files. A test compares the files with ``required``.
 """
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from ruamel.yaml import YAML
+
+from causvid.harness import inputs
 from causvid.harness.closure import import_closure, is_neutral
+from causvid.harness.declaration import Curve, Metrics, Option, Reads, Section, Stage, Writes, declared
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ("dvc.yaml", "ablation/dvc.yaml")
-CODE = ("causvid/", "stages/")  # paths of dependencies on code start with one of these
+STAGES = sorted(path.stem for path in (ROOT / "stages").glob("*.py") if path.stem != "__init__")
 # A stage that imports all of a folder depends on the folder. It also depends on one of these folders if it imports all
 # but one of its files, so that the lists stay short: an edit of that file then reruns the stage without need.
 ROUNDED_UP = (
@@ -28,7 +35,76 @@ ROUNDED_UP = (
 )
 
 
-def required(stage: str) -> list[str]:
+class Stanza(NamedTuple):
+    """The parts of a stage in dvc.yaml that its declaration decides, in the terms of that file.
+
+    Attributes:
+        options: Names of the options in ``cmd``, without ``params``.
+        deps: Dependencies.
+        params: Entries of params files that are params, by file; ``params.yaml`` is DVC's own.
+        outs: Outputs.
+        metrics: Metrics.
+        plots: Vertical axis by plot.
+    """
+
+    options: list[str]
+    deps: list[str]
+    params: dict[str, list[str]]
+    outs: list[str]
+    metrics: list[str]
+    plots: dict[str, str]
+
+
+def stage_class(stage: str) -> type[Stage] | None:
+    """Return the declaration in ``stages/<stage>.py``; None for ``checksums``, which is no such stage."""
+    module = importlib.import_module(f"stages.{stage}")
+    return next((it for it in vars(module).values() if isinstance(it, type) and it.__module__ == module.__name__), None)
+
+
+def options_of(command: str) -> dict[str, str]:
+    """Return the options of a command line by their names as Python spells them."""
+    return {name.replace("-", "_"): value for name, value in re.findall(r" --([a-z-]+) (\S+)", command)}
+
+
+def required(stage: str, command: str, changed: Mapping[str, str] | None = None) -> Stanza:
+    """Return the content that follows from a command.
+
+    Args:
+        stage: Name of the module in ``stages/``.
+        command: ``cmd`` of the stage.
+        changed: Paths of params.yaml that have another value in this stage.
+    """
+    cls, given = stage_class(stage), options_of(command)
+    if cls is None:
+        return Stanza(["out"], code(stage), {}, [given["out"]], [], {})
+    file, item = given.get("params", "params.yaml"), given.get("item")
+    reads = declared(cls, Reads)
+    read = [
+        f"{given[it.name]}/{entry}".rstrip("/") for it in reads if not it.role.keys for entry in it.role.entries or [""]
+    ]
+    keys = {given[it.name]: list(it.role.keys) for it in reads if it.role.keys}
+    return Stanza(
+        options=[it.name for it in declared(cls, Option)],
+        deps=[*code(stage), *read, *_user_paths(cls.user_paths(item), changed or {})],
+        params={file: [it.role.name for it in declared(cls, Section)], **keys},
+        outs=[given[it.name] for it in declared(cls, Writes)],
+        metrics=[given[it.name] for it in declared(cls, Metrics) if it.role.in_dvc],
+        plots={given[it.name]: it.role.y for it in declared(cls, Curve)},
+    )
+
+
+def _user_paths(entries: list[str], changed: Mapping[str, str]) -> Iterator[str]:
+    """Yield the dependencies for paths in params.yaml: those that must exist, and the checksums of all."""
+    known = [entry for entry in entries if entry not in inputs.COUNTED_BY]
+    for entry in known:
+        if not inputs.PATHS.get(entry, False):
+            # DVC resolves no expression inside an expression; the stage's foreach provides the value.
+            yield changed.get(entry) or ("${item}" if "${" in entry else f"${{{entry}}}")
+    yield from (f"data/checksums/{entry}" for entry in known if not inputs.is_output(changed.get(entry, "")))
+    yield from (inputs.COUNTED_BY[entry].as_posix() for entry in entries if entry in inputs.COUNTED_BY)
+
+
+def code(stage: str) -> list[str]:
     """Return the dependencies on code of the module ``stages/<stage>.py``, folders where possible, sorted."""
     found = import_closure(ROOT / "stages" / f"{stage}.py", ROOT)
     for folder, files in sorted(_folders().items()):  # an outer folder comes before those in it
@@ -39,14 +115,37 @@ def required(stage: str) -> list[str]:
 
 def needless(stage: str) -> set[str]:
     """Return the files whose edit reruns ``stage`` although it does not import them."""
-    listed = required(stage)
+    listed = code(stage)
     covered = {name for name in _files() if any(name == dep or name.startswith(f"{dep}/") for dep in listed)}
     return covered - import_closure(ROOT / "stages" / f"{stage}.py", ROOT)
 
 
-def is_code(dependency: str) -> bool:
-    """Return whether an entry of ``deps:`` is code of this repository."""
-    return dependency.startswith(CODE)
+def changed_paths(stanza: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the paths that the ablation sets to one value in all rows of a stage of ablation/dvc.yaml.
+
+    Args:
+        stanza: The stage.
+        settings: Content of ablation/params.yaml.
+    """
+    rows = [settings["rows"][row] for row in stanza.get("matrix", {}).get("row", [])]
+    found: dict[str, str] = {}
+    for entry in inputs.PATHS:
+        section, _, key = entry.rpartition(".")
+        values = {str(row[section][key]) if section in row else None for row in rows}
+        if len(values) == 1 and (value := values.pop()) is not None:
+            found[entry] = value
+    return found
+
+
+def stanzas() -> Iterator[tuple[str, str, str, dict[str, Any], Stanza]]:
+    """Yield file, name, stage, content and required content of every stage in both files that runs a stage module."""
+    settings = YAML(typ="safe").load(ROOT / "ablation" / "params.yaml")
+    for file in FILES:
+        for name, entry in YAML(typ="safe").load(ROOT / file)["stages"].items():
+            stanza = {**entry, **entry.get("do", {})}
+            if found := re.match(r"exec python -m stages\.(\w+) ", stanza["cmd"]):
+                need = required(found[1], stanza["cmd"], changed_paths(stanza, settings))
+                yield file, name, found[1], stanza, need
 
 
 def _files() -> list[str]:
@@ -63,25 +162,33 @@ def _folders() -> dict[str, set[str]]:
     return {folder: names for folder, names in folders.items() if not any(map(is_neutral, names))}
 
 
-def _rewrite(file: Path) -> None:
-    lines, result, stage = file.read_text().splitlines(), [], None
+def _rewrite(file: str) -> None:
+    """Rewrite the blocks ``deps:`` and the lines ``params:`` of one file; comments elsewhere stay."""
+    needs = [need for where, *_, need in stanzas() if where == file]
+    lines, result, need = (ROOT / file).read_text().splitlines(), list[str](), None
     while lines:
         line = lines.pop(0)
-        result.append(line)
         if " cmd: " in line:
-            command = re.search(r"cmd: exec python -m stages\.(\w+) ", line)
-            stage = command[1] if command else None
-        if line.strip() == "deps:" and stage:
-            entries = []
-            while lines and (entry := re.match(r"( *)- (.*)", lines[0])):
-                indent, dependency = entry.groups()
-                entries.append(dependency)
+            need = needs.pop(0) if "-m stages." in line else None
+        indent = line[: len(line) - len(line.lstrip())]
+        if need and line.strip() == "deps:":
+            while re.match(r" *- ", lines[0]):
                 lines.pop(0)
-            others = [entry for entry in entries if not is_code(entry)]
-            result += [f"{indent}- {entry}" for entry in [*required(stage), *others]]
-    file.write_text("\n".join(result) + "\n")
+            line = "\n".join([line, *(f"{indent}  - {_quoted(dep)}" for dep in need.deps)])
+        elif need and line.strip().startswith("params: ["):
+            own = need.params.get("params.yaml", [])
+            others = [
+                f"{_quoted(path)}: [{', '.join(keys)}]" for path, keys in need.params.items() if path != "params.yaml"
+            ]
+            line = f"{indent}params: [{', '.join([*own, *others])}]"
+        result.append(line)
+    (ROOT / file).write_text("\n".join(result) + "\n")
+
+
+def _quoted(path: str) -> str:
+    return f"'{path}'" if "${" in path else path
 
 
 if __name__ == "__main__":
     for name in FILES:
-        _rewrite(ROOT / name)
+        _rewrite(name)

@@ -18,9 +18,6 @@ from causvid.reporting.ablation import ROWS, UNDISTILLED
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS: dict[str, Any] = YAML(typ="safe").load(ROOT / "ablation" / "params.yaml")
-ROOT_STANZAS = {
-    name: stanza.get("do", stanza) for name, stanza in YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"].items()
-}
 RUNS = [*UNDISTILLED, *(f"{row}-{inputs}" for row in ROWS if row not in UNDISTILLED for inputs in ("data", "rollout"))]
 TEACHER, CAUSAL, ODE_INIT = UNDISTILLED
 CASES = [(run, seed) for run in RUNS for seed in SETTINGS["seeds"]]
@@ -108,15 +105,6 @@ def test_inputs_of_a_command_are_deps_and_outputs_are_outs(stages: dict[str, Any
         # Training only shows videos with it, and starts without one from latents made elsewhere.
         watched = {"data/checkpoints/vae"} if "stages.train_" in stage.cmd else set()
         assert named - watched <= known, name
-
-
-def test_commands_have_the_options_of_the_roots(stages: dict[str, Any]) -> None:
-    """The same command lines, with a params file of their own: there is no other way to train."""
-    for name, stage in stages.items():
-        found = re.match(r"exec python -m stages\.(\w+) ", stage.cmd)
-        if found and found[1] in ROOT_STANZAS:
-            theirs = set(re.findall(r" --([a-z-]+)", ROOT_STANZAS[found[1]]["cmd"]))
-            assert set(re.findall(r" --([a-z-]+)", stage.cmd)) == theirs | {"params"}, name
 
 
 def test_the_tables_are_no_outs_but_metrics_that_git_keeps(stages: dict[str, Any]) -> None:

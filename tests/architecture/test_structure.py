@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ast
+import importlib
 import os
 import re
 import subprocess
@@ -11,24 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from ruamel.yaml import YAML
+from typer.testing import CliRunner
 
 from causvid import params
 from causvid.harness.closure import import_closure, is_neutral
-from tests.architecture.dependencies import is_code, needless, required
+from causvid.harness.declaration import Option, Section, declared
+from tests.architecture.dependencies import STAGES, needless, options_of, stage_class, stanzas
 
 ROOT = Path(__file__).resolve().parents[2]
 PIPELINE: dict[str, Any] = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
-STAGES = sorted(path.stem for path in (ROOT / "stages").glob("*.py") if path.stem != "__init__")
 STANZAS = {name: stanza.get("do", stanza) for name, stanza in PIPELINE.items()}
-ABLATION: dict[str, Any] = YAML(typ="safe").load(ROOT / "ablation" / "dvc.yaml")["stages"]
-ABLATED = {name: stanza.get("do", stanza) for name, stanza in ABLATION.items()}
-# Of both pipelines, those that run a stage module: by where they stand, the module and the stanza.
-EVERY = {f"dvc.yaml: {name}": (name, stanza) for name, stanza in STANZAS.items()} | {
-    f"ablation/dvc.yaml: {name}": (found[1], stanza)
-    for name, stanza in ABLATED.items()
-    if (found := re.match(r"exec python -m stages\.(\w+) ", stanza["cmd"]))
-}
+# The stages of both pipelines that run a stage module: content, and the content that follows from the declaration.
+EVERY = {f"{file}: {name}": (stanza, need) for file, name, _, stanza, need in stanzas()}
 PROFILES = sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
 
 
@@ -39,29 +35,54 @@ def test_the_same_name_for_stage_module_and_params_section() -> None:
 
 
 @pytest.mark.parametrize("where", EVERY)
-def test_deps_are_computed_from_imports(where: str) -> None:
-    stage, stanza = EVERY[where]
-    declared = [dep for dep in stanza["deps"] if is_code(dep)]
-    assert declared == required(stage), f"{where}: run 'python -m tests.architecture.dependencies'"
+def test_dvc_yaml_follows_from_the_declaration_of_the_stage(where: str) -> None:
+    stanza, need = EVERY[where]
+    outs = [out if isinstance(out, str) else next(iter(out)) for out in stanza.get("outs", [])]
+    metrics = [it if isinstance(it, str) else next(iter(it)) for it in stanza.get("metrics", [])]
+    plots = {path: options for plot in stanza.get("plots", []) for path, options in plot.items()}
+    params = [{"params.yaml": [it]} if isinstance(it, str) else it for it in stanza.get("params", [])]
+    keys = {file: [key for entry in params for key in entry.get(file, [])] for file in need.params}
+    remedy = f"{where}: run 'python -m tests.architecture.dependencies', or change the stage"
+    assert [name for name in options_of(stanza["cmd"]) if name != "params"] == need.options, remedy
+    assert stanza["deps"] == need.deps, remedy
+    assert keys == need.params, remedy
+    assert {file for entry in params for file in entry} <= set(need.params), remedy
+    assert (outs, metrics) == (need.outs, need.metrics), remedy
+    assert {path: options["y"] for path, options in plots.items()} == need.plots, remedy
+    assert all(options["x"] == "step" for options in plots.values())
+
+
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage_class(stage)])
+def test_help_explains_the_stage_and_every_option(stage: str) -> None:
+    cls = stage_class(stage)
+    assert cls is not None
+    assert cls.name() == stage
+    if stage in STANZAS:
+        assert STANZAS[stage]["desc"] == (cls.__doc__ or "").splitlines()[0].rstrip(".")
+    app = typer.Typer()
+    app.command()(importlib.import_module(f"stages.{stage}").main)
+    shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "300"}, color=False).output
+    words = " ".join(shown.split())
+    assert (cls.__doc__ or "") in words
+    for name, _, option in declared(cls, Option):
+        assert f"--{name.replace('_', '-')}" in words
+        assert len(option.help) > 10
+        assert option.help in words
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage_class(stage)])
+def test_a_stage_can_build_its_sections_from_every_profile(stage: str, profile: str) -> None:
+    file = ROOT / "profiles" / f"{profile}.yaml"
+    cls = stage_class(stage)
+    assert cls is not None
+    for section in declared(cls, Section):
+        params.section(file, section.role.name, section.type)  # raises, naming the field
 
 
 def test_few_edits_rerun_a_stage_without_need() -> None:
     """Dependencies on folders are short, and some of them cover a file that the stage does not import."""
     assert sum(len(needless(stage)) for stage in STAGES) <= 12
-
-
-@pytest.mark.parametrize("where", [where for where, (name, _) in EVERY.items() if name != "checksums"])
-def test_a_stage_declares_the_params_it_reads(where: str) -> None:
-    stage, stanza = EVERY[where]
-    tree = ast.parse((ROOT / "stages" / f"{stage}.py").read_text())
-    reads = next(
-        ast.literal_eval(node.value)
-        for node in tree.body
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "READS"
-    )
-    file = re.search(r" --params (\S+)", stanza["cmd"])
-    declared = next(keys[file[1]] for keys in stanza["params"] if file[1] in keys) if file else stanza["params"]
-    assert list(reads) == [key for key in declared if isinstance(key, str)]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -73,8 +94,8 @@ def test_a_stage_is_thin(stage: str) -> None:
 
 @pytest.mark.parametrize("where", EVERY)
 def test_a_stage_runs_as_its_own_process_with_its_options(where: str) -> None:
-    stage, stanza = EVERY[where]
-    assert stanza["cmd"].startswith(f"exec python -m stages.{stage} ")
+    stanza, _ = EVERY[where]
+    assert stanza["cmd"].startswith("exec python -m stages.")
     assert set(stanza["meta"]) == {"gpu", "timeout", "retries"}
     assert "compute" not in str(stanza.get("params")), "workers must not rerun a stage"
 

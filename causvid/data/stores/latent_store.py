@@ -16,6 +16,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -34,6 +35,13 @@ PAGES_PER_ENTRY = 16  # upper bound of the tree pages that one put copies and sp
 MORE_ROOM = (
     "LMDB maps the whole file: raise the limit on virtual memory (ulimit -v, or the batch system's) above its size"
 )
+
+
+class Source(StrEnum):
+    """Origin of an LMDB: shards of this run, or an LMDB of the released code."""
+
+    OURS = "ours"
+    RELEASED = "released"
 
 
 class Record(NamedTuple):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from causvid.compute.device import Precision
-from causvid.data.stores.latent_store import LatentStore
+from causvid.data.stores.latent_store import LatentStore, Source
 from causvid.data.stores.prompt_store import PromptStore
 from causvid.diffusion.schedule import FlowSchedule, ScheduleConfig
 from causvid.record import (
@@ -42,24 +42,23 @@ class Clips:
     latents: Normalisation | None
 
 
-def clips_of(section: Callable[[str, Any], Any], latents: Path, *, item: str, vae: Path) -> Clips:
+def clips_of(latents: Path, video: VideoShape, source: Source, *, vae: Path, config: Mapping[str, Any]) -> Clips:
     """Describe the clips whose latents, or solver states, are in the LMDB ``latents``.
 
     An LMDB that this run packed has latents of the VAE in ``vae``. A released LMDB does not name its VAE; the
-    normalisation is then that of ``model.vae``.
+    normalisation is then that of ``config``.
 
     Args:
-        section: Function (name, class) that returns a section of the params file.
         latents: LMDB of rows [F, C, H, W] or [T, F, C, H, W].
-        item: Name of the LMDB in the params section ``pack_lmdb``.
+        video: Params section ``video``.
+        source: Origin of the LMDB.
         vae: Folder of the run's VAE.
+        config: Params section ``model.vae``.
 
     Raises:
         ValueError: The clips in the LMDB have another size than ``video``, or the run has no VAE.
     """
-    ours = section(f"pack_lmdb.{item}.source", str) == "ours"
-    config = STRIDES | (read_vae_config(vae) if ours else section("model.vae", dict[str, Any]))
-    video = section("video", VideoShape)
+    config = STRIDES | (read_vae_config(vae) if source == Source.OURS else dict(config))
     in_time, in_space = config["scale_factor_temporal"], config["scale_factor_spatial"]
     LatentShape.of(video, channels=config["z_dim"], temporal_stride=in_time, spatial_stride=in_space)
     frames, channels, height, width = LatentStore(latents).metadata["shape"][-4:]

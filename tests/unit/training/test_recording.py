@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 
 from causvid.compute.device import Precision
-from causvid.data.stores.latent_store import LatentStore
+from causvid.data.stores.latent_store import LatentStore, Source
 from causvid.diffusion.schedule import FlowSchedule, ScheduleConfig
 from causvid.methods.shared.recording import Clips, check_origin, clips_of, require_same_training, student_record
 from causvid.record import FEW, FILE, MANY, Normalisation, TrainingRecord, read_record, write_record
@@ -63,31 +62,28 @@ def test_a_student_whose_blocks_are_not_those_of_its_record_is_refused(
 # --- clips ------------------------------------------------------------------------------------------------------------
 
 
-def sections(config: dict[str, Any], *, source: str = "ours", **video: int) -> Callable[[str, Any], Any]:
-    """The params that ``clips_of`` asks for."""
-    values = {
-        "pack_lmdb.latents.source": source, "pack_lmdb.ode_pairs.source": source,
-        "model.vae": config, "video": VideoShape(**{"height": 32, "width": 32, "frames": 13, "fps": 8} | video),
-    }  # fmt: skip
-    return lambda name, _: values[name]
+def described(lmdb: Path, config: dict[str, Any], vae: Path, *, source: Source = Source.OURS, **video: int) -> Clips:
+    """Return the clips of an LMDB for params.yaml with these values."""
+    shape = VideoShape(**{"height": 32, "width": 32, "frames": 13, "fps": 8} | video)
+    return clips_of(lmdb, shape, source, vae=vae, config=config)
 
 
-@pytest.mark.parametrize(("item", "lmdb"), [("latents", "latents"), ("ode_pairs", "pairs")])
+@pytest.mark.parametrize("lmdb", ["latents", "pairs"])
 def test_f5_clips_are_those_of_the_lmdb_and_of_its_vae(
-    world: Path, tmp_path: Path, vae_config: dict[str, Any], item: str, lmdb: str
+    world: Path, tmp_path: Path, vae_config: dict[str, Any], lmdb: str
 ) -> None:
     """A released LMDB knows no VAE: the one that lies in data/checkpoints may be of another run."""
     statistics = {"latents_mean": [0.5] * 4, "latents_std": [2.0] * 4}
     folder = world / "lmdb" / lmdb
-    ours = clips_of(sections({**vae_config, **statistics}), folder, item=item, vae=world / "vae")
+    ours = described(folder, {**vae_config, **statistics}, world / "vae")
     assert ours == Clips(video=VIDEO, latents=STUDENT.latents)
     for vae in (world / "vae", tmp_path / "none"):
-        given = clips_of(sections({**vae_config, **statistics}, source="released"), folder, item=item, vae=vae)
+        given = described(folder, {**vae_config, **statistics}, vae, source=Source.RELEASED)
         assert given == Clips(video=VIDEO, latents=OTHER_LATENTS)
-        unknown = clips_of(sections(vae_config, source="released"), folder, item=item, vae=vae)
+        unknown = described(folder, vae_config, vae, source=Source.RELEASED)
         assert unknown == Clips(video=VIDEO, latents=None)
     with pytest.raises(ValueError, match="none holds no VAE"):
-        clips_of(sections(vae_config), folder, item=item, vae=tmp_path / "none")
+        described(folder, vae_config, tmp_path / "none")
 
 
 @pytest.mark.parametrize(
@@ -102,19 +98,16 @@ def test_f5_clips_are_those_of_the_lmdb_and_of_its_vae(
 def test_f5_latents_of_other_clips_are_refused(
     world: Path, vae_config: dict[str, Any], video: dict[str, int], said: str
 ) -> None:
-    for source in ("ours", "released"):
+    for source in Source:
         with pytest.raises(ValueError, match=said):
-            clips_of(
-                sections(vae_config, source=source, **video), world / "lmdb" / "pairs", item="ode_pairs",
-                vae=world / "vae",
-            )  # fmt: skip
+            described(world / "lmdb" / "pairs", vae_config, world / "vae", source=source, **video)
 
 
 def test_f5_latents_of_other_channels_are_refused(world: Path, vae_config: dict[str, Any]) -> None:
     assert LatentStore(world / "lmdb" / "latents").metadata["shape"][1] == 4
-    wrong = sections({**vae_config, "z_dim": 16}, source="released")
+    wrong = {**vae_config, "z_dim": 16}
     with pytest.raises(ValueError, match="model.vae.z_dim is 16; .* has 4"):
-        clips_of(wrong, world / "lmdb" / "latents", item="latents", vae=world / "vae")
+        described(world / "lmdb" / "latents", wrong, world / "vae", source=Source.RELEASED)
 
 
 # --- models to start from ---------------------------------------------------------------------------------------------

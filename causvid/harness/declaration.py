@@ -1,0 +1,186 @@
+"""The declaration of a stage: a dataclass whose fields are the paths and the params that the stage uses.
+
+The command line with its help texts, the key of the stage's work and the required content of dvc.yaml follow from these
+fields, so that each of them is stated once:
+
+    @dataclass(frozen=True, kw_only=True)
+    class Resample(Stage):
+        \"\"\"Convert every video to a clip of the profile's size, rate and frame count.\"\"\"
+
+        raw: Annotated[Path, Reads("folder of videos with a manifest")]
+        out: Annotated[Path, Writes("folder of clips")]
+        metrics: Annotated[Path, Metrics()]
+        video: Annotated[VideoShape, Section("video")]
+
+        def run(self, stage: StageRun) -> None: ...
+
+    main = command(Resample)
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple, get_type_hints
+
+import typer
+
+from causvid.harness.inputs import paths_of
+from causvid.harness.stage import StageRun, stage_run
+
+PARAMS = Path("params.yaml")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Base class of the stages. The docstring of a stage is its description in dvc.yaml and in ``--help``."""
+
+    def run(self, stage: StageRun) -> None:
+        """Do the work of the stage; ``stage`` has its work folder, and publishes and reports its results."""
+        raise NotImplementedError
+
+    @classmethod
+    def name(cls) -> str:
+        """Return the name of the stage in dvc.yaml: the name of the class in snake case."""
+        return re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
+
+    @classmethod
+    def user_paths(cls, item: str | None) -> list[str]:
+        """Return the entries of params.yaml that hold a path and are inputs of the stage for ``item``."""
+        return paths_of([it.role.name for it in declared(cls, Section)])
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of the command that is no path and does not decide the result.
+
+    Attributes:
+        help: Description in ``--help``.
+    """
+
+    help: str
+
+
+@dataclass(frozen=True)
+class Item(Option):
+    """The name of one of several executions of the stage: the part after @ in DVC's name."""
+
+
+@dataclass(frozen=True)
+class Reads(Option):
+    """A path that the stage reads: a dependency in dvc.yaml, and part of the key of the stage's work.
+
+    Attributes:
+        entries: Entries of the folder that the stage reads; all of them if empty.
+        keys: Keys of the params file that the stage reads; if not empty, they are params in dvc.yaml and the file is no
+            dependency.
+    """
+
+    entries: Sequence[str] = ()
+    keys: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Untracked(Option):
+    """A path that the stage reads although it is no dependency in dvc.yaml and not part of the key of the stage's work.
+
+    The trainings read the VAE of the run in this way, for previews and for the normalisation in the training record.
+    The latents are dependencies, and they depend on the VAE. A run that starts from a released LMDB may have no VAE; a
+    dependency would make DVC train one.
+    """
+
+
+@dataclass(frozen=True)
+class Writes(Option):
+    """A path that the stage writes: an output in dvc.yaml."""
+
+
+@dataclass(frozen=True)
+class Metrics(Option):
+    """The JSON file of the stage's metrics.
+
+    Attributes:
+        in_dvc: Whether DVC tracks the file. Otherwise git alone does.
+    """
+
+    help: str = "JSON file of the stage's metrics"
+    in_dvc: bool = True
+
+
+@dataclass(frozen=True)
+class Curve(Option):
+    """The CSV file of a training curve: a plot in dvc.yaml.
+
+    Attributes:
+        y: Column on the vertical axis of ``dvc plots show``. The horizontal axis is ``step``.
+    """
+
+    help: str = "CSV file of the training curve"
+    y: str = field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section or an entry of params.yaml: params in dvc.yaml, and part of the key of the stage's work.
+
+    Attributes:
+        name: Its dotted name.
+    """
+
+    name: str
+
+
+class Field(NamedTuple):
+    """A field of a stage: its name, its type, and its role."""
+
+    name: str
+    type: Any
+    role: Any
+
+
+def declared(stage: type[Stage], role: type[Any]) -> list[Field]:
+    """Return the fields of a stage that have a role of the class ``role``, in their order."""
+    hints = get_type_hints(stage, include_extras=True)
+    every = [Field(it.name, hints[it.name].__origin__, hints[it.name].__metadata__[0]) for it in fields(stage)]
+    return [it for it in every if isinstance(it.role, role)]
+
+
+def command(stage: type[Stage]) -> Callable[..., None]:
+    """Return the command of a stage, a function whose signature ``typer`` reads: its options, and ``--params``."""
+
+    def main(*, params: Path = PARAMS, **given: Any) -> None:
+        _execute(stage, given, params)
+
+    options = {it.name: (it.type, typer.Option(..., help=it.role.help)) for it in declared(stage, Option)}
+    options["params"] = (Path, typer.Option(PARAMS, help="params file"))
+    main.__doc__ = stage.__doc__
+    main.__annotations__ = {name: kind for name, (kind, _) in options.items()}
+    main.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=option)
+            for name, (kind, option) in options.items()
+        ]
+    )
+    return main
+
+
+def _execute(stage: type[Stage], given: dict[str, Any], params: Path) -> None:
+    """Run a stage whose options have the values ``given``."""
+    sections, items = declared(stage, Section), declared(stage, Item)
+    (metrics,) = declared(stage, Metrics)
+    item = given[items[0].name] if items else None
+    read = [given[it.name] / entry for it in declared(stage, Reads) for entry in it.role.entries or ("",)]
+    with stage_run(
+        stage.name(),
+        params=params,
+        reads=[it.role.name for it in sections],
+        inputs=read,
+        metrics=given[metrics.name],
+        item=item,
+        paths=stage.user_paths(item),
+    ) as run:
+        values = {it.name: run.section(it.role.name, it.type) for it in sections}
+        stage(**given, **values).run(run)

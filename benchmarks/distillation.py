@@ -33,6 +33,7 @@ import torch
 from causvid import params
 from causvid.compute import device as devices
 from causvid.compute.parallel import Compute
+from causvid.consistency import checked
 from causvid.data.stores.latent_store import LatentStore, Record, write_store
 from causvid.data.stores.prompt_store import PromptStore, write_prompts
 from causvid.diffusion.flow import add_noise, sigma_of, velocity_to_x0
@@ -72,7 +73,7 @@ def dmd_config(values: dict[str, Any], clips: int) -> DmdConfig:
 
 def prepared(values: dict[str, Any], clips: int, folder: Path) -> DmdRun:
     """What DMD reads, made of noise, in ``folder``; its models come from ``write_models``."""
-    plan = Plan(values)
+    plan = Plan(checked(values))
     channels, *size = plan.latent.sizes
     generator = torch.Generator().manual_seed(0)
     names = [f"clip {number}" for number in range(CLIPS_STORED)]
@@ -194,7 +195,7 @@ def measure(make: Callable[[], Cycle], cycles: int) -> tuple[list[float], int | 
 def line(values: dict[str, Any], clips: int, taken: Sequence[float], memory: int | None) -> str:
     """The median cycle in words."""
     seconds, ratio = statistics.median(taken), values["train_dmd"]["critic_updates_per_student_update"]
-    cost = Plan(values).dmd
+    cost = Plan(checked(values)).dmd
     peak = peak_flops(devices.pick(), values["model"]["precision"])
     said = f"{seconds:.3g} s a cycle, {clips * (ratio + 1) / seconds:.3g} clips/s"
     if peak:

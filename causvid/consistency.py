@@ -8,75 +8,88 @@ from typing import Any
 
 from causvid import params as params_file
 from causvid.data.stores.prompt_store import require_tokens
-from causvid.diffusion.schedule import ScheduleConfig
 from causvid.harness.inputs import path_problems
-from causvid.methods.dmd.config import DmdConfig
-from causvid.runtime.shapes import BlockLayout, LatentShape, VideoShape
+from causvid.profile import PATHS, Profile
+from causvid.runtime.shapes import BlockLayout, LatentShape
 
 
-def problems(values: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a sentence, with the remedy, for each rule that the sections of a params file break."""
-    yield from path_problems(values)
-    model, sample = values["model"], values["sample"]
-    vae, transformer = model["vae"], model["transformer"]
+def read_profile(params: Path) -> Profile:
+    """Read and check a params file.
+
+    Raises:
+        ValueError: Keys or values are wrong, or sections break a rule. The message names all problems, with the remedy.
+    """
     try:
-        latent = latent_shape(values)
-        BlockLayout(frames=latent.frames, frames_per_block=model["frames_per_block"] or latent.frames)
+        return checked(params_file.read(params))
+    except ValueError as error:
+        raise ValueError(str(error) if str(params) in str(error) else f"{params}: {error}") from error
+
+
+def checked(values: Mapping[str, Any]) -> Profile:
+    """Return the content of a params file as a profile. Raises ValueError with all reasons if it cannot be used."""
+    profile = Profile.of(values)
+    if found := [*path_problems(values, PATHS), *problems(profile)]:
+        raise ValueError("; ".join(found))
+    return profile
+
+
+def problems(profile: Profile) -> Iterator[str]:
+    """Yield a sentence, with the remedy, for each rule that the sections of a params file break."""
+    model, sample = profile.model, profile.sample
+    vae, transformer = model.vae, model.transformer
+    try:
+        latent = latent_shape(profile)
+        BlockLayout(frames=latent.frames, frames_per_block=model.frames_per_block or latent.frames)
         for name, size, patch in zip(("height", "width"), latent.sizes[2:], transformer["patch_size"][1:], strict=True):
             if size % patch:
                 yield f"video.{name} makes {size} latent units; model.transformer.patch_size is {patch}"
     except ValueError as error:
         yield str(error)
     try:
-        params_file.build(ScheduleConfig, values["schedule"], name="schedule")
-    except ValueError as error:
-        yield str(error)
-    try:
-        require_tokens(params_file.build(int, model["text_tokens"], name="model.text_tokens"))
+        require_tokens(model.text_tokens)
     except ValueError as error:
         yield str(error)
     for name in ("in_channels", "out_channels"):
         if transformer[name] != vae["z_dim"]:
             yield f"model.transformer.{name} is {transformer[name]}; it must be model.vae.z_dim, {vae['z_dim']}"
-    if transformer["text_dim"] != model["text_encoder"]["d_model"]:
-        yield f"model.transformer.text_dim must be model.text_encoder.d_model, {model['text_encoder']['d_model']}"
+    if transformer["text_dim"] != model.text_encoder["d_model"]:
+        yield f"model.transformer.text_dim must be model.text_encoder.d_model, {model.text_encoder['d_model']}"
     strides = 2 ** sum(vae["temperal_downsample"]), 2 ** (len(vae["dim_mult"]) - 1) * (vae["patch_size"] or 1)
     for name, stride in zip(("scale_factor_temporal", "scale_factor_spatial"), strides, strict=True):
         if vae[name] != stride:
             yield f"model.vae.{name} is {vae[name]}; this architecture strides by {stride}"
-    for name, count in (("sample.rollouts", sample["rollouts"]), ("report.rows", values["report"]["rows"])):
-        if count > sample["videos"]:
-            yield f"{name} is {count}; there are only sample.videos {sample['videos']}"
-    if values["train_teacher"]["causal"] and not model["frames_per_block"]:
+    for name, count in (("sample.rollouts", sample.rollouts), ("report.rows", profile.report.rows)):
+        if count > sample.videos:
+            yield f"{name} is {count}; there are only sample.videos {sample.videos}"
+    if profile.train_teacher.causal and not model.frames_per_block:
         yield "train_teacher.causal is true; it needs model.frames_per_block, latent frames in a block, not null"
-    workers, passes = values["compute"]["workers"], values["compute"]["gradient_accumulation_steps"]
-    for stage in ("train_vae", "train_teacher", "train_ode_init", "train_dmd"):
-        size, many = values[stage]["batch_size"], 1 if stage == "train_vae" else passes
-        if values[stage]["steps"] and size % workers:
+    yield from _batch_problems(profile)
+
+
+def _batch_problems(profile: Profile) -> Iterator[str]:
+    """Yield a sentence for each batch that the workers and their micro-batches cannot share equally."""
+    workers, micro_batches = profile.compute.workers, profile.compute.gradient_accumulation_steps
+    for stage, config, parts in (
+        ("train_vae", profile.train_vae, 1),
+        ("train_teacher", profile.train_teacher, micro_batches),
+        ("train_ode_init", profile.train_ode_init, micro_batches),
+        ("train_dmd", profile.train_dmd, micro_batches),
+    ):
+        size = config.batch_size
+        if config.steps and size % workers:
             yield f"{stage}.batch_size is {size}; compute.workers {workers} must divide it"
-        elif values[stage]["steps"] and size // workers % many:
+        elif config.steps and size // workers % parts:
             yield (
                 f"{stage}.batch_size is {size}, {size // workers} for each of compute.workers {workers}; "
-                f"compute.gradient_accumulation_steps {many} must divide that"
+                f"compute.gradient_accumulation_steps {parts} must divide that"
             )
-    try:
-        params_file.build(DmdConfig, values["train_dmd"], name="train_dmd")
-    except ValueError as error:
-        yield str(error)
 
 
-def refuse_problems(params: Path) -> None:
-    """Raise ValueError if the sections of the file ``params`` break a rule. The message names all problems."""
-    found = list(problems(params_file.read(params)))
-    if found:
-        raise ValueError("; ".join(found))
-
-
-def latent_shape(values: Mapping[str, Any]) -> LatentShape:
+def latent_shape(profile: Profile) -> LatentShape:
     """Return the shape of a clip's latents. Raises ValueError if the clip does not fit the strides of the VAE."""
-    vae = values["model"]["vae"]
+    vae = profile.model.vae
     latent: LatentShape = LatentShape.of(
-        params_file.build(VideoShape, values["video"], name="video"),
+        profile.video,
         channels=vae["z_dim"],
         temporal_stride=vae["scale_factor_temporal"],
         spatial_stride=vae["scale_factor_spatial"],

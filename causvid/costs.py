@@ -1,8 +1,6 @@
-"""The cost of one forward pass of a model, from its config alone: weights, FLOPs, bytes of cache and activations.
+"""Units of cost: FLOPs, accelerators, the cost of a stage, and memory and network traffic of a training.
 
-FLOPs are counted by hand: two per multiply-add of every matrix product, convolution and attention score. Norms,
-activations and optimizer steps are not counted. N is the number of tokens, d the width of the transformer. The formulas
-are those of diffusers' Wan models; torch's FlopCounterMode, which needs a run, confirms them in a test.
+``causvid/wan/costs.py`` counts the FLOPs of the models; each method and the planner add them up.
 """
 
 from __future__ import annotations
@@ -10,16 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from causvid import params
-from causvid.compute.parallel import Checkpointing
-from causvid.runtime.shapes import BlockLayout, LatentShape, VideoShape
-
-# Values per token that a layer keeps for its backward pass: about 16 vectors of the width (norms, q, k, v, rotated q
-# and k, outputs, the same for cross-attention, residuals), and input and output of the feed-forward's activation.
-KEPT_WIDTHS, KEPT_FFN = 16, 2
+HALF, SINGLE = 2, 4  # bytes of a float16 or bfloat16, of a float32
+# Bytes per trained weight: float32 weight, gradient and two moments of Adam; the weight average needs one float32 more.
+TRAINED, AVERAGED = 4 * SINGLE, SINGLE
 PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 
@@ -74,198 +67,89 @@ class Flops(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Transformer:
-    """Cost of diffusers' WanTransformer3DModel, from its config (params section ``model.transformer``)."""
+class Row:
+    """The cost of one stage.
 
-    patch_size: tuple[int, int, int]
-    num_attention_heads: int
-    attention_head_dim: int
-    in_channels: int
-    out_channels: int
-    text_dim: int
-    freq_dim: int
-    ffn_dim: int
-    num_layers: int
+    Attributes:
+        stage: Name of the stage.
+        work: Its amount of work, in words.
+        flops: FLOPs of the whole stage.
+        memory: Peak bytes of one worker.
+        disk: Bytes of its outputs; None = not known before.
+        network: Bytes that each worker sends, or that a download receives; None = not known before.
+    """
 
-    @classmethod
-    def of(cls, config: Mapping[str, Any]) -> Transformer:
-        """Build the cost from a config. Other keys of the config do not change the cost."""
-        names = [name for name in cls.__dataclass_fields__ if name in config]
-        return params.build(cls, {name: config[name] for name in names}, name="model.transformer")
-
-    @property
-    def width(self) -> int:
-        """Width d of the hidden states."""
-        return self.num_attention_heads * self.attention_head_dim
-
-    @property
-    def parameters(self) -> int:
-        """Number of weights: embeddings and head, and per layer two attentions, a feed-forward and six modulations."""
-        d, patch = self.width, math.prod(self.patch_size)
-        attention = 4 * (d * d + d) + 2 * d
-        layer = 2 * attention + 2 * d * self.ffn_dim + self.ffn_dim + d + 2 * d + 6 * d
-        text = self.text_dim * d + d + d * d + d
-        time = self.freq_dim * d + d + d * d + d + 6 * (d * d + d)
-        head = 2 * d + self.out_channels * patch * (d + 1)
-        return self.num_layers * layer + text + time + head + self.in_channels * patch * d + d
-
-    def adapter_parameters(self, rank: int) -> int:
-        """Return the weights of a LoRA adapter of ``rank`` on the matrices of both attentions and the feed-forward."""
-        d = self.width
-        return self.num_layers * rank * (2 * 4 * 2 * d + 2 * (d + self.ffn_dim))
-
-    def adapter(self, tokens: int, text_tokens: int, rank: int) -> float:
-        """Return the FLOPs of one forward pass of such an adapter.
-
-        The prompt passes the adapters of its keys and values.
-        """
-        text_weights = self.num_layers * rank * 2 * 2 * self.width
-        return 2.0 * (tokens * (self.adapter_parameters(rank) - text_weights) + text_tokens * text_weights)
-
-    def tokens(self, latent: LatentShape) -> int:
-        """Return the tokens of one latent frame."""
-        return latent.height // self.patch_size[1] * (latent.width // self.patch_size[2])
-
-    def linear_per_token(self) -> int:
-        """Return the FLOPs of the matrix products of one video token in all layers.
-
-        These are q, k, v and o, q and o of the cross-attention, and the feed-forward.
-        """
-        d = self.width
-        return self.num_layers * 2 * (4 * d * d + 2 * d * d + 2 * d * self.ffn_dim)
-
-    def forward(self, queries: int, pairs: int, text_tokens: int, text_cached: bool = False) -> Flops:
-        """Return the FLOPs of a forward pass.
-
-        Args:
-            queries: Video tokens.
-            pairs: Query-key pairs of the self-attention of one layer.
-            text_tokens: Tokens of the prompt.
-            text_cached: Whether keys and values of the prompt are known from an earlier pass.
-        """
-        d, patch = self.width, math.prod(self.patch_size)
-        ends = 2 * queries * patch * d * (self.in_channels + self.out_channels)
-        text = 2 * text_tokens * (self.text_dim * d + d * d + self.num_layers * 2 * d * d)
-        scores = 4 * d * self.num_layers * (pairs + queries * text_tokens)
-        return Flops(queries * self.linear_per_token() + ends + (0 if text_cached else text), scores)
-
-    def bidirectional(self, tokens: int, text_tokens: int) -> Flops:
-        """Return the FLOPs for a clip in which every token attends to every other."""
-        return self.forward(tokens, tokens * tokens, text_tokens)
-
-    def causal(self, block_tokens: int, blocks: int, text_tokens: int) -> Flops:
-        """Return the FLOPs for a clip whose blocks attend to themselves and earlier blocks (CausVid sec. 4.1).
-
-        The pairs are N^2 (1 + 2 + ... + blocks) with N tokens in a block.
-        """
-        return self.forward(block_tokens * blocks, block_tokens**2 * blocks * (blocks + 1) // 2, text_tokens)
-
-    def kv_cache_bytes(self, tokens: int, value_bytes: int) -> int:
-        """Return the bytes of the keys and values of ``tokens`` in all layers."""
-        return 2 * self.width * self.num_layers * value_bytes * tokens
-
-    def activation_bytes(self, tokens: int, value_bytes: int, checkpointing: Checkpointing) -> float:
-        """Estimate the bytes that one sample keeps for its backward pass.
-
-        Full checkpointing keeps the inputs of the layers, selective checkpointing also the outputs of both attentions.
-        """
-        everything = KEPT_WIDTHS * self.width + KEPT_FFN * self.ffn_dim
-        per_layer = {"full": self.width, "selective": 3 * self.width, "none": everything}[checkpointing]
-        return float(tokens * self.num_layers * per_layer * value_bytes)
+    stage: str
+    work: str
+    flops: float = 0.0
+    memory: float = 0.0
+    disk: float | None = 0.0
+    network: float | None = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clip:
-    """The cost of forward passes over one clip.
+class Workers:
+    """The workers that train a transformer: their memory, and their network traffic.
 
     Attributes:
-        transformer: Cost of the transformer.
-        layout: Blocks of latent frames.
-        frame_tokens: Tokens of a latent frame.
-        text_tokens: Tokens of the prompt.
+        count: Number of workers.
+        shards: Number of workers that hold one copy of the weights together; 1 = every worker holds all weights.
+        micro_batches: Micro-batches of an update, one after another (gradient accumulation).
+        value_bytes: Bytes of a value in the precision of the matrix products.
+        weights: Weights of the transformer.
+        layers: Layers of the transformer.
+        kept: Bytes of activations that one sample keeps for its backward pass.
     """
 
-    transformer: Transformer
-    layout: BlockLayout
-    frame_tokens: int
-    text_tokens: int
+    count: int
+    shards: int
+    micro_batches: int
+    value_bytes: int
+    weights: int
+    layers: int
+    kept: float
 
     @property
-    def block_tokens(self) -> int:
-        """Tokens of a block."""
-        return self.frame_tokens * self.layout.frames_per_block
+    def exchanges(self) -> int:
+        """Micro-batches of an update after which workers exchange gradients; without sharding, only the last one."""
+        return self.micro_batches if self.shards > 1 else 1
 
-    @property
-    def tokens(self) -> int:
-        """Tokens of the clip."""
-        return self.frame_tokens * self.layout.frames
+    def memory(self, batch: int, networks: int, *, waiting: int = 0) -> float:
+        """Return the peak bytes of a worker: weights, gradients, moments, one weight average, activations.
 
-    @cached_property
-    def bidirectional(self) -> Flops:
-        """FLOPs of a bidirectional model over the whole clip."""
-        return self.transformer.bidirectional(self.tokens, self.text_tokens)
-
-    @cached_property
-    def causal(self) -> Flops:
-        """FLOPs of a causal model over the whole clip, as in training.
-
-        For a bidirectional one, the clip is one block.
+        Args:
+            batch: Global batch size.
+            networks: Number of trained networks.
+            waiting: Number of batches whose activations wait for their backward pass meanwhile.
         """
-        return self.transformer.causal(self.block_tokens, self.layout.blocks, self.text_tokens)
+        samples = max(1, batch // self.count // self.micro_batches) + waiting * max(1, batch // self.count)
+        held = self.weights * (networks * TRAINED + AVERAGED) / self.shards
+        # With sharding, the current layer and the next one are gathered.
+        gathered = 2 * self.value_bytes * self.weights / self.layers if self.shards > 1 else 0.0
+        return held + gathered + samples * self.kept
 
-    def block_pass(self, block: int) -> float:
-        """Return the FLOPs of a forward pass over block ``block``, with earlier blocks and the prompt in the cache."""
-        pairs = self.block_tokens**2 * (block + 1)
-        return self.transformer.forward(self.block_tokens, pairs, self.text_tokens, text_cached=True).forward
+    def traffic(self, updates: int, *, other_passes: float = 0.0, trained: int | None = None) -> float:
+        """Return the bytes that each worker sends.
 
+        A ring sends (n - 1) / n of the values to gather weights or to scatter a sum. Averaging gradients needs both.
+        With sharding, the forward and the backward pass each gather the weights in the precision of the products.
 
-class VaeCost(NamedTuple):
-    """FLOPs of encoding and decoding the first latent frame and every later one, and the number of weights."""
-
-    encode_first: float
-    encode_next: float
-    decode_first: float
-    decode_next: float
-    parameters: int
-
-    def encode(self, latent_frames: int) -> float:
-        """Return the FLOPs of encoding a clip of ``latent_frames``."""
-        return self.encode_first + (latent_frames - 1) * self.encode_next
-
-    def decode(self, latent_frames: int) -> float:
-        """Return the FLOPs of decoding a clip of ``latent_frames``."""
-        return self.decode_first + (latent_frames - 1) * self.decode_next
-
-
-def vae_cost(config: Mapping[str, Any], video: VideoShape, latent: LatentShape) -> VaeCost:
-    """Count the FLOPs of diffusers' AutoencoderKLWan for ``video`` with FlopCounterMode, on the meta device."""
-    import torch
-    from diffusers import AutoencoderKLWan
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with torch.device("meta"):
-        vae: Any = AutoencoderKLWan(**config)
-    counted = []
-    for frames in (1, 2):
-        shown = 1 + (frames - 1) * config["scale_factor_temporal"]
-        pixels = torch.empty(1, 3, shown, video.height, video.width, device="meta")
-        latents = torch.empty(1, latent.channels, frames, latent.height, latent.width, device="meta")
-        for run, x in ((vae.encode, pixels), (vae.decode, latents)):
-            with torch.no_grad(), FlopCounterMode(display=False) as counter:
-                run(x)
-            counted.append(float(counter.get_total_flops()))
-    encode_1, decode_1, encode_2, decode_2 = counted
-    weights = sum(weight.numel() for weight in vae.parameters())
-    return VaeCost(encode_1, encode_2 - encode_1, decode_1, decode_2 - decode_1, weights)
+        Args:
+            updates: Forward and backward passes.
+            other_passes: Forward passes without a backward pass; they only send with sharding.
+            trained: Number of weights that have a gradient; None = all.
+        """
+        sent, learned = (self.count - 1) / self.count, self.weights if trained is None else trained
+        if self.shards == 1:
+            return updates * 2 * SINGLE * learned * sent
+        held = self.weights if trained is None else self.weights + trained
+        gathered = self.value_bytes * (2 * updates * held + other_passes * self.weights)
+        return (gathered + updates * SINGLE * learned) * sent
 
 
-def text_encoder_parameters(config: Mapping[str, Any]) -> tuple[int, int]:
-    """Return the weights of UMT5's encoder: all, and those that multiply every token (all but the embedding table)."""
-    d, inner = config["d_model"], config["num_heads"] * config["d_kv"]
-    layer = 4 * d * inner + 3 * d * config["d_ff"]
-    small = 2 * d + config["num_heads"] * config.get("relative_attention_num_buckets", 32)
-    every_token = config["num_layers"] * layer
-    return every_token + config["num_layers"] * small + d + config.get("vocab_size", 0) * d, every_token
+def steps_in_words(steps: int) -> str:
+    """Return the work of a training of ``steps`` steps, in words."""
+    return f"{steps} steps" if steps else "0 steps: the initial weights as they are"
 
 
 def scaled(value: float | None, unit: str) -> str:

@@ -1,7 +1,6 @@
-"""Params files: read, checked, and built into frozen dataclasses. ``python -m causvid.params`` writes params.yaml.
+"""Params files: read, and built into frozen dataclasses. ``python -m causvid.params`` writes params.yaml.
 
-A profile (profiles/NAME.yaml) is a complete params file. All profiles have the same keys, and params.yaml is
-compared with one of them: the first stage that runs refuses a missing or unknown key by name.
+A profile (profiles/NAME.yaml) is a complete params file. ``causvid/profile.py`` has the dataclass of a whole file.
 """
 
 from __future__ import annotations
@@ -11,8 +10,9 @@ import io
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
@@ -28,20 +28,38 @@ FREE_FORM = ("model.vae", "model.transformer", "model.text_encoder")
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class PathRule:
+    """The rules for a path in a params file, as a mark on the type of a field: ``Annotated[Path, PathRule(...)]``.
+
+    Attributes:
+        may_be_missing: Whether the path may be missing. A path without a mark must exist.
+        counted_by: A file whose checksum stands for that of the path, such as the lock file of an environment.
+    """
+
+    may_be_missing: bool = False
+    counted_by: Path | None = None
+
+
+def paths_in(kind: Any, name: str) -> Iterator[tuple[str, PathRule]]:
+    """Yield the dotted names and the rules of all paths in a section of a params file.
+
+    Args:
+        kind: Type of the section.
+        name: Dotted name of the section; empty for the whole file.
+    """
+    marks = get_args(kind)[1:] if get_origin(kind) is Annotated else ()
+    plain = get_args(kind)[0] if marks else kind
+    if plain is Path:
+        yield name, next((mark for mark in marks if isinstance(mark, PathRule)), PathRule())
+    elif is_dataclass(plain):
+        for field, hint in get_type_hints(plain, include_extras=True).items():
+            yield from paths_in(hint, f"{name}.{field}".lstrip("."))
+
+
 def read(path: Path) -> dict[str, Any]:
-    """Read a params file and check its keys. Raises ValueError with the names of all wrong keys."""
-    values = read_mapping(path, holding="sections", remedy="put one in place with 'make profile NAME=laptop'")
-    _require_keys(values, path)
-    return values
-
-
-def _require_keys(values: Mapping[str, Any], path: Path) -> None:
-    have, want = set(_leaves(values)), set(_leaves(YAML(typ="safe").load(PROFILES / "laptop.yaml")))
-    wrong = [f"missing key {key}" for key in sorted(want - have)] + [
-        f"unknown key {key}" for key in sorted(have - want)
-    ]
-    if wrong:
-        raise ValueError(f"{path}: {'; '.join(wrong)} (the keys must be those of profiles/laptop.yaml)")
+    """Read a params file. Raises ValueError if it is missing or holds no sections."""
+    return read_mapping(path, holding="sections", remedy="put one in place with 'make profile NAME=laptop'")
 
 
 def read_mapping(path: Path, *, holding: str, remedy: str) -> dict[str, Any]:
@@ -90,7 +108,10 @@ def section(path: Path, name: str, cls: type[T]) -> T:
     Raises:
         ValueError: Fields are wrong. The message has the name of each, its value and the expected type.
     """
-    return build(cls, lookup(read(path), name, path), name=f"{path}: {name}")
+    try:
+        return build(cls, lookup(read(path), name, path), name=name)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def build(cls: type[T], value: Any, *, name: str) -> T:
@@ -101,18 +122,37 @@ def build(cls: type[T], value: Any, *, name: str) -> T:
     Args:
         cls: A dataclass or a plain type.
         value: The value.
-        name: Name of the value, for error messages.
+        name: Dotted name of the value, for error messages; empty for a whole file.
 
     Raises:
         ValueError: Fields are wrong. The message has the name of each, its value and the expected type.
     """
-    if hasattr(cls, "__dataclass_fields__"):
-        cls.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
+    _refuse_unknown_keys(cls)
     try:
         return TypeAdapter(cls).validate_python(value)
     except ValidationError as error:
-        wrong = [f"{'.'.join(map(str, (name, *e['loc'])))}: {e['msg']} (found {e['input']!r})" for e in error.errors()]
-        raise ValueError("; ".join(wrong)) from error
+        raise ValueError("; ".join(_sentence(it, name) for it in error.errors())) from error
+
+
+def _refuse_unknown_keys(kind: Any) -> None:
+    """Configure a dataclass, and all dataclasses in its fields, so that pydantic refuses unknown keys."""
+    if is_dataclass(kind):
+        kind.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[union-attr]
+        for hint in get_type_hints(kind).values():
+            for part in (hint, *get_args(hint)):
+                _refuse_unknown_keys(part)
+
+
+def _sentence(error: Mapping[str, Any], name: str) -> str:
+    """Return a sentence for an error that pydantic found in the value ``name``."""
+    where = ".".join(part for part in (name, *map(str, error["loc"])) if part)
+    if error["type"] == "missing":
+        return f"{where}: this key is missing"
+    if error["type"] == "unexpected_keyword_argument":
+        return f"{where}: unknown key (found {error['input']!r})"
+    if error["type"] == "value_error":  # raised by the dataclass, in a sentence that names the field and the value
+        return f"{where}: {error['ctx']['error']}"
+    return f"{where}: {error['msg']} (found {error['input']!r})"
 
 
 def use(profile: str, target: Path) -> None:
@@ -120,8 +160,7 @@ def use(profile: str, target: Path) -> None:
     source = PROFILES / f"{profile}.yaml"
     if not source.is_file():
         known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
-        raise ValueError(f"there is no profile {profile!r}; known: {known}")
-    read(source)
+        raise ValueError(f"there is no profile {profile!r}; known: {known or 'none'}, in {PROFILES}")
     _replace(target, source.read_bytes())
 
 
@@ -135,9 +174,9 @@ def vary(base: Path, changes: Sequence[str], target: Path) -> None:
         target: The file to write.
 
     Raises:
-        ValueError: ``base`` does not have one of the keys.
+        ValueError: ``base`` does not have one of the keys, or has other keys in the section that a change replaces.
     """
-    values = read(base)
+    values, before = read(base), set(_leaves(read(base)))
     for key, value in _parse_changes(changes):
         *parents, last = key.split(".")
         place: Any = values
@@ -146,7 +185,11 @@ def vary(base: Path, changes: Sequence[str], target: Path) -> None:
         if not isinstance(place, dict) or last not in place:
             raise ValueError(f"{base}: unknown key {key}")
         place[last] = value
-    _require_keys(values, target)
+    after = set(_leaves(values))
+    wrong = [f"missing key {key}" for key in sorted(before - after)]
+    wrong += [f"unknown key {key}" for key in sorted(after - before)]
+    if wrong:
+        raise ValueError(f"{target}: {'; '.join(wrong)} (the keys must be those of {base})")
     yaml, content = YAML(), io.BytesIO()
     yaml.default_flow_style = False
     yaml.dump(values, content)

@@ -3,7 +3,8 @@
 ``python -m causvid.plan [params.yaml]`` also checks the rules between the sections (``causvid/consistency.py``) and
 names the limits of this machine.
 
-FLOPs are counted as ``causvid/costs.py`` explains. Memory of activations and bytes of compressed video are estimates.
+FLOPs are counted as ``causvid/wan/costs.py`` explains. Memory of activations and bytes of compressed video are
+estimates.
 """
 
 from __future__ import annotations
@@ -12,95 +13,72 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, get_args
 
 import psutil
 import typer
 
-from causvid import params as params_file
 from causvid.compute import device
-from causvid.compute.parallel import Checkpointing
-from causvid.consistency import latent_shape, problems
-from causvid.costs import CPU, KINDS, Clip, Transformer, VaeCost, duration, scaled, text_encoder_parameters, vae_cost
-from causvid.diffusion.schedule import ScheduleConfig
-from causvid.methods.dmd.config import DmdConfig
+from causvid.compute.device import Precision
+from causvid.compute.parallel import Checkpointing, Compute
+from causvid.consistency import latent_shape, read_profile
+from causvid.costs import CPU, HALF, KINDS, SINGLE, Row, Workers, duration, scaled
 from causvid.methods.dmd.cost import DmdCost
-from causvid.runtime.shapes import BlockLayout, VideoShape
+from causvid.methods.ode_init.cost import ode_init_row
+from causvid.methods.teacher.cost import teacher_row
+from causvid.methods.vae.cost import vae_row
+from causvid.profile import Profile
+from causvid.runtime.shapes import BlockLayout
+from causvid.wan.costs import Clip, Transformer, VaeCost, text_encoder_parameters, vae_cost
 
-HALF, SINGLE = 2, 4  # bytes of a float16 or bfloat16, of a float32
-# Bytes per trained weight: float32 weight, gradient and two moments of Adam; the weight average needs one float32 more.
-TRAINED, AVERAGED = 4 * SINGLE, SINGLE
 VIDEO_BITS = 0.3  # H.264 bits per pixel at the qualities profiles use, a round figure
 MIXKIT_VIDEOS = 6484  # entries of the released captions file (CausVid repository, sample_dataset)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """The cost of one stage.
-
-    Attributes:
-        stage: Name of the stage.
-        work: Its amount of work, in words.
-        flops: FLOPs of the whole stage.
-        memory: Peak bytes of one worker.
-        disk: Bytes of its outputs; None = not known before.
-        network: Bytes that each worker sends, or that a download receives; None = not known before.
-    """
-
-    stage: str
-    work: str
-    flops: float = 0.0
-    memory: float = 0.0
-    disk: float | None = 0.0
-    network: float | None = 0.0
-
-
 class Plan:
-    """The shapes and the cost of a profile. Raises ValueError with all reasons if sections disagree."""
+    """The shapes and the cost of a profile, whose sections must agree (``causvid.consistency``)."""
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        wrong = list(problems(values))
-        if wrong:
-            raise ValueError("; ".join(wrong))
-        model = values["model"]
-        self.values = values
-        self.video = params_file.build(VideoShape, values["video"], name="video")
-        self.latent = latent_shape(values)
-        per_block = model["frames_per_block"] or self.latent.frames
+    def __init__(self, profile: Profile) -> None:
+        model, compute = profile.model, profile.compute
+        self.profile, self.video, self.schedule = profile, profile.video, profile.schedule
+        self.latent = latent_shape(profile)
+        per_block = model.frames_per_block or self.latent.frames
         self.layout = BlockLayout(frames=self.latent.frames, frames_per_block=per_block)
-        self.schedule = params_file.build(ScheduleConfig, values["schedule"], name="schedule")
-        self.transformer = Transformer.of(model["transformer"])
-        self.text_tokens: int = model["text_tokens"]
-        self.bytes = HALF if model["precision"] == "bfloat16" else SINGLE
+        self.transformer = Transformer.of(model.transformer)
+        self.text_tokens = model.text_tokens
+        self.bytes = HALF if model.precision == Precision.BFLOAT16 else SINGLE
         self.clip = Clip(
             transformer=self.transformer,
             layout=self.layout,
             frame_tokens=self.transformer.tokens(self.latent),
             text_tokens=self.text_tokens,
         )
-        self.workers: int = values["compute"]["workers"]
-        self.accumulation: int = values["compute"]["gradient_accumulation_steps"]
-        self.shards: int = self.workers if values["compute"]["shard_weights"] else 1
-        # Micro-batches of an update after which workers exchange gradients: replicas do so only after the last one.
-        self.exchanges: int = self.accumulation if self.shards > 1 else 1
+        self.workers = Workers(
+            count=compute.workers,
+            shards=compute.workers if compute.shard_weights else 1,
+            micro_batches=compute.gradient_accumulation_steps,
+            value_bytes=self.bytes,
+            weights=self.transformer.parameters,
+            layers=self.transformer.num_layers,
+            kept=self.kept(compute.gradient_checkpointing),
+        )
 
     @cached_property
     def vae(self) -> VaeCost:
         """Cost of the VAE, counted once, because this imports diffusers."""
-        return vae_cost(self.values["model"]["vae"], self.video, self.latent)
+        return vae_cost(self.profile.model.vae, self.video, self.latent)
 
     @cached_property
     def dmd(self) -> DmdCost:
         """The cost of DMD on one clip."""
         return DmdCost(
             clip=self.clip,
-            config=params_file.build(DmdConfig, self.values["train_dmd"], name="train_dmd"),
+            config=self.profile.train_dmd,
             few_steps=len(self.schedule.denoising_timesteps),
-            causal=self.values["model"]["frames_per_block"] is not None,
+            causal=self.profile.model.frames_per_block is not None,
         )
 
     @property
@@ -116,12 +94,13 @@ class Plan:
     @property
     def clips(self) -> int:
         """Number of videos of the download stage, before any is rejected."""
-        section = self.values["download"]
-        if section["source"] == "toy_world":
-            return int(section["toy_world_clips"])
-        folder = Path(section["folder"])
-        found = MIXKIT_VIDEOS if section["source"] == "mixkit" else sum(p.is_file() for p in folder.rglob("*"))
-        return min(found, section["limit"] or found)
+        config = self.profile.download
+        if config.source == "toy_world":
+            return config.toy_world_clips
+        if config.source == "mixkit":
+            return min(MIXKIT_VIDEOS, config.limit or MIXKIT_VIDEOS)
+        found = sum(path.is_file() for path in config.folder.rglob("*"))
+        return min(found, config.limit or found)
 
     def kv_cache(self) -> int:
         """Return the bytes of the student's KV cache for one clip."""
@@ -151,158 +130,79 @@ class Plan:
         return [*self._data(), *self._training(), *self._judging()]
 
     def _data(self) -> Iterator[Row]:
-        v, frames, row = self.values, self.latent.frames, self.latent_bytes
-        hub = [v[stage]["init"]["hub"] for stage in ("train_vae", "encode_prompts", "train_teacher")]
-        everything, every_token = text_encoder_parameters(v["model"]["text_encoder"])
-        prompts = self.clips + v["sample"]["videos"] + 1
-        made_here = v["download"]["source"] == "toy_world"
+        profile, row = self.profile, self.latent_bytes
+        everything, every_token = text_encoder_parameters(profile.model.text_encoder)
+        prompts = self.clips + profile.sample.videos + 1
+        made_here = profile.download.source == "toy_world"
         raw = self.clips * self.clip_bytes if made_here else None
         yield Row(stage="download", work=f"{self.clips} videos", disk=raw, network=0.0 if made_here else None)
         yield Row(stage="resample", work=f"{self.clips} clips", disk=self.clips * self.clip_bytes)
-        vae, size = v["train_vae"], self.vae.encode(frames) + self.vae.decode(frames)
-        images = vae["image_steps"] * vae["image_batch_size"] * (self.vae.encode(1) + self.vae.decode(1))
-        videos = (vae["steps"] - vae["image_steps"]) * vae["batch_size"] * size
+        yield vae_row(profile.train_vae, self.vae, self.latent.frames)
+        embedding = self.text_tokens * profile.model.text_encoder["d_model"] * self.bytes
         yield Row(
-            stage="train_vae", work=_steps(vae["steps"]), flops=3 * (images + videos) + vae["held_out_clips"] * size,
-            memory=self.vae.parameters * (TRAINED if vae["steps"] else SINGLE), disk=SINGLE * self.vae.parameters,
-            network=SINGLE * self.vae.parameters if hub[0] else 0.0,
-        )  # fmt: skip
+            stage="encode_prompts",
+            work=f"{prompts} prompts",
+            flops=2.0 * every_token * self.text_tokens * prompts,
+            memory=everything * self.bytes,
+            disk=prompts * embedding + everything * self.bytes,  # the encoder is kept, for later prompts
+            network=SINGLE * everything if profile.encode_prompts.init.hub else 0.0,
+        )
         yield Row(
-            stage="encode_prompts", work=f"{prompts} prompts", flops=2.0 * every_token * self.text_tokens * prompts,
-            memory=everything * self.bytes, network=SINGLE * everything if hub[1] else 0.0,
-            disk=prompts * self.text_tokens * v["model"]["text_encoder"]["d_model"] * self.bytes
-            + everything * self.bytes,  # the encoder is kept, for prompts to come
-        )  # fmt: skip
-        yield Row(
-            stage="extract_latents", work=f"{self.clips} clips", flops=self.clips * self.vae.encode(frames),
-            memory=self.vae.parameters * self.bytes, disk=self.clips * row,
-        )  # fmt: skip
+            stage="extract_latents",
+            work=f"{self.clips} clips",
+            flops=self.clips * self.vae.encode(self.latent.frames),
+            memory=self.vae.parameters * self.bytes,
+            disk=self.clips * row,
+        )
         yield Row(stage="pack_lmdb@latents", work=f"{self.clips} rows of {row:,} bytes", disk=self.clips * row)
 
     def _training(self) -> Iterator[Row]:
-        v, weights = self.values, self.transformer.parameters
-        teacher, ode, dmd, pairs = v["train_teacher"], v["train_ode_init"], v["train_dmd"], v["generate_ode_pairs"]
-        states = len(self.schedule.stored_timesteps())
+        pairs, states = self.profile.generate_ode_pairs, len(self.schedule.stored_timesteps())
+        row = states * self.latent_bytes
+        yield teacher_row(self.profile.train_teacher, self.clip, self.workers)
         yield Row(
-            stage="train_teacher", work=_steps(teacher["steps"]),
-            flops=teacher["steps"]
-            * teacher["batch_size"]
-            * (self.clip.causal if teacher["causal"] else self.clip.bidirectional).training,
-            memory=self._trained(teacher["batch_size"], 1) if teacher["steps"] else SINGLE * weights,
-            network=self._reduced(teacher["steps"] * self.exchanges)
-            + (SINGLE * weights if teacher["init"]["hub"] else 0.0),
-            disk=SINGLE * weights,
-        )  # fmt: skip
-        yield Row(
-            stage="generate_ode_pairs", work=f"{pairs['pairs']} pairs, {states} states each",
-            flops=pairs["pairs"] * self.teacher_clip(pairs["guidance_scale"], decode=False),
-            memory=self.bytes * weights, disk=pairs["pairs"] * states * self.latent_bytes,
-        )  # fmt: skip
-        yield Row(
-            stage="pack_lmdb@ode_pairs", work=f"{pairs['pairs']} rows of {states * self.latent_bytes:,} bytes",
-            disk=pairs["pairs"] * states * self.latent_bytes,
-        )  # fmt: skip
-        yield Row(
-            stage="train_ode_init", work=_steps(ode["steps"]),
-            flops=ode["steps"] * ode["batch_size"] * self.clip.causal.training,
-            memory=self._trained(ode["batch_size"], 1), disk=SINGLE * weights,
-            network=self._reduced(ode["steps"] * self.exchanges) + (SINGLE * weights if ode["init"]["hub"] else 0.0),
-        )  # fmt: skip
-        updates, exchanges = self.student_updates(), self.dmd.student_micro_batches(self.exchanges)
-        yield Row(
-            stage="train_dmd", work=f"{dmd['steps']} critic and {updates} student updates",
-            flops=dmd["batch_size"] * (updates * self.dmd.student + dmd["steps"] * self.dmd.critic),
-            memory=self._dmd_memory(), disk=SINGLE * weights,
-            network=self._reduced(updates * exchanges, other_passes=self.dmd.untrained_passes() * exchanges)
-            + self._reduced(dmd["steps"] * self.exchanges, trained=self.dmd.adapter or None),
-        )  # fmt: skip
+            stage="generate_ode_pairs",
+            work=f"{pairs.pairs} pairs, {states} states each",
+            flops=pairs.pairs * self.teacher_clip(pairs.guidance_scale, decode=False),
+            memory=self.bytes * self.transformer.parameters,
+            disk=pairs.pairs * row,
+        )
+        yield Row(stage="pack_lmdb@ode_pairs", work=f"{pairs.pairs} rows of {row:,} bytes", disk=pairs.pairs * row)
+        yield ode_init_row(self.profile.train_ode_init, self.clip, self.workers)
+        yield self.dmd.row(self.workers)
 
     def _judging(self) -> Iterator[Row]:
-        v, weights = self.values, self.transformer.parameters
-        section, latency = v["sample"], v["measure_latency"]
-        loaded = self.bytes * (weights + self.vae.parameters)
-        student = loaded + self.kv_cache() * section["batch_size"]
-        long = section["rollouts"] * section["rollout_clips"]
-        teacher_clip = self.teacher_clip(section["guidance_scale"])
+        config, latency = self.profile.sample, self.profile.measure_latency
+        loaded = self.bytes * (self.transformer.parameters + self.vae.parameters)
+        student = loaded + self.kv_cache() * config.batch_size
+        long, teacher_clip = config.rollouts * config.rollout_clips, self.teacher_clip(config.guidance_scale)
         for name in ("teacher", "ode_init", "dmd"):
             is_teacher = name == "teacher"
-            clips, work = section["videos"], f"{section['videos']} videos"
+            clips, work = config.videos, f"{config.videos} videos"
             if not is_teacher:
                 clips, work = clips + long, f"{work}, {long} clips of rollouts"
             yield Row(
-                stage=f"sample@{name}", work=work,
+                stage=f"sample@{name}",
+                work=work,
                 flops=clips * (teacher_clip if is_teacher else self.student_clip()),
-                memory=loaded if is_teacher else student, disk=clips * self.clip_bytes,
-            )  # fmt: skip
+                memory=loaded if is_teacher else student,
+                disk=clips * self.clip_bytes,
+            )
         yield Row(stage="evaluate", work="5 folders; VBench's own models are not counted", disk=None)
-        runs = latency["warmup"] + latency["repeats"]
+        runs = latency.warmup + latency.repeats
         yield Row(
-            stage="measure_latency", work=f"{runs} clips of each", flops=runs * (teacher_clip + self.student_clip()),
-            memory=student + self.bytes * weights,
-        )  # fmt: skip
-
-    def _dmd_memory(self) -> float:
-        """Return the peak memory of a worker in DMD: the student, its average and the critic in training, the teacher.
-
-        A critic with an adapter is the teacher itself, and only its adapter is trained. Frozen weights that every
-        worker holds whole are kept in the precision of the products.
-        """
-        batch, weights = self.dmd.config.batch_size, self.transformer.parameters
-        frozen = self.bytes if self.shards == 1 else SINGLE / self.shards
-        trained = self._trained(batch, self.dmd.networks, waiting=self.dmd.waiting)
-        return trained + frozen * weights + TRAINED * self.dmd.adapter / self.shards + self._rollout_cache()
-
-    def _rollout_cache(self) -> float:
-        """Return the bytes of the cache in which a worker rolls out one micro-batch, in float32 as the weights."""
-        if not self.dmd.rolls_out:
-            return 0.0
-        at_once = self.workers * self.dmd.student_micro_batches(self.accumulation)
-        clips = max(1, self.dmd.config.batch_size // at_once)
-        return clips * self.transformer.kv_cache_bytes(self.clip.tokens, SINGLE)
-
-    def student_updates(self) -> int:
-        """Return the number of student updates in ``train_dmd.steps`` critic updates."""
-        return self.dmd.config.turns.student_updates(self.dmd.config.steps)
-
-    def _trained(self, batch: int, networks: int, *, waiting: int = 0) -> float:
-        """Return the peak bytes of a training: weights, gradients, moments, one weight average, activations.
-
-        Args:
-            batch: Global batch size.
-            networks: Number of trained networks.
-            waiting: Number of batches whose activations wait for their backward pass meanwhile.
-        """
-        samples = max(1, batch // self.workers // self.accumulation) + waiting * max(1, batch // self.workers)
-        kept = samples * self.kept(self.values["compute"]["gradient_checkpointing"])
-        held = self.transformer.parameters * (networks * TRAINED + AVERAGED) / self.shards
-        # With sharding, the current layer and the next one are gathered.
-        whole = 2 * self.bytes * self.transformer.parameters / self.transformer.num_layers if self.shards > 1 else 0.0
-        return held + whole + kept
-
-    def _reduced(self, updates: int, *, other_passes: float = 0.0, trained: int | None = None) -> float:
-        """Return the bytes that each worker sends.
-
-        A ring sends (n - 1) / n of the values to gather weights or to scatter a sum. Averaging gradients needs both.
-        With sharding, the forward and the backward pass each gather the weights in the precision of the products.
-
-        Args:
-            updates: Forward and backward passes.
-            other_passes: Forward passes without a backward pass; they only send with sharding.
-            trained: Number of weights that have a gradient; None = all.
-        """
-        sent, weights = (self.workers - 1) / self.workers, self.transformer.parameters
-        learned = weights if trained is None else trained
-        if self.shards == 1:
-            return updates * 2 * SINGLE * learned * sent
-        held = weights if trained is None else weights + trained
-        return (updates * (2 * self.bytes * held + SINGLE * learned) + other_passes * self.bytes * weights) * sent
+            stage="measure_latency",
+            work=f"{runs} clips of each",
+            flops=runs * (teacher_clip + self.student_clip()),
+            memory=student + self.bytes * self.transformer.parameters,
+        )
 
 
-def obstacles(rows: Sequence[Row], compute: Mapping[str, Any], kind: str) -> Iterator[str]:
+def obstacles(rows: Sequence[Row], compute: Compute, kind: str) -> Iterator[str]:
     """Yield the reasons why this machine cannot run the plan, or why it does not fit GPUs of this kind."""
-    disk, gpus = sum(row.disk or 0 for row in rows), compute["gpus_per_worker"] > 0
+    disk, gpus = sum(row.disk or 0 for row in rows), compute.gpus_per_worker > 0
     peak = max(rows, key=lambda row: row.memory)
-    needs, workers = f"{peak.stage} needs about {scaled(peak.memory, 'B')} a worker", compute["workers"]
+    needs, workers = f"{peak.stage} needs about {scaled(peak.memory, 'B')} a worker", compute.workers
     if gpus and device.pick().type == "cpu":
         yield f"compute.workers and compute.gpus_per_worker ask for {workers} workers with a GPU each; no GPU is here"
     if gpus and peak.memory > KINDS[kind].memory:
@@ -317,7 +217,7 @@ def obstacles(rows: Sequence[Row], compute: Mapping[str, Any], kind: str) -> Ite
 
 def render(plan: Plan, *, machines: int, kind: str, achieved: float) -> str:
     """Return the plan as text: shapes, one line per stage, totals, and the limits of this machine."""
-    precision, rows = plan.values["model"]["precision"], plan.rows()
+    precision, rows = plan.profile.model.precision, plan.rows()
     peak = KINDS[kind].peak[precision]
     rate = machines * peak * achieved
     lines = [
@@ -329,7 +229,7 @@ def render(plan: Plan, *, machines: int, kind: str, achieved: float) -> str:
     ]
     total, disk = sum(row.flops for row in rows), sum(row.disk or 0 for row in rows)
     lines += [_line("all", total, rate, max(row.memory for row in rows), disk, 0.0, "(memory: the largest)"), ""]
-    reasons = list(obstacles(rows, plan.values["compute"], kind))
+    reasons = list(obstacles(rows, plan.profile.compute, kind))
     if not reasons:
         return "\n".join([*lines, "This machine can run it."])
     return "\n".join([*lines, "This machine cannot run it:", *(f"  - {reason}" for reason in reasons)])
@@ -337,9 +237,9 @@ def render(plan: Plan, *, machines: int, kind: str, achieved: float) -> str:
 
 def _shapes(plan: Plan) -> Iterator[str]:
     video, transformer = plan.video, plan.transformer
-    teacher = plan.teacher_clip(plan.values["sample"]["guidance_scale"])
+    teacher = plan.teacher_clip(plan.profile.sample.guidance_scale)
     latent = "x".join(map(str, plan.latent.sizes))
-    yield f"Profile {plan.values['profile']}"
+    yield f"Profile {plan.profile.profile}"
     yield f"  clip       {video.frames} frames of {video.width}x{video.height} at {video.fps} a second"
     yield f"  latent     {latent} (channels, frames, height, width), {plan.latent_bytes:,} bytes in float16"
     tokens = (
@@ -352,7 +252,7 @@ def _shapes(plan: Plan) -> Iterator[str]:
     yield f"  KV cache   {cache:,} bytes a token, {scaled(plan.kv_cache(), 'B')} a clip"
     student = scaled(plan.student_clip(), "FLOP")
     yield f"  one clip   teacher {scaled(teacher, 'FLOP')}, student {student}, decoding included"
-    chosen = plan.values["compute"]["gradient_checkpointing"]
+    chosen = plan.profile.compute.gradient_checkpointing
     kept = {name: scaled(plan.kept(name), "B") for name in get_args(Checkpointing)}
     others = ", ".join(f"{name} {size}" for name, size in kept.items() if name != chosen)
     yield "  memory     of one worker: weights, gradients, optimiser, average, KV cache; of a transformer in training"
@@ -367,19 +267,15 @@ def main(
 ) -> None:
     """Print the cost of a params file, and the limits of this machine."""
     try:
-        plan = Plan(params_file.read(params))
-        compute = plan.values["compute"]
-        chosen = kind or ("H100" if compute["gpus_per_worker"] else CPU)
+        plan = Plan(read_profile(params))
+        compute = plan.profile.compute
+        chosen = kind or ("H100" if compute.gpus_per_worker else CPU)
         if chosen not in KINDS:
             raise ValueError(f"--kind is {chosen!r}; known: {', '.join(KINDS)}")
     except ValueError as error:
         sys.exit(f"plan: {error}")
-    asked = math.ceil(compute["workers"] * compute["gpus_per_worker"]) or os.cpu_count() or 1
+    asked = math.ceil(compute.workers * compute.gpus_per_worker) or os.cpu_count() or 1
     print(render(plan, machines=machines or asked, kind=chosen, achieved=achieved or KINDS[chosen].achieved))
-
-
-def _steps(steps: int) -> str:
-    return f"{steps} steps" if steps else "0 steps: the initial weights as they are"
 
 
 def _line(

@@ -12,6 +12,7 @@ import torch
 from causvid import costs
 from causvid.compute import device as devices
 from causvid.runtime.shapes import BlockLayout, LatentShape
+from causvid.wan.costs import Clip, Transformer
 
 KIBI = 1024  # bytes; the unit of ru_maxrss on Linux
 
@@ -24,9 +25,7 @@ class Counts(NamedTuple):
     flops: float | None
 
 
-def clip_of(
-    config: Mapping[str, Any], shape: Sequence[int], frames_per_block: int | None, text_tokens: int
-) -> costs.Clip:
+def clip_of(config: Mapping[str, Any], shape: Sequence[int], frames_per_block: int | None, text_tokens: int) -> Clip:
     """Return the cost of forward passes over a clip.
 
     Args:
@@ -36,8 +35,8 @@ def clip_of(
         text_tokens: Tokens of a prompt.
     """
     frames, channels, height, width = shape
-    transformer = costs.Transformer.of(config)
-    return costs.Clip(
+    transformer = Transformer.of(config)
+    return Clip(
         transformer=transformer,
         layout=BlockLayout(frames=frames, frames_per_block=frames_per_block or frames),
         frame_tokens=transformer.tokens(LatentShape(channels=channels, frames=frames, height=height, width=width)),

@@ -1,7 +1,7 @@
-"""Stage checksums: one file for each path that params.yaml names, which says what the path holds.
+"""Stage checksums: one file for each path in params.yaml, with the checksum of its content.
 
-DVC cannot save a dependency that is missing, stops at a link that leads nowhere, does not look behind a linked folder,
-and takes a file for unchanged when its inode, size and modification time are. Stages depend on these files instead.
+DVC cannot save a missing dependency, fails on broken links, does not follow links to folders, and compares only inode,
+size and modification time of a file. Stages depend on the files of this stage instead.
 """
 
 from __future__ import annotations
@@ -12,29 +12,30 @@ from pathlib import Path
 import typer
 
 from causvid import params as params_file
-from causvid.consistency import refuse_problems
+from causvid.consistency import checked
 from causvid.harness import inputs
 from causvid.harness.project import refuse_unusable
+from causvid.profile import PATHS
 from causvid.runtime import files
 
 
 def main(
-    out: Path = typer.Option(..., help="folder to write: one file for each entry, called like it"),
-    params: Path = typer.Option(Path("params.yaml")),
+    out: Path = typer.Option(..., help="folder of checksums, one file for each path in the params file"),
+    params: Path = typer.Option(Path("params.yaml"), help="params file"),
 ) -> None:
-    """Write ``out``; a file whose content stays the same is not touched."""
+    """Compute a checksum for every path in params.yaml. A file whose content stays the same is not touched."""
     root = Path.cwd()
     try:
         refuse_unusable(root)
-        refuse_problems(params)  # in the first second, not hours later in the stage that needs the number
         values = params_file.read(params)
-        for old in out.glob("*"):  # of an entry that is gone, or cut short by a kill
-            if old.name not in inputs.PATHS:
+        checked(values)  # in the first seconds, not hours later in the stage that needs the value
+        for old in out.glob("*"):  # of an entry that no longer exists, or left by an interrupted run
+            if old.name not in PATHS:
                 old.unlink()
-        for name in inputs.PATHS:
-            if name not in inputs.COUNTED_BY:
-                told_by_dvc = not inputs.PATHS[name] and inputs.is_output(inputs.value_of(values, name))
-                (found,) = [inputs.BY_DVC] if told_by_dvc else inputs.checksums(values, [name], root).values()
+        for name, rule in PATHS.items():
+            if rule.counted_by is None:
+                in_dvc = not rule.may_be_missing and inputs.is_output(inputs.value_of(values, name))
+                (found,) = [inputs.BY_DVC] if in_dvc else inputs.checksums(values, {name: rule}, root).values()
                 if not (out / name).is_file() or (out / name).read_text(encoding="utf-8") != f"{found}\n":
                     files.write_text(out / name, f"{found}\n")
     except ValueError as error:

@@ -14,6 +14,7 @@ from causvid.data.stores.latent_store import Source
 from causvid.harness.declaration import Item, Metrics, Section, Stage, Writes, command
 from causvid.harness.stage import StageRun
 from causvid.interop.original_lmdb import import_store
+from causvid.params import PathRule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +27,9 @@ class PackLmdb(Stage):
     config: Annotated[PackConfig, Section("pack_lmdb")]
 
     @classmethod
-    def user_paths(cls, item: str | None) -> list[str]:
+    def user_paths(cls, item: str | None) -> dict[str, PathRule]:
         """Return the folder of one LMDB; the section ``pack_lmdb`` names those of all."""
-        return [f"pack_lmdb.{item}.folder"]
+        return {f"pack_lmdb.{item}.folder": PathRule()}
 
     def run(self, stage: StageRun) -> None:
         """Write the LMDB of ``item``."""

@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from causvid.evaluation import vbench_runner
+from causvid.params import PathRule
 
 RUNNER = Path(vbench_runner.__file__)
 
@@ -65,8 +66,9 @@ class EvaluateConfig:
     """
 
     feature_vae: Path
-    vbench_python: Path
-    vbench_weights: Path
+    # Without an environment, the scores of VBench are "not measured". Its lock file defines it.
+    vbench_python: Annotated[Path, PathRule(may_be_missing=True, counted_by=Path("requirements/vbench.txt"))]
+    vbench_weights: Annotated[Path, PathRule(may_be_missing=True)]
     vbench_dimensions: tuple[str, ...]
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ PACKAGES = ("causvid", "stages")
 # An edit of these files cannot change the outputs of a stage, and must not rerun days of work.
 NEUTRAL = frozenset(
     f"causvid/{name}.py"
-    for name in ("consistency", "costs", "methods/previews", "models/causal_wan", "params", "plan", "speed")
+    for name in ("consistency", "costs", "methods/previews", "models/causal_wan", "params", "plan", "profile", "speed")
 )
 NEUTRAL_FOLDER = "causvid/harness/"
 

@@ -28,8 +28,8 @@ from typing import Any, NamedTuple, get_type_hints
 
 import typer
 
-from causvid.harness.inputs import paths_of
 from causvid.harness.stage import StageRun, stage_run
+from causvid.params import PathRule, paths_in
 
 PARAMS = Path("params.yaml")
 
@@ -48,9 +48,9 @@ class Stage:
         return re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
 
     @classmethod
-    def user_paths(cls, item: str | None) -> list[str]:
+    def user_paths(cls, item: str | None) -> dict[str, PathRule]:
         """Return the entries of params.yaml that hold a path and are inputs of the stage for ``item``."""
-        return paths_of([it.role.name for it in declared(cls, Section)])
+        return dict(path for it in declared(cls, Section) for path in paths_in(it.type, it.role.name))
 
 
 @dataclass(frozen=True)
@@ -176,11 +176,10 @@ def _execute(stage: type[Stage], given: dict[str, Any], params: Path) -> None:
     with stage_run(
         stage.name(),
         params=params,
-        reads=[it.role.name for it in sections],
+        sections={it.role.name: it.type for it in sections},
         inputs=read,
         metrics=given[metrics.name],
         item=item,
         paths=stage.user_paths(item),
     ) as run:
-        values = {it.name: run.section(it.role.name, it.type) for it in sections}
-        stage(**given, **values).run(run)
+        stage(**given, **{it.name: run.params[it.role.name] for it in sections}).run(run)

@@ -1,48 +1,19 @@
-"""Paths in params.yaml: which may be missing, which are invalid, where they are, and their checksums."""
+"""Paths in params.yaml: their places, their checksums, and the reasons why a path cannot be used."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from causvid.harness.checksums import Checksums
 from causvid.harness.project import project_root, work_root
+from causvid.params import PathRule
 from causvid.runtime import text
 
-# Every entry of params.yaml that is a path, and whether it may be missing. Stages name entries, never files, so that a
-# path needs no quotes in dvc.yaml.
-PATHS: Mapping[str, bool] = {
-    "download.folder": True,  # read for source folder only
-    "download.captions": True,  # without it, captions are .txt files beside the videos
-    "download.toy_world_captions": False,
-    "train_vae.init.folder": False,
-    "encode_prompts.init.folder": False,
-    "encode_prompts.captions": False,
-    "encode_prompts.more_captions": False,
-    "encode_prompts.evaluation_prompts": False,
-    "pack_lmdb.latents.folder": False,
-    "pack_lmdb.ode_pairs.folder": False,
-    "train_teacher.init.folder": False,
-    "train_ode_init.init.folder": False,
-    "evaluate.feature_vae": False,
-    "evaluate.vbench_python": True,  # without it, VBench's scores are "not measured"
-    "evaluate.vbench_weights": True,
-}
-# Entries whose checksum is that of another file: an environment is defined by its lock file.
-COUNTED_BY: Mapping[str, Path] = {"evaluate.vbench_python": Path("requirements/vbench.txt")}
 OURS, THEIRS = PurePosixPath("data"), PurePosixPath("data/inputs")
 BY_DVC = "an output of this pipeline"
-
-
-def paths_of(sections: Sequence[str]) -> list[str]:
-    """Return the entries of ``PATHS`` that belong to ``sections``.
-
-    Args:
-        sections: Dotted names of sections or entries of params.yaml that a stage reads.
-    """
-    return [name for name in PATHS if any(f"{name}.".startswith(f"{section}.") for section in sections)]
 
 
 def value_of(values: Mapping[str, Any], name: str) -> str:
@@ -53,13 +24,14 @@ def value_of(values: Mapping[str, Any], name: str) -> str:
     return str(found)
 
 
-def path_problems(values: Mapping[str, Any]) -> Iterator[str]:
+def path_problems(values: Mapping[str, Any], names: Iterable[str]) -> Iterator[str]:
     """Yield a sentence, with the remedy, for each invalid path in a params file.
 
     Args:
         values: The whole params file.
+        names: Dotted names of the paths.
     """
-    for name in PATHS:
+    for name in names:
         value = value_of(values, name)
         if reason := _fault(value):
             yield f"{name} is {value!r}, {reason}"
@@ -94,7 +66,7 @@ def _lexical(path: Path) -> Path:
     return Path(*parts)
 
 
-def located(values: Mapping[str, Any], root: Path) -> dict[str, Any]:
+def located(values: Mapping[str, Any], paths: Mapping[str, PathRule], root: Path) -> dict[str, Any]:
     """Replace paths of a params file that a stage must read from the project's own folder.
 
     The temporary folder of a DVC experiment contains only files that git tracks. Paths that may be missing name videos,
@@ -102,6 +74,7 @@ def located(values: Mapping[str, Any], root: Path) -> dict[str, Any]:
 
     Args:
         values: The whole params file.
+        paths: Dotted names and rules of the paths.
         root: The folder in which the stage runs.
 
     Returns:
@@ -110,7 +83,7 @@ def located(values: Mapping[str, Any], root: Path) -> dict[str, Any]:
     copy, project = deepcopy(dict(values)), project_root(root)
     if project == root:
         return copy
-    for name in (name for name, may_be_missing in PATHS.items() if may_be_missing):
+    for name in (name for name, rule in paths.items() if rule.may_be_missing):
         *parents, last = name.split(".")
         place = copy
         for key in parents:
@@ -119,12 +92,12 @@ def located(values: Mapping[str, Any], root: Path) -> dict[str, Any]:
     return copy
 
 
-def checksums(values: Mapping[str, Any], names: Sequence[str], root: Path) -> dict[str, str]:
+def checksums(values: Mapping[str, Any], paths: Mapping[str, PathRule], root: Path) -> dict[str, str]:
     """Take the checksums of paths of a params file.
 
     Args:
         values: The whole params file.
-        names: Entries of ``PATHS``.
+        paths: Dotted names and rules of the paths.
         root: The folder in which the stage runs.
 
     Returns:
@@ -133,10 +106,10 @@ def checksums(values: Mapping[str, Any], names: Sequence[str], root: Path) -> di
     Raises:
         ValueError: A path that must exist does not, or one cannot be read.
     """
-    take, where, found = Checksums(work_root(root) / "checksums.db"), located(values, root), dict[str, str]()
-    for name in names:
-        path = root / COUNTED_BY.get(name, Path(value_of(where, name)))
-        if not PATHS[name] and not path.exists():
+    take, where, found = Checksums(work_root(root) / "checksums.db"), located(values, paths, root), dict[str, str]()
+    for name, rule in paths.items():
+        path = root / (rule.counted_by or value_of(where, name))
+        if not rule.may_be_missing and not path.exists():
             raise ValueError(f"{name} is {value_of(values, name)}, which does not exist; name another path or make it")
         found[Path(value_of(values, name)).as_posix()] = take.of(path)
     return found

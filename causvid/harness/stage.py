@@ -13,16 +13,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from causvid import params as params_file
 from causvid.compute.parallel import Compute
 from causvid.harness import recorded, tracking, work
-from causvid.harness.inputs import checksums, located, paths_of, value_of
+from causvid.harness.inputs import checksums, located, value_of
 from causvid.harness.work import Origin
+from causvid.params import PathRule
 from causvid.runtime import files
 
-T = TypeVar("T")
 COLLECTS = (700, 10, 10)  # Python's default thresholds of garbage collection, which stages/__init__.py raises
 
 
@@ -37,7 +37,7 @@ class StageRun:
         tracker: Its MLflow run.
         compute: Params section ``compute``.
         watch: Params section ``watch``.
-        params: The sections that it reads. Paths in them can be opened from the stage's folder.
+        params: The sections that it reads, by name. Paths in them can be opened from the stage's folder.
         results: Its metrics so far.
     """
 
@@ -49,11 +49,6 @@ class StageRun:
     watch: tracking.Watch
     params: Mapping[str, Any]
     results: dict[str, Any] = field(default_factory=dict)
-
-    def section(self, name: str, cls: type[T]) -> T:
-        """Return the params section ``name`` as ``cls``. The stage must have declared that it reads this section."""
-        assert name in self.params, f"{self.name} reads {name} without declaring it"
-        return params_file.build(cls, self.params[name], name=name)
 
     def publish(self, finished: Path, out: Path) -> None:
         """Put a finished file or folder where DVC expects it, in one rename.
@@ -75,11 +70,11 @@ def stage_run(
     name: str,
     *,
     params: Path,
-    reads: Sequence[str],
+    sections: Mapping[str, Any],
     inputs: Sequence[Path],
     metrics: Path,
     item: str | None = None,
-    paths: Sequence[str] | None = None,
+    paths: Mapping[str, PathRule] | None = None,
 ) -> Iterator[StageRun]:
     """Run the body as a stage.
 
@@ -89,11 +84,11 @@ def stage_run(
     Args:
         name: The stage's name.
         params: The params file.
-        reads: Sections and entries of it that the stage reads.
+        sections: Types of its sections and entries that the stage reads, by name.
         inputs: Paths from the command line, outputs of earlier stages.
         metrics: The JSON file of results.
         item: The item of a stage that runs several times.
-        paths: Entries of the params file that hold a path and are inputs as well; None for all of them in ``reads``.
+        paths: Entries of the params file that hold a path and are inputs as well.
 
     Yields:
         The run.
@@ -101,22 +96,24 @@ def stage_run(
     _die_with_parent()
     try:
         root = Path.cwd()
-        everything = params_file.read(params)
-        values = {section: params_file.lookup(everything, section, params) for section in reads}
-        found = located(everything, root)
-        usable = {section: params_file.lookup(found, section, params) for section in reads}
+        everything, paths = params_file.read(params), paths or {}
+        values = {name: params_file.lookup(everything, name, params) for name in sections}
+        found = located(everything, paths, root)
+        built = {
+            name: params_file.build(kind, params_file.lookup(found, name, params), name=name)
+            for name, kind in sections.items()
+        }
         label = f"{name}@{item}" if item else name
         compute = params_file.build(Compute, everything["compute"], name="compute")
         watch = params_file.build(tracking.Watch, everything["watch"], name="watch")
-        named = paths_of(reads) if paths is None else paths
-        origin, upstream = _origin(name, {**values, "item": item}, everything, inputs, named, root)
+        origin, upstream = _origin(name, {**values, "item": item}, everything, inputs, paths, root)
         made = tracking.Made(key=origin.key, inputs=origin.inputs, upstream=upstream)
         with (
             work.work_folder(name, origin.key, root=root) as folder,
             tracking.child_run(label, everything["profile"], root, values, made, folder) as tracker,
         ):
             run = StageRun(
-                name=name, work=folder, origin=origin, tracker=tracker, compute=compute, watch=watch, params=usable
+                name=name, work=folder, origin=origin, tracker=tracker, compute=compute, watch=watch, params=built
             )
             gc.set_threshold(*COLLECTS)
             started = time.monotonic()
@@ -136,7 +133,7 @@ def _origin(
     params: Mapping[str, Any],
     everything: Mapping[str, Any],
     inputs: Sequence[Path],
-    named: Sequence[str],
+    paths: Mapping[str, PathRule],
     root: Path,
 ) -> tuple[Origin, dict[str, str]]:
     """Return the origin of a stage's result, and the keys of the upstream stages.
@@ -146,14 +143,15 @@ def _origin(
         params: The sections of the params file that it reads.
         everything: The whole params file.
         inputs: Inputs from the command line.
-        named: Entries of the params file that hold a path and are inputs as well.
+        paths: Entries of the params file that hold a path and are inputs as well.
         root: The folder in which the stage runs.
     """
     # DVC has just verified the checksums that it recorded, so that these inputs need not be read again.
     lock = recorded.read_lock(root) if "DVC_STAGE" in os.environ else {}
-    known, paths = recorded.digests(lock), {entry: Path(value_of(everything, entry)) for entry in named}
-    known |= checksums(everything, [entry for entry, path in paths.items() if path.as_posix() not in known], root)
-    read = [*inputs, *paths.values()]
+    known, places = recorded.digests(lock), {entry: Path(value_of(everything, entry)) for entry in paths}
+    unknown = {entry: rule for entry, rule in paths.items() if places[entry].as_posix() not in known}
+    known |= checksums(everything, unknown, root)
+    read = [*inputs, *places.values()]
     origin = work.stage_origin(name, params=params, inputs=read, known=known, root=root)
     return origin, recorded.upstream(lock, read, root)
 

@@ -19,6 +19,8 @@ from ruamel.yaml import YAML
 from causvid.harness import inputs
 from causvid.harness.closure import import_closure, is_neutral
 from causvid.harness.declaration import Curve, Metrics, Option, Reads, Section, Stage, Writes, declared
+from causvid.params import PathRule
+from causvid.profile import PATHS
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ("dvc.yaml", "ablation/dvc.yaml")
@@ -28,10 +30,14 @@ STAGES = sorted(path.stem for path in (ROOT / "stages").glob("*.py") if path.ste
 ROUNDED_UP = (
     "causvid/data/videos",
     "causvid/evaluation",
+    "causvid/methods/ode_init",
     "causvid/methods/shared",
+    "causvid/methods/teacher",
+    "causvid/methods/vae",
     "causvid/runtime",
     "causvid/sampling",
     "causvid/training",
+    "causvid/wan",
 )
 
 
@@ -93,15 +99,15 @@ def required(stage: str, command: str, changed: Mapping[str, str] | None = None)
     )
 
 
-def _user_paths(entries: list[str], changed: Mapping[str, str]) -> Iterator[str]:
+def _user_paths(paths: Mapping[str, PathRule], changed: Mapping[str, str]) -> Iterator[str]:
     """Yield the dependencies for paths in params.yaml: those that must exist, and the checksums of all."""
-    known = [entry for entry in entries if entry not in inputs.COUNTED_BY]
+    known = [entry for entry, rule in paths.items() if rule.counted_by is None]
     for entry in known:
-        if not inputs.PATHS.get(entry, False):
+        if not paths[entry].may_be_missing:
             # DVC resolves no expression inside an expression; the stage's foreach provides the value.
             yield changed.get(entry) or ("${item}" if "${" in entry else f"${{{entry}}}")
     yield from (f"data/checksums/{entry}" for entry in known if not inputs.is_output(changed.get(entry, "")))
-    yield from (inputs.COUNTED_BY[entry].as_posix() for entry in entries if entry in inputs.COUNTED_BY)
+    yield from (rule.counted_by.as_posix() for rule in paths.values() if rule.counted_by)
 
 
 def code(stage: str) -> list[str]:
@@ -129,7 +135,7 @@ def changed_paths(stanza: Mapping[str, Any], settings: Mapping[str, Any]) -> dic
     """
     rows = [settings["rows"][row] for row in stanza.get("matrix", {}).get("row", [])]
     found: dict[str, str] = {}
-    for entry in inputs.PATHS:
+    for entry in PATHS:
         section, _, key = entry.rpartition(".")
         values = {str(row[section][key]) if section in row else None for row in rows}
         if len(values) == 1 and (value := values.pop()) is not None:

@@ -82,7 +82,7 @@ def test_a_stage_can_build_its_sections_from_every_profile(stage: str, profile: 
 
 def test_few_edits_rerun_a_stage_without_need() -> None:
     """Dependencies on folders are short, and some of them cover a file that the stage does not import."""
-    assert sum(len(needless(stage)) for stage in STAGES) <= 12
+    assert sum(len(needless(stage)) for stage in STAGES) <= 17
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -116,6 +116,7 @@ def test_every_module_reaches_a_stage() -> None:
         *import_closure(ROOT / "causvid" / "generate" / "command.py", ROOT),
         *import_closure(ROOT / "causvid" / "comparison" / "compare.py", ROOT),
         *import_closure(ROOT / "causvid" / "interop" / "original_config.py", ROOT),
+        *(f"causvid/methods/{method}/cost.py" for method in ("vae", "teacher", "ode_init")),  # of the planner
         "causvid/interop/original_lmdb.py",
     }
     assert {name for name in ours - reached - commands if not is_neutral(name)} == set()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +16,12 @@ from transformers import UMT5Config, UMT5EncoderModel
 from typer.testing import CliRunner
 
 from causvid import costs, params, plan
-from causvid.consistency import problems
-from causvid.costs import Transformer
+from causvid.consistency import checked, problems
 from causvid.methods.dmd.adapter import with_adapter
 from causvid.plan import Plan
+from causvid.profile import Profile
 from causvid.runtime.shapes import LatentShape, VideoShape
+from causvid.wan.costs import Transformer, text_encoder_parameters, vae_cost
 
 PROFILES = sorted(params.PROFILES.glob("*.yaml"))
 TERA = 1e12
@@ -30,13 +30,28 @@ TERA = 1e12
 @pytest.fixture(scope="module")
 def wan() -> Plan:
     """The plan of the released configuration."""
-    return Plan(params.read(params.PROFILES / "wan-1.3b.yaml"))
+    return planned(released())
+
+
+def released() -> dict[str, Any]:
+    """The params file of the released configuration."""
+    return params.read(params.PROFILES / "wan-1.3b.yaml")
+
+
+def planned(values: dict[str, Any]) -> Plan:
+    return Plan(checked(values))
+
+
+def student_updates(plan: Plan) -> int:
+    """Student updates in the whole of DMD."""
+    config = plan.profile.train_dmd
+    return config.turns.student_updates(config.steps)
 
 
 @pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.stem)
 def test_every_profile_is_consistent(profile: Path) -> None:
     """Sections of the committed profiles agree with each other."""
-    assert list(problems(params.read(profile))) == []
+    assert list(problems(Profile.of(params.read(profile)))) == []
 
 
 @pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.stem)
@@ -48,7 +63,7 @@ def test_parameters_are_those_of_diffusers_and_transformers(profile: Path) -> No
         encoder = UMT5EncoderModel(UMT5Config(**{"vocab_size": 100, **model["text_encoder"]}))
     assert Transformer.of(model["transformer"]).parameters == sum(p.numel() for p in transformer.parameters())
     config = {"vocab_size": 100, **model["text_encoder"]}
-    assert costs.text_encoder_parameters(config)[0] == sum(p.numel() for p in encoder.parameters())
+    assert text_encoder_parameters(config)[0] == sum(p.numel() for p in encoder.parameters())
 
 
 def test_flops_are_those_of_pytorchs_counter() -> None:
@@ -83,15 +98,15 @@ def test_flops_of_a_critic_that_trains_an_adapter() -> None:
 
 def test_a_critic_with_an_adapter(wan: Plan) -> None:
     """It saves the critic's weights, gradients and moments, a twentieth of its update, and nearly all of its network."""
-    values = copy.deepcopy(dict(wan.values))
+    values = released()
     values["train_dmd"] |= {"critic_lora_rank": 64}
-    lora, rows = Plan(values), [{row.stage: row for row in each.rows()} for each in (wan, Plan(values))]
+    lora, rows = planned(values), [{row.stage: row for row in each.rows()} for each in (wan, planned(values))]
     adapter = wan.transformer.adapter_parameters(64)
     assert adapter / 1e6 == pytest.approx(87.5, rel=0.01)
     before, after = (row["train_dmd"] for row in rows)
     assert before.memory - after.memory == pytest.approx(16 * (wan.transformer.parameters - adapter))
     assert wan.dmd.critic / lora.dmd.critic == pytest.approx(1.06, abs=0.005)
-    updates, steps = wan.student_updates(), values["train_dmd"]["steps"]
+    updates, steps = student_updates(wan), values["train_dmd"]["steps"]
     weights = wan.transformer.parameters
     assert before.network is not None
     assert after.network is not None
@@ -104,12 +119,12 @@ def test_a_critic_with_an_adapter(wan: Plan) -> None:
 def test_weights_in_parts_travel_in_every_pass(shares: bool, student: int, wan: Plan) -> None:
     """Four a batch; with shared samples the student's update is one pass. Whole ones wait for the last."""
     rows: dict[tuple[bool, int], dict[str, float]] = {}
-    values = copy.deepcopy(dict(wan.values))
+    values = released()
     values["train_dmd"] |= {"share_samples": shares}
     for sharded in (False, True):
         for steps in (1, 4):
             values["compute"] |= {"workers": 8, "shard_weights": sharded, "gradient_accumulation_steps": steps}
-            rows[sharded, steps] = {row.stage: row.network or 0.0 for row in Plan(values).rows()}
+            rows[sharded, steps] = {row.stage: row.network or 0.0 for row in planned(values).rows()}
     assert rows[False, 4] == rows[False, 1]
     assert rows[True, 4]["train_ode_init"] == pytest.approx(4 * rows[True, 1]["train_ode_init"])
     sent, critic = wan.transformer.parameters * 7 / 8, 8 * values["train_dmd"]["steps"]
@@ -119,17 +134,17 @@ def test_weights_in_parts_travel_in_every_pass(shares: bool, student: int, wan: 
 
 
 def test_passes_one_after_the_other_need_less_memory(wan: Plan) -> None:
-    values = copy.deepcopy(dict(wan.values))
+    values = released()
     values["compute"] |= {"workers": 8, "gradient_accumulation_steps": 4}
-    many = {row.stage: row.memory for row in Plan(values).rows()}
+    many = {row.stage: row.memory for row in planned(values).rows()}
     values["compute"] |= {"gradient_accumulation_steps": 1}
-    one = {row.stage: row.memory for row in Plan(values).rows()}
+    one = {row.stage: row.memory for row in planned(values).rows()}
     assert one["train_ode_init"] - many["train_ode_init"] == pytest.approx((16 - 4) * wan.kept("full"))
     assert one["train_dmd"] - many["train_dmd"] == pytest.approx((8 - 2) * wan.kept("full"))
     values["train_dmd"] |= {"share_samples": True}  # all of the student's wait, whatever the passes
-    shared = {row.stage: row.memory for row in Plan(values).rows()}
+    shared = {row.stage: row.memory for row in planned(values).rows()}
     values["compute"] |= {"gradient_accumulation_steps": 4}
-    both = {row.stage: row.memory for row in Plan(values).rows()}
+    both = {row.stage: row.memory for row in planned(values).rows()}
     assert shared["train_dmd"] - both["train_dmd"] == pytest.approx((8 - 2) * wan.kept("full"))
 
 
@@ -143,7 +158,7 @@ def test_counts_of_the_released_model(wan: Plan) -> None:
     assert wan.kv_cache() / 1e9 == pytest.approx(6.04, abs=0.005)
     assert (wan.clip.frame_tokens, wan.clip.block_tokens, wan.clip.tokens) == (1560, 4680, 32760)
     assert wan.latent_bytes == 4_193_280
-    every, _ = costs.text_encoder_parameters(wan.values["model"]["text_encoder"])
+    every, _ = text_encoder_parameters(wan.profile.model.text_encoder)
     assert every == pytest.approx(5.68e9, rel=1e-3)
 
 
@@ -170,23 +185,27 @@ def test_work_of_training_samples(wan: Plan) -> None:
 def test_work_of_rollouts(wan: Plan) -> None:
     """Three steps: a causal student makes one before its last on average and writes six of seven blocks; else two."""
 
-    def changed(path: str, value: object, plan: Plan) -> Plan:
-        values = copy.deepcopy(dict(plan.values))
-        _change(path, value)(values)
-        return Plan(values)
+    def changed(**changes: object) -> Plan:
+        values = released()
+        for path, value in changes.items():
+            _change(path.replace("__", "."), value)(values)
+        return planned(values)
 
-    whole = changed("model.frames_per_block", None, wan)
-    rollouts = [changed("train_dmd.inputs", "rollout", each) for each in (wan, whole)]
+    whole = changed(model__frames_per_block=None)
+    rollouts = [
+        changed(train_dmd__inputs="rollout", model__frames_per_block=per_block)
+        for per_block in (wan.layout.frames_per_block, None)
+    ]
     for rollout, clips, more in zip(rollouts, (wan, whole), (198.07 + 157.66, 2 * 283.0), strict=True):
         assert (rollout.dmd.student - clips.dmd.student) / TERA == pytest.approx(more, abs=0.3)
         assert (rollout.dmd.critic - clips.dmd.critic) / TERA == pytest.approx(more, abs=0.3)
-    shared = changed("train_dmd.share_samples", True, rollouts[0])
+    shared = changed(train_dmd__inputs="rollout", train_dmd__share_samples=True)
     sample = 198.07 * 2 + 157.66
     assert shared.dmd.critic / TERA == pytest.approx(sample / 5 + 949.4, abs=0.3)
     memory = [next(row.memory for row in each.rows() if row.stage == "train_dmd") for each in (shared, rollouts[0])]
     assert memory[0] - memory[1] == pytest.approx(shared.kept("full"))  # the student's, while the critic learns
     assert (rollouts[0].dmd.student - shared.dmd.student) / TERA == pytest.approx(sample, abs=0.3)
-    caches = [each._rollout_cache() for each in (wan, whole, *rollouts)]
+    caches = [each.dmd.rollout_cache(each.workers) for each in (wan, whole, *rollouts)]
     assert caches == [0, 0, 2 * wan.kv_cache(), 0]  # of one clip a worker, float32 instead of bfloat16
 
 
@@ -203,7 +222,7 @@ def test_work_of_the_vae(wan: Plan) -> None:
         small.decode(torch.empty(1, 16, 4, 4, 4, device="meta"))
     video = VideoShape(height=32, width=32, frames=13, fps=8)
     latent = LatentShape(channels=16, frames=4, height=4, width=4)
-    cost = costs.vae_cost({"base_dim": 8, "scale_factor_temporal": 4}, video, latent)
+    cost = vae_cost({"base_dim": 8, "scale_factor_temporal": 4}, video, latent)
     assert cost.decode(4) == counter.get_total_flops()
 
 
@@ -213,31 +232,33 @@ def test_pairs_and_clips_on_disk(wan: Plan) -> None:
     assert disk["pack_lmdb@latents"] == 6484 * 4_193_280
     assert disk["generate_ode_pairs"] == 1500 * 16_773_120
     assert [row.stage for row in wan.rows()].index("train_dmd") > 0
-    assert wan.student_updates() == 200
+    assert student_updates(wan) == 200
 
 
 @pytest.mark.parametrize(("shares", "turns"), [(True, 3), (False, 4)])
 def test_student_updates_after_the_critic_s_own(shares: bool, turns: int, wan: Plan) -> None:
     """Of 19 critic updates 2 come before any of the student's, which has one turn in five: the last or the first."""
-    values = copy.deepcopy(dict(wan.values))
+    values = released()
     values["train_dmd"] |= {"steps": 19, "critic_only_steps": 2, "share_samples": shares}
-    assert Plan(values).student_updates() == turns
+    assert student_updates(planned(values)) == turns
     values["train_dmd"]["steps"] = 1
-    assert Plan(values).student_updates() == 0
+    assert student_updates(planned(values)) == 0
 
 
 def test_weights_in_parts_cost_network_instead_of_memory(wan: Plan) -> None:
     """On 64 workers. Of a DMD update: the critic's two gathers in bfloat16 and the sum's scattering in float32, and so on."""
-    values = copy.deepcopy(dict(wan.values))
+    values = released()
     values["compute"] |= {"shard_weights": True}
-    rows = {name: {row.stage: row for row in Plan(v).rows()} for name, v in (("whole", wan.values), ("parts", values))}
+    rows = {
+        name: {row.stage: row for row in planned(v).rows()} for name, v in (("whole", released()), ("parts", values))
+    }
     ode = {name: row["train_ode_init"] for name, row in rows.items()}
-    weights, workers = wan.transformer.parameters, wan.workers
+    weights, workers = wan.transformer.parameters, wan.workers.count
     saved = 20 * weights * (1 - 1 / workers) - 2 * 2 * weights / wan.transformer.num_layers
     assert ode["whole"].memory - ode["parts"].memory == pytest.approx(saved)
     assert ode["whole"].network == ode["parts"].network  # 2 x 4 bytes, or 2 x 2 and 4
     section = values["train_dmd"]
-    steps, updates = section["steps"], Plan(values).student_updates()
+    steps, updates = section["steps"], student_updates(planned(values))
     sent = weights * (workers - 1) / workers
     assert (section["inputs"], section["share_samples"]) == ("data", False)
     assert rows["parts"]["train_dmd"].network == pytest.approx(
@@ -300,10 +321,10 @@ def _change_both(*changes: Callable[[dict[str, Any]], None]) -> Callable[[dict[s
 )
 def test_sections_that_disagree_are_named(change: Callable[[dict[str, Any]], None], words: list[str]) -> None:
     """Each mistake gives one error that names the field and the remedy."""
-    values = copy.deepcopy(params.read(params.PROFILES / "laptop.yaml"))
+    values = params.read(params.PROFILES / "laptop.yaml")
     change(values)
     with pytest.raises(ValueError, match=r"(?s)" + "".join(f"(?=.*{re.escape(word)})" for word in words)):
-        Plan(values)
+        checked(values)
 
 
 def _run(*arguments: str) -> tuple[int, str]:

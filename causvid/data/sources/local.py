@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from causvid.data.sources import toy_world
 from causvid.data.sources.caption_files import caption_pairs, named, read_sidecar
@@ -23,6 +23,7 @@ from causvid.data.videos import manifest
 from causvid.data.videos.video_writer import write_video
 from causvid.data.workers import Lost, run_killable
 from causvid.harness.progress import progress
+from causvid.params import PathRule
 from causvid.runtime import text
 from causvid.runtime.shapes import VideoShape
 
@@ -45,8 +46,8 @@ class DownloadConfig:
     """
 
     source: Literal["toy_world", "folder", "mixkit"]
-    folder: Path
-    captions: Path
+    folder: Annotated[Path, PathRule(may_be_missing=True)]  # read for source folder only
+    captions: Annotated[Path, PathRule(may_be_missing=True)]  # without it, captions are .txt files beside the videos
     toy_world_captions: Path
     toy_world_clips: int
     mixkit_repo: str

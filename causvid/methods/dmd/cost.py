@@ -1,12 +1,13 @@
-"""The cost of DMD: FLOPs of its updates, and the numbers that the planner needs for memory and network."""
+"""The cost of DMD: FLOPs of its updates, memory and network traffic."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
 
-from causvid.costs import Clip
+from causvid.costs import SINGLE, TRAINED, Row, Workers
 from causvid.methods.dmd.config import DmdConfig, Inputs
+from causvid.wan.costs import Clip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,17 +53,42 @@ class DmdCost:
         rank = self.config.critic_lora_rank
         return 0 if rank is None else self.clip.transformer.adapter_parameters(rank)
 
-    @property
-    def networks(self) -> int:
-        """Number of transformers all of whose weights are trained."""
-        return 1 if self.adapter else 2
+    def row(self, workers: Workers) -> Row:
+        """Return the cost of the stage ``train_dmd``."""
+        config, updates = self.config, self.config.turns.student_updates(self.config.steps)
+        exchanges = self._student_micro_batches(workers.exchanges)
+        student = workers.traffic(updates * exchanges, other_passes=self.untrained_passes() * exchanges)
+        critic = workers.traffic(config.steps * workers.exchanges, trained=self.adapter or None)
+        return Row(
+            stage="train_dmd",
+            work=f"{config.steps} critic and {updates} student updates",
+            flops=config.batch_size * (updates * self.student + config.steps * self.critic),
+            memory=self._memory(workers),
+            disk=SINGLE * workers.weights,
+            network=student + critic,
+        )
 
-    @property
-    def waiting(self) -> int:
-        """Number of batches of samples whose graph is kept while other updates run."""
-        return 1 if self.config.turns.shared else 0
+    def _memory(self, workers: Workers) -> float:
+        """Return the peak memory of a worker: the student, its average and the critic in training, the teacher.
 
-    def student_micro_batches(self, count: int) -> int:
+        A critic with an adapter is the teacher itself, and only its adapter is trained. Frozen weights that every
+        worker holds whole are kept in the precision of the products.
+        """
+        networks, waiting = 1 if self.adapter else 2, 1 if self.config.turns.shared else 0
+        frozen = workers.value_bytes if workers.shards == 1 else SINGLE / workers.shards
+        trained = workers.memory(self.config.batch_size, networks, waiting=waiting)
+        adapter = TRAINED * self.adapter / workers.shards
+        return trained + frozen * workers.weights + adapter + self.rollout_cache(workers)
+
+    def rollout_cache(self, workers: Workers) -> float:
+        """Return the bytes of the cache in which a worker rolls out one micro-batch, in float32 as the weights."""
+        if not self.rolls_out:
+            return 0.0
+        at_once = workers.count * self._student_micro_batches(workers.micro_batches)
+        clips = max(1, self.config.batch_size // at_once)
+        return clips * self.clip.transformer.kv_cache_bytes(self.clip.tokens, SINGLE)
+
+    def _student_micro_batches(self, count: int) -> int:
         """Return the number of micro-batches of a student update if other updates have ``count``."""
         return 1 if self.config.turns.shared else count
 

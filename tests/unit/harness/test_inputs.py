@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
-import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 
-from causvid.data.pack import PackConfig
-from causvid.data.sources.local import DownloadConfig
-from causvid.evaluation.vbench import EvaluateConfig
 from causvid.harness import inputs
 from causvid.harness.checksums import ABSENT
 from causvid.harness.project import project_root, refuse_unusable, work_root
-from causvid.methods.dmd.config import DmdConfig
-from causvid.methods.ode_init.config import OdeConfig
-from causvid.methods.teacher.config import TeacherConfig
-from causvid.methods.vae.config import VaeConfig
-from causvid.params import PROFILES, ROOT
-from causvid.preparation.prompts import PromptConfig
+from causvid.params import PROFILES, ROOT, PathRule
+from causvid.profile import PATHS
 
-SECTIONS = {
-    "download": DownloadConfig,
-    "train_vae": VaeConfig,
-    "encode_prompts": PromptConfig,
-    "pack_lmdb": PackConfig,
-    "train_teacher": TeacherConfig,
-    "train_ode_init": OdeConfig,
-    "train_dmd": DmdConfig,
-    "evaluate": EvaluateConfig,
-}
 PIPELINE: dict[str, Any] = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 
 
 def values() -> dict[str, Any]:
     found: dict[str, Any] = YAML(typ="safe").load(PROFILES / "smoke.yaml")
     return found
+
+
+def some(*names: str) -> dict[str, PathRule]:
+    """Return the rules of these paths."""
+    return {name: PATHS[name] for name in names}
 
 
 def change(params: dict[str, Any], name: str, value: str) -> dict[str, Any]:
@@ -50,28 +37,30 @@ def change(params: dict[str, Any], name: str, value: str) -> dict[str, Any]:
     return params
 
 
-def path_fields(cls: Any, prefix: str) -> list[str]:
-    """Dotted names of the entries of a config that are paths."""
-    found = []
-    for name, kind in typing.get_type_hints(cls).items():
-        if kind is Path:
-            found.append(f"{prefix}.{name}")
-        elif dataclasses.is_dataclass(kind):
-            found += path_fields(kind, f"{prefix}.{name}")
-    return found
-
-
 def test_every_entry_that_is_a_path_is_known() -> None:
-    found = [name for section, cls in SECTIONS.items() for name in path_fields(cls, section)]
-    assert sorted(found) == sorted(inputs.PATHS)
+    """Entries whose values look like paths in a profile are fields of the type Path, with the rules that they need."""
+    assert {name for name, rule in PATHS.items() if rule.may_be_missing} == {
+        "download.folder", "download.captions", "evaluate.vbench_python", "evaluate.vbench_weights",
+    }  # fmt: skip
+    assert [name for name, rule in PATHS.items() if rule.counted_by] == ["evaluate.vbench_python"]
+
+    def slashed(section: Any, prefix: str) -> Iterator[str]:
+        for key, value in section.items():
+            if isinstance(value, dict):
+                yield from slashed(value, f"{prefix}{key}.")
+            elif isinstance(value, str) and "/" in value and not key.startswith("mixkit_"):
+                yield f"{prefix}{key}"
+
+    assert set(slashed(values(), "")) == set(PATHS)
 
 
-@pytest.mark.parametrize("name", [name for name in inputs.PATHS if name not in inputs.COUNTED_BY])
+@pytest.mark.parametrize("name", [name for name, rule in PATHS.items() if not rule.counted_by])
 def test_f2_every_stage_that_reads_a_path_depends_on_its_checksum(name: str) -> None:
     """In dvc.yaml, whose params say which sections a stage reads."""
     for stage, stanza in PIPELINE.items():
         body = stanza.get("do", stanza)
-        reads = inputs.paths_of([key for key in body.get("params", []) if isinstance(key, str)])
+        keys = [key for key in body.get("params", []) if isinstance(key, str)]
+        reads = [path for path in PATHS if any(f"{path}.".startswith(f"{key}.") for key in keys)]
         deps = [dep.replace("${key}", item) for dep in body["deps"] for item in stanza.get("foreach", {"": ""})]
         assert (f"data/checksums/{name}" in deps) == (name in reads), f"{stage}: {name}"
 
@@ -82,7 +71,7 @@ def test_f1_no_command_holds_a_path_of_the_user() -> None:
             command = stanza.get("do", stanza)["cmd"]
             for section in values():
                 assert f"${{{section}" not in command, name
-        paths = {value for name in inputs.PATHS if not inputs.is_output(value := inputs.value_of(values(), name))}
+        paths = {value for name in PATHS if not inputs.is_output(value := inputs.value_of(values(), name))}
         assert not [path for path in paths if path in file.read_text()]
 
 
@@ -112,7 +101,7 @@ def test_a_path_that_cannot_work_is_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, reason: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (problem,) = inputs.path_problems(change(values(), name, value))
+    (problem,) = inputs.path_problems(change(values(), name, value), PATHS)
     assert problem.startswith(f"{name} is {value!r}, ")
     assert reason in problem
 
@@ -124,15 +113,15 @@ def test_a_path_that_cannot_work_is_refused_by_name(
 )  # fmt: skip
 def test_any_other_name_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.chdir(tmp_path)
-    problems = list(inputs.path_problems(change(values(), "download.folder", value)))
+    problems = list(inputs.path_problems(change(values(), "download.folder", value), PATHS))
     assert problems == []
 
 
 def test_a_missing_path_is_absent_or_refused_by_name(tmp_path: Path) -> None:
-    found = inputs.checksums(values(), ["download.captions", "evaluate.vbench_weights"], tmp_path)
+    found = inputs.checksums(values(), some("download.captions", "evaluate.vbench_weights"), tmp_path)
     assert set(found.values()) == {ABSENT}
     with pytest.raises(ValueError, match=r"train_vae.init.folder is data/inputs/scratch, which does not exist"):
-        inputs.checksums(values(), ["train_vae.init.folder"], tmp_path)
+        inputs.checksums(values(), some("train_vae.init.folder"), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +130,7 @@ def test_a_missing_path_is_absent_or_refused_by_name(tmp_path: Path) -> None:
 def test_f2_every_spelling_of_a_path_counts_by_its_content(tmp_path: Path, value: str) -> None:
     (tmp_path / "data" / "inputs" / "mine").mkdir(parents=True)
     (tmp_path / "data" / "inputs" / "mine" / "a.mp4").write_text("video")
-    found = inputs.checksums(change(values(), "download.folder", value), ["download.folder"], tmp_path)
+    found = inputs.checksums(change(values(), "download.folder", value), some("download.folder"), tmp_path)
     assert list(found) == ["data/inputs/mine"]
     assert found["data/inputs/mine"] != ABSENT
 
@@ -150,12 +139,12 @@ def test_an_environment_counts_by_its_lock(tmp_path: Path) -> None:
     (tmp_path / "requirements").mkdir()
     lock = tmp_path / "requirements" / "vbench.txt"
     lock.write_text("vbench==1\n")
-    before = inputs.checksums(values(), ["evaluate.vbench_python"], tmp_path)
+    before = inputs.checksums(values(), some("evaluate.vbench_python"), tmp_path)
     (tmp_path / ".venvs" / "vbench" / "bin").mkdir(parents=True)
     (tmp_path / ".venvs" / "vbench" / "bin" / "python").touch()
-    assert inputs.checksums(values(), ["evaluate.vbench_python"], tmp_path) == before
+    assert inputs.checksums(values(), some("evaluate.vbench_python"), tmp_path) == before
     lock.write_text("vbench==2\n")
-    assert inputs.checksums(values(), ["evaluate.vbench_python"], tmp_path) != before
+    assert inputs.checksums(values(), some("evaluate.vbench_python"), tmp_path) != before
 
 
 @pytest.fixture
@@ -180,20 +169,20 @@ def test_f12_an_experiment_belongs_to_its_project(
 
 def test_f12_what_git_does_not_track_is_read_from_the_project(tmp_path: Path, experiment: Path) -> None:
     theirs = values()
-    found = inputs.located(theirs, experiment)
-    for name, may_be_missing in inputs.PATHS.items():
+    found = inputs.located(theirs, PATHS, experiment)
+    for name, rule in PATHS.items():
         value = inputs.value_of(theirs, name)
-        assert inputs.value_of(found, name) == (str(tmp_path / value) if may_be_missing else value)
+        assert inputs.value_of(found, name) == (str(tmp_path / value) if rule.may_be_missing else value)
     assert theirs == values()
-    assert inputs.located(theirs, tmp_path) == theirs
+    assert inputs.located(theirs, PATHS, tmp_path) == theirs
     absolute = change(values(), "download.folder", "/elsewhere/videos")
-    assert inputs.value_of(inputs.located(absolute, experiment), "download.folder") == "/elsewhere/videos"
+    assert inputs.value_of(inputs.located(absolute, PATHS, experiment), "download.folder") == "/elsewhere/videos"
 
 
 def test_f12_a_key_is_the_same_in_an_experiment(tmp_path: Path, experiment: Path) -> None:
     (tmp_path / "data" / "inputs" / "videos").mkdir(parents=True)
     (tmp_path / "data" / "inputs" / "videos" / "a.mp4").write_text("video")
-    names = ["download.folder", "download.captions"]
+    names = some("download.folder", "download.captions")
     assert inputs.checksums(values(), names, experiment) == inputs.checksums(values(), names, tmp_path)
 
 

@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 
 from causvid.harness import inputs
 from causvid.params import PROFILES, ROOT
+from causvid.profile import PATHS
 from stages import checksums
 
 FILES = (
@@ -50,7 +51,7 @@ def take(**changes: Any) -> dict[str, str]:
 
 def test_each_path_has_a_file(project: Path) -> None:
     found = take()
-    assert set(found) == set(inputs.PATHS) - set(inputs.COUNTED_BY)
+    assert set(found) == {name for name, rule in PATHS.items() if not rule.counted_by}
     assert found["download.captions"] == "absent"
     assert found["encode_prompts.captions"] == found["pack_lmdb.latents.folder"] == inputs.BY_DVC
     digests = set(found.values()) - {"absent", inputs.BY_DVC}
@@ -82,14 +83,14 @@ def removed_and_made(path: Path) -> None:
     os.utime(path, ns=times)
 
 
-@pytest.mark.parametrize("name", [name for name in inputs.PATHS if name not in inputs.COUNTED_BY])
+@pytest.mark.parametrize("name", [name for name, rule in PATHS.items() if not rule.counted_by])
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_f2_every_change_of_what_a_path_holds_changes_its_file_alone(project: Path, name: str, kind: str) -> None:
     user = project / "data" / "inputs" / "mine"
     file = user / "sub" / "a.bin" if kind == "folder" else user
     changes = {name.replace(".", "__"): "data/inputs/mine"}
     states = []
-    if inputs.PATHS[name]:
+    if PATHS[name].may_be_missing:
         states.append(take(**changes))  # absent
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(b"x" * 2**20)
@@ -98,12 +99,12 @@ def test_f2_every_change_of_what_a_path_holds_changes_its_file_alone(project: Pa
         change(file)
         states.append(take(**changes))
         change(file)  # the first bit is turned: back to the first content
-    if inputs.PATHS[name]:
+    if PATHS[name].may_be_missing:
         shutil.rmtree(user) if kind == "folder" else user.unlink()
         states.append(take(**changes))
         assert states[-1][name] == states[0][name] == "absent"
     distinct = {state[name] for state in states}
-    assert len(distinct) == 2 + inputs.PATHS[name]
+    assert len(distinct) == 2 + PATHS[name].may_be_missing
     for other in set(states[0]) - {name}:
         assert len({state[other] for state in states}) == 1
 

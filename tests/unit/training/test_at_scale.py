@@ -27,6 +27,7 @@ from causvid.methods.ode_init.config import OdeConfig
 from causvid.methods.ode_init.step import OdeStep
 from causvid.methods.shared import networks
 from causvid.plan import Plan
+from causvid.profile import Profile
 from causvid.training.optimizers import Optimizer
 from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
 from tests.unit.training.conftest import network, with_inputs
@@ -88,7 +89,7 @@ def counted(costs: float, trained: Flops) -> Any:
 
 def test_dmd(job: DmdRun, monkeypatch: pytest.MonkeyPatch) -> None:
     """An iteration with the student's turn, and one without."""
-    step, plan = DmdStep(job), Plan(WAN)
+    step, plan = DmdStep(job), Plan(Profile.of(WAN))
     assert step.store.metadata["shape"] == [21, 16, 60, 104]
     models = {name: network(step, name) for name in ("student", "critic", "teacher")}
     for model in models.values():
@@ -103,7 +104,7 @@ def test_dmd(job: DmdRun, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_ode_regression(job: DmdRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """One step, from a student that is brought."""
-    plan, times = Plan(WAN), [*job.record.schedule.denoising_timesteps, 0.0]
+    plan, times = Plan(Profile.of(WAN)), [*job.record.schedule.denoising_timesteps, 0.0]
     channels, *size = plan.latent.sizes
     states = torch.zeros(len(times), channels, *size)
     write_store([Record(states, "clip 0")], tmp_path / "pairs", timesteps=times, per_transaction=1)

@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from causvid import costs, speed
+from causvid import speed
 from causvid.methods.dmd.step import sizes
 from causvid.speed import Counts, Speed, clip_of, peak_flops
+from causvid.wan.costs import Transformer
 
 
 @pytest.mark.parametrize(
@@ -99,4 +100,4 @@ def test_a_clip_s_cost_is_that_of_the_plan() -> None:
     }  # fmt: skip
     clip = clip_of(config, (21, 16, 60, 104), 3, 512)
     assert (clip.tokens, clip.layout.blocks) == (32760, 7)
-    assert clip.bidirectional == costs.Transformer.of(config).bidirectional(32760, 512)
+    assert clip.bidirectional == Transformer.of(config).bidirectional(32760, 512)

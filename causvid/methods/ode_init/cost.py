@@ -1,0 +1,26 @@
+"""The cost of ODE initialisation."""
+
+from __future__ import annotations
+
+from causvid.costs import SINGLE, Row, Workers, steps_in_words
+from causvid.methods.ode_init.config import OdeConfig
+from causvid.wan.costs import Clip
+
+
+def ode_init_row(config: OdeConfig, clip: Clip, workers: Workers) -> Row:
+    """Return the cost of the stage ``train_ode_init``.
+
+    Args:
+        config: Params section ``train_ode_init``.
+        clip: FLOPs of one clip.
+        workers: The workers that train the transformer.
+    """
+    weights = SINGLE * workers.weights
+    return Row(
+        stage="train_ode_init",
+        work=steps_in_words(config.steps),
+        flops=config.steps * config.batch_size * clip.causal.training,
+        memory=workers.memory(config.batch_size, 1),
+        disk=weights,
+        network=workers.traffic(config.steps * workers.exchanges) + (weights if config.init.hub else 0.0),
+    )

@@ -1,0 +1,26 @@
+"""The cost of training the teacher."""
+
+from __future__ import annotations
+
+from causvid.costs import SINGLE, Row, Workers, steps_in_words
+from causvid.methods.teacher.config import TeacherConfig
+from causvid.wan.costs import Clip
+
+
+def teacher_row(config: TeacherConfig, clip: Clip, workers: Workers) -> Row:
+    """Return the cost of the stage ``train_teacher``.
+
+    Args:
+        config: Params section ``train_teacher``.
+        clip: FLOPs of one clip.
+        workers: The workers that train the transformer.
+    """
+    flops, weights = (clip.causal if config.causal else clip.bidirectional).training, SINGLE * workers.weights
+    return Row(
+        stage="train_teacher",
+        work=steps_in_words(config.steps),
+        flops=config.steps * config.batch_size * flops,
+        memory=workers.memory(config.batch_size, 1) if config.steps else weights,
+        disk=weights,
+        network=workers.traffic(config.steps * workers.exchanges) + (weights if config.init.hub else 0.0),
+    )

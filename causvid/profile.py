@@ -1,0 +1,91 @@
+"""A whole params file as dataclasses: the keys and types that every profile has.
+
+Each section is the dataclass of the code that reads it, so that this file only lists them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from causvid import params
+from causvid.compute.device import Precision
+from causvid.compute.parallel import Compute
+from causvid.data.pack import PackConfig
+from causvid.data.resampling.clips import ResampleConfig
+from causvid.data.sources.local import DownloadConfig
+from causvid.diffusion.schedule import ScheduleConfig
+from causvid.evaluation.latency import LatencyConfig
+from causvid.evaluation.vbench import EvaluateConfig
+from causvid.harness.tracking import Watch
+from causvid.methods.dmd.config import DmdConfig
+from causvid.methods.ode_init.config import OdeConfig
+from causvid.methods.teacher.config import TeacherConfig
+from causvid.methods.vae.config import VaeConfig
+from causvid.preparation.latents import LatentConfig
+from causvid.preparation.ode_pairs import OdePairConfig
+from causvid.preparation.prompts import PromptConfig
+from causvid.preparation.samples import SampleConfig
+from causvid.reporting.page import ReportConfig
+from causvid.runtime.shapes import VideoShape
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Params section ``model``.
+
+    Attributes:
+        vae: Config of diffusers' AutoencoderKLWan.
+        transformer: Config of diffusers' WanTransformer3DModel, for teacher, critic and student.
+        text_encoder: Config of transformers' UMT5EncoderModel.
+        text_tokens: Number of tokens to which prompts are padded.
+        frames_per_block: Latent frames that the student generates at once; None = the whole clip.
+        precision: Precision of the matrix products.
+    """
+
+    vae: dict[str, Any]
+    transformer: dict[str, Any]
+    text_encoder: dict[str, Any]
+    text_tokens: int
+    frames_per_block: int | None
+    precision: Precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """A params file. Each attribute is the section of the same name."""
+
+    profile: str
+    seed: int
+    compute: Compute
+    watch: Watch
+    video: VideoShape
+    model: ModelConfig
+    schedule: ScheduleConfig
+    download: DownloadConfig
+    resample: ResampleConfig
+    train_vae: VaeConfig
+    encode_prompts: PromptConfig
+    extract_latents: LatentConfig
+    pack_lmdb: PackConfig
+    train_teacher: TeacherConfig
+    generate_ode_pairs: OdePairConfig
+    train_ode_init: OdeConfig
+    train_dmd: DmdConfig
+    sample: SampleConfig
+    evaluate: EvaluateConfig
+    measure_latency: LatencyConfig
+    report: ReportConfig
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Profile:
+        """Build the profile from the content of a params file.
+
+        Raises:
+            ValueError: Keys are missing or unknown, or values are wrong. The message names all of them.
+        """
+        return params.build(cls, values, name="")
+
+
+PATHS = dict(params.paths_in(Profile, ""))

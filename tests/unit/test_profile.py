@@ -1,0 +1,105 @@
+"""A params file against the dataclasses of all sections: every wrong key and value is named at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import pytest
+
+from causvid import params
+from causvid.consistency import read_profile
+from causvid.harness.declaration import Section, declared
+from causvid.profile import Profile
+from tests.architecture.dependencies import STAGES, stage_class
+
+SMOKE = (params.PROFILES / "smoke.yaml").read_text(encoding="utf-8")
+PROFILES = sorted(params.PROFILES.glob("*.yaml"))
+
+
+def file_with(tmp_path: Path, *changes: tuple[str, str]) -> Path:
+    text = SMOKE
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new, 1)
+    path = tmp_path / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
+def test_a_profile_can_be_read(path: Path) -> None:
+    profile = read_profile(path)
+    assert profile.profile == path.stem
+    assert profile.train_dmd.turns.ratio == profile.train_dmd.critic_updates_per_student_update
+
+
+def test_every_missing_and_unknown_key_is_named_at_once(tmp_path: Path) -> None:
+    path = file_with(
+        tmp_path, ("  fps: 8", "  fpz: 8"), ("\n  rollouts: ", "\n  rolouts: "), ("\nseed: 0", ""),
+        ("revision: null}", "revision: null, branch: main}"),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="params.yaml: ") as error:
+        read_profile(path)
+    for wrong in (
+        "video.fps: this key is missing",
+        "video.fpz: unknown key (found 8)",
+        "sample.rollouts: this key is missing",
+        "sample.rolouts: unknown key",
+        "seed: this key is missing",
+        "init.branch: unknown key (found 'main')",
+    ):
+        assert wrong in str(error.value)
+
+
+def test_sections_of_other_libraries_are_free(tmp_path: Path) -> None:
+    profile = read_profile(file_with(tmp_path, ("    base_dim: 8", "    base_dim: 8\n    attn_scales: []")))
+    assert profile.model.vae["attn_scales"] == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("score_timesteps: [20, 980]", "score_timesteps: [980, 20]"), r"train_dmd: train_dmd.score_timesteps is \[980, 20\]"),
+        (("  fps: 8", "  fps: eight"), "video.fps: .* integer.* \\(found 'eight'\\)"),
+        (("  precision: float32", "  precision: float64"), "model.precision: .*'float32' or 'bfloat16'.*'float64'"),
+        (("  videos: ", "  videos: -"), "sample.videos: .*greater than 0"),
+        (("aspect: crop", "aspect: stretch"), "resample.aspect: .*'crop' or 'squeeze'.*'stretch'"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_named(tmp_path: Path, change: tuple[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=rf"params.yaml: .*{message}"):
+        read_profile(file_with(tmp_path, change))
+
+
+def test_equal_score_timesteps_are_accepted(tmp_path: Path) -> None:
+    """All score timesteps are then the same."""
+    path = file_with(tmp_path, ("score_timesteps: [20, 980]", "score_timesteps: [500, 500]"))
+    assert read_profile(path).train_dmd.score_timesteps == (500, 500)
+
+
+def type_of(dotted: str) -> Any:
+    """The type of an entry of a params file; None for an entry of a free section."""
+    kind: Any = Profile
+    for key in dotted.split("."):
+        if kind == dict[str, Any]:
+            return None
+        kind = get_type_hints(kind)[key]
+    return kind
+
+
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage_class(stage)])
+def test_a_stage_reads_its_params_as_the_profile_types_them(stage: str) -> None:
+    cls = stage_class(stage)
+    assert cls is not None
+    for _, kind, section in declared(cls, Section):
+        expected = type_of(section.name)
+        assert expected in (kind, None), section.name
+
+
+def test_marks_on_a_type_are_kept() -> None:
+    """A path that may be missing keeps its rule inside of dataclasses and optional parts."""
+    rule = params.PathRule(may_be_missing=True)
+    assert dict(params.paths_in(Annotated[Path, rule], "a.b")) == {"a.b": rule}
+    assert dict(params.paths_in(Path, "a")) == {"a": params.PathRule()}
+    assert dict(params.paths_in(int, "a")) == {}

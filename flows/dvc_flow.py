@@ -151,15 +151,15 @@ def only_flow(root: Path) -> Iterator[None]:
 
 def crash_dead_runs(client: SyncPrefectClient, workspace: str) -> None:
     """Mark unfinished flow runs with the tag ``workspace``, whose processes were killed, and their tasks as Crashed."""
-    state: State[Any] = Crashed(message="its process has ended")
+    state: State[Any] = Crashed(message="the process of this flow has ended")
     unfinished = FlowRunFilter(
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNFINISHED)),
         tags=FlowRunFilterTags(all_=[workspace]),
     )
     tasks = TaskRunFilter(state=TaskRunFilterState(type=TaskRunFilterStateType(any_=UNFINISHED)))
     for run in client.read_flow_runs(flow_run_filter=unfinished):
-        its = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
-        for task_run in client.read_task_runs(flow_run_filter=its, task_run_filter=tasks):
+        this_run = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
+        for task_run in client.read_task_runs(flow_run_filter=this_run, task_run_filter=tasks):
             client.set_task_run_state(task_run.id, state, force=True)
         client.set_flow_run_state(run.id, state, force=True)
 

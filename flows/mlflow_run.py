@@ -71,6 +71,6 @@ def _outbox(root: Path, *arguments: str) -> str:
 
 
 def _page() -> str:
-    """Return the URL of MLflow's page: that of its server, or that of ``make ui`` for a store in a file."""
+    """Return the URL of MLflow's page: the server in MLFLOW_TRACKING_URI, or the server of ``make ui``."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     return uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"

@@ -16,7 +16,7 @@ EVERY = 5.0  # seconds between two updates of a bar
 
 
 class ProgressBar:
-    """A function of the lines of a stage that creates and updates a progress artifact in Prefect."""
+    """A callable that receives the lines of a stage, and creates and updates a progress artifact in Prefect."""
 
     def __init__(self, stage: str) -> None:
         """Prepare the bar of ``stage``. Its key is the name of the stage in the characters that Prefect allows."""

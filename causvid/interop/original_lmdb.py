@@ -91,18 +91,18 @@ def survey(folder: Path, *, row_shape: Sequence[int] | None = None) -> Survey:
         for index in sorted(i for i in sizes.keys() ^ prompts.keys() if i < count):
             has, lacks = ("latents", "prompt") if index in sizes else ("a prompt", "latents")
             findings.append(Finding(code="half_row", sentence=f"row {index} has {has} but no {lacks}", mended=False))
-        whole = sorted(i for i in sizes.keys() & prompts.keys() if i < count)
-        read = ((i, text.undecodable(bytes(_value(transaction, "prompts", i)))) for i in whole)
-        rejected = {i: f"its prompt {reason}" for i, reason in read if reason}
+        complete = sorted(i for i in sizes.keys() & prompts.keys() if i < count)
+        reasons = ((i, text.undecodable(bytes(_value(transaction, "prompts", i)))) for i in complete)
+        rejected = {i: f"its prompt {reason}" for i, reason in reasons if reason}
         findings += [Finding(code="prompt", sentence=left_out(i, rejected[i]), mended=True) for i in rejected]
-        rows = tuple(i for i in whole if i not in rejected)
+        rows = tuple(i for i in complete if i not in rejected)
         stale, missing = sum(i >= count for i in sizes), count - sum(i < count for i in sizes.keys() | prompts.keys())
         if stale:
             sentence = f"{stale} rows of an earlier build follow the last of {count} rows; the import skips them"
             findings.append(Finding(code="stale_rows", sentence=sentence, mended=True))
         if missing:
             sentence = (
-                f"{missing} of {count} rows are missing: the build was interrupted; the import renumbers the others"
+                f"{missing} of {count} rows are missing: the build was interrupted; the import renumbers the rest"
             )
             findings.append(Finding(code="missing_rows", sentence=sentence, mended=True))
         expected = prod(shape) * DTYPE.itemsize
@@ -146,7 +146,7 @@ def import_store(
     broken = [finding.sentence for finding in found.findings if not finding.mended]
     if broken or not found.rows:
         more = f"; and {len(broken) - 5} more" if len(broken) > 5 else ""
-        raise ValueError(f"{source} cannot be imported: {'; '.join(broken[:5]) or 'no row is complete'}{more}")
+        raise ValueError(f"{source} cannot be imported: {'; '.join(broken[:5]) or 'there is no valid row'}{more}")
     states = found.row_shape[0] if len(found.row_shape) == 5 else None
     if states != (len(timesteps) if timesteps else None):
         raise ValueError(
@@ -165,9 +165,7 @@ def import_store(
             for index in found.rows:
                 row = np.frombuffer(_value(transaction, "latents", index), DTYPE).reshape(found.row_shape)
                 if not np.isfinite(row).all():
-                    raise ValueError(
-                        f"{source}: row {index} has values that are not finite (the maximum of float16 is 65504)"
-                    )
+                    raise ValueError(f"{source}: row {index} has values that are not finite (float16 maximum: 65504)")
                 latents = row_in_memory(torch.from_numpy(row.astype(np.float32)))
                 yield Record(latents, bytes(_value(transaction, "prompts", index)).decode())
 

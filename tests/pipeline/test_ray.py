@@ -45,7 +45,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @slow
-def test_an_item_that_kills_its_worker_is_the_only_one_rejected(tmp_path: Path) -> None:
+def test_an_item_that_kills_its_worker_affects_no_other_item(tmp_path: Path) -> None:
     groups = [[1, 2], [3, 7], [4, 13, 5], [6, -1], [8, 9], [10, 11]]
     done = list(map_groups(Trouble(tmp_path), groups, TWO))
     assert sorted(square for handled in done for square in handled.results) == [
@@ -58,7 +58,7 @@ def test_an_item_that_kills_its_worker_is_the_only_one_rejected(tmp_path: Path) 
 
 
 @slow
-def test_an_item_that_kills_its_reader_beside_gpus_is_the_only_one_rejected(
+def test_an_item_that_kills_its_reader_beside_gpus_affects_no_other_item(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ray takes the number of GPUs from its configuration, so this test needs no GPU."""

@@ -131,7 +131,7 @@ def test_the_error_names_the_prefix_of_a_critic(tmp_path: Path) -> None:
     assert "critic has keys that start with 'module.'" in import_(tmp_path / "model.pt", tmp_path)
 
 
-# --- shards, folders, and files that point to other files --------------------------------------------------------------
+# --- shards, folders, and files that point to other files -------------------------------------------------------------
 
 
 def sharded(folder: Path, *, config: dict[str, Any] | None = None, parts: int = 3) -> Path:

@@ -1,4 +1,4 @@
-"""Prefect flows over DVC stages. Prefect reads the environment when it is imported, so that is prepared here."""
+"""Prefect flows that run DVC stages. The environment is prepared here, because Prefect reads it when it is imported."""
 
 from causvid.harness.environment import prepare
 

@@ -1,6 +1,6 @@
-"""The paper's Table 4 as one Prefect flow: every stage of ablation/dvc.yaml, and of the root's what they depend on.
+"""Prefect flow for the paper's Table 4: all stages of ablation/dvc.yaml, and the stages of dvc.yaml that they need.
 
-``python -m flows.ablate [STAGE ...]`` runs it, with the server of PREFECT_API_URL or without one.
+``python -m flows.ablate [STAGE ...]`` runs the flow, with the server of PREFECT_API_URL or with a temporary one.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from flows.dvc_task import Record
 PIPELINE = "ablation/dvc.yaml"
 
 
-# One worker: DVC does not write dvc.lock atomically.
+# One worker, because DVC does not write dvc.lock atomically.
 @flow(name="ablate", task_runner=ThreadPoolTaskRunner(max_workers=1))  # type: ignore[arg-type]
 def ablate(targets: list[str] | None = None) -> State[list[Record]]:
-    """Bring the stages ``targets`` of the ablation (none = all of it) and what they depend on up to date."""
+    """Bring the stages ``targets`` of the ablation (None = all) and their upstream stages up to date."""
     addresses = [target if ":" in target else f"{PIPELINE}:{target}" for target in targets or []]
     return bring_up_to_date("ablate", Path(Repo.find_root()), addresses or [PIPELINE])
 
 
 def main(
-    stages: Annotated[list[str] | None, typer.Argument(help="stages of ablation/dvc.yaml; none = all")] = None,
+    stages: Annotated[list[str] | None, typer.Argument(help="stages of ablation/dvc.yaml; default: all")] = None,
 ) -> None:
-    """Bring the ablation and what it depends on up to date; Ctrl-C stops it, the same command goes on later."""
+    """Bring the ablation and its upstream stages up to date. After Ctrl-C, the same command continues."""
     run_as_command(ablate, stages or None)
 
 

@@ -1,6 +1,6 @@
-"""From videos to latents and prompt embeddings, as one Prefect flow.
+"""Prefect flow from videos to latents and prompt embeddings.
 
-``python -m flows.data`` runs it, with the server of PREFECT_API_URL or without one.
+``python -m flows.data`` runs the flow, with the server of PREFECT_API_URL or with a temporary one.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from flows.dvc_task import Record
 STAGES = ["pack_lmdb@latents", "encode_prompts"]
 
 
-# One worker: the graph is nearly a line, and DVC does not write dvc.lock atomically.
+# One worker, because DVC does not write dvc.lock atomically; few stages of the graph could run in parallel.
 @flow(name="data", task_runner=ThreadPoolTaskRunner(max_workers=1))  # type: ignore[arg-type]
 def data() -> State[list[Record]]:
-    """Bring the data and what it depends on up to date."""
+    """Bring the LMDB of latents, the prompt embeddings and their upstream stages up to date."""
     return bring_up_to_date("data", Path(Repo.find_root()), STAGES)
 
 

@@ -1,6 +1,6 @@
-"""The whole pipeline as one Prefect flow: every stage of dvc.yaml in the order of DVC's own graph.
+"""Prefect flow of the complete pipeline: all stages of dvc.yaml in the order of DVC's graph.
 
-``python -m flows.distill [STAGE ...]`` runs it, with the server of PREFECT_API_URL or without one.
+``python -m flows.distill [STAGE ...]`` runs the flow, with the server of PREFECT_API_URL or with a temporary one.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from flows.dvc_task import Record
 from flows.report import show_report
 
 
-# One worker: the graph is nearly a line, and DVC does not write dvc.lock atomically.
+# One worker, because DVC does not write dvc.lock atomically; few stages of the graph could run in parallel.
 @flow(name="distill", task_runner=ThreadPoolTaskRunner(max_workers=1))  # type: ignore[arg-type]
 def distill(targets: list[str] | None = None) -> State[list[Record]]:
-    """Bring the stages ``targets`` (none = the whole pipeline) and what they depend on up to date."""
+    """Bring the stages ``targets`` (None = all) and their upstream stages up to date."""
     root = Path(Repo.find_root())
     state = bring_up_to_date("distill", root, targets)
     if state.is_completed():
@@ -30,8 +30,8 @@ def distill(targets: list[str] | None = None) -> State[list[Record]]:
     return state
 
 
-def main(stages: Annotated[list[str] | None, typer.Argument(help="DVC stages; none = all")] = None) -> None:
-    """Bring stages and what they depend on up to date; Ctrl-C stops them, the same command goes on later."""
+def main(stages: Annotated[list[str] | None, typer.Argument(help="stages of dvc.yaml; default: all")] = None) -> None:
+    """Bring stages and their upstream stages up to date. After Ctrl-C, the same command continues."""
     run_as_command(distill, stages or None)
 
 

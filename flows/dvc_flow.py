@@ -1,4 +1,4 @@
-"""What every flow over DVC stages does: alone in its workspace, a task per stage, an MLflow run above them, a table."""
+"""The parts that all flows share: lock of the workspace, one task per stage, parent run in MLflow, Prefect tables."""
 
 from __future__ import annotations
 
@@ -42,46 +42,57 @@ from flows.dvc_task import Record, StageFailed, run_dvc, run_stage
 from flows.mlflow_run import ParentRun, parent_run
 
 UNFINISHED = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
-NOTED = 80  # stages in the note of an MLflow run, which may have 8000 characters
-CANCEL_POLL = 5.0  # seconds between two questions to the server whether somebody has cancelled the run
+NOTED = 80  # stages in the note of an MLflow run, which is limited to 8000 characters
+CANCEL_POLL = 5.0  # seconds between two requests to the server for the state of the flow run
 
 
 def bring_up_to_date(name: str, root: Path, targets: Sequence[str] | None) -> State[list[Record]]:
-    """Run flow ``name``: ``targets`` (None = all of dvc.yaml) and what they depend on; returns the flow's end state:
+    """Run a flow.
 
-    Completed with one Record per stage, Failed with the last lines of the stages that failed, or Cancelled. Raises
-    ValueError for an unknown target and RuntimeError when another flow is running in this workspace.
+    Args:
+        name: Name of the flow.
+        root: The project's root.
+        targets: Names of stages; None = all of dvc.yaml. Their upstream stages are run as well.
+
+    Returns:
+        The final state of the flow: Completed with one Record per stage, Failed with the last lines of the failed
+        stages, or Cancelled.
+
+    Raises:
+        ValueError: A target is unknown.
+        RuntimeError: Another flow is running in this workspace.
     """
     with only_flow(root):
         for broken in repair(root):
-            get_run_logger().warning("%s was cut short by a kill; set aside", broken)
+            get_run_logger().warning("%s is incomplete because a process was killed; moved to .dvc/tmp", broken)
         try:
             plan = read_plan(root, targets, refresh=partial(_refresh, root=root))
             with _above(name, plan, root) as parent:
                 states = run_stages(plan.stages, root, parent.environment)
                 create_table_artifact(key="stages", table=_rows(states), description=f"The stages of this {name}")
-                create_table_artifact(key="metrics", table=_metrics(states), description="Numbers of these stages")
+                create_table_artifact(key="metrics", table=_metrics(states), description="The metrics of these stages")
                 parent.note = _note(name, states)
-                failures: list[Any] = [it.result(raise_on_failure=False) for it in states.values() if it.is_failed()]
-                if failures:
-                    raise StageFailed("; ".join(it.reason for it in failures), (f"\n{it}" for it in failures))
+                failed = [state for state in states.values() if state.is_failed()]
+                errors: list[Any] = [state.result(raise_on_failure=False) for state in failed]
+                if errors:
+                    raise StageFailed("; ".join(each.reason for each in errors), (f"\n{each}" for each in errors))
         except StageFailed as error:
             return Failed(message=error.reason, data=error)
     if not all(state.is_completed() for state in states.values()):
-        return Cancelled(message="stopped; the same command goes on where this run was")
+        return Cancelled(message="stopped; the same command continues from this point")
     counts = Counter(str(state.name).lower() for state in states.values())
     message = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
     return Completed(message=message, data=[state.result() for state in states.values()])
 
 
 def _refresh(stage: Stage, *, root: Path) -> None:
-    """Run a stage that DVC always counts as changed. Raises StageFailed."""
+    """Run a stage that DVC always regards as changed. Raises StageFailed."""
     run_dvc(stage, root, environment={}, log=get_run_logger().info, stop=threading.Event())
 
 
 def run_as_command(flow: Flow[..., State[list[Record]]], *arguments: object) -> None:
-    """Run ``flow`` with ``arguments`` as a program, which ends with the reason when it failed."""
-    # Prefect passes SIGTERM on to the handler it found; the default one would leave its temporary server behind.
+    """Run ``flow`` with ``arguments`` as a command. If the flow fails, the command exits with the reason."""
+    # Prefect calls the previous handler of SIGTERM; the default handler would not stop Prefect's temporary server.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     state: State[Any] = flow(*arguments, return_state=True)
     if not state.is_completed():
@@ -89,18 +100,27 @@ def run_as_command(flow: Flow[..., State[list[Record]]], *arguments: object) -> 
 
 
 def run_stages(stages: Sequence[Stage], root: Path, environment: Mapping[str, str]) -> dict[str, State[Any]]:
-    """One task per stage, after those it depends on; their end states. What interrupts the flow kills the stages."""
+    """Run each stage as a task, after its upstream stages. An interruption of the flow kills the running stages.
+
+    Args:
+        stages: The stages, each after its upstream stages.
+        root: The project's root.
+        environment: Additional environment variables of the stages.
+
+    Returns:
+        The final state of each stage, by name.
+    """
     stop = threading.Event()
     futures: dict[str, PrefectConcurrentFuture[Any]] = {}
     try:
         for stage in stages:
-            # As an option of the task the tag would make Prefect warn that one worker could dead-lock.
+            # If the tag were an option of the task, Prefect would warn of a deadlock with one worker.
             with tagged(*(["gpu"] if stage.gpu else [])):
                 task: Any = run_stage.with_options(retries=stage.retries)
                 upstream = [futures[name] for name in stage.upstream]
                 futures[stage.name] = task.submit(stage, root, environment, stop, wait_for=upstream)
         with get_client(sync_client=True) as client:
-            while concurrent.futures.wait((it.wrapped_future for it in futures.values()), CANCEL_POLL).not_done:
+            while concurrent.futures.wait((future.wrapped_future for future in futures.values()), CANCEL_POLL).not_done:
                 if _is_cancelled(client):
                     stop.set()
         return {name: _end_state(future) for name, future in futures.items()}
@@ -110,7 +130,10 @@ def run_stages(stages: Sequence[Stage], root: Path, environment: Mapping[str, st
 
 @contextmanager
 def only_flow(root: Path) -> Iterator[None]:
-    """Hold the workspace for this flow run; what Prefect still believes to be running in it is dead, so Crashed."""
+    """Lock the workspace for this flow run, and mark flow runs of killed processes in the workspace as Crashed.
+
+    Raises RuntimeError if another flow is running in the workspace.
+    """
     lock = FileLock(root / ".dvc" / "tmp" / "flow.lock", blocking=False)
     try:
         lock.acquire()
@@ -127,23 +150,23 @@ def only_flow(root: Path) -> Iterator[None]:
 
 
 def crash_dead_runs(client: SyncPrefectClient, workspace: str) -> None:
-    """Mark unfinished flow runs tagged ``workspace``, and their tasks, as Crashed: a killed process cannot do it."""
-    state: State[Any] = Crashed(message="its process is gone")
+    """Mark unfinished flow runs with the tag ``workspace``, whose processes were killed, and their tasks as Crashed."""
+    state: State[Any] = Crashed(message="the process of this flow has ended")
     unfinished = FlowRunFilter(
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNFINISHED)),
         tags=FlowRunFilterTags(all_=[workspace]),
     )
     tasks = TaskRunFilter(state=TaskRunFilterState(type=TaskRunFilterStateType(any_=UNFINISHED)))
     for run in client.read_flow_runs(flow_run_filter=unfinished):
-        its = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
-        for task_run in client.read_task_runs(flow_run_filter=its, task_run_filter=tasks):
+        this_run = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
+        for task_run in client.read_task_runs(flow_run_filter=this_run, task_run_filter=tasks):
             client.set_task_run_state(task_run.id, state, force=True)
         client.set_flow_run_state(run.id, state, force=True)
 
 
 @contextmanager
 def _above(name: str, plan: Plan, root: Path) -> Iterator[ParentRun]:
-    """The MLflow run above the stages, if one is to be executed."""
+    """Record the parent run of the stages in MLflow, if at least one stage is not up to date."""
     if plan.changed:
         with parent_run(name, plan.profile, root, {"prefect_flow_run": str(flow_run.id), **plan.git}) as parent:
             yield parent
@@ -162,7 +185,7 @@ def _end_state(future: PrefectConcurrentFuture[Any]) -> State[Any]:
 def _is_cancelled(client: SyncPrefectClient) -> bool:
     try:
         state = client.read_flow_run(UUID(flow_run.id)).state
-    except httpx.HTTPError:  # a server that restarts has cancelled nothing
+    except httpx.HTTPError:  # the server is restarting
         return False
     return state is not None and (state.is_cancelling() or state.is_cancelled())
 
@@ -173,16 +196,16 @@ def _rows(states: Mapping[str, State[Any]]) -> list[dict[str, Any]]:
 
 
 def _metrics(states: Mapping[str, State[Any]]) -> list[dict[str, Any]]:
-    found = {name: state.result().metrics for name, state in states.items() if state.is_completed()}
+    completed = {name: state.result().metrics for name, state in states.items() if state.is_completed()}
     return [
         {"stage": name, "metric": metric, "value": value}
-        for name, metrics in found.items()
+        for name, metrics in completed.items()
         for metric, value in _numbers(metrics)
     ]
 
 
 def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Numbers in nested mappings by their dotted names; lists are left to the report."""
+    """Yield the numbers in nested mappings with their dotted names. Lists are omitted."""
     for name, value in metrics.items():
         if isinstance(value, Mapping):
             yield from _numbers(value, f"{prefix}{name}.")
@@ -191,7 +214,7 @@ def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 
 def _note(name: str, states: Mapping[str, State[Any]]) -> str:
-    """Markdown for the MLflow run's page: what became of each stage that was not unchanged, as many as MLflow takes."""
+    """Return Markdown for the page of the MLflow run: a table of up to ``NOTED`` stages that were not unchanged."""
     rows = [
         f"| {row['stage']} | {row['outcome']} | {'' if row['seconds'] is None else row['seconds']} |\n"
         for row in _rows(states)

@@ -1,4 +1,4 @@
-"""What DVC knows, without Prefect: the stages in the order of its own graph, and the files a kill can leave broken."""
+"""Read the plan of a flow from DVC (stages in the order of DVC's graph, status), and repair DVC's lock files."""
 
 from __future__ import annotations
 
@@ -23,34 +23,52 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from voluptuous import Invalid
 
-CLOCK_STEP = 60.0  # seconds a machine's clock may be put forward while dvc runs
+CLOCK_STEP = 60.0  # seconds by which the clock of the machine may be set forward while dvc runs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One DVC stage as a flow needs it."""
+    """The properties of a DVC stage that a flow needs.
 
-    name: str  # DVC's address: what ``dvc repro -s`` takes
-    upstream: tuple[str, ...]  # stages whose outs it reads
-    metrics: tuple[Path, ...]  # its metrics files, absolute
+    Attributes:
+        name: DVC's address of the stage, as in ``dvc repro -s``.
+        upstream: Names of the stages on whose outs the stage depends.
+        metrics: Absolute paths of the metrics files.
+        gpu: Whether the stage needs the GPUs.
+        timeout: Limit of one attempt in seconds; None = no limit.
+        retries: Number of attempts after the first one fails.
+        has_remote: Whether DVC has a default remote, to which the outs are pushed.
+        settled: Whether DVC reports the stage and all upstream stages as up to date. The flow then does not start
+            ``dvc repro``, which takes a second.
+    """
+
+    name: str
+    upstream: tuple[str, ...]
+    metrics: tuple[Path, ...]
     gpu: bool
-    timeout: float | None  # seconds one attempt may take; None = for ever
-    retries: int  # further attempts after a failed one
-    has_remote: bool  # DVC has a default remote: what the stage made goes there
-    settled: bool  # DVC says that it and all before it are up to date: a second to ask again for each is saved
+    timeout: float | None
+    retries: int
+    has_remote: bool
+    settled: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The stages of a flow in DAG order (of equals, the one written first), and what the flow's records need."""
+    """The stages of a flow, and the data for the MLflow run of the flow.
+
+    Attributes:
+        stages: The stages in topological order. Independent stages have the order of dvc.yaml.
+        profile: The profile in params.yaml.
+        git: MLflow's tags for the commit and for uncommitted changes; empty if there is no commit.
+    """
 
     stages: tuple[Stage, ...]
-    profile: str  # params.yaml's
-    git: Mapping[str, str]  # MLflow's tags for the commit and whether files differ from it; empty outside git
+    profile: str
+    git: Mapping[str, str]
 
     @property
     def changed(self) -> bool:
-        """DVC says that at least one stage is not up to date."""
+        """Whether at least one stage is not up to date."""
         return not all(stage.settled for stage in self.stages)
 
 
@@ -59,16 +77,16 @@ def read_plan(
 ) -> Plan:
     """Read from DVC which stages a flow runs, and which of them are up to date.
 
-    Files that DVC only tracks (``.dvc``) are not among the stages.
+    ``.dvc`` files are not included in the stages.
 
     Args:
         root: The project's root.
-        targets: Names as in ``dvc repro``; None for all of the root's dvc.yaml. Their upstream stages are added.
-        refresh: Runs a stage that DVC always counts as changed. It is called for each before DVC is asked about the
-            others, which depend on its outputs, and the stage is then up to date.
+        targets: Names as in ``dvc repro``; None = all of dvc.yaml in the root. Their upstream stages are added.
+        refresh: A function that runs a stage. It is called for every stage that DVC always regards as changed, before
+            the status of the other stages is read, because that status depends on the outs.
 
     Raises:
-        ValueError: DVC does not know a target, or the project is no git repository.
+        ValueError: DVC does not know a target, or the project is not a git repository.
     """
     with chdir(root), _opened(root) as repo:
         graph = repo.index.graph  # edges point from a stage to what it depends on
@@ -86,7 +104,7 @@ def read_plan(
             assert refresh is not None
             refresh(_stage(stage, (), has_remote=remote, settled=False))
         others = [stage.addressing for stage in order if stage not in fresh]
-        stale = set(repo.status(others)) if others else set()  # DVC takes an empty list for every stage
+        stale = set(repo.status(others)) if others else set()  # an empty list would mean all stages
         stages: dict[str, Stage] = {}
         for stage in order:
             before = sorted(other.addressing for other in upstream_first.predecessors(stage))
@@ -103,14 +121,17 @@ def _opened(root: Path) -> Repo:
     try:
         return Repo(str(root), _wait_for_lock=True)
     except SCMError as error:
-        raise ValueError(f"{root} is no git repository, which DVC needs: run 'git init' there") from error
+        raise ValueError(f"{root} is not a git repository, which DVC needs: run 'git init' there") from error
 
 
 def repair(root: Path) -> list[str]:
-    """Set aside and name the lock files of DVC's that a kill cut short; one is enough for DVC to refuse every command.
+    """Move incomplete lock files of DVC to ``.dvc/tmp``, and release the locks of killed processes.
 
-    DVC writes ``.dvc/tmp/rwlock`` and ``dvc.lock`` in place. Without dvc.lock, finished stages come back from the run
-    cache. The broken files stay in ``.dvc/tmp``. What killed processes hold in a whole rwlock is released.
+    DVC writes ``.dvc/tmp/rwlock`` and ``dvc.lock`` in place, so a killed process can leave an incomplete file. DVC then
+    rejects every command. Without dvc.lock, DVC restores finished stages from its run cache.
+
+    Returns:
+        The files that were moved, relative to ``root``.
     """
     temporary = root / ".dvc" / "tmp"
     temporary.mkdir(parents=True, exist_ok=True)
@@ -120,7 +141,7 @@ def repair(root: Path) -> list[str]:
         make_lock(str(temporary / RWLOCK_LOCK), tmp_dir=str(temporary), wait=True),
     ):
         for path in (temporary / RWLOCK_FILE, root / "dvc.lock", *sorted(root.glob("*/dvc.lock"))):
-            if path.is_file() and not _is_whole(path):
+            if path.is_file() and not _is_valid(path):
                 name = path.relative_to(root).as_posix()
                 path.replace(temporary / f"{name.replace('/', '-')}.broken")
                 repaired.append(name)
@@ -129,7 +150,7 @@ def repair(root: Path) -> list[str]:
 
 
 def read_metrics(stage: Stage) -> dict[str, Any]:
-    """The content of the stage's metrics files; of several, the later ones win."""
+    """Return the content of the stage's metrics files. If several files have the same key, the last one is used."""
     metrics: dict[str, Any] = {}
     for path in stage.metrics:
         metrics |= json.loads(path.read_text(encoding="utf-8"))
@@ -137,19 +158,19 @@ def read_metrics(stage: Stage) -> dict[str, Any]:
 
 
 def _release_dead(path: Path) -> None:
-    """Take the entries of processes that are gone out of DVC's rwlock.
+    """Remove the entries of ended processes from DVC's rwlock.
 
-    DVC asks only whether there is a process of that number: one that was killed and not yet waited for, as in a
-    container without an init, holds its paths for ever, and so does another one that got the number since.
+    DVC checks only whether a process with the pid exists. A zombie, which may never be reaped in a container without an
+    init process, and an unrelated process with the same pid would therefore lock the paths permanently.
     """
     if not path.is_file():
         return
     since, held = path.stat().st_mtime, json.loads(path.read_text(encoding="utf-8"))
-    write = {name: info for name, info in held.get("write", {}).items() if not _is_gone(info["pid"], since)}
+    write = {name: info for name, info in held.get("write", {}).items() if not _has_ended(info["pid"], since)}
     read = {
-        name: left
+        name: remaining
         for name, infos in held.get("read", {}).items()
-        if (left := [info for info in infos if not _is_gone(info["pid"], since)])
+        if (remaining := [info for info in infos if not _has_ended(info["pid"], since)])
     }
     kept = {"write": write, "read": read}
     if kept != {"write": {}, "read": {}} | held:
@@ -158,8 +179,8 @@ def _release_dead(path: Path) -> None:
         beside.replace(path)
 
 
-def _is_gone(pid: int, since: float) -> bool:
-    """Whether the process that was ``pid`` at time ``since`` has ended."""
+def _has_ended(pid: int, since: float) -> bool:
+    """Return whether the process that had the ``pid`` at time ``since`` (seconds since the epoch) has ended."""
     try:
         process = psutil.Process(pid)
         return process.status() == psutil.STATUS_ZOMBIE or process.create_time() > since + CLOCK_STEP
@@ -171,7 +192,7 @@ def _collect(repo: Repo, target: str, known: Sequence[str]) -> set[Any]:
     try:
         return set(repo.stage.collect(target))
     except DvcException as error:
-        raise ValueError(f"targets: {target!r} is no stage; choose from {', '.join(known)}") from error
+        raise ValueError(f"targets: {target!r} is not a stage; choose from {', '.join(known)}") from error
 
 
 def _stage(stage: Any, upstream: tuple[str, ...], *, has_remote: bool, settled: bool) -> Stage:
@@ -189,7 +210,7 @@ def _stage(stage: Any, upstream: tuple[str, ...], *, has_remote: bool, settled: 
 
 
 def _git_tags(root: Path) -> dict[str, str]:
-    # Not through DVC: its git cannot read a repository without commits.
+    # DVC's git client cannot read a repository without commits.
     git = ["git", "-C", str(root)]
     commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     if commit.returncode:
@@ -198,7 +219,7 @@ def _git_tags(root: Path) -> dict[str, str]:
     return {"mlflow.source.git.commit": commit.stdout.strip(), "git_dirty": str(bool(changes)).lower()}
 
 
-def _is_whole(path: Path) -> bool:
+def _is_valid(path: Path) -> bool:
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
         if path.name == RWLOCK_FILE:
@@ -206,5 +227,5 @@ def _is_whole(path: Path) -> bool:
         else:
             COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(text))
     except (ValueError, YAMLError, Invalid):
-        return "<<<<<<<" in text  # an unfinished merge is the user's to finish
+        return "<<<<<<<" in text  # the user must resolve a merge conflict
     return True

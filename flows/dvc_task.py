@@ -1,7 +1,7 @@
-"""The one Prefect task: run one DVC stage as one subprocess, stream its log, kill it when asked, say what DVC did.
+"""The Prefect task that runs one DVC stage in a subprocess, forwards its output, and reports the outcome.
 
-DVC is the cache, so Prefect's is off; timeouts and cancellation act on the process group, because Prefect cannot stop a
-thread that waits for a process.
+Prefect's cache is disabled, because DVC is the cache. Timeouts and cancellation kill the process group, because Prefect
+cannot stop a thread that waits for a process.
 """
 
 from __future__ import annotations
@@ -34,40 +34,41 @@ from flows.progress import ProgressBar
 
 Outcome = Literal["ran", "restored", "unchanged"]
 
-POLL = 0.3  # seconds between two looks at the clock and at ``stop``
-GRACE = 5.0  # seconds an interrupted stage has before it is killed
-NO_ROOM = 2**20  # bytes
-TAIL = 20  # lines of a failed stage's log that its state carries
+POLL = 0.3  # seconds between two checks of the clock and of ``stop``
+GRACE = 5.0  # seconds from the interrupt of a stage to its SIGKILL
+NO_ROOM = 2**20  # bytes; a disk with less free space is reported as full
+TAIL = 20  # last lines of a failed stage's output that are stored in the state of the task
 RETRY_DELAY = 10  # seconds
-# What dvc prints about a stage, and nothing else tells.
+# Only the output of dvc shows the outcome of a stage.
 MESSAGES: Mapping[str, Outcome] = {
     "Running stage '{}':": "ran",
     "Stage '{}' is cached - skipping run, checking out outputs": "restored",
     "Stage '{}' didn't change, skipping": "unchanged",
     "Verifying outputs in frozen stage: '{}'": "unchanged",
 }
-# dvc would outlive a killed flow, and the stage lives as long as dvc does. The parent may be gone before this is asked.
+# dvc would survive a killed flow, so the launcher asks the kernel to kill dvc with the flow (PR_SET_PDEATHSIG).
+# The flow may have ended before this call.
 LAUNCHER = """\
 import ctypes, os, sys
 ctypes.CDLL(None).prctl(1, 9)
 if os.getppid() != int(sys.argv[1]):
-    sys.exit("its parent is gone")
+    sys.exit("the parent process has ended")
 os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What became of one stage."""
+    """The outcome of one stage."""
 
     stage: str
     outcome: Outcome
-    seconds: float  # of the subprocess
-    metrics: Mapping[str, Any]  # the content of its metrics files
+    seconds: float  # duration of the subprocess
+    metrics: Mapping[str, Any]  # content of the metrics files
 
 
 class StageFailed(Exception):
-    """dvc ended with an error: ``reason`` in one line, the whole message with the last lines of the stage's log."""
+    """dvc failed. ``reason`` is one line, and the message also contains the last lines of the stage's output."""
 
     def __init__(self, reason: str, tail: Iterable[str] = ()) -> None:
         super().__init__("\n".join([reason, *tail]))
@@ -75,31 +76,31 @@ class StageFailed(Exception):
 
 
 class StageTimedOut(StageFailed):
-    """One attempt took longer than the stage's ``meta.timeout``."""
+    """One attempt exceeded the stage's ``meta.timeout``."""
 
 
 @task(name="dvc stage", task_run_name="{stage.name}", cache_policy=NO_CACHE, retry_delay_seconds=RETRY_DELAY)
 def run_stage(stage: Stage, root: Path, environment: Mapping[str, str], stop: threading.Event) -> State[Record]:
-    """Bring one stage up to date; the state's name says how: Ran, Restored, Unchanged, Failed or TimedOut."""
+    """Bring one stage up to date. The name of the state is Ran, Restored, Unchanged, Failed or TimedOut."""
     if stage.settled:
         same = Record(stage=stage.name, outcome="unchanged", seconds=0.0, metrics=read_metrics(stage))
-        return Completed(name="Unchanged", message="it and all before it are up to date", data=same)
+        return Completed(name="Unchanged", message="the stage and all upstream stages are up to date", data=same)
     logger = get_run_logger()
     for name in repair(root):
-        logger.warning("%s was cut short by a kill; set aside, finished stages come back from DVC's run cache", name)
+        logger.warning("%s is incomplete because a process was killed; moved to .dvc/tmp", name)
     bar = ProgressBar(stage.name)
 
-    def hear(line: str) -> None:
+    def handle(line: str) -> None:
         logger.info(line)
         bar(line)
 
     try:
         with turn(stage, log=logger.info, stop=stop):
-            record = run_dvc(stage, root, environment=environment, log=hear, stop=stop)
+            record = run_dvc(stage, root, environment=environment, log=handle, stop=stop)
         bar.done()
         new = stage.has_remote and record.outcome == "ran"
         if new and not push(stage, root, environment=environment, log=logger.info, stop=stop):
-            logger.warning("what %s made is here alone, not on the remote; 'dvc push' tries again", stage.name)
+            logger.warning("the outs of %s are not on the remote; run 'dvc push' to try again", stage.name)
     except StageFailed as error:
         name = "TimedOut" if isinstance(error, StageTimedOut) else "Failed"
         return Failed(name=name, message=error.reason, data=error)
@@ -108,10 +109,17 @@ def run_stage(stage: Stage, root: Path, environment: Mapping[str, str], stop: th
 
 @contextmanager
 def turn(stage: Stage, *, log: Callable[[str], None], stop: threading.Event) -> Iterator[None]:
-    """Hold this machine's GPUs for a stage that takes them; wait while a stage of another flow of this user has them.
+    """Lock the GPUs of this machine for a stage that needs them. Wait while another flow of this user has the lock.
 
-    A lock of the kernel's, which frees it when its holder is killed: a limit that a server counts would stay taken.
-    Raises CancelledError when ``stop`` is set meanwhile.
+    The kernel releases the lock when its process is killed. A concurrency limit on a server would remain occupied.
+
+    Args:
+        stage: The stage. If it needs no GPU, nothing is locked.
+        log: A function that receives one line if the stage has to wait.
+        stop: An event that ends the waiting.
+
+    Raises:
+        CancelledError: ``stop`` was set.
     """
     if not (stage.gpu and has_gpu()):
         yield
@@ -125,7 +133,7 @@ def turn(stage: Stage, *, log: Callable[[str], None], stop: threading.Event) -> 
             lock.acquire()
             break
         if not waiting:
-            log(f"{stage.name} waits for the GPUs: a stage of another flow on this machine has them")
+            log(f"{stage.name} waits for the GPUs: a stage of another flow on this machine uses them")
         waiting = True
     try:
         yield
@@ -134,27 +142,37 @@ def turn(stage: Stage, *, log: Callable[[str], None], stop: threading.Event) -> 
 
 
 def has_gpu() -> bool:
-    """Whether this machine has an NVIDIA GPU."""
+    """Return whether this machine has an NVIDIA GPU."""
     return any(Path("/dev").glob("nvidia[0-9]*"))
 
 
 def run_dvc(
     stage: Stage, root: Path, *, environment: Mapping[str, str], log: Callable[[str], None], stop: threading.Event
 ) -> Record:
-    """``dvc repro`` of the one stage; every line of output goes to ``log`` as it comes.
+    """Run ``dvc repro`` for one stage only. All processes of the stage have ended when an error is raised.
 
-    Raises StageFailed, StageTimedOut, or CancelledError when ``stop`` is set; nothing of the stage lives on after that.
+    Args:
+        stage: The stage.
+        root: The project's root.
+        environment: Additional environment variables.
+        log: A function that receives each line of output as soon as it is printed.
+        stop: An event that cancels the stage.
+
+    Raises:
+        StageFailed: dvc failed.
+        StageTimedOut: The stage exceeded its timeout.
+        CancelledError: ``stop`` was set.
     """
     started = time.monotonic()
     outcomes: list[Outcome] = []
 
-    def hear(line: str) -> None:
+    def handle(line: str) -> None:
         log(line)
         outcomes.extend(filter(None, [classify(line, stage.name)]))
 
-    code, tail = _follow(command("repro", "-s", stage.name), stage, root, environment, hear, stop)
+    code, tail = _follow(command("repro", "-s", stage.name), stage, root, environment, handle, stop)
     if code or not outcomes:
-        # DVC's own words for it may be "No possible cache link types".
+        # DVC may report a full disk as "No possible cache link types".
         full = ", the disk is full" if shutil.disk_usage(root).free < NO_ROOM else ""
         raise StageFailed(f"stage {stage.name} failed (dvc's exit code {code}{full})", tail)
     seconds = time.monotonic() - started
@@ -164,17 +182,20 @@ def run_dvc(
 def push(
     stage: Stage, root: Path, *, environment: Mapping[str, str], log: Callable[[str], None], stop: threading.Event
 ) -> bool:
-    """``dvc push`` of the one stage's outs; whether they are on the remote. Raises as run_dvc when it is stopped."""
+    """Run ``dvc push`` for the outs of one stage. The arguments are those of ``run_dvc``.
+
+    Returns whether the push succeeded. Raises StageTimedOut and CancelledError like ``run_dvc``.
+    """
     return not _follow(command("push", stage.name), stage, root, environment, log, stop)[0]
 
 
 def command(*arguments: str) -> list[str]:
-    """The argument list of a dvc command, with the dvc of this environment."""
+    """Return the argument list of a dvc command, with the dvc of this environment."""
     return bound([str(Path(sys.executable).with_name("dvc")), "--wait-for-lock", *arguments])
 
 
 def bound(arguments: list[str]) -> list[str]:
-    """The argument list of a command that is killed when this process dies (on Linux)."""
+    """Return the argument list of a command that is killed when this process ends (on Linux)."""
     return [sys.executable, "-c", LAUNCHER, str(os.getpid()), *arguments] if sys.platform == "linux" else arguments
 
 
@@ -186,7 +207,7 @@ def _follow(
     log: Callable[[str], None],
     stop: threading.Event,
 ) -> tuple[int, deque[str]]:
-    """Run dvc for a stage; its exit code and last lines."""
+    """Run dvc for a stage, and return the exit code and the last lines of output."""
     if stop.is_set():
         raise CancelledError(f"stage {stage.name} was not started")
     deadline = time.monotonic() + (float("inf") if stage.timeout is None else stage.timeout)
@@ -197,7 +218,7 @@ def _follow(
             if stop.is_set():
                 raise CancelledError(f"stage {stage.name} was stopped")
             if time.monotonic() > deadline:
-                raise StageTimedOut(f"stage {stage.name} took longer than its {stage.timeout:g} s", tail)
+                raise StageTimedOut(f"stage {stage.name} exceeded its timeout of {stage.timeout:g} s", tail)
             if line:
                 log(line)
                 tail.append(line)
@@ -207,12 +228,12 @@ def _follow(
 
 
 def classify(line: str, stage: str) -> Outcome | None:
-    """What a line of dvc's output says was done with ``stage``; None for any other line."""
+    """Return the outcome of ``stage`` that a line of dvc's output reports; None for any other line."""
     return next((outcome for message, outcome in MESSAGES.items() if line == message.format(stage)), None)
 
 
 def _start(command: list[str], root: Path, environment: Mapping[str, str]) -> subprocess.Popen[str]:
-    """In a session of its own, our python first on PATH, output not held back until a buffer is full."""
+    """Start a command in a new session, with this environment's programs first on PATH and without output buffering."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     return subprocess.Popen(
         command,
@@ -228,7 +249,7 @@ def _start(command: list[str], root: Path, environment: Mapping[str, str]) -> su
 
 
 def _lines(process: subprocess.Popen[str]) -> Iterator[str]:
-    """Lines of output as they come, and an empty one every ``POLL`` seconds of silence, until the process has ended."""
+    """Yield the lines of output until the process has ended, and an empty line after ``POLL`` seconds of silence."""
     assert process.stdout is not None
     lines: SimpleQueue[str | None] = SimpleQueue()
     threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
@@ -238,7 +259,7 @@ def _lines(process: subprocess.Popen[str]) -> Iterator[str]:
         try:
             line = lines.get(timeout=POLL)
         except Empty:
-            # Silence after its end: a process that dvc left behind holds the pipe open.
+            # After the end of the process, one of its descendants may still hold the pipe open.
             finished = process.poll() is not None
         if line is None:
             finished = True
@@ -255,7 +276,7 @@ def _read(stream: IO[str], lines: SimpleQueue[str | None]) -> None:
 
 
 def _end_group(process: subprocess.Popen[str]) -> None:
-    """End dvc and all it started. An interrupt first: dvc then releases its locks."""
+    """End dvc and all its descendants. dvc first gets an interrupt, so that it releases its locks."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):

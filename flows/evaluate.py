@@ -1,6 +1,6 @@
-"""Scores, speed and the report, as one Prefect flow.
+"""Prefect flow of the scores, the latency and the report.
 
-``python -m flows.evaluate`` runs it, with the server of PREFECT_API_URL or without one.
+``python -m flows.evaluate`` runs the flow, with the server of PREFECT_API_URL or with a temporary one.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from flows.report import show_report
 STAGES = ["evaluate", "measure_latency", "report"]
 
 
-# One worker: the graph is nearly a line, and DVC does not write dvc.lock atomically.
+# One worker, because DVC does not write dvc.lock atomically; few stages of the graph could run in parallel.
 @flow(name="evaluate", task_runner=ThreadPoolTaskRunner(max_workers=1))  # type: ignore[arg-type]
 def evaluate() -> State[list[Record]]:
-    """Bring scores, speed, the report and what they depend on up to date."""
+    """Bring the scores, the latency, the report and their upstream stages up to date."""
     root = Path(Repo.find_root())
     state = bring_up_to_date("evaluate", root, STAGES)
     if state.is_completed():

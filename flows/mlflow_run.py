@@ -1,6 +1,6 @@
 """The MLflow run of a flow, the parent of its stages' runs. No failure of MLflow can stop a flow.
 
-A flow imports nothing of our code but the environment. It runs ``causvid.harness.outbox``, which writes to the same
+A flow imports only ``causvid.harness.environment``. It runs ``causvid.harness.outbox``, which writes to the same
 journals as the stages.
 """
 
@@ -18,8 +18,8 @@ from pathlib import Path
 from prefect import get_run_logger
 from prefect.artifacts import create_link_artifact
 
-PARENT_VARIABLE = "CAUSVID_PARENT_RUN_ID"  # what a stage reads
-LIMIT = 300.0  # seconds after which MLflow is given up
+PARENT_VARIABLE = "CAUSVID_PARENT_RUN_ID"  # read by stages
+LIMIT = 300.0  # seconds after which a command of the outbox is stopped
 
 
 @dataclass
@@ -52,7 +52,7 @@ def parent_run(name: str, profile: str, root: Path, tags: Mapping[str, str]) -> 
     finally:
         if token:
             run_id = _outbox(root, "end", "--token", token, "--status", status, "--note", parent.note)
-            if run_id and status != "KILLED":  # a flow that is being cancelled makes no artifacts
+            if run_id and status != "KILLED":  # a flow that is being cancelled cannot create artifacts
                 link = f"{_page()}/#/runs/{run_id}"
                 create_link_artifact(link, key="mlflow", link_text=f"This {name} in MLflow ('make ui')")
 
@@ -71,6 +71,6 @@ def _outbox(root: Path, *arguments: str) -> str:
 
 
 def _page() -> str:
-    """Return the URL of MLflow's page: that of its server, or that of ``make ui`` for a store in a file."""
+    """Return the URL of MLflow's page: the server in MLFLOW_TRACKING_URI, or the server of ``make ui``."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     return uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"

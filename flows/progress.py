@@ -1,4 +1,4 @@
-"""How far a long stage is, on Prefect's page: a bar moved by the lines that stages print."""
+"""Progress bar of a stage on Prefect's page, updated from the lines that the stage prints."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.exceptions import PrefectHTTPStatusError
 
 LINE = re.compile(r"(?P<what>.+): (?P<done>\d+)/(?P<total>[1-9]\d*), \d+ s left")
-EVERY = 5.0  # seconds between two moves of a bar
+EVERY = 5.0  # seconds between two updates of a bar
 
 
 class ProgressBar:
-    """Called with a stage's lines, it makes an artifact at the first that tells how far it is, and moves it."""
+    """A callable that receives the lines of a stage, and creates and updates a progress artifact in Prefect."""
 
     def __init__(self, stage: str) -> None:
-        """Of ``stage``; its key is the name in the characters that Prefect takes."""
+        """Prepare the bar of ``stage``. Its key is the name of the stage in the characters that Prefect allows."""
         self.stage, self.key = stage, re.sub("[^a-z0-9]+", "-", f"progress {stage}".lower())
         self.artifact: UUID | None = None
         self.moved = float("-inf")
 
     def __call__(self, line: str) -> None:
-        """Look at a line; a server that does not answer misses a move."""
-        found = LINE.fullmatch(line)
-        if found and time.monotonic() - self.moved >= EVERY:
-            self._move(min(100.0, 100 * int(found["done"]) / int(found["total"])), found["what"])
+        """Update the bar if ``line`` reports progress. If the server does not answer, the update is dropped."""
+        match = LINE.fullmatch(line)
+        if match and time.monotonic() - self.moved >= EVERY:
+            self._move(min(100.0, 100 * int(match["done"]) / int(match["total"])), match["what"])
 
     def done(self) -> None:
-        """The stage has come to its end."""
+        """Set the bar to 100 %."""
         if self.artifact:
             self._move(100.0, "")
 
@@ -41,6 +41,6 @@ class ProgressBar:
             if self.artifact:
                 update_progress_artifact(self.artifact, progress=percent)
             else:
-                made = create_progress_artifact(percent, key=self.key, description=f"{self.stage}: {what}")
-                assert isinstance(made, UUID)
-                self.artifact = made
+                artifact = create_progress_artifact(percent, key=self.key, description=f"{self.stage}: {what}")
+                assert isinstance(artifact, UUID)
+                self.artifact = artifact

@@ -1,7 +1,7 @@
-"""``make ui``: Prefect's and MLflow's pages on loopback, and the worker that runs what is started from Prefect's.
+"""``make ui``: the servers of Prefect's and MLflow's pages on loopback, and a worker for Prefect's deployments.
 
-Anybody at this machine can open a loopback address, and so can any page in a browser here: Prefect asks for a password,
-takes no request from another origin, and MLflow answers to its own name only.
+All users of this machine, and all web pages in their browsers, can send requests to a loopback address. Prefect
+therefore requires a password and rejects requests of other origins, and MLflow answers only under its own host name.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from flows.dvc_task import bound
 
 POOL = "causvid"
 HOST = "127.0.0.1"
-READY = 180.0  # seconds a server may take to answer
-GRACE = 10.0  # seconds it has to end
+READY = 180.0  # seconds until a server must answer
+GRACE = 10.0  # seconds from SIGTERM to SIGKILL
 
 
 def main(
-    prefect_port: Annotated[int, typer.Option(help="of Prefect's page")] = 4200,
-    mlflow_port: Annotated[int, typer.Option(help="of MLflow's page")] = 5000,
+    prefect_port: Annotated[int, typer.Option(help="port of Prefect's page")] = 4200,
+    mlflow_port: Annotated[int, typer.Option(help="port of MLflow's page")] = 5000,
 ) -> None:
-    """Serve both pages and run deployments until Ctrl-C or SIGTERM."""
+    """Serve both pages, and run deployments, until Ctrl-C or SIGTERM."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     root = Path.cwd()
     prefect, mlflow = f"http://{HOST}:{prefect_port}", f"http://{HOST}:{mlflow_port}"
@@ -48,7 +48,7 @@ def main(
     }
     environment = {**os.environ, **settings}
     names = f"{HOST}:{mlflow_port},localhost:{mlflow_port}"
-    artifacts = (root / "mlartifacts").as_uri()  # MLflow's own default, with escapes for what it takes for escapes
+    artifacts = (root / "mlartifacts").as_uri()  # MLflow's default, as a URI, because MLflow decodes escapes in a path
     with ExitStack() as running:
         server = ["prefect", "server", "start", "--host", HOST, "--port", str(prefect_port)]
         first = running.enter_context(process(server, environment))
@@ -62,26 +62,32 @@ def main(
         wait_for(second, f"{mlflow}/health", "")
         print(f"Prefect: {prefect}, password {secret}\nMLflow: {mlflow}", flush=True)
         try:
-            while all(it.poll() is None for it in (first, second, third)):
+            while all(child.poll() is None for child in (first, second, third)):
                 time.sleep(0.5)
         except KeyboardInterrupt:
             print("stopping", flush=True)
         finally:
-            for child in (third, second, first):  # all at once: each takes seconds
+            for child in (third, second, first):  # in parallel, because each takes seconds
                 end(child, signal.SIGTERM)
 
 
 def mlflow_store(environment: Mapping[str, str]) -> str:
-    """The URI of MLflow's store, which exists: a server and a stage that both create one would end one of them."""
+    """Create MLflow's store if it does not exist, and return its URI.
+
+    If the server and a stage created the store at the same time, one of them would fail.
+    """
     command = [sys.executable, "-m", "causvid.harness.mlflow_store"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        sys.exit(f"no store for MLflow's server:\n{done.stderr}")
+        sys.exit(f"the store for MLflow's server cannot be created:\n{done.stderr}")
     return done.stdout.splitlines()[-1]
 
 
 def password(root: Path) -> str:
-    """The one in ``root``/.prefect/auth, for the owner's eyes; made when missing. ``make flow`` reads it, too."""
+    """Return USER:PASSWORD of Prefect from ``root``/.prefect/auth, which only the owner can read.
+
+    The file is created if it does not exist. ``make flow`` reads the same file.
+    """
     path = root / ".prefect" / "auth"
     path.parent.mkdir(exist_ok=True)
     with suppress(FileExistsError), os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -90,7 +96,7 @@ def password(root: Path) -> str:
 
 
 def deploy(environment: Mapping[str, str]) -> None:
-    """Make the work pool and put prefect.yaml's deployments there, what was there before among it."""
+    """Create or update the work pool and the deployments of prefect.yaml."""
     for command in (
         ["work-pool", "create", POOL, "--type", "process", "--overwrite"],
         ["--no-prompt", "deploy", "--all"],
@@ -102,7 +108,7 @@ def deploy(environment: Mapping[str, str]) -> None:
 
 @contextmanager
 def process(command: list[str], environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A command of this environment in a session of its own, which ends with this block, and with this process."""
+    """Run a program of this environment in a new session, until the end of the block or of this process."""
     arguments = bound([tool(command[0]), *command[1:]])
     with subprocess.Popen(arguments, env=environment, start_new_session=True) as child:
         try:
@@ -115,13 +121,13 @@ def process(command: list[str], environment: Mapping[str, str]) -> Iterator[subp
 
 
 def end(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    """Send a signal to ``child`` and all it started, if anything of it is left."""
+    """Send a signal to ``child`` and its descendants, if any of them still runs."""
     with suppress(ProcessLookupError):
         os.killpg(child.pid, number)
 
 
 def wait_for(child: subprocess.Popen[bytes], url: str, secret: str) -> None:
-    """Wait until ``url`` answers. Ends the program when ``child`` ended, or did not answer in time."""
+    """Wait until ``url`` answers. Exit with an error if ``child`` ends or does not answer within ``READY`` seconds."""
     user, _, word = secret.partition(":")
     deadline = time.monotonic() + READY
     while time.monotonic() < deadline and child.poll() is None:
@@ -129,11 +135,11 @@ def wait_for(child: subprocess.Popen[bytes], url: str, secret: str) -> None:
             if httpx.get(url, auth=(user, word), timeout=5).status_code == httpx.codes.OK:
                 return
         time.sleep(0.5)
-    sys.exit(f"{url} does not answer; its server's output above says why (is the port taken?)")
+    sys.exit(f"{url} does not answer; see the output of the server above (is the port in use?)")
 
 
 def tool(name: str) -> str:
-    """The path of a program of this environment."""
+    """Return the path of a program of this environment."""
     return str(Path(sys.executable).with_name(name))
 
 

@@ -1,4 +1,4 @@
-"""Files of tensors from elsewhere: read without running the code that they may carry, and checked."""
+"""Read files of tensors that other programs wrote, check their content, and execute no code that they may contain."""
 
 from __future__ import annotations
 
@@ -14,42 +14,45 @@ from causvid.interop.layouts import require_file
 
 
 def read_file(path: Path) -> dict[Any, Any]:
-    """Read a safetensors file or a file of ``torch.save``, whichever its content is; run no code that it may carry.
+    """Read a safetensors file or a file of ``torch.save``. The content decides the format, not the suffix.
 
     Args:
-        path: The file. Tensors of a ``torch.save`` file are mapped into memory, not read.
+        path: The file. Tensors of a ``torch.save`` file in zip format are memory-mapped.
 
     Returns:
-        The mapping that the file holds.
+        The mapping in the file.
 
     Raises:
-        ValueError: If there is no such file, or if it is cut short, no mapping, or of another layout, which is named.
+        ValueError: The file does not exist, is truncated, does not contain a mapping, or has an unsupported layout,
+            which the message names.
     """
     require_file(path)
     return read_tensors(path)
 
 
 def read_tensors(path: Path) -> dict[Any, Any]:
-    """Read one file as ``read_file`` does, also if it is a shard. Raises ValueError if it is cut or no mapping."""
-    if path.suffix == ".safetensors" and zipfile.is_zipfile(path):  # torch.load goes by the suffix, too
+    """Read one file like ``read_file``, but accept a shard. Raises ValueError if the file is not a valid checkpoint."""
+    if path.suffix == ".safetensors" and zipfile.is_zipfile(path):  # torch.load decides by the suffix, too
         raise ValueError(f"{path} is a file of torch.save, not a safetensors file; rename it to {path.stem}.pt")
     try:
         if _is_safetensors(path):
             return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    # Foreign parsers with many ways to fail on a file that is cut or no checkpoint at all.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    # The parsers raise many types of exceptions for a file that is truncated or not a checkpoint.
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path} is cut short or no checkpoint of tensors alone ({reason[:200]})") from error
-    if not isinstance(found, Mapping):
-        raise ValueError(f"{path} holds a {type(found).__name__}, not state dicts by name")
-    return dict(found)
+        raise ValueError(
+            f"{path} is truncated, or is not a checkpoint that contains only tensors ({reason[:200]})"
+        ) from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} contains a {type(content).__name__}; expected a dict of state dicts or of tensors")
+    return dict(content)
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Whether ``path`` starts as a safetensors file does, with the length of a JSON header, or has that suffix.
+    """Return whether ``path`` has the suffix .safetensors, or starts with the length of a JSON header and the header.
 
-    A file in a cache of the hub or of DVC has a checksum for a name.
+    A file in a cache of the hub or of DVC is named after its checksum and has no suffix.
     """
     with path.open("rb") as stream:
         start = stream.read(9)
@@ -57,10 +60,15 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def check_tensors(name: str, state: Mapping[Any, Any]) -> None:
-    """Raises ValueError, naming the key, for anything in ``state`` but dense floating-point tensors by name."""
+    """Raise ValueError with the key if ``state`` contains anything but dense floating-point tensors under string keys.
+
+    Args:
+        name: Name of the state dict, for the error message.
+        state: The state dict.
+    """
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor) or not value.is_floating_point():
             kind = value.dtype if isinstance(value, torch.Tensor) else type(value).__name__
-            raise ValueError(f"{name} has {key!r} of {kind}; expected a floating-point tensor")
+            raise ValueError(f"{name} has {key!r} of type {kind}; expected a floating-point tensor")
         if value.layout != torch.strided:
             raise ValueError(f"{name} has {key!r} in the layout {value.layout}; expected a dense tensor")

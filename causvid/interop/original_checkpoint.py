@@ -1,8 +1,8 @@
-"""Checkpoints of the released CausVid and Wan2.1 (``model.pt``, key names of Wan's own code), in and out.
+"""Import and export checkpoints of the released CausVid and of Wan2.1 (``model.pt`` with the key names of Wan's code).
 
-Format: ``torch.save`` of {"generator": state dict, "critic": state dict} with keys like
-``model.blocks.0.self_attn.q.weight``, or one bare state dict with or without ``model.``; the same keys in a safetensors
-file. The layers are those of diffusers' Wan under other names, so values go through untouched.
+Format: a file of ``torch.save`` with {"generator": state dict, "critic": state dict} or one bare state dict, or a
+safetensors file with a bare state dict. A key is, for example, ``model.blocks.0.self_attn.q.weight``; all keys may lack
+``model.``. diffusers' Wan has the same layers under other names, so no value is changed.
 
 ``python -m causvid.interop.original_checkpoint import SRC DST --num-attention-heads N [--frames-per-block K]``
 ``python -m causvid.interop.original_checkpoint export SRC DST.pt``
@@ -34,9 +34,9 @@ from causvid.wan.weight_files import diffusers_files, require_all_weights, saved
 
 GENERATOR, CRITIC = "generator", "critic"
 PREFIX = "model."
-LAYOUT = "original_layout.json"  # beside an imported model: how the file it came from was laid out
+LAYOUT = "original_layout.json"  # beside an imported model: the ``Layout`` of the original file
 
-# Wan's name → diffusers' name. Modules keep ".weight" and ".bias"; tables are bare parameters.
+# Wan's name -> diffusers' name. A module has parameters ".weight" and ".bias"; a table is itself a parameter.
 _MODULES = {
     "patch_embedding": "patch_embedding",
     "text_embedding.0": "condition_embedder.text_embedder.linear_1",
@@ -50,7 +50,7 @@ _TABLES = {"head.modulation": "scale_shift_table"}
 _ATTENTION = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0", "norm_q": "norm_q", "norm_k": "norm_k"}
 _BLOCK_MODULES = {
     **{f"self_attn.{theirs}": f"attn1.{ours}" for theirs, ours in _ATTENTION.items()},
-    "norm3": "norm2",  # the one norm with weights, before cross-attention
+    "norm3": "norm2",  # the only LayerNorm of a block with weights; it precedes cross-attention
     **{f"cross_attn.{theirs}": f"attn2.{ours}" for theirs, ours in _ATTENTION.items()},
     "ffn.0": "ffn.net.0.proj",
     "ffn.2": "ffn.net.2",
@@ -59,7 +59,7 @@ _BLOCK_TABLES = {"modulation": "scale_shift_table"}
 
 
 def rename(key: str) -> str | None:
-    """Diffusers' name of the tensor that Wan's code calls ``key`` (without ``model.``); None for a name Wan has not."""
+    """Return diffusers' name of Wan's tensor ``key`` (without ``model.``); None if Wan has no tensor of that name."""
     if key in _TABLES:
         return _TABLES[key]
     block = re.fullmatch(r"blocks\.(0|[1-9]\d*)\.(.+)", key)
@@ -74,42 +74,39 @@ def rename(key: str) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How a file was laid out. prefix: "model." or ""; sections: its top-level names, none for a bare state dict."""
+    """Layout of a released file."""
 
-    prefix: str
-    sections: tuple[str, ...]
+    prefix: str  # of the keys: "model." or ""
+    sections: tuple[str, ...]  # top-level names; empty for a bare state dict
 
 
 def read_original(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], Layout]:
     """Read the state dicts of a released file.
 
-    Args:
-        path: A file of ``torch.save``, or a safetensors file.
-
     Returns:
-        The state dicts by section (a bare one as the generator), their keys without ``model.``; and the file's layout.
+        The state dicts by section, with keys without ``model.``, and the layout. A bare state dict is the generator.
 
     Raises:
-        ValueError: If the file is cut short, is no checkpoint, holds anything but named floating-point tensors, or has
-            another layout than the released one. The error names the layout.
+        ValueError: The file is truncated, is not a checkpoint, contains anything but named floating-point tensors, or
+            has an unsupported layout, which the message names.
     """
-    found = read_file(path)
-    bare = any(isinstance(value, torch.Tensor) for value in found.values())
-    sections = {GENERATOR: found} if bare else found
+    content = read_file(path)
+    bare = any(isinstance(value, torch.Tensor) for value in content.values())
+    sections = {GENERATOR: content} if bare else content
     unknown = sorted(set(map(str, sections)) - {GENERATOR, CRITIC})
     if unknown or GENERATOR not in sections:
         raise ValueError(
-            f"{path} has the entries {', '.join(sorted(map(str, found)))[:200] or 'none'}; expected {GENERATOR} (and "
-            f"perhaps {CRITIC}), or the tensors themselves{entries_remedy(found, GENERATOR)}"
+            f"{path} has the entries {', '.join(sorted(map(str, content)))[:200] or 'none'}; expected {GENERATOR} and "
+            f"optionally {CRITIC}, or the tensors of one model{entries_remedy(content, GENERATOR)}"
         )
     for section, state in sections.items():
         if not isinstance(state, Mapping):
-            raise ValueError(f"{path}: {section} is a {type(state).__name__}, not a state dict")
+            raise ValueError(f"{path}: {section} is a {type(state).__name__}; expected a state dict")
         check_tensors(f"{path}: {section}", state)
     keys = [key for state in sections.values() for key in state]
     prefixed = [key.startswith(PREFIX) for key in keys]
     if any(prefixed) and not all(prefixed):
-        raise ValueError(f"{path}: {keys[prefixed.index(False)]!r} does not start with {PREFIX!r}, other keys do")
+        raise ValueError(f"{path}: {keys[prefixed.index(False)]!r} does not start with {PREFIX!r}, but other keys do")
     prefix = PREFIX if any(prefixed) else ""
     layout = Layout(prefix=prefix, sections=() if bare else tuple(sections))
     owned = {name: _own(state, prefix) for name, state in sections.items()}
@@ -119,12 +116,12 @@ def read_original(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], Layou
 
 
 def _require_transformer_keys(name: str, state: Mapping[str, torch.Tensor]) -> None:
-    """Raise ValueError, naming another layout or model, unless keys of ``state`` are those of Wan's transformer."""
+    """Raise ValueError if ``state`` has none of the keys of Wan's transformer, or the keys of a known other model."""
     require_wan_keys(name, state.keys())
     if not any(map(rename, state)):
         raise ValueError(
-            f"{name} has {len(state)} keys ({', '.join(list(state)[:3]) or 'none'}), none of them of a Wan "
-            "transformer; give the file of the transformer"
+            f"{name} has {len(state)} keys ({', '.join(list(state)[:3]) or 'none'}), but no key of a Wan transformer; "
+            "pass the file of the transformer"
         )
 
 
@@ -134,13 +131,20 @@ def fit(
     theirs: Mapping[str, str],
     expected: Mapping[str, tuple[int, ...]],
 ) -> dict[str, torch.Tensor]:
-    """``state`` (Wan's keys) under our names: ``theirs`` is our name → Wan's, ``expected`` our name → shape.
+    """Rename the tensors of a state dict from Wan's names to those of diffusers or transformers.
 
-    Raises ValueError naming ``model`` and every key that is missing, that has no place, or that has another shape.
+    Args:
+        model: Description of the model, for the error message.
+        state: Tensors under Wan's names.
+        theirs: Wan's names by new name.
+        expected: Shapes by new name.
+
+    Raises:
+        ValueError: Keys are missing or unknown, or shapes differ. The message lists up to five of these faults.
     """
-    places = set(theirs.values())
+    known = set(theirs.values())
     wrong = [f"missing {key}" for key in theirs.values() if key not in state]
-    wrong += [f"unknown {key}" for key in state if key not in places]
+    wrong += [f"unknown {key}" for key in state if key not in known]
     wrong += [
         f"{key} has shape {tuple(state[key].shape)}, expected {expected[ours]}"
         for ours, key in theirs.items()
@@ -153,18 +157,18 @@ def fit(
 
 
 def infer_config(state: Mapping[str, torch.Tensor], *, num_attention_heads: int) -> dict[str, Any]:
-    """Diffusers' config of the Wan transformer that ``state`` (Wan's keys) belongs to.
+    """Return diffusers' config of the Wan transformer with the weights ``state`` (under Wan's names).
 
-    Only the number of heads leaves no trace in the shapes. Raises ValueError for a key without which nothing can be
-    inferred, and for a head count that does not fit the width.
+    The number of heads cannot be inferred from the shapes. Raises ValueError if a key is missing that is needed to
+    infer the config, or if the width cannot be divided into ``num_attention_heads`` heads of an even size.
     """
     patch = _shaped(state, "patch_embedding.weight", 5)
     width, channels, *patch_size = patch
     head_dim, rest = divmod(width, num_attention_heads) if num_attention_heads > 0 else (0, 1)
     if rest or head_dim % 2:
         raise ValueError(
-            f"num_attention_heads is {num_attention_heads}; the width {width} (of patch_embedding.weight) must divide "
-            "into heads of an even size"
+            f"num_attention_heads is {num_attention_heads}; it must divide the width {width} (of "
+            "patch_embedding.weight) into heads of an even size"
         )
     patch_elements = patch_size[0] * patch_size[1] * patch_size[2]
     return {
@@ -185,13 +189,13 @@ def infer_config(state: Mapping[str, torch.Tensor], *, num_attention_heads: int)
 def to_diffusers(
     state: Mapping[str, torch.Tensor], *, num_attention_heads: int, frames_per_block: int | None
 ) -> WanTransformer3DModel:
-    """The model whose weights ``state`` (Wan's keys) holds, values and dtypes untouched, in eval mode.
+    """Return the frozen transformer with the weights ``state`` (under Wan's names) and their dtypes, in eval mode.
 
-    Causal with blocks of ``frames_per_block``; None = bidirectional. Raises ValueError naming every key that is
-    missing, that Wan has not, or that has another shape than the rest of the file implies.
+    The model is causal with blocks of ``frames_per_block`` latent frames, or bidirectional if this argument is None.
+    Raises ValueError if keys are missing or unknown, or if a shape contradicts the rest of the file.
     """
     if frames_per_block is not None and frames_per_block < 1:
-        raise ValueError(f"frames_per_block is {frames_per_block}; a block has at least 1 latent frame")
+        raise ValueError(f"frames_per_block is {frames_per_block}; a block must have at least 1 latent frame")
     config = infer_config(state, num_attention_heads=num_attention_heads)
     with torch.device("meta"):
         model = (
@@ -202,7 +206,7 @@ def to_diffusers(
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     weights = fit("one text-to-video Wan transformer", state, _names(model), expected)
     model.load_state_dict(weights, strict=True, assign=True)
-    # Buffers that are no weights (RoPE's tables) are still on the meta device: a new model makes them.
+    # The tables of RoPE are buffers that no file contains; they are still on the meta device.
     model.rope = type(model.rope)(config["attention_head_dim"], tuple(config["patch_size"]), model.rope.max_seq_len)
     return model.requires_grad_(False).eval()
 
@@ -210,9 +214,10 @@ def to_diffusers(
 def load_generator(
     path: Path, *, num_attention_heads: int, frames_per_block: int, causal: bool = True
 ) -> WanTransformer3DModel:
-    """The generator of a released checkpoint: our causal student, or diffusers' bidirectional model.
+    """Load the generator of a released checkpoint, in float32 and eval mode.
 
-    float32, eval mode. Raises ValueError as ``read_original`` and ``to_diffusers`` do.
+    The result is a ``CausalWanTransformer3DModel``, or diffusers' bidirectional model if ``causal`` is False. Raises
+    ValueError under the conditions of ``read_original`` and ``to_diffusers``.
     """
     sections, _ = read_original(path)
     blocks = frames_per_block if causal else None
@@ -224,10 +229,10 @@ def load_generator(
 
 
 def import_checkpoint(source: Path, target: Path, *, num_attention_heads: int, frames_per_block: int | None) -> None:
-    """Write ``source``'s generator as the diffusers folder ``target``, its critic (bidirectional) as ``target``/critic.
+    """Convert a released checkpoint to the diffusers folder ``target``, with the same values and dtypes.
 
-    Every value keeps its bits and its dtype; how the file was laid out is kept beside, so that ``export_checkpoint``
-    gives it back. Raises ValueError for a bad file, FileExistsError when ``target`` is there.
+    A critic becomes a bidirectional model in ``target``/critic. The folder also stores the layout of the file, for
+    ``export_checkpoint``. Raises ValueError if ``source`` is invalid, and FileExistsError if ``target`` exists.
     """
     if target.exists():
         raise FileExistsError(f"{target} exists; choose another folder or remove it")
@@ -249,16 +254,15 @@ def import_checkpoint(source: Path, target: Path, *, num_attention_heads: int, f
 
 
 def export_checkpoint(source: Path, target: Path) -> None:
-    """Write the diffusers folder ``source`` (ours, or an imported one) as a released checkpoint.
+    """Convert a diffusers folder to a released checkpoint ``target``: .pt, or .safetensors for a generator alone.
 
-    ``target`` ends in .pt, or in .safetensors for a bare generator. A folder that was not imported goes out as
-    {"generator": …} with the prefix ``model.``. Raises ValueError naming what ``source`` lacks or ``target`` cannot be,
-    FileExistsError when it is there.
+    An imported folder gets the layout of its original file; any other becomes {"generator": state dict} with the prefix
+    ``model.``. Raises ValueError for a wrong ``source`` or a wrong suffix, and FileExistsError if ``target`` exists.
     """
     if target.exists():
         raise FileExistsError(f"{target} exists; choose another name or remove it")
     if target.suffix not in (".pt", ".safetensors"):
-        raise ValueError(f"{target}: a released checkpoint ends in .pt or .safetensors")
+        raise ValueError(f"{target}: the name of a released checkpoint must end in .pt or .safetensors")
     layout = _read_layout(source / LAYOUT)
     sections = {
         section: _to_original(source if section == GENERATOR else source / section, layout.prefix)
@@ -269,7 +273,7 @@ def export_checkpoint(source: Path, target: Path) -> None:
     try:
         if target.suffix == ".safetensors":
             if len(sections) > 1:
-                raise ValueError(f"{target}: a safetensors file holds one model, {source} has {', '.join(sections)}")
+                raise ValueError(f"{target} can hold only one model, but {source} has {', '.join(sections)}; use .pt")
             save_file(sections[GENERATOR], temporary)
         else:
             torch.save(sections if layout.sections else sections[GENERATOR], temporary)
@@ -285,7 +289,7 @@ def _read_layout(path: Path) -> Layout:
 
 
 def _own(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """``state`` without ``prefix``; tensors that begin at the same memory get their own, as a diffusers file needs."""
+    """Remove ``prefix`` from the keys, and clone tensors that share memory, which safetensors cannot store."""
     owned: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
     for key, value in state.items():
@@ -295,7 +299,7 @@ def _own(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tens
 
 
 def _to_original(folder: Path, prefix: str) -> dict[str, torch.Tensor]:
-    """The weights that ``from_pretrained`` reads in ``folder``, bit for bit, under Wan's names and in their order."""
+    """Read the weights of a diffusers folder, under Wan's names with ``prefix`` and in the order of Wan's code."""
     _require_transformer(folder)
     state = {key: value for file in diffusers_files(folder) for key, value in read_tensors(file).items()}
     with torch.device("meta"):
@@ -306,40 +310,40 @@ def _to_original(folder: Path, prefix: str) -> dict[str, torch.Tensor]:
     if any(".base_layer." in key for key in unknown):
         require_all_weights(folder, missing=missing, unknown=unknown)
     if unknown:
-        raise ValueError(f"{folder} has {unknown[0]}, for which a released checkpoint has no place")
+        raise ValueError(f"{folder} has the weight {unknown[0]}, which a released checkpoint cannot contain")
     if missing:
-        raise ValueError(f"{folder} lacks {missing[0]} and {len(missing) - 1} more: its files are not all there")
+        raise ValueError(f"{folder} lacks the weights {missing[0]} and {len(missing) - 1} more; save it again")
     ours = {key: name for name, key in theirs.items()}
     return {prefix + key: state[ours[key]] for key in _all_keys(_count_blocks(ours)) if key in ours}
 
 
 def _require_transformer(folder: Path) -> None:
-    """Raise ValueError, naming what ``folder`` is, unless it is a diffusers folder of one transformer."""
+    """Raise ValueError if ``folder`` is not a diffusers folder of one transformer."""
     if folder.is_file():
         raise ValueError(f"{folder} is a file; export takes the diffusers folder of a transformer")
     if not folder.is_dir():
         raise ValueError(f"{folder} does not exist; export takes the diffusers folder of a transformer")
     if (folder / "model_index.json").is_file():
-        raise ValueError(f"{folder} is a whole diffusers pipeline; give its transformer, {folder / 'transformer'}")
+        raise ValueError(f"{folder} is a diffusers pipeline; pass its transformer, {folder / 'transformer'}")
     if found := foreign_folder(folder):
         raise ValueError(f"{folder} is {found}; export takes the diffusers folder of a transformer")
     saved_class(folder, "diffusers transformer", (WanTransformer3DModel, CausalWanTransformer3DModel))
 
 
 def _names(model: WanTransformer3DModel) -> dict[str, str]:
-    """diffusers' name → Wan's name of every weight of ``model`` that Wan's code has."""
+    """Return Wan's name of each weight of ``model``, by diffusers' name. Weights that Wan does not have are omitted."""
     names = {rename(key): key for key in _all_keys(len(model.blocks))}
     return {ours: names[ours] for ours in model.state_dict() if ours in names}
 
 
 def _count_blocks(keys: Iterable[str]) -> int:
-    """Blocks from 0 on without a gap: a stray number must not make a model of ten thousand layers."""
-    numbers = {found[1] for key in keys if (found := re.match(r"blocks\.(\d+)\.", key))}
+    """Count the blocks from 0 up to the first gap, so that one wrong key cannot imply a model of 10,000 layers."""
+    numbers = {match[1] for key in keys if (match := re.match(r"blocks\.(\d+)\.", key))}
     return next(count for count in itertools.count() if str(count) not in numbers)
 
 
 def _all_keys(blocks: int) -> Iterator[str]:
-    """Every key a text-to-video Wan can have, in the order of Wan's code."""
+    """Yield every key that a text-to-video Wan model can have, in the order of Wan's code."""
     both = ("weight", "bias")
     for module in (name for name in _MODULES if name != "head.head"):
         yield from (f"{module}.{part}" for part in both)
@@ -352,28 +356,28 @@ def _all_keys(blocks: int) -> Iterator[str]:
 
 def _shaped(state: Mapping[str, torch.Tensor], key: str, axes: int) -> tuple[int, ...]:
     if key not in state:
-        raise ValueError(f"missing {key}, without which the model's size is unknown")
+        raise ValueError(f"missing {key}, which is needed to infer the size of the model")
     shape = tuple(state[key].shape)
     if len(shape) != axes or 0 in shape:
-        raise ValueError(f"{key} has shape {shape}, expected {axes} axes of at least 1")
+        raise ValueError(f"{key} has shape {shape}; expected {axes} dimensions of at least 1")
     return shape
 
 
-app = typer.Typer(add_completion=False, help="Released checkpoints (model.pt) in and out.")
+app = typer.Typer(add_completion=False, help="Import and export released checkpoints (model.pt).")
 Source = Annotated[Path, typer.Argument(metavar="SRC")]
 
 
 @app.command("import")
 def import_command(
     source: Source,
-    target: Annotated[Path, typer.Argument(metavar="DST", help="diffusers folder to make")],
-    num_attention_heads: Annotated[int, typer.Option(help="12 for Wan2.1 1.3B, 40 for 14B; no shape tells")],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="diffusers folder to create")],
+    num_attention_heads: Annotated[int, typer.Option(help="not in the file: 12 for Wan2.1 1.3B, 40 for 14B")],
     frames_per_block: Annotated[
         int | None,
-        typer.Option(help="latent frames a causal student makes at once (3 as released); none = bidirectional"),
+        typer.Option(help="latent frames in a block of a causal student (released: 3); omit for a bidirectional model"),
     ] = None,
 ) -> None:
-    """Make a diffusers folder of a released checkpoint (.pt or .safetensors)."""
+    """Convert a released checkpoint (.pt or .safetensors) to a diffusers folder."""
     try:
         import_checkpoint(source, target, num_attention_heads=num_attention_heads, frames_per_block=frames_per_block)
     except (ValueError, OSError) as error:
@@ -385,7 +389,7 @@ def export_command(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="diffusers folder")],
     target: Annotated[Path, typer.Argument(metavar="DST.pt")],
 ) -> None:
-    """Make a released checkpoint of a diffusers folder."""
+    """Convert a diffusers folder to a released checkpoint."""
     try:
         export_checkpoint(source, target)
     except (ValueError, OSError) as error:

@@ -1,11 +1,11 @@
-"""Configs of the released CausVid: a params file of ours from one, and what became of each of its keys.
+"""Convert a config of the released CausVid to a params file, and report how each of its keys is converted.
 
-Format: a flat YAML file. One training reads it (``distillation_loss``: dmd or ode) and it says nothing of our other
-stages, so these keep the numbers of profiles/wan-1.3b.yaml. Three numbers change on the way:
+Format: a flat YAML file with the options of one training (``distillation_loss``: dmd or ode). The sections of all other
+stages keep the values of profiles/wan-1.3b.yaml. Three options have another definition here:
 
-- guidance: released cond + s (cond - uncond), ours uncond + w (cond - uncond), so w = s + 1;
-- batch size: released per GPU, ours over all workers;
-- the student's steps: released, under ``warp_denoising_step``, positions on an unshifted grid of 1000; ours are times.
+- guidance: cond + s (cond - uncond) in the released code, uncond + w (cond - uncond) here, so w = s + 1;
+- batch size: per GPU in the released code, over all workers here;
+- steps of the student: with ``warp_denoising_step``, positions on an unshifted grid of 1000; timesteps here.
 
 ``python -m causvid.interop.original_config import SRC.yaml DST.yaml [--workers 64]``
 """
@@ -36,33 +36,40 @@ from causvid.runtime.files import publish, write_text
 from causvid.runtime.shapes import BlockLayout, LatentShape, VideoShape
 
 BASE = PROFILES / "wan-1.3b.yaml"
-# No released LMDB tells the times of its states. This one's are known: who published it wrote them.
+# A released LMDB does not store the timesteps of its states. Those of this LMDB are known from its publication.
 MIXKIT_ODE, MIXKIT_ODE_TIMES = "mixkit_ode_lmdb", [1000, 757, 522, 0]
 MIXKIT_LATENTS = "mixkit_latents_lmdb"
 
-_WHOLE = "no place here: compute.shard_weights keeps transformers in parts over all workers, block by block"
-_TRACKED = "no place here: MLflow keeps curves and samples, MLFLOW_TRACKING_URI says where"
+_SHARDED = "not used: compute.shard_weights decides whether transformers are sharded, always block by block"
+_TRACKED = "not used: MLflow stores curves and samples, at MLFLOW_TRACKING_URI"
 NO_PLACE = {
     **dict.fromkeys(("wandb_host", "wandb_key", "wandb_entity", "wandb_project", "wandb_name"), _TRACKED),
-    **{f"{name}_fsdp_wrap_strategy": _WHOLE for name in ("generator", "real_score", "fake_score", "text_encoder")},
-    "sharding_strategy": _WHOLE,
-    "output_path": "no place here: results go below data/ and reports/, as dvc.yaml says",
+    **{f"{name}_fsdp_wrap_strategy": _SHARDED for name in ("generator", "real_score", "fake_score", "text_encoder")},
+    "sharding_strategy": _SHARDED,
+    "output_path": "not used: results are in data/ and reports/, as defined in dvc.yaml",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fate:
-    """What becomes of a key. settings: dotted key of ours → its value; why: what more there is to know."""
+    """Conversion of a released key."""
 
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    why: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)  # values of params, by dotted key
+    why: str = ""  # explanation for the user
 
 
 def import_config(source: Path, target: Path, *, workers: int) -> list[str]:
-    """Make the params file ``target`` of the released config ``source``; returns a line for each of its keys.
+    """Convert the released config ``source`` to the params file ``target``.
 
-    workers: GPUs, each with a batch of its own (released: 64). Raises ValueError naming what there is none of here,
-    FileExistsError when ``target`` is there.
+    Args:
+        workers: Number of GPUs (released: 64), by which the released batch size is multiplied.
+
+    Returns:
+        One line per key about its conversion. Absent keys whose default sets a param are included.
+
+    Raises:
+        ValueError: Keys of ``source`` are unknown or missing, or their values have no equivalent here.
+        FileExistsError: ``target`` exists.
     """
     if target.exists():
         raise FileExistsError(f"{target} exists; choose another name or remove it")
@@ -89,8 +96,8 @@ def import_config(source: Path, target: Path, *, workers: int) -> list[str]:
 
 
 def _read(source: Path) -> tuple[dict[str, Any], Released]:
-    """The keys of ``source``, all of them and those that mean something. Raises ValueError naming every wrong one."""
-    given = read_mapping(source, holding="keys with values", remedy="name a config of the released code")
+    """Return all entries of ``source`` and those that its training reads. Raises ValueError with all wrong keys."""
+    given = read_mapping(source, holding="keys with values", remedy="pass a config of the released code")
     training = TRAININGS.get(str(given.get("distillation_loss")))
     if training is None:
         raise ValueError(
@@ -106,42 +113,42 @@ def _read(source: Path) -> tuple[dict[str, Any], Released]:
 
 
 def _refuse(config: Released) -> None:
-    """Raise ValueError for keys that do not go together, there or here."""
+    """Raise ValueError for values that contradict each other, in the released code or here."""
     dmd = config if isinstance(config, ReleasedDmd) else None
     generator = (dmd and dmd.generator_name) or config.model_name
     if config.causal != (generator == "causal_wan"):
         raise ValueError(
-            f"generator_task is {config.generator_task}, the generator {generator} (generator_name, else model_name); "
-            "causal_video needs causal_wan, bidirectional_video needs wan"
+            f"generator_task is {config.generator_task}, but the generator is {generator} (generator_name, or else "
+            "model_name); causal_video needs causal_wan, bidirectional_video needs wan"
         )
     if dmd and dmd.model_name != "wan":
-        raise ValueError(f"model_name is {dmd.model_name}; teacher and critic are bidirectional here: use wan")
+        raise ValueError(f"model_name is {dmd.model_name}; the teacher and the critic must be bidirectional: use wan")
     if dmd and dmd.causal and dmd.backward_simulation:
         raise ValueError(
-            "backward_simulation is true, its released default, with a causal generator, which the released code has "
-            "no simulation for: use false, with an LMDB of latents as data_path"
+            "backward_simulation is true (the released default), but the released code has no backward simulation for "
+            "a causal generator: use false, with an LMDB of latents as data_path"
         )
     if config.generator_ckpt and not dmd:
         raise ValueError(
-            f"generator_ckpt is {config.generator_ckpt}; the released ODE training has no such key: drop it, and name "
-            "a student to start from as train_ode_init.init.folder"
+            f"generator_ckpt is {config.generator_ckpt}; the released ODE training has no such key: remove it, and set "
+            "train_ode_init.init.folder to the folder of the initial student"
         )
 
 
 def _fates(config: Released, given: Mapping[str, Any], params: Mapping[str, Any], workers: int) -> dict[str, Fate]:
-    """What becomes of every given key, and of those whose absence sets something here."""
+    """Return the conversions of all keys in the config, and of absent keys whose default sets a param."""
     shift = config.timestep_shift if isinstance(config, ReleasedDmd) else None
-    # Without the key: the shift that the released models have built in, which is the profile's.
+    # If the key is absent, the released models use a built-in shift, which is that of the profile.
     grid = FlowSchedule(shift=shift or params["schedule"]["shift"])
     times = _times(config, grid)
     fates = _steps(config, grid, times, params["schedule"]["solver_steps"]) | _training(config, workers)
     fates |= _data(config, times) | _student(config, params)
     if isinstance(config, ReleasedDmd):
         fates |= _scores(config) | _video(config, params["model"]["vae"])
-    told = {key: Fate(why=why) for key, why in NO_PLACE.items()} | fates
-    unread = Fate(why="left out: the ODE regression does not read it")
+    known = {key: Fate(why=why) for key, why in NO_PLACE.items()} | fates
+    unread = Fate(why="not used: the ODE regression does not read it")
     absent = {key: fate for key, fate in fates.items() if key not in given and fate.settings}
-    return {key: told.get(key, unread) for key in given} | absent
+    return {key: known.get(key, unread) for key in given} | absent
 
 
 def _steps(config: Released, grid: FlowSchedule, times: Sequence[float], least: int) -> dict[str, Fate]:
@@ -149,15 +156,19 @@ def _steps(config: Released, grid: FlowSchedule, times: Sequence[float], least: 
     clean = config.denoising_step_list[-1] == 0
     why = []
     if clean and config.causal:
-        why.append("the last 0 goes without saying: a causal student is given clean blocks as well")
+        why.append("the final 0 is implied: a causal student also receives clean blocks")
     elif clean:
-        why.append("by its last 0 the released student is given clean clips as well; ours is bidirectional and is not")
+        why.append(
+            "with a final 0, the released student also receives clean clips; the bidirectional student here does not"
+        )
     elif config.causal:
-        why.append("without a last 0 the released student is given no clean blocks; ours is")
+        why.append("without a final 0, the released student receives no clean blocks; here it does")
     if steps != least:
-        why.append(f"a solver of {least} steps misses some of these times, one of {steps} passes through all")
+        why.append(
+            f"a solver with {least} steps has no state at some of these timesteps; one with {steps} steps has all"
+        )
     settings = {"schedule.denoising_timesteps": times, "schedule.solver_steps": steps}
-    how = "positions on the unshifted grid, made times" if config.warp_denoising_step else "the list holds times"
+    how = "positions on the unshifted grid become timesteps" if config.warp_denoising_step else "the list has timesteps"
     return {
         "denoising_step_list": Fate(settings=settings, why="; ".join(why)),
         "warp_denoising_step": Fate(why=how),
@@ -165,13 +176,13 @@ def _steps(config: Released, grid: FlowSchedule, times: Sequence[float], least: 
 
 
 def _times(config: Released, grid: FlowSchedule) -> list[float]:
-    """The student's steps without the clean end, to 0.001. Raises ValueError for a list that is none of steps."""
+    """Return the student's timesteps without the final 0, rounded to 0.001. Raises ValueError for an invalid list."""
     given = config.denoising_step_list
     noisy = given[:-1] if given[-1:] == [0] else given
     if not noisy or noisy[0] != TRAIN_TIMESTEPS or noisy[-1] <= 0 or any(b >= a for a, b in pairwise(noisy)):
         raise ValueError(
-            f"denoising_step_list is {given}; it must start at {TRAIN_TIMESTEPS}, pure noise, and fall from there "
-            "(a last 0 is the clean end)"
+            f"denoising_step_list is {given}; it must start at {TRAIN_TIMESTEPS} (pure noise) and decrease (a final 0 "
+            "is the clean end)"
         )
     times = [float(t) for t in noisy]
     if config.warp_denoising_step:
@@ -180,14 +191,17 @@ def _times(config: Released, grid: FlowSchedule) -> list[float]:
 
 
 def _solver_steps(grid: FlowSchedule, times: Sequence[float], least: int) -> int:
-    """The fewest Euler steps, from ``least`` to 1000, whose states hold ``times``. Raises ValueError if none do."""
+    """Return the smallest number of Euler steps, at least ``least``, such that the solver has states at all ``times``.
+
+    Raises ValueError if no number up to 1000 is sufficient.
+    """
     for steps in range(least, TRAIN_TIMESTEPS):
         try:
             grid.trajectory_columns(steps, times)
         except ValueError:
             continue
         return steps
-    grid.trajectory_columns(TRAIN_TIMESTEPS, times)  # raises, naming the time that no grid holds
+    grid.trajectory_columns(TRAIN_TIMESTEPS, times)  # raises an error that names the missing timestep
     return TRAIN_TIMESTEPS
 
 
@@ -197,9 +211,9 @@ def _training(config: Released, workers: int) -> dict[str, Fate]:
     optimizers = [f"{stage}.{name}" for name in (("student_optimizer", "critic_optimizer") if dmd else ("optimizer",))]
     batch = {f"{stage}.batch_size": config.batch_size * workers, "compute.workers": workers}
     precision = "bfloat16" if config.mixed_precision else "float32"
-    seed = "a 0 of theirs draws a new seed every time; here it is the seed 0" if config.seed == 0 else ""
+    seed = "0 means a random seed in the released code, and the seed 0 here" if config.seed == 0 else ""
     law = {"train_dmd.clean_frames_in_loss": True, "train_dmd.image_share": 0.0} if dmd else {}
-    loss = "theirs counts clean frames too, and trains on videos alone" if dmd else "our stage train_ode_init"
+    loss = "the released loss counts clean frames, and no batch has images" if dmd else "the stage train_ode_init"
     return {
         "distillation_loss": Fate(settings=law, why=loss),
         "lr": Fate(settings={f"{name}.learning_rate": config.lr for name in optimizers}),
@@ -216,7 +230,7 @@ def _training(config: Released, workers: int) -> dict[str, Fate]:
 
 
 def _data(config: Released, times: Sequence[float]) -> dict[str, Fate]:
-    """Raises ValueError for a data_path that this training cannot read."""
+    """Return the conversion of ``data_path``. Raises ValueError if the training cannot read data of this kind."""
     path, dmd = config.data_path, isinstance(config, ReleasedDmd)
     captions = {"encode_prompts.captions": path}
     simulated = isinstance(config, ReleasedDmd) and config.backward_simulation
@@ -225,38 +239,38 @@ def _data(config: Released, times: Sequence[float]) -> dict[str, Fate]:
         mode = f" with backward_simulation {str(simulated).lower()}" if dmd else ""
         raise ValueError(f"data_path is {path}; distillation_loss {config.distillation_loss}{mode} needs {needs}")
     if simulated:
-        return {"data_path": Fate(settings=captions, why="a prompt a line")}
+        return {"data_path": Fate(settings=captions, why="one prompt per line")}
     store = "latents" if dmd else "ode_pairs"
     settings = {f"pack_lmdb.{store}.source": "released", f"pack_lmdb.{store}.folder": path} | captions
     if dmd:
         return {"data_path": Fate(settings=settings)}
-    states = [*times, 0]  # the released code pairs its list with the stored states by position
+    states = [*times, 0]  # the released code assigns the stored states to its list by position
     if Path(path).name == MIXKIT_ODE and states != MIXKIT_ODE_TIMES:
         raise ValueError(
-            f"denoising_step_list is {config.denoising_step_list}; the states in {path} are at {MIXKIT_ODE_TIMES}"
+            f"denoising_step_list is {config.denoising_step_list}; the timesteps in {path} are {MIXKIT_ODE_TIMES}"
         )
     return {"data_path": Fate(settings=settings | {"pack_lmdb.ode_pairs.timesteps": states})}
 
 
 def _student(config: Released, params: Mapping[str, Any]) -> dict[str, Fate]:
     frames = config.num_frame_per_block if config.causal else None
-    blocks = "latent frames" if config.causal else "a bidirectional student makes the whole clip at once"
-    unread = {"train_ode_init.steps": 0, "generate_ode_pairs.pairs": 1}  # zero steps read no pair
-    checkpoint = Fate(settings=unread, why="theirs starts from the teacher's weights")
+    blocks = "latent frames" if config.causal else "a bidirectional student generates the whole clip at once"
+    unread = {"train_ode_init.steps": 0, "generate_ode_pairs.pairs": 1}  # with 0 steps, no pair is read
+    checkpoint = Fate(settings=unread, why="the released student starts from the teacher's weights")
     if config.generator_ckpt:
         shape = f"--num-attention-heads {params['model']['transformer']['num_attention_heads']}"
         shape += f" --frames-per-block {frames}" if frames else ""
         checkpoint = Fate(
-            why="train_ode_init makes its like; to start from the file itself, run python -m "
+            why="not used: train_ode_init trains such a student; to start from the file instead, run python -m "
             f"causvid.interop.original_checkpoint import {config.generator_ckpt} STUDENT {shape}, then set "
             "train_ode_init.init.folder to STUDENT, train_ode_init.steps to 0 and generate_ode_pairs.pairs to 1"
         )
     return {
-        "model_name": Fate(why="the models are of model.transformer, their weights those of train_teacher.init"),
-        "generator_task": Fate(why="says model.frames_per_block, with num_frame_per_block"),
+        "model_name": Fate(why="the models are defined by model.transformer, and their weights by train_teacher.init"),
+        "generator_task": Fate(why="sets model.frames_per_block together with num_frame_per_block"),
         "num_frame_per_block": Fate(settings={"model.frames_per_block": frames}, why=blocks),
-        "generator_grad": Fate(why="the same here"),
-        "generator_ckpt": checkpoint if isinstance(config, ReleasedDmd) else Fate(why="none, the same here"),
+        "generator_grad": Fate(why="needs no param here"),
+        "generator_ckpt": checkpoint if isinstance(config, ReleasedDmd) else Fate(why="null; needs no param here"),
     }
 
 
@@ -265,13 +279,13 @@ def _scores(config: ReleasedDmd) -> dict[str, Fate]:
     solver = {"schedule.shift": config.timestep_shift} if config.timestep_shift else {}
     inputs = "rollout" if config.backward_simulation else "data"
     same = ("generator_name", "real_score_grad", "fake_score_grad", "real_task_type", "fake_task_type")
-    return {key: Fate(why="the same here") for key in (*same, "num_train_timestep", "denoising_loss_type")} | {
+    return {key: Fate(why="needs no param here") for key in (*same, "num_train_timestep", "denoising_loss_type")} | {
         "timestep_shift": Fate(
-            settings=shift | solver, why="theirs shifts the scores' times alone, ours the solver's too"
+            settings=shift | solver, why="the released code shifts only the score timesteps; here also the solver"
         ),
         "real_guidance_scale": Fate(
             settings={"train_dmd.guidance_scale": config.real_guidance_scale + 1},
-            why="theirs is added to the conditional side, ours counts from the unconditional one",
+            why="released: cond + s (cond - uncond), here: uncond + w (cond - uncond)",
         ),
         "backward_simulation": Fate(settings={"train_dmd.inputs": inputs}),
         "negative_prompt": Fate(settings={"encode_prompts.negative_prompt": config.negative_prompt}),
@@ -282,20 +296,23 @@ def _scores(config: ReleasedDmd) -> dict[str, Fate]:
 
 
 def _video(config: ReleasedDmd, vae: Mapping[str, Any]) -> dict[str, Fate]:
-    """Pixels and frames of the latents. Raises ValueError for channels that are not the VAE's."""
+    """Return the conversion of the latents' shape. Raises ValueError if the VAE has another number of channels."""
     _, frames, channels, height, width = config.image_or_video_shape
     if channels != vae["z_dim"]:
         raise ValueError(
-            f"image_or_video_shape is {list(config.image_or_video_shape)}; the VAE's latents have {vae['z_dim']} "
-            "channels: [B, F, C, H, W]"
+            f"image_or_video_shape is {list(config.image_or_video_shape)}; it must be [B, F, C, H, W] with the "
+            f"{vae['z_dim']} channels of the VAE's latents"
         )
     time, space = vae["scale_factor_temporal"], vae["scale_factor_spatial"]
     size = {"video.height": height * space, "video.width": width * space, "video.frames": (frames - 1) * time + 1}
-    return {"image_or_video_shape": Fate(settings=size, why="latents [B, F, C, H, W]; its B is batch_size")}
+    return {"image_or_video_shape": Fate(settings=size, why="latents [B, F, C, H, W]; B is batch_size")}
 
 
 def _put(params: Any, dotted: str, value: Any) -> str:
-    """Set our key ``dotted`` (a number is a place in a list); returns what changed. ValueError if there is none."""
+    """Set the param ``dotted`` (a number is an index in a list), and return a description of the change.
+
+    Raises ValueError if there is no such param.
+    """
     *above, last = [int(part) if part.isdigit() else part for part in dotted.split(".")]
     try:
         node = params
@@ -303,9 +320,9 @@ def _put(params: Any, dotted: str, value: Any) -> str:
             node = node[part]
         old = node[last]
     except (KeyError, IndexError, TypeError) as error:
-        raise ValueError(f"{BASE} has no key {dotted}; use the profile this code was made for") from error
-    if old == value:  # left as it is written
-        return f"{dotted} stays {_shown(value)}"
+        raise ValueError(f"{BASE} has no key {dotted}; restore the profile from git") from error
+    if old == value:  # keeps the notation of the profile
+        return f"{dotted} remains {_shown(value)}"
     node[last] = CommentedSeq(value) if isinstance(value, list) else value
     if isinstance(value, list):
         node[last].fa.set_flow_style()
@@ -318,7 +335,7 @@ def _shown(value: Any) -> str:
 
 
 def _yaml() -> YAML:
-    """A round trip that keeps comments, long lines, quotes and the word null."""
+    """Return a reader and writer of YAML that keeps comments, long lines, quotes and the word null."""
 
     class Writer(RoundTripRepresenter):
         pass
@@ -330,14 +347,16 @@ def _yaml() -> YAML:
 
 
 def _with_origin(text: str, source: Path) -> str:
-    """``text`` under a first comment that says what this file is, not what the profile is."""
+    """Replace the comment at the top of the profile with a description of the converted file."""
     title, _, rest = text.partition("\n")
-    origin = f"# Made of {source.name} by causvid.interop.original_config; what that says nothing of is {BASE.name}'s."
+    origin = (
+        f"# Converted from {source.name} by causvid.interop.original_config; other values are those of {BASE.name}."
+    )
     return "\n".join([title, f"{origin} It needs GPUs.", rest[rest.index("profile: ") :]])
 
 
 def _check(values: Mapping[str, Any]) -> None:
-    """Raise ValueError for numbers that do not go together, in the words a stage would use."""
+    """Raise the errors that the stages would raise for values that contradict each other."""
     build(ScheduleConfig, values["schedule"], name="schedule")
     build(Compute, values["compute"], name="compute")
     vae, model = values["model"]["vae"], values["model"]
@@ -350,27 +369,27 @@ def _check(values: Mapping[str, Any]) -> None:
     BlockLayout(frames=latent.frames, frames_per_block=model["frames_per_block"] or latent.frames)
 
 
-app = typer.Typer(add_completion=False, help="Released configs: params files of ours from them.")
+app = typer.Typer(add_completion=False, help="Convert released configs to params files.")
 
 
 @app.callback()
 def main() -> None:
-    """Keep the command's name in the command line, though there is but one."""
+    """Do nothing. Without this callback, typer would drop the name of the only command from the command line."""
 
 
 @app.command("import")
 def import_command(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="a released config, YAML")],
-    target: Annotated[Path, typer.Argument(metavar="DST", help="params file to make")],
-    workers: Annotated[int, typer.Option(min=1, help="GPUs it is for; batch sizes are per GPU there")] = 64,
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="released config (YAML)")],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="params file to create")],
+    workers: Annotated[int, typer.Option(min=1, help="number of GPUs; released batch sizes are per GPU")] = 64,
 ) -> None:
-    """Make a params file and say what became of every key."""
+    """Convert a released config to a params file, and print the conversion of every key."""
     try:
         lines = import_config(source, target, workers=workers)
     except (ValueError, OSError) as error:
         sys.exit(str(error))
     print("\n".join(lines))
-    print(f"{target}: everything else as in {BASE.relative_to(BASE.parents[1])}")
+    print(f"{target}: other values are those of {BASE.relative_to(BASE.parents[1])}")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,18 @@
-"""LMDBs of the released CausVid (``mixkit_latents_lmdb``, ``mixkit_ode_lmdb``): check them, and make ours of them.
+"""Check LMDBs of the released CausVid (``mixkit_latents_lmdb``, ``mixkit_ode_lmdb``), and convert them to our layout.
 
-Format: causvid/data/stores/latent_store.py, without its sums and metadata. What the released builder leaves behind:
+Format: that of causvid/data/stores/latent_store.py without checksums and metadata. Such an LMDB can have these faults:
 
-- it writes ``latents_shape`` from its last input file, so that only the count is left when that was a duplicate;
-- built twice into one folder, rows of the first build stay behind the count; killed, rows or the shape are missing;
-- a prompt that is not UTF-8 is the end of its row: an import leaves the row out and lists it in rejected.jsonl;
-- ``.half()`` turns large values into infinities, silently;
-- the times of an ODE pair's states are nowhere: who made them knows.
+- The builder takes the shape in ``latents_shape`` from its last input file. If that file contained only duplicates, the
+  key has a count and no shape.
+- After a second build in the same folder, rows of the first build remain after the last row. After an interrupted
+  build, rows or the shape are missing.
+- A prompt may not be UTF-8. The import leaves such a row out and lists it in rejected.jsonl.
+- ``.half()`` converts large values to infinity without an error.
+- The timesteps of the states of ODE pairs are not stored.
 
-There are no sums in it: a wrong value of the right size cannot be told, and a page damaged inside may end the process.
+Without checksums, a wrong value of the right size cannot be detected, and a damaged page may crash the process.
 
-``python -m causvid.interop.original_lmdb check SRC`` says what is wrong and whether ``import SRC DST`` mends it.
+``python -m causvid.interop.original_lmdb check SRC`` lists the faults, and whether ``import SRC DST`` repairs them.
 """
 
 from __future__ import annotations
@@ -37,26 +39,29 @@ from causvid.data.videos import manifest
 from causvid.runtime import text
 from causvid.runtime.files import publish
 
-# The two rows the released scripts make: 81 frames of 480 x 832 under Wan's VAE, alone and as four solver states.
+# Shapes of rows that the released scripts write: the latents of 81 frames of 480 x 832, and four solver states of them.
 RELEASED_ROWS = [(21, 16, 60, 104), (4, 21, 16, 60, 104)]
 AXES = {4: "F,C,H,W", 5: "T,F,C,H,W"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """Something that is not as it should be. code: a stable word; mended: an import leaves it behind."""
+    """A fault of an LMDB."""
 
-    code: str
-    sentence: str
-    mended: bool
+    code: str  # stable identifier
+    sentence: str  # description for users
+    mended: bool  # whether an import repairs or skips the fault
 
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
     """The content of a released LMDB.
 
-    rows: indices that can be read, in order; rejected: reasons of those whose prompt is not UTF-8; row_shape: of one
-    row, as on disk.
+    Attributes:
+        rows: Indices of the rows that can be imported, in ascending order.
+        rejected: For each row whose prompt is not UTF-8, its index and the reason.
+        row_shape: Shape of one row on disk: [F, C, H, W] or [T, F, C, H, W].
+        findings: The faults.
     """
 
     rows: tuple[int, ...]
@@ -66,33 +71,39 @@ class Survey:
 
 
 def survey(folder: Path, *, row_shape: Sequence[int] | None = None) -> Survey:
-    """Look at every key of the LMDB ``folder``, not at the latents' values.
+    """Check every key of a released LMDB, but not the values of the latents.
 
-    row_shape: (F, C, H, W) or (T, F, C, H, W), where the LMDB itself does not tell. Raises ValueError when the folder
-    is no readable LMDB, when it has no rows, and when no row's shape is known.
+    Args:
+        folder: The folder with data.mdb.
+        row_shape: Shape of a row, (F, C, H, W) or (T, F, C, H, W), if the LMDB does not contain it.
+
+    Raises:
+        ValueError: The LMDB cannot be read or has no rows, or the shape of a row is unknown.
     """
     findings: list[Finding] = []
     with _reading(folder) as transaction:
         sizes, prompts = _keys(transaction, "latents"), _keys(transaction, "prompts")
         if not sizes:
-            raise ValueError(f"{folder} has no key latents_0_data: it is not of the released layout, or empty")
+            raise ValueError(f"{folder} has no key latents_0_data: it is empty, or not in the released layout")
         count, recorded = _recorded(transaction, findings)
         shape = _row_shape(folder, row_shape, recorded, set(sizes.values()), findings)
         count = max(sizes) + 1 if count is None else count
         for index in sorted(i for i in sizes.keys() ^ prompts.keys() if i < count):
             has, lacks = ("latents", "prompt") if index in sizes else ("a prompt", "latents")
             findings.append(Finding(code="half_row", sentence=f"row {index} has {has} but no {lacks}", mended=False))
-        whole = sorted(i for i in sizes.keys() & prompts.keys() if i < count)
-        read = ((i, text.undecodable(bytes(_value(transaction, "prompts", i)))) for i in whole)
-        rejected = {i: f"its prompt {reason}" for i, reason in read if reason}
+        complete = sorted(i for i in sizes.keys() & prompts.keys() if i < count)
+        reasons = ((i, text.undecodable(bytes(_value(transaction, "prompts", i)))) for i in complete)
+        rejected = {i: f"its prompt {reason}" for i, reason in reasons if reason}
         findings += [Finding(code="prompt", sentence=left_out(i, rejected[i]), mended=True) for i in rejected]
-        rows = tuple(i for i in whole if i not in rejected)
+        rows = tuple(i for i in complete if i not in rejected)
         stale, missing = sum(i >= count for i in sizes), count - sum(i < count for i in sizes.keys() | prompts.keys())
         if stale:
-            sentence = f"{stale} rows stand behind the count of {count}: left by an earlier build, ignored"
+            sentence = f"{stale} rows of an earlier build follow the last of {count} rows; the import skips them"
             findings.append(Finding(code="stale_rows", sentence=sentence, mended=True))
         if missing:
-            sentence = f"{missing} of {count} rows are missing: the build was cut short; the others are numbered anew"
+            sentence = (
+                f"{missing} of {count} rows are missing: the build was interrupted; the import renumbers the rest"
+            )
             findings.append(Finding(code="missing_rows", sentence=sentence, mended=True))
         expected = prod(shape) * DTYPE.itemsize
         for index in rows:
@@ -110,13 +121,24 @@ def import_store(
     timesteps: Sequence[float] | None = None,
     per_transaction: int = 256,
 ) -> dict[str, Any]:
-    """Make the LMDB ``target`` of ours from the released ``source``, values bit for bit; returns its metadata.
+    """Convert a released LMDB to our layout, with the same values.
 
-    Rows whose prompt is not UTF-8 are left out: stderr names them, and ``target``/rejected.jsonl lists why.
+    Rows whose prompt is not UTF-8 are left out. They are printed on stderr and listed in ``target``/rejected.jsonl.
 
-    timesteps: of the T states of ODE pairs, from noise to clean (as released: 1000, 757, 522, 0); none for clips.
-    Raises ValueError naming every fault that cannot be mended, a row that is not finite, and missing or needless
-    timesteps; FileExistsError when ``target`` is there.
+    Args:
+        source: The folder of the released LMDB.
+        target: The folder to create.
+        row_shape: Shape of a row, (F, C, H, W) or (T, F, C, H, W), if the LMDB does not contain it.
+        timesteps: Timesteps of the T states of ODE pairs, from noise to clean (released: 1000, 757, 522, 0); None for
+            clips.
+        per_transaction: Records in one LMDB transaction, which are held in memory.
+
+    Returns:
+        The metadata of the new LMDB.
+
+    Raises:
+        ValueError: Faults cannot be repaired, a value is not finite, or the number or order of timesteps is wrong.
+        FileExistsError: ``target`` exists.
     """
     if target.exists():
         raise FileExistsError(f"{target} exists; choose another folder or remove it")
@@ -124,16 +146,16 @@ def import_store(
     broken = [finding.sentence for finding in found.findings if not finding.mended]
     if broken or not found.rows:
         more = f"; and {len(broken) - 5} more" if len(broken) > 5 else ""
-        raise ValueError(f"{source} cannot be imported: {'; '.join(broken[:5]) or 'no row is whole'}{more}")
+        raise ValueError(f"{source} cannot be imported: {'; '.join(broken[:5]) or 'there is no valid row'}{more}")
     states = found.row_shape[0] if len(found.row_shape) == 5 else None
     if states != (len(timesteps) if timesteps else None):
         raise ValueError(
             f"timesteps is {list(timesteps) if timesteps else 'not given'}; rows of shape {found.row_shape} "
-            + (f"hold {states} states and need as many times" if states else "are clips and have none")
+            + (f"have {states} states and need {states} timesteps" if states else "are clips and have no timesteps")
         )
 
     if timesteps and not (timesteps[0] <= 1000 and timesteps[-1] >= 0 and all(a > b for a, b in pairwise(timesteps))):
-        raise ValueError(f"timesteps is {list(timesteps)}; states go from noise to clean: falling, within 1000 and 0")
+        raise ValueError(f"timesteps is {list(timesteps)}; it must decrease strictly, with values from 1000 to 0")
 
     for index, reason in found.rejected.items():
         sys.stderr.write(f"{source}: {left_out(index, reason)}\n")
@@ -143,7 +165,7 @@ def import_store(
             for index in found.rows:
                 row = np.frombuffer(_value(transaction, "latents", index), DTYPE).reshape(found.row_shape)
                 if not np.isfinite(row).all():
-                    raise ValueError(f"{source}: row {index} holds values that are not finite (float16 ends at 65504)")
+                    raise ValueError(f"{source}: row {index} has values that are not finite (float16 maximum: 65504)")
                 latents = row_in_memory(torch.from_numpy(row.astype(np.float32)))
                 yield Record(latents, bytes(_value(transaction, "prompts", index)).decode())
 
@@ -160,7 +182,7 @@ def import_store(
 
 @contextmanager
 def _reading(folder: Path) -> Iterator[lmdb.Transaction]:
-    """A read transaction whose values are views."""
+    """Open a read transaction whose values are memory views."""
     environment = open_store(folder)
     try:
         with environment.begin(buffers=True) as transaction:
@@ -172,14 +194,14 @@ def _reading(folder: Path) -> Iterator[lmdb.Transaction]:
 
 
 def _value(transaction: lmdb.Transaction, name: str, index: int) -> memoryview:
-    """The bytes of a row that is there."""
+    """Return the bytes of a row, which must exist."""
     value = transaction.get(f"{name}_{index}_data".encode())
     assert value is not None
     return memoryview(value)
 
 
 def _keys(transaction: lmdb.Transaction, name: str) -> dict[int, int]:
-    """Row number → bytes of its value."""
+    """Return the size in bytes of each value ``name``_INDEX_data, by index."""
     pattern = re.compile(rf"{name}_(0|[1-9]\d*)_data".encode())
     cursor = transaction.cursor()
     found = ((pattern.fullmatch(bytes(key)), len(value)) for key, value in cursor)
@@ -187,19 +209,19 @@ def _keys(transaction: lmdb.Transaction, name: str) -> dict[int, int]:
 
 
 def _recorded(transaction: lmdb.Transaction, findings: list[Finding]) -> tuple[int | None, tuple[int, ...] | None]:
-    """The count and the row's shape that ``latents_shape`` tells, as far as it does."""
+    """Return the number of rows and the shape of a row in ``latents_shape``; None for each that it does not contain."""
     value = transaction.get(b"latents_shape")
-    found = None if value is None else bytes(value).decode("utf-8", "replace")
-    if found is None or not re.fullmatch(r"\d{1,12}( \d{1,12})*", found):
-        told = "is missing" if found is None else f"is {found[:60]!r}"
+    content = None if value is None else bytes(value).decode("utf-8", "replace")
+    if content is None or not re.fullmatch(r"\d{1,12}( \d{1,12})*", content):
+        fault = "is missing" if content is None else f"is {content[:60]!r}"
         findings.append(
-            Finding(code="no_shape", sentence=f"latents_shape {told}: the build was cut short", mended=True)
+            Finding(code="no_shape", sentence=f"latents_shape {fault}: the build was interrupted", mended=True)
         )
         return None, None
-    count, *shape = map(int, found.split(" "))
+    count, *shape = map(int, content.split(" "))
     if shape:
         return count, tuple(shape)
-    sentence = f"latents_shape is {found!r}, a count alone: the last file of the build held nothing new"
+    sentence = f"latents_shape is {content!r}, a count without a shape: the last input file had only duplicates"
     findings.append(Finding(code="count_only", sentence=sentence, mended=True))
     return count, None
 
@@ -215,31 +237,31 @@ def _row_shape(
     shape = tuple(given) if given else recorded or (known[0] if known else None)
     if shape is None:
         raise ValueError(
-            f"{folder} does not tell the shape of a row ({findings[-1].sentence}); its rows have "
-            f"{', '.join(map(str, sorted(sizes)[:5]))} bytes of float16: give --row-shape {' or '.join(AXES.values())}"
+            f"{folder} does not contain the shape of a row ({findings[-1].sentence}); its rows have "
+            f"{', '.join(map(str, sorted(sizes)[:5]))} bytes of float16: pass --row-shape {' or '.join(AXES.values())}"
         )
     if given and recorded and shape != recorded:
-        raise ValueError(f"row_shape is {shape}; {folder} says {recorded}")
+        raise ValueError(f"row_shape is {shape}, but the shape in {folder} is {recorded}; omit row_shape")
     if len(shape) not in AXES or min(shape) < 1:
-        raise ValueError(f"{folder}: a row of shape {shape} is neither {' nor '.join(AXES.values())}")
+        raise ValueError(f"{folder}: the shape of a row is {shape}; expected {' or '.join(AXES.values())}")
     return shape
 
 
-app = typer.Typer(add_completion=False, help="Released LMDBs: check, and make ours of them.")
-Source = Annotated[Path, typer.Argument(metavar="SRC", help="folder with a released data.mdb")]
-RowShape = Annotated[str | None, typer.Option(help="of one row, where SRC does not tell: F,C,H,W or T,F,C,H,W")]
+app = typer.Typer(add_completion=False, help="Check released LMDBs, and convert them to our layout.")
+Source = Annotated[Path, typer.Argument(metavar="SRC", help="folder of a released data.mdb")]
+RowShape = Annotated[str | None, typer.Option(help="shape of a row if SRC does not contain it: F,C,H,W or T,F,C,H,W")]
 
 
 @app.command("check")
 def check_command(source: Source, row_shape: RowShape = None) -> None:
-    """Say what SRC holds and what is wrong with it; exit 1 when an import cannot mend it."""
+    """Print the content and the faults of SRC. The exit code is 1 if an import cannot repair all faults."""
     try:
         found = survey(source, row_shape=_numbers(int, row_shape))
     except ValueError as error:
         sys.exit(str(error))
     print(f"{source}: {len(found.rows)} rows of {AXES[len(found.row_shape)]} = {found.row_shape}")
     for finding in found.findings:
-        print(f"{'mended by import' if finding.mended else 'NOT MENDED'}: {finding.sentence}")
+        print(f"{'repaired by import' if finding.mended else 'NOT REPAIRED'}: {finding.sentence}")
     if not all(finding.mended for finding in found.findings):
         sys.exit(1)
 
@@ -247,13 +269,13 @@ def check_command(source: Source, row_shape: RowShape = None) -> None:
 @app.command("import")
 def import_command(
     source: Source,
-    target: Annotated[Path, typer.Argument(metavar="DST", help="folder to make")],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="folder to create")],
     row_shape: RowShape = None,
     timesteps: Annotated[
-        str | None, typer.Option(help="of the states of ODE pairs; as released 1000,757,522,0")
+        str | None, typer.Option(help="timesteps of the states of ODE pairs (released: 1000,757,522,0)")
     ] = None,
 ) -> None:
-    """Make an LMDB that training stages read, with a sum for every record."""
+    """Convert SRC to an LMDB that training stages read, with a checksum for every record."""
     try:
         shape, times = _numbers(int, row_shape), _numbers(float, timesteps)
         metadata = import_store(source, target, row_shape=shape, timesteps=times)
@@ -268,7 +290,7 @@ def _numbers(kind: type[Any], given: str | None) -> list[Any] | None:
     try:
         return [kind(part) for part in given.split(",")]
     except ValueError as error:
-        raise ValueError(f"{given!r} is not a list of numbers with commas between") from error
+        raise ValueError(f"{given!r} is not a list of numbers separated by commas") from error
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Wan2.1's own VAE and text encoder, out of the folder that its authors publish (``Wan2.1-T2V-1.3B``).
+"""Load Wan2.1's VAE and text encoder from the folder that its authors publish (``Wan2.1-T2V-1.3B``).
 
-Format: ``Wan2.1_VAE.pth`` and ``models_t5_umt5-xxl-enc-bf16.pth`` are ``torch.save`` of one state dict each, with the
-key names of wan/modules/vae.py and t5.py in github.com/Wan-Video/Wan2.1; ``google/umt5-xxl`` holds the tokenizer. The
-layers are those of diffusers' VAE and transformers' UMT5 under other names, so values go through untouched.
+Format: ``Wan2.1_VAE.pth`` and ``models_t5_umt5-xxl-enc-bf16.pth`` are files of ``torch.save`` with one state dict each,
+which has the key names of wan/modules/vae.py and t5.py in github.com/Wan-Video/Wan2.1. ``google/umt5-xxl`` contains the
+tokenizer. diffusers' VAE and transformers' UMT5 have the same layers under other names, so no value is changed.
 
-``load_components`` also takes a folder in diffusers' layout (``vae/``, ``text_encoder/``, ``tokenizer/``).
+``load_components`` also accepts a folder in diffusers' layout (``vae/``, ``text_encoder/``, ``tokenizer/``).
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ VAE_FILE = "Wan2.1_VAE.pth"
 TEXT_ENCODER_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
 TOKENIZER_FOLDER = "google/umt5-xxl"
 
-# Files that a folder of each layout must hold.
+# Files that a folder must contain, by layout.
 _TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
 _ORIGINAL = (VAE_FILE, TEXT_ENCODER_FILE, *(f"{TOKENIZER_FOLDER}/{name}" for name in _TOKENIZER_FILES))
 _DIFFUSERS = ("vae/config.json", "text_encoder/config.json", *(f"tokenizer/{name}" for name in _TOKENIZER_FILES))
 
-# Wan's name → transformers' name, each with ".weight"; the embedding is tied to encoder.embed_tokens.
+# Wan's name -> transformers' name, both without ".weight". The embedding is tied to encoder.embed_tokens.
 _MODULES = {"token_embedding": "shared", "norm": "encoder.final_layer_norm"}
 _BLOCK_MODULES = {
     "norm1": "layer.0.layer_norm",
     **{f"attn.{part}": f"layer.0.SelfAttention.{part}" for part in "qkvo"},
     "pos_embedding.embedding": "layer.0.SelfAttention.relative_attention_bias",
     "norm2": "layer.1.layer_norm",
-    "ffn.gate.0": "layer.1.DenseReluDense.wi_0",  # the side that goes through the GELU
+    "ffn.gate.0": "layer.1.DenseReluDense.wi_0",  # the factor with the GELU
     "ffn.fc1": "layer.1.DenseReluDense.wi_1",
     "ffn.fc2": "layer.1.DenseReluDense.wo",
 }
-# Constants of Wan's code that leave no trace in the weights.
+# Constants of Wan's code that cannot be inferred from the weights.
 _FIXED = {"relative_attention_max_distance": 128, "layer_norm_epsilon": 1e-6, "feed_forward_proj": "gated-gelu"}
 
 
 class Components(NamedTuple):
-    """What a generator needs beside it. All frozen and in eval mode; the VAE is float32."""
+    """The models that a generator needs in addition. They are frozen and in eval mode, and the VAE is in float32."""
 
     vae: AutoencoderKLWan
     text_encoder: UMT5EncoderModel
@@ -58,26 +58,32 @@ class Components(NamedTuple):
 
 
 def is_original(folder: Path) -> bool:
-    """Whether ``folder`` has one of the files that only Wan's own layout has."""
+    """Return whether ``folder`` has a file that exists only in Wan's own layout."""
     return any((folder / name).is_file() for name in (VAE_FILE, TEXT_ENCODER_FILE))
 
 
 def load_components(
     folder: Path, *, vae_config: Mapping[str, Any], text_config: Mapping[str, Any], dtype: torch.dtype
 ) -> Components:
-    """VAE, text encoder (``dtype``) and tokenizer of ``folder``, in Wan's own layout or in diffusers'.
+    """Load the VAE, the text encoder and the tokenizer of a folder in Wan's own layout or in diffusers' layout.
 
-    The configs are those of ``load_vae`` and ``load_text_encoder``; a folder in diffusers' layout brings its own.
-    Raises ValueError naming the files that are missing, and as the two loaders do.
+    Args:
+        folder: The folder.
+        vae_config: As in ``load_vae``; not used for a folder in diffusers' layout, which contains a config.
+        text_config: As in ``load_text_encoder``; not used for a folder in diffusers' layout.
+        dtype: Data type of the text encoder.
+
+    Raises:
+        ValueError: Files are missing or invalid, or do not fit the configs.
     """
     original = is_original(folder)
     missing = [name for name in (_ORIGINAL if original else _DIFFUSERS) if not (folder / name).is_file()]
     if missing and original:
-        raise ValueError(f"{folder} lacks {', '.join(missing)} of Wan2.1's own files; download them into it")
+        raise ValueError(f"{folder} lacks the files {', '.join(missing)} of Wan2.1; download them into this folder")
     if missing:
         raise ValueError(
-            f"{folder} lacks {', '.join(missing)} of diffusers' layout, and has neither {VAE_FILE} nor "
-            f"{TEXT_ENCODER_FILE} of Wan2.1's own; give the folder of a whole download"
+            f"{folder} lacks the files {', '.join(missing)} of diffusers' layout, and has neither {VAE_FILE} nor "
+            f"{TEXT_ENCODER_FILE} of Wan2.1; pass the folder of a complete download"
         )
     if original:
         return Components(load_vae(folder, vae_config), *load_text_encoder(folder, text_config, dtype))
@@ -86,10 +92,15 @@ def load_components(
 
 
 def load_vae(folder: Path, config: Mapping[str, Any]) -> AutoencoderKLWan:
-    """The VAE of ``folder``/Wan2.1_VAE.pth, frozen, float32, laid out for fast 3-D convolutions.
+    """Load the VAE of ``folder``/Wan2.1_VAE.pth, frozen, in float32 and in the memory format channels_last_3d.
 
-    ``config`` has diffusers' keys and must bring the latent statistics, which Wan keeps in its code. Raises ValueError
-    for statistics that are not there, and for a file that is cut, holds code or has not exactly the keys of ``config``.
+    Args:
+        folder: The folder of Wan2.1.
+        config: diffusers' config with latents_mean and latents_std, which Wan has in its code and not in the file.
+
+    Raises:
+        ValueError: The statistics are missing, or the file is truncated, contains code, or has other keys than
+            ``config`` implies.
     """
     with torch.device("meta"):
         vae = AutoencoderKLWan(**config)
@@ -97,8 +108,8 @@ def load_vae(folder: Path, config: Mapping[str, Any]) -> AutoencoderKLWan:
         numbers = config.get(name) or []
         if len(numbers) != vae.config.z_dim:
             raise ValueError(
-                f"model.vae.{name} has {len(numbers)} numbers, z_dim is {vae.config.z_dim}; {VAE_FILE} holds none, so "
-                "give one per latent channel (profiles/wan-1.3b.yaml has Wan's)"
+                f"model.vae.{name} has {len(numbers)} numbers, but z_dim is {vae.config.z_dim}; {VAE_FILE} does not "
+                "contain them, so set one per latent channel (those of Wan are in profiles/wan-1.3b.yaml)"
             )
     path = folder / VAE_FILE
     state = _read_state(path)
@@ -111,14 +122,20 @@ def load_vae(folder: Path, config: Mapping[str, Any]) -> AutoencoderKLWan:
 def load_text_encoder(
     folder: Path, config: Mapping[str, Any], dtype: torch.dtype
 ) -> tuple[UMT5EncoderModel, PreTrainedTokenizerBase]:
-    """The encoder of ``folder``/models_t5_umt5-xxl-enc-bf16.pth, frozen, and the tokenizer of google/umt5-xxl.
+    """Load the encoder of ``folder``/models_t5_umt5-xxl-enc-bf16.pth, frozen, and the tokenizer of google/umt5-xxl.
 
-    ``config`` has transformers' keys; without ``vocab_size`` the weights say it. Raises ValueError for a file that is
-    missing, cut, holds code or has not exactly the keys of ``config``, and for a constant that Wan's code has not.
+    Args:
+        folder: The folder of Wan2.1.
+        config: transformers' config. ``vocab_size`` may be absent; it is then inferred from the weights.
+        dtype: Data type of the encoder.
+
+    Raises:
+        ValueError: A file is missing or truncated, contains code, or has other keys than ``config`` implies, or
+            ``config`` contradicts a constant of Wan's code.
     """
     for name, value in _FIXED.items():
         if config.get(name, value) != value:
-            raise ValueError(f"model.text_encoder.{name} is {config[name]}, Wan's text encoder was made with {value}")
+            raise ValueError(f"model.text_encoder.{name} is {config[name]}; Wan's text encoder needs {value}")
     tokenizer = _load_tokenizer(folder / TOKENIZER_FOLDER)
     path = folder / TEXT_ENCODER_FILE
     state = _read_state(path)
@@ -132,16 +149,16 @@ def load_text_encoder(
 
 
 def _diffusers_name(key: str) -> str:
-    """diffusers' name of the VAE's weight that Wan calls ``key``; ``key`` itself for a name that Wan has not."""
+    """Return diffusers' name of the VAE's weight ``key`` of Wan; ``key`` itself if Wan has no such weight."""
     try:
         (name,) = convert_wan_vae_to_diffusers({key: None})
-    except ValueError:  # a block's number that is none
+    except ValueError:  # the number of a block is not an integer
         return key
     return str(name)
 
 
 def _text_names(layers: int) -> dict[str, str]:
-    """transformers' name → Wan's name of every weight of an encoder of ``layers`` blocks."""
+    """Return Wan's name of every weight of an encoder with ``layers`` blocks, by transformers' name."""
     modules = dict(_MODULES)
     for block in range(layers):
         modules |= {f"blocks.{block}.{key}": f"encoder.block.{block}.{ours}" for key, ours in _BLOCK_MODULES.items()}
@@ -155,7 +172,7 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _fill(model: nn.Module, name: str, state: Mapping[str, torch.Tensor], theirs: Mapping[str, str]) -> None:
-    """Put ``state`` into ``model``, which is on the meta device; weights tied to others stay there."""
+    """Load ``state`` into ``model``, whose tied weights remain on the meta device. For the arguments, see ``fit``."""
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     tied = expected.keys() - theirs.keys()
     left = model.load_state_dict(fit(name, state, theirs, expected), strict=False, assign=True)
@@ -163,15 +180,15 @@ def _fill(model: nn.Module, name: str, state: Mapping[str, torch.Tensor], theirs
 
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer as its tokenizer.json has it.
+    """Load the tokenizer from its tokenizer.json. Raises ValueError if files are missing or truncated.
 
-    Not AutoTokenizer: transformers 5 rebuilds the T5Tokenizer that the folder names, with T5's number for unknown
-    characters (2) in place of UMT5's (3). Raises ValueError for files that are missing or cut.
+    AutoTokenizer would be wrong: transformers 5 rebuilds the T5Tokenizer that the folder names, and gives unknown
+    characters T5's token id (2) instead of UMT5's (3).
     """
     missing = [name for name in _TOKENIZER_FILES if not (folder / name).is_file()]
     if missing:
-        raise ValueError(f"{folder} lacks {', '.join(missing)}; download Wan2.1's tokenizer into it")
+        raise ValueError(f"{folder} lacks the files {', '.join(missing)}; download Wan2.1's tokenizer into this folder")
     try:
         return PreTrainedTokenizerFast.from_pretrained(folder)
-    except Exception as error:  # a foreign parser with many ways to fail on a file that is cut
-        raise ValueError(f"{folder} holds no whole tokenizer ({type(error).__name__}: {str(error)[:200]})") from error
+    except Exception as error:  # the parser raises many types of exceptions for a truncated file
+        raise ValueError(f"{folder} has no complete tokenizer ({type(error).__name__}: {str(error)[:200]})") from error

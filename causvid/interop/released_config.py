@@ -1,4 +1,4 @@
-"""The YAML files of the released trainings as dataclasses: their keys, types and defaults."""
+"""Dataclasses of the YAML files of the released trainings, with keys, types and defaults."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Released:
     """Keys that both released trainings read. Defaults are those of the released code.
 
     Attributes:
-        denoising_step_list: Timesteps, or positions in a grid of 1000 if warp_denoising_step is set.
+        denoising_step_list: Timesteps, or positions in an unshifted grid of 1000 if warp_denoising_step is set.
         batch_size: Samples per GPU.
         log_iters: Steps between checkpoints.
     """

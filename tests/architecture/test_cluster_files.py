@@ -1,4 +1,4 @@
-"""The files in cluster/ say what Slurm, Ray's launcher and KubeRay would read; none of the three is at hand here."""
+"""Check the files in cluster/ without Slurm, Ray's cluster launcher or KubeRay, which the tests cannot run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def loaded(name: str) -> Any:
     return YAML(typ="safe").load(CLUSTER / name)
 
 
-def test_slurm_starts_ray_on_every_node_and_the_pipeline_on_the_first(tmp_path: Path) -> None:
+def test_the_slurm_script_starts_ray_on_all_nodes_and_the_pipeline_on_the_first(tmp_path: Path) -> None:
     commands = {
         "scontrol": 'test "$*" = "show hostnames node[1-3]" && printf "node1\\nnode2\\nnode3\\n"',
         "getent": 'test "$*" = "ahostsv4 node1" && printf "10.0.0.7 STREAM node1\\n10.0.0.7 DGRAM\\n"',
@@ -42,14 +42,14 @@ def test_slurm_starts_ray_on_every_node_and_the_pipeline_on_the_first(tmp_path: 
     ]  # fmt: skip
 
 
-def test_the_launcher_file_is_one() -> None:
-    """As Ray reads it: with what it fills in, by its own schema."""
+def test_the_launcher_file_is_valid() -> None:
+    """Ray adds its defaults to the file and checks its schema."""
     file = prepare_config(loaded("launcher.yaml"))
     validate_config(file)
     assert file["max_workers"] == len(file["provider"]["worker_ips"])
 
 
-def test_kuberay_s_pods_share_the_project_and_the_token() -> None:
+def test_the_pods_of_kuberay_share_the_project_and_the_token() -> None:
     spec = loaded("kuberay.yaml")["spec"]
     cluster = spec["rayClusterSpec"]
     assert str(cluster["rayVersion"]) == ray.__version__

@@ -1,4 +1,4 @@
-"""Servers on loopback over a finished flow run, and a headless Chromium that looks at them."""
+"""Servers on loopback with finished flow runs, and a headless Chromium that opens their pages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --window-size=1500,1100"
 )
-# A stage like ours as far as MLflow can see: a child run with a curve and a sample.
+# A stage with a child run in MLflow that has a curve and a sample.
 SAMPLE = """\
 from pathlib import Path
 import numpy as np
@@ -46,7 +46,7 @@ with child_run("report", "tiny", Path.cwd(), {"steps": 3}, made, Path.cwd()) as 
 
 @dataclass(frozen=True)
 class Servers:
-    """Where the pages of a finished flow run are."""
+    """Addresses of the servers, and the project whose flow they show."""
 
     root: Path
     prefect: str
@@ -55,42 +55,42 @@ class Servers:
 
 
 class Page:
-    """A Chromium tab; what it shows is waited for, and kept as a picture."""
+    """A Chromium tab. Its methods wait for the content of pages and take screenshots."""
 
-    def __init__(self, driver: Chrome, pictures: Path) -> None:
+    def __init__(self, driver: Chrome, screenshots: Path) -> None:
         self.driver = driver
-        self.pictures = pictures
+        self.screenshots = screenshots
 
     def open(self, url: str) -> None:
-        """Go to ``url``, as somebody who comes from elsewhere: a change after '#' alone loads nothing."""
+        """Load ``url`` completely, even if it differs from the current URL only after '#'."""
         self.driver.get("about:blank")
         self.driver.get(url)
 
     def shows(self, *texts: str) -> str:
-        """Wait until all ``texts`` are on the page; return everything that is."""
+        """Wait until the page shows all ``texts``, and return its visible text."""
         try:
             WebDriverWait(self.driver, 90).until(lambda _: all(text in self.text() for text in texts))
         except Exception as error:
-            self.picture("missing")
+            self.screenshot("missing")
             raise AssertionError(f"the page never showed all of {texts}; it shows\n{self.text()}") from error
         return self.text()
 
     def text(self) -> str:
-        """The visible text."""
+        """Return the visible text of the page."""
         return str(self.driver.execute_script("return document.body ? document.body.innerText : ''"))
 
     def click(self, label: str) -> None:
-        """Press the button, tab or link that says ``label``."""
+        """Click the button, tab or link with the text ``label``."""
         path = f"//*[self::button or self::a or @role='tab'][normalize-space()='{label}']"
-        WebDriverWait(self.driver, 60).until(lambda it: it.find_elements(By.XPATH, path))[0].click()
+        WebDriverWait(self.driver, 60).until(lambda driver: driver.find_elements(By.XPATH, path))[0].click()
 
     def wait(self, script: str) -> object:
-        """Wait until the JavaScript expression is true; return its value."""
-        return WebDriverWait(self.driver, 60).until(lambda it: it.execute_script(f"return {script}"))
+        """Wait until the JavaScript expression is true, and return its value."""
+        return WebDriverWait(self.driver, 60).until(lambda driver: driver.execute_script(f"return {script}"))
 
-    def picture(self, name: str) -> Path:
+    def screenshot(self, name: str) -> Path:
         """Take a screenshot."""
-        path = self.pictures / f"{name}.png"
+        path = self.screenshots / f"{name}.png"
         self.driver.save_screenshot(str(path))
         return path
 
@@ -101,20 +101,20 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     assert chromium, "chromium must be on PATH; 'make test-browser' installs it"
     assert chromedriver, "chromedriver must be on PATH; 'make test-browser' installs it"
     options = ChromeOptions()
-    options.binary_location = chromium  # or Selenium looks for one to download
+    options.binary_location = chromium  # otherwise Selenium would try to download one
     for flag in FLAGS.split():
         options.add_argument(flag)
     options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
     driver = Chrome(options=options, service=ChromeService(chromedriver))
-    pictures = tmp_path_factory.mktemp("pictures")
-    yield Page(driver, pictures)
+    screenshots = tmp_path_factory.mktemp("screenshots")
+    yield Page(driver, screenshots)
     driver.quit()
-    print(f"\npictures are in {pictures}")
+    print(f"\nscreenshots are in {screenshots}")
 
 
 @pytest.fixture(scope="session")
 def servers(page: Page, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    """``make ui``, after the flow ran everything and then found nothing to do; the tab has given the password."""
+    """``make ui`` with two flow runs, of which the second has only unchanged stages. The password has been entered."""
     root = tiny_pipeline.make(tmp_path_factory.mktemp("tiny") / "project")
     (root / "sample.py").write_text(SAMPLE)
     pipeline = (root / "dvc.yaml").read_text().replace("cmd: cat a.txt", "cmd: python sample.py && cat a.txt")
@@ -123,7 +123,7 @@ def servers(page: Page, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     Image.new("RGB", (48, 32), "teal").save(root / "reports" / "figures" / "samples.png")
     (root / "reports" / "sheet.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg" width="40" height="30"/>')
     (root / "reports" / "report.md").write_text("# What came out\n\n![sheet](sheet.svg)\n")
-    # The deployments and the servers' settings are the project's own.
+    # Use the deployments and the settings of the servers of this project.
     for name in ("flows", "prefect.yaml", "pyproject.toml"):
         (root / name).symlink_to(PROJECT / name)
     prefect, mlflow = _free_port(), _free_port()
@@ -150,7 +150,7 @@ def servers(page: Page, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
 
 @contextmanager
 def _running(command: list[str], env: dict[str, str], root: Path) -> Iterator[None]:
-    """``make ui``, from when it prints its addresses."""
+    """Run ``make ui``. The block starts when the addresses have been printed."""
     log = root / "servers.log"
     with log.open("w") as output, subprocess.Popen(command, cwd=root, env=env, stdout=output, stderr=output) as process:
         try:

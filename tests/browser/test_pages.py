@@ -1,4 +1,4 @@
-"""What a person sees after ``make flow`` and ``make ui``."""
+"""The pages of Prefect, of MLflow and of ``make compare`` in a browser."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.unit.flows.tiny_pipeline import STAGES
 pytestmark = pytest.mark.browser
 
 
-def test_prefect_shows_the_run_with_its_graph_and_what_became_of_each_stage(servers: Servers, page: Page) -> None:
+def test_prefect_shows_a_flow_run_with_its_graph_and_the_outcome_of_each_stage(servers: Servers, page: Page) -> None:
     page.open(f"{servers.prefect}/v2/runs")
     page.shows("2 Flow runs", "distill", "Completed")
     links = page.driver.find_elements(By.XPATH, "//a[contains(@href, '/runs/flow-run/')]")
@@ -35,12 +35,12 @@ def test_prefect_shows_the_run_with_its_graph_and_what_became_of_each_stage(serv
     for url, outcome in zip(urls, ("Unchanged", "Ran"), strict=True):
         page.open(url)
         page.shows("Completed", "4 Task runs")
-        WebDriverWait(page.driver, 60).until(lambda _: _green(page) > 1000, "no task is drawn in the graph")
-        page.picture(f"prefect-{outcome}")
+        WebDriverWait(page.driver, 60).until(lambda _: _green(page) > 1000, "the graph shows no completed task")
+        page.screenshot(f"prefect-{outcome}")
         page.click("Task Runs")
         shown = page.shows(f"4 {outcome}", *STAGES)
         assert ("Ran" in shown) == (outcome == "Ran")
-        page.picture(f"prefect-tasks-{outcome}")
+        page.screenshot(f"prefect-tasks-{outcome}")
 
 
 def test_prefect_shows_the_artifacts(servers: Servers, page: Page) -> None:
@@ -50,28 +50,32 @@ def test_prefect_shows_the_artifacts(servers: Servers, page: Page) -> None:
     page.shows("report")
     page.driver.find_elements(By.XPATH, "//a[contains(@href, '/artifacts/artifact/')]")[0].click()
     page.shows("What came out")
-    page.picture("prefect-report")
+    page.screenshot("prefect-report")
     assert page.wait("document.querySelector('img[alt=sheet]')?.naturalWidth") == 40
     page.open(f"{servers.prefect}/v2/artifacts/key/samples")
     page.shows("samples")
     page.driver.find_elements(By.XPATH, "//a[contains(@href, '/artifacts/artifact/')]")[0].click()
-    assert page.wait("[...document.images].some((it) => it.naturalWidth == 48)")
-    page.picture("prefect-samples")
+    assert page.wait("[...document.images].some((image) => image.naturalWidth == 48)")
+    page.screenshot("prefect-samples")
 
 
-def test_a_deployment_started_from_its_form_completes(servers: Servers, page: Page) -> None:
+def test_a_deployment_that_is_started_with_its_form_completes(servers: Servers, page: Page) -> None:
     href = start_from_form(servers, page)
     page.open(href)
     assert "Failed" not in page.shows("1 Flow run", "Completed")
-    page.picture("prefect-deployment")
+    page.screenshot("prefect-deployment")
 
 
-def test_cancel_on_the_page_ends_the_stages_processes(servers: Servers, page: Page) -> None:
+def test_cancel_ends_the_processes_of_the_stage(servers: Servers, page: Page) -> None:
     tiny_pipeline.change(servers.root, "train", cmd="touch started; exec sleep 600")
     try:
         start_from_form(servers, page)
         WebDriverWait(page.driver, 60).until(lambda _: (servers.root / "started").exists())
-        (sleep,) = [it for it in psutil.process_iter() if _serves(it, servers.root) and "600" in it.cmdline()]
+        (sleep,) = [
+            process
+            for process in psutil.process_iter()
+            if _runs_in(process, servers.root) and "600" in process.cmdline()
+        ]
         page.open(f"{servers.prefect}/v2/runs?state=running")
         page.shows("Running")
         href = page.driver.find_element(By.XPATH, "//a[contains(@href, '/runs/flow-run/')]").get_attribute("href")
@@ -79,34 +83,38 @@ def test_cancel_on_the_page_ends_the_stages_processes(servers: Servers, page: Pa
         page.shows("Running", "whole-pipeline")
         page.driver.find_elements(By.CSS_SELECTOR, "button[aria-haspopup=menu]")[-1].click()
         page.driver.find_element(By.XPATH, "//*[@role='menuitem'][normalize-space()='Cancel']").click()
-        page.picture("prefect-cancel")
+        page.screenshot("prefect-cancel")
         page.click("Cancel Flow Run")
-        pressed = time.monotonic()
+        clicked = time.monotonic()
         WebDriverWait(page.driver, 60, poll_frequency=0.1).until(lambda _: not sleep.is_running())
-        print(f"\nthe stage's process ended {time.monotonic() - pressed:.1f} s after Cancel")
+        print(f"\nthe stage's process ended {time.monotonic() - clicked:.1f} s after Cancel")
         assert "Cancelled" in page.shows("whole-pipeline", "Cancelled")
-        assert not [it for it in psutil.process_iter() if _serves(it, servers.root) and "600" in it.cmdline()]
-        page.picture("prefect-cancelled")
+        assert not [
+            process
+            for process in psutil.process_iter()
+            if _runs_in(process, servers.root) and "600" in process.cmdline()
+        ]
+        page.screenshot("prefect-cancelled")
     finally:
         tiny_pipeline.change(servers.root, "train", cmd="true")
 
 
 def start_from_form(servers: Servers, page: Page) -> str:
-    """Start the whole pipeline as a person would; the address of its deployment's page."""
+    """Start the deployment of the complete pipeline with its form. Return the address of the deployment's page."""
     page.open(f"{servers.prefect}/v2/deployments")
     page.shows("whole-pipeline", "data", "scores", "table4", "At 03:00 AM", "Paused")
-    page.picture("prefect-deployments")
+    page.screenshot("prefect-deployments")
     href = page.driver.find_element(By.XPATH, "//a[normalize-space()='whole-pipeline']").get_attribute("href")
     page.open(f"{href}/run")
     page.shows("targets")
-    page.picture("prefect-form")
+    page.screenshot("prefect-form")
     page.click("Submit")
     page.wait("location.pathname.includes('/runs/flow-run/') || document.querySelector('a[href*=\"/runs/flow-run/\"]')")
     return str(href)
 
 
-def test_foreign_hosts_and_origins_are_refused(servers: Servers) -> None:
-    """Every way to write, from another page or under another name, with the password and without."""
+def test_requests_of_other_hosts_and_origins_are_rejected(servers: Servers) -> None:
+    """The requests write data, and have another Origin or Host header, with and without the password."""
     user, _, word = servers.password.partition(":")
     prefect = [
         f"{servers.prefect}/api/{path}" for path in ("flows/", "deployments/", "variables/", "flow_runs/", "logs/")
@@ -138,8 +146,8 @@ def test_foreign_hosts_and_origins_are_refused(servers: Servers) -> None:
     assert "access-control-allow-origin" not in answer.headers
 
 
-def test_nothing_listens_beyond_loopback(servers: Servers) -> None:
-    ours = [process for process in psutil.process_iter() if _serves(process, servers.root)]
+def test_servers_listen_only_on_loopback(servers: Servers) -> None:
+    ours = [process for process in psutil.process_iter() if _runs_in(process, servers.root)]
     listening = {
         connection.laddr.ip
         for process in ours
@@ -150,30 +158,30 @@ def test_nothing_listens_beyond_loopback(servers: Servers) -> None:
     assert listening == {"127.0.0.1"}
 
 
-def test_mlflow_shows_the_child_run_with_its_sample(servers: Servers, page: Page) -> None:
+def test_mlflow_shows_a_child_run_with_its_sample(servers: Servers, page: Page) -> None:
     page.open(f"{servers.mlflow}/#/experiments/1/runs")
     page.shows("distill", "2 matching runs")
-    page.picture("mlflow-runs")
+    page.screenshot("mlflow-runs")
     page.driver.find_element(By.XPATH, "//a[normalize-space()='distill']/ancestor::*[@role='gridcell']//button").click()
     page.shows("report")
-    page.picture("mlflow-children")
+    page.screenshot("mlflow-children")
     page.click("report")
     page.shows("dvc_stage", "Parent run", "distill", "loss")
-    page.picture("mlflow-child")
+    page.screenshot("mlflow-child")
     page.click("Artifacts")
     page.shows("samples")
     page.wait("location.hash.endsWith('/artifacts')")
     page.open(f"{page.driver.current_url}/samples/sample.mp4")
     assert page.wait("document.querySelector('video')?.videoWidth") == 64
-    page.picture("mlflow-sample")
+    page.screenshot("mlflow-sample")
 
 
 @pytest.fixture
 def comparison(servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The page of ``make compare`` for two runs, logged over http as a worker on another host does."""
+    """The page of ``make compare`` for two runs, which are logged over HTTP as by a worker on another host."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", servers.mlflow)
     monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    profile = tmp_path.name  # an experiment of each test's own
+    profile = tmp_path.name  # a separate experiment for each test
     ramp = np.arange(33, dtype=np.uint8)[:, None, None, None]
     for scale in (1, 3):
         monkeypatch.setenv(tracking.PARENT_VARIABLE, tracking.start_parent("repro", profile, tmp_path, {}))
@@ -193,40 +201,43 @@ def comparison(servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     return tmp_path / "page" / "index.html"
 
 
-def test_compared_runs_show_what_differs_and_play_by_one_clock(comparison: Path, page: Page) -> None:
+def test_the_comparison_shows_different_params_and_plays_videos_in_sync(comparison: Path, page: Page) -> None:
     page.open(comparison.as_uri())
     shown = page.shows("CausVid, compared", "train_dmd.steps", "it grows brighter", "same noise")
     assert "taken over" in shown
     videos = "[...document.querySelectorAll('video')]"
-    assert page.wait(f"{videos}.length == 2 && {videos}.every((it) => it.currentTime > 0.3 && !it.paused)")
+    assert page.wait(f"{videos}.length == 2 && {videos}.every((video) => video.currentTime > 0.3 && !video.paused)")
     assert page.wait(f"Math.abs({videos}[0].currentTime - {videos}[1].currentTime) < 0.13")
-    page.picture("compare")
+    page.screenshot("compare")
     page.click("Pause")
     page.driver.execute_script(
         "const slider = document.getElementById('time'); slider.value = 0.5; slider.dispatchEvent(new Event('input'))"
     )
-    assert page.wait(f"{videos}.every((it) => it.paused && !it.seeking && Math.abs(it.currentTime - 2.06) < 0.05)")
-    assert page.wait("[...document.images].every((it) => it.naturalWidth > 100)")
+    assert page.wait(
+        f"{videos}.every((video) => video.paused && !video.seeking && Math.abs(video.currentTime - 2.06) < 0.05)"
+    )
+    assert page.wait("[...document.images].every((image) => image.naturalWidth > 100)")
 
 
-def test_mlflow_compares_the_runs_that_the_page_links_to(comparison: Path, page: Page) -> None:
+def test_the_link_of_the_comparison_opens_the_runs_in_mlflow(comparison: Path, page: Page) -> None:
     page.open(comparison.as_uri())
     page.shows("In MLflow")
     link = page.driver.find_element(By.XPATH, "//a[normalize-space()='train_dmd']").get_attribute("href")
     page.open(str(link))
     assert "Comparing 2 Runs" in page.shows("train_dmd.steps", "loss")
-    page.picture("mlflow-compare")
+    page.screenshot("mlflow-compare")
 
 
-def _serves(process: psutil.Process, root: Path) -> bool:
+def _runs_in(process: psutil.Process, root: Path) -> bool:
+    """Return whether the working directory of another process is ``root``."""
     try:
         return process.cwd() == str(root) and process.pid != os.getpid()
-    except psutil.Error:  # it has ended
+    except psutil.Error:  # the process has ended
         return False
 
 
 def _green(page: Page) -> int:
-    """Pixels in the colour of a completed task, on the canvas of the graph."""
+    """Count the pixels of the graph with the colour of a completed task."""
     page.wait("document.querySelector('canvas')?.width")
     shot = Image.open(io.BytesIO(page.driver.find_element(By.TAG_NAME, "canvas").screenshot_as_png)).convert("RGB")
     return sum(count for count, (r, g, b) in shot.getcolors(1 << 24) or [] if g > 120 and r < 80 and b < 110)

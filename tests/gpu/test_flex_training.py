@@ -1,4 +1,4 @@
-"""FlexAttention where it is worth it: compiled, with gradients."""
+"""Gradients of compiled FlexAttention on a GPU."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from causvid.wan.transformer.wan import build_transformer, causal_student
 
 pytestmark = [
     pytest.mark.gpu,
-    # dynamo looks at it while it compiles flex_attention (seen with torch 2.11 on an H200)
+    # dynamo reads .grad while it compiles flex_attention (observed with torch 2.11 on an H200)
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
 ]
 
 
-# frames of 64 tokens (whole tiles of 128 in all) and of 15 (none)
+# Six frames of 64 tokens fill tiles of 128 tokens completely; six frames of 15 tokens do not.
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (6, 10)])
 @pytest.mark.parametrize("frames_per_block", [1, 3, 6])
-def test_a_compiled_step_has_the_plain_step_s_gradients(
+def test_compiled_flex_attention_has_the_gradients_of_plain_attention(
     transformer_config: dict[str, Any], frames_per_block: int, height: int, width: int
 ) -> None:
     device = devices.pick()
@@ -42,4 +42,4 @@ def test_a_compiled_step_has_the_plain_step_s_gradients(
         assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
         results.append([out.detach(), *gradients])
     for plain, flex in zip(*results, strict=True):
-        torch.testing.assert_close(flex, plain, rtol=1e-2, atol=1e-4)  # TF32 products in the kernel
+        torch.testing.assert_close(flex, plain, rtol=1e-2, atol=1e-4)  # the kernel uses TF32 products

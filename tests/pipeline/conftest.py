@@ -1,4 +1,4 @@
-"""Fresh copies of the project to run stages in, as a user's clone would be."""
+"""Fresh copies of the project, like the clone of a user, in which tests run stages."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from filelock import FileLock
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parents[2]
-# What a user's environment may hold and no file may: drawn anew, so that this file does not hold them either, once for
-# all workers of a test run, which share what is made under them.
+# Secrets that may be in the environment of a user but must not be in any file. They are random, so that this file does not
+# contain them either, and the same for all workers of a test run, which share the files of the run.
 DRAWN = os.environ.get("PYTEST_XDIST_TESTRUNUID") or secrets.token_hex(16)
 SECRETS = {
     name: f"canary{hashlib.sha256(f'{name} {DRAWN}'.encode()).hexdigest()}"
@@ -28,21 +28,21 @@ SECRETS = {
 }
 
 
-# A proxy that cannot reach this machine's own servers, as behind a company's firewall. Nobody listens at this one.
+# A proxy that cannot reach servers of this machine, as behind the firewall of a company. No process listens at this port.
 PROXY = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")
 
 
 @dataclass(frozen=True)
 class Clone:
-    """A copy of the project with a profile in place."""
+    """A copy of the project with a params.yaml."""
 
     root: Path
 
     @property
     def env(self) -> dict[str, str]:
-        """The environment ``make`` would give."""
-        ours = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_", "PREFECT_", "CAUSVID_"))}
-        return ours | {
+        """The environment variables that ``make`` would set, with secrets and a proxy."""
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_", "PREFECT_", "CAUSVID_"))}
+        return kept | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(self.root),
             "DVC_NO_ANALYTICS": "1",
@@ -52,13 +52,13 @@ class Clone:
         }
 
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run a command in the copy; its output is in the error when it fails."""
+        """Run a command in the copy. If the command fails, the error contains its output."""
         done = subprocess.run(command, cwd=self.root, env=self.env, capture_output=True, text=True, check=False)
         assert not check or done.returncode == 0, f"{command} failed:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
         return done
 
     def leaks(self) -> list[str]:
-        """Files of the copy, logs and databases and caches among them, that hold one of the secrets."""
+        """Return the files of the copy, including logs, databases and caches, that contain one of the secrets."""
         words = [value.encode() for value in SECRETS.values()]
         files = [path for path in self.root.rglob("*") if path.is_file() and not path.is_symlink()]
         return [str(path) for path in files if any(word in path.read_bytes() for word in words)]
@@ -76,22 +76,22 @@ class Clone:
         yaml.dump(params, self.root / "params.yaml")
 
     def hashes(self) -> dict[str, dict[str, str]]:
-        """stage → {path: hash} of every out in dvc.lock."""
+        """Return the hashes of all outs in dvc.lock, by stage and path."""
         stages = YAML(typ="safe").load(self.root / "dvc.lock")["stages"]
         return {name: {out["path"]: out["md5"] for out in stage.get("outs", [])} for name, stage in stages.items()}
 
 
 @pytest.fixture(scope="session")
 def make_clone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Clone]:
-    """A function that copies the project (what git would have) into a new folder and puts the smoke profile in place."""
+    """A function that copies the files of the project that git does not ignore to a new folder, with the smoke profile."""
 
     def make(name: str) -> Clone:
         target = tmp_path_factory.mktemp(name) / "project"
         listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
         names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
         for relative in filter(None, names):
-            made = relative.startswith("reports/") and Path(relative).name != "README.md"
-            if (ROOT / relative).is_file() and not made and Path(relative).name != "dvc.lock":
+            is_output = relative.startswith("reports/") and Path(relative).name != "README.md"
+            if (ROOT / relative).is_file() and not is_output and Path(relative).name != "dvc.lock":
                 (target / relative).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / relative, target / relative)
         clone = Clone(target)
@@ -104,16 +104,16 @@ def make_clone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Clon
 
 @pytest.fixture(scope="session")
 def smoke(make_clone: Callable[[str], Clone], tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Clone:
-    """The smoke profile after ``dvc repro``, a copy for each xdist worker. Tests must leave it as they found it."""
+    """The smoke profile after ``dvc repro``, one copy for each xdist worker. Tests must undo all changes of the copy."""
     if worker_id == "master":
         return _smoke_run(make_clone)
-    made = tmp_path_factory.getbasetemp().parent / "smoke.txt"  # says where it is
-    with FileLock(f"{made}.lock"):
-        if not made.is_file():
-            made.write_text(str(_smoke_run(make_clone).root))
-    source, copy = made.read_text(), tmp_path_factory.mktemp("smoke") / "copy"
+    note = tmp_path_factory.getbasetemp().parent / "smoke.txt"  # contains the path of the first copy
+    with FileLock(f"{note}.lock"):
+        if not note.is_file():
+            note.write_text(str(_smoke_run(make_clone).root))
+    source, copy = note.read_text(), tmp_path_factory.mktemp("smoke") / "copy"
     shutil.copytree(source, copy, symlinks=True)
-    with sqlite3.connect(copy / "mlflow.db") as db:  # artifacts that are logged from now on go into the copy, too
+    with sqlite3.connect(copy / "mlflow.db") as db:  # later artifacts are stored in the copy
         db.execute("update experiments set artifact_location = replace(artifact_location, ?, ?)", (source, str(copy)))
     return Clone(copy)
 

@@ -1,6 +1,9 @@
-"""Let the disk of a flow's project fill up, give it room, start the flow again: ``python -m tests.pipeline.full_disk_rounds``.
+"""Run flows on a disk that becomes full, then enlarge the disk and run the same flow again.
 
-For processes with mounts of their own. Stages and attempts are kill_rounds'. One line of JSON tells what came of it.
+``python -m tests.pipeline.full_disk_rounds DISK LOG ROUNDS SEED``
+
+The process must have its own mount namespace. The stages and the attempts are those of kill_rounds. The result is one
+line of JSON.
 """
 
 from __future__ import annotations
@@ -14,42 +17,47 @@ from pathlib import Path
 
 from tests.pipeline.kill_rounds import OVER, ended, forget, make, outs, start, state
 
-ROOM = 2**26  # bytes; an undisturbed attempt takes a fiftieth
-WORDS = ("the disk is full", "No space left on device")  # ours, or those of what fails before a stage runs
+ROOM = 2**26  # bytes; an undisturbed attempt needs a fiftieth
+# Messages of our code, and of programs that fail before a stage runs.
+MESSAGES = ("the disk is full", "No space left on device")
 
 
 def resize(disk: Path, size: int) -> None:
-    """Of a file system that lies in memory."""
+    """Set the size in bytes of a file system in memory."""
     subprocess.run(["mount", "-o", f"remount,size={size}", "none", str(disk)], check=True)
 
 
 def used(disk: Path) -> int:
-    """Bytes."""
-    found = os.statvfs(disk)
-    return (found.f_blocks - found.f_bfree) * found.f_frsize
+    """Return the number of used bytes."""
+    status = os.statvfs(disk)
+    return (status.f_blocks - status.f_bfree) * status.f_frsize
 
 
 def main(disk: Path, log: Path, rounds: int, seed: int) -> None:
-    """``rounds`` disks of random sizes; counts of those that were too small, that said so, and that ended well."""
+    """Try ``rounds`` disks of random sizes and print a line of JSON.
+
+    The line counts the disks that were too small (full), those whose error mentions the full disk (told), those with
+    incomplete outs (half_written), and those whose final state differs from an undisturbed run (different).
+    """
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={ROOM}", "none", str(disk)], check=True)
     root, draw = disk / "project", random.Random(seed)
     make(root)
     empty = used(disk)
     if ended(start(root, log), OVER) != 0:
         sys.exit(log.read_text())
-    undisturbed, whole = state(root), used(disk) - empty
+    undisturbed, needed = state(root), used(disk) - empty
     full = told = half_written = different = 0
     last = ""
     for _ in range(rounds):
         forget(root)
-        resize(disk, used(disk) + draw.randrange(4096, whole))
+        resize(disk, used(disk) + draw.randrange(4096, needed))
         code = ended(start(root, log), OVER)
         if code:
             full += 1
             text = log.read_text()
-            said = any(words in text for words in WORDS)
-            told += said
-            last = last if said else text[-3000:]
+            mentioned = any(message in text for message in MESSAGES)
+            told += mentioned
+            last = last if mentioned else text[-3000:]
             half_written += not outs(root).items() <= undisturbed.items()
         resize(disk, ROOM)
         if ended(start(root, log), OVER) != 0 or state(root) != undisturbed:

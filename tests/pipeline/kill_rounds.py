@@ -1,7 +1,9 @@
-"""Kill a flow's stages at random and start them again, until enough kills: ``python -m tests.pipeline.kill_rounds``.
+"""Kill the stages of a flow at random moments and run the same flow again, until there were enough kills.
 
-The stages are stand-ins that take half a second, run by the flow's own dvc_task and written with the stages' own work
-folders. Everything is imported once; each attempt is a fork. One line of JSON tells what came of it.
+``python -m tests.pipeline.kill_rounds ROOT KILLS SEED``
+
+The stages are stand-ins that take half a second each. They are run by flows/dvc_task.py, and use the work folders of
+real stages. All modules are imported once, and each attempt is a fork. The result is one line of JSON.
 """
 
 from __future__ import annotations
@@ -51,12 +53,12 @@ with work.work_folder(name, origin.key, root=root) as folder:
     files.write_json(root / "reports" / f"{name}.json", {"key": origin.key, "parts": 4})
 """
 NAMES = {"first": [], "second": ["data/first"], "third": ["data/first", "data/second"]}
-LONGEST = 5.0  # seconds before a kill; an undisturbed attempt takes about four
-OVER = 120.0  # seconds after which an attempt hangs
+LONGEST = 5.0  # seconds until a kill at most; an undisturbed attempt takes about four
+OVER = 120.0  # seconds after which an attempt counts as hanging
 
 
 def make(root: Path) -> None:
-    """The stand-in pipeline, nothing run yet."""
+    """Create the pipeline of stand-ins, in which no stage has been run."""
     (root / ".dvc").mkdir(parents=True)
     (root / ".dvc" / "config").touch()
     subprocess.run(["git", "init", "--quiet", str(root)], check=True)
@@ -76,26 +78,26 @@ def make(root: Path) -> None:
 
 
 def outs(root: Path) -> dict[str, str]:
-    """sha256 of every file of the stages' outs; hidden ones are .gitignore and what DVC leaves behind."""
-    found = (path for part in ("data", "reports") for path in sorted((root / part).rglob("*")))
-    files = [path for path in found if path.is_file() and not path.name.startswith(".")]
+    """Return the sha256 of every file in the outs. Hidden files, which are those of git and DVC, are skipped."""
+    paths = (path for part in ("data", "reports") for path in sorted((root / part).rglob("*")))
+    files = [path for path in paths if path.is_file() and not path.name.startswith(".")]
     return {file.relative_to(root).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def state(root: Path) -> dict[str, str]:
-    """The same, and of dvc.lock."""
+    """Return the sha256 of dvc.lock and of every file in the outs."""
     return {"dvc.lock": hashlib.sha256((root / "dvc.lock").read_bytes()).hexdigest(), **outs(root)}
 
 
 def forget(root: Path) -> None:
-    """Back to nothing run."""
+    """Delete all outs, unfinished work and files of DVC."""
     for name in ("data", "reports", ".work", ".dvc/cache", ".dvc/tmp"):
         shutil.rmtree(root / name, ignore_errors=True)
     (root / "dvc.lock").unlink(missing_ok=True)
 
 
 def start(root: Path, log: Path) -> int:
-    """What a flow does between its start and its end, in a process of its own."""
+    """Run all stages in a child process, as a flow does, and return the pid."""
     pid = os.fork()
     if pid:
         return pid
@@ -107,7 +109,7 @@ def start(root: Path, log: Path) -> int:
             os.dup2(file.fileno(), 2)
             os.chdir(root)
             for name in repair(root):
-                print(f"{name} was cut short", flush=True)
+                print(f"{name} is incomplete", flush=True)
             for stage in read_plan(root).stages:
                 repair(root)
                 run_dvc(stage, root, environment={}, log=lambda line: print(line, flush=True), stop=threading.Event())
@@ -119,11 +121,11 @@ def start(root: Path, log: Path) -> int:
 
 
 def ended(pid: int, seconds: float) -> int | None:
-    """The exit code of ``pid`` if it ends within that time."""
+    """Return the exit code of ``pid``; None if the process does not end in time."""
     deadline = time.monotonic() + seconds
     while True:
-        found, status = os.waitpid(pid, os.WNOHANG)
-        if found:
+        waited, status = os.waitpid(pid, os.WNOHANG)
+        if waited:
             return os.waitstatus_to_exitcode(status)
         if time.monotonic() > deadline:
             return None
@@ -131,7 +133,7 @@ def ended(pid: int, seconds: float) -> int | None:
 
 
 def dvcs(pid: int) -> Iterator[psutil.Process]:
-    """The dvc below an attempt, while there is one."""
+    """Yield the running dvc processes among the descendants of an attempt."""
     with suppress(psutil.Error):
         for child in psutil.Process(pid).children(recursive=True):
             with suppress(psutil.Error):
@@ -140,19 +142,23 @@ def dvcs(pid: int) -> Iterator[psutil.Process]:
 
 
 def kill(pid: int, *, everything: bool) -> None:
-    """SIGKILL for dvc alone, where there is one, or for the attempt and all below it."""
+    """Send SIGKILL to dvc only, if dvc is running, or to the attempt and all its descendants."""
     alone = [] if everything else list(dvcs(pid))
     with suppress(psutil.Error):
         targets = alone or [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]
         for process in targets:
             with suppress(psutil.Error):
                 process.send_signal(signal.SIGKILL)
-    if ended(pid, OVER) is None:  # the flow of a killed dvc ends by itself
+    if ended(pid, OVER) is None:  # a flow ends by itself if dvc is killed
         raise TimeoutError("an attempt outlived its dvc")
 
 
 def main(root: Path, wanted: int, seed: int) -> None:
-    """Kill ``wanted`` times; the line says how many rounds came to their end, and how many were not as undisturbed."""
+    """Kill ``wanted`` times, and print a line of JSON.
+
+    The line counts the kills, the rounds that finished, those whose result differs from an undisturbed run (different),
+    and the attempts that failed without a kill (stuck).
+    """
     make(root)
     log, draw = root / "log.txt", random.Random(seed)
     if ended(start(root, log), OVER) != 0:
@@ -167,7 +173,7 @@ def main(root: Path, wanted: int, seed: int) -> None:
         if code is None:
             kill(pid, everything=kills % 2 == 0)
             kills += 1
-        elif code:  # nobody killed it: a person would have to look
+        elif code:  # the attempt failed without a kill, so it would need manual repair
             stuck, last = stuck + 1, log.read_text()[-3000:]
             forget(root)
         else:

@@ -1,4 +1,4 @@
-"""Jobs for the tests of Ray: what a worker can suffer."""
+"""Work for the tests of Ray: items that kill workers, attempts to connect, and stages to interrupt."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ from tests.conftest import ONE_WORKER, SCHEDULE, VIDEO
 
 @dataclass(frozen=True)
 class Trouble:
-    """Squares numbers, notes tries. 13 kills its worker, 7 the first time; -1 cannot be read, -13 kills its reader."""
+    """Square numbers and record the attempts.
+
+    Item 13 kills its worker, item 7 does so at the first attempt, item -1 cannot be read, and item -13 kills its reader.
+    """
 
     folder: Path
 
@@ -45,7 +48,7 @@ class Trouble:
             with tries.open("a") as file:
                 file.write(f"{os.getpid()}\n")
             if item == 99:
-                raise ValueError("99 is a mistake of ours")
+                raise ValueError("99 is an error in our code")
             if item == 13 or (item == 7 and len(tries.read_text().splitlines()) == 1):
                 os.kill(os.getpid(), signal.SIGKILL)
         return [item * item for item in loaded]
@@ -53,7 +56,7 @@ class Trouble:
 
 @dataclass(frozen=True)
 class Doors:
-    """Tells who can come into the session that it runs in."""
+    """Report which processes can connect to the Ray session that runs this work."""
 
     def load(self, item: str) -> str:
         return item
@@ -65,7 +68,7 @@ class Doors:
         return [(item, self.listening() if item == "listening" else self.answer(item)) for item in loaded]
 
     def listening(self) -> list[str]:
-        """The addresses that processes of this user's below the driver listen on."""
+        """Return the addresses on which the driver and its descendants listen."""
         raylet = psutil.Process().parent()
         assert raylet is not None
         driver = raylet.parent()
@@ -74,15 +77,16 @@ class Doors:
         return sorted({c.laddr.ip for p in family for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN})
 
     def answer(self, token: str) -> str:
-        """What a stranger who has no file with a token hears, with this one in the environment."""
-        import ray  # not above: it reads its environment when it is imported, and the driver sets that later
+        """Return the output of a process that connects with ``token`` and without a token file.
+
+        "none" disables authentication, and "" is the token of the session.
+        """
+        import ray  # not at the top: ray reads the environment at import, before the driver has set it
 
         address = ray.get_runtime_context().gcs_address
         env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-        env |= {
-            "HOME": "/nowhere",
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        }  # else it looks for an address it can reach
+        # Without the second variable, ray would look for an address other than loopback.
+        env |= {"HOME": "/nowhere", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
         mode = {"RAY_AUTH_MODE": "disabled"} if token == "none" else {"RAY_AUTH_MODE": "token"}
         env |= mode | {"RAY_AUTH_TOKEN": token or os.environ["RAY_AUTH_TOKEN"]}
         program = f"import ray; ray.init({address!r}, logging_level='error'); print('in:', len(ray.nodes()))"
@@ -95,24 +99,24 @@ def _compute(workers: int) -> Compute:
 
 
 def run_latents(world: Path, clips: Path, out: Path, *, workers: int) -> None:
-    """Encode the clips with the toy world's VAE, two at once."""
-    job = LatentEncoder(clips=clips, vae=world / "vae", out=out, video=VIDEO, precision=Precision.FLOAT32)
-    extract_latents(job, LatentConfig(batch_size=2), _compute(workers))
+    """Encode the clips with the VAE of the toy world, in batches of two."""
+    encoder = LatentEncoder(clips=clips, vae=world / "vae", out=out, video=VIDEO, precision=Precision.FLOAT32)
+    extract_latents(encoder, LatentConfig(batch_size=2), _compute(workers))
 
 
 def run_pairs(world: Path, clips: Path, out: Path, *, workers: int) -> None:
-    """Solve 48 pairs with its teacher, two at once."""
-    job = OdePairSolver(
+    """Generate 48 ODE pairs with the teacher of the toy world, in batches of two."""
+    solver = OdePairSolver(
         teacher=world / "teacher", prompts=world / "prompts", out=out, schedule=SCHEDULE,
         latent=LatentShape(channels=4, frames=4, height=4, width=4), guidance_scale=3.0, precision=Precision.FLOAT32, seed=0,
     )  # fmt: skip
     generate_ode_pairs(
-        job, read_captions(clips), OdePairConfig(pairs=48, batch_size=2, guidance_scale=3.0), _compute(workers)
+        solver, read_captions(clips), OdePairConfig(pairs=48, batch_size=2, guidance_scale=3.0), _compute(workers)
     )
 
 
 def ask_at_doors() -> None:
-    """Print what Doors tells, as JSON."""
+    """Print the answers of ``Doors`` as JSON."""
     questions = ["listening", "none", "wrong", ""]
     done = map_groups(Doors(), [[question] for question in questions], _compute(2))
     print(json.dumps(dict(answer for handled in done for answer in handled.results)))

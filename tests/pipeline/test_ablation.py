@@ -1,4 +1,4 @@
-"""The whole ablation at smoke size, two seeds: from nothing to Table 4 on the page."""
+"""The complete ablation at smoke size with two seeds, from an empty clone to Table 4 in the report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.pipeline.conftest import Clone
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 
 
-def test_one_command_makes_the_table_and_one_number_reruns_only_what_reads_it(
+def test_the_flow_writes_table_4_and_a_changed_param_reruns_only_its_stages(
     make_clone: Callable[[str], Clone],
 ) -> None:
     clone = make_clone("ablation")
@@ -30,17 +30,17 @@ def test_one_command_makes_the_table_and_one_number_reruns_only_what_reads_it(
         assert key in text
         text = text.replace(key, f"{key.split(':')[0]}: {value}")
     settings.write_text(text)
-    prompts = clone.root / "data" / "inputs" / "two.txt"  # each asked twice: diversity needs it
+    prompts = clone.root / "data" / "inputs" / "two.txt"  # the diversity measure needs two videos per prompt
     prompts.write_text("".join((clone.root / "data/inputs/toy_world/scoring.txt").read_text().splitlines(True)[:2]))
     clone.set(encode_prompts__evaluation_prompts="data/inputs/two.txt")
     clone.run("python", "-m", "flows.ablate")
     for name, inputs in (("table4.json", "rollout"), ("table4_data.json", "data")):
-        made = json.loads((clone.root / "reports" / "ablate" / name).read_text())
-        assert (made["seeds"], made["prompts"], made["videos"]) == (2, 2, 4)
-        assert (made["inputs"], made["profile"]) == (inputs, "smoke")
-        assert {tuple(sorted(row)) for row in made["rows"].values()} == {tuple(sorted(MEASURES))}
-        assert set(made["rows"]) == set(ROWS)
-    assert not (clone.root / "data" / "checkpoints" / "dmd").exists(), "the root's own student was trained"
+        table = json.loads((clone.root / "reports" / "ablate" / name).read_text())
+        assert (table["seeds"], table["prompts"], table["videos"]) == (2, 2, 4)
+        assert (table["inputs"], table["profile"]) == (inputs, "smoke")
+        assert {tuple(sorted(row)) for row in table["rows"].values()} == {tuple(sorted(MEASURES))}
+        assert set(table["rows"]) == set(ROWS)
+    assert not (clone.root / "data" / "checkpoints" / "dmd").exists(), "the student of the main pipeline was trained"
     assert "up to date" in clone.run("dvc", "status", "ablation/dvc.yaml").stdout
     clone.run("dvc", "repro")
     assert "up to date" in clone.run("dvc", "status", "ablation/dvc.yaml").stdout

@@ -1,4 +1,4 @@
-"""DVC experiments in folders of their own: they belong to the project that started them."""
+"""DVC experiments that run in a copy of the project use the MLflow store and the work folders of the project."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.pipeline.conftest import Clone
 pytestmark = pytest.mark.pipeline
 
 VBENCH = """#!/bin/sh
-# Stands in for VBench's interpreter, which is called as: python -P RUNNER OUT
+# Stand-in for VBench's interpreter, which is called as: python -P RUNNER OUT
 echo '{"version": "stand-in", "scores": {"temporal_flickering": 0.5}, "skipped": {}}' > "$3"
 """
 CAPTION = "a red circle moves right over a black background"
@@ -27,7 +27,7 @@ IDENTITY = ("-c", "user.name=tester", "-c", "user.email=tester@example.org")
 
 @pytest.fixture(scope="module")
 def project(make_clone: Callable[[str], Clone]) -> Clone:
-    """A committed project with a VBench environment, videos and captions that git does not track."""
+    """A committed project whose VBench environment, videos and captions are not tracked by git."""
     clone = make_clone("experiments")
     python = clone.root / ".venvs" / "vbench" / "bin" / "python"
     python.parent.mkdir(parents=True)
@@ -48,20 +48,20 @@ def project(make_clone: Callable[[str], Clone]) -> Clone:
 
 
 def runs(root: Path) -> dict[str, int]:
-    """How many MLflow runs of the project there are, by name."""
+    """Return the number of MLflow runs of the project, by name."""
     with sqlite3.connect(root / "mlflow.db") as db:
         return dict(db.execute("select name, count(*) from runs group by name").fetchall())
 
 
 def refs(clone: Clone) -> list[str]:
-    """Where git keeps the experiments."""
+    """Return the names of git's references to experiments."""
     return clone.run("git", "for-each-ref", "--format=%(refname)", "refs/exps").stdout.split()
 
 
 def committed(clone: Clone, ref: str, report: str) -> dict[str, Any]:
-    """A report of an experiment, as 'dvc exp apply' would bring it back."""
-    found: dict[str, Any] = json.loads(clone.run("git", "show", f"{ref}:reports/{report}.json").stdout)
-    return found
+    """Return a report of an experiment, as 'dvc exp apply' would restore it."""
+    content: dict[str, Any] = json.loads(clone.run("git", "show", f"{ref}:reports/{report}.json").stdout)
+    return content
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def committed(clone: Clone, ref: str, report: str) -> dict[str, Any]:
     ],
     ids=["temp", "queue"],
 )
-def test_f12_an_experiment_logs_to_the_project_and_finds_what_git_does_not_track(
+def test_an_experiment_logs_to_the_project_and_finds_untracked_inputs(
     project: Clone, commands: list[tuple[str, ...]]
 ) -> None:
     before = runs(project.root).get("evaluate@clips", 0) if (project.root / "mlflow.db").is_file() else 0

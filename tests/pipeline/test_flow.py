@@ -1,4 +1,4 @@
-"""The Prefect flow: on a tiny DVC pipeline against Prefect's test server, and on the smoke profile without a server."""
+"""The Prefect flows: a tiny DVC pipeline with Prefect's test server, and the smoke profile without a server."""
 
 from __future__ import annotations
 
@@ -53,49 +53,49 @@ def run(*targets: str) -> State[Any]:
 
 
 def task_runs() -> list[TaskRun]:
-    """Those of the latest flow run, as Prefect's page would show them."""
+    """Return the task runs of the latest flow run from Prefect's server."""
     with get_client(sync_client=True) as client:
         latest = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)[0]
         return client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[latest.id])))
 
 
 def task_states() -> dict[str, str]:
-    return {it.name: str(it.state_name) for it in task_runs()}
+    return {run.name: str(run.state_name) for run in task_runs()}
 
 
 def artifact(key: str) -> str:
     with get_client(sync_client=True) as client:
-        found = client.read_artifacts(
+        artifacts = client.read_artifacts(
             artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key])), sort=ArtifactSort.CREATED_DESC, limit=1
         )
-    return str(found[0].data)
+    return str(artifacts[0].data)
 
 
 def parents(uri: str) -> list[str]:
-    """States of the flow's MLflow runs."""
+    """Return the status of each MLflow run in the experiment of the tiny pipeline."""
     api = MlflowClient(uri)
     experiment = api.get_experiment_by_name("causvid/tiny")
     assert experiment is not None
     return [run.info.status for run in api.search_runs([experiment.experiment_id])]
 
 
-def test_the_first_run_runs_everything_along_dvcs_graph(root: Path) -> None:
+def test_the_first_flow_runs_all_stages_in_the_order_of_dvcs_graph(root: Path) -> None:
     first = run()
     assert (first.name, first.message) == ("Completed", "4 ran")
     assert [record.stage for record in first.result()] == tiny_pipeline.STAGES
     assert first.result()[0].metrics == {"clips": 3}
     assert task_states() == dict.fromkeys(tiny_pipeline.STAGES, "Ran")
     assert (root / "report.txt").read_text() == "1\n2\n"
-    names = {it.id: it.name for it in task_runs()}
-    waits: dict[str, list[Any]] = {it.name: it.task_inputs.get("wait_for", []) for it in task_runs()}
+    names = {run.id: run.name for run in task_runs()}
+    waits: dict[str, list[Any]] = {run.name: run.task_inputs.get("wait_for", []) for run in task_runs()}
     edges = {name: sorted(names[upstream.id] for upstream in inputs) for name, inputs in waits.items()}
     assert edges == {"download": [], "train@a": ["download"], "train@b": ["download"], "report": ["train@a", "train@b"]}
-    assert {it.name for it in task_runs() if "gpu" in it.tags} == {"train@a", "train@b"}
+    assert {run.name for run in task_runs() if "gpu" in run.tags} == {"train@a", "train@b"}
     assert '"stage": "report", "outcome": "Ran"' in artifact("stages")
 
 
-def test_the_second_pipeline_is_a_flow_of_its_own(root: Path) -> None:
-    """Stages by their names in it; the root's only where it depends on them; one number reruns what reads it."""
+def test_the_second_pipeline_has_a_separate_flow(root: Path) -> None:
+    """The flow runs only upstream stages of the first pipeline, and a changed param reruns the stages that read it."""
     tiny_pipeline.add_second(root)
     first = ablate(return_state=True)
     assert (first.name, first.message) == ("Completed", "5 ran")
@@ -110,23 +110,22 @@ def test_the_second_pipeline_is_a_flow_of_its_own(root: Path) -> None:
         .replace("'clips: ${item.row}'", "'clips: ${item.row}' | sed s/y/z/")
     )
     (root / "ablation" / "dvc.yaml").write_text(changed)
-    assert (
-        ablate(return_state=True).message == "3 ran, 2 unchanged"
-    )  # both params, of the rows the one whose value moved
+    # Both stages params@ have a changed command. Only one of the rows has a changed value.
+    assert ablate(return_state=True).message == "3 ran, 2 unchanged"
     assert run().message == "3 ran, 1 unchanged"
 
 
-def test_unchanged_and_restored(root: Path, mlflow_uri: str) -> None:
+def test_stages_are_unchanged_or_restored(root: Path, mlflow_uri: str) -> None:
     subprocess.run([tiny_pipeline.DVC, "repro", "--quiet"], cwd=root, check=True)
     assert run().message == "4 unchanged"
     assert task_states() == dict.fromkeys(tiny_pipeline.STAGES, "Unchanged")
     (root / "a.txt").unlink()
     assert run("train@a").message == "1 restored, 1 unchanged"
     assert task_states() == {"download": "Unchanged", "train@a": "Restored"}
-    assert parents(mlflow_uri) == [], "a parent without children was left behind"
+    assert parents(mlflow_uri) == [], "there is a parent run without children"
 
 
-def test_after_a_failure_nothing_downstream_runs(root: Path) -> None:
+def test_no_stage_downstream_of_a_failed_stage_runs(root: Path) -> None:
     tiny_pipeline.change(root, "train", cmd="false")
     state = run()
     assert state.is_failed()
@@ -137,7 +136,7 @@ def test_after_a_failure_nothing_downstream_runs(root: Path) -> None:
     assert not (root / "report.txt").exists()
 
 
-def test_a_stage_that_may_be_retried_is(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_stage_is_tried_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dvc_flow, "run_stage", dvc_task.run_stage.with_options(retry_delay_seconds=0))
     pipeline = (root / "dvc.yaml").read_text().replace("gpu: true, timeout: 60, retries: 0", "retries: 1")
     (root / "dvc.yaml").write_text(pipeline)
@@ -145,14 +144,14 @@ def test_a_stage_that_may_be_retried_is(root: Path, monkeypatch: pytest.MonkeyPa
     assert run("train@a").message == "2 ran"
 
 
-def test_what_a_kill_left_broken_is_repaired(root: Path) -> None:
+def test_incomplete_lock_files_are_repaired(root: Path) -> None:
     run("download")
     (root / "dvc.lock").write_text("")
     (root / ".dvc" / "tmp" / "rwlock").write_text("")
     assert run("download").message == "1 restored"
 
 
-def test_runs_whose_process_is_gone_are_marked_crashed(root: Path) -> None:
+def test_flow_runs_of_killed_processes_are_marked_as_crashed(root: Path) -> None:
     with get_client(sync_client=True) as client:
         dead, other = (
             client.create_flow_run(distill, tags=[f"{socket.gethostname()}:{place}"], state=Running())
@@ -163,7 +162,7 @@ def test_runs_whose_process_is_gone_are_marked_crashed(root: Path) -> None:
         assert client.read_flow_run(other.id).state_name == "Running"
 
 
-def test_what_ran_is_pushed_and_a_remote_that_fails_stops_nothing(root: Path, tmp_path: Path) -> None:
+def test_outs_are_pushed_and_a_failing_remote_does_not_stop_the_flow(root: Path, tmp_path: Path) -> None:
     remote = "[core]\n    remote = here\n['remote \"here\"']\n    url = {}\n"
     (root / ".dvc" / "config").write_text(remote.format(tmp_path / "remote"))
     assert run("download").message == "1 ran"
@@ -172,7 +171,7 @@ def test_what_ran_is_pushed_and_a_remote_that_fails_stops_nothing(root: Path, tm
     assert run("train@a").message == "1 ran, 1 unchanged"
 
 
-# A stage like ours as far as MLflow can see. A flow whose stages tell MLflow nothing leaves no run there.
+# A stage with a child run in MLflow. Without child runs, a flow has no run in MLflow either.
 CHILD = """\
 from pathlib import Path
 from causvid.harness.tracking import Made, child_run
@@ -183,7 +182,7 @@ with child_run("train", "tiny", Path.cwd(), {}, made, Path(".work/train/0123")):
 """
 
 
-def test_numbers_progress_and_the_mlflow_run_are_artifacts(root: Path, mlflow_uri: str) -> None:
+def test_metrics_progress_and_the_link_to_mlflow_are_artifacts(root: Path, mlflow_uri: str) -> None:
     (root / "child.py").write_text(CHILD)
     (root / "child.sh").write_text(f"exec {sys.executable} child.py\n")
     lines = "echo train: 1/4, 3 s left; sleep 0.5; echo train: 3/4, 1 s left; sh child.sh"
@@ -199,7 +198,7 @@ def test_numbers_progress_and_the_mlflow_run_are_artifacts(root: Path, mlflow_ur
     assert "| train@a | Ran |" in parent.data.tags["mlflow.note.content"]
 
 
-def test_one_flow_at_a_time(root: Path) -> None:
+def test_only_one_flow_runs_at_a_time(root: Path) -> None:
     (root / ".dvc" / "tmp").mkdir()
     with FileLock(root / ".dvc" / "tmp" / "flow.lock"):
         state = run()
@@ -207,12 +206,12 @@ def test_one_flow_at_a_time(root: Path) -> None:
     assert task_states() == {}
 
 
-def test_an_unknown_stage_is_said_in_one_sentence(root: Path) -> None:
+def test_an_unknown_stage_is_an_error_with_one_sentence(root: Path) -> None:
     state = run("trian")
-    assert "targets: 'trian' is no stage; choose from download" in str(state.message)
+    assert "targets: 'trian' is not a stage; choose from download" in str(state.message)
 
 
-def test_the_report_is_an_artifact_with_its_pictures(root: Path) -> None:
+def test_the_report_is_an_artifact_with_embedded_images(root: Path) -> None:
     (root / "reports").mkdir()
     (root / "reports" / "sheet.png").write_bytes(b"\x89PNG")
     (root / "reports" / "report.md").write_text("# Tiny\n![sheet](sheet.png)\n")
@@ -223,8 +222,8 @@ def test_the_report_is_an_artifact_with_its_pictures(root: Path) -> None:
     assert artifact("report") == "# Tiny\n![sheet](data:image/png;base64,iVBORw==)\n"
 
 
-def test_flow_and_repro_give_the_same_bytes(smoke: Clone, make_clone: Callable[[str], Clone]) -> None:
-    """As far as the student's videos; test_own_videos runs the whole pipeline as a flow."""
+def test_a_flow_and_dvc_repro_give_the_same_bytes(smoke: Clone, make_clone: Callable[[str], Clone]) -> None:
+    """The test runs the stages up to the student's samples; test_own_videos runs the complete pipeline as a flow."""
     clone = make_clone("flow")
     flow = (sys.executable, "-m", "flows.distill", "sample@dmd")
     assert "Completed('12 ran, 1 unchanged')" in clone.run(*flow).stderr
@@ -233,5 +232,5 @@ def test_flow_and_repro_give_the_same_bytes(smoke: Clone, make_clone: Callable[[
     for stage in ours:
         assert ours[stage] == theirs[stage], stage
     assert "Completed('13 unchanged')" in clone.run(*flow).stderr
-    assert clone.leaks() == []  # Prefect's database among what is searched
+    assert clone.leaks() == []  # Prefect's database is one of the files that are searched
     assert (clone.root / ".prefect" / "prefect.db").is_file()

@@ -1,4 +1,4 @@
-"""A file system that is really full: one sentence, nothing half-written, and the same command goes on when there is room."""
+"""A full file system: a stage fails with one sentence and without incomplete outs, and the same command can continue."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.pipeline.conftest import Clone
 pytestmark = pytest.mark.pipeline
 
 OWN_MOUNTS = ["unshare", "--map-root-user", "--mount"]
-# Work and outs on a small file system, then the same command with room.
+# Run a command with its work folder and outs on a small file system, then enlarge the file system and run it again.
 SCRIPT = """
 mount -t tmpfs -o size="$1" none "$2" || exit 70
 shift; disk="$1"; shift
@@ -33,7 +33,7 @@ cp -r "$disk/out" "$disk.out"
 @pytest.fixture(autouse=True)
 def _own_mounts() -> None:
     if subprocess.run([*OWN_MOUNTS, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("this kernel gives us no mounts of our own")
+        pytest.skip("this kernel does not allow mount namespaces for users")
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,9 @@ def _own_mounts() -> None:
         ("pack_lmdb", "40k", ["--item", "ode_pairs"], "data/lmdb/ode_pairs"),
     ],
 )  # fmt: skip
-def test_a_full_disk(smoke: Clone, tmp_path: Path, name: str, size: str, options: list[str], same: str) -> None:
+def test_a_stage_continues_after_a_full_disk(
+    smoke: Clone, tmp_path: Path, name: str, size: str, options: list[str], same: str
+) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     command = [sys.executable, "-m", f"stages.{name}", *(option.format(disk=disk) for option in options)]
@@ -67,15 +69,15 @@ def test_a_full_disk(smoke: Clone, tmp_path: Path, name: str, size: str, options
     sentence = error.strip().splitlines()[-1]
     assert sentence.startswith(f"{name}: the disk is full ("), error
     assert "Traceback" not in error
-    assert Path(f"{disk}.left").read_text() == "work\n", "something stands where finished things should be"
+    assert Path(f"{disk}.left").read_text() == "work\n", "the file system has incomplete outs"
     finished = {p.relative_to(f"{disk}.out"): p.read_bytes() for p in Path(f"{disk}.out").rglob("*") if p.is_file()}
     expected = {p.relative_to(smoke.root / same): p.read_bytes() for p in (smoke.root / same).rglob("*") if p.is_file()}
     assert finished == expected
 
 
 @pytest.mark.parametrize("disks", [5, pytest.param(50, marks=pytest.mark.slow)])
-def test_a_disk_that_fills_up_under_a_flow(tmp_path: Path, disks: int) -> None:
-    """Wherever it happens, in a stage, in DVC's cache or in its locks: the same command, when there is room."""
+def test_a_flow_continues_after_a_full_disk(tmp_path: Path, disks: int) -> None:
+    """The disk may become full in a stage, or while DVC writes its cache or its locks."""
     disk = tmp_path / "disk"
     disk.mkdir()
     program = [
@@ -90,9 +92,9 @@ def test_a_disk_that_fills_up_under_a_flow(tmp_path: Path, disks: int) -> None:
     env = os.environ | {"PYTHONPATH": str(ROOT), "DO_NOT_TRACK": "true", "DVC_NO_ANALYTICS": "1"}
     done = subprocess.run([*OWN_MOUNTS, *program], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    print(found)
-    assert found["full"] >= 1
-    assert found["told"] == found["full"], found["log"]
-    assert found["half_written"] == 0
-    assert found["different"] == 0, found["log"]
+    counts = json.loads(done.stdout.splitlines()[-1])
+    print(counts)
+    assert counts["full"] >= 1
+    assert counts["told"] == counts["full"], counts["log"]
+    assert counts["half_written"] == 0
+    assert counts["different"] == 0, counts["log"]

@@ -1,4 +1,4 @@
-"""Entering half-way: with released LMDBs named in params, training runs and nothing before it does."""
+"""Start from released LMDBs: the trainings run, and the stages that would build the LMDBs do not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.pipeline
 
 
 def released(ours: Path, folder: Path) -> Path:
-    """The LMDB ``ours`` as the released code would have written it: without sums, with rows of an earlier build."""
+    """Copy the LMDB ``ours`` to ``folder`` in the released layout: without checksums, with rows of an earlier build."""
     folder.mkdir(parents=True)
     with (
         lmdb.open(str(ours), readonly=True, lock=False) as source,
@@ -45,9 +45,9 @@ def model(folder: Path) -> dict[str, bytes]:
 
 
 def test_training_starts_from_released_lmdbs(smoke: Clone, make_clone: Callable[[str], Clone]) -> None:
-    """The same rows and prompts: the same student, byte for byte, without a video in sight.
+    """With the same rows and prompts, but without videos, the models have the same bytes.
 
-    But for the record: a released LMDB does not say how its latents were normalised.
+    Only the training record differs, because a released LMDB does not contain the normalisation of its latents.
     """
     clone = make_clone("half_way")
     inputs = clone.root / "data" / "inputs"
@@ -60,13 +60,15 @@ def test_training_starts_from_released_lmdbs(smoke: Clone, make_clone: Callable[
         pack_lmdb__latents={"source": "released", "folder": "data/inputs/mixkit_latents", "timesteps": None},
         pack_lmdb__ode_pairs={"source": "released", "folder": "data/inputs/mixkit_ode_pairs", "timesteps": times},
     )
-    ran = clone.run("dvc", "repro", "train_dmd").stdout
-    assert [line.split("'")[1] for line in ran.splitlines() if line.startswith("Running stage")].count("train_dmd") == 1
+    output = clone.run("dvc", "repro", "train_dmd").stdout
+    assert [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")].count(
+        "train_dmd"
+    ) == 1
     assert not (clone.root / "data" / "clips").exists()
     ran_here, everything = clone.hashes(), smoke.hashes()
     assert not ran_here.keys() & {"download", "resample", "train_vae", "extract_latents", "generate_ode_pairs"}
-    del ran_here["checksums"]  # its params name other paths
-    for stage, outs in ran_here.items():  # reports name the stage's key, and its inputs had other names
+    del ran_here["checksums"]  # its params have other paths
+    for stage, outs in ran_here.items():  # reports differ, because they contain the stage's key, which depends on paths
         assert data(outs) == data(everything[stage]), stage
     for path in TRAINED:
         here, there = clone.root / path, smoke.root / path
@@ -76,7 +78,9 @@ def test_training_starts_from_released_lmdbs(smoke: Clone, make_clone: Callable[
     assert {"train_teacher", "train_ode_init", "train_dmd"} <= ran_here.keys()
 
 
-def test_a_released_lmdb_that_cannot_be_mended_is_one_sentence(make_clone: Callable[[str], Clone]) -> None:
+def test_a_released_lmdb_that_cannot_be_repaired_is_an_error_with_one_sentence(
+    make_clone: Callable[[str], Clone],
+) -> None:
     clone = make_clone("broken_lmdb")
     (clone.root / "data" / "inputs" / "mixkit").mkdir()
     clone.set(pack_lmdb__latents={"source": "released", "folder": "data/inputs/mixkit", "timesteps": None})

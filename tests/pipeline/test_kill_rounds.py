@@ -1,4 +1,4 @@
-"""A flow survives SIGKILL of anything at any time: the same command again, no manual step, the same bytes."""
+"""After a SIGKILL of any process at any time, the same command gives the same bytes, without manual repair."""
 
 from __future__ import annotations
 
@@ -19,51 +19,51 @@ from tests.pipeline.conftest import Clone
 from tests.pipeline.kill_rounds import dvcs
 
 pytestmark = pytest.mark.pipeline
-MEASURED = {"measure_latency", "report"}  # stages whose outs hold times
+MEASURED = {"measure_latency", "report"}  # stages whose outs contain measured times
 
 
 @pytest.mark.parametrize("kills", [20, pytest.param(200, marks=pytest.mark.slow)])
-def test_killed_flows_end_like_undisturbed_ones(tmp_path: Path, kills: int) -> None:
+def test_killed_flows_give_the_result_of_an_undisturbed_flow(tmp_path: Path, kills: int) -> None:
     command = [sys.executable, "-m", "tests.pipeline.kill_rounds", str(tmp_path / "project"), str(kills), "0"]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "DO_NOT_TRACK": "true", "DVC_NO_ANALYTICS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    print(found)
-    assert found["stuck"] == 0, found["log"]
-    assert found["different"] == 0
-    assert found["kills"] == kills
-    assert found["rounds"] >= 1
+    counts = json.loads(done.stdout.splitlines()[-1])
+    print(counts)
+    assert counts["stuck"] == 0, counts["log"]
+    assert counts["different"] == 0
+    assert counts["kills"] == kills
+    assert counts["rounds"] >= 1
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-def test_ten_kills_of_the_real_flow(smoke: Clone, make_clone: Callable[[str], Clone]) -> None:
-    """In turn everything, so that the command has to be given again, and dvc alone, which the flow tries again."""
-    expected, dice, hit = smoke.hashes(), random.Random(0), list[str]()
-    while len(hit) < 10:
+def test_the_complete_flow_survives_ten_kills(smoke: Clone, make_clone: Callable[[str], Clone]) -> None:
+    """Kills alternate between all processes, after which the command is run again, and dvc, which the flow tries again."""
+    expected, draw, killed = smoke.hashes(), random.Random(0), list[str]()
+    while len(killed) < 10:
         clone, finished = make_clone("killed"), False
         while not finished:
-            before = len(hit)
+            before = len(killed)
             with (clone.root / "flow.log").open("w") as log:
                 command = [sys.executable, "-m", "flows.distill"]
                 flow = subprocess.Popen(command, cwd=clone.root, env=clone.env, stdout=log, stderr=log)
-            while len(hit) < 10:
+            while len(killed) < 10:
                 with suppress(subprocess.TimeoutExpired):
-                    flow.wait(dice.uniform(8, 45))
+                    flow.wait(draw.uniform(8, 45))
                     break
-                hit += [kill(flow.pid, everything=len(hit) % 2 == 0)]
+                killed += [kill(flow.pid, everything=len(killed) % 2 == 0)]
             finished = flow.wait() == 0
-            assert finished or len(hit) > before, (clone.root / "flow.log").read_text()[-3000:]
-        made = clone.hashes()
-        assert {name: made[name] for name in made if name not in MEASURED} == {
+            assert finished or len(killed) > before, (clone.root / "flow.log").read_text()[-3000:]
+        hashes = clone.hashes()
+        assert {name: hashes[name] for name in hashes if name not in MEASURED} == {
             name: expected[name] for name in expected if name not in MEASURED
         }
-        print(hit)
+        print(killed)
 
 
 def kill(pid: int, *, everything: bool) -> str:
-    """SIGKILL for dvc alone, where there is one, or for the flow and all below it; says what was hit."""
+    """Send SIGKILL to dvc only, if dvc is running, or to the flow and all its descendants. Return which of the two."""
     alone = [] if everything else list(dvcs(pid))
     for process in alone or [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]:
         with suppress(psutil.Error):

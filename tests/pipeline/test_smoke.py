@@ -1,4 +1,4 @@
-"""The whole pipeline at smoke size: from nothing to the report, what reruns and what does not."""
+"""The complete pipeline at smoke size: its results, and the stages that a change reruns."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ pytestmark = pytest.mark.pipeline
 
 
 def ran(output: str) -> list[str]:
-    """The stages that ``dvc repro`` executed, by what it printed."""
+    """Return the stages that ``dvc repro`` executed, according to its output."""
     return re.findall(r"^Running stage '(.+)':$", output, re.MULTILINE)
 
 
 def changed(clone: Clone) -> set[str]:
-    """The stages that are not up to date; checksums, which DVC always counts as changed, left out."""
+    """Return the stages that are not up to date, without checksums, which DVC always regards as changed."""
     return set(json.loads(clone.run("dvc", "status", "dvc.yaml", "--json").stdout)) - {"checksums"}
 
 
-def test_everything_is_there(smoke: Clone) -> None:
+def test_the_report_and_the_metrics_are_complete(smoke: Clone) -> None:
     report = (smoke.root / "reports" / "index.html").read_text()
     assert report.count("<video") >= 6
     assert "http://" not in report.replace("http://www.w3.org/", "")
@@ -38,8 +38,8 @@ def test_everything_is_there(smoke: Clone) -> None:
     assert rejected["kept"] == 24
 
 
-def test_secrets_of_the_environment_are_in_no_file(smoke: Clone) -> None:
-    """No log, database, lock, checkpoint or report; and the search would find one."""
+def test_no_file_contains_secrets_of_the_environment(smoke: Clone) -> None:
+    """This includes logs, databases, locks, checkpoints and reports. The search finds a secret that is written."""
     assert smoke.leaks() == []
     (smoke.root / "leak.txt").write_text(f"token={smoke.env['HF_TOKEN']}\n")
     assert smoke.leaks() == [str(smoke.root / "leak.txt")]
@@ -69,7 +69,7 @@ def test_mlflow_has_a_child_run_for_every_stage(smoke: Clone) -> None:
     }
 
 
-def test_workers_rerun_nothing_and_one_number_reruns_only_what_depends_on_it(smoke: Clone) -> None:
+def test_workers_rerun_no_stage_and_a_changed_param_reruns_only_its_stages(smoke: Clone) -> None:
     smoke.set(compute__workers=2)
     assert changed(smoke) == set()
     smoke.set(compute__workers=1)
@@ -80,8 +80,8 @@ def test_workers_rerun_nothing_and_one_number_reruns_only_what_depends_on_it(smo
     assert changed(smoke) == set()
 
 
-def test_f2_every_path_of_params_decides_the_status_of_the_stages_that_read_it(smoke: Clone) -> None:
-    """Files are replaced by others of the same size and modification time; a file is added to each folder."""
+def test_changed_content_of_a_path_in_params_reruns_the_stages_that_read_the_path(smoke: Clone) -> None:
+    """Files are replaced by files of the same size and modification time, and a file is added to each folder."""
     values = params.read(smoke.root / "params.yaml")
     counted = [name for name, rule in PATHS.items() if not rule.counted_by]
     names = [name for name in counted if not inputs.is_output(inputs.value_of(values, name))]
@@ -114,11 +114,13 @@ def test_f2_every_path_of_params_decides_the_status_of_the_stages_that_read_it(s
     assert changed(smoke) == set()
 
 
-def test_zero_dmd_steps_are_the_ode_init_student_and_changing_back_is_served_from_the_cache(smoke: Clone) -> None:
+def test_zero_dmd_steps_give_the_ode_init_student_and_a_reverted_change_is_restored_from_the_cache(
+    smoke: Clone,
+) -> None:
     smoke.set(train_dmd__steps=0)
-    first = ran(smoke.run("dvc", "repro", "evaluate@dmd", "evaluate@ode_init").stdout)
-    assert "train_dmd" in first
-    assert "train_teacher" not in first
+    executed = ran(smoke.run("dvc", "repro", "evaluate@dmd", "evaluate@ode_init").stdout)
+    assert "train_dmd" in executed
+    assert "train_teacher" not in executed
     scores = [
         json.loads((smoke.root / "reports" / "evaluate" / f"{name}.json").read_text()) for name in ("dmd", "ode_init")
     ]
@@ -126,9 +128,9 @@ def test_zero_dmd_steps_are_the_ode_init_student_and_changing_back_is_served_fro
         score.pop("key")
     assert scores[0] == scores[1]
     smoke.set(train_dmd__steps=6)
-    back = smoke.run("dvc", "repro").stdout
-    assert "Stage 'train_dmd' is cached - skipping run" in back
-    assert set(ran(back)) <= {"checksums", "report", "measure_latency"}
+    output = smoke.run("dvc", "repro").stdout
+    assert "Stage 'train_dmd' is cached - skipping run" in output
+    assert set(ran(output)) <= {"checksums", "report", "measure_latency"}
 
 
 @pytest.mark.parametrize(
@@ -139,7 +141,7 @@ def test_zero_dmd_steps_are_the_ode_init_student_and_changing_back_is_served_fro
         ({"schedule__denoising_timesteps": [1000, 600]}, "schedule.denoising_timesteps has 600"),
     ],
 )
-def test_a_value_that_cannot_work_stops_at_the_first_stage_with_a_sentence(
+def test_an_invalid_value_stops_the_first_stage_with_one_sentence(
     make_clone: Callable[[str], Clone], change: dict[str, object], message: str
 ) -> None:
     clone = make_clone("bad")

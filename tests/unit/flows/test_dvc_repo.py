@@ -1,3 +1,5 @@
+"""The plan of a flow, as read from DVC, and the repair of DVC's lock files."""
+
 from __future__ import annotations
 
 import json
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from flows.dvc_repo import Stage, read_metrics, read_plan, repair
 from tests.unit.flows import tiny_pipeline
 
-WHOLE_LOCK = """\
+VALID_LOCK = """\
 schema: '2.0'
 stages:
   download:
@@ -35,7 +37,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_the_order_and_the_edges_are_those_of_dvcs_graph(root: Path) -> None:
+def test_stages_have_the_order_and_the_edges_of_dvcs_graph(root: Path) -> None:
     plan = read_plan(root)
     assert [stage.name for stage in plan.stages] == tiny_pipeline.STAGES
     assert {stage.name: stage.upstream for stage in plan.stages} == {
@@ -46,14 +48,14 @@ def test_the_order_and_the_edges_are_those_of_dvcs_graph(root: Path) -> None:
     }
 
 
-def test_options_come_from_meta(root: Path) -> None:
+def test_options_of_a_stage_are_read_from_meta(root: Path) -> None:
     download, train, _, report = read_plan(root).stages
     assert (download.gpu, download.timeout, download.retries) == (False, 60, 0)
     assert (train.gpu, train.timeout, train.retries) == (True, 60, 0)
     assert (report.gpu, report.timeout, report.retries) == (False, None, 0)
 
 
-def test_metrics_files_are_dvcs(root: Path) -> None:
+def test_metrics_files_are_those_of_dvc_yaml(root: Path) -> None:
     download, train, *_ = read_plan(root).stages
     assert download.metrics == (root / "clips.json",)
     assert train.metrics == ()
@@ -66,24 +68,22 @@ def test_metrics_files_are_dvcs(root: Path) -> None:
     ("targets", "expected"),
     [(["train@b"], ["download", "train@b"]), (["train"], ["download", "train@a", "train@b"]), (["report"], None)],
 )
-def test_targets_bring_what_they_depend_on_and_nothing_else(
-    root: Path, targets: list[str], expected: list[str] | None
-) -> None:
+def test_only_upstream_stages_are_added_to_targets(root: Path, targets: list[str], expected: list[str] | None) -> None:
     assert [stage.name for stage in read_plan(root, targets).stages] == (expected or tiny_pipeline.STAGES)
 
 
-def test_an_unknown_target_is_named_beside_the_known_ones(root: Path) -> None:
-    with pytest.raises(ValueError, match=r"targets: 'trian' is no stage; choose from download, train@a"):
+def test_the_error_for_an_unknown_target_lists_the_known_ones(root: Path) -> None:
+    with pytest.raises(ValueError, match=r"targets: 'trian' is not a stage; choose from download, train@a"):
         read_plan(root, ["trian"])
 
 
-def test_reading_the_plan_leaves_the_working_directory_alone(root: Path) -> None:
+def test_read_plan_does_not_change_the_working_directory(root: Path) -> None:
     before = Path.cwd()
     read_plan(root)
     assert Path.cwd() == before
 
 
-def test_a_second_pipeline_in_a_subfolder_is_not_part_of_the_first(tmp_path: Path) -> None:
+def test_the_plan_of_the_first_pipeline_does_not_include_the_second(tmp_path: Path) -> None:
     root = tiny_pipeline.make(tmp_path / "project")
     tiny_pipeline.add_second(root)
     assert [stage.name for stage in read_plan(root).stages] == tiny_pipeline.STAGES
@@ -94,21 +94,21 @@ def test_a_second_pipeline_in_a_subfolder_is_not_part_of_the_first(tmp_path: Pat
     ]
 
 
-def test_a_second_pipeline_is_planned_with_what_it_needs_of_the_first(tmp_path: Path) -> None:
+def test_the_plan_of_the_second_pipeline_includes_its_upstream_stages_in_the_first(tmp_path: Path) -> None:
     root = tiny_pipeline.make(tmp_path / "project")
     tiny_pipeline.add_second(root)
     plan = read_plan(root, ["ablation/dvc.yaml"])
     assert [stage.name for stage in plan.stages] == tiny_pipeline.SECOND_STAGES
     row = plan.stages[-1]
     assert row.upstream == ("ablation/dvc.yaml:params@y", "download")
-    assert row.metrics == (root / "rows" / "y.json",)  # relative to its wdir, not to its dvc.yaml
+    assert row.metrics == (root / "rows" / "y.json",)  # relative to wdir, not to the folder of dvc.yaml
     assert (plan.changed, plan.profile) == (True, "tiny")
     subprocess.run([tiny_pipeline.DVC, "repro", "--quiet", "ablation/dvc.yaml"], cwd=root, check=True)
     assert not read_plan(root, ["ablation/dvc.yaml"]).changed
     assert not (root / "report.txt").exists(), "the root's own stages were run"
 
 
-def test_the_plan_says_whether_anything_changed_and_which_commit_it_is(tmp_path: Path) -> None:
+def test_the_plan_has_the_status_of_the_stages_and_the_commit(tmp_path: Path) -> None:
     root = tiny_pipeline.make(tmp_path / "project")
     assert read_plan(root).git == {}
     tiny_pipeline.commit(root)
@@ -134,7 +134,7 @@ def test_the_plan_says_whether_anything_changed_and_which_commit_it_is(tmp_path:
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as DVC leaves it, with whole lock files."""
+    """A folder with valid lock files of DVC."""
     root = tmp_path_factory.mktemp("bare")
     (root / "ablation").mkdir()
     write_locks(root)
@@ -145,19 +145,19 @@ def write_locks(root: Path) -> None:
     (root / ".dvc" / "tmp").mkdir(parents=True, exist_ok=True)
     info = {"pid": 1, "cmd": "dvc repro"}
     (root / ".dvc" / "tmp" / "rwlock").write_text(json.dumps({"read": {"a": [info]}, "write": {"b": info}}))
-    (root / "dvc.lock").write_text(WHOLE_LOCK)
-    (root / "ablation" / "dvc.lock").write_text(WHOLE_LOCK)
+    (root / "dvc.lock").write_text(VALID_LOCK)
+    (root / "ablation" / "dvc.lock").write_text(VALID_LOCK)
 
 
-def test_whole_files_are_left_alone(bare: Path) -> None:
+def test_repair_does_not_change_valid_files(bare: Path) -> None:
     write_locks(bare)
     assert repair(bare) == []
-    assert (bare / "dvc.lock").read_text() == WHOLE_LOCK
+    assert (bare / "dvc.lock").read_text() == VALID_LOCK
     assert (bare / ".dvc" / "tmp" / "rwlock").is_file()
 
 
-def test_what_a_killed_process_holds_is_released_even_before_somebody_waits_for_it(bare: Path) -> None:
-    """DVC believes that a zombie lives; PID 1 of many containers waits for none."""
+def test_repair_releases_the_locks_of_zombies_and_of_reused_pids(bare: Path) -> None:
+    """DVC regards a zombie as a running process, and PID 1 of many containers reaps no zombies."""
     zombie, alive = subprocess.Popen(["true"]), subprocess.Popen(["sleep", "60"])
     gone = subprocess.Popen(["true"])
     gone.wait()
@@ -171,7 +171,7 @@ def test_what_a_killed_process_holds_is_released_even_before_somebody_waits_for_
         path.write_text(json.dumps({"read": {"x": [z, a], "y": [g]}, "write": {"u": z, "v": a}}))
         assert repair(bare) == []
         assert json.loads(path.read_text()) == {"read": {"x": [a]}, "write": {"v": a}}
-        # Another process has got the number: it began long after the lock was written.
+        # The pid belongs to another process, which started long after the lock was written.
         os.utime(path, (0, 0))
         assert repair(bare) == []
         assert json.loads(path.read_text()) == {"read": {}, "write": {}}
@@ -182,7 +182,7 @@ def test_what_a_killed_process_holds_is_released_even_before_somebody_waits_for_
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"read": 3}', "\0\0\0"])
-def test_a_broken_rwlock_is_set_aside(bare: Path, content: str) -> None:
+def test_repair_moves_an_incomplete_rwlock(bare: Path, content: str) -> None:
     write_locks(bare)
     (bare / ".dvc" / "tmp" / "rwlock").write_text(content)
     assert repair(bare) == [".dvc/tmp/rwlock"]
@@ -192,7 +192,7 @@ def test_a_broken_rwlock_is_set_aside(bare: Path, content: str) -> None:
 
 @pytest.mark.parametrize("name", ["dvc.lock", "ablation/dvc.lock"])
 @pytest.mark.parametrize("content", ["", "stages: [", "stages: {}", "schema: '2.0'\nstages:\n  a:\n    outs: []\n"])
-def test_a_broken_dvc_lock_is_set_aside_and_kept(bare: Path, name: str, content: str) -> None:
+def test_repair_moves_an_incomplete_dvc_lock_and_keeps_its_content(bare: Path, name: str, content: str) -> None:
     write_locks(bare)
     (bare / name).write_text(content)
     assert repair(bare) == [name]
@@ -200,35 +200,35 @@ def test_a_broken_dvc_lock_is_set_aside_and_kept(bare: Path, name: str, content:
     assert (bare / ".dvc" / "tmp" / f"{name.replace('/', '-')}.broken").read_text() == content
 
 
-def test_an_unfinished_merge_is_left_to_the_user(bare: Path) -> None:
+def test_repair_does_not_move_a_dvc_lock_with_a_merge_conflict(bare: Path) -> None:
     write_locks(bare)
     (bare / "dvc.lock").write_text("<<<<<<< HEAD\nschema: '2.0'\n=======\n>>>>>>> other\n")
     assert repair(bare) == []
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(length=st.integers(0, len(WHOLE_LOCK)))
-def test_after_a_repair_dvc_accepts_a_lock_file_cut_anywhere(bare: Path, length: int) -> None:
+@given(length=st.integers(0, len(VALID_LOCK)))
+def test_after_a_repair_dvc_accepts_a_lock_file_truncated_anywhere(bare: Path, length: int) -> None:
     from dvc.dvcfile import Lockfile
     from dvc.repo import Repo
 
     write_locks(bare)
-    (bare / "dvc.lock").write_text(WHOLE_LOCK[:length])
+    (bare / "dvc.lock").write_text(VALID_LOCK[:length])
     repair(bare)
     (bare / ".dvc" / "config").touch()
     with Repo(str(bare), uninitialized=True) as repo:
         Lockfile(repo, os.fspath(bare / "dvc.lock")).load()
 
 
-def test_a_project_without_git_is_one_sentence(tmp_path: Path) -> None:
+def test_a_project_without_git_is_an_error(tmp_path: Path) -> None:
     root = tiny_pipeline.make(tmp_path / "project")
     shutil.rmtree(root / ".git")
-    with pytest.raises(ValueError, match=r"project is no git repository, which DVC needs: run 'git init' there"):
+    with pytest.raises(ValueError, match=r"project is not a git repository, which DVC needs: run 'git init' there"):
         read_plan(root)
 
 
-def test_a_stage_that_always_counts_as_changed_is_run_before_dvc_is_asked(tmp_path: Path) -> None:
-    """It and those downstream of it are settled unless what it made is new."""
+def test_a_stage_that_dvc_always_regards_as_changed_is_run_before_the_status_is_read(tmp_path: Path) -> None:
+    """The stage and its downstream stages are settled if its outs have not changed."""
     root = tiny_pipeline.make(tmp_path / "project")
     text = (root / "dvc.yaml").read_text()
     head = "stages:\n  look:\n    cmd: cat source > seen.txt\n    always_changed: true\n    outs: [seen.txt]\n"
@@ -238,14 +238,14 @@ def test_a_stage_that_always_counts_as_changed_is_run_before_dvc_is_asked(tmp_pa
     (root / "source").write_text("1")
     tiny_pipeline.commit(root)
     subprocess.run([tiny_pipeline.DVC, "repro", "--quiet"], cwd=root, check=True)
-    asked: list[str] = []
+    refreshed: list[str] = []
 
     def refresh(stage: Stage) -> None:
-        asked.append(stage.name)
+        refreshed.append(stage.name)
         subprocess.run([tiny_pipeline.DVC, "repro", "--quiet", "-s", stage.name], cwd=root, check=True)
 
     assert not read_plan(root, refresh=refresh).changed
-    assert asked == ["look"]
+    assert refreshed == ["look"]
     assert read_plan(root).changed
     (root / "source").write_text("2")
     plan = read_plan(root, refresh=refresh)

@@ -1,3 +1,5 @@
+"""The task of a DVC stage: outcome, output, timeout, cancellation, and the lock of the GPUs."""
+
 from __future__ import annotations
 
 import os
@@ -20,7 +22,7 @@ from flows.dvc_repo import Stage, read_plan, repair
 from flows.dvc_task import Record, StageFailed, StageTimedOut, classify, command, push, run_dvc
 from tests.unit.flows import tiny_pipeline
 
-# A stage that leaves its pids behind, itself and a child of its own, and ignores interrupts.
+# A stage that ignores interrupts, and writes its pid and the pid of its child to a file.
 STUBBORN = "trap '' INT TERM; sleep 600 & echo $$ $! > ../pids; wait; sleep 600"
 
 
@@ -31,7 +33,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def downloaded(root: Path) -> Path:
-    """Where ``train`` can run."""
+    """A project in which ``train`` can run, because the outs of ``download`` exist."""
     (root / "clips.txt").write_text("3\n")
     return root
 
@@ -54,10 +56,10 @@ def alive(pid: int) -> bool:
 
 
 def assert_dead(pids: list[int]) -> None:
-    """A killed process is gone a moment later."""
+    """Wait until the killed processes have ended."""
     deadline = time.monotonic() + 5
-    while left := [pid for pid in pids if alive(pid)]:
-        assert time.monotonic() < deadline, f"{left} still run"
+    while running := [pid for pid in pids if alive(pid)]:
+        assert time.monotonic() < deadline, f"{running} still run"
         time.sleep(0.05)
 
 
@@ -81,15 +83,15 @@ def wait_for(path: Path) -> list[int]:
         ("", None),
     ],
 )
-def test_classify_reads_dvcs_sentences_about_that_stage(line: str, expected: str | None) -> None:
+def test_classify_recognises_only_dvcs_lines_about_the_stage(line: str, expected: str | None) -> None:
     assert classify(line, "train@a") == expected
 
 
-def test_the_command_is_an_argument_list_of_this_environments_dvc() -> None:
+def test_the_command_is_an_argument_list_with_the_dvc_of_this_environment() -> None:
     assert command("push", "train; rm -rf /")[-4:] == [tiny_pipeline.DVC, "--wait-for-lock", "push", "train; rm -rf /"]
 
 
-def test_ran_then_unchanged_then_restored(root: Path) -> None:
+def test_a_stage_is_run_then_unchanged_then_restored(root: Path) -> None:
     log: list[str] = []
     first = run(root, "download", log)
     assert (first.stage, first.outcome, first.metrics) == ("download", "ran", {"clips": 3})
@@ -103,7 +105,7 @@ def test_ran_then_unchanged_then_restored(root: Path) -> None:
     assert (back.outcome, back.metrics) == ("restored", {"clips": 3})
 
 
-def test_what_a_stage_made_goes_to_the_remote_if_there_is_one(root: Path, tmp_path: Path) -> None:
+def test_push_sends_outs_to_a_default_remote(root: Path, tmp_path: Path) -> None:
     assert not stage(root, "download").has_remote
     remote = tmp_path / "remote"
     (root / ".dvc" / "config").write_text(f"[core]\n    remote = here\n['remote \"here\"']\n    url = {remote}\n")
@@ -116,13 +118,13 @@ def test_what_a_stage_made_goes_to_the_remote_if_there_is_one(root: Path, tmp_pa
     assert not push(stage(root, "download"), root, **quiet)
 
 
-def test_only_the_one_stage_runs(root: Path) -> None:
+def test_run_dvc_does_not_run_upstream_stages(root: Path) -> None:
     with pytest.raises(StageFailed, match=r"clips\.txt"):
         run(root, "train@a")
     assert not (root / "clips.txt").exists()
 
 
-def test_lines_come_while_the_stage_runs(downloaded: Path) -> None:
+def test_lines_are_forwarded_while_the_stage_runs(downloaded: Path) -> None:
     tiny_pipeline.change(
         downloaded, "train", cmd='python -c \'import time; print("early"); time.sleep(2); print("late")\''
     )
@@ -148,7 +150,7 @@ def test_the_environment_reaches_the_stage_with_our_python_first(downloaded: Pat
     assert f"{Path(tiny_pipeline.DVC).parents[1]} run 7" in log
 
 
-def test_a_failing_stage_shows_its_last_lines(downloaded: Path) -> None:
+def test_the_error_of_a_failed_stage_has_the_last_lines(downloaded: Path) -> None:
     tiny_pipeline.change(downloaded, "train", cmd="seq 100; echo the disk is full >&2; exit 3")
     with pytest.raises(StageFailed) as caught:
         run(downloaded, "train@a")
@@ -161,8 +163,8 @@ def test_a_failing_stage_shows_its_last_lines(downloaded: Path) -> None:
     assert "50" not in lines
 
 
-def test_a_stage_that_fails_on_a_full_disk_says_so(downloaded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What DVC says may be that there are no possible cache link types."""
+def test_the_error_of_a_failed_stage_mentions_a_full_disk(downloaded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DVC may report a full disk as "No possible cache link types"."""
     tiny_pipeline.change(downloaded, "train", cmd="exit 3")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Mock(free=4095))
     with pytest.raises(StageFailed) as caught:
@@ -170,19 +172,17 @@ def test_a_stage_that_fails_on_a_full_disk_says_so(downloaded: Path, monkeypatch
     assert caught.value.reason == "stage train@a failed (dvc's exit code 255, the disk is full)"
 
 
-def test_a_timeout_kills_the_whole_group(downloaded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_timeout_kills_all_processes_of_the_stage(downloaded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dvc_task, "GRACE", 0.5)
     tiny_pipeline.change(downloaded, "train", cmd=STUBBORN)
     started = time.monotonic()
-    with pytest.raises(StageTimedOut, match=r"stage train@a took longer than its 3 s"):
+    with pytest.raises(StageTimedOut, match=r"stage train@a exceeded its timeout of 3 s"):
         run(downloaded, "train@a", timeout=3)
     assert time.monotonic() - started < 10
     assert_dead(wait_for(downloaded.parent / "pids"))
 
 
-def test_a_stopped_stage_is_killed_and_the_next_repro_goes_on(
-    downloaded: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cancelled_stage_is_killed_and_can_be_run_again(downloaded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dvc_task, "GRACE", 0.5)
     tiny_pipeline.change(downloaded, "train", cmd=STUBBORN)
     stop = threading.Event()
@@ -204,7 +204,7 @@ def test_a_stopped_stage_is_killed_and_the_next_repro_goes_on(
     assert run(downloaded, "train@a").outcome == "ran"
 
 
-def test_a_process_that_dvc_leaves_behind_does_not_hold_the_stage_up(downloaded: Path) -> None:
+def test_a_process_that_survives_dvc_does_not_delay_the_result(downloaded: Path) -> None:
     tiny_pipeline.change(downloaded, "train", cmd="setsid sleep 20 & echo $! > ../pids")
     started = time.monotonic()
     assert run(downloaded, "train@a").outcome == "ran"
@@ -213,18 +213,18 @@ def test_a_process_that_dvc_leaves_behind_does_not_hold_the_stage_up(downloaded:
         os.kill(pid, signal.SIGKILL)
 
 
-def test_a_command_whose_parent_is_gone_already_does_not_start() -> None:
+def test_a_command_whose_parent_has_ended_does_not_start() -> None:
     *start, parent, program = dvc_task.bound(["/bin/echo"])
     assert parent == str(os.getpid())
     started = subprocess.run([*start, parent, program, "here"], capture_output=True, text=True, check=True)
     assert started.stdout == "here\n"
     orphan = subprocess.run([*start, "1", program, "here"], capture_output=True, text=True, check=False)
     assert (orphan.returncode, orphan.stdout) == (1, "")
-    assert "its parent is gone" in orphan.stderr
+    assert "the parent process has ended" in orphan.stderr
 
 
-def test_dvc_dies_with_the_flow(downloaded: Path) -> None:
-    """SIGKILL of the flow's process takes dvc along; the stage asks the kernel for the same about dvc."""
+def test_dvc_is_killed_with_the_flow(downloaded: Path) -> None:
+    """A SIGKILL of the flow also kills dvc. A real stage asks the kernel to be killed together with dvc."""
     tiny_pipeline.change(downloaded, "train", cmd="echo $PPID > ../pids; exec sleep 600")
     code = (
         "import threading, pathlib\nfrom flows.dvc_repo import read_plan\nfrom flows.dvc_task import run_dvc\n"
@@ -243,7 +243,7 @@ def test_dvc_dies_with_the_flow(downloaded: Path) -> None:
     flow.send_signal(signal.SIGKILL)
     flow.wait()
     assert_dead([dvc])
-    os.killpg(group, signal.SIGKILL)  # sleep does not ask the kernel
+    os.killpg(group, signal.SIGKILL)  # sleep survives dvc
 
 
 HOLDER = """
@@ -258,7 +258,7 @@ with dvc_task.turn(stage(Path(sys.argv[1]), "train@a"), log=print, stop=threadin
 """
 
 
-def test_gpu_stages_take_turns_and_a_killed_flow_gives_its_turn_up(
+def test_gpu_stages_run_one_at_a_time_and_a_killed_flow_releases_the_lock(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dvc_task, "has_gpu", lambda: True)
@@ -271,20 +271,20 @@ def test_gpu_stages_take_turns_and_a_killed_flow_gives_its_turn_up(
     )
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
-    said: list[str] = []
+    lines: list[str] = []
     stop = threading.Event()
 
-    def hear(line: str) -> None:
-        said.append(line)
+    def log(line: str) -> None:
+        lines.append(line)
         stop.set()
 
-    with dvc_task.turn(stage(root, "download"), log=hear, stop=stop):  # takes no GPU
-        assert said == []
-    with pytest.raises(CancelledError), dvc_task.turn(stage(root, "train@b"), log=hear, stop=stop):
+    with dvc_task.turn(stage(root, "download"), log=log, stop=stop):  # needs no GPU
+        assert lines == []
+    with pytest.raises(CancelledError), dvc_task.turn(stage(root, "train@b"), log=log, stop=stop):
         pass
-    assert said == ["train@b waits for the GPUs: a stage of another flow on this machine has them"]
+    assert lines == ["train@b waits for the GPUs: a stage of another flow on this machine uses them"]
     holder.kill()
     holder.wait()
-    with dvc_task.turn(stage(root, "train@b"), log=said.append, stop=threading.Event()):
-        assert len(said) == 1
+    with dvc_task.turn(stage(root, "train@b"), log=lines.append, stop=threading.Event()):
+        assert len(lines) == 1
     holder.stdout.close()

@@ -1,3 +1,5 @@
+"""The progress bar of a stage on Prefect's page."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -12,7 +14,7 @@ from flows.progress import LINE, ProgressBar
 
 @pytest.fixture
 def moves(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Where the bar was put, in percent."""
+    """The positions of the bar in percent, in the order of the updates."""
     seen: list[float] = []
 
     def create(percent: float, **_: Any) -> UUID:
@@ -25,7 +27,7 @@ def moves(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 @pytest.mark.parametrize("line", ["train: 1/0, 2 s left", "train: 3/4", "1/4, 2 s left", "train: x/4, 2 s left", ""])
-def test_other_lines_move_nothing(moves: list[float], line: str) -> None:
+def test_other_lines_do_not_update_the_bar(moves: list[float], line: str) -> None:
     assert LINE.fullmatch(line) is None
     bar = ProgressBar("train")
     bar(line)
@@ -33,7 +35,9 @@ def test_other_lines_move_nothing(moves: list[float], line: str) -> None:
     assert moves == []
 
 
-def test_it_moves_now_and_then_and_ends_at_the_end(moves: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bar_is_updated_at_intervals_and_ends_at_100_percent(
+    moves: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     bar = ProgressBar("evaluate@dmd")
     assert bar.key == "progress-evaluate-dmd"
     bar("frames: 10/40, 7 s left")
@@ -45,7 +49,7 @@ def test_it_moves_now_and_then_and_ends_at_the_end(moves: list[float], monkeypat
     assert moves == [25, 75, 100, 100]
 
 
-def test_a_server_that_does_not_answer_stops_no_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_does_not_answer_raises_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> UUID:
         raise httpx.ConnectError("restarting")
 

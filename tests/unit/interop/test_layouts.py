@@ -1,4 +1,4 @@
-"""Checkpoints of related projects: a layout that cannot be imported is refused by its name, with a remedy."""
+"""Checkpoints of related projects: the error for an unsupported layout names the layout and a remedy."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from tests.unit.interop.test_original_checkpoint import BLOCK, HEADS, prefixed, 
 
 State = dict[str, torch.Tensor]
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
-MISLEADING = ("does not exist", "cut short", "size is unknown")
+MISLEADING = ("does not exist", "truncated", "to infer the size")
 
 
 def import_(source: Path, tmp_path: Path) -> str:
-    """The command's sentence about ``source``, which it must refuse without a trace."""
+    """Return the error message of the import of ``source``, which must fail and leave no file."""
     arguments = ["import", str(source), str(tmp_path / "ours"), "--num-attention-heads", str(HEADS)]
     done = CliRunner().invoke(original.app, arguments)
     assert done.exit_code == 1, done.output
@@ -38,7 +38,7 @@ def import_(source: Path, tmp_path: Path) -> str:
     return done.output
 
 
-# --- F11 a: entries ---------------------------------------------------------------------------------------------------
+# --- entries of a file ------------------------------------------------------------------------------------------------
 
 
 def state_dicts(*names: str, **others: Any) -> dict[str, Any]:
@@ -46,26 +46,28 @@ def state_dicts(*names: str, **others: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
-        # The report's two.
+        # Additional or unknown entries.
         (lambda: state_dicts("generator", "critic", "generator_ema"), "entries critic, generator, generator_ema; expected generator"),
         (lambda: state_dicts("generator_ema"), "torch.save({'generator': torch.load(FILE)['generator_ema']}, 'model.pt')"),
-        # Training states of others.
-        (lambda: state_dicts("generator", step=100), "; step belong to a training state; save the one to use by itself: torch.save({'generator': torch.load(FILE)['generator']}"),
+        # Training states of other projects.
+        (lambda: state_dicts("generator", step=100), "; step belong to a training state; save the model in a separate file: torch.save({'generator': torch.load(FILE)['generator']}"),
         (lambda: state_dicts("module", optimizer={"state": {}}, epoch=3), "torch.load(FILE)['module']"),
         (lambda: state_dicts("state_dict", **{"pytorch-lightning_version": "2.4"}), "torch.load(FILE)['state_dict']"),
         (lambda: state_dicts("model", "ema"), "(of model, ema): torch.save({'generator': torch.load(FILE)['model']}"),
-        (lambda: {**weights(1), "step": 3}, "generator has 'step' of int; expected a floating-point tensor"),
-        (lambda: {"generator": {"model": weights(1)}}, "generator has 'model' of dict"),
+        (lambda: {**weights(1), "step": 3}, "generator has 'step' of type int; expected a floating-point tensor"),
+        (lambda: {"generator": {"model": weights(1)}}, "generator has 'model' of type dict"),
     ],
 )  # fmt: skip
-def test_f11_entries_of_training_states_are_named(content: Callable[[], Any], said: str, tmp_path: Path) -> None:
+def test_the_error_lists_the_entries_of_a_training_state(
+    content: Callable[[], Any], message: str, tmp_path: Path
+) -> None:
     torch.save(content(), tmp_path / "model.pt")
-    assert said in import_(tmp_path / "model.pt", tmp_path)
+    assert message in import_(tmp_path / "model.pt", tmp_path)
 
 
-def test_f11_the_remedy_for_entries_works(tmp_path: Path) -> None:
+def test_the_suggested_command_extracts_one_entry(tmp_path: Path) -> None:
     torch.save(state_dicts("generator", "generator_ema", step=3), tmp_path / "model.pt")
     remedy = import_(tmp_path / "model.pt", tmp_path).split("torch.save", 1)[1]
     assert remedy.strip() == "({'generator': torch.load(FILE)['generator']}, 'model.pt')"
@@ -75,11 +77,11 @@ def test_f11_the_remedy_for_entries_works(tmp_path: Path) -> None:
     assert same(sections["generator"], weights(1))
 
 
-# --- F11 b: prefixes --------------------------------------------------------------------------------------------------
+# --- prefixes of keys -------------------------------------------------------------------------------------------------
 
 
 def inside(state: State, mark: str) -> State:
-    """Wrapped block by block, as FSDP and torch.compile do with a policy."""
+    """Return the state dict of a model whose blocks are wrapped one by one, as by FSDP with a wrapping policy."""
     return {
         key.replace("blocks.0.", f"blocks.0.{mark}").replace("blocks.1.", f"blocks.1.{mark}"): v
         for key, v in state.items()
@@ -87,53 +89,53 @@ def inside(state: State, mark: str) -> State:
 
 
 KEYS: dict[str, tuple[Callable[[State], State], str]] = {
-    # The report's.
-    "FSDP": (lambda s: prefixed(s, "_fsdp_wrapped_module."), "'_fsdp_wrapped_module.', as _fsdp_wrapped_module."),
+    # The complete model is wrapped.
+    "FSDP": (lambda s: prefixed(s, "_fsdp_wrapped_module."), "'_fsdp_wrapped_module.', for example _fsdp_wrapped_module."),
     "DDP": (lambda s: prefixed(s, "module."), "keys that start with 'module.' (DistributedDataParallel)"),
-    "compile": (lambda s: prefixed(s, "_orig_mod."), "saved from a model in torch.compile"),
+    "compile": (lambda s: prefixed(s, "_orig_mod."), "the model was wrapped in torch.compile when it was saved"),
     "ComfyUI": (lambda s: prefixed(s, "diffusion_model."), "keys that start with 'diffusion_model.' (ComfyUI)"),
     "ComfyUI in full": (lambda s: prefixed(s, "model.diffusion_model."), "'diffusion_model.' (ComfyUI)"),
-    # More of the kind.
+    # Parts of the model are wrapped, or several wrappers are nested.
     "FSDP of blocks": (lambda s: prefixed(inside(s, "_fsdp_wrapped_module.")), "FullyShardedDataParallel"),
     "FSDP of all": (lambda s: prefixed(inside(s, "_fsdp_wrapped_module."), "model._fsdp_wrapped_module."), "FullyShardedDataParallel"),
-    "compiled blocks": (lambda s: inside(s, "_orig_mod."), "in torch.compile; remove '_orig_mod.' from every key"),
+    "compiled blocks": (lambda s: inside(s, "_orig_mod."), "in torch.compile when it was saved; remove '_orig_mod.' from every key"),
     "checkpointed blocks": (lambda s: inside(s, "_checkpoint_wrapped_module."), "in activation checkpointing"),
     "DDP of a wrapper": (lambda s: prefixed(s, "module.model."), "keys that start with 'module.model.'"),
-    "an unknown wrapper": (lambda s: prefixed(s, "student.net."), "keys that start with 'student.net.', as student.net.time_projection.1.weight; remove the prefix"),
+    "an unknown wrapper": (lambda s: prefixed(s, "student.net."), "keys that start with 'student.net.', for example student.net.time_projection.1.weight; remove the prefix"),
     # Other models.
-    "a VAE": (lambda s: {"encoder.conv1.weight": s["head.head.weight"], "conv2.bias": s["head.head.bias"]}, "none of them of a Wan transformer; give the file of the transformer"),
-    "a LoRA": (lambda s: {f"diffusion_model.{k[:-7]}.lora_A.weight": v for k, v in s.items() if k.endswith("q.weight")}, "it is a LoRA, not a whole model"),
-    "diffusers' names": (lambda s: {original.rename(k) or k: v for k, v in s.items()}, "under diffusers' key names, not Wan's own; there is nothing to import"),
-    "image to video": (lambda s: {**s, "img_emb.proj.0.weight": torch.ones(3)}, "it is an image-to-video Wan"),
-    "VACE": (lambda s: {**s, "vace_blocks.0.norm3.bias": torch.ones(3)}, "it is a VACE model"),
+    "a VAE": (lambda s: {"encoder.conv1.weight": s["head.head.weight"], "conv2.bias": s["head.head.bias"]}, "but no key of a Wan transformer; pass the file of the transformer"),
+    "a LoRA": (lambda s: {f"diffusion_model.{k[:-7]}.lora_A.weight": v for k, v in s.items() if k.endswith("q.weight")}, "the file contains a LoRA adapter, not a complete model"),
+    "diffusers' names": (lambda s: {original.rename(k) or k: v for k, v in s.items()}, "with the key names of diffusers, which needs no import"),
+    "image to video": (lambda s: {**s, "img_emb.proj.0.weight": torch.ones(3)}, "the file contains an image-to-video Wan model"),
+    "VACE": (lambda s: {**s, "vace_blocks.0.norm3.bias": torch.ones(3)}, "the file contains a VACE model"),
     "fp8 with scales": (lambda s: {**s, "blocks.0.self_attn.q.scale_weight": torch.ones(1)}, "quantised to fp8 with scales"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize("name", KEYS)
-def test_f11_prefixes_and_other_models_are_named(name: str, suffix: str, tmp_path: Path) -> None:
-    change, said = KEYS[name]
+def test_the_error_names_the_prefix_or_the_other_model(name: str, suffix: str, tmp_path: Path) -> None:
+    change, message = KEYS[name]
     path = tmp_path / f"model{suffix}"
     if suffix == ".pt":
         torch.save({"generator": change(weights(1))}, path)
     else:
         save_file(change(weights(1)), path)
-    assert said in import_(path, tmp_path)
+    assert message in import_(path, tmp_path)
     with pytest.raises(ValueError, match="model.(pt|safetensors): generator has ([0-9]+ keys|keys|the key)"):
         original.load_generator(path, num_attention_heads=HEADS, frames_per_block=BLOCK)
 
 
-def test_f11_a_critic_s_prefix_is_named_too(tmp_path: Path) -> None:
+def test_the_error_names_the_prefix_of_a_critic(tmp_path: Path) -> None:
     torch.save({"generator": weights(1), "critic": prefixed(weights(2), "module.")}, tmp_path / "model.pt")
     assert "critic has keys that start with 'module.'" in import_(tmp_path / "model.pt", tmp_path)
 
 
-# --- F11 c: shards, folders, files that stand for others --------------------------------------------------------------
+# --- shards, folders, and files that point to other files -------------------------------------------------------------
 
 
 def sharded(folder: Path, *, config: dict[str, Any] | None = None, parts: int = 3) -> Path:
-    """Wan's own names in shards with an index, as Wan2.1-T2V-14B has them."""
+    """Write a sharded model with an index and Wan's own key names, as in Wan2.1-T2V-14B."""
     folder.mkdir()
     keys, total = sorted(weights(1)), f"{parts:05d}"
     groups = {f"diffusion_pytorch_model-{n + 1:05d}-of-{total}.safetensors": keys[n::parts] for n in range(parts)}
@@ -146,7 +148,7 @@ def sharded(folder: Path, *, config: dict[str, Any] | None = None, parts: int = 
     return folder
 
 
-def test_f11_a_sharded_model_is_named_however_it_is_given(tmp_path: Path) -> None:
+def test_folder_index_and_shard_of_a_sharded_model_are_recognised(tmp_path: Path) -> None:
     folder = sharded(tmp_path / "wan")
     assert f"a folder of a sharded checkpoint of 3 files ({INDEX})" in import_(folder, tmp_path)
     assert "is the index of a sharded checkpoint of 3 files; join the shards" in import_(folder / INDEX, tmp_path)
@@ -156,14 +158,16 @@ def test_f11_a_sharded_model_is_named_however_it_is_given(tmp_path: Path) -> Non
     torch.save(weights(1), pickled)
     assert "is shard 2 of 7" in import_(pickled, tmp_path)
     theirs = sharded(tmp_path / "14B", config={"_class_name": "WanModel", "dim": 5120})
-    assert "Wan's own layout (config.json names WanModel), with the model in 3 shards" in import_(theirs, tmp_path)
+    assert "a folder in Wan's own layout (config.json names WanModel), with the model in 3 shards" in import_(
+        theirs, tmp_path
+    )
     joined = {key: value for file in theirs.glob("*.safetensors") for key, value in load_file(file).items()}
-    save_file(joined, tmp_path / "joined.safetensors")  # the remedy
+    save_file(joined, tmp_path / "joined.safetensors")  # the remedy of the message
     sections, _ = original.read_original(tmp_path / "joined.safetensors")
     assert sections["generator"].keys() == weights(1).keys()
 
 
-def test_f11_one_shard_of_one_is_the_whole_model(tmp_path: Path) -> None:
+def test_a_single_shard_is_a_complete_model(tmp_path: Path) -> None:
     folder = sharded(tmp_path / "wan", parts=1)
     (file,) = folder.glob("*.safetensors")
     sections, _ = original.read_original(file)
@@ -198,11 +202,11 @@ PLACES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "torch.distributed": (folder_with("__0_0.distcp", ".metadata"), "dcp_to_torch FOLDER model.pt"),
     "DeepSpeed": (folder_with("zero_to_fp32.py", "latest"), "is a DeepSpeed checkpoint"),
     "DeepSpeed's step": (folder_with("mp_rank_00_model_states.pt"), "is a DeepSpeed checkpoint"),
-    "a LoRA": (folder_with("adapter_config.json", "adapter_model.safetensors"), "is a LoRA adapter, not a whole model"),
-    "a pipeline": (folder_with("model_index.json"), "is a diffusers pipeline, not a checkpoint of Wan's own"),
+    "a LoRA": (folder_with("adapter_config.json", "adapter_model.safetensors"), "is a LoRA adapter, not a complete model"),
+    "a pipeline": (folder_with("model_index.json"), "is a diffusers pipeline, which needs no import"),
     "diffusers": (diffusers_folder, "diffusers' layout (config.json names WanTransformer3DModel)"),
-    "a folder of files": (folder_with("model.pt"), "is a folder; give the checkpoint file in it"),
-    "a Git LFS pointer": (file_of("model.pt", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), "fetch it with 'git lfs pull'"),
+    "a folder of files": (folder_with("model.pt"), "is a folder; pass the checkpoint file in it"),
+    "a Git LFS pointer": (file_of("model.pt", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), "fetch the file with 'git lfs pull'"),
     "a DVC file": (file_of("model.pt.dvc", b"outs:\n- md5: 0\n  path: model.pt\n"), "fetch the data with 'dvc pull'"),
     "a web page": (file_of("model.safetensors", b"<!DOCTYPE html><html>"), "is a web page, not a checkpoint"),
     "GGUF": (file_of("wan.gguf", b"GGUF\x03\0\0\0"), "in the GGUF format"),
@@ -211,12 +215,12 @@ PLACES: dict[str, tuple[Callable[[Path], Path], str]] = {
 
 
 @pytest.mark.parametrize("name", PLACES)
-def test_f11_other_layouts_are_named(name: str, tmp_path: Path) -> None:
-    make, said = PLACES[name]
-    assert said in import_(make(tmp_path), tmp_path)
+def test_the_error_names_an_unsupported_layout(name: str, tmp_path: Path) -> None:
+    make, message = PLACES[name]
+    assert message in import_(make(tmp_path), tmp_path)
 
 
-def test_f11_a_link_that_leads_nowhere_is_named(tmp_path: Path) -> None:
+def test_the_error_names_the_target_of_a_broken_link(tmp_path: Path) -> None:
     (tmp_path / "model.pt").symlink_to("blobs/0123")
     with pytest.raises(ValueError, match=r"model.pt is a link to blobs/0123, which does not exist"):
         read_file(tmp_path / "model.pt")
@@ -224,31 +228,32 @@ def test_f11_a_link_that_leads_nowhere_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("save", [torch.save, save_file])
 @pytest.mark.parametrize("name", ["0123abcd", "model.ckpt", "model.pt"])
-def test_f11_a_file_is_read_by_its_content(name: str, save: Callable[[Any, Path], None], tmp_path: Path) -> None:
-    """A cache of the hub or of DVC has checksums for names, and endings are often wrong."""
+def test_the_content_of_a_file_decides_its_format(name: str, save: Callable[[Any, Path], None], tmp_path: Path) -> None:
+    """Files in a cache of the hub or of DVC are named after checksums, and suffixes are often wrong."""
     save(prefixed(weights(1)), tmp_path / name)
     sections, _ = original.read_original(tmp_path / name)
     assert same(dict(sorted(sections["generator"].items())), dict(sorted(weights(1).items())))
 
 
-def test_f11_a_torch_file_with_the_other_suffix_is_named(tmp_path: Path) -> None:
+def test_a_torch_file_with_the_suffix_safetensors_is_an_error(tmp_path: Path) -> None:
     torch.save(weights(1), tmp_path / "model.safetensors")
     assert "is a file of torch.save, not a safetensors file; rename it to model.pt" in import_(
         tmp_path / "model.safetensors", tmp_path
     )
 
 
-# --- F11: the other commands ------------------------------------------------------------------------------------------
+# --- the other commands -----------------------------------------------------------------------------------------------
 
 
 def export(source: Path, tmp_path: Path) -> str:
+    """Return the error message of the export of ``source``, which must fail and leave no file."""
     done = CliRunner().invoke(original.app, ["export", str(source), str(tmp_path / "out.pt")])
     assert (done.exit_code, (tmp_path / "out.pt").exists()) == (1, False), done.output
     assert str(source) in done.output
     return done.output
 
 
-def test_f11_export_names_what_it_is_given(tmp_path: Path) -> None:
+def test_export_names_an_unsupported_source(tmp_path: Path) -> None:
     config = {"_class_name": "WanModel"}
     assert "config.json names WanModel" in export(sharded(tmp_path / "14B", config=config), tmp_path)
     assert "a sharded checkpoint of 3 files" in export(sharded(tmp_path / "bare"), tmp_path)
@@ -257,7 +262,7 @@ def test_f11_export_names_what_it_is_given(tmp_path: Path) -> None:
     assert "nowhere does not exist; export takes" in export(tmp_path / "nowhere", tmp_path)
     (tmp_path / "pipeline").mkdir()
     (tmp_path / "pipeline" / "model_index.json").touch()
-    assert f"is a whole diffusers pipeline; give its transformer, {tmp_path}/pipeline/tr" in export(
+    assert f"is a diffusers pipeline; pass its transformer, {tmp_path}/pipeline/tr" in export(
         tmp_path / "pipeline", tmp_path
     )
     vae = folder_with()(tmp_path)
@@ -265,33 +270,33 @@ def test_f11_export_names_what_it_is_given(tmp_path: Path) -> None:
     assert "names the class AutoencoderKLWan; expected one of CausalWan" in export(vae, tmp_path)
 
 
-def test_f11_generate_names_what_it_is_given(tmp_path: Path) -> None:
+def test_generate_names_an_unsupported_checkpoint(tmp_path: Path) -> None:
     folder = sharded(tmp_path / "14B", config={"_class_name": "WanModel"})
     shutil.copytree(folder, tmp_path / "bare")
     (tmp_path / "bare" / "config.json").unlink()
-    for given, said in (
+    for given, message in (
         (folder, "config.json names WanModel"),
         (tmp_path / "bare", "a folder of a sharded checkpoint of 3 files"),
         (folder / INDEX, "is the index of a sharded checkpoint of 3 files"),
         (folder / "diffusion_pytorch_model-00003-of-00003.safetensors", "is shard 3 of 3"),
         (PLACES["DeepSpeed"][0](tmp_path), "is a DeepSpeed checkpoint"),
-        (PLACES["a Git LFS pointer"][0](tmp_path), "fetch it with 'git lfs pull'"),
+        (PLACES["a Git LFS pointer"][0](tmp_path), "fetch the file with 'git lfs pull'"),
     ):
         arguments = ["--checkpoint", str(given), "--prompt", "x", "--out", str(tmp_path / "out")]
         done = CliRunner().invoke(generate_app, ["generate", *arguments])
         assert done.exit_code == 1
-        assert said in done.output
+        assert message in done.output
         assert not any(words in done.output for words in MISLEADING)
 
 
-def test_f11_training_names_wans_own_folder(tmp_path: Path) -> None:
+def test_training_names_a_folder_in_wans_own_layout(tmp_path: Path) -> None:
     folder = sharded(tmp_path / "14B", config={"_class_name": "WanModel"})
     with pytest.raises(ValueError, match=r"the class WanModel; expected .*original_checkpoint import' makes such a fo"):
         load_transformer(folder)
 
 
-def test_f11_what_is_supported_is_not_refused(tmp_path: Path) -> None:
-    """Folders of ours and of diffusers, also with a LoRA beside the model or in shards."""
+def test_supported_layouts_are_accepted(tmp_path: Path) -> None:
+    """A diffusers folder, also with a LoRA adapter beside the model or with shards, a file, and a missing path."""
     folder = diffusers_folder(tmp_path)
     (folder / "pytorch_lora_weights.safetensors").touch()
     require_known_layout(folder)
@@ -306,8 +311,8 @@ def test_f11_what_is_supported_is_not_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("length", [0x3C, 0x3C20, 0x4F3C, 0x0A3C, 212000])
-def test_f11_a_header_whose_length_looks_like_text_is_no_web_page(tmp_path: Path, length: int) -> None:
-    """A safetensors file begins with the length of its header, whose bytes may be those of "<" or of a blank."""
+def test_a_safetensors_header_whose_length_looks_like_text_is_not_a_web_page(tmp_path: Path, length: int) -> None:
+    """A safetensors file starts with the length of its header, whose bytes may be "<" or whitespace."""
     path = tmp_path / "model.safetensors"
     header = b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(length)
     path.write_bytes(length.to_bytes(8, "little") + header + struct.pack("<f", 1.5))

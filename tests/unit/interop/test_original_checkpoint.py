@@ -1,4 +1,4 @@
-"""Released checkpoints: every key in and out bit for bit, and a named error for every file that is not one."""
+"""Released checkpoints: import and export keep all keys and values, and invalid files raise descriptive errors."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Head(nn.Module):
 
 
 class Wan(nn.Module):
-    """Names and shapes of Wan's own code (docs/math.md names the source), nothing of what it computes."""
+    """A module without a forward pass whose weights have the names and shapes of Wan's own code."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ def prefixed(state: dict[str, torch.Tensor], prefix: str = "model.") -> dict[str
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    """Same keys in the same order, same dtypes, same bits."""
+    """Return whether keys, their order, dtypes and bits are equal."""
     return list(one) == list(other) and all(
         one[key].dtype == other[key].dtype and torch.equal(one[key].view(torch.uint8), other[key].view(torch.uint8))
         for key in one
@@ -98,7 +98,7 @@ FILES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_what_came_in_goes_out_bit_for_bit(name: str, tmp_path: Path) -> None:
+def test_export_restores_an_imported_file_bit_for_bit(name: str, tmp_path: Path) -> None:
     content = FILES[name]()
     torch.save(content, tmp_path / "model.pt")
     original.import_checkpoint(
@@ -113,7 +113,7 @@ def test_what_came_in_goes_out_bit_for_bit(name: str, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again.pt", "model.pt", "ours"]
 
 
-def test_safetensors_in_and_out(tmp_path: Path) -> None:
+def test_export_restores_an_imported_safetensors_file(tmp_path: Path) -> None:
     save_file(prefixed(weights(1)), tmp_path / "model.safetensors")
     original.import_checkpoint(
         tmp_path / "model.safetensors", tmp_path / "ours", num_attention_heads=HEADS, frames_per_block=BLOCK
@@ -123,7 +123,7 @@ def test_safetensors_in_and_out(tmp_path: Path) -> None:
     assert same(dict(sorted(before.items())), dict(sorted(after.items())))
 
 
-def test_an_imported_folder_is_a_student_any_stage_loads(tmp_path: Path) -> None:
+def test_stages_can_load_an_imported_folder(tmp_path: Path) -> None:
     torch.save(FILES["generator and critic"](), tmp_path / "model.pt")
     original.import_checkpoint(tmp_path / "model.pt", tmp_path / "ours", num_attention_heads=HEADS, frames_per_block=2)
     student, critic = load_transformer(tmp_path / "ours"), load_transformer(tmp_path / "ours" / "critic")
@@ -134,7 +134,7 @@ def test_an_imported_folder_is_a_student_any_stage_loads(tmp_path: Path) -> None
     assert torch.equal(critic.blocks[0].norm2.weight, weights(2)["blocks.0.norm3.weight"])
 
 
-def test_our_own_student_goes_out_as_released(tmp_path: Path) -> None:
+def test_a_student_of_ours_is_exported_in_the_released_layout(tmp_path: Path) -> None:
     torch.save(FILES["generator"](), tmp_path / "model.pt")
     student = load(tmp_path / "model.pt")
     student.save_pretrained(tmp_path / "ours")
@@ -143,7 +143,7 @@ def test_our_own_student_goes_out_as_released(tmp_path: Path) -> None:
     assert torch.equal(load(tmp_path / "new" / "out.pt").proj_out.weight, student.proj_out.weight)
 
 
-def test_a_bidirectional_generator(tmp_path: Path) -> None:
+def test_load_generator_returns_a_bidirectional_model(tmp_path: Path) -> None:
     torch.save(FILES["bare"](), tmp_path / "model.pt")
     model = original.load_generator(
         tmp_path / "model.pt", num_attention_heads=HEADS, frames_per_block=BLOCK, causal=False
@@ -154,12 +154,12 @@ def test_a_bidirectional_generator(tmp_path: Path) -> None:
     assert model(video, torch.tensor([500.0]), text, return_dict=False)[0].shape == video.shape
 
 
-def test_an_old_style_pickle_is_read(tmp_path: Path) -> None:
+def test_the_format_of_torch_before_zip_files_is_read(tmp_path: Path) -> None:
     torch.save(FILES["generator"](), tmp_path / "model.pt", _use_new_zipfile_serialization=False)
     assert torch.equal(load(tmp_path / "model.pt").proj_out.bias, weights(1)["head.head.bias"])
 
 
-# --- what is wrong is named -------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------------------
 
 
 def change(key: str, value: torch.Tensor | None) -> dict[str, torch.Tensor]:
@@ -186,15 +186,15 @@ def change(key: str, value: torch.Tensor | None) -> dict[str, torch.Tensor]:
         (lambda: {"generator_ema": weights(1)}, "entries generator_ema; expected generator"),
         (lambda: {"critic": weights(1)}, "entries critic; expected generator"),
         (lambda: {"generator": [1, 2]}, "generator is a list"),
-        (lambda: {"generator": {**weights(1), "step": 3}}, "'step' of int; expected a floating-point tensor"),
-        (lambda: {"generator": {**weights(1), "ids": torch.ones(3, dtype=torch.long)}}, "'ids' of torch.int64"),
+        (lambda: {"generator": {**weights(1), "step": 3}}, "'step' of type int; expected a floating-point tensor"),
+        (lambda: {"generator": {**weights(1), "ids": torch.ones(3, dtype=torch.long)}}, "'ids' of type torch.int64"),
         (lambda: {"generator": {**weights(1), "x": torch.eye(3).to_sparse()}}, "'x' in the layout torch.sparse_coo"),
         (lambda: {}, "entries none"),
-        (lambda: [weights(1)], "holds a list, not state dicts"),
-        (lambda: {"generator": Path("/etc")}, "no checkpoint of tensors alone"),
+        (lambda: [weights(1)], "contains a list; expected a dict"),
+        (lambda: {"generator": Path("/etc")}, "not a checkpoint that contains only tensors"),
     ],
 )
-def test_a_bad_file_is_named(content: Any, message: str, tmp_path: Path) -> None:
+def test_an_invalid_file_raises_an_error_with_its_path(content: Any, message: str, tmp_path: Path) -> None:
     torch.save(content(), tmp_path / "model.pt")
     with pytest.raises(ValueError, match=message) as error:
         load(tmp_path / "model.pt")
@@ -202,15 +202,15 @@ def test_a_bad_file_is_named(content: Any, message: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("heads", "message"), [(5, "num_attention_heads is 5; the width 24"), (0, "is 0"), (8, "even")]
+    ("heads", "message"), [(5, "num_attention_heads is 5; it must divide the width 24"), (0, "is 0"), (8, "even")]
 )
-def test_heads_that_do_not_fit_are_named(heads: int, message: str, tmp_path: Path) -> None:
+def test_a_number_of_heads_that_does_not_divide_the_width_is_an_error(heads: int, message: str, tmp_path: Path) -> None:
     torch.save(FILES["generator"](), tmp_path / "model.pt")
     with pytest.raises(ValueError, match=message):
         load(tmp_path / "model.pt", num_attention_heads=heads)
 
 
-def test_an_import_that_fails_leaves_nothing_and_none_is_overwritten(tmp_path: Path) -> None:
+def test_a_failed_import_leaves_no_file_and_no_folder_is_overwritten(tmp_path: Path) -> None:
     torch.save({"generator": weights(1), "critic": change("head.modulation", None)}, tmp_path / "model.pt")
     arguments: dict[str, Any] = {"num_attention_heads": HEADS, "frames_per_block": BLOCK}
     with pytest.raises(ValueError, match="critic: .*missing head.modulation"):
@@ -221,7 +221,7 @@ def test_an_import_that_fails_leaves_nothing_and_none_is_overwritten(tmp_path: P
         original.import_checkpoint(tmp_path / "model.pt", tmp_path / "ours", **arguments)
 
 
-def test_a_folder_that_has_no_place_in_a_released_file_is_named(tmp_path: Path) -> None:
+def test_export_rejects_unknown_missing_and_truncated_weights(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no diffusers transformer"):
         original.export_checkpoint(tmp_path, tmp_path / "out.pt")
     torch.save(FILES["generator"](), tmp_path / "model.pt")
@@ -229,28 +229,30 @@ def test_a_folder_that_has_no_place_in_a_released_file_is_named(tmp_path: Path) 
     file = tmp_path / "ours" / "diffusion_pytorch_model.safetensors"
     state = load_file(file)
     save_file({**state, "blocks.0.attn2.add_k_proj.weight": torch.ones(1)}, file)
-    with pytest.raises(ValueError, match=r"has blocks.0.attn2.add_k_proj.weight, for which"):
+    with pytest.raises(
+        ValueError, match=r"has the weight blocks.0.attn2.add_k_proj.weight, which a released checkpoint cannot"
+    ):
         original.export_checkpoint(tmp_path / "ours", tmp_path / "out.pt")
     save_file({key: value for key, value in state.items() if not key.startswith("blocks.0.")}, file)
-    with pytest.raises(ValueError, match=r"lacks blocks.0.scale_shift_table and 26 more: its files are not all there"):
+    with pytest.raises(ValueError, match=r"lacks the weights blocks.0.scale_shift_table and 26 more"):
         original.export_checkpoint(tmp_path / "ours", tmp_path / "out.pt")
     file.write_bytes(file.read_bytes()[:-10])
-    with pytest.raises(ValueError, match=r"diffusion_pytorch_model.safetensors is cut short"):
+    with pytest.raises(ValueError, match=r"diffusion_pytorch_model.safetensors is truncated"):
         original.export_checkpoint(tmp_path / "ours", tmp_path / "out.pt")
     assert not (tmp_path / "out.pt").exists()
 
 
-def test_an_export_overwrites_nothing(tmp_path: Path) -> None:
+def test_export_overwrites_no_file(tmp_path: Path) -> None:
     torch.save(FILES["generator"](), tmp_path / "model.pt")
     load(tmp_path / "model.pt").save_pretrained(tmp_path / "ours")
     for there in ("model.pt", "ours"):
         with pytest.raises(FileExistsError, match=f"{there} exists"):
             original.export_checkpoint(tmp_path / "ours", tmp_path / there)
-    with pytest.raises(ValueError, match=r"ends in .pt or .safetensors"):
+    with pytest.raises(ValueError, match=r"must end in .pt or .safetensors"):
         original.export_checkpoint(tmp_path / "ours", tmp_path / "results")
 
 
-def test_tensors_that_share_memory_are_separated(tmp_path: Path) -> None:
+def test_tensors_that_share_memory_are_cloned(tmp_path: Path) -> None:
     state = weights(1)
     state["blocks.1.norm3.bias"] = state["blocks.0.norm3.bias"]
     torch.save({"generator": state}, tmp_path / "model.pt")
@@ -261,13 +263,13 @@ def test_tensors_that_share_memory_are_separated(tmp_path: Path) -> None:
     assert same(torch.load(tmp_path / "again.pt", weights_only=True)["generator"], state)
 
 
-def test_a_block_has_a_frame(tmp_path: Path) -> None:
+def test_zero_frames_per_block_is_an_error(tmp_path: Path) -> None:
     torch.save(FILES["generator"](), tmp_path / "model.pt")
-    with pytest.raises(ValueError, match="frames_per_block is 0; a block has at least 1"):
+    with pytest.raises(ValueError, match="frames_per_block is 0; a block must have at least 1"):
         load(tmp_path / "model.pt", frames_per_block=0)
 
 
-def test_the_commands(tmp_path: Path) -> None:
+def test_the_commands_import_and_export(tmp_path: Path) -> None:
     torch.save(FILES["generator"](), tmp_path / "model.pt")
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -289,7 +291,7 @@ def test_the_commands(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fuzz")
     torch.save(FILES["generator and critic"](), folder / "model.pt")
     save_file(prefixed(weights(1)), folder / "model.safetensors")
@@ -298,18 +300,18 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_a_damaged_file_is_refused_or_read_right(data: st.DataObject, whole: Path) -> None:
-    """Cut at any byte; a key renamed, dropped, added or given another shape."""
+def test_a_damaged_file_raises_an_error_or_gives_the_right_weights(data: st.DataObject, intact: Path) -> None:
+    """The damage is a truncation at any byte, or a key that is renamed, removed, added or of another shape."""
     expected = weights(1)
     kind = data.draw(st.sampled_from(["cut", "rename", "drop", "add", "shape"]))
     if kind == "cut":
-        source = whole / data.draw(st.sampled_from(["model.pt", "model.safetensors"]))
+        source = intact / data.draw(st.sampled_from(["model.pt", "model.safetensors"]))
         content = source.read_bytes()
-        path = whole / f"cut{source.suffix}"
+        path = intact / f"cut{source.suffix}"
         path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
         harmless = path.stat().st_size == len(content)
     else:
-        path, state = whole / "changed.pt", weights(1)
+        path, state = intact / "changed.pt", weights(1)
         key = data.draw(st.sampled_from(sorted(state)))
         value = state[key]
         if kind in ("rename", "drop"):

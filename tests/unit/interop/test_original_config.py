@@ -1,4 +1,4 @@
-"""Released configs: each becomes the params file it means, every key told, and a named error for what has no equivalent."""
+"""Conversion of released configs to params files, its report, and the errors for values without an equivalent."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ WARP = CAUSAL_DMD | {
     "warp_denoising_step": True,
     "real_guidance_scale": 2.0,
 }
-# What differs from profiles/wan-1.3b.yaml, by dotted key; the profile's numbers are those of the causal configs.
+# Differences from profiles/wan-1.3b.yaml by dotted key. The profile has the values of the causal configs.
 RELEASED_LATENTS = {
     "pack_lmdb.latents.source": "released",
     "pack_lmdb.latents.folder": "mixkit_latents_lmdb",
@@ -153,7 +153,7 @@ def line_of(key: str, lines: list[str]) -> str:
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_a_released_config_becomes_what_it_means(tmp_path: Path, name: str) -> None:
+def test_a_released_config_is_converted(tmp_path: Path, name: str) -> None:
     config, expected = EXPECTED[name]
     values, lines = imported(tmp_path, config)
     base = flat(params.read(original_config.BASE))
@@ -168,7 +168,7 @@ def test_a_released_config_becomes_what_it_means(tmp_path: Path, name: str) -> N
     params.section(result, "train_ode_init", OdeConfig)
 
 
-def test_every_number_of_a_distillation_arrives(tmp_path: Path) -> None:
+def test_every_value_of_a_dmd_config_is_converted(tmp_path: Path) -> None:
     changed = CAUSAL_DMD | {
         "lr": 5.0e-6,
         "beta1": 0.0,
@@ -202,7 +202,7 @@ def test_every_number_of_a_distillation_arrives(tmp_path: Path) -> None:
     assert values["pack_lmdb.latents.folder"] == "/data/own latents"
 
 
-def test_every_number_of_an_ode_regression_arrives(tmp_path: Path) -> None:
+def test_every_value_of_an_ode_config_is_converted(tmp_path: Path) -> None:
     changed = CAUSAL_ODE | {"lr": 5.0e-6, "beta1": 0.0, "beta2": 0.99, "log_iters": 50, "batch_size": 3}
     values, _ = imported(tmp_path, changed, workers=2)
     assert values["train_ode_init.optimizer.learning_rate"] == 5.0e-6
@@ -212,70 +212,72 @@ def test_every_number_of_an_ode_regression_arrives(tmp_path: Path) -> None:
     assert values["train_dmd.batch_size"] == 64
 
 
-def test_warped_ode_pairs_are_at_the_warped_times(tmp_path: Path) -> None:
+def test_warped_ode_pairs_have_warped_timesteps(tmp_path: Path) -> None:
     warped = {"denoising_step_list": [1000, 750, 500, 250, 0], "warp_denoising_step": True, "data_path": "own_lmdb"}
     values, _ = imported(tmp_path, CAUSAL_ODE | warped)
     assert values["pack_lmdb.ode_pairs.timesteps"] == [1000, 960, 888.889, 727.273, 0]
 
 
-def test_absent_keys_have_their_released_default(tmp_path: Path) -> None:
+def test_absent_keys_have_their_released_defaults(tmp_path: Path) -> None:
     absent = ("timestep_shift", "num_frame_per_block", "warp_denoising_step")
     values, lines = imported(tmp_path, {key: value for key, value in CAUSAL_DMD.items() if key not in absent})
     assert values["train_dmd.score_shift"] == 1.0
-    assert values["schedule.shift"] == 8.0  # the released models have it built in
+    assert values["schedule.shift"] == 8.0  # built into the released models
     assert values["model.frames_per_block"] == 1
     assert "timestep_shift (absent): train_dmd.score_shift 8.0 -> 1.0" in line_of("timestep_shift", lines)
 
 
-def test_another_shift_warps_otherwise(tmp_path: Path) -> None:
+def test_another_shift_gives_other_timesteps(tmp_path: Path) -> None:
     values, lines = imported(tmp_path, WARP | {"timestep_shift": 5.0})
     assert values["schedule.denoising_timesteps"] == [1000, 937.5, 833.333, 625]
     assert (values["schedule.shift"], values["train_dmd.score_shift"]) == (5.0, 5.0)
-    assert "theirs shifts the scores' times alone" in line_of("timestep_shift", lines)
+    assert "shifts only the score timesteps" in line_of("timestep_shift", lines)
 
 
-def test_what_is_not_the_same_here_is_told(tmp_path: Path) -> None:
+def test_the_report_explains_differences(tmp_path: Path) -> None:
     _, lines = imported(tmp_path, WARP)
     assert "solver_steps 50 -> 52" in line_of("denoising_step_list", lines)
-    assert "a solver of 50 steps misses" in line_of("denoising_step_list", lines)
+    assert "a solver with 50 steps has no state" in line_of("denoising_step_list", lines)
     assert "guidance_scale 4.5 -> 3.0" in line_of("real_guidance_scale", lines)
-    assert "draws a new seed" in line_of("seed", lines)
+    assert "0 means a random seed" in line_of("seed", lines)
     checkpoint = line_of("generator_ckpt", lines)
     assert "original_checkpoint import wan_causal_ode_checkpoint_model_003000/model.pt STUDENT" in checkpoint
     assert "--num-attention-heads 12 --frames-per-block 3" in checkpoint
     for key in NO_PLACE:
-        assert line_of(key, lines).startswith(f"{key}: no place here: ")
+        assert line_of(key, lines).startswith(f"{key}: not used: ")
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "explanation"),
     [
-        (BIDIRECTIONAL | {"denoising_step_list": [1000, 757, 522, 0]}, "ours is bidirectional and is not"),
-        (CAUSAL_DMD | {"denoising_step_list": [1000, 757, 522]}, "is given no clean blocks; ours is"),
+        (BIDIRECTIONAL | {"denoising_step_list": [1000, 757, 522, 0]}, "the bidirectional student here does not"),
+        (CAUSAL_DMD | {"denoising_step_list": [1000, 757, 522]}, "receives no clean blocks; here it does"),
     ],
 )
-def test_a_last_step_that_means_something_else_here_is_told(tmp_path: Path, config: Config, said: str) -> None:
+def test_the_report_explains_a_final_step_with_another_meaning(
+    tmp_path: Path, config: Config, explanation: str
+) -> None:
     values, lines = imported(tmp_path, config)
     assert values["schedule.denoising_timesteps"] == [1000, 757, 522]
-    assert said in line_of("denoising_step_list", lines)
+    assert explanation in line_of("denoising_step_list", lines)
 
 
-def test_keys_of_the_distillation_in_an_ode_config_are_left_out_and_told(tmp_path: Path) -> None:
+def test_dmd_keys_in_an_ode_config_are_reported_and_not_used(tmp_path: Path) -> None:
     values, lines = imported(tmp_path, CAUSAL_ODE | {"real_guidance_scale": 9.0})
     assert values["train_dmd.guidance_scale"] == 4.5
-    assert "left out" in line_of("real_guidance_scale", lines)
+    assert "not used" in line_of("real_guidance_scale", lines)
 
 
-def test_comments_and_notation_of_the_profile_stay(tmp_path: Path) -> None:
+def test_comments_and_notation_of_the_profile_are_kept(tmp_path: Path) -> None:
     imported(tmp_path, WARP)
     text = (tmp_path / "mine.yaml").read_text(encoding="utf-8")
-    assert "# Made of source.yaml by causvid.interop.original_config" in text
+    assert "# Converted from source.yaml by causvid.interop.original_config" in text
     assert "This file is profiles/wan-1.3b.yaml" not in text
     assert "  solver_steps: 52 # Euler steps of the teacher\n" in text
     assert "  denoising_timesteps: [1000, 960, 888.889, 727.273] # the student's few steps" in text
     assert "    image_dim: null\n" in text
     ours = original_config.BASE.read_text(encoding="utf-8")
-    assert text.count("#") == ours.count("#") - 1  # the profile's two head lines became one
+    assert text.count("#") == ours.count("#") - 1  # one line replaces the two at the top of the profile
 
 
 @pytest.mark.parametrize(
@@ -293,33 +295,41 @@ def test_comments_and_notation_of_the_profile_stay(tmp_path: Path) -> None:
         (CAUSAL_DMD | {"fake_score_grad": {"model": False}}, "fake_score_grad.model: "),
         (CAUSAL_DMD | {"lr": "fast", "batch_size": 0}, "batch_size: .*lr: .*fast"),
         (CAUSAL_DMD | {"image_or_video_shape": [21, 16, 60, 104]}, "image_or_video_shape.4"),
-        (CAUSAL_DMD | {"image_or_video_shape": [1, 21, 4, 60, 104]}, "image_or_video_shape is .* 16 channels"),
+        (CAUSAL_DMD | {"image_or_video_shape": [1, 21, 4, 60, 104]}, "image_or_video_shape is .* the 16 channels"),
         (CAUSAL_DMD | {"num_frame_per_block": 4}, "frames_per_block is 4; 21 latent frames divide"),
-        (CAUSAL_DMD | {"backward_simulation": True}, "backward_simulation is true, .* causal generator"),
-        (CAUSAL_DMD | {"generator_name": "wan"}, "generator_task is causal_video, the generator wan"),
-        (SCRATCH | {"generator_name": "causal_wan"}, "generator_task is bidirectional_video, the generator causal_wan"),
-        (CAUSAL_DMD | {"model_name": "causal_wan"}, "model_name is causal_wan; teacher and critic"),
+        (CAUSAL_DMD | {"backward_simulation": True}, "backward_simulation is true .* causal generator"),
+        (CAUSAL_DMD | {"generator_name": "wan"}, "generator_task is causal_video, but the generator is wan"),
+        (
+            SCRATCH | {"generator_name": "causal_wan"},
+            "generator_task is bidirectional_video, but the generator is causal_wan",
+        ),
+        (CAUSAL_DMD | {"model_name": "causal_wan"}, "model_name is causal_wan; the teacher and the critic"),
         (CAUSAL_ODE | {"generator_ckpt": "a.pt"}, "generator_ckpt is a.pt; the released ODE training has no such key"),
         (CAUSAL_DMD | {"data_path": "mixkit_ode_lmdb"}, "data_path is mixkit_ode_lmdb; .* needs an LMDB of latents"),
         (CAUSAL_DMD | {"data_path": "a.txt"}, "data_path is a.txt; .* false needs an LMDB of latents"),
         (BIDIRECTIONAL | {"data_path": "mixkit_latents_lmdb"}, "data_path is .* true needs a .txt of prompts"),
         (CAUSAL_ODE | {"data_path": "/x/mixkit_latents_lmdb"}, "data_path is .* ode needs an LMDB of ODE pairs"),
-        (CAUSAL_ODE | {"denoising_step_list": [1000, 500, 0]}, "denoising_step_list is .*; the states in mixkit_ode"),
+        (
+            CAUSAL_ODE | {"denoising_step_list": [1000, 500, 0]},
+            "denoising_step_list is .*; the timesteps in mixkit_ode",
+        ),
         (CAUSAL_DMD | {"denoising_step_list": [999, 749, 0]}, "denoising_step_list is .* must start at 1000"),
-        (CAUSAL_DMD | {"denoising_step_list": [1000, 500, 750]}, "denoising_step_list is .* fall"),
-        (CAUSAL_DMD | {"denoising_step_list": [1000, 0, 0]}, "denoising_step_list is .* fall"),
+        (CAUSAL_DMD | {"denoising_step_list": [1000, 500, 750]}, "denoising_step_list is .* decrease"),
+        (CAUSAL_DMD | {"denoising_step_list": [1000, 0, 0]}, "denoising_step_list is .* decrease"),
         (CAUSAL_DMD | {"denoising_step_list": []}, "denoising_step_list is"),
         (CAUSAL_DMD | {"denoising_step_list": [1000, 3, 0]}, "denoising_timesteps has 3, which is not a state"),
     ],
 )
-def test_what_has_no_equivalent_is_refused_by_name(tmp_path: Path, config: Config, message: str) -> None:
+def test_a_value_without_an_equivalent_raises_an_error_with_its_key(
+    tmp_path: Path, config: Config, message: str
+) -> None:
     source = written(tmp_path, config)
     with pytest.raises(ValueError, match=message):
         import_config(source, tmp_path / "mine.yaml", workers=64)
     assert list(tmp_path.iterdir()) == [source]
 
 
-def test_all_unknown_and_missing_keys_are_named_at_once(tmp_path: Path) -> None:
+def test_one_error_lists_all_unknown_and_missing_keys(tmp_path: Path) -> None:
     config = {key: value for key, value in CAUSAL_DMD.items() if key not in ("lr", "real_guidance_scale")}
     with pytest.raises(
         ValueError, match="unknown key ema_weight; unknown key trainer; missing key lr; missing"
@@ -330,7 +340,7 @@ def test_all_unknown_and_missing_keys_are_named_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("text", "message"), [("[1]", "holds list, not keys"), ("a: [", "is not valid YAML")])
-def test_what_is_no_config_is_said(tmp_path: Path, text: str, message: str) -> None:
+def test_a_file_that_is_not_a_config_is_an_error(tmp_path: Path, text: str, message: str) -> None:
     source = tmp_path / "source.yaml"
     source.write_text(text)
     with pytest.raises(ValueError, match=message):
@@ -339,12 +349,12 @@ def test_what_is_no_config_is_said(tmp_path: Path, text: str, message: str) -> N
         import_config(tmp_path / "none.yaml", tmp_path / "mine.yaml", workers=1)
 
 
-def test_no_workers_are_refused(tmp_path: Path) -> None:
+def test_zero_workers_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="workers"):
         import_config(written(tmp_path, CAUSAL_DMD), tmp_path / "mine.yaml", workers=0)
 
 
-def test_a_file_that_is_there_is_not_overwritten(tmp_path: Path) -> None:
+def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:
     target = tmp_path / "mine.yaml"
     target.write_text("mine")
     with pytest.raises(FileExistsError, match="mine.yaml exists"):
@@ -352,7 +362,7 @@ def test_a_file_that_is_there_is_not_overwritten(tmp_path: Path) -> None:
     assert target.read_text() == "mine"
 
 
-def test_a_profile_without_a_key_that_is_set_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_profile_that_lacks_a_key_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = tmp_path / "base.yaml"
     base.write_text(
         original_config.BASE.read_text(encoding="utf-8").replace("  inputs: data", "  other: data"), "utf-8"
@@ -363,7 +373,7 @@ def test_a_profile_without_a_key_that_is_set_is_refused(tmp_path: Path, monkeypa
     assert not (tmp_path / "mine.yaml").exists()
 
 
-def test_the_sdxl_config_is_refused_by_every_key_that_differs(tmp_path: Path) -> None:
+def test_the_error_for_the_sdxl_config_lists_every_key_that_differs(tmp_path: Path) -> None:
     sdxl = SCRATCH | {"model_name": "sdxl", "generator_task": "image", "denoising_loss_type": "noise"}
     with pytest.raises(ValueError, match="model_name") as error:
         import_config(written(tmp_path, sdxl), tmp_path / "mine.yaml", workers=1)
@@ -371,19 +381,19 @@ def test_the_sdxl_config_is_refused_by_every_key_that_differs(tmp_path: Path) ->
     assert "denoising_loss_type" in str(error.value)
 
 
-def test_no_key_has_two_fates() -> None:
+def test_no_key_has_two_conversions() -> None:
     assert not NO_PLACE.keys() & ReleasedDmd.__dataclass_fields__.keys()
     assert Released.__dataclass_fields__.keys() < ReleasedDmd.__dataclass_fields__.keys()
 
 
-def test_the_command(tmp_path: Path) -> None:
+def test_the_command_converts_a_config(tmp_path: Path) -> None:
     written(tmp_path, WARP | {"wandb_key": "secret"})
     command = [sys.executable, "-m", "causvid.interop.original_config", "import", "source.yaml", "mine.yaml"]
     env = {"PYTHONPATH": str(params.ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
     assert len(done.stdout.splitlines()) == len(WARP) + 1
     assert "secret" not in done.stdout
-    assert done.stdout.endswith("mine.yaml: everything else as in profiles/wan-1.3b.yaml\n")
+    assert done.stdout.endswith("mine.yaml: other values are those of profiles/wan-1.3b.yaml\n")
     failed = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     assert failed.returncode == 1
     assert failed.stderr == "mine.yaml exists; choose another name or remove it\n"

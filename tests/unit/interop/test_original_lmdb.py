@@ -1,4 +1,4 @@
-"""Released LMDBs with every trap of their builder: read right, mended, or refused by name."""
+"""Released LMDBs with all faults of their builder: the import reads or repairs them, or raises an error."""
 
 from __future__ import annotations
 
@@ -30,9 +30,11 @@ def rows(count: int, shape: tuple[int, ...] = CLIP, seed: int = 0) -> Rows:
 
 
 def release(folder: Path, files: Sequence[Mapping[str, Rows]]) -> Path:
-    """Build as the released script does, in its order: a prompt met before is dropped, and the shape is the last file's.
+    """Build an LMDB like the released script: repeated prompts are dropped, and the shape is that of the last file.
 
-    Each file is {prompt: [1, …]}; in a real one the arrays of a file are joined along their first axis.
+    Args:
+        folder: The folder to create.
+        files: Mappings of prompts to arrays [1, ...], which the script concatenates along the first axis.
     """
     seen: set[str] = set()
     counter = 0
@@ -59,7 +61,7 @@ def files(count: int, shape: tuple[int, ...] = CLIP) -> list[dict[str, Rows]]:
 
 
 def edit(folder: Path, changes: Mapping[str, bytes | None]) -> None:
-    """Put or (None) delete keys."""
+    """Set keys, or delete those whose value is None."""
     with lmdb.open(str(folder), map_size=2**26) as env, env.begin(write=True) as transaction:
         for key, value in changes.items():
             assert transaction.delete(key.encode()) if value is None else transaction.put(key.encode(), value)
@@ -70,7 +72,7 @@ def codes(folder: Path, **changes: Any) -> list[tuple[str, bool]]:
 
 
 def imported(source: Path, target: Path, **changes: Any) -> list[tuple[str, Rows]]:
-    """Prompts and rows [F, C, H, W] of what an import makes."""
+    """Import an LMDB and return the prompt and the row [F, C, H, W] of each record."""
     import_store(source, target, **changes)
     store = LatentStore(target)
     records = [store[index] for index in range(len(store))]
@@ -88,7 +90,7 @@ def same(found: Sequence[tuple[str, Rows]], wanted: Sequence[tuple[str, Rows]]) 
 
 
 @pytest.mark.parametrize(("shape", "times"), [(CLIP, None), (PAIR, TIMES)])
-def test_a_sound_one_comes_in_bit_for_bit(tmp_path: Path, shape: tuple[int, ...], times: Any) -> None:
+def test_a_valid_lmdb_is_imported_bit_for_bit(tmp_path: Path, shape: tuple[int, ...], times: Any) -> None:
     source = release(tmp_path / "theirs", files(12, shape))
     assert survey(source).findings == ()
     assert same(imported(source, tmp_path / "ours", timesteps=times), expected(files(12, shape)))
@@ -96,8 +98,8 @@ def test_a_sound_one_comes_in_bit_for_bit(tmp_path: Path, shape: tuple[int, ...]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ours", "theirs"]
 
 
-def test_ours_is_read_by_their_reader(tmp_path: Path) -> None:
-    """Their reader takes the count and shape from the record and reshapes float16 bytes."""
+def test_the_released_reader_can_read_our_lmdb(tmp_path: Path) -> None:
+    """The released reader takes the number of rows and the shape from latents_shape, and reshapes float16 bytes."""
     import_store(release(tmp_path / "theirs", files(3)), tmp_path / "ours")
     with lmdb.open(str(tmp_path / "ours"), readonly=True, lock=False) as env, env.begin() as transaction:
         count, *shape = map(int, transaction.get(b"latents_shape").decode().split())
@@ -106,16 +108,18 @@ def test_ours_is_read_by_their_reader(tmp_path: Path) -> None:
     assert np.array_equal(row, rows(3)[2].astype(np.float16))
 
 
-def test_a_last_file_that_was_a_duplicate_leaves_a_count_alone(tmp_path: Path) -> None:
+def test_a_last_file_of_duplicates_leaves_a_count_without_a_shape(tmp_path: Path) -> None:
     inputs = files(3)
     source = release(tmp_path / "theirs", [*inputs, {"prompt 1 é": rows(1, seed=9)}])
-    with pytest.raises(ValueError, match=r"does not tell the shape .*'3', a count alone.* 240 bytes .*--row-shape"):
+    with pytest.raises(
+        ValueError, match=r"does not contain the shape .*'3', a count without a shape.* 240 bytes .*--row-shape"
+    ):
         survey(source)
     assert codes(source, row_shape=CLIP) == [("count_only", True)]
     assert same(imported(source, tmp_path / "ours", row_shape=CLIP), expected(inputs))
 
 
-def test_the_released_sizes_are_known_without_a_shape(tmp_path: Path) -> None:
+def test_rows_of_released_sizes_need_no_shape(tmp_path: Path) -> None:
     shape = (21, 16, 60, 104)
     with lmdb.open(str(tmp_path / "theirs"), map_size=2**26) as env, env.begin(write=True) as transaction:
         transaction.put(b"latents_0_data", np.zeros(shape, np.float16).tobytes())
@@ -125,14 +129,14 @@ def test_the_released_sizes_are_known_without_a_shape(tmp_path: Path) -> None:
     assert (found.row_shape, [f.code for f in found.findings]) == (shape, ["count_only"])
 
 
-def test_a_second_build_leaves_rows_behind_the_count(tmp_path: Path) -> None:
+def test_rows_of_an_earlier_build_are_skipped(tmp_path: Path) -> None:
     source = release(tmp_path / "theirs", files(5))
     release(source, files(2))
     assert codes(source) == [("stale_rows", True)]
     assert same(imported(source, tmp_path / "ours"), expected(files(2)))
 
 
-def test_a_build_cut_short_keeps_its_whole_rows(tmp_path: Path) -> None:
+def test_complete_rows_of_an_interrupted_build_are_imported(tmp_path: Path) -> None:
     source = release(tmp_path / "theirs", files(4))
     edit(source, {"latents_shape": None})
     assert codes(source, row_shape=CLIP) == [("no_shape", True)]
@@ -148,16 +152,16 @@ def test_a_build_cut_short_keeps_its_whole_rows(tmp_path: Path) -> None:
         ({"prompts_2_data": None}, "row 2 has latents but no prompt"),
         ({"latents_2_data": None}, "row 2 has a prompt but no latents"),
         ({"latents_1_data": bytes(238)}, r"row 1 has 238 bytes; the shape \(3, 4, 2, 5\) in float16 has 240"),
-        ({f"prompts_{i}_data": b"\xff\xfe" for i in range(4)}, "no row is whole"),
-        ({"latents_3_data": np.full(CLIP, np.inf, np.float16).tobytes()}, "row 3 holds values that are not finite"),
+        ({f"prompts_{i}_data": b"\xff\xfe" for i in range(4)}, "there is no valid row"),
+        ({"latents_3_data": np.full(CLIP, np.inf, np.float16).tobytes()}, "row 3 has values that are not finite"),
         ({"latents_shape": b"4 3 4 2 6"}, "row 0 has 240 bytes"),
-        ({"latents_shape": b"4 240"}, r"shape \(240,\) is neither F,C,H,W nor T,F,C,H,W"),
-        ({"latents_shape": b"4 0 4 2 5"}, "is neither"),
-        ({"latents_shape": b"0 3 4 2 5"}, "no row is whole"),
-        ({"latents_shape": b"four"}, "latents_shape is 'four'.*give --row-shape"),
+        ({"latents_shape": b"4 240"}, r"the shape of a row is \(240,\); expected F,C,H,W or T,F,C,H,W"),
+        ({"latents_shape": b"4 0 4 2 5"}, "expected F,C,H,W"),
+        ({"latents_shape": b"0 3 4 2 5"}, "there is no valid row"),
+        ({"latents_shape": b"four"}, "latents_shape is 'four'.*pass --row-shape"),
     ],
 )
-def test_what_cannot_be_mended_is_refused_by_name(
+def test_a_fault_that_cannot_be_repaired_raises_a_descriptive_error(
     tmp_path: Path, changes: dict[str, bytes | None], message: str
 ) -> None:
     source = release(tmp_path / "theirs", files(4))
@@ -177,7 +181,7 @@ def test_what_cannot_be_mended_is_refused_by_name(
         (3, b"half \xed\xa0\xbd of a pair", "byte 0xED in line 1"),
     ],
 )
-def test_f10_a_row_whose_prompt_is_no_utf8_is_left_out_with_a_reason(
+def test_a_row_whose_prompt_is_not_utf8_is_rejected_with_a_reason(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], index: int, prompt: bytes, reason: str
 ) -> None:
     source = release(tmp_path / "theirs", files(4))
@@ -189,35 +193,35 @@ def test_f10_a_row_whose_prompt_is_no_utf8_is_left_out_with_a_reason(
     assert (row["id"], row["code"]) == (str(index), "not_utf8")
     assert reason in row["reason"]
     assert f"theirs: row {index} is left out: its prompt is not a UTF-8 text" in capsys.readouterr().err
-    # The prompts to encode are those of the rows that are imported.
+    # Prompts are encoded only for rows that are imported.
     assert read_prompts(source) == [text for text, _ in wanted] == read_prompts(tmp_path / "ours")
     assert f"row {index} is left out" in capsys.readouterr().err
 
 
-def test_f10_a_store_of_utf8_has_no_list_of_rejected_rows(tmp_path: Path) -> None:
+def test_without_rejected_rows_no_list_is_written(tmp_path: Path) -> None:
     import_store(release(tmp_path / "theirs", files(2)), tmp_path / "ours")
     assert [path.name for path in (tmp_path / "ours").iterdir()] == ["data.mdb"]
 
 
-def test_times_belong_to_pairs_and_only_to_them(tmp_path: Path) -> None:
+def test_ode_pairs_need_timesteps_and_clips_must_not_have_any(tmp_path: Path) -> None:
     clips, pairs = release(tmp_path / "clips", files(2)), release(tmp_path / "pairs", files(2, PAIR))
-    with pytest.raises(ValueError, match="are clips and have none"):
+    with pytest.raises(ValueError, match="are clips and have no timesteps"):
         import_store(clips, tmp_path / "ours", timesteps=TIMES)
     for times in (None, TIMES[:3]):
-        with pytest.raises(ValueError, match="hold 4 states and need as many times"):
+        with pytest.raises(ValueError, match="have 4 states and need 4 timesteps"):
             import_store(pairs, tmp_path / "ours", timesteps=times)
     rising, equal, beyond = (0.0, 522.0, 757.0, 1000.0), (1000.0, 757.0, 757.0, 0.0), (1001.0, 757.0, 522.0, 0.0)
     for wrong in (rising, equal, beyond, (float("nan"), 3.0, 2.0, 1.0)):
-        with pytest.raises(ValueError, match="states go from noise to clean"):
+        with pytest.raises(ValueError, match="it must decrease strictly"):
             import_store(pairs, tmp_path / "ours", timesteps=wrong)
-    with pytest.raises(ValueError, match=r"row_shape is \(3, 4, 5, 2\); .* says \(3, 4, 2, 5\)"):
+    with pytest.raises(ValueError, match=r"row_shape is \(3, 4, 5, 2\), but the shape in .* is \(3, 4, 2, 5\)"):
         import_store(clips, tmp_path / "ours", row_shape=(3, 4, 5, 2))
     (tmp_path / "ours").mkdir()
     with pytest.raises(FileExistsError, match="ours exists"):
         import_store(clips, tmp_path / "ours")
 
 
-def test_no_lmdb_and_another_s_lmdb_are_named(tmp_path: Path) -> None:
+def test_a_folder_without_a_released_lmdb_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no data.mdb"):
         survey(tmp_path / "nothing")
     with lmdb.open(str(tmp_path / "other")) as env, env.begin(write=True) as transaction:
@@ -226,10 +230,10 @@ def test_no_lmdb_and_another_s_lmdb_are_named(tmp_path: Path) -> None:
         survey(tmp_path / "other")
 
 
-def test_a_damaged_page_is_named(tmp_path: Path) -> None:
+def test_a_damaged_page_is_an_error(tmp_path: Path) -> None:
     source = release(tmp_path / "theirs", files(40))
     size = (source / "data.mdb").stat().st_size
-    with (source / "data.mdb").open("r+b") as file:  # the headers of all pages but the two of metadata
+    with (source / "data.mdb").open("r+b") as file:  # overwrite the headers of all pages but the two of metadata
         for page in range(2 * 4096, size, 4096):
             file.seek(page)
             file.write(b"\xff" * 16)
@@ -237,7 +241,7 @@ def test_a_damaged_page_is_named(tmp_path: Path) -> None:
         survey(source)
 
 
-def test_the_commands(tmp_path: Path) -> None:
+def test_the_commands_check_and_import(tmp_path: Path) -> None:
     source = release(tmp_path / "theirs", [*files(3, PAIR), files(1, PAIR)[0]])
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -248,12 +252,12 @@ def test_the_commands(tmp_path: Path) -> None:
     looked = run("check", str(source), *shape)
     assert (looked.returncode, looked.stderr) == (0, "")
     assert "3 rows of T,F,C,H,W = (4, 3, 4, 2, 5)" in looked.stdout
-    assert "mended by import: latents_shape is '3', a count alone" in looked.stdout
+    assert "repaired by import: latents_shape is '3', a count without a shape" in looked.stdout
     done = run("import", str(source), str(tmp_path / "ours"), *shape, "--timesteps", "1000,757,522,0")
     assert done.returncode == 0, done.stderr
     LatentStore(tmp_path / "ours").require_timesteps([1000, 756.757, 521.739, 0], 0.5)
     for arguments, words in [
-        ((), "does not tell the shape"),
+        ((), "does not contain the shape"),
         (("--row-shape", "4,x"), "'4,x' is not a list of numbers"),
     ]:
         refused = run("check", str(source), *arguments)
@@ -263,8 +267,10 @@ def test_the_commands(tmp_path: Path) -> None:
 
 @settings(max_examples=200)
 @given(data=st.data())
-def test_a_damaged_one_is_refused_or_read_right(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Cut at any byte; any key dropped, renamed, put anew or with another value."""
+def test_a_damaged_lmdb_raises_an_error_or_gives_the_right_rows(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The damage is a truncation at any byte, or a key that is removed, renamed or of another value."""
     folder = tmp_path_factory.mktemp("fuzz")
     inputs = files(3)
     source = release(folder / "theirs", inputs)
@@ -272,7 +278,7 @@ def test_a_damaged_one_is_refused_or_read_right(data: st.DataObject, tmp_path_fa
     (source / "lock.mdb").unlink()
     names = [f"{kind}_{i}_data" for kind in ("latents", "prompts") for i in range(3)] + ["latents_shape"]
     kind = data.draw(st.sampled_from(["cut", "drop", "rename", "value"]))
-    # The layout has no sums: a value of the right size under the right name cannot be told from the true one.
+    # Without checksums, a wrong value of the right size under a valid key cannot be detected.
     hidden = kind == "value"
     if kind == "cut":
         size = (source / "data.mdb").stat().st_size

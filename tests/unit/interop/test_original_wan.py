@@ -1,4 +1,4 @@
-"""Wan2.1's own files: names and shapes as its code has them, the same numbers out, and a named error for a bad file."""
+"""Wan2.1's own files: key names and shapes, equality of the results, and errors for invalid files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RELEASED: dict[str, Any] = params.read(Path(__file__).parents[3] / "profiles" / 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Wan's own layout, in toy sizes."""
+    """A folder in Wan's own layout, with models of toy size."""
     write_wan_folder(tmp_path)
     return tmp_path
 
@@ -41,7 +41,7 @@ def read(path: Path) -> State:
 
 
 @pytest.mark.parametrize("config", [VAE, RELEASED["vae"]], ids=["toy", "wan-1.3b"])
-def test_every_name_of_wans_vae_has_one_place_of_its_shape(config: dict[str, Any]) -> None:
+def test_every_key_of_wans_vae_maps_to_one_weight_of_the_same_shape(config: dict[str, Any]) -> None:
     with torch.device("meta"):
         expected = {key: tuple(v.shape) for key, v in AutoencoderKLWan(**config).state_dict().items()}
     theirs = vae_shapes(config)
@@ -49,7 +49,7 @@ def test_every_name_of_wans_vae_has_one_place_of_its_shape(config: dict[str, Any
     assert convert_wan_vae_to_diffusers(theirs) == expected
 
 
-def test_the_vae_is_diffusers_one_with_the_same_bits(folder: Path) -> None:
+def test_the_vae_is_that_of_diffusers_with_the_values_of_the_file(folder: Path) -> None:
     vae = original_wan.load_vae(folder, VAE)
     state = read(folder / original_wan.VAE_FILE)
     ours = vae.state_dict()
@@ -67,7 +67,7 @@ def test_the_vae_is_diffusers_one_with_the_same_bits(folder: Path) -> None:
     torch.testing.assert_close(decode(vae, latents), decode(reference, latents))
 
 
-def test_a_vae_of_another_precision_is_float32_and_laid_out_channels_last(folder: Path) -> None:
+def test_a_vae_of_another_dtype_becomes_float32_and_channels_last(folder: Path) -> None:
     path = folder / original_wan.VAE_FILE
     torch.save({key: value.bfloat16() for key, value in read(path).items()}, path)
     vae = original_wan.load_vae(folder, VAE)
@@ -78,13 +78,16 @@ def test_a_vae_of_another_precision_is_float32_and_laid_out_channels_last(folder
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"latents_mean": None}, r"model.vae.latents_mean has 0 numbers, z_dim is 4; .*wan-1.3b.yaml has Wan's"),
-        ({"latents_std": [1.0]}, "model.vae.latents_std has 1 numbers, z_dim is 4"),
+        (
+            {"latents_mean": None},
+            r"model.vae.latents_mean has 0 numbers, but z_dim is 4; .*those of Wan are in profiles/wan-1.3b.yaml",
+        ),
+        ({"latents_std": [1.0]}, "model.vae.latents_std has 1 numbers, but z_dim is 4"),
         ({"base_dim": 16}, r"encoder.conv1.weight has shape \(8, 3, 3, 3, 3\), expected \(16, 3, 3, 3, 3\)"),
         ({"temperal_downsample": [True, True, False]}, "unknown encoder.downsamples.8.time_conv.weight"),
     ],
 )
-def test_a_config_that_is_not_the_vaes_is_named(change: dict[str, Any], message: str, folder: Path) -> None:
+def test_a_config_that_contradicts_the_vae_is_an_error(change: dict[str, Any], message: str, folder: Path) -> None:
     with pytest.raises(ValueError, match=message):
         original_wan.load_vae(folder, {**VAE, **change})
 
@@ -93,7 +96,7 @@ def test_a_config_that_is_not_the_vaes_is_named(change: dict[str, Any], message:
 
 
 @pytest.mark.parametrize("config", [{**TEXT, "vocab_size": 10}, RELEASED["text_encoder"]], ids=["toy", "wan-1.3b"])
-def test_every_name_of_wans_text_encoder_has_one_place_of_its_shape(config: dict[str, Any]) -> None:
+def test_every_key_of_wans_text_encoder_maps_to_one_weight_of_the_same_shape(config: dict[str, Any]) -> None:
     with torch.device("meta"):
         encoder = UMT5EncoderModel(UMT5Config(**config))
     expected = {key: tuple(value.shape) for key, value in encoder.state_dict().items()}
@@ -104,7 +107,7 @@ def test_every_name_of_wans_text_encoder_has_one_place_of_its_shape(config: dict
 
 
 def bucket(distance: int) -> int:
-    """T5's number for a relative position: 8 exact ones, then 8 by powers of the root of 2 up to 128, on either side."""
+    """Return T5's bucket of a relative position: per sign, 8 exact distances, then 8 in steps of sqrt(2) up to 128."""
     size = abs(distance)
     place = size if size < 8 else min(15, 8 + (size * size // 64).bit_length() - 1)
     return place + (16 if distance > 0 else 0)
@@ -119,7 +122,7 @@ def gelu(x: torch.Tensor) -> torch.Tensor:
 
 
 def wan_text_encoder(state: State, ids: list[int]) -> torch.Tensor:
-    """Embeddings [L, D] of one unpadded prompt, float64, from the mathematics of wan/modules/t5.py and Wan's names."""
+    """Return the embeddings [L, D] of one unpadded prompt in float64, by the equations of wan/modules/t5.py."""
     state = {key.removesuffix(".weight"): value.double() for key, value in state.items()}
     x = state["token_embedding"][ids]
     buckets = torch.tensor([[bucket(key - query) for key in range(len(ids))] for query in range(len(ids))])
@@ -135,22 +138,22 @@ def wan_text_encoder(state: State, ids: list[int]) -> torch.Tensor:
     return normed(x, state["norm"])
 
 
-def test_the_text_encoder_computes_what_wans_does(folder: Path) -> None:
-    """300 tokens reach every bucket."""
+def test_the_text_encoder_gives_the_embeddings_of_wans_code(folder: Path) -> None:
+    """300 tokens have relative positions in every bucket."""
     encoder, tokenizer = original_wan.load_text_encoder(folder, TEXT, torch.float32)
     state = read(folder / original_wan.TEXT_ENCODER_FILE)
     ids = torch.randint(len(tokenizer), (300,), generator=torch.Generator().manual_seed(2)).tolist()
     expected = wan_text_encoder(state, ids)
     torch.testing.assert_close(encoder(torch.tensor([ids])).last_hidden_state[0].double(), expected, rtol=0, atol=1e-5)
     swapped = {**state, "blocks.0.ffn.gate.0.weight": state["blocks.0.ffn.fc1.weight"]}
-    assert (wan_text_encoder(swapped, ids) - expected).abs().max() > 0.01, "the test tells the two sides apart"
+    assert (wan_text_encoder(swapped, ids) - expected).abs().max() > 0.01, "swapped factors give the same result"
     for prompt, embedding in zip(PROMPTS, embed(encoder, tokenizer, PROMPTS, tokens=12), strict=True):
         expected = wan_text_encoder(state, tokenizer(prompt)["input_ids"])
         torch.testing.assert_close(embedding.double(), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_text_encoder_has_the_files_bits(dtype: torch.dtype, folder: Path) -> None:
+def test_the_text_encoder_has_the_values_of_the_file(dtype: torch.dtype, folder: Path) -> None:
     encoder, tokenizer = original_wan.load_text_encoder(folder, {**TEXT, "vocab_size": 10}, dtype)
     assert isinstance(encoder, UMT5EncoderModel)
     assert tokenizer("a red cube")["input_ids"] == build_tokenizer(PROMPTS)("a red cube")["input_ids"]
@@ -174,17 +177,19 @@ def test_the_text_encoder_has_the_files_bits(dtype: torch.dtype, folder: Path) -
         ({"d_model": 8}, r"token_embedding.weight has shape \(10, 16\), expected \(10, 8\)"),
         ({"num_heads": 2, "d_kv": 6}, r"pos_embedding.embedding.weight has shape \(32, 3\), expected \(32, 2\)"),
         ({"vocab_size": 11}, r"token_embedding.weight has shape \(10, 16\), expected \(11, 16\)"),
-        ({"layer_norm_epsilon": 1e-5}, "layer_norm_epsilon is 1e-05, Wan's text encoder was made with 1e-06"),
-        ({"feed_forward_proj": "gated-silu"}, "feed_forward_proj is gated-silu, .* made with gated-gelu"),
+        ({"layer_norm_epsilon": 1e-5}, "layer_norm_epsilon is 1e-05; Wan's text encoder needs 1e-06"),
+        ({"feed_forward_proj": "gated-silu"}, "feed_forward_proj is gated-silu; .* needs gated-gelu"),
     ],
 )
-def test_a_config_that_is_not_the_text_encoders_is_named(change: dict[str, Any], message: str, folder: Path) -> None:
+def test_a_config_that_contradicts_the_text_encoder_is_an_error(
+    change: dict[str, Any], message: str, folder: Path
+) -> None:
     with pytest.raises(ValueError, match=message):
         original_wan.load_text_encoder(folder, {**TEXT, **change}, torch.float32)
 
 
-def test_unknown_characters_keep_the_number_that_umt5_has(folder: Path) -> None:
-    """The folder's tokenizer_config.json names T5Tokenizer, whose unknown token is 2; UMT5's is 3."""
+def test_unknown_characters_have_the_token_id_of_umt5(folder: Path) -> None:
+    """The unknown token has the id 2 in T5Tokenizer, which tokenizer_config.json names, and the id 3 in UMT5."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), ("a", -3.0)]
     tokenizer = Tokenizer(Unigram(pieces, unk_id=3, byte_fallback=False))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -205,7 +210,7 @@ def components(folder: Path) -> original_wan.Components:
     return original_wan.load_components(folder, vae_config=VAE, text_config=TEXT, dtype=torch.bfloat16)
 
 
-def test_both_layouts_give_the_same(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_both_layouts_give_the_same_components(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     first = components(folder)
     other = tmp_path_factory.mktemp("diffusers")
     first.vae.save_pretrained(other / "vae")
@@ -224,22 +229,23 @@ def test_both_layouts_give_the_same(folder: Path, tmp_path_factory: pytest.TempP
 
 
 @pytest.mark.parametrize("name", original_wan._ORIGINAL)
-def test_a_missing_file_is_named(name: str, folder: Path) -> None:
+def test_the_error_names_a_missing_file(name: str, folder: Path) -> None:
     (folder / name).unlink()
-    with pytest.raises(ValueError, match=f"lacks {re.escape(name)} of Wan2.1's own files; download"):
+    with pytest.raises(ValueError, match=f"lacks the files {re.escape(name)} of Wan2.1; download"):
         components(folder)
 
 
-def test_a_folder_of_neither_layout_is_named(tmp_path: Path) -> None:
+def test_a_folder_in_neither_layout_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "vae").mkdir()
     (tmp_path / "vae" / "config.json").touch()
     with pytest.raises(
-        ValueError, match=r"lacks text_encoder/config.json, tokenizer/tokenizer_config.json, .* has neither Wan2.1_V"
+        ValueError,
+        match=r"lacks the files text_encoder/config.json, tokenizer/tokenizer_config.json, .* has neither Wan2.1_V",
     ):
         components(tmp_path)
-    with pytest.raises(ValueError, match="lacks vae/config.json"):
+    with pytest.raises(ValueError, match="lacks the files vae/config.json"):
         components(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="umt5-xxl lacks tokenizer_config.json, tokenizer.json; download"):
+    with pytest.raises(ValueError, match="umt5-xxl lacks the files tokenizer_config.json, tokenizer.json; download"):
         original_wan.load_text_encoder(tmp_path, TEXT, torch.float32)
 
 
@@ -247,18 +253,18 @@ FILES = [original_wan.VAE_FILE, original_wan.TEXT_ENCODER_FILE]
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_cut_file_is_named(name: str, folder: Path) -> None:
+def test_the_error_names_a_truncated_file(name: str, folder: Path) -> None:
     content = (folder / name).read_bytes()
     for size in (0, 1, 100, len(content) // 2, len(content) - 1):
         (folder / name).write_bytes(content[:size])
-        with pytest.raises(ValueError, match=f"{re.escape(name)} is cut short or no checkpoint"):
+        with pytest.raises(ValueError, match=f"{re.escape(name)} is truncated, or is not a checkpoint"):
             components(folder)
 
 
-def test_a_cut_tokenizer_is_named(folder: Path) -> None:
+def test_the_error_names_a_truncated_tokenizer(folder: Path) -> None:
     path = folder / original_wan.TOKENIZER_FOLDER / "tokenizer.json"
     path.write_text(path.read_text()[:-20])
-    with pytest.raises(ValueError, match="umt5-xxl holds no whole tokenizer"):
+    with pytest.raises(ValueError, match="umt5-xxl has no complete tokenizer"):
         components(folder)
 
 
@@ -280,7 +286,7 @@ def without(name: str) -> Callable[[State], Any]:
         (FILES[1], lambda s: {**s, "token_embedding.weight": torch.ones(3)}, r"has shape \(3,\), expected"),
     ],
 )
-def test_a_wrong_key_is_named(name: str, change: Callable[[State], Any], message: str, folder: Path) -> None:
+def test_the_error_names_a_wrong_key(name: str, change: Callable[[State], Any], message: str, folder: Path) -> None:
     torch.save(change(read(folder / name)), folder / name)
     with pytest.raises(ValueError, match=message) as error:
         components(folder)
@@ -291,13 +297,13 @@ def test_a_wrong_key_is_named(name: str, change: Callable[[State], Any], message
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"model": {}}, "has 'model' of dict; expected a floating-point tensor"),
-        ({"ids": torch.ones(2, dtype=torch.long)}, "has 'ids' of torch.int64"),
-        ([1], "holds a list"),
-        ({"code": Path("/etc")}, "no checkpoint of tensors alone"),
+        ({"model": {}}, "has 'model' of type dict; expected a floating-point tensor"),
+        ({"ids": torch.ones(2, dtype=torch.long)}, "has 'ids' of type torch.int64"),
+        ([1], "contains a list"),
+        ({"code": Path("/etc")}, "not a checkpoint that contains only tensors"),
     ],
 )
-def test_a_file_of_anything_else_is_named(name: str, content: Any, message: str, folder: Path) -> None:
+def test_the_error_names_a_file_with_other_content(name: str, content: Any, message: str, folder: Path) -> None:
     torch.save(content, folder / name)
     with pytest.raises(ValueError, match=f"{re.escape(name)} .*{message}"):
         components(folder)

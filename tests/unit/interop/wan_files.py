@@ -1,4 +1,4 @@
-"""Toy files of Wan2.1's own layout, with the names and shapes of wan/modules/vae.py and t5.py."""
+"""Toy files in Wan2.1's own layout, with the key names of wan/modules/vae.py and t5.py."""
 
 from __future__ import annotations
 
@@ -50,7 +50,10 @@ def head(name: str, width: int, channels: int) -> Iterator[tuple[str, tuple[int,
 
 
 def vae_encoder(widths: list[int], temporal: list[bool], channels: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Stages of two residual blocks and, but for the last, a halving; one flat count over all of them."""
+    """Yield the weights of the encoder: stages of two residual blocks and, except the last, one downsampling layer.
+
+    The layers of all stages are numbered consecutively.
+    """
     yield from conv("encoder.conv1", widths[0], 3, 3, 3, 3)
     index = 0
     for stage, (fan_in, width) in enumerate(pairwise(widths)):
@@ -67,7 +70,10 @@ def vae_encoder(widths: list[int], temporal: list[bool], channels: int) -> Itera
 
 
 def vae_decoder(widths: list[int], temporal: list[bool], channels: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Stages of three residual blocks and, but for the last, a doubling that halves the width."""
+    """Yield the weights of the decoder: stages of three residual blocks and, except the last, one upsampling layer.
+
+    An upsampling layer halves the number of channels.
+    """
     yield from conv("decoder.conv1", widths[0], channels, 3, 3, 3)
     yield from middle("decoder", widths[0])
     index, fan_in = 0, widths[0]
@@ -111,7 +117,7 @@ def random(shapes: dict[str, tuple[int, ...]], scale: float, dtype: torch.dtype 
 
 
 def write_wan_folder(folder: Path) -> None:
-    """The files that a user of the released code has beside model.pt, all but the transformer's."""
+    """Write the VAE, the text encoder and the tokenizer that a user of the released code has beside model.pt."""
     tokenizer = build_tokenizer(PROMPTS)
     tokenizer.save_pretrained(folder / "google" / "umt5-xxl")
     torch.save(random(vae_shapes(VAE), 0.2), folder / original_wan.VAE_FILE)

@@ -19,10 +19,11 @@ def read_profile(params: Path) -> Profile:
     Raises:
         ValueError: Keys or values are wrong, or sections break a rule. The message names all problems, with the remedy.
     """
+    values = params_file.read(params)
     try:
-        return checked(params_file.read(params))
+        return checked(values)
     except ValueError as error:
-        raise ValueError(str(error) if str(params) in str(error) else f"{params}: {error}") from error
+        raise ValueError(f"{params}: {error}") from error
 
 
 def checked(values: Mapping[str, Any]) -> Profile:

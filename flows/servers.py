@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
-import httpx
+import httpx2
 import typer
 
 from flows.dvc_task import bound
@@ -131,8 +131,8 @@ def wait_for(child: subprocess.Popen[bytes], url: str, secret: str) -> None:
     user, _, word = secret.partition(":")
     deadline = time.monotonic() + READY
     while time.monotonic() < deadline and child.poll() is None:
-        with suppress(httpx.HTTPError):
-            if httpx.get(url, auth=(user, word), timeout=5).status_code == httpx.codes.OK:
+        with suppress(httpx2.HTTPError):
+            if httpx2.get(url, auth=(user, word), timeout=5).status_code == httpx2.codes.OK:
                 return
         time.sleep(0.5)
     sys.exit(f"{url} does not answer; see the output of the server above (is the port in use?)")

@@ -7,7 +7,7 @@ import os
 import time
 from pathlib import Path
 
-import httpx
+import httpx2
 import numpy as np
 import psutil
 import pytest
@@ -130,7 +130,7 @@ def test_requests_of_other_hosts_and_origins_are_rejected(servers: Servers) -> N
         )
     ]
     refused = [
-        httpx.post(url, json={"name": "x"}, headers=header, auth=auth).status_code
+        httpx2.post(url, json={"name": "x"}, headers=header, auth=auth).status_code
         for url in (*prefect, *mlflow)
         for header, auth in (
             ({"Origin": "http://evil.example"}, (user, word)),
@@ -140,9 +140,9 @@ def test_requests_of_other_hosts_and_origins_are_rejected(servers: Servers) -> N
     ]
     assert len(refused) == 30
     assert set(refused) <= {401, 403}
-    assert httpx.get(f"{servers.prefect}/api/flows/count").status_code == 401
+    assert httpx2.get(f"{servers.prefect}/api/flows/count").status_code == 401
     asked = {"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
-    answer = httpx.options(prefect[0], headers=asked, auth=(user, word))
+    answer = httpx2.options(prefect[0], headers=asked, auth=(user, word))
     assert "access-control-allow-origin" not in answer.headers
 
 

@@ -8,7 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
+from typing import NamedTuple, Protocol
+
+from causvid.runtime.shapes import BlockLayout
 
 HALF, SINGLE = 2, 4  # bytes of a float16 or bfloat16, of a float32
 # Bytes per trained weight: float32 weight, gradient and two moments of Adam; the weight average needs one float32 more.
@@ -64,6 +67,85 @@ class Flops(NamedTuple):
     def training(self) -> float:
         """FLOPs of forward and backward pass without activation checkpointing."""
         return self.forward + self.backward
+
+
+class TransformerCost(Protocol):
+    """The cost of a transformer. The folder of a backbone, such as ``causvid/wan``, counts it from the config."""
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights."""
+        ...
+
+    def forward(self, queries: int, pairs: int, text_tokens: int, text_cached: bool = False) -> Flops:
+        """Return the FLOPs of a forward pass.
+
+        Args:
+            queries: Video tokens.
+            pairs: Query-key pairs of the self-attention of one layer.
+            text_tokens: Tokens of the prompt.
+            text_cached: Whether keys and values of the prompt are known from an earlier pass.
+        """
+        ...
+
+    def kv_cache_bytes(self, tokens: int, value_bytes: int) -> int:
+        """Return the bytes of the keys and values of ``tokens`` in all layers."""
+        ...
+
+    def adapter_parameters(self, rank: int) -> int:
+        """Return the weights of a LoRA adapter of ``rank``."""
+        ...
+
+    def adapter(self, tokens: int, text_tokens: int, rank: int) -> float:
+        """Return the FLOPs of one forward pass of such an adapter."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """The cost of forward passes over one clip.
+
+    Attributes:
+        transformer: Cost of the transformer.
+        layout: Blocks of latent frames.
+        frame_tokens: Tokens of a latent frame.
+        text_tokens: Tokens of the prompt.
+    """
+
+    transformer: TransformerCost
+    layout: BlockLayout
+    frame_tokens: int
+    text_tokens: int
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens of a block."""
+        return self.frame_tokens * self.layout.frames_per_block
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the clip."""
+        return self.frame_tokens * self.layout.frames
+
+    @cached_property
+    def bidirectional(self) -> Flops:
+        """FLOPs of a bidirectional model over the whole clip, in which every token attends to every other."""
+        return self.transformer.forward(self.tokens, self.tokens**2, self.text_tokens)
+
+    @cached_property
+    def causal(self) -> Flops:
+        """FLOPs of a causal model over the whole clip, as in training (CausVid sec. 4.1).
+
+        Blocks attend to themselves and earlier blocks: N^2 (1 + 2 + ... + blocks) pairs with N tokens in a block. The
+        clip of a bidirectional model is one block.
+        """
+        pairs = self.block_tokens**2 * self.layout.blocks * (self.layout.blocks + 1) // 2
+        return self.transformer.forward(self.tokens, pairs, self.text_tokens)
+
+    def block_pass(self, block: int) -> float:
+        """Return the FLOPs of a forward pass over block ``block``, with earlier blocks and the prompt in the cache."""
+        pairs = self.block_tokens**2 * (block + 1)
+        return self.transformer.forward(self.block_tokens, pairs, self.text_tokens, text_cached=True).forward
 
 
 @dataclass(frozen=True, kw_only=True)

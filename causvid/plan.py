@@ -25,14 +25,14 @@ from causvid.compute import device
 from causvid.compute.device import Precision
 from causvid.compute.parallel import Checkpointing, Compute
 from causvid.consistency import latent_shape, read_profile
-from causvid.costs import CPU, HALF, KINDS, SINGLE, Row, Workers, duration, scaled
+from causvid.costs import CPU, HALF, KINDS, SINGLE, Clip, Row, Workers, duration, scaled
 from causvid.methods.dmd.cost import DmdCost
 from causvid.methods.ode_init.cost import ode_init_row
 from causvid.methods.teacher.cost import teacher_row
 from causvid.methods.vae.cost import vae_row
 from causvid.profile import Profile
 from causvid.runtime.shapes import BlockLayout
-from causvid.wan.costs import Clip, Transformer, VaeCost, text_encoder_parameters, vae_cost
+from causvid.wan.costs import Transformer, VaeCost, text_encoder_parameters, vae_cost
 
 VIDEO_BITS = 0.3  # H.264 bits per pixel at the qualities profiles use, a round figure
 MIXKIT_VIDEOS = 6484  # entries of the released captions file (CausVid repository, sample_dataset)

@@ -11,8 +11,9 @@ import torch
 
 from causvid import costs
 from causvid.compute import device as devices
+from causvid.costs import Clip
 from causvid.runtime.shapes import BlockLayout, LatentShape
-from causvid.wan.costs import Clip, Transformer
+from causvid.wan.costs import Transformer
 
 KIBI = 1024  # bytes; the unit of ru_maxrss on Linux
 

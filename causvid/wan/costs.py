@@ -10,13 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 from causvid import params
 from causvid.compute.parallel import Checkpointing
 from causvid.costs import Flops
-from causvid.runtime.shapes import BlockLayout, LatentShape, VideoShape
+from causvid.runtime.shapes import LatentShape, VideoShape
 
 # Values per token that a layer keeps for its backward pass: about 16 vectors of the width (norms, q, k, v, rotated q
 # and k, outputs, the same for cross-attention, residuals), and input and output of the feed-forward's activation.
@@ -25,7 +24,10 @@ KEPT_WIDTHS, KEPT_FFN = 16, 2
 
 @dataclass(frozen=True, kw_only=True)
 class Transformer:
-    """Cost of diffusers' WanTransformer3DModel, from its config (params section ``model.transformer``)."""
+    """Cost of diffusers' WanTransformer3DModel, from its config (params section ``model.transformer``).
+
+    It has the members of ``causvid.costs.TransformerCost``.
+    """
 
     patch_size: tuple[int, int, int]
     num_attention_heads: int
@@ -99,17 +101,6 @@ class Transformer:
         scores = 4 * d * self.num_layers * (pairs + queries * text_tokens)
         return Flops(queries * self.linear_per_token() + ends + (0 if text_cached else text), scores)
 
-    def bidirectional(self, tokens: int, text_tokens: int) -> Flops:
-        """Return the FLOPs for a clip in which every token attends to every other."""
-        return self.forward(tokens, tokens * tokens, text_tokens)
-
-    def causal(self, block_tokens: int, blocks: int, text_tokens: int) -> Flops:
-        """Return the FLOPs for a clip whose blocks attend to themselves and earlier blocks (CausVid sec. 4.1).
-
-        The pairs are N^2 (1 + 2 + ... + blocks) with N tokens in a block.
-        """
-        return self.forward(block_tokens * blocks, block_tokens**2 * blocks * (blocks + 1) // 2, text_tokens)
-
     def kv_cache_bytes(self, tokens: int, value_bytes: int) -> int:
         """Return the bytes of the keys and values of ``tokens`` in all layers."""
         return 2 * self.width * self.num_layers * value_bytes * tokens
@@ -122,51 +113,6 @@ class Transformer:
         everything = KEPT_WIDTHS * self.width + KEPT_FFN * self.ffn_dim
         per_layer = {"full": self.width, "selective": 3 * self.width, "none": everything}[checkpointing]
         return float(tokens * self.num_layers * per_layer * value_bytes)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Clip:
-    """The cost of forward passes over one clip.
-
-    Attributes:
-        transformer: Cost of the transformer.
-        layout: Blocks of latent frames.
-        frame_tokens: Tokens of a latent frame.
-        text_tokens: Tokens of the prompt.
-    """
-
-    transformer: Transformer
-    layout: BlockLayout
-    frame_tokens: int
-    text_tokens: int
-
-    @property
-    def block_tokens(self) -> int:
-        """Tokens of a block."""
-        return self.frame_tokens * self.layout.frames_per_block
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of the clip."""
-        return self.frame_tokens * self.layout.frames
-
-    @cached_property
-    def bidirectional(self) -> Flops:
-        """FLOPs of a bidirectional model over the whole clip."""
-        return self.transformer.bidirectional(self.tokens, self.text_tokens)
-
-    @cached_property
-    def causal(self) -> Flops:
-        """FLOPs of a causal model over the whole clip, as in training.
-
-        For a bidirectional one, the clip is one block.
-        """
-        return self.transformer.causal(self.block_tokens, self.layout.blocks, self.text_tokens)
-
-    def block_pass(self, block: int) -> float:
-        """Return the FLOPs of a forward pass over block ``block``, with earlier blocks and the prompt in the cache."""
-        pairs = self.block_tokens**2 * (block + 1)
-        return self.transformer.forward(self.block_tokens, pairs, self.text_tokens, text_cached=True).forward
 
 
 class VaeCost(NamedTuple):

@@ -77,7 +77,7 @@ def test_flops_are_those_of_pytorchs_counter() -> None:
         small(torch.randn(size), timestep=torch.tensor([500]), encoder_hidden_states=text, return_dict=False)
     time = 2 * (ours.freq_dim * ours.width + ours.width**2 + 6 * ours.width**2)  # once a clip: left out of the plan
     counted = sum(flops for name, flops in _leaves(counter) if "attention" not in name) - time
-    expected = ours.bidirectional(tokens, 12)
+    expected = ours.forward(tokens, tokens**2, 12)
     assert counted == pytest.approx(expected.linear, rel=1e-9)
 
 
@@ -92,7 +92,7 @@ def test_flops_of_a_critic_that_trains_an_adapter() -> None:
         out = critic(torch.randn(size), timestep=torch.tensor([500]), encoder_hidden_states=text, return_dict=False)
         out[0].sum().backward()
     counted = sum(flops for name, flops in _leaves(counter) if "attention" not in name)
-    expected = 2 * ours.bidirectional(tokens, 12).linear + 3 * ours.adapter(tokens, 12, rank)
+    expected = 2 * ours.forward(tokens, tokens**2, 12).linear + 3 * ours.adapter(tokens, 12, rank)
     assert counted == pytest.approx(expected, rel=0.03)  # neither first layer nor prompt pass it on
 
 

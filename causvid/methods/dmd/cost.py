@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from causvid.costs import SINGLE, TRAINED, Row, Workers
+from causvid.costs import SINGLE, TRAINED, Clip, Row, Workers
 from causvid.methods.dmd.config import DmdConfig, Inputs
-from causvid.wan.costs import Clip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from causvid.costs import SINGLE, Row, Workers, steps_in_words
+from causvid.costs import SINGLE, Clip, Row, Workers, steps_in_words
 from causvid.methods.ode_init.config import OdeConfig
-from causvid.wan.costs import Clip
 
 
 def ode_init_row(config: OdeConfig, clip: Clip, workers: Workers) -> Row:

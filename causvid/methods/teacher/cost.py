@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from causvid.costs import SINGLE, Row, Workers, steps_in_words
+from causvid.costs import SINGLE, Clip, Row, Workers, steps_in_words
 from causvid.methods.teacher.config import TeacherConfig
-from causvid.wan.costs import Clip
 
 
 def teacher_row(config: TeacherConfig, clip: Clip, workers: Workers) -> Row:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import httpx
+import httpx2
 import pytest
 import requests
 
@@ -62,6 +63,7 @@ def test_f19_a_proxy_is_never_used_for_loopback(
     for host in ("127.0.0.1", "localhost"):
         url = f"http://{host}:{server.rpartition(':')[2]}"
         assert httpx.get(url, timeout=5).status_code == http.client.OK
+        assert httpx2.get(url, timeout=5).status_code == http.client.OK
         assert requests.get(url, timeout=5).status_code == http.client.OK
         with urllib.request.urlopen(url, timeout=5) as answer:
             assert answer.status == http.client.OK

@@ -100,4 +100,4 @@ def test_a_clip_s_cost_is_that_of_the_plan() -> None:
     }  # fmt: skip
     clip = clip_of(config, (21, 16, 60, 104), 3, 512)
     assert (clip.tokens, clip.layout.blocks) == (32760, 7)
-    assert clip.bidirectional == Transformer.of(config).bidirectional(32760, 512)
+    assert clip.bidirectional == Transformer.of(config).forward(32760, 32760**2, 512)

@@ -1,3 +1,5 @@
+"""The plan that a flow reads from DVC, and the repair of files that a killed DVC process damaged."""
+
 from __future__ import annotations
 
 import json
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from flows.dvc_repo import Stage, read_metrics, read_plan, repair
 from tests.unit.flows import tiny_pipeline
 
-WHOLE_LOCK = """\
+VALID_LOCK = """\
 schema: '2.0'
 stages:
   download:
@@ -35,7 +37,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_the_order_and_the_edges_are_those_of_dvcs_graph(root: Path) -> None:
+def test_the_plan_has_the_order_and_the_edges_of_dvcs_graph(root: Path) -> None:
     plan = read_plan(root)
     assert [stage.name for stage in plan.stages] == tiny_pipeline.STAGES
     assert {stage.name: stage.upstream for stage in plan.stages} == {
@@ -53,7 +55,7 @@ def test_options_come_from_meta(root: Path) -> None:
     assert (report.gpu, report.timeout, report.retries) == (False, None, 0)
 
 
-def test_metrics_files_are_dvcs(root: Path) -> None:
+def test_metrics_files_are_those_of_dvc_yaml(root: Path) -> None:
     download, train, *_ = read_plan(root).stages
     assert download.metrics == (root / "clips.json",)
     assert train.metrics == ()
@@ -66,18 +68,18 @@ def test_metrics_files_are_dvcs(root: Path) -> None:
     ("targets", "expected"),
     [(["train@b"], ["download", "train@b"]), (["train"], ["download", "train@a", "train@b"]), (["report"], None)],
 )
-def test_targets_bring_what_they_depend_on_and_nothing_else(
+def test_targets_include_exactly_the_stages_that_they_depend_on(
     root: Path, targets: list[str], expected: list[str] | None
 ) -> None:
     assert [stage.name for stage in read_plan(root, targets).stages] == (expected or tiny_pipeline.STAGES)
 
 
-def test_an_unknown_target_is_named_beside_the_known_ones(root: Path) -> None:
+def test_an_unknown_target_is_named_together_with_the_known_ones(root: Path) -> None:
     with pytest.raises(ValueError, match=r"targets: 'trian' is no stage; choose from download, train@a"):
         read_plan(root, ["trian"])
 
 
-def test_reading_the_plan_leaves_the_working_directory_alone(root: Path) -> None:
+def test_reading_the_plan_does_not_change_the_working_directory(root: Path) -> None:
     before = Path.cwd()
     read_plan(root)
     assert Path.cwd() == before
@@ -94,7 +96,7 @@ def test_a_second_pipeline_in_a_subfolder_is_not_part_of_the_first(tmp_path: Pat
     ]
 
 
-def test_a_second_pipeline_is_planned_with_what_it_needs_of_the_first(tmp_path: Path) -> None:
+def test_the_plan_of_a_second_pipeline_includes_the_stages_that_it_needs_of_the_first(tmp_path: Path) -> None:
     root = tiny_pipeline.make(tmp_path / "project")
     tiny_pipeline.add_second(root)
     plan = read_plan(root, ["ablation/dvc.yaml"])
@@ -105,10 +107,10 @@ def test_a_second_pipeline_is_planned_with_what_it_needs_of_the_first(tmp_path: 
     assert (plan.changed, plan.profile) == (True, "tiny")
     subprocess.run([tiny_pipeline.DVC, "repro", "--quiet", "ablation/dvc.yaml"], cwd=root, check=True)
     assert not read_plan(root, ["ablation/dvc.yaml"]).changed
-    assert not (root / "report.txt").exists(), "the root's own stages were run"
+    assert not (root / "report.txt").exists(), "a stage of the first pipeline was run"
 
 
-def test_the_plan_says_whether_anything_changed_and_which_commit_it_is(tmp_path: Path) -> None:
+def test_the_plan_has_the_commit_and_whether_a_stage_changed(tmp_path: Path) -> None:
     root = tiny_pipeline.make(tmp_path / "project")
     assert read_plan(root).git == {}
     tiny_pipeline.commit(root)
@@ -134,7 +136,7 @@ def test_the_plan_says_whether_anything_changed_and_which_commit_it_is(tmp_path:
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as DVC leaves it, with whole lock files."""
+    """Return a folder with valid lock files of DVC."""
     root = tmp_path_factory.mktemp("bare")
     (root / "ablation").mkdir()
     write_locks(root)
@@ -145,19 +147,19 @@ def write_locks(root: Path) -> None:
     (root / ".dvc" / "tmp").mkdir(parents=True, exist_ok=True)
     info = {"pid": 1, "cmd": "dvc repro"}
     (root / ".dvc" / "tmp" / "rwlock").write_text(json.dumps({"read": {"a": [info]}, "write": {"b": info}}))
-    (root / "dvc.lock").write_text(WHOLE_LOCK)
-    (root / "ablation" / "dvc.lock").write_text(WHOLE_LOCK)
+    (root / "dvc.lock").write_text(VALID_LOCK)
+    (root / "ablation" / "dvc.lock").write_text(VALID_LOCK)
 
 
-def test_whole_files_are_left_alone(bare: Path) -> None:
+def test_repair_does_not_change_valid_files(bare: Path) -> None:
     write_locks(bare)
     assert repair(bare) == []
-    assert (bare / "dvc.lock").read_text() == WHOLE_LOCK
+    assert (bare / "dvc.lock").read_text() == VALID_LOCK
     assert (bare / ".dvc" / "tmp" / "rwlock").is_file()
 
 
-def test_what_a_killed_process_holds_is_released_even_before_somebody_waits_for_it(bare: Path) -> None:
-    """DVC believes that a zombie lives; PID 1 of many containers waits for none."""
+def test_locks_of_a_killed_process_are_released_even_if_it_is_a_zombie(bare: Path) -> None:
+    """DVC takes a zombie process for a living one, and PID 1 of many containers does not wait for zombies."""
     zombie, alive = subprocess.Popen(["true"]), subprocess.Popen(["sleep", "60"])
     gone = subprocess.Popen(["true"])
     gone.wait()
@@ -171,7 +173,7 @@ def test_what_a_killed_process_holds_is_released_even_before_somebody_waits_for_
         path.write_text(json.dumps({"read": {"x": [z, a], "y": [g]}, "write": {"u": z, "v": a}}))
         assert repair(bare) == []
         assert json.loads(path.read_text()) == {"read": {"x": [a]}, "write": {"v": a}}
-        # Another process has got the number: it began long after the lock was written.
+        # The process number was reused: the process with this number started after the lock was written.
         os.utime(path, (0, 0))
         assert repair(bare) == []
         assert json.loads(path.read_text()) == {"read": {}, "write": {}}
@@ -182,7 +184,7 @@ def test_what_a_killed_process_holds_is_released_even_before_somebody_waits_for_
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"read": 3}', "\0\0\0"])
-def test_a_broken_rwlock_is_set_aside(bare: Path, content: str) -> None:
+def test_an_invalid_rwlock_is_moved_away(bare: Path, content: str) -> None:
     write_locks(bare)
     (bare / ".dvc" / "tmp" / "rwlock").write_text(content)
     assert repair(bare) == [".dvc/tmp/rwlock"]
@@ -192,7 +194,7 @@ def test_a_broken_rwlock_is_set_aside(bare: Path, content: str) -> None:
 
 @pytest.mark.parametrize("name", ["dvc.lock", "ablation/dvc.lock"])
 @pytest.mark.parametrize("content", ["", "stages: [", "stages: {}", "schema: '2.0'\nstages:\n  a:\n    outs: []\n"])
-def test_a_broken_dvc_lock_is_set_aside_and_kept(bare: Path, name: str, content: str) -> None:
+def test_an_invalid_dvc_lock_is_moved_away_and_kept(bare: Path, name: str, content: str) -> None:
     write_locks(bare)
     (bare / name).write_text(content)
     assert repair(bare) == [name]
@@ -200,20 +202,20 @@ def test_a_broken_dvc_lock_is_set_aside_and_kept(bare: Path, name: str, content:
     assert (bare / ".dvc" / "tmp" / f"{name.replace('/', '-')}.broken").read_text() == content
 
 
-def test_an_unfinished_merge_is_left_to_the_user(bare: Path) -> None:
+def test_an_unfinished_merge_is_not_repaired(bare: Path) -> None:
     write_locks(bare)
     (bare / "dvc.lock").write_text("<<<<<<< HEAD\nschema: '2.0'\n=======\n>>>>>>> other\n")
     assert repair(bare) == []
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(length=st.integers(0, len(WHOLE_LOCK)))
-def test_after_a_repair_dvc_accepts_a_lock_file_cut_anywhere(bare: Path, length: int) -> None:
+@given(length=st.integers(0, len(VALID_LOCK)))
+def test_after_a_repair_dvc_accepts_a_lock_file_truncated_at_any_byte(bare: Path, length: int) -> None:
     from dvc.dvcfile import Lockfile
     from dvc.repo import Repo
 
     write_locks(bare)
-    (bare / "dvc.lock").write_text(WHOLE_LOCK[:length])
+    (bare / "dvc.lock").write_text(VALID_LOCK[:length])
     repair(bare)
     (bare / ".dvc" / "config").touch()
     with Repo(str(bare), uninitialized=True) as repo:
@@ -227,8 +229,8 @@ def test_a_project_without_git_is_one_sentence(tmp_path: Path) -> None:
         read_plan(root)
 
 
-def test_a_stage_that_always_counts_as_changed_is_run_before_dvc_is_asked(tmp_path: Path) -> None:
-    """It and those downstream of it are settled unless what it made is new."""
+def test_a_stage_that_always_counts_as_changed_runs_before_the_plan_is_read(tmp_path: Path) -> None:
+    """The stage and its downstream stages are up to date unless its output changed."""
     root = tiny_pipeline.make(tmp_path / "project")
     text = (root / "dvc.yaml").read_text()
     head = "stages:\n  look:\n    cmd: cat source > seen.txt\n    always_changed: true\n    outs: [seen.txt]\n"

@@ -1,3 +1,5 @@
+"""One DVC stage as a task of a flow: its outcome, its log, and the end of its processes."""
+
 from __future__ import annotations
 
 import os
@@ -20,7 +22,7 @@ from flows.dvc_repo import Stage, read_plan, repair
 from flows.dvc_task import Record, StageFailed, StageTimedOut, classify, command, push, run_dvc
 from tests.unit.flows import tiny_pipeline
 
-# A stage that leaves its pids behind, itself and a child of its own, and ignores interrupts.
+# A stage that writes the process ids of itself and of its child to a file, and ignores interrupts.
 STUBBORN = "trap '' INT TERM; sleep 600 & echo $$ $! > ../pids; wait; sleep 600"
 
 
@@ -31,7 +33,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def downloaded(root: Path) -> Path:
-    """Where ``train`` can run."""
+    """Return a project in which the stage ``train`` can run."""
     (root / "clips.txt").write_text("3\n")
     return root
 
@@ -54,7 +56,7 @@ def alive(pid: int) -> bool:
 
 
 def assert_dead(pids: list[int]) -> None:
-    """A killed process is gone a moment later."""
+    """Wait a few seconds for killed processes to end."""
     deadline = time.monotonic() + 5
     while left := [pid for pid in pids if alive(pid)]:
         assert time.monotonic() < deadline, f"{left} still run"
@@ -81,7 +83,7 @@ def wait_for(path: Path) -> list[int]:
         ("", None),
     ],
 )
-def test_classify_reads_dvcs_sentences_about_that_stage(line: str, expected: str | None) -> None:
+def test_classify_reads_the_lines_of_dvc_about_the_stage(line: str, expected: str | None) -> None:
     assert classify(line, "train@a") == expected
 
 
@@ -89,7 +91,7 @@ def test_the_command_is_an_argument_list_of_this_environments_dvc() -> None:
     assert command("push", "train; rm -rf /")[-4:] == [tiny_pipeline.DVC, "--wait-for-lock", "push", "train; rm -rf /"]
 
 
-def test_ran_then_unchanged_then_restored(root: Path) -> None:
+def test_a_stage_runs_then_is_unchanged_then_is_restored(root: Path) -> None:
     log: list[str] = []
     first = run(root, "download", log)
     assert (first.stage, first.outcome, first.metrics) == ("download", "ran", {"clips": 3})
@@ -103,7 +105,7 @@ def test_ran_then_unchanged_then_restored(root: Path) -> None:
     assert (back.outcome, back.metrics) == ("restored", {"clips": 3})
 
 
-def test_what_a_stage_made_goes_to_the_remote_if_there_is_one(root: Path, tmp_path: Path) -> None:
+def test_outputs_of_a_stage_are_pushed_to_the_remote_if_there_is_one(root: Path, tmp_path: Path) -> None:
     assert not stage(root, "download").has_remote
     remote = tmp_path / "remote"
     (root / ".dvc" / "config").write_text(f"[core]\n    remote = here\n['remote \"here\"']\n    url = {remote}\n")
@@ -116,13 +118,13 @@ def test_what_a_stage_made_goes_to_the_remote_if_there_is_one(root: Path, tmp_pa
     assert not push(stage(root, "download"), root, **quiet)
 
 
-def test_only_the_one_stage_runs(root: Path) -> None:
+def test_only_the_given_stage_runs(root: Path) -> None:
     with pytest.raises(StageFailed, match=r"clips\.txt"):
         run(root, "train@a")
     assert not (root / "clips.txt").exists()
 
 
-def test_lines_come_while_the_stage_runs(downloaded: Path) -> None:
+def test_lines_are_logged_while_the_stage_runs(downloaded: Path) -> None:
     tiny_pipeline.change(
         downloaded, "train", cmd='python -c \'import time; print("early"); time.sleep(2); print("late")\''
     )
@@ -137,7 +139,7 @@ def test_lines_come_while_the_stage_runs(downloaded: Path) -> None:
     assert seen["late"] - seen["early"] > 1.5
 
 
-def test_the_environment_reaches_the_stage_with_our_python_first(downloaded: Path) -> None:
+def test_a_stage_gets_the_variables_and_the_python_of_the_flow(downloaded: Path) -> None:
     tiny_pipeline.change(
         downloaded, "train", cmd="python -c 'import sys, os; print(sys.prefix, os.environ[\"ABOVE\"])'"
     )
@@ -162,7 +164,7 @@ def test_a_failing_stage_shows_its_last_lines(downloaded: Path) -> None:
 
 
 def test_a_stage_that_fails_on_a_full_disk_says_so(downloaded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What DVC says may be that there are no possible cache link types."""
+    """DVC itself may report a full disk as "No possible cache link types"."""
     tiny_pipeline.change(downloaded, "train", cmd="exit 3")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Mock(free=4095))
     with pytest.raises(StageFailed) as caught:
@@ -180,9 +182,7 @@ def test_a_timeout_kills_the_whole_group(downloaded: Path, monkeypatch: pytest.M
     assert_dead(wait_for(downloaded.parent / "pids"))
 
 
-def test_a_stopped_stage_is_killed_and_the_next_repro_goes_on(
-    downloaded: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_stage_is_killed_and_can_run_again(downloaded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dvc_task, "GRACE", 0.5)
     tiny_pipeline.change(downloaded, "train", cmd=STUBBORN)
     stop = threading.Event()
@@ -204,7 +204,7 @@ def test_a_stopped_stage_is_killed_and_the_next_repro_goes_on(
     assert run(downloaded, "train@a").outcome == "ran"
 
 
-def test_a_process_that_dvc_leaves_behind_does_not_hold_the_stage_up(downloaded: Path) -> None:
+def test_a_process_that_outlives_dvc_does_not_delay_the_end_of_the_stage(downloaded: Path) -> None:
     tiny_pipeline.change(downloaded, "train", cmd="setsid sleep 20 & echo $! > ../pids")
     started = time.monotonic()
     assert run(downloaded, "train@a").outcome == "ran"
@@ -213,7 +213,7 @@ def test_a_process_that_dvc_leaves_behind_does_not_hold_the_stage_up(downloaded:
         os.kill(pid, signal.SIGKILL)
 
 
-def test_a_command_whose_parent_is_gone_already_does_not_start() -> None:
+def test_a_command_whose_parent_has_ended_does_not_start() -> None:
     *start, parent, program = dvc_task.bound(["/bin/echo"])
     assert parent == str(os.getpid())
     started = subprocess.run([*start, parent, program, "here"], capture_output=True, text=True, check=True)
@@ -224,7 +224,7 @@ def test_a_command_whose_parent_is_gone_already_does_not_start() -> None:
 
 
 def test_dvc_dies_with_the_flow(downloaded: Path) -> None:
-    """SIGKILL of the flow's process takes dvc along; the stage asks the kernel for the same about dvc."""
+    """A SIGKILL of the flow also ends dvc. A real stage ends with dvc; the command of this stage does not."""
     tiny_pipeline.change(downloaded, "train", cmd="echo $PPID > ../pids; exec sleep 600")
     code = (
         "import threading, pathlib\nfrom flows.dvc_repo import read_plan\nfrom flows.dvc_task import run_dvc\n"
@@ -243,7 +243,7 @@ def test_dvc_dies_with_the_flow(downloaded: Path) -> None:
     flow.send_signal(signal.SIGKILL)
     flow.wait()
     assert_dead([dvc])
-    os.killpg(group, signal.SIGKILL)  # sleep does not ask the kernel
+    os.killpg(group, signal.SIGKILL)  # sleep does not end with its parent
 
 
 HOLDER = """
@@ -258,7 +258,7 @@ with dvc_task.turn(stage(Path(sys.argv[1]), "train@a"), log=print, stop=threadin
 """
 
 
-def test_gpu_stages_take_turns_and_a_killed_flow_gives_its_turn_up(
+def test_gpu_stages_take_turns_and_a_killed_flow_releases_its_lock(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dvc_task, "has_gpu", lambda: True)
@@ -274,13 +274,13 @@ def test_gpu_stages_take_turns_and_a_killed_flow_gives_its_turn_up(
     said: list[str] = []
     stop = threading.Event()
 
-    def hear(line: str) -> None:
+    def log_and_stop(line: str) -> None:
         said.append(line)
         stop.set()
 
-    with dvc_task.turn(stage(root, "download"), log=hear, stop=stop):  # takes no GPU
+    with dvc_task.turn(stage(root, "download"), log=log_and_stop, stop=stop):  # needs no GPU
         assert said == []
-    with pytest.raises(CancelledError), dvc_task.turn(stage(root, "train@b"), log=hear, stop=stop):
+    with pytest.raises(CancelledError), dvc_task.turn(stage(root, "train@b"), log=log_and_stop, stop=stop):
         pass
     assert said == ["train@b waits for the GPUs: a stage of another flow on this machine has them"]
     holder.kill()

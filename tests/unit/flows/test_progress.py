@@ -1,3 +1,5 @@
+"""Progress lines of stages as progress bars in Prefect."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -12,7 +14,7 @@ from flows.progress import LINE, ProgressBar
 
 @pytest.fixture
 def moves(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Where the bar was put, in percent."""
+    """Return the list of positions, in percent, to which the bar is set."""
     seen: list[float] = []
 
     def create(percent: float, **_: Any) -> UUID:
@@ -25,7 +27,7 @@ def moves(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 @pytest.mark.parametrize("line", ["train: 1/0, 2 s left", "train: 3/4", "1/4, 2 s left", "train: x/4, 2 s left", ""])
-def test_other_lines_move_nothing(moves: list[float], line: str) -> None:
+def test_other_lines_do_not_move_the_bar(moves: list[float], line: str) -> None:
     assert LINE.fullmatch(line) is None
     bar = ProgressBar("train")
     bar(line)
@@ -33,7 +35,9 @@ def test_other_lines_move_nothing(moves: list[float], line: str) -> None:
     assert moves == []
 
 
-def test_it_moves_now_and_then_and_ends_at_the_end(moves: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bar_moves_at_intervals_and_ends_at_100_percent(
+    moves: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     bar = ProgressBar("evaluate@dmd")
     assert bar.key == "progress-evaluate-dmd"
     bar("frames: 10/40, 7 s left")

@@ -1,3 +1,5 @@
+"""The report as an artifact of Prefect, with its images in the text."""
+
 from __future__ import annotations
 
 import base64
@@ -16,7 +18,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_images_are_put_into_the_text(folder: Path) -> None:
+def test_images_are_embedded_in_the_text(folder: Path) -> None:
     markdown = report.inline_images(
         "# A\n![s](figures/samples.png) | ![c](figures/curves.svg)\n[page](index.html)", folder
     )
@@ -30,10 +32,12 @@ def test_images_are_put_into_the_text(folder: Path) -> None:
 @pytest.mark.parametrize(
     "link", ["![x](figures/none.png)", "![x](https://example.org/x.png)", "![x](data:image/png;base64,AA)"]
 )
-def test_what_is_no_file_here_is_left_alone(folder: Path, link: str) -> None:
+def test_links_to_other_places_are_unchanged(folder: Path, link: str) -> None:
     assert report.inline_images(link, folder) == link
 
 
-def test_an_image_too_large_for_prefects_database_is_left_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_link_to_an_image_too_large_for_prefects_database_is_unchanged(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(report, "IMAGE_LIMIT", 3)
     assert report.inline_images("![s](figures/samples.png)", folder) == "![s](figures/samples.png)"

@@ -1,4 +1,4 @@
-"""What ``make ui`` starts: a password for the owner alone, processes that end with it, an error that says why."""
+"""Servers of ``make ui``: a private password, processes that end with the command, clear errors, deployments."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from flows.evaluate import STAGES as EVALUATE
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def test_the_password_is_made_once_and_is_the_owners_alone(tmp_path: Path) -> None:
+def test_the_password_is_created_once_and_only_the_owner_can_read_it(tmp_path: Path) -> None:
     first = servers.password(tmp_path)
     user, _, word = first.partition(":")
     assert user == "causvid"
@@ -29,14 +29,14 @@ def test_the_password_is_made_once_and_is_the_owners_alone(tmp_path: Path) -> No
     assert stat.S_IMODE((tmp_path / ".prefect" / "auth").stat().st_mode) == 0o600
 
 
-def test_a_server_that_ends_at_once_is_said(tmp_path: Path) -> None:
+def test_a_server_that_ends_at_once_is_reported(tmp_path: Path) -> None:
     child = subprocess.Popen([sys.executable, "-c", "pass"])
     with pytest.raises(SystemExit, match="http://127.0.0.1:9/health does not answer.*port taken"):
         servers.wait_for(child, "http://127.0.0.1:9/health", "a:b")
 
 
-def test_what_a_process_started_ends_with_the_block(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """It shuts its ears to SIGTERM, and so does its child."""
+def test_a_process_and_its_children_end_with_the_context(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The process and its child ignore SIGTERM."""
     code = (
         "import signal, subprocess, sys, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "child = subprocess.Popen([sys.executable, '-c', 'import signal, time; "
@@ -56,7 +56,7 @@ def test_what_a_process_started_ends_with_the_block(monkeypatch: pytest.MonkeyPa
     grandchild.wait(10)
 
 
-def test_every_deployment_is_a_flow_here_and_every_flow_has_one() -> None:
+def test_deployments_and_flows_correspond() -> None:
     listed = YAML(typ="safe").load(ROOT / "prefect.yaml")["deployments"]
     entrypoints = {it["entrypoint"] for it in listed}
     flows = {f"flows/{name}.py:{name}" for name in ("distill", "data", "evaluate", "ablate")}
@@ -66,6 +66,6 @@ def test_every_deployment_is_a_flow_here_and_every_flow_has_one() -> None:
     assert all(not schedule["active"] for it in listed for schedule in it.get("schedules", []))
 
 
-def test_the_smaller_flows_are_parts_of_the_pipeline() -> None:
+def test_the_smaller_flows_consist_of_stages_of_the_pipeline() -> None:
     stages = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
     assert {target.partition("@")[0] for target in (*DATA, *EVALUATE)} <= set(stages)

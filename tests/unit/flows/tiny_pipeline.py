@@ -1,4 +1,4 @@
-"""A DVC pipeline of four stages that take no time: download, two trained models, report."""
+"""A DVC pipeline of four stages that take little time: download, two trained models, report."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ train: {cmd: 'true'}
 
 
 def make(root: Path) -> Path:
-    """Make the repository at ``root``, nothing run yet."""
+    """Create the repository at ``root``. No stage has run yet."""
     (root / ".dvc").mkdir(parents=True)
-    # What 'dvc init' makes, without its second.
+    # These are the files of 'dvc init', which would take a second.
     (root / ".dvc" / "config").touch()
     (root / ".dvc" / ".gitignore").write_text("/config.local\n/tmp\n/cache\n")
     (root / ".dvcignore").write_text(".prefect\nmlruns\n")
@@ -51,7 +51,7 @@ def make(root: Path) -> Path:
     return root
 
 
-# A second pipeline: its params are a file that its own first stage makes, its paths are the root's.
+# A second pipeline. Its first stage writes its params file, and its paths are relative to the root.
 SECOND = """\
 stages:
   params:
@@ -72,7 +72,7 @@ SECOND_STAGES = ["download", *(f"ablation/dvc.yaml:{name}@{row}" for name in ("p
 
 
 def add_second(root: Path) -> None:
-    """Put the second pipeline beside the first."""
+    """Add the second pipeline to the project."""
     for folder in ("ablation", "rows"):
         (root / folder).mkdir()
     (root / "ablation" / "dvc.yaml").write_text(SECOND)
@@ -89,7 +89,7 @@ def change(root: Path, section: str, **values: object) -> None:
 
 
 def commit(root: Path) -> None:
-    """Commit everything."""
+    """Commit all files."""
     subprocess.run(["git", "-C", str(root), "add", "-A"], check=True)
     author = ["-c", "user.name=tester", "-c", "user.email=tester@example.org"]
     subprocess.run(["git", "-C", str(root), *author, "commit", "--quiet", "-m", "tiny"], check=True)

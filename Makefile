@@ -1,4 +1,4 @@
-# The commands of this repository. They need Python 3.11 or 3.12, git, gcc and make; 'make' alone prints them.
+# The commands of this repository, which 'make' prints. They need Python 3.11 or 3.12, git, gcc and make.
 SHELL := /bin/bash
 UV_VERSION := 0.13.9
 PYTHON ?= python3
@@ -20,12 +20,13 @@ help: ## print these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
 
 env: .venv/.ready ## install the locked environment into .venv
-vbench-env: .venvs/vbench/.ready ## install VBench's own environment
+vbench-env: .venvs/vbench/.ready ## install the separate environment of VBench
 
-# Prefect's, once 'make ui' has made one.
+# The password of Prefect's server, if 'make ui' has created one.
 PASSWORD := $(if $(wildcard .prefect/auth),PREFECT_API_AUTH_STRING="$$(cat .prefect/auth)")
 
-# Bytecode of what stages import, not of all that is installed: a minute less, and a 'dvc repro' by hand finds it too.
+# Compiles the bytecode of the modules that stages import, not of all packages, which would take a minute longer. A
+# 'dvc repro' outside of this Makefile uses the bytecode too.
 COMPILE := import importlib, pathlib; \
   [importlib.import_module(f'stages.{file.stem}') for file in pathlib.Path('stages').glob('[a-z]*.py')]
 
@@ -33,7 +34,7 @@ $(UV):
 	$(PYTHON) -m venv .tools
 	.tools/bin/pip install --quiet uv==$(UV_VERSION)
 
-# Our own packages last: importable from any folder, and the command causvid.
+# Installs the packages of this repository last, so that any folder can import them and the command causvid exists.
 .venv/.ready: requirements.lock pyproject.toml Makefile | $(UV)
 	test -x .venv/bin/python || $(UV) venv --quiet --python $(PYTHON) .venv
 	$(UV) pip sync --quiet --python .venv requirements.lock
@@ -46,17 +47,17 @@ $(UV):
 	$(UV) pip sync --quiet --python .venvs/vbench --require-hashes requirements/vbench.txt
 	touch $@
 
-repro: env vbench-env ## run every stage of the experiment that is out of date
-	@git rev-parse --git-dir > /dev/null 2>&1 || { echo "this folder is no git repository, which DVC needs: run 'git init' here first"; exit 1; }
+repro: env vbench-env ## run all stages of the experiment that are out of date
+	@git rev-parse --git-dir > /dev/null 2>&1 || { echo "this folder is not a git repository, and DVC needs one: run 'git init' in it first"; exit 1; }
 	dvc repro
 
-toy-wan: env vbench-env ## train the weights in data/inputs/toy_wan again (80 minutes); then run make profile NAME=laptop
+toy-wan: env vbench-env ## retrain the weights in data/inputs/toy_wan (80 minutes); then run make profile NAME=laptop
 	python -m causvid.params use toy-wan
 	dvc repro evaluate@reconstruction evaluate@teacher
 	cd data/inputs/toy_wan && rm -rf vae text_encoder tokenizer transformer && \
 	  cp -r ../../checkpoints/vae ../../checkpoints/text_encoder/* . && cp -r ../../checkpoints/teacher transformer
 
-test: env ## check the code and run all tests but those marked slow, gpu or browser
+test: env ## check the code and run all tests except those marked slow, gpu or browser
 	$(MAKE) check
 	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not browser"
 
@@ -70,7 +71,7 @@ test-browser: env ## test the Prefect and MLflow pages in Debian's headless Chro
 	command -v chromium && command -v chromedriver || { apt-get update && apt-get install -y chromium chromium-driver; }
 	python -m pytest -m browser
 
-test-slow: env vbench-env ## run the tests that take minutes each
+test-slow: env vbench-env ## run the tests that take several minutes each
 	python -m pytest -m slow
 
 flow: env vbench-env ## run the experiment as a Prefect flow
@@ -83,19 +84,19 @@ ui: env ## serve Prefect on http://127.0.0.1:4200 and MLflow on http://127.0.0.1
 	@python -m flows.servers
 
 compare: env ## compare MLflow runs in reports/compare/index.html: RUNS="id id", an experiment, or a filter
-	@python -m causvid.comparison.compare "$${RUNS:?must say what to compare, as in make compare RUNS=causvid/laptop}"
+	@python -m causvid.comparison.compare "$${RUNS:?must name the runs to compare, as in make compare RUNS=causvid/laptop}"
 
-send: env ## send the records to MLflow that its store could not take during a stage
+send: env ## send the records that MLflow could not store during a stage
 	@python -m causvid.harness.outbox
 
-report: env ## run the report stage alone
+report: env ## run the stage report and the stages that it depends on
 	dvc repro report
 
 profile: env ## copy profiles/NAME.yaml to params.yaml: NAME=wan-1.3b
 	python -m causvid.params use $(NAME)
 
-dag: env ## draw docs/pipeline.md from dvc.yaml
-	{ printf '# The pipeline\n\nMade by `make dag` from dvc.yaml.\n\n```mermaid\n'; dvc dag --mermaid dvc.yaml; printf '```\n'; } > docs/pipeline.md
+dag: env ## write docs/pipeline.md from dvc.yaml
+	{ printf '# Graph of the pipeline\n\n`make dag` generates this page from dvc.yaml.\n\n```mermaid\n'; dvc dag --mermaid dvc.yaml; printf '```\n'; } > docs/pipeline.md
 
 plan: env ## estimate memory, time and disk of params.yaml, and name the limits of this machine
 	python -m causvid.plan params.yaml
@@ -106,5 +107,5 @@ lock: $(UV) ## update both lock files from pyproject.toml and requirements/vbenc
 	$(UV) pip compile --quiet --universal --no-deps --generate-hashes --no-annotate --no-header --no-emit-index-url \
 	  --python-version 3.11 requirements/vbench.in -o requirements/vbench.txt
 
-clean: ## delete unfinished work, records that MLflow does not have yet, and caches of tools; never data
+clean: ## delete unfinished work, records that MLflow does not have yet, and caches of tools, but no data
 	rm -rf .work .ruff_cache .mypy_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,7 +1,7 @@
-"""LMDB reads and Ray against the plain way of doing the same, in one run.
+"""Compare the speed of LMDB reads, and of latents with Ray, with a simple peer in the same run.
 
-``python -m benchmarks.data lmdb|ray``. Each prints one line. The peers: lmdb: a value copied out and made a float32
-tensor, as the released reader does. ray: the same function without Ray.
+``python -m benchmarks.data lmdb|ray`` prints one line. The peer of ``lmdb`` copies a value and converts it to a float32
+tensor, as the released reader does. The peer of ``ray`` is the same function without Ray.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TOY = VideoShape(height=32, width=32, frames=33, fps=16)
 
 
 def lmdb_reads(folder: Path) -> None:
-    """Random reads of 64 clips of the paper's size, each compared with its sum before."""
+    """Time random reads of 64 clips of the paper's size. The first read of each clip also compares its checksum."""
     shape = (16, 21, 60, 104)
     generator = torch.Generator().manual_seed(0)
     records = (Record(torch.randn(shape, generator=generator), str(k)) for k in range(64))
@@ -38,7 +38,7 @@ def lmdb_reads(folder: Path) -> None:
     store = LatentStore(folder / "store")
     first = seconds(lambda: [store.batch([k]) for k in order])
     ours = statistics.median(seconds(lambda: [store.batch([k]) for k in order]) for _ in range(5))
-    # LMDB allows one handle of a file in a process.
+    # A process can open an LMDB file only once, so the peer reads a copy.
     (folder / "copy").mkdir()
     (folder / "copy" / "data.mdb").write_bytes((folder / "store" / "data.mdb").read_bytes())
     with lmdb.open(str(folder / "copy"), readonly=True, lock=False) as env, env.begin() as transaction:
@@ -50,12 +50,12 @@ def lmdb_reads(folder: Path) -> None:
         peer = statistics.median(seconds(lambda: [plain(k) for k in order]) for _ in range(5))
     print(
         f"LMDB, a clip of 4.2 MB: {1e3 * ours / 64:.2f} ms, get and torch.tensor {1e3 * peer / 64:.2f} ms: "
-        f"{peer / ours:.1f} times; the first read, with its sum, {1e3 * first / 64:.2f} ms"
+        f"{peer / ours:.1f} times; the first read, with its checksum, {1e3 * first / 64:.2f} ms"
     )
 
 
 def ray(folder: Path) -> None:
-    """Latents of toy clips, by the shipped VAE: Ray's workers, and the same function without Ray."""
+    """Time the encoding of toy clips by the shipped VAE, with the workers of Ray and without Ray."""
     count = 1024
     clips = folder / "clips"
     frames = torch.from_numpy(np.stack([moving(TOY.frames, TOY.height, TOY.width)] * 64))
@@ -65,12 +65,12 @@ def ray(folder: Path) -> None:
     manifest.write_rows(clips / manifest.NAME, rows)
     vae, marks = Path("data/inputs/toy_wan/vae").resolve(), []
     for name, workers in (("loop", 1), ("ray", cores())):
-        job = LatentEncoder(clips=clips, vae=vae, out=folder / name, video=TOY, precision=Precision.FLOAT32)
+        encoder = LatentEncoder(clips=clips, vae=vae, out=folder / name, video=TOY, precision=Precision.FLOAT32)
         started = time.perf_counter()
-        extract_latents(job, LatentConfig(batch_size=8), compute(workers))
+        extract_latents(encoder, LatentConfig(batch_size=8), compute(workers))
         whole = time.perf_counter() - started
-        made = sorted(path.stat().st_mtime for path in job.out.glob("*.safetensors"))
-        # Once started: from the first shard on.
+        made = sorted(path.stat().st_mtime for path in encoder.out.glob("*.safetensors"))
+        # The rate counts from the first shard on, without the start of the workers.
         marks.append((len(made) / (made[-1] - made[0]), whole))
     (loop, _), (spread, whole) = marks
     print(

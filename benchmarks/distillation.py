@@ -1,19 +1,19 @@
-"""DMD steps of a profile's models with random weights, against a straight writing of algorithm 1 in the same run.
+"""Compare the speed of DMD steps with a straight implementation of algorithm 1 in the same run. Weights are random.
 
-``python -m benchmarks.distillation [PROFILE.yaml] [CLIPS]`` prints a line for each: seconds of a cycle (the profile's
-critic updates and one of the student), clips a second, share of the device's peak (FLOPs counted without recomputation)
-and peak memory. CLIPS is the batch of this one device; wan-1.3b on one GPU is the case that counts.
+``python -m benchmarks.distillation [PROFILE.yaml] [CLIPS]`` prints one line for each implementation: seconds of a cycle
+(the profile's critic updates and one student update), clips per second, share of the device's peak (FLOPs counted
+without recomputation) and peak memory. CLIPS is the batch size on this device. The relevant case is wan-1.3b on a GPU.
 
-The peer, from a description of what the released step does: whole weights in float32 under autocast, every block's
-activations made again in the backward pass, block-causal attention by FlexAttention's mask on a GPU, a pass of the
-teacher for each half of the guidance, a fresh pass of the student for every update, optimisers a tensor at a time.
+The peer follows a description of the released step: replicated float32 weights under autocast, full activation
+checkpointing, block-causal attention by FlexAttention's mask on a GPU, a forward pass of the teacher for each half of
+the guidance, a new forward pass of the student for every update, optimizers that update one tensor at a time.
 
-The ratio is of the same work: ours has the peer's inputs and optimiser, and the profile's ``compute``; it also reads
-its batches and keeps an average of the weights. Where a profile asks for other work (rollouts, shared samples, Muon), a
-further line says what that takes; it has no peer here.
+The ratio compares the same work: the step of this repository gets the inputs and the optimizer of the peer, and the
+profile's ``compute``; it also reads its batches and keeps an average of the weights. If a profile defines other work
+(rollouts, shared samples, Muon), an additional line gives its time, without a peer.
 
-That our step runs at the released size (1.3B weights, latents of 21 x 60 x 104), and takes the FLOPs counted here, is
-held without a GPU by tests/unit/training/test_at_scale.py.
+tests/unit/training/test_at_scale.py checks without a GPU that the step runs at the released size (1.3B weights, latents
+of 21 x 60 x 104) and needs the FLOPs that are counted here.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ from causvid.training.run import Run
 from causvid.wan.transformer.wan import build_transformer, causal_student, load_transformer
 
 CLIPS_STORED = 8
-ONE_PASS = {"workers": 1, "shard_weights": False, "gradient_accumulation_steps": 1}
+ONE_DEVICE = {"workers": 1, "shard_weights": False, "gradient_accumulation_steps": 1}
 Cycle = Callable[[int], None]
 
 
 def same_work(values: dict[str, Any]) -> dict[str, Any]:
-    """``values`` with what the peer does: noised clips, fresh ones for every update, AdamW."""
+    """Return ``values`` with the work of the peer: noised clips, new ones for every update, and AdamW."""
     section = values["train_dmd"]
     optimizers = {name: {**section[name], "kind": "adamw"} for name in ("student_optimizer", "critic_optimizer")}
     inputs = {"inputs": "data", "share_samples": False, "image_share": 0.0, "critic_lora_rank": None}
@@ -66,13 +66,16 @@ def same_work(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def dmd_config(values: dict[str, Any], clips: int) -> DmdConfig:
-    """The profile's for one device, with the student's turns from the first cycle on."""
+    """Return the DMD params of a profile for one device, with student updates from the first cycle on."""
     section = {**values["train_dmd"], "batch_size": clips, "critic_only_steps": 0}
     return params.build(DmdConfig, section, name="train_dmd")
 
 
 def prepared(values: dict[str, Any], clips: int, folder: Path) -> DmdRun:
-    """What DMD reads, made of noise, in ``folder``; its models come from ``write_models``."""
+    """Write latents and prompt embeddings of noise to ``folder``, and return the run that reads them.
+
+    The models of the run do not exist before ``write_models``.
+    """
     plan = Plan(checked(values))
     channels, *size = plan.latent.sizes
     generator = torch.Generator().manual_seed(0)
@@ -89,7 +92,7 @@ def prepared(values: dict[str, Any], clips: int, folder: Path) -> DmdRun:
         record=student_record(clip, plan.schedule, folder / "prompts", precision, blocks),
         seed=0,
         precision=precision,
-        compute=params.build(Compute, {**values["compute"], **ONE_PASS}, name="compute"),
+        compute=params.build(Compute, {**values["compute"], **ONE_DEVICE}, name="compute"),
         watch=Watch(samples_every=0, samples=1, keep_checkpoints_every=None),
         tracker=cast(Tracker, None),
         made_from={},
@@ -99,14 +102,14 @@ def prepared(values: dict[str, Any], clips: int, folder: Path) -> DmdRun:
 
 
 def write_models(values: dict[str, Any], run: DmdRun) -> None:
-    """Random weights, the teacher's and the student's."""
+    """Write a teacher and a student with random weights."""
     teacher = build_transformer(values["model"]["transformer"], seed=0)
     teacher.save_pretrained(run.inputs["teacher"])
     causal_student(teacher, values["model"]["frames_per_block"]).save_pretrained(run.inputs["student"])
 
 
 def ours(run: DmdRun) -> Cycle:
-    """One cycle of the stage's own step."""
+    """Return a cycle of the training step that the stage uses."""
     step, ratio = DmdStep(run), run.config.critic_updates_per_student_update
 
     def cycle(number: int) -> None:
@@ -117,7 +120,7 @@ def ours(run: DmdRun) -> Cycle:
 
 
 def straight(run: DmdRun) -> Cycle:
-    """One cycle of the peer. Its data and text wait on the device."""
+    """Return a cycle of the peer. Its clips and prompt embeddings are on the device before the measurement."""
     device, config = devices.pick(), run.config
     store, texts = (
         LatentStore(run.inputs["latents"]),
@@ -179,7 +182,11 @@ def straight(run: DmdRun) -> Cycle:
 
 
 def measure(make: Callable[[], Cycle], cycles: int) -> tuple[list[float], int | None]:
-    """Seconds of ``cycles`` after one that is not counted, and peak memory; the models live no longer than this."""
+    """Run one cycle that is not counted, then ``cycles`` more, and free the models.
+
+    Returns:
+        The seconds of each counted cycle, and the peak memory in bytes; None if the device does not report it.
+    """
     device = devices.pick()
     devices.forget_peak_memory(device)
     cycle, taken = make(), []
@@ -193,7 +200,7 @@ def measure(make: Callable[[], Cycle], cycles: int) -> tuple[list[float], int | 
 
 
 def line(values: dict[str, Any], clips: int, taken: Sequence[float], memory: int | None) -> str:
-    """The median cycle in words."""
+    """Return the median cycle as text."""
     seconds, ratio = statistics.median(taken), values["train_dmd"]["critic_updates_per_student_update"]
     cost = Plan(checked(values)).dmd
     peak = peak_flops(devices.pick(), values["model"]["precision"])
@@ -204,10 +211,10 @@ def line(values: dict[str, Any], clips: int, taken: Sequence[float], memory: int
 
 
 def main(profile: Path, clips: int) -> None:
-    """Ours and the peer in turns, and their ratio; with them the profile's own step where it does other work."""
+    """Measure the step and the peer alternately, also the profile's own step if it does other work, and print them."""
     stated, device = params.read(profile), devices.pick()
     values = same_work(stated)
-    # Others work on a CPU, too: short turns, so that they slow both alike. A GPU is ours alone.
+    # Other processes may use the CPU. Short alternating runs let them slow both sides alike. A GPU is not shared.
     turns, cycles = (7, 1) if device.type == "cpu" else (1, 3)
     with tempfile.TemporaryDirectory() as place:
         run = prepared(values, clips, Path(place))

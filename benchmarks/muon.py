@@ -1,6 +1,7 @@
-"""Our Muon against torch's, on the matrices of one transformer: seconds of a step, and their ratio. Both in one run.
+"""Compare one step of ``causvid.training.muon`` with one of ``torch.optim.Muon``, on the matrices of one transformer.
 
-``python -m benchmarks.muon [CONFIG.json]``; the default is the shipped toy teacher. Needs torch and diffusers alone.
+``python -m benchmarks.muon [CONFIG.json]`` prints the seconds of both, measured in the same run, and their ratio. The
+default is the config of the shipped toy teacher.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ REPEATS = 7
 
 
 def seconds(optimizer: torch.optim.Optimizer, device: torch.device) -> float:
-    """Median of ``REPEATS`` steps after one that is not counted."""
+    """Return the median seconds of ``REPEATS`` steps, after one that is not counted."""
     taken = []
     for _ in range(REPEATS + 1):
         devices.synchronize(device)
@@ -34,7 +35,7 @@ def seconds(optimizer: torch.optim.Optimizer, device: torch.device) -> float:
 
 
 def main(config: Path) -> None:
-    """Print one line."""
+    """Measure both optimizers, and print one line."""
     device = devices.pick()
     model = build_transformer(dict(WanTransformer3DModel.load_config(config.parent)), seed=0).to(device)
     matrices = [p for name, p in model.named_parameters() if is_block_matrix(name, p)]

@@ -1,7 +1,7 @@
-"""Resampling against the plain way of doing the same, in one run. ``python -m benchmarks.resampling`` prints one line.
+"""Compare the speed of resampling with a simple peer in the same run: ``python -m benchmarks.resampling``.
 
-The peer is written from a description of what the released code does: every frame decoded, resized in float64 with an
-anti-aliasing Gaussian (as skimage.transform.resize does) in a pool of threads, written with x264 as moviepy does.
+The peer follows a description of the released code: it decodes every frame, resizes in float64 with an anti-aliasing
+Gaussian (as skimage.transform.resize does) in a pool of threads, and writes with x264 as moviepy does.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ WAN = VideoShape(height=480, width=832, frames=81, fps=16)
 
 
 def compute(workers: int) -> Compute:
-    """On CPUs."""
+    """Return the params section ``compute`` of the laptop profile, with another number of workers."""
     laptop = params.read(params.PROFILES / "laptop.yaml")["compute"]
     return params.build(Compute, {**laptop, "workers": workers}, name="compute")
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Of one call."""
+    """Return the seconds that one call of ``work`` takes."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
 
 
 def moving(count: int, height: int, width: int) -> NDArray[np.uint8]:
-    """uint8 [F, H, W, 3]: waves that drift, with some noise."""
+    """Return a video of drifting waves with some noise, uint8 [F, H, W, 3]."""
     y, x = np.mgrid[:height, :width]
     noise = np.random.default_rng(0).integers(0, 12, (height, width), dtype=np.uint8)
     frames = [
@@ -51,7 +51,10 @@ def moving(count: int, height: int, width: int) -> NDArray[np.uint8]:
 
 
 def resample(folder: Path) -> None:
-    """1080p sources of six seconds to 480x832x81, four for each CPU: a worker's process costs its start once."""
+    """Time the resampling of 1080p videos of six seconds to clips of 81 frames of 480x832, and print one line.
+
+    There are four videos per CPU, so that the start of the worker processes adds little.
+    """
     raw = folder / "raw"
     (raw / "videos").mkdir(parents=True)
     write_video(folder / "source.mp4", moving(6 * 24, 1080, 1920), fps=24, crf=21)
@@ -88,7 +91,7 @@ def resample(folder: Path) -> None:
 
 
 def _resized(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """[H, W, 3] at 480 x 832, in float64: Gaussian of (factor - 1) / 2, then bilinear."""
+    """Resize a frame [H, W, 3] to 480 x 832 in float64: a Gaussian of sigma (factor - 1) / 2, then bilinear."""
     image = frame.astype(np.float64) / 255
     factors = np.array([image.shape[0] / WAN.height, image.shape[1] / WAN.width, 1.0])
     smooth = ndimage.gaussian_filter(image, np.maximum(0, (factors - 1) / 2), mode="mirror")

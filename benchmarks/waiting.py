@@ -1,11 +1,11 @@
-"""Training and sampling steps under several ways for OpenMP threads to wait, on an idle and on a busy machine.
+"""Compare settings for waiting OpenMP threads by the speed of training and sampling, on an idle and on a busy machine.
 
-``python -m benchmarks.waiting [PROFILE.yaml] [ROUNDS]`` prints a line for each setting: steps per second, and their
-ratio to OpenMP's own default in the same round. Rounds take the settings in turns, so that a machine that changes its
-pace changes it for all of them.
+``python -m benchmarks.waiting [PROFILE.yaml] [ROUNDS]`` prints one line per setting: steps per second, and their ratio
+to OpenMP's default in the same round. Every round measures all settings, so that a change of the machine's speed
+affects all of them.
 
-A busy machine has one other process that computes all the time. The setting that ``causvid.harness.environment`` makes
-is marked. Threads are torch's default: the bytes of a result depend on their number, never on how they wait.
+A busy machine has one other process that computes all the time. The setting of ``causvid.harness.environment`` is
+marked. The number of threads is torch's default; results depend on that number, but not on how threads wait.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def steps_per_second(profile: str, setting: Mapping[str, str]) -> dict[str, floa
 
 @contextmanager
 def other_process(wanted: bool) -> Iterator[None]:
-    """Keep a core busy meanwhile, if ``wanted``."""
+    """Keep one core busy inside of the context, if ``wanted``."""
     child = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if wanted else None
     try:
         yield
@@ -91,7 +91,7 @@ def other_process(wanted: bool) -> Iterator[None]:
 
 
 def main(profile: str = "profiles/laptop.yaml", rounds: str = "5") -> None:
-    """Print the table."""
+    """Measure all settings on an idle and on a busy machine, and print the table."""
     for busy in (False, True):
         rates: dict[str, list[dict[str, float]]] = {name: [] for name in SETTINGS}
         with other_process(busy):

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# A Ray cluster of a Slurm allocation, a node each, and the pipeline on it. From the project's folder, on storage that
-# every node sees, after 'make env vbench-env' and 'make profile NAME=wan-1.3b' with compute.workers set to the number of
-# GPUs:  sbatch cluster/slurm.sh [what 'dvc repro' is to make]
-# Requeued after a node's death, it goes on where it was: finished stages in DVC's cache, training at its last checkpoint.
+# Start a Ray cluster on the nodes of a Slurm allocation and run the pipeline on it. Submit in the project's folder:
+#   sbatch cluster/slurm.sh [TARGET ...]    (targets of 'dvc repro')
+# Before it, run 'make env vbench-env' and 'make profile NAME=wan-1.3b', and set compute.workers to the number of GPUs.
+# The folder must be on storage that every node can read and write. If a node fails, Slurm requeues the job, which then
+# continues: DVC restores finished stages from its cache, and training resumes from its last checkpoint.
 #SBATCH --job-name=causvid
 #SBATCH --nodes=8
 #SBATCH --ntasks-per-node=1
@@ -19,7 +20,7 @@ RAY_AUTH_TOKEN=$(head -c 32 /dev/urandom | sha256sum | cut -d ' ' -f 1)
 read -r first < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 read -r address _ < <(getent ahostsv4 "$first")
 RAY_ADDRESS=$address:6379
-export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=600 # seconds until every node must be there
+export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=600 # seconds within which every node must have joined
 
 srun --kill-on-bad-exit=1 ray symmetric-run --address "$RAY_ADDRESS" --min-nodes "$SLURM_JOB_NUM_NODES" \
   --include-dashboard=false -- dvc repro "$@"

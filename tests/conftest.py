@@ -1,4 +1,4 @@
-"""Toy models for the whole test tree: everything has the real classes and formats, nothing has a useful size."""
+"""Toy models for all tests. They have the real classes and formats, but tiny sizes."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from causvid.runtime.shapes import VideoShape
 from causvid.wan.transformer.wan import build_transformer, causal_student
 from causvid.wan.vae.vae import build_vae
 
-# Clusters of the tests listen on every interface; Ray reads this when it is imported.
+# Ray clusters of tests listen on every interface, so they need a token. Ray reads these variables when it is imported.
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="of these tests")
 
-# A busy machine is no failure, and a red test is red again: no deadline, the same examples every time.
+# No deadline, because a busy machine is not a failure; the same examples every time, so that a failure is reproducible.
 settings.register_profile("causvid", deadline=None, derandomize=True)
 settings.load_profile("causvid")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The file of the flow first, the others that ask for the smoke run last.
+    """Run the file test_flow.py first, and the other files that need the smoke run last.
 
-    With two workers one makes that run, minutes long, while the other has something else to do.
+    With two workers, one executes that run, which takes minutes, while the other runs other tests.
     """
     asking = {item.path for item in items if "smoke" in getattr(item, "fixturenames", ())}
     items.sort(
@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> Iterator[None]:
-    """Bit-exact comparisons and a shared machine both want one thread."""
+    """Use one thread, which bit-exact comparisons need and which suits a shared machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -53,7 +53,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def transformer_config() -> dict[str, Any]:
-    """A two-layer Wan: 4 latent channels, width 32."""
+    """Return the config of a Wan transformer with two layers, 4 latent channels and width 32."""
     return {
         "patch_size": [1, 2, 2],
         "num_attention_heads": 2,
@@ -70,7 +70,7 @@ def transformer_config() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def vae_config() -> dict[str, Any]:
-    """A Wan VAE of 4 latent channels: 4 frames and 8 x 8 pixels to a latent one, the first frame alone."""
+    """Return the config of a Wan VAE with 4 latent channels, temporal stride 4 and spatial stride 8."""
     return {
         "base_dim": 4,
         "z_dim": 4,
@@ -97,7 +97,7 @@ ONE_WORKER = Compute(
 )
 VIDEO = VideoShape(height=32, width=32, frames=13, fps=8)  # 4 latent frames of 4 x 4
 SCHEDULE = ScheduleConfig(shift=3.0, solver_steps=4, denoising_timesteps=(1000, 750, 500), context_timestep=0.0)
-TRAINED: dict[str, Any] = {  # what the toy models' records say, but for their kind and their blocks
+TRAINED: dict[str, Any] = {  # fields that the training records of all toy models share
     "video": VIDEO,
     "text_tokens": 4,
     "precision": Precision.FLOAT32,
@@ -116,13 +116,13 @@ CAPTIONS = [
 
 @pytest.fixture(scope="session")
 def video() -> VideoShape:
-    """The size of every toy clip."""
+    """Return the size of every toy clip."""
     return VIDEO
 
 
 @pytest.fixture(scope="session")
 def schedule() -> ScheduleConfig:
-    """Four solver states, three of them and the clean end kept."""
+    """Return a schedule of four solver steps, three of which are the student's timesteps."""
     return SCHEDULE
 
 
@@ -130,8 +130,11 @@ def schedule() -> ScheduleConfig:
 def world(
     tmp_path_factory: pytest.TempPathFactory, transformer_config: dict[str, Any], vae_config: dict[str, Any]
 ) -> Path:
-    """What stages would have made (read only): clips, vae, prompts, lmdb/latents, lmdb/pairs, and with their records
-    teacher, causal_teacher and student."""
+    """Return a folder with the results of earlier stages; tests must not change it.
+
+    It has clips, vae, prompts, lmdb/latents and lmdb/pairs, and with their training records teacher, causal_teacher and
+    student.
+    """
     root = tmp_path_factory.mktemp("world")
     generator = torch.Generator().manual_seed(0)
 

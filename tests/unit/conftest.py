@@ -1,4 +1,4 @@
-"""One migrated MLflow database a session, copied for each test: making one costs seconds."""
+"""An MLflow database per test, copied from one that is created once per session, because that takes seconds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from causvid.harness.journal import Journal
 
 @pytest.fixture(scope="session")
 def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty MLflow database with its tables."""
+    """Return the path of an MLflow database with tables and without runs."""
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     mlflow_store.client(f"sqlite:///{path}").search_experiments()
     return path
@@ -24,9 +24,9 @@ def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def mlflow_uri(migrated_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A database of this test's own, which MLFLOW_TRACKING_URI names; no parent run is handed down.
+    """Set MLFLOW_TRACKING_URI to a separate database for this test, without a parent run, and return the URI.
 
-    What a stage logs is sent at its end and in this process, which saves the seconds that another one needs to begin.
+    Records of a stage are sent at its end and in this process, which saves the seconds that a sender process needs.
     """
     shutil.copy(migrated_database, tmp_path / "own.db")
     uri = f"sqlite:///{tmp_path}/own.db"
@@ -38,7 +38,7 @@ def mlflow_uri(migrated_database: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 @contextmanager
 def send_here(journal: Journal, root: Path) -> Iterator[None]:
-    """Stands for ``sending``."""
+    """Replace ``sending``: send all records of a journal in this process, at the end of the context."""
     ended = threading.Event()
     ended.set()
     try:

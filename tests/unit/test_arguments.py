@@ -1,4 +1,4 @@
-"""A bare string is one prompt, and arguments of a call that are not of one batch are refused by their names."""
+"""A string is one prompt, and arguments that do not belong to one batch are refused by name."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def pipelines(world: Path) -> dict[str, CausVidPipeline]:
     return made
 
 
-# --- F22: one prompt --------------------------------------------------------------------------------------------------
+# --- One prompt -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("prompt", ["a red circle", "ab", "x", "", "円", "a blue cube, a red circle"])
-def test_f22_a_bare_string_is_one_prompt(prompt: str, pipelines: dict[str, CausVidPipeline], video: VideoShape) -> None:
+def test_a_string_is_one_prompt(prompt: str, pipelines: dict[str, CausVidPipeline], video: VideoShape) -> None:
     pipeline = pipelines["student"]
     one = pipeline.embed(prompt)
     assert one.shape == (1, 4, 8)
@@ -60,7 +60,7 @@ def test_f22_a_bare_string_is_one_prompt(prompt: str, pipelines: dict[str, CausV
     assert pipeline(one, video, generators(1), few_steps=True).shape == (1, 13, 32, 32, 3)
 
 
-def test_f22_other_places_that_take_prompts(
+def test_a_string_is_one_prompt_for_other_functions_too(
     world: Path, tmp_path: Path, pipelines: dict[str, CausVidPipeline], video: VideoShape
 ) -> None:
     store = PromptStore(world / "prompts")
@@ -76,7 +76,7 @@ def test_f22_other_places_that_take_prompts(
     assert made == {"videos": 1, "made": 1, "repeated": 0}
 
 
-def test_f22_captions_of_other_numbers_are_refused_by_the_judge() -> None:
+def test_the_judge_refuses_another_number_of_captions_than_videos() -> None:
     clip, caption = np.zeros((3, 32, 32, 3), dtype=np.uint8), "a red circle moves right over a black background"
     assert judge_videos([clip], caption, []) == judge_videos([clip], [caption], [])
     with pytest.raises(ValueError, match="captions has 1 entries, videos 2; give one caption per video"):
@@ -84,18 +84,18 @@ def test_f22_captions_of_other_numbers_are_refused_by_the_judge() -> None:
 
 
 @pytest.mark.parametrize("prompts", [None, 3, [1], ["a", None], [["a"]], b"a red circle"])
-def test_f22_what_is_no_prompt_is_refused(prompts: Any, pipelines: dict[str, CausVidPipeline]) -> None:
+def test_a_value_that_is_no_prompt_is_refused(prompts: Any, pipelines: dict[str, CausVidPipeline]) -> None:
     for use in (prompt_list, pipelines["student"].embed, build_tokenizer):
         with pytest.raises(ValueError, match="prompts has .*; expected a string, or a sequence of strings"):
             use(prompts)
 
 
-def test_f22_no_prompt_at_all_is_refused(pipelines: dict[str, CausVidPipeline]) -> None:
+def test_an_empty_list_of_prompts_is_refused(pipelines: dict[str, CausVidPipeline]) -> None:
     with pytest.raises(ValueError, match="prompts is empty"):
         pipelines["student"].embed([])
 
 
-# --- F22: batches -----------------------------------------------------------------------------------------------------
+# --- Batches ----------------------------------------------------------------------------------------------------------
 
 BATCHES: dict[str, tuple[Callable[[], tuple[Any, Any, Any]], str]] = {
     "fewer generators": (lambda: (TEXT, generators(1, 2), None), "generators has 2 entries, prompt_embeds 3 prompts"),
@@ -118,7 +118,7 @@ BATCHES: dict[str, tuple[Callable[[], tuple[Any, Any, Any]], str]] = {
 @pytest.mark.parametrize("kind", ["student", "teacher"])
 @pytest.mark.parametrize("few_steps", [True, False])
 @pytest.mark.parametrize("name", BATCHES)
-def test_f22_arguments_of_several_batches_are_named(
+def test_arguments_of_different_batches_are_refused_by_name(
     name: str, few_steps: bool, kind: str, pipelines: dict[str, CausVidPipeline], video: VideoShape
 ) -> None:
     make, message = BATCHES[name]
@@ -144,17 +144,17 @@ def test_f22_arguments_of_several_batches_are_named(
         ([1000, 700], "700, which is not a state of a solver"),
     ],
 )
-def test_f22_timesteps_that_are_none_are_refused(steps: Any, message: str, pipelines: dict[str, Any]) -> None:
+def test_invalid_timesteps_are_refused(steps: Any, message: str, pipelines: dict[str, Any]) -> None:
     student = pipelines["student"]
     with pytest.raises(ValueError, match=message):
         CausVidPipeline(student.vae, student.transformer, **{**STEPS, "denoising_timesteps": steps})
 
 
-# --- F22: params ------------------------------------------------------------------------------------------------------
+# --- Params -----------------------------------------------------------------------------------------------------------
 
 
 def sequence_fields() -> list[Any]:
-    """Every field of a params section or entry that holds a sequence."""
+    """Return every field of a params section or entry that is a sequence."""
     found = {}
     for module in pkgutil.walk_packages(causvid.__path__, "causvid."):
         if module.name.endswith("__main__"):
@@ -172,7 +172,7 @@ def sequence_fields() -> list[Any]:
 
 @pytest.mark.parametrize("value", ["1000", "file.json", "object_class"])
 @pytest.mark.parametrize(("cls", "field"), sequence_fields())
-def test_f22_a_bare_string_in_a_field_for_several_is_refused(cls: type, field: str, value: str) -> None:
-    """mixkit_captions, vbench_dimensions, timesteps, …: pydantic splits no string into letters."""
+def test_a_string_in_a_field_for_a_sequence_is_refused(cls: type, field: str, value: str) -> None:
+    """A string is not split into letters, for example in mixkit_captions, vbench_dimensions or timesteps."""
     with pytest.raises(ValueError, match=rf"section.{field}.*: .*\(found '{value}'\)"):
         params.build(cls, {field: value}, name="section")

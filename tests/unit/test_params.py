@@ -1,4 +1,4 @@
-"""params.yaml in and out: every wrong key is named, and profiles replace it whole."""
+"""Reading, replacing and changing params files; every wrong key is named."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SMOKE = (params.PROFILES / "smoke.yaml").read_text(encoding="utf-8")
 
 @dataclass(frozen=True, kw_only=True)
 class Toy:
-    """A section: rates, counts and a nested entry."""
+    """A section with numbers, strings and a nested entry."""
 
     rate: float
     count: int
@@ -30,7 +30,12 @@ class Toy:
     init: Init
 
 
-GOOD: dict[str, Any] = {"rate": 0.5, "count": 3, "names": ["a"], "init": {"folder": "x", "hub": None, "revision": None}}
+VALID: dict[str, Any] = {
+    "rate": 0.5,
+    "count": 3,
+    "names": ["a"],
+    "init": {"folder": "x", "hub": None, "revision": None},
+}
 
 
 def file_with(tmp_path: Path, *changes: tuple[str, str]) -> Path:
@@ -43,7 +48,7 @@ def file_with(tmp_path: Path, *changes: tuple[str, str]) -> Path:
     return path
 
 
-def test_a_profile_reads_as_it_stands(tmp_path: Path) -> None:
+def test_a_profile_can_be_read(tmp_path: Path) -> None:
     assert params.read(file_with(tmp_path))["profile"] == "smoke"
 
 
@@ -56,14 +61,14 @@ def test_a_profile_reads_as_it_stands(tmp_path: Path) -> None:
         ("a: 1\na: 2", "is not valid YAML"),
     ],
 )
-def test_what_is_no_params_file_is_said(tmp_path: Path, text: str, message: str) -> None:
+def test_an_invalid_params_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         params.read(path)
 
 
-def test_a_missing_file_says_how_to_get_one(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_file_names_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not exist; .*make profile"):
         params.read(tmp_path / "params.yaml")
 
@@ -80,7 +85,7 @@ def test_a_section_becomes_its_dataclass(tmp_path: Path) -> None:
 
 
 def test_every_wrong_field_of_a_section_is_named() -> None:
-    value = {**GOOD, "rate": "fast", "count": 2.5, "extra": 1, "init": {**GOOD["init"], "branch": "main"}}
+    value = {**VALID, "rate": "fast", "count": 2.5, "extra": 1, "init": {**VALID["init"], "branch": "main"}}
     del value["names"]
     with pytest.raises(ValueError, match="toy.rate") as error:
         params.build(Toy, value, name="toy")
@@ -88,14 +93,14 @@ def test_every_wrong_field_of_a_section_is_named() -> None:
         assert wrong in str(error.value)
 
 
-def test_a_dataclass_s_own_sentence_comes_through() -> None:
-    wrong = {**GOOD, "init": {"folder": "x", "hub": "org/model", "revision": None}}
+def test_an_error_of_a_dataclass_keeps_its_message() -> None:
+    wrong = {**VALID, "init": {"folder": "x", "hub": "org/model", "revision": None}}
     with pytest.raises(ValueError, match=r"toy.init: .*init.hub is org/model without init.revision"):
         params.build(Toy, wrong, name="toy")
-    assert params.build(Toy, GOOD, name="toy").init.folder == Path("x")
+    assert params.build(Toy, VALID, name="toy").init.folder == Path("x")
 
 
-def test_use_puts_a_profile_in_place(tmp_path: Path) -> None:
+def test_use_copies_a_profile(tmp_path: Path) -> None:
     target = tmp_path / "params.yaml"
     target.write_text("mine")
     params.use("smoke", target)
@@ -103,7 +108,7 @@ def test_use_puts_a_profile_in_place(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_use_of_an_unknown_profile_lists_the_known_and_changes_nothing(tmp_path: Path) -> None:
+def test_use_of_an_unknown_profile_lists_the_known_ones_and_writes_nothing(tmp_path: Path) -> None:
     target = tmp_path / "params.yaml"
     target.write_text("mine")
     with pytest.raises(ValueError, match="no profile 'gpu'; known: .*laptop, smoke, toy-wan, wan-1.3b"):
@@ -118,7 +123,7 @@ def leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def test_a_varied_file_differs_in_what_was_named_and_nothing_else(tmp_path: Path) -> None:
+def test_vary_changes_only_the_named_keys(tmp_path: Path) -> None:
     base, out = file_with(tmp_path), tmp_path / "new" / "params.yaml"
     init = "{folder: data/mine, hub: null, revision: null}"
     params.vary(base, ["seed=7", "model.frames_per_block=null", f"train_teacher.init={init}", "profile=1e-3"], out)
@@ -132,7 +137,7 @@ def test_a_varied_file_differs_in_what_was_named_and_nothing_else(tmp_path: Path
     assert [path.name for path in out.parent.iterdir()] == ["params.yaml"]
 
 
-def test_changes_come_from_files_too_and_the_later_holds(tmp_path: Path) -> None:
+def test_changes_can_come_from_files_and_the_last_one_is_applied(tmp_path: Path) -> None:
     base, out, file = file_with(tmp_path), tmp_path / "out.yaml", tmp_path / "rows.yaml"
     file.write_text("rows:\n  mine: {seed: 5, sample.videos: 9}\n  none: {}\n")
     params.vary(base, [f"{file}:rows.mine", f"{file}:rows.none", "seed=6"], out)
@@ -158,7 +163,7 @@ def test_changes_come_from_files_too_and_the_later_holds(tmp_path: Path) -> None
         ("FILE:rows", "unknown key mine"),
     ],
 )
-def test_a_change_that_cannot_be_is_named_and_nothing_is_written(tmp_path: Path, change: str, message: str) -> None:
+def test_an_invalid_change_is_named_and_nothing_is_written(tmp_path: Path, change: str, message: str) -> None:
     base, out, file = file_with(tmp_path), tmp_path / "out.yaml", tmp_path / "rows.yaml"
     file.write_text("rows: {mine: {seed: 5}}")
     with pytest.raises(ValueError, match=message):
@@ -194,7 +199,7 @@ def test_the_command(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("pure", [False, True], ids=["in C", "in Python"])
-def test_f10_a_params_file_in_another_encoding_is_named_with_the_byte_and_its_line(
+def test_a_params_file_in_another_encoding_is_named_with_the_byte_and_its_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pure: bool, content: bytes, place: str
 ) -> None:
     monkeypatch.setattr(params, "YAML", partial(YAML, pure=pure or None))
@@ -211,19 +216,19 @@ def test_f10_a_params_file_in_another_encoding_is_named_with_the_byte_and_its_li
         ('a: {"\\uDCE9": 1}', "a key of a"),
     ],
 )
-def test_f10_half_of_a_pair_in_a_params_file_is_refused(
+def test_half_of_a_surrogate_pair_in_a_params_file_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, name: str
 ) -> None:
     (tmp_path / "p.yaml").write_text(content)
     with pytest.raises(ValueError, match=r"p.yaml is not valid YAML: .*|p.yaml: .*give it in UTF-8"):
-        params.read_mapping(tmp_path / "p.yaml", holding="sections", remedy="mend it")
-    monkeypatch.setattr(params, "YAML", partial(YAML, pure=True))  # takes the escape for a character
+        params.read_mapping(tmp_path / "p.yaml", holding="sections", remedy="correct it")
+    monkeypatch.setattr(params, "YAML", partial(YAML, pure=True))  # this parser accepts the escape
     with pytest.raises(ValueError, match=rf"p.yaml: {name} is .*UTF-8 cannot hold it; give it in UTF-8"):
-        params.read_mapping(tmp_path / "p.yaml", holding="sections", remedy="mend it")
+        params.read_mapping(tmp_path / "p.yaml", holding="sections", remedy="correct it")
 
 
 @pytest.mark.parametrize("change", ["profile=caf\udce9", "profile='\udc83r'", "caf\udce9=1"])
-def test_f10_a_change_that_utf8_cannot_hold_is_refused(tmp_path: Path, change: str) -> None:
+def test_a_change_that_utf8_cannot_hold_is_refused(tmp_path: Path, change: str) -> None:
     with pytest.raises(ValueError, match=r"a change is .*give it in UTF-8"):
         params.vary(params.PROFILES / "smoke.yaml", [change], tmp_path / "out.yaml")
     assert list(tmp_path.iterdir()) == []

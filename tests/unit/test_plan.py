@@ -1,4 +1,4 @@
-"""The plan's arithmetic against counts made by other means: diffusers' models, PyTorch's counter, published sizes."""
+"""The numbers of the plan, compared with diffusers' models, PyTorch's FLOP counter and published sizes."""
 
 from __future__ import annotations
 
@@ -29,33 +29,34 @@ TERA = 1e12
 
 @pytest.fixture(scope="module")
 def wan() -> Plan:
-    """The plan of the released configuration."""
+    """Return the plan of the released configuration."""
     return planned(released())
 
 
 def released() -> dict[str, Any]:
-    """The params file of the released configuration."""
+    """Return the params file of the released configuration."""
     return params.read(params.PROFILES / "wan-1.3b.yaml")
 
 
 def planned(values: dict[str, Any]) -> Plan:
+    """Return the plan of a params file."""
     return Plan(checked(values))
 
 
 def student_updates(plan: Plan) -> int:
-    """Student updates in the whole of DMD."""
+    """Return the number of student updates in DMD."""
     config = plan.profile.train_dmd
     return config.turns.student_updates(config.steps)
 
 
 @pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.stem)
 def test_every_profile_is_consistent(profile: Path) -> None:
-    """Sections of the committed profiles agree with each other."""
+    """The sections of each profile do not contradict each other."""
     assert list(problems(Profile.of(params.read(profile)))) == []
 
 
 @pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.stem)
-def test_parameters_are_those_of_diffusers_and_transformers(profile: Path) -> None:
+def test_parameter_counts_equal_those_of_diffusers_and_transformers(profile: Path) -> None:
     """The closed forms equal the sizes of the real classes."""
     model = params.read(profile)["model"]
     with torch.device("meta"):
@@ -66,8 +67,8 @@ def test_parameters_are_those_of_diffusers_and_transformers(profile: Path) -> No
     assert text_encoder_parameters(config)[0] == sum(p.numel() for p in encoder.parameters())
 
 
-def test_flops_are_those_of_pytorchs_counter() -> None:
-    """A small transformer, counted by PyTorch while it runs, against the formula; one multiply-add is two."""
+def test_flops_equal_those_of_pytorchs_counter() -> None:
+    """The formula gives the FLOPs that PyTorch counts for a small transformer; a multiply-add is two FLOPs."""
     config = params.read(params.PROFILES / "laptop.yaml")["model"]["transformer"]
     small = WanTransformer3DModel(**{**config, "num_layers": 2})
     ours = Transformer.of({**config, "num_layers": 2})
@@ -75,14 +76,15 @@ def test_flops_are_those_of_pytorchs_counter() -> None:
     tokens = 3 * 4 * 4
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         small(torch.randn(size), timestep=torch.tensor([500]), encoder_hidden_states=text, return_dict=False)
-    time = 2 * (ours.freq_dim * ours.width + ours.width**2 + 6 * ours.width**2)  # once a clip: left out of the plan
+    # The embedding of the timestep is computed once per clip, and the plan does not include it.
+    time = 2 * (ours.freq_dim * ours.width + ours.width**2 + 6 * ours.width**2)
     counted = sum(flops for name, flops in _leaves(counter) if "attention" not in name) - time
     expected = ours.forward(tokens, tokens**2, 12)
     assert counted == pytest.approx(expected.linear, rel=1e-9)
 
 
 def test_flops_of_a_critic_that_trains_an_adapter() -> None:
-    """Forward and backward, by PyTorch's counter: of the frozen weights no gradient, of the adapter's one."""
+    """The formula gives the FLOPs that PyTorch counts for a forward and a backward pass with frozen weights."""
     config = {**params.read(params.PROFILES / "laptop.yaml")["model"]["transformer"], "num_layers": 8}
     ours, rank, tokens = Transformer.of(config), 8, 3 * 4 * 4
     critic = with_adapter(WanTransformer3DModel(**config), rank, 0)
@@ -93,11 +95,12 @@ def test_flops_of_a_critic_that_trains_an_adapter() -> None:
         out[0].sum().backward()
     counted = sum(flops for name, flops in _leaves(counter) if "attention" not in name)
     expected = 2 * ours.forward(tokens, tokens**2, 12).linear + 3 * ours.adapter(tokens, 12, rank)
-    assert counted == pytest.approx(expected, rel=0.03)  # neither first layer nor prompt pass it on
+    # The formula also counts the gradients of the first layer's input and of the prompt, which are not computed.
+    assert counted == pytest.approx(expected, rel=0.03)
 
 
-def test_a_critic_with_an_adapter(wan: Plan) -> None:
-    """It saves the critic's weights, gradients and moments, a twentieth of its update, and nearly all of its network."""
+def test_savings_of_a_critic_with_an_adapter(wan: Plan) -> None:
+    """A LoRA critic saves memory for a network with gradients and moments, FLOPs, and most of the critic's traffic."""
     values = released()
     values["train_dmd"] |= {"critic_lora_rank": 64}
     lora, rows = planned(values), [{row.stage: row for row in each.rows()} for each in (wan, planned(values))]
@@ -116,8 +119,8 @@ def test_a_critic_with_an_adapter(wan: Plan) -> None:
 
 
 @pytest.mark.parametrize(("shares", "student"), [(False, 4), (True, 1)])
-def test_weights_in_parts_travel_in_every_pass(shares: bool, student: int, wan: Plan) -> None:
-    """Four a batch; with shared samples the student's update is one pass. Whole ones wait for the last."""
+def test_sharded_weights_are_sent_in_every_micro_batch(shares: bool, student: int, wan: Plan) -> None:
+    """With shared samples the student's update is one micro-batch. Replicated weights are reduced after the last one."""
     rows: dict[tuple[bool, int], dict[str, float]] = {}
     values = released()
     values["train_dmd"] |= {"share_samples": shares}
@@ -133,7 +136,7 @@ def test_weights_in_parts_travel_in_every_pass(shares: bool, student: int, wan: 
     assert grown[0] == pytest.approx(student * grown[1])
 
 
-def test_passes_one_after_the_other_need_less_memory(wan: Plan) -> None:
+def test_micro_batches_need_less_memory(wan: Plan) -> None:
     values = released()
     values["compute"] |= {"workers": 8, "gradient_accumulation_steps": 4}
     many = {row.stage: row.memory for row in planned(values).rows()}
@@ -141,7 +144,7 @@ def test_passes_one_after_the_other_need_less_memory(wan: Plan) -> None:
     one = {row.stage: row.memory for row in planned(values).rows()}
     assert one["train_ode_init"] - many["train_ode_init"] == pytest.approx((16 - 4) * wan.kept("full"))
     assert one["train_dmd"] - many["train_dmd"] == pytest.approx((8 - 2) * wan.kept("full"))
-    values["train_dmd"] |= {"share_samples": True}  # all of the student's wait, whatever the passes
+    values["train_dmd"] |= {"share_samples": True}  # the student's samples are one micro-batch
     shared = {row.stage: row.memory for row in planned(values).rows()}
     values["compute"] |= {"gradient_accumulation_steps": 4}
     both = {row.stage: row.memory for row in planned(values).rows()}
@@ -149,7 +152,7 @@ def test_passes_one_after_the_other_need_less_memory(wan: Plan) -> None:
 
 
 def test_counts_of_the_released_model(wan: Plan) -> None:
-    """Numbers derived independently for Wan2.1 1.3B at 480x832x81 (sizes of the published weight files among them)."""
+    """The numbers were derived independently for Wan2.1 1.3B at 480x832x81, some from published weight files."""
     transformer = wan.transformer
     assert transformer.parameters == pytest.approx(1.419e9, rel=1e-3)
     assert 4 * transformer.parameters == pytest.approx(4998781576 + 677289072, rel=1e-4)  # its two float32 files
@@ -162,14 +165,14 @@ def test_counts_of_the_released_model(wan: Plan) -> None:
     assert every == pytest.approx(5.68e9, rel=1e-3)
 
 
-def test_work_of_one_block(wan: Plan) -> None:
-    """One cached pass over each of the seven blocks."""
+def test_flops_of_one_block(wan: Plan) -> None:
+    """Forward passes with a KV cache over each of the seven blocks."""
     expected = (16.18, 20.22, 24.26, 28.30, 32.33, 36.37, 40.41)
     assert [wan.clip.block_pass(block) / TERA for block in range(7)] == pytest.approx(expected, abs=0.03)
 
 
-def test_work_of_training_samples(wan: Plan) -> None:
-    """Forward, ODE step, student update and critic update of one sample, without recompute."""
+def test_flops_of_training_samples(wan: Plan) -> None:
+    """Forward and backward pass, ODE regression, student update and critic update of one sample, without recomputation."""
     assert wan.clip.causal.forward / TERA == pytest.approx(198.2, abs=0.1)
     assert wan.clip.bidirectional.forward / TERA == pytest.approx(283.0, abs=0.1)
     assert wan.clip.causal.backward / TERA == pytest.approx(454.5, abs=0.2)
@@ -182,8 +185,11 @@ def test_work_of_training_samples(wan: Plan) -> None:
     assert wan.kept("none") / 1e9 == pytest.approx(85, rel=0.05)
 
 
-def test_work_of_rollouts(wan: Plan) -> None:
-    """Three steps: a causal student makes one before its last on average and writes six of seven blocks; else two."""
+def test_flops_and_memory_of_rollouts(wan: Plan) -> None:
+    """With three steps, a causal rollout makes on average one step before its exit step, a bidirectional one two.
+
+    A causal student also writes six of its seven blocks into the KV cache.
+    """
 
     def changed(**changes: object) -> Plan:
         values = released()
@@ -203,14 +209,15 @@ def test_work_of_rollouts(wan: Plan) -> None:
     sample = 198.07 * 2 + 157.66
     assert shared.dmd.critic / TERA == pytest.approx(sample / 5 + 949.4, abs=0.3)
     memory = [next(row.memory for row in each.rows() if row.stage == "train_dmd") for each in (shared, rollouts[0])]
-    assert memory[0] - memory[1] == pytest.approx(shared.kept("full"))  # the student's, while the critic learns
+    # The student's activations are kept during the critic updates.
+    assert memory[0] - memory[1] == pytest.approx(shared.kept("full"))
     assert (rollouts[0].dmd.student - shared.dmd.student) / TERA == pytest.approx(sample, abs=0.3)
     caches = [each.dmd.rollout_cache(each.workers) for each in (wan, whole, *rollouts)]
-    assert caches == [0, 0, 2 * wan.kv_cache(), 0]  # of one clip a worker, float32 instead of bfloat16
+    assert caches == [0, 0, 2 * wan.kv_cache(), 0]  # one clip per worker, float32 instead of bfloat16
 
 
-def test_work_of_the_vae(wan: Plan) -> None:
-    """Encoding and decoding: the first frame, then every latent frame; a whole clip counted in one go agrees."""
+def test_flops_of_the_vae(wan: Plan) -> None:
+    """The first frame and later latent frames are counted separately; their sum agrees with PyTorch's count of a clip."""
     vae = wan.vae
     counted = (vae.encode_first, vae.encode_next, vae.decode_first, vae.decode_next)
     assert [count / TERA for count in counted] == pytest.approx((2.718, 8.05, 4.352, 13.550), abs=0.005)
@@ -227,7 +234,7 @@ def test_work_of_the_vae(wan: Plan) -> None:
 
 
 def test_pairs_and_clips_on_disk(wan: Plan) -> None:
-    """Rows of the released data bases: 27 GB of latents, 25 GB of pairs, 16,773,120 bytes a pair."""
+    """The released LMDBs have 27 GB of latents and 25 GB of pairs, with 16,773,120 bytes per pair."""
     disk = {row.stage: row.disk for row in wan.rows()}
     assert disk["pack_lmdb@latents"] == 6484 * 4_193_280
     assert disk["generate_ode_pairs"] == 1500 * 16_773_120
@@ -236,8 +243,8 @@ def test_pairs_and_clips_on_disk(wan: Plan) -> None:
 
 
 @pytest.mark.parametrize(("shares", "turns"), [(True, 3), (False, 4)])
-def test_student_updates_after_the_critic_s_own(shares: bool, turns: int, wan: Plan) -> None:
-    """Of 19 critic updates 2 come before any of the student's, which has one turn in five: the last or the first."""
+def test_number_of_student_updates_with_critic_only_steps(shares: bool, turns: int, wan: Plan) -> None:
+    """Of 19 critic updates, the first 2 are without student updates; then there is one student update per five."""
     values = released()
     values["train_dmd"] |= {"steps": 19, "critic_only_steps": 2, "share_samples": shares}
     assert student_updates(planned(values)) == turns
@@ -245,8 +252,8 @@ def test_student_updates_after_the_critic_s_own(shares: bool, turns: int, wan: P
     assert student_updates(planned(values)) == 0
 
 
-def test_weights_in_parts_cost_network_instead_of_memory(wan: Plan) -> None:
-    """On 64 workers. Of a DMD update: the critic's two gathers in bfloat16 and the sum's scattering in float32, and so on."""
+def test_sharded_weights_need_less_memory_but_dmd_sends_more(wan: Plan) -> None:
+    """With 64 workers, an update gathers weights in bfloat16 and reduces gradients in float32."""
     values = released()
     values["compute"] |= {"shard_weights": True}
     rows = {
@@ -319,8 +326,8 @@ def _change_both(*changes: Callable[[dict[str, Any]], None]) -> Callable[[dict[s
         (_change("train_dmd.score_timesteps", [980, 20]), ["score_timesteps"]),
     ],
 )
-def test_sections_that_disagree_are_named(change: Callable[[dict[str, Any]], None], words: list[str]) -> None:
-    """Each mistake gives one error that names the field and the remedy."""
+def test_contradicting_params_are_named(change: Callable[[dict[str, Any]], None], words: list[str]) -> None:
+    """The error names the field and the remedy."""
     values = params.read(params.PROFILES / "laptop.yaml")
     change(values)
     with pytest.raises(ValueError, match=r"(?s)" + "".join(f"(?=.*{re.escape(word)})" for word in words)):
@@ -336,8 +343,8 @@ def _run(*arguments: str) -> tuple[int, str]:
     return result.exit_code, result.output + (str(result.exception) if result.exception else "")
 
 
-def test_released_scale_prints_what_cannot_run_and_succeeds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a small machine the plan of wan-1.3b says why it cannot run there, and exits 0."""
+def test_the_plan_of_the_released_scale_prints_reasons_and_succeeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a small machine, the plan of wan-1.3b gives the reasons why it cannot run there, and exits with 0."""
     monkeypatch.setattr(plan.device, "pick", lambda: torch.device("cpu"))
     monkeypatch.setattr(plan.psutil, "virtual_memory", lambda: SimpleNamespace(total=16e9))
     monkeypatch.setattr(plan.shutil, "disk_usage", lambda _: SimpleNamespace(free=20e9))
@@ -347,7 +354,7 @@ def test_released_scale_prints_what_cannot_run_and_succeeds(monkeypatch: pytest.
         assert words in text
 
 
-def test_small_profile_fits_a_small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_laptop_profile_fits_a_small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """The laptop profile needs no GPU and little memory."""
     monkeypatch.setattr(plan.psutil, "virtual_memory", lambda: SimpleNamespace(total=4e9))
     monkeypatch.setattr(plan.shutil, "disk_usage", lambda _: SimpleNamespace(free=5e9))
@@ -355,15 +362,15 @@ def test_small_profile_fits_a_small_machine(monkeypatch: pytest.MonkeyPatch) -> 
     assert (code, "This machine can run it." in text) == (0, True)
 
 
-def test_time_scales_with_machines_and_their_share_of_the_peak(wan: Plan) -> None:
+def test_time_scales_with_machines_and_achieved_fraction(wan: Plan) -> None:
     """Four times the machines at half the fraction take half the time."""
     slow, fast = (plan.render(wan, machines=n, kind="H100", achieved=a) for n, a in ((16, 0.4), (64, 0.2)))
     slow_hours, fast_hours = (float(text.split("\nall ")[1].split()[2]) for text in (slow, fast))
     assert slow_hours / fast_hours == pytest.approx(2, rel=0.02)
 
 
-def test_unknown_kind_and_bad_file_end_with_a_sentence(tmp_path: Path) -> None:
-    """A wrong option or file is told in words with exit code 1."""
+def test_an_unknown_gpu_and_a_missing_file_give_a_message(tmp_path: Path) -> None:
+    """An invalid option or file gives a message and exit code 1."""
     code, text = _run(str(params.PROFILES / "laptop.yaml"), "--kind", "abacus")
     assert code == 1
     assert "abacus" in text
@@ -376,14 +383,14 @@ def test_unknown_kind_and_bad_file_end_with_a_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "text"), [(None, "?"), (0, "-"), (999.4, "999 B"), (999.9, "1 kB"), (1e3, "1 kB"), (4.2e25, "4.2e+07 EB")]
 )
-def test_numbers_carry_their_prefix(value: float | None, text: str) -> None:
-    """Rounding up to the next prefix, and the ends of the scale."""
+def test_numbers_have_a_prefix(value: float | None, text: str) -> None:
+    """Values round up to the next prefix; the ends of the scale are included."""
     assert costs.scaled(value, "B") == text
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "-"), (0.5, "< 1 s"), (60, "60 s"), (600, "10 min"), (7200, "2 h")])
-def test_times_are_in_the_unit_people_use(seconds: float, text: str) -> None:
-    """Seconds, minutes, hours."""
+def test_times_have_a_readable_unit(seconds: float, text: str) -> None:
+    """The unit is seconds, minutes or hours."""
     assert costs.duration(seconds) == text
 
 

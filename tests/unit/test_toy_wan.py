@@ -1,4 +1,4 @@
-"""The weights that ship: whole, small, and good enough that a prompt's video shows what it says."""
+"""The shipped weights: their checksums and size, their training record, and the quality of their videos."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from causvid.wan.text_encoder import embed, load_text_encoder
 from causvid.wan.vae.vae import decode, encode, to_uint8, to_unit
 
 FOLDER = Path("data/inputs/toy_wan")
-LIMIT = 12_000_000  # bytes that may lie in git
-TOKENS = 12  # of a prompt; the profile's
+LIMIT = 12_000_000  # bytes that may be in git
+TOKENS = 12  # length of a prompt in the profile
 VIDEO = VideoShape(height=32, width=32, frames=33, fps=8)
 
 
@@ -32,13 +32,13 @@ def teacher() -> CausVidPipeline:
 
 
 def embeddings(prompts: list[str]) -> torch.Tensor:
-    """Of prompts of one length."""
+    """Return prompt embeddings, padded to the same length [B, L, D]."""
     encoder, tokenizer = load_text_encoder(FOLDER / "text_encoder", FOLDER / "tokenizer", torch.float32)
     found = embed(encoder, tokenizer, prompts, TOKENS)
     return torch.stack([torch.nn.functional.pad(each, (0, 0, 0, TOKENS - len(each))) for each in found])
 
 
-def test_they_are_the_files_that_the_card_names() -> None:
+def test_the_weights_have_the_checksums_in_the_model_card() -> None:
     card = (FOLDER / "README.md").read_text(encoding="utf-8")
     weights = sorted(FOLDER.glob("*/*.safetensors"))
     assert [path.parent.name for path in weights] == ["text_encoder", "transformer", "vae"]
@@ -47,8 +47,8 @@ def test_they_are_the_files_that_the_card_names() -> None:
     assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) < LIMIT
 
 
-def test_f5_their_record_is_that_of_the_profile_that_trained_them() -> None:
-    """A model whose size, prompts or VAE are not these is another one."""
+def test_the_record_has_the_values_of_the_profile_that_trained_the_weights() -> None:
+    """The record has the size of the clips, the prompt length, the precision and the VAE of the profile."""
     profile, transformer = Path("profiles/toy-wan.yaml"), FOLDER / "transformer"
     record = read_record(transformer)
     assert isinstance(record, TeacherRecord)
@@ -60,24 +60,24 @@ def test_f5_their_record_is_that_of_the_profile_that_trained_them() -> None:
     assert record.fits(FOLDER / "vae")
 
 
-def test_f5_the_laptop_profile_starts_from_what_they_were_trained_for() -> None:
+def test_the_laptop_profile_agrees_with_the_record_of_the_weights() -> None:
     laptop = Path("profiles/laptop.yaml")
     assert params.section(laptop, "train_teacher.init.folder", Path) == FOLDER / "transformer"
     values = student_of_params(laptop).values()
-    del values["model.frames_per_block"]  # the student's
+    del values["model.frames_per_block"]  # only the student has blocks
     assert read_record(FOLDER / "transformer").differences(values) == []
 
 
-def test_the_autoencoder_gives_clips_back(teacher: CausVidPipeline) -> None:
+def test_the_autoencoder_reconstructs_clips(teacher: CausVidPipeline) -> None:
     for index, caption in enumerate(Path("data/inputs/toy_world/tuning.txt").read_text("utf-8").splitlines()[:4]):
         clip = torch.from_numpy(toy_world.clip_frames(caption, index, video=VIDEO, seed=7))
         with torch.no_grad():
             back = to_uint8(decode(teacher.vae, encode(teacher.vae, to_unit(clip)[None])))[0]
         error = (back.float() - clip.float()).square().mean()
-        assert 10 * torch.log10(255.0**2 / error) > 27  # dB; 30 on average over clips that went through H.264
+        assert 10 * torch.log10(255.0**2 / error) > 27  # dB; the mean over clips encoded as H.264 is 30
 
 
-def test_the_teacher_shows_what_prompts_it_never_saw_say(teacher: CausVidPipeline) -> None:
+def test_the_teacher_generates_videos_of_prompts_that_were_not_in_training(teacher: CausVidPipeline) -> None:
     prompts = Path("data/inputs/toy_world/tuning.txt").read_text("utf-8").splitlines()[:8]
     noise = [torch.Generator().manual_seed(k) for k in range(len(prompts))]
     frames = teacher(embeddings(prompts), VIDEO, noise, embeddings([""]), 2.0, few_steps=False)

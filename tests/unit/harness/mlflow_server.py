@@ -1,4 +1,4 @@
-"""MLflow's own server, for tests."""
+"""Start and stop MLflow's server in tests."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pathlib import Path
 
 
 def free_port() -> int:
-    """A port of this machine on which nobody listens."""
+    """Return a port of this machine on which no process listens."""
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def start(uri: str, port: int, *options: str) -> subprocess.Popen[bytes]:
-    """A server of the store ``uri``, in a process group of its own; it answers some seconds later."""
+    """Start a server of the store ``uri`` in a new process group. It answers after some seconds."""
     command = [str(Path(sys.executable).with_name("mlflow")), "server", "--port", str(port), "--workers", "1"]
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     environment.pop("MLFLOW_TRACKING_URI", None)
@@ -44,7 +44,7 @@ def wait_for(process: subprocess.Popen[bytes], port: int) -> None:
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """End a server and its workers at once."""
+    """Kill a server and its workers."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -52,7 +52,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def serving(uri: str, port: int, *options: str) -> Iterator[None]:
-    """A server that answers during this block."""
+    """Run a server that answers as long as the context is open."""
     process = start(uri, port, *options)
     try:
         wait_for(process, port)

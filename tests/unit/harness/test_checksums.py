@@ -1,4 +1,4 @@
-"""Checksums of files and folders: content counts, however it changed, and links are followed."""
+"""Checksums of files and folders depend on content only, and follow links."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OLD, NEW = b"o" * REMEMBERED_FROM, b"n" * REMEMBERED_FROM
 
 @pytest.fixture
 def take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checksums:
-    """Checksums that are remembered at once, however new a file is."""
+    """Return checksums that remember every file at once, also one that has just changed."""
     monkeypatch.setattr(checksums, "SETTLED", -1.0)
     return Checksums(tmp_path / "memory" / "checksums.db")
 
@@ -48,7 +48,7 @@ def copied_over(path: Path, content: bytes) -> None:
 
 @pytest.mark.parametrize("change", [in_place, renamed_over, removed_and_made, copied_over])
 @pytest.mark.parametrize("inside", ["", "sub/deep"])
-def test_f2_other_content_of_the_same_size_and_time_is_another_checksum(
+def test_changed_content_of_the_same_size_and_time_changes_the_checksum(
     tmp_path: Path, take: Checksums, change: Callable[[Path, bytes], None], inside: str
 ) -> None:
     folder = tmp_path / "in" / inside
@@ -66,9 +66,7 @@ def test_f2_other_content_of_the_same_size_and_time_is_another_checksum(
     assert take.of(tmp_path / "in") == before
 
 
-def test_a_large_file_that_stays_the_same_is_read_once(
-    tmp_path: Path, take: Checksums, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unchanged_large_file_is_read_once(tmp_path: Path, take: Checksums, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "weights").write_bytes(OLD)
     first = take.of(tmp_path / "weights")
     monkeypatch.setattr(checksums, "_digest", lambda path: pytest.fail(f"{path} is read again"))
@@ -76,14 +74,14 @@ def test_a_large_file_that_stays_the_same_is_read_once(
 
 
 def test_a_file_that_has_just_changed_is_not_remembered(tmp_path: Path) -> None:
-    """Its times may be those of the next change as well."""
+    """The next change of the file may leave its times the same."""
     (tmp_path / "weights").write_bytes(OLD)
     Checksums(tmp_path / "memory").of(tmp_path / "weights")
     assert not (tmp_path / "memory").exists()
 
 
 @pytest.mark.parametrize("memory", ["folder", "weights", "locked", "weights/below"])
-def test_a_memory_that_cannot_be_used_changes_nothing(
+def test_an_unusable_memory_file_does_not_change_a_checksum(
     tmp_path: Path, take: Checksums, monkeypatch: pytest.MonkeyPatch, memory: str
 ) -> None:
     (tmp_path / "weights").write_bytes(OLD)
@@ -99,7 +97,7 @@ def test_a_memory_that_cannot_be_used_changes_nothing(
 
 
 @pytest.mark.parametrize("name", ["$HOME", "~", "%41 ?#", "it's"])
-def test_the_memory_is_where_it_is_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_the_memory_file_has_exactly_the_given_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(checksums, "SETTLED", -1.0)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights").write_bytes(OLD)
@@ -109,7 +107,7 @@ def test_the_memory_is_where_it_is_said_to_be(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("path", ["nothing", "nothing/below", "file/below", "dangling"])
-def test_what_is_not_there_is_absent(tmp_path: Path, take: Checksums, path: str) -> None:
+def test_a_missing_path_is_absent(tmp_path: Path, take: Checksums, path: str) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "dangling").symlink_to("nowhere")
     assert take.of(tmp_path / path) == ABSENT
@@ -121,7 +119,7 @@ def test_a_missing_path_an_empty_folder_and_an_empty_file_differ(tmp_path: Path,
     assert len({take.of(tmp_path / name) for name in ("folder", "file", "none")}) == 3
 
 
-def test_a_link_counts_as_what_it_leads_to(tmp_path: Path, take: Checksums) -> None:
+def test_a_link_has_the_checksum_of_its_target(tmp_path: Path, take: Checksums) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "a").write_text("1")
@@ -131,13 +129,13 @@ def test_a_link_counts_as_what_it_leads_to(tmp_path: Path, take: Checksums) -> N
     assert take.of(tmp_path / "file") == take.of(elsewhere / "a")
     holder = tmp_path / "holder"
     holder.mkdir()
-    (holder / "sub").symlink_to(elsewhere)  # DVC does not look behind it
+    (holder / "sub").symlink_to(elsewhere)  # DVC does not follow it
     before = take.of(holder)
     (elsewhere / "a").write_text("2")
     assert take.of(holder) != before
 
 
-def test_links_to_nowhere_and_in_a_circle_count_by_their_text(tmp_path: Path, take: Checksums) -> None:
+def test_broken_and_circular_links_count_by_their_text(tmp_path: Path, take: Checksums) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     for name, target in (("up", ".."), ("here", "."), ("self", "self"), ("gone", "nowhere")):
@@ -150,7 +148,7 @@ def test_links_to_nowhere_and_in_a_circle_count_by_their_text(tmp_path: Path, ta
 
 
 @pytest.mark.parametrize("name", [b"caf\xe9.mp4", b"\xff\xfe", b"a\nb", "über.mp4".encode()])
-def test_names_of_every_encoding_count(tmp_path: Path, take: Checksums, name: bytes) -> None:
+def test_file_names_of_any_encoding_change_the_checksum(tmp_path: Path, take: Checksums, name: bytes) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     empty = take.of(folder)
@@ -164,7 +162,7 @@ def test_a_pipe_is_not_opened(tmp_path: Path, take: Checksums) -> None:
     assert len(take.of(tmp_path / "in")) == 64
 
 
-def test_a_name_and_the_border_between_files_count(tmp_path: Path, take: Checksums) -> None:
+def test_file_names_and_the_border_between_files_change_the_checksum(tmp_path: Path, take: Checksums) -> None:
     for folder, files in (("a", {"x": "12", "y": "3"}), ("b", {"x": "1", "y": "23"}), ("c", {"x": "12", "z": "3"})):
         (tmp_path / folder).mkdir()
         for name, text in files.items():

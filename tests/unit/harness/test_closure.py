@@ -1,4 +1,4 @@
-"""The import closure of a stage: what an edit must rerun, and what it must not."""
+"""The import closure of a stage: the files whose edit reruns it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from causvid.harness.closure import import_closure
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A stage that reaches three modules, one of them only inside a function, and one neutral one."""
+    """Return a repository with one stage that reaches three modules, one only inside a function, and a neutral one."""
     files = {
         "stages/__init__.py": "",
         "stages/toy.py": "import torch\nfrom causvid.models.net import Net\nimport causvid.harness.tracking\n",
@@ -31,11 +31,11 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_direct_lazy_and_circular_imports_are_found_neutral_ones_are_not(tree: Path) -> None:
+def test_the_closure_has_direct_lazy_and_circular_imports_but_no_neutral_ones(tree: Path) -> None:
     closure = import_closure(tree / "stages" / "toy.py", tree)
     assert closure == {"stages/toy.py", "causvid/models/net.py", "causvid/models/parts.py", "causvid/runtime/shapes.py"}
 
 
-def test_a_package_marker_with_code_counts(tree: Path) -> None:
+def test_an_init_file_with_code_is_in_the_closure(tree: Path) -> None:
     (tree / "causvid" / "models" / "__init__.py").write_text("x = 1\n")
     assert "causvid/models/__init__.py" in import_closure(tree / "stages" / "toy.py", tree)

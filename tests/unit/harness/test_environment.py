@@ -1,4 +1,4 @@
-"""Variables that are set before libraries are imported: no proxy for loopback, short waits, no usage data."""
+"""Variables that are set before libraries are imported: no proxy for loopback, short spins, no usage data."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from causvid.harness.environment import SPINS, prepare
 from causvid.params import ROOT
 
 PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
-DEAD = "http://127.0.0.1:9"  # nobody listens there
+DEAD = "http://127.0.0.1:9"  # no process listens there
 
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    """A server on loopback."""
+    """Run a server on loopback, and yield its address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -52,7 +52,7 @@ def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("proxy", [*PROXIES, None])
 @pytest.mark.parametrize("bypassed", [{}, {"no_proxy": "intra.example"}, {"NO_PROXY": "a.example, b.example"}])
-def test_f19_a_proxy_is_never_used_for_loopback(
+def test_a_proxy_is_never_used_for_loopback(
     server: str, monkeypatch: pytest.MonkeyPatch, proxy: str | None, bypassed: dict[str, str]
 ) -> None:
     for name in [proxy] if proxy else PROXIES:
@@ -71,13 +71,13 @@ def test_f19_a_proxy_is_never_used_for_loopback(
         assert all(host.strip() in os.environ["no_proxy"].split(",") for host in value.split(","))
 
 
-def test_f19_a_bypass_of_all_hosts_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_bypass_of_all_hosts_is_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "*")
     prepare()
     assert (os.environ["no_proxy"], os.environ["NO_PROXY"]) == ("*", "*")
 
 
-def test_preparing_twice_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_call_of_prepare_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "intra.example")
     prepare()
     once = dict(os.environ)
@@ -85,7 +85,7 @@ def test_preparing_twice_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     assert dict(os.environ) == once
 
 
-def test_threads_wait_shortly_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_spin_shortly_unless_the_user_sets_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     prepare()
     assert os.environ["GOMP_SPINCOUNT"] == SPINS
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
@@ -98,7 +98,7 @@ def test_threads_wait_shortly_unless_the_user_says_otherwise(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("module", ["stages.report", "stages.sample", "flows.report", "causvid.generate.videos"])
-def test_every_command_is_prepared_before_torch_and_prefect_are_imported(module: str) -> None:
+def test_every_command_sets_the_variables_before_torch_and_prefect_are_imported(module: str) -> None:
     code = (
         "import os, sys\n"
         "class Watch:\n"

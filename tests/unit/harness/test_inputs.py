@@ -1,4 +1,4 @@
-"""The paths of params.yaml: each is known, counts by its content, and is refused by name where it cannot work."""
+"""Paths in params.yaml: each is listed, counts by its content, and is refused by name if it is invalid."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def change(params: dict[str, Any], name: str, value: str) -> dict[str, Any]:
     return params
 
 
-def test_every_entry_that_is_a_path_is_known() -> None:
-    """Entries whose values look like paths in a profile are fields of the type Path, with the rules that they need."""
+def test_the_list_of_paths_is_complete() -> None:
+    """Every entry of a profile whose value looks like a path has the type Path."""
     assert {name for name, rule in PATHS.items() if rule.may_be_missing} == {
         "download.folder", "download.captions", "evaluate.vbench_python", "evaluate.vbench_weights",
     }  # fmt: skip
@@ -55,8 +55,8 @@ def test_every_entry_that_is_a_path_is_known() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, rule in PATHS.items() if not rule.counted_by])
-def test_f2_every_stage_that_reads_a_path_depends_on_its_checksum(name: str) -> None:
-    """In dvc.yaml, whose params say which sections a stage reads."""
+def test_every_stage_that_reads_a_path_depends_on_its_checksum(name: str) -> None:
+    """The params of a stage in dvc.yaml name the sections that it reads."""
     for stage, stanza in PIPELINE.items():
         body = stanza.get("do", stanza)
         keys = [key for key in body.get("params", []) if isinstance(key, str)]
@@ -65,7 +65,7 @@ def test_f2_every_stage_that_reads_a_path_depends_on_its_checksum(name: str) -> 
         assert (f"data/checksums/{name}" in deps) == (name in reads), f"{stage}: {name}"
 
 
-def test_f1_no_command_holds_a_path_of_the_user() -> None:
+def test_no_command_contains_a_path_of_the_user() -> None:
     for file in (ROOT / "dvc.yaml", ROOT / "ablation" / "dvc.yaml"):
         for name, stanza in YAML(typ="safe").load(file)["stages"].items():
             command = stanza.get("do", stanza)["cmd"]
@@ -97,7 +97,7 @@ def test_f1_no_command_holds_a_path_of_the_user() -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["download.folder", "train_vae.init.folder"])
-def test_a_path_that_cannot_work_is_refused_by_name(
+def test_an_invalid_path_is_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, reason: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -127,7 +127,7 @@ def test_a_missing_path_is_absent_or_refused_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "value", ["data/inputs/mine", "data/inputs/mine/", "./data/inputs/mine", "data//inputs/./mine"]
 )
-def test_f2_every_spelling_of_a_path_counts_by_its_content(tmp_path: Path, value: str) -> None:
+def test_every_spelling_of_a_path_counts_by_its_content(tmp_path: Path, value: str) -> None:
     (tmp_path / "data" / "inputs" / "mine").mkdir(parents=True)
     (tmp_path / "data" / "inputs" / "mine" / "a.mp4").write_text("video")
     found = inputs.checksums(change(values(), "download.folder", value), some("download.folder"), tmp_path)
@@ -135,7 +135,7 @@ def test_f2_every_spelling_of_a_path_counts_by_its_content(tmp_path: Path, value
     assert found["data/inputs/mine"] != ABSENT
 
 
-def test_an_environment_counts_by_its_lock(tmp_path: Path) -> None:
+def test_an_environment_counts_by_its_lock_file(tmp_path: Path) -> None:
     (tmp_path / "requirements").mkdir()
     lock = tmp_path / "requirements" / "vbench.txt"
     lock.write_text("vbench==1\n")
@@ -149,13 +149,13 @@ def test_an_environment_counts_by_its_lock(tmp_path: Path) -> None:
 
 @pytest.fixture
 def experiment(tmp_path: Path) -> Path:
-    """The folder of an experiment below the project ``tmp_path``."""
+    """Return the folder of a DVC experiment below the project ``tmp_path``."""
     folder = tmp_path / ".dvc" / "tmp" / "exps" / "tmpabc123"
     folder.mkdir(parents=True)
     return folder
 
 
-def test_f12_an_experiment_belongs_to_its_project(
+def test_an_experiment_belongs_to_its_project(
     tmp_path: Path, experiment: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("CAUSVID_WORK_DIR", raising=False)
@@ -167,7 +167,7 @@ def test_f12_an_experiment_belongs_to_its_project(
         assert project_root(other) == other
 
 
-def test_f12_what_git_does_not_track_is_read_from_the_project(tmp_path: Path, experiment: Path) -> None:
+def test_an_experiment_reads_untracked_files_from_the_project(tmp_path: Path, experiment: Path) -> None:
     theirs = values()
     found = inputs.located(theirs, PATHS, experiment)
     for name, rule in PATHS.items():
@@ -179,7 +179,7 @@ def test_f12_what_git_does_not_track_is_read_from_the_project(tmp_path: Path, ex
     assert inputs.value_of(inputs.located(absolute, PATHS, experiment), "download.folder") == "/elsewhere/videos"
 
 
-def test_f12_a_key_is_the_same_in_an_experiment(tmp_path: Path, experiment: Path) -> None:
+def test_checksums_are_the_same_in_an_experiment(tmp_path: Path, experiment: Path) -> None:
     (tmp_path / "data" / "inputs" / "videos").mkdir(parents=True)
     (tmp_path / "data" / "inputs" / "videos" / "a.mp4").write_text("video")
     names = some("download.folder", "download.captions")

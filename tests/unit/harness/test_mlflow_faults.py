@@ -1,4 +1,4 @@
-"""MLflow's store may be absent, locked, full or of another version: stages go on, and nothing is lost or doubled."""
+"""Stages continue if MLflow's store is absent, locked, full or of another version; no record is lost or duplicated."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ STEPS = 4
 
 @pytest.fixture
 def project(tmp_path: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The root of a project without a dvc above it; MLflow does not try again by itself."""
+    """Return the root of a project in which no dvc process runs the stages, and MLflow does not retry."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tracking, "_repro_parent", lambda *_: None)
     for name, value in sender.QUIET.items():
@@ -47,7 +47,7 @@ def project(tmp_path: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def stage(root: Path, name: str = "train_dmd", steps: range = range(STEPS)) -> Tracker:
-    """A stage with a curve, an artifact, a model and results."""
+    """Run a stage that logs a curve, an artifact, a model and results."""
     work = root / ".work" / name / "k"
     with child_run(name, "smoke", root, {"seed": 0, "prompt": "x" * 6000}, MADE, work) as tracker:
         for step in steps:
@@ -60,7 +60,7 @@ def stage(root: Path, name: str = "train_dmd", steps: range = range(STEPS)) -> T
 
 
 def run_of(uri: str, tracker: Tracker) -> Any:
-    """The one run of a tracker."""
+    """Return the only run of a tracker."""
     api = client(uri)
     everywhere = [experiment.experiment_id for experiment in api.search_experiments()]
     (run,) = api.search_runs(everywhere, f"tags.{TOKEN} = '{tracker.journal.folder.name}'")
@@ -72,7 +72,7 @@ def curve(uri: str, tracker: Tracker, name: str = "loss") -> list[tuple[int, flo
 
 
 def assert_complete(uri: str, tracker: Tracker) -> None:
-    """MLflow has each record of ``stage`` once, with the times of the stage and not those of the sending."""
+    """Assert that MLflow has each record of ``stage`` once."""
     api, run = client(uri), run_of(uri, tracker)
     assert (run.info.status, run.data.params["seed"]) == ("FINISHED", "0")
     assert curve(uri, tracker) == [(step, 1 / (step + 1)) for step in range(STEPS)]
@@ -93,7 +93,7 @@ def one_line(said: str) -> str:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Another program holds the database."""
+    """Lock the database in another connection."""
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("begin exclusive")
         yield
@@ -102,19 +102,19 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def content(path: Path, other: bytes) -> Iterator[None]:
-    """The file is another one."""
-    whole = path.read_bytes()
+    """Replace the content of a file in the context."""
+    original = path.read_bytes()
     path.write_bytes(other)
     os.utime(path, (0, 0))
     try:
         yield
     finally:
-        path.write_bytes(whole)
+        path.write_bytes(original)
 
 
 @contextmanager
 def absent(path: Path) -> Iterator[None]:
-    """The file system of the store is not mounted: a file is where its folder was."""
+    """Replace the folder of the store by a file, as if its file system were not mounted."""
     folder, away = path.parent, path.parent.with_name("away")
     folder.rename(away)
     folder.touch()
@@ -127,7 +127,7 @@ def absent(path: Path) -> Iterator[None]:
 
 @contextmanager
 def on_connect(statement: str) -> Iterator[None]:
-    """Each connection to the database begins with ``statement``."""
+    """Execute ``statement`` at the start of each connection to the database."""
 
     def execute(connection: sqlite3.Connection, _: object) -> None:
         connection.execute(statement)
@@ -141,7 +141,7 @@ def on_connect(statement: str) -> Iterator[None]:
 
 @contextmanager
 def full(path: Path) -> Iterator[None]:
-    """The file cannot grow."""
+    """Prevent the database file from growing."""
     with closing(sqlite3.connect(path)) as database:
         database.execute("vacuum")
     with on_connect("pragma max_page_count = 1"):
@@ -172,7 +172,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 @pytest.fixture
 def store(project: Path, migrated_database: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, str]:
-    """A store in a folder of its own."""
+    """Return the path and the URI of a store in a separate folder."""
     path = project / "mounted" / "mlflow.db"
     path.parent.mkdir()
     path.write_bytes(migrated_database.read_bytes())
@@ -182,7 +182,7 @@ def store(project: Path, migrated_database: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_f7_a_stage_goes_on_and_the_next_one_sends_its_records(
+def test_a_stage_continues_without_a_store_and_the_next_one_sends_its_records(
     name: str, project: Path, store: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, uri = store
@@ -200,8 +200,10 @@ def test_f7_a_stage_goes_on_and_the_next_one_sends_its_records(
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_f7_a_fault_in_the_middle_of_a_curve(name: str, project: Path, store: tuple[Path, str]) -> None:
-    """Some of it has been sent before; a command sends the rest."""
+def test_a_fault_in_the_middle_of_a_curve_loses_and_duplicates_no_row(
+    name: str, project: Path, store: tuple[Path, str]
+) -> None:
+    """Rows that were sent before the fault are not sent again; the rest follows."""
     path, uri = store
     more = {f"grad_norm/layer {layer}": 0.5 for layer in range(100)}
     with child_run("train_dmd", "smoke", project, {}, MADE, project / ".work/train_dmd/k") as tracker:
@@ -219,7 +221,7 @@ def test_f7_a_fault_in_the_middle_of_a_curve(name: str, project: Path, store: tu
 
 
 @pytest.mark.parametrize("after", ["create_run", "log_batch", "log_inputs", "log_artifact", "set_terminated"])
-def test_f7_a_sender_that_dies_before_it_notes_what_it_sent_doubles_nothing(
+def test_a_sender_that_dies_before_it_notes_a_sent_record_duplicates_nothing(
     after: str, project: Path, store: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow.tracking import MlflowClient
@@ -240,7 +242,7 @@ def test_f7_a_sender_that_dies_before_it_notes_what_it_sent_doubles_nothing(
     assert_complete(store[1], Tracker(journal=left))
 
 
-def test_f7_an_artifact_store_that_is_away_holds_up_no_metric(
+def test_an_absent_artifact_store_delays_no_metric(
     project: Path, store: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from mlflow.tracking import MlflowClient
@@ -255,10 +257,10 @@ def test_f7_an_artifact_store_that_is_away_holds_up_no_metric(
     assert_complete(store[1], tracker)
 
 
-def test_f7_parents_that_were_begun_without_a_store(
+def test_parent_runs_that_began_without_a_store_are_sent_later(
     project: Path, store: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A flow with two stages, of which the first one fails, all while the store is away."""
+    """A flow with two stages, of which the first fails, while the store is absent."""
     path, uri = store
     with absent(path):
         flow = start_parent("distill", "smoke", project, {})
@@ -281,8 +283,8 @@ def test_f7_parents_that_were_begun_without_a_store(
     assert_complete(uri, finished)
 
 
-def test_f7_a_rank_in_another_process_writes_to_the_same_run(project: Path, store: tuple[Path, str]) -> None:
-    """Its rows and the stage's own are sent in the order of their times, also when all of them are sent at the end."""
+def test_a_rank_in_another_process_writes_to_the_same_run(project: Path, store: tuple[Path, str]) -> None:
+    """Rows of both processes are sent in the order of their times, also if all of them are sent at the end."""
     work = project / ".work/train_dmd/k"
     with absent(store[0]), child_run("train_dmd", "smoke", project, {}, MADE, work) as tracker:
         code = (
@@ -297,7 +299,7 @@ def test_f7_a_rank_in_another_process_writes_to_the_same_run(project: Path, stor
 
 
 @pytest.mark.parametrize("cut", [2, 20, 60])
-def test_f7_a_record_that_a_kill_cut_short_is_no_record(cut: int, project: Path, store: tuple[Path, str]) -> None:
+def test_a_truncated_record_is_ignored(cut: int, project: Path, store: tuple[Path, str]) -> None:
     with child_run("train_dmd", "smoke", project, {}, MADE, project / ".work/train_dmd/k") as tracker:
         tracker.log_metrics({"loss": 1.0}, 0)
         tracker.log_metrics({"loss": 0.5}, 1)
@@ -307,7 +309,7 @@ def test_f7_a_record_that_a_kill_cut_short_is_no_record(cut: int, project: Path,
     assert curve(store[1], tracker) == [(0, 1.0), (2, 0.25)]
 
 
-def test_f7_the_command_says_what_is_left(
+def test_the_command_lists_the_records_that_still_wait(
     project: Path, store: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with absent(store[0]):
@@ -320,7 +322,7 @@ def test_f7_the_command_says_what_is_left(
     assert capsys.readouterr().out.startswith("MLflow has everything")
 
 
-def test_f7_a_full_disk_of_the_work_folder_is_the_stages_own(
+def test_a_full_disk_of_the_work_folder_stops_the_stage(
     project: Path, store: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = Journal.append
@@ -335,7 +337,7 @@ def test_f7_a_full_disk_of_the_work_folder_is_the_stages_own(
         stage(project)
 
 
-# In processes as stages have them.
+# Tests with the stage and the sender in separate processes, as in a real run.
 
 TRAINING = """\
 import sys, time
@@ -354,7 +356,7 @@ with child_run("train_dmd", "smoke", root, {}, Made(key="k", inputs={}, upstream
 
 @pytest.fixture
 def beside(project: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int, float], subprocess.Popen[str]]:
-    """Starts a training in a process of its own, with a sender beside it."""
+    """Return a function that starts a training in a separate process, with its own sender process."""
     monkeypatch.setenv("PYTHONPATH", str(Path(tracking.__file__).parents[2]))
     (project / "training.py").write_text(TRAINING)
 
@@ -373,7 +375,7 @@ def begun(process: subprocess.Popen[str]) -> Tracker:
     return Tracker(journal=Journal(Path(process.stdout.readline().strip())))
 
 
-def test_f7_a_store_that_is_locked_in_the_middle(beside: Begin, store: tuple[Path, str]) -> None:
+def test_a_store_that_is_locked_for_a_while_gets_the_complete_curve(beside: Begin, store: tuple[Path, str]) -> None:
     path, uri = store
     process = beside(30, 0.5)
     tracker = begun(process)
@@ -387,10 +389,10 @@ def test_f7_a_store_that_is_locked_in_the_middle(beside: Begin, store: tuple[Pat
     assert curve(uri, tracker) == [(step, 1 / (step + 1)) for step in range(30)]
 
 
-def test_f7_a_server_that_is_absent_killed_and_started_again(
+def test_a_server_that_is_absent_then_killed_and_restarted_gets_the_complete_curve(
     beside: Begin, store: tuple[Path, str], project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The curve is whole while the training goes on, without anybody's help."""
+    """The curve becomes complete while the training runs, without a further command."""
     port = free_port()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     process = beside(10_000, 0.05)
@@ -431,10 +433,10 @@ def _rows(uri: str, tracker: Tracker) -> int:
 
 
 @pytest.mark.parametrize("who", ["stage", "sender", "both"])
-def test_f7_killed_processes_lose_no_record_that_the_stage_wrote(
+def test_killed_processes_lose_no_record_that_the_stage_wrote(
     who: str, beside: Begin, store: tuple[Path, str], project: Path
 ) -> None:
-    """The stage goes on in its run when it is started again."""
+    """The stage continues its run when it is started again."""
     process = beside(10_000, 0.05)
     tracker = begun(process)
     while _rows(store[1], tracker) < 3:
@@ -456,7 +458,7 @@ def test_f7_killed_processes_lose_no_record_that_the_stage_wrote(
     assert run_of(store[1], tracker).info.status == "FINISHED"
 
 
-def test_f7_a_sender_that_cannot_begin_is_a_line(
+def test_a_sender_that_cannot_start_prints_one_line(
     project: Path, store: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(tracking, "sending", sender.sending)
@@ -467,10 +469,10 @@ def test_f7_a_sender_that_cannot_begin_is_a_line(
     assert_complete(store[1], tracker)
 
 
-def test_a_sender_is_not_awaited_for_ever(
+def test_a_stage_waits_only_for_a_limited_time_for_its_sender(
     project: Path, store: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """One that hangs."""
+    """A sender that hangs is killed after a limit."""
     hangs = project / "hangs.sh"
     hangs.write_text("#!/bin/sh\nexec sleep 600\n")
     hangs.chmod(0o755)

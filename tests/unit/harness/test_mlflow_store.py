@@ -1,4 +1,4 @@
-"""The store: its URI in any folder, its creation by several processes at once, and schemas of other versions."""
+"""MLflow's store: its URI in any folder, its creation by several processes at once, and schemas of other versions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.unit.harness.mlflow_server import free_port, kill, serving, start, wa
 # MLflow's own queries, which SQLAlchemy 2.1 warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:The .*noload.* loader strategy is deprecated")
 
-# A stage as far as MLflow can see, in the folder where it is run.
+# A stage with all records that MLflow receives, for the folder in which it runs.
 STAGE = """\
 import sys
 from pathlib import Path
@@ -34,7 +34,7 @@ with child_run(name, "smoke", root, {"seed": 0}, Made(key="k", inputs={}, upstre
     it.log_metrics({"loss": 0.5}, 1)
     it.log_artifact(root / "picture.txt", "samples")
 """
-# Of the report: %41, ?, #, blank, quotes, umlaut, &. The rest are of the same kind.
+# Folder names with characters that have a meaning in URIs, ini files or shells.
 NAMES = [
     "feature%2Fx",
     "a?b=c&d#e",
@@ -67,17 +67,15 @@ def assert_ended_well(process: subprocess.Popen[str]) -> None:
 
 
 def names(root: Path) -> dict[str, str]:
-    """The runs in the store of a project: their status by their name."""
+    """Return the status of the runs in the store of a project, by their names."""
     api = client(own_uri(root))
     found = api.search_runs([experiment.experiment_id for experiment in api.search_experiments()])
-    assert len(found) == len({run.info.run_name for run in found}), "a run is there twice"
+    assert len(found) == len({run.info.run_name for run in found}), "a run is stored twice"
     return {run.info.run_name: run.info.status for run in found}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_f9_the_store_is_in_the_project_whatever_its_folders_are_called(
-    name: str, tmp_path: Path, migrated_database: Path
-) -> None:
+def test_the_store_is_in_the_project_for_any_folder_name(name: str, tmp_path: Path, migrated_database: Path) -> None:
     root = tmp_path / name / "project"
     root.mkdir(parents=True)
     (root / "mlflow.db").write_bytes(migrated_database.read_bytes())
@@ -88,10 +86,10 @@ def test_f9_the_store_is_in_the_project_whatever_its_folders_are_called(
     assert [file.path for file in api.list_artifacts(run.info.run_id, "samples")] == ["samples/picture.txt"]
     (kept,) = (root / "mlruns").rglob("picture.txt")
     assert kept.read_text() == "kept"
-    assert [path.name for path in tmp_path.iterdir()] == [name], "something is beside the project"
+    assert [path.name for path in tmp_path.iterdir()] == [name], "a file or folder was created beside the project"
 
 
-def test_f9_a_new_store_and_a_server_in_a_folder_of_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_store_and_a_server_work_in_a_folder_of_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """MLflow creates the tables through an ini file, where % has a meaning; its server passes the URI on."""
     root = tmp_path / "b%41c ?#&'\"ü" / "c%%d"
     root.mkdir(parents=True)
@@ -113,7 +111,9 @@ def test_f9_a_new_store_and_a_server_in_a_folder_of_any_name(tmp_path: Path, mon
     assert [path.name for path in tmp_path.iterdir()] == [root.parent.name]
 
 
-def test_the_uri_is_absolute_unless_the_user_names_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_uri_is_absolute_and_the_user_can_replace_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert tracking_uri(Path()) == f"sqlite+pysqlite:///{tmp_path.resolve()}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
@@ -121,10 +121,10 @@ def test_the_uri_is_absolute_unless_the_user_names_one(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("beside", ["stage", "flow", "command", "server"])
-def test_f8_two_first_users_of_a_store_both_succeed(
+def test_two_processes_can_create_a_store_at_the_same_time(
     beside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two stages by hand; a stage beside a flow that ends, beside ``make ui``, and beside MLflow's own server."""
+    """The pairs are two stages, or a stage and a flow that ends, ``make ui``, or MLflow's server."""
     monkeypatch.chdir(tmp_path)
     expected = {"download": "FINISHED"}
     with _beside(beside, tmp_path) as other:
@@ -141,7 +141,7 @@ def test_f8_two_first_users_of_a_store_both_succeed(
 
 @contextmanager
 def _beside(kind: str, root: Path) -> Iterator[subprocess.Popen[str] | None]:
-    if kind == "server":  # which is to live, too
+    if kind == "server":  # the server must start successfully too
         port = free_port()
         server = start(own_uri(root), port)
         try:
@@ -163,14 +163,14 @@ def _beside(kind: str, root: Path) -> Iterator[subprocess.Popen[str] | None]:
     yield process
 
 
-def test_f8_tables_that_another_process_is_creating_are_waited_for(tmp_path: Path, migrated_database: Path) -> None:
-    """An empty file, as MLflow's server leaves it for a moment, then an unfinished schema, then the whole one."""
-    path, whole = tmp_path / "mlflow.db", migrated_database.read_bytes()
+def test_a_process_waits_for_tables_that_another_one_is_creating(tmp_path: Path, migrated_database: Path) -> None:
+    """The file is first empty, as MLflow's server leaves it for a moment, then incomplete, then complete."""
+    path, complete = tmp_path / "mlflow.db", migrated_database.read_bytes()
     path.touch()
-    parts = [with_schema(tmp_path / "part", migrated_database, "451aebb31d03", drop="logged_models"), whole]
+    contents = [with_schema(tmp_path / "part", migrated_database, "451aebb31d03", drop="logged_models"), complete]
 
     def create() -> None:
-        for content in parts:
+        for content in contents:
             time.sleep(1)
             path.with_name("next").write_bytes(content)
             path.with_name("next").replace(path)
@@ -180,30 +180,30 @@ def test_f8_tables_that_another_process_is_creating_are_waited_for(tmp_path: Pat
     found = client(mlflow_store.sqlite_uri(path)).search_experiments()
     creator.join()
     assert [it.name for it in found] == ["Default"]
-    assert path.read_bytes() == whole
+    assert path.read_bytes() == complete
 
 
-def test_f8_a_file_that_was_left_empty_is_used(tmp_path: Path) -> None:
+def test_an_old_empty_file_becomes_a_store(tmp_path: Path) -> None:
     path = tmp_path / "mlflow.db"
     path.touch()
-    leave_alone(path)
+    set_old_times(path)
     assert [it.name for it in client(mlflow_store.sqlite_uri(path)).search_experiments()] == ["Default"]
 
 
-def leave_alone(path: Path) -> None:
-    """Nobody has written to it of late."""
+def set_old_times(path: Path) -> None:
+    """Set the times of a file as if no process had written to it recently."""
     before = time.time() - 2 * mlflow_store.BEING_MADE
     os.utime(path, (before, before))
 
 
 def with_schema(path: Path, source: Path, version: str, drop: str | None = None) -> bytes:
-    """The content of a store of another version of MLflow, which it leaves in ``path``."""
+    """Write a store of another version of MLflow to ``path``, and return its content."""
     path.write_bytes(source.read_bytes())
     with closing(sqlite3.connect(path)) as database, database:
         database.execute("update alembic_version set version_num = ?", (version,))
         if drop:
             database.execute(f"drop table {drop}")
-    leave_alone(path)
+    set_old_times(path)
     return path.read_bytes()
 
 
@@ -211,10 +211,10 @@ def with_schema(path: Path, source: Path, version: str, drop: str | None = None)
     ("version", "drop"),
     [("451aebb31d03", "logged_models"), ("451aebb31d03", "webhooks"), ("451aebb31d03", None), ("ffffffffffff", None)],
 )
-def test_f7_a_store_of_another_version_is_left_as_it_is(
+def test_a_store_of_another_version_is_refused_and_unchanged(
     version: str, drop: str | None, tmp_path: Path, migrated_database: Path
 ) -> None:
-    """MLflow would upgrade an older one that lacks a table: it takes it for a store that is to be created."""
+    """MLflow itself would upgrade an older store that lacks a table, because it seems to be a new store."""
     path = tmp_path / "mlflow.db"
     before = with_schema(path, migrated_database, version, drop)
     with pytest.raises(StoreError, match=rf"mlflow.db has schema {version}, .*mlflow db upgrade"):

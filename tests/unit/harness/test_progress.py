@@ -1,4 +1,4 @@
-"""What progress says in a log, and that it never says anything false."""
+"""Lines that progress bars print in a log."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from causvid.harness.progress import meter, progress
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds that pass between two looks at the clock (all of them, until changed)."""
+    """Replace the clock. The first entry of the list is the number of seconds from one reading to the next."""
     step, now = [3.0], [0.0]
 
     def tick() -> float:
@@ -23,7 +23,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return step
 
 
-def test_items_come_through_and_lines_come_every_few_seconds(
+def test_all_items_are_yielded_and_a_line_is_printed_every_few_seconds(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert list(progress("abcdefg", total=10, initial=3, what="encode")) == list("abcdefg")
@@ -31,13 +31,13 @@ def test_items_come_through_and_lines_come_every_few_seconds(
     assert lines == ["encode: 5/10, 15 s left", "encode: 7/10, 9 s left", "encode: 9/10, 3 s left"]
 
 
-def test_fast_work_says_nothing(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+def test_fast_work_prints_nothing(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     clock[0] = 0.001
     list(progress(range(50), total=50, what="pack"))
     assert capsys.readouterr().err == ""
 
 
-def test_an_error_in_the_work_passes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_in_the_work_is_raised(capsys: pytest.CaptureFixture[str]) -> None:
     def broken() -> Iterator[int]:
         yield 1
         raise KeyError("lost")
@@ -46,7 +46,7 @@ def test_an_error_in_the_work_passes(capsys: pytest.CaptureFixture[str]) -> None
         list(progress(broken(), total=2, what="x"))
 
 
-def test_bytes_are_said_in_units(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+def test_bytes_are_printed_with_units(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     with meter(total=3 * 10**9, what="Fish.tar", initial=10**9, unit="B") as done:
         done.update(0)
         done.update(500_000_000)

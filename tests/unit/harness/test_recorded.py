@@ -1,4 +1,4 @@
-"""dvc.lock: digests of outs, and the keys of the stages upstream."""
+"""Reading dvc.lock: checksums of outs, and keys of upstream stages."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_digests_by_path(root: Path) -> None:
+def test_digests_has_the_checksums_of_outs_by_path(root: Path) -> None:
     found = recorded.digests(recorded.read_lock(root))
     assert (found["data/clips"], found["reports/evaluate/dmd.json"]) == ("b.dir", "g")
-    assert "in.txt" not in found  # nobody's out
+    assert "in.txt" not in found  # no stage writes it
 
 
 @pytest.mark.parametrize(
@@ -46,16 +46,18 @@ def test_digests_by_path(root: Path) -> None:
     [
         ("in.txt", {}),
         ("data/clips", {"clips": "k1"}),
-        ("data/clips_too", {"other": "k2"}),  # a name that begins like another's
-        ("data/samples/dmd/rollouts", {"clips": "k1"}),  # a part of an out; sample@dmd has no key to tell
+        ("data/clips_too", {"other": "k2"}),  # the name begins like that of another out
+        ("data/samples/dmd/rollouts", {"clips": "k1"}),  # a folder inside an out; sample@dmd has no key
         ("reports/evaluate", {"clips": "k1", "evaluate@dmd": "k3"}),  # a folder of outs
     ],
 )
-def test_upstream_of_an_input(root: Path, read: str, stages: dict[str, str]) -> None:
+def test_upstream_has_the_keys_of_the_stages_that_lead_to_an_input(
+    root: Path, read: str, stages: dict[str, str]
+) -> None:
     assert recorded.upstream(recorded.read_lock(root), [Path(read)], root) == stages
 
 
-def test_without_a_lock_nothing_is_known(tmp_path: Path) -> None:
+def test_a_missing_or_empty_lock_file_is_an_empty_mapping(tmp_path: Path) -> None:
     assert recorded.read_lock(tmp_path) == {}
     (tmp_path / "dvc.lock").write_text("")
     assert recorded.read_lock(tmp_path) == {}

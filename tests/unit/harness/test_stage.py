@@ -1,4 +1,4 @@
-"""A stage's frame: its key, its metrics, and one sentence instead of a traceback for what a user can mend."""
+"""The context of every stage: its key, its metrics, and one sentence instead of a traceback for a mistake of the user."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The .*noload.* loader strategy i
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlflow_uri: str) -> Path:
-    """The root of a project with the smoke params, one stage and one input."""
+    """Return the root of a project with the smoke params, one stage and one input."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_STAGE", raising=False)
     (tmp_path / "stages").mkdir()
@@ -77,7 +77,7 @@ def test_a_stage_reads_its_sections_publishes_and_reports(project: Path, mlflow_
     assert run.data.params["video.fps"] == "8"
 
 
-def test_the_same_stage_finds_its_work_again_and_a_changed_one_does_not(project: Path) -> None:
+def test_an_unchanged_stage_has_the_same_key_and_a_changed_one_another(project: Path) -> None:
     keys = []
 
     def body(run: StageRun) -> None:
@@ -88,14 +88,14 @@ def test_the_same_stage_finds_its_work_again_and_a_changed_one_does_not(project:
     run_stage(body, item="other")
     text = Path("params.yaml").read_text(encoding="utf-8")
     Path("params.yaml").write_text(text.replace("workers: 1", "workers: 2"), encoding="utf-8")
-    run_stage(body)  # compute is in no key
+    run_stage(body)  # the key does not depend on compute
     Path("params.yaml").write_text(text.replace("  fps: 8", "  fps: 9"), encoding="utf-8")
     run_stage(body)
     assert keys[0] == keys[1] == keys[3]
     assert len(set(keys)) == 3
 
 
-def test_garbage_is_collected_rarely_while_a_stage_imports_and_as_usual_at_work(project: Path) -> None:
+def test_garbage_collection_is_rare_during_imports_and_normal_in_the_stage(project: Path) -> None:
     before, found = gc.get_threshold(), list[tuple[int, int, int]]()
     try:
         gc.set_threshold(700, 10, 10)
@@ -115,14 +115,14 @@ def raising(error: BaseException) -> Callable[[StageRun], None]:
 
 
 def assert_one_sentence(stop: pytest.ExceptionInfo[SystemExit], words: str) -> None:
-    """What a shell sees of ``sys.exit(sentence)``: the sentence, exit code 1, no traceback."""
+    """Assert that the stage ends by ``sys.exit(sentence)``: one sentence, exit code 1, no traceback."""
     assert isinstance(stop.value.code, str)
     assert stop.value.code.startswith("toy: ")
     assert words in stop.value.code
     assert "\n" not in stop.value.code.strip()
 
 
-def test_what_dvc_has_recorded_counts_when_dvc_runs_the_stage(
+def test_checksums_of_dvc_lock_count_if_dvc_runs_the_stage(
     project: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lock = "stages:\n  before:\n    outs:\n    - {{path: in, md5: {}}}\n    - {{path: before.json, md5: b}}\n"
@@ -133,9 +133,9 @@ def test_what_dvc_has_recorded_counts_when_dvc_runs_the_stage(
         return str(json.loads((project / "reports/toy/metrics.json").read_text())["key"])
 
     monkeypatch.setattr(stage, "_die_with_parent", lambda: None)
-    by_hand = key()
+    without_dvc = key()
     (project / "dvc.lock").write_text(lock.format("aa"))
-    assert key() == by_hand  # the content counts
+    assert key() == without_dvc  # outside of DVC, the content counts
     assert last_run(mlflow_uri).data.tags["upstream"] == "{}"
     monkeypatch.setenv("DVC_STAGE", "toy")
     under_dvc = key()
@@ -146,7 +146,7 @@ def test_what_dvc_has_recorded_counts_when_dvc_runs_the_stage(
     assert key() != under_dvc
 
 
-def test_what_a_user_can_mend_is_one_sentence(project: Path, mlflow_uri: str) -> None:
+def test_a_mistake_of_the_user_is_one_sentence(project: Path, mlflow_uri: str) -> None:
     with pytest.raises(SystemExit) as stop:
         run_stage(raising(ValueError("video.frames is 20; use 17 or 21")))
     assert_one_sentence(stop, "video.frames is 20; use 17 or 21")
@@ -159,7 +159,7 @@ def test_what_a_user_can_mend_is_one_sentence(project: Path, mlflow_uri: str) ->
     [
         OSError(errno.ENOSPC, "No space left on device"),
         OSError(errno.EDQUOT, "Disk quota exceeded"),
-        # What the libraries that write most of our bytes raise on a full disk (measured on a 1 MB file system).
+        # Errors of the libraries that write most files, observed on a full file system of 1 MB.
         RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
         type("SafetensorError", (Exception,), {})(
             "Error while serializing: I/O error: No space left on device (os error 28)"
@@ -184,13 +184,13 @@ def test_other_errors_keep_their_traceback(project: Path, error: Exception) -> N
         run_stage(raising(error))
 
 
-def test_the_same_stage_twice_at_once_is_one_sentence(project: Path) -> None:
+def test_the_same_stage_in_two_processes_is_one_sentence(project: Path) -> None:
     with pytest.raises(SystemExit) as stop:
         run_stage(lambda _: run_stage(raising(RuntimeError("never reached"))))
     assert_one_sentence(stop, "another process does the same work")
 
 
-def test_a_wrong_key_stops_the_stage_before_it_begins(project: Path) -> None:
+def test_an_unknown_key_of_params_stops_the_stage_before_it_starts(project: Path) -> None:
     text = Path("params.yaml").read_text(encoding="utf-8")
     Path("params.yaml").write_text(text.replace("  fps: 8", "  fpz: 8"), encoding="utf-8")
     with pytest.raises(SystemExit) as stop:
@@ -207,7 +207,7 @@ def test_a_missing_key_of_a_free_form_section_is_named(project: Path) -> None:
     assert_one_sentence(stop, "model.vae.scale_factor_spatial")
 
 
-def test_numbers_that_are_none_are_refused_in_metrics(project: Path) -> None:
+def test_nan_is_refused_in_metrics(project: Path) -> None:
     with pytest.raises(SystemExit):
         run_stage(lambda run: run.report({"psnr_db": float("nan")}))
     assert not Path("reports").exists()

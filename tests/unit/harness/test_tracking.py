@@ -1,4 +1,4 @@
-"""What MLflow is told: experiments, parents, children, tags."""
+"""Records that MLflow receives: experiments, parent and child runs, tags."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The .*noload.* loader strategy i
 
 
 class FakeProcess:
-    """A process of the tree above a stage."""
+    """Stand-in for a process that is a parent of a stage."""
 
     def __init__(self, pid: int, command: list[str]) -> None:
         self.pid, self.command = pid, command
@@ -37,7 +37,7 @@ class FakeProcess:
 
 
 def under(monkeypatch: pytest.MonkeyPatch, *above: FakeProcess) -> None:
-    """Let the stages of this test run below these processes, the nearest first."""
+    """Make ``above`` the parent processes of the stages in this test, the nearest first."""
 
     class Here:
         def parents(self) -> list[FakeProcess]:
@@ -63,7 +63,7 @@ def runs(uri: str, profile: str = "smoke") -> dict[str, list[Any]]:
 
 
 def run_of(uri: str, tracker: Tracker) -> Any:
-    """The one run of a stage's tracker."""
+    """Return the only run of a stage's tracker."""
     api = client(uri)
     everywhere = [experiment.experiment_id for experiment in api.search_experiments()]
     (run,) = api.search_runs(everywhere, f"tags.{TOKEN} = '{tracker.journal.folder.name}'")
@@ -71,7 +71,7 @@ def run_of(uri: str, tracker: Tracker) -> Any:
 
 
 def points(uri: str, tracker: Tracker, name: str) -> list[tuple[int, float]]:
-    """The history of a metric."""
+    """Return the history of a metric as pairs of step and value."""
     return [(m.step, m.value) for m in client(uri).get_metric_history(run_of(uri, tracker).info.run_id, name)]
 
 
@@ -85,16 +85,18 @@ def test_a_child_records_its_stage_params_and_metrics(
         pickle.loads(pickle.dumps(tracker)).log_metrics({"loss": 0.5}, 2)  # as a Ray worker does
     (run,) = runs(mlflow_uri)["sample@dmd"]
     assert (run.data.tags["dvc_stage"], run.data.tags["key"]) == ("sample@dmd", "k3y")
-    assert "mlflow.parentRunId" not in run.data.tags  # nobody above is dvc
+    assert "mlflow.parentRunId" not in run.data.tags  # no parent process is dvc
     assert run.data.params["seed"] == "0"
     assert run.data.params["video.fps"] == "8"
     assert len(run.data.params["long"]) == tracking.VALUE_LIMIT
     assert run.info.status == "FINISHED"
     assert points(mlflow_uri, tracker, "loss") == [(1, 2.0), (2, 0.5)]
-    assert not tracker.journal.exists, "MLflow has all of it"
+    assert not tracker.journal.exists, "a journal must be deleted once MLflow has all records"
 
 
-def test_an_artifact_is_kept(mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_artifact_has_the_content_at_the_time_of_logging(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     under(monkeypatch)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "0.mp4").write_bytes(b"video")
@@ -107,7 +109,7 @@ def test_an_artifact_is_kept(mlflow_uri: str, tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), SystemExit(1)])
-def test_a_child_that_fails_says_so(
+def test_a_child_run_that_fails_has_the_status_failed(
     mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     under(monkeypatch)
@@ -137,7 +139,7 @@ def test_stages_of_one_repro_share_a_parent_and_the_next_repro_gets_its_own(
     assert {run.info.status for run in found["repro"]} == {"FINISHED"}
 
 
-def test_a_flow_hands_its_parent_down_and_ends_it_itself(
+def test_a_flow_passes_its_run_to_stages_and_ends_the_run_itself(
     mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     under(monkeypatch, DVC)
@@ -148,11 +150,11 @@ def test_a_flow_hands_its_parent_down_and_ends_it_itself(
     (parent,), (child,) = runs(mlflow_uri)["distill"], runs(mlflow_uri)["download"]
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert (parent.info.status, parent.data.tags["prefect_run"]) == ("RUNNING", "abc")
-    journal = end_parent(flow, "FAILED", "what came of it", tmp_path)
+    journal = end_parent(flow, "FAILED", "note of the flow", tmp_path)
     (outcome,) = send_waiting(tmp_path)
     assert (outcome.run_id, outcome.reason) == (parent.info.run_id, None)
     (parent,) = runs(mlflow_uri)["distill"]
-    assert (parent.info.status, parent.data.tags["mlflow.note.content"]) == ("FAILED", "what came of it")
+    assert (parent.info.status, parent.data.tags["mlflow.note.content"]) == ("FAILED", "note of the flow")
     assert not journal.exists
     assert set(runs(mlflow_uri)) == {"distill", "download"}
 
@@ -164,7 +166,7 @@ def test_a_flow_without_a_child_leaves_no_run(mlflow_uri: str, tmp_path: Path) -
     assert runs(mlflow_uri) == {}
 
 
-def test_a_parent_that_is_no_flow_of_ours_is_taken_as_it_is(
+def test_a_parent_run_of_another_program_is_used_unchanged(
     mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     under(monkeypatch, DVC)
@@ -177,7 +179,9 @@ def test_a_parent_that_is_no_flow_of_ours_is_taken_as_it_is(
     assert client(mlflow_uri).get_run(theirs).info.status == "RUNNING"
 
 
-def test_a_child_knows_what_it_is_made_from(mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_run_records_its_inputs_and_upstream_keys(
+    mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     under(monkeypatch)
     md5, sha256 = "0" * 32 + ".dir", "1" * 64
     made = Made(key="k", inputs={"data/prompts": md5, "in.txt": sha256}, upstream={"download": "a"})
@@ -204,8 +208,8 @@ def test_results_are_numbers_by_dotted_names_and_lists_are_steps(
     }
 
 
-def cut_short(folder: Path) -> Tracker:
-    """The run of a training that was interrupted after two steps."""
+def interrupted_training(folder: Path) -> Tracker:
+    """Run a training that is interrupted after two steps, and return its tracker."""
     kept = []
     with suppress(KeyboardInterrupt), child_run("train_dmd", "smoke", folder, {"a": 1}, MADE, folder) as tracker:
         kept.append(tracker)
@@ -215,11 +219,11 @@ def cut_short(folder: Path) -> Tracker:
     return kept[0]
 
 
-def test_a_stage_that_was_cut_short_goes_on_in_its_run_below_the_new_parent(
+def test_an_interrupted_stage_continues_its_run_below_the_new_parent(
     mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     under(monkeypatch, DVC)
-    first = cut_short(tmp_path)
+    first = interrupted_training(tmp_path)
     assert run_of(mlflow_uri, first).info.status == "FAILED"
     under(monkeypatch, FakeProcess(9, DVC.command))
     with child_run("train_dmd", "smoke", tmp_path, {"a": 1}, MADE, tmp_path) as second:
@@ -231,15 +235,15 @@ def test_a_stage_that_was_cut_short_goes_on_in_its_run_below_the_new_parent(
     assert (run.info.status, run.data.tags["mlflow.parentRunId"]) == ("FINISHED", parents["9@1009.00"])
     with child_run("train_dmd", "smoke", tmp_path, {"a": 1}, MADE, tmp_path) as third:
         pass
-    assert third != first, "a stage that finished and is made again has a run of its own"
+    assert third != first, "a finished stage that runs again must have a new run"
 
 
 def test_steps_that_are_repeated_after_a_kill_are_one_row_each(
     mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also those that the first attempt had not sent, and the last values, which the stage reports as results."""
+    """This also holds for rows that were not sent, and for the last values, which the stage reports as results."""
     under(monkeypatch)
-    cut_short(tmp_path)
+    interrupted_training(tmp_path)
     with child_run("train_dmd", "smoke", tmp_path, {"a": 1}, MADE, tmp_path) as tracker:
         for step in (2, 3):
             tracker.log_metrics({"loss": 1 / step, "speed/steps": 9.0}, step)
@@ -251,12 +255,12 @@ def test_steps_that_are_repeated_after_a_kill_are_one_row_each(
 
 
 @pytest.mark.parametrize("how", ["deleted", "gone"])
-def test_a_run_that_somebody_deleted_is_made_anew_with_its_whole_curve(
+def test_a_deleted_run_is_created_again_with_its_complete_curve(
     mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, migrated_database: Path
 ) -> None:
-    """On MLflow's page, or with the whole store."""
+    """The run was deleted on MLflow's page, or with the whole store."""
     under(monkeypatch)
-    tracker = cut_short(tmp_path)
+    tracker = interrupted_training(tmp_path)
     if how == "deleted":
         client(mlflow_uri).delete_run(run_of(mlflow_uri, tracker).info.run_id)
     else:
@@ -266,11 +270,11 @@ def test_a_run_that_somebody_deleted_is_made_anew_with_its_whole_curve(
     assert points(mlflow_uri, tracker, "loss") == [(1, 1.0), (2, 0.5), (3, 0.25)]
 
 
-def test_a_stage_that_goes_on_with_another_store_has_a_run_there(
+def test_a_stage_that_continues_with_another_store_has_a_run_there(
     mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, migrated_database: Path
 ) -> None:
     under(monkeypatch)
-    first = cut_short(tmp_path)
+    first = interrupted_training(tmp_path)
     (tmp_path / "other.db").write_bytes(migrated_database.read_bytes())
     other = mlflow_uri.replace("own.db", "other.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", other)
@@ -280,7 +284,7 @@ def test_a_stage_that_goes_on_with_another_store_has_a_run_there(
     assert run_of(other, second).info.status == "FINISHED"
 
 
-def test_profiles_have_experiments_of_their_own(
+def test_each_profile_has_a_separate_experiment(
     mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     under(monkeypatch)
@@ -305,14 +309,14 @@ def test_git_tags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert git_tags(tmp_path)["git_dirty"] == "true"
 
 
-def test_scores_of_an_item_are_of_the_model_that_was_made_for_it(
+def test_scores_of_an_item_are_linked_to_its_upstream_model(
     mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     under(monkeypatch)
     for key in ("old", "new"):
         made = Made(key=key, inputs={}, upstream={})
         with child_run("train_dmd", "smoke", tmp_path, {}, made, tmp_path) as tracker:
-            for _ in range(2):  # a stage that was killed after it had told
+            for _ in range(2):  # as if the stage was killed after the first call
                 tracker.log_model("dmd", Path("data/checkpoints/dmd"), key)
     made = Made(key="k", inputs={}, upstream={"train_dmd": "old", "download": "d"})
     for stage in ("evaluate@dmd", "evaluate@clips", "report"):
@@ -330,7 +334,7 @@ def api_experiments(api: Any) -> list[str]:
     return [experiment.experiment_id for experiment in api.search_experiments()]
 
 
-def test_a_runs_page_says_what_it_is_made_from_and_the_machine_is_watched(
+def test_a_run_has_a_note_on_its_inputs_and_system_metrics(
     mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     under(monkeypatch)
@@ -352,10 +356,10 @@ def test_a_runs_page_says_what_it_is_made_from_and_the_machine_is_watched(
     assert "dvc repro train_dmd" in run.data.tags["mlflow.note.content"]
 
 
-def test_what_mlflow_refuses_is_a_line_and_the_rest_is_kept(
+def test_a_record_that_mlflow_refuses_prints_one_line_and_the_others_are_kept(
     mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A server that knows no models, and a name that MLflow does not take."""
+    """MLflow refuses models, as an old server does, and a metric of an invalid name."""
     from mlflow.exceptions import MlflowException
     from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND
     from mlflow.tracking import MlflowClient
@@ -379,7 +383,7 @@ def test_what_mlflow_refuses_is_a_line_and_the_rest_is_kept(
     assert [line.split(" of ")[0] for line in said] == ["MLflow refuses model", "MLflow refuses metrics"]
 
 
-def test_a_machine_that_hides_is_a_line(
+def test_a_machine_without_system_metrics_prints_one_line(
     mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from mlflow.system_metrics.metrics import network_monitor

@@ -1,4 +1,4 @@
-"""Keys, locks and publication by rename."""
+"""Keys of stages, locks of work folders, and publication by rename."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from causvid.runtime import files
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A stage, the module it runs, a neutral module, and an input folder."""
+    """Return a project with a stage, a module that it imports, a neutral module, and an input folder."""
     files = {
         "stages/toy.py": "import causvid.verb\nimport causvid.harness.tracking\n",
         "causvid/verb.py": "x = 1\n",
@@ -81,14 +81,14 @@ def test_neutral_and_unrelated_files_do_not_change_the_key(project: Path, name: 
     assert key_of(project) == before
 
 
-def test_a_missing_input_is_not_an_empty_one(project: Path) -> None:
+def test_a_missing_input_and_an_empty_one_have_different_keys(project: Path) -> None:
     absent = key_of(project, inputs=[Path("data/none")])
     (project / "data/none").mkdir()
     assert key_of(project, inputs=[Path("data/none")]) != absent
 
 
-def test_a_known_digest_is_taken_for_the_content(project: Path) -> None:
-    """Gigabytes that DVC has just verified are not read again."""
+def test_a_known_checksum_replaces_reading_the_content(project: Path) -> None:
+    """Large inputs that DVC has just verified are not read again."""
     known = key_of(project, known={"data/in": "aa"})
     assert known != key_of(project)
     (project / "data/in/a").write_text("other")
@@ -96,7 +96,7 @@ def test_a_known_digest_is_taken_for_the_content(project: Path) -> None:
     assert key_of(project, known={"data/in": "bb"}) != known
 
 
-def test_the_work_folder_moves_with_its_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_moves_the_work_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with work.work_folder("toy", "k1", root=tmp_path) as folder:
         assert folder == tmp_path / ".work" / "toy" / "k1"
     monkeypatch.setenv("CAUSVID_WORK_DIR", str(tmp_path / "scratch"))
@@ -104,7 +104,7 @@ def test_the_work_folder_moves_with_its_variable(tmp_path: Path, monkeypatch: py
         assert folder == tmp_path / "scratch" / "toy" / "k1"
 
 
-def test_a_second_process_is_refused_and_a_dead_one_holds_nothing(tmp_path: Path) -> None:
+def test_a_second_process_is_refused_and_a_dead_one_holds_no_lock(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom pathlib import Path\nfrom causvid.harness.work import work_folder\n"
         "with work_folder('toy', 'k', root=Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()\n"
@@ -142,7 +142,7 @@ def make(path: Path, content: str | dict[str, str]) -> Path:
 
 @pytest.mark.parametrize("same_file_system", [True, False])
 @pytest.mark.parametrize("old", [None, "old file", {"stale": "x", "kept": "old"}], ids=["nothing", "file", "folder"])
-def test_publish_replaces_whole(
+def test_publish_replaces_the_target_completely(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: Any, same_file_system: bool
 ) -> None:
     if not same_file_system:
@@ -171,7 +171,7 @@ def test_publish_replaces_whole(
     [("folder", {"a": "new"}), ("folder", "new"), ("file", "new"), ("file", {"a": "new"}), ("nowhere", {"a": "new"}),
      ("link", {"a": "new"})],
 )  # fmt: skip
-def test_f14_publish_replaces_a_link_and_leaves_what_it_leads_to(
+def test_publish_replaces_a_link_and_leaves_its_target_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leads_to: str, new: Any, same_file_system: bool
 ) -> None:
     if not same_file_system:
@@ -190,7 +190,7 @@ def test_f14_publish_replaces_a_link_and_leaves_what_it_leads_to(
     assert [path.name for path in target.parent.iterdir()] == ["raw"]
 
 
-def test_f14_publish_into_a_folder_that_is_a_link(tmp_path: Path) -> None:
+def test_publish_into_a_linked_folder(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "data").symlink_to("elsewhere")
     files.publish(make(tmp_path / "out", {"a": "new"}), tmp_path / "data" / "raw")
@@ -204,19 +204,19 @@ def test_leftovers_of_a_killed_publication_do_not_matter(tmp_path: Path) -> None
     assert not (tmp_path / ".out.publishing").exists()
 
 
-def test_a_failed_publication_leaves_the_old_thing(tmp_path: Path) -> None:
+def test_a_failed_publication_leaves_the_old_result_unchanged(tmp_path: Path) -> None:
     make(tmp_path / "out", {"a": "old"})
     with pytest.raises(OSError, match="nowhere"):
         files.publish(tmp_path / "nowhere", tmp_path / "out")
     assert (tmp_path / "out" / "a").read_text() == "old"
 
 
-def test_another_lock_inside_the_work_is_not_taken_for_ours(tmp_path: Path) -> None:
+def test_a_timeout_of_another_lock_is_not_a_busy_error(tmp_path: Path) -> None:
     with pytest.raises(Timeout), work.work_folder("toy", "k", root=tmp_path):
-        raise Timeout("a model hub's")
+        raise Timeout("lock of a model hub")
 
 
-def test_text_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_text_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "reports" / "metrics.json"
     files.write_text(path, "old")
 

@@ -1,4 +1,4 @@
-"""The laws that training times follow."""
+"""Distributions of the timesteps of training."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def test_the_frames_of_a_block_share_a_choice_and_blocks_do_not() -> None:
     assert (pairs - torch.eye(7)).abs().max() < 0.2
 
 
-def test_the_released_law_of_score_times() -> None:
-    """Released code: shift 8 clamped to [20, 980]; 14 % of draws sit at 980; quartiles 727, 889, 960."""
+def test_score_timesteps_have_the_released_distribution() -> None:
+    """The released code has shift 8, clamped to [20, 980]: 14 % of the draws are 980, the quartiles 727, 889, 960."""
     times = torch.stack([score_timestep(8.0, 20, 980, generator(0, "score", k)) for k in range(4000)])
     assert times.dtype == torch.float64
     assert times.min() >= 20
@@ -39,7 +39,7 @@ def test_the_released_law_of_score_times() -> None:
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_a_batch_has_one_time_in_every_stratum(shift: float) -> None:
+def test_a_batch_has_one_timestep_in_every_stratum(shift: float) -> None:
     times = torch.stack([stratified_timestep(k, 16, shift, generator(1, "t", k)) for k in range(16)])
     sigma = times / 1000
     unshifted = sigma / (shift - (shift - 1) * sigma)
@@ -47,8 +47,8 @@ def test_a_batch_has_one_time_in_every_stratum(shift: float) -> None:
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_every_block_has_one_time_in_every_stratum_and_blocks_are_independent(shift: float) -> None:
-    """Diffusion forcing: over a batch each block covers the schedule, within a sample no block tells another's time."""
+def test_every_block_has_one_timestep_in_every_stratum_and_blocks_are_independent(shift: float) -> None:
+    """Diffusion forcing: over a batch, each block covers the schedule; the blocks of a sample are independent."""
     layout, batch = BlockLayout(frames=6, frames_per_block=2), 512
     times = stratified_block_timesteps(layout, batch, shift, [generator(1, "b", k) for k in range(3)])
     assert (times.shape, times.dtype) == ((batch, 6), torch.float64)
@@ -61,7 +61,7 @@ def test_every_block_has_one_time_in_every_stratum_and_blocks_are_independent(sh
     assert (torch.corrcoef(torch.stack([unshifted[:, 0], torch.arange(batch).double()]))[0, 1]).abs() < 0.15
 
 
-def test_times_come_from_the_generator_alone() -> None:
+def test_timesteps_depend_on_the_generator_only() -> None:
     for law in (
         lambda g: score_timestep(8.0, 20, 980, g),
         lambda g: stratified_timestep(3, 8, 3.0, g),

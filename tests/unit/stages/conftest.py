@@ -1,4 +1,4 @@
-"""A project in which stages run on the toy world, and MLflow keeps nothing."""
+"""A project in which stages run on the toy world without MLflow."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from causvid.harness import stage as stage_module
 
 
 class SilentTracker:
-    """Stands for an MLflow run."""
+    """Stand-in for the tracker of an MLflow run."""
 
     def log_results(self, *_: object) -> None: ...
 
@@ -27,7 +27,7 @@ class SilentTracker:
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The root of a project whose params are of the toy world."""
+    """Return the root of a project with params for the toy world."""
 
     @contextmanager
     def untracked(*_: object) -> Iterator[SilentTracker]:

@@ -1,4 +1,4 @@
-"""Stage checksums: a file for each path of params.yaml, or one sentence before anything runs."""
+"""Stage checksums: one file for each path of params.yaml, or one sentence before any stage runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FILES = (
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project with the smoke profile and a copy of what it names."""
+    """Return a project with the smoke profile and copies of the files that it names."""
     for name in FILES:
         shutil.copytree(ROOT / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
@@ -35,7 +35,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def take(**changes: Any) -> dict[str, str]:
-    """Run the stage on the smoke profile with dotted ``changes``; what it wrote."""
+    """Run the stage on the smoke profile with ``changes``, and return the files that it wrote."""
     yaml = YAML()
     values = yaml.load(PROFILES / "smoke.yaml")
     for dotted, value in changes.items():
@@ -60,7 +60,7 @@ def test_each_path_has_a_file(project: Path) -> None:
 
 
 def rewritten(path: Path) -> None:
-    """Other content of the same size and modification time, in the same inode."""
+    """Change the content, but not the size, the modification time and the inode."""
     times = (path.stat().st_atime_ns, path.stat().st_mtime_ns)
     content = path.read_bytes()
     path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
@@ -68,7 +68,7 @@ def rewritten(path: Path) -> None:
 
 
 def replaced(path: Path) -> None:
-    """The same in another inode."""
+    """Change the content and the inode, but not the size and the modification time."""
     beside = path.with_name(".beside")
     shutil.copy2(path, beside)
     rewritten(beside)
@@ -76,7 +76,7 @@ def replaced(path: Path) -> None:
 
 
 def removed_and_made(path: Path) -> None:
-    """The same, perhaps in an inode that is used again."""
+    """Change the content, but not the size and the modification time; the file system may reuse the inode."""
     content, times = path.read_bytes(), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
     path.unlink()
     path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
@@ -85,7 +85,7 @@ def removed_and_made(path: Path) -> None:
 
 @pytest.mark.parametrize("name", [name for name, rule in PATHS.items() if not rule.counted_by])
 @pytest.mark.parametrize("kind", ["file", "folder"])
-def test_f2_every_change_of_what_a_path_holds_changes_its_file_alone(project: Path, name: str, kind: str) -> None:
+def test_every_change_behind_a_path_changes_only_the_file_of_that_path(project: Path, name: str, kind: str) -> None:
     user = project / "data" / "inputs" / "mine"
     file = user / "sub" / "a.bin" if kind == "folder" else user
     changes = {name.replace(".", "__"): "data/inputs/mine"}
@@ -98,7 +98,7 @@ def test_f2_every_change_of_what_a_path_holds_changes_its_file_alone(project: Pa
     for change in (rewritten, replaced, removed_and_made):
         change(file)
         states.append(take(**changes))
-        change(file)  # the first bit is turned: back to the first content
+        change(file)  # flips the same bit again, which restores the content
     if PATHS[name].may_be_missing:
         shutil.rmtree(user) if kind == "folder" else user.unlink()
         states.append(take(**changes))
@@ -109,7 +109,7 @@ def test_f2_every_change_of_what_a_path_holds_changes_its_file_alone(project: Pa
         assert len({state[other] for state in states}) == 1
 
 
-def test_f2_a_captions_file_outside_of_the_folder_counts(project: Path) -> None:
+def test_a_captions_file_outside_of_the_folder_has_its_own_checksum(project: Path) -> None:
     changes = {"download__folder": "data/inputs/mine", "download__captions": "data/inputs/mine.json"}
     without = take(**changes)
     (project / "data" / "inputs" / "mine.json").write_text('{"a.mp4": "the first"}')
@@ -120,7 +120,7 @@ def test_f2_a_captions_file_outside_of_the_folder_counts(project: Path) -> None:
     assert len({found["download.folder"] for found in (without, first, second)}) == 1
 
 
-def test_a_file_that_stays_the_same_is_not_touched(project: Path) -> None:
+def test_an_unchanged_checksum_file_is_not_written(project: Path) -> None:
     take()
     before = {file.name: file.stat().st_mtime_ns for file in Path("data/checksums").iterdir()}
     take(download__captions="elsewhere.json")
@@ -136,12 +136,12 @@ def test_a_file_that_stays_the_same_is_not_touched(project: Path) -> None:
         ({"evaluate__feature_vae": "nowhere"}, "evaluate.feature_vae is nowhere, which does not exist"),
     ],
 )
-def test_what_cannot_work_is_one_sentence(project: Path, changes: dict[str, Any], message: str) -> None:
+def test_invalid_params_are_one_sentence(project: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(SystemExit, match=f"^checksums: .*{message}"):
         take(**changes)
 
 
-def test_data_on_another_disk_is_one_sentence(project: Path) -> None:
+def test_a_data_folder_that_is_a_link_is_one_sentence(project: Path) -> None:
     (project / "data").rename(project / "disk")
     (project / "data").symlink_to("disk")
     with pytest.raises(SystemExit, match="^checksums: data is a link to disk"):

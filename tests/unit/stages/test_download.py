@@ -23,7 +23,7 @@ from tests.unit.data.source_files import real_clips
 
 @pytest.fixture(autouse=True)
 def _no_tracking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody keeps the runs, and unfinished work stays in the test's folder."""
+    """Disable tracking, and keep unfinished work in the folder of the test."""
 
     @contextmanager
     def child_run(*_: object) -> Iterator[SimpleNamespace]:
@@ -34,7 +34,7 @@ def _no_tracking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _run(tmp_path: Path, **changes: Any) -> dict[str, Any]:
-    """Run the stage on the smoke profile with dotted ``changes``; its metrics."""
+    """Run the stage on the smoke profile with ``changes``, and return its metrics."""
     yaml = YAML()
     values = yaml.load(Path("profiles/smoke.yaml"))
     for dotted, value in changes.items():
@@ -74,7 +74,7 @@ def test_a_folder_of_real_clips(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("broken", ["half \ud83d", "\udc00", "byte \udcff"])
-def test_f10_a_caption_that_utf8_cannot_hold_is_counted_and_the_others_go_on(tmp_path: Path, broken: str) -> None:
+def test_a_caption_that_utf8_cannot_hold_is_counted_and_the_others_are_used(tmp_path: Path, broken: str) -> None:
     captions = {path.name: f"a clip named {path.stem}" for path in real_clips().glob("*.mp4")}
     first = min(captions)
     (tmp_path / "captions.json").write_text(json.dumps(captions | {first: broken}))
@@ -88,7 +88,7 @@ def test_f10_a_caption_that_utf8_cannot_hold_is_counted_and_the_others_go_on(tmp
     assert first not in {row["source"] for row in manifest.read_manifest(tmp_path / "raw")}
 
 
-def test_a_second_run_replaces_the_first_whole(tmp_path: Path) -> None:
+def test_a_second_run_replaces_the_first_completely(tmp_path: Path) -> None:
     _run(tmp_path, download__toy_world_clips=3)
     (tmp_path / "raw" / "leftover").touch()
     _run(tmp_path, download__toy_world_clips=2)
@@ -104,7 +104,7 @@ def test_a_second_run_replaces_the_first_whole(tmp_path: Path) -> None:
         ({"download__toy_world_clips": 0}, "download.toy_world_clips is 0; it must be at least 1"),
     ],
 )
-def test_what_cannot_work_is_one_sentence_and_leaves_nothing(
+def test_invalid_params_are_one_sentence_and_nothing_is_written(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(SystemExit, match=f"download: .*{message}"):
@@ -119,7 +119,7 @@ def test_an_empty_folder_is_one_sentence(tmp_path: Path) -> None:
         _run(tmp_path, download__source="folder", download__folder=str(tmp_path / "mine"))
 
 
-def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_one_sentence_and_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 

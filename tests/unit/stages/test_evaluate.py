@@ -1,3 +1,5 @@
+"""Stage evaluate: from a folder of videos to its scores, or one sentence."""
+
 from __future__ import annotations
 
 import json
@@ -23,10 +25,10 @@ VIDEO = VideoShape(height=32, width=32, frames=9, fps=8)
 
 class NoTracker:
     def log_results(self, results: dict[str, Any]) -> None:
-        """Nothing is tracked here."""
+        """Discard the results."""
 
     def log_metrics(self, metrics: dict[str, float]) -> None:
-        """Nothing here either."""
+        """Discard the metrics."""
 
 
 @contextmanager
@@ -49,7 +51,7 @@ def write_folder(folder: Path, count: int, *, first: int = 0, frames: int = VIDE
 
 @pytest.fixture
 def run(tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
-    """Runs the stage on a folder, in a project of its own with twenty evaluation samples and no VBench."""
+    """Return a function that runs the stage on a folder, in a separate project with 20 samples and without VBench."""
     for name in ("stages", "causvid", "requirements"):
         (tmp_path / name).symlink_to(params.ROOT / name)
     monkeypatch.chdir(tmp_path)
@@ -90,7 +92,7 @@ def test_real_clips_set_the_ceiling_and_the_floors(tmp_path: Path, run: Callable
     assert [block["velocity"] for block in found["judge"]["blocks"]] == [None, 1, 1]
     assert found["table4"]["text"] == 100
     assert found["table4"]["temporal"] > 95
-    assert found["table4"]["diversity"] is None  # no caption comes twice
+    assert found["table4"]["diversity"] is None  # every caption appears once
     low, high = found["frechet_interval"]
     assert 0 <= low < found["frechet_distance"] < high  # the reference has other starts
     assert found["frechet_note"] is None
@@ -104,7 +106,7 @@ def test_real_clips_set_the_ceiling_and_the_floors(tmp_path: Path, run: Callable
 
 
 def test_samples_are_compared_with_their_captions_rendered(tmp_path: Path, run: Callable[..., dict[str, Any]]) -> None:
-    write_folder(tmp_path / "clips", 1)  # nothing is taken from them but their length
+    write_folder(tmp_path / "clips", 1)  # only the length of these clips is used
     write_folder(tmp_path / "samples", 24, first=40)
     write_folder(tmp_path / "dim", 24, first=40, dim=0.5)
     write_folder(tmp_path / "dim" / "rollouts", 2, frames=3 * VIDEO.frames)
@@ -125,7 +127,9 @@ def test_other_sources_are_compared_with_other_real_clips(tmp_path: Path, run: C
     assert found["frechet_distance"] > 0
 
 
-def test_captions_of_another_world_are_scored_without_judge(tmp_path: Path, run: Callable[..., dict[str, Any]]) -> None:
+def test_captions_that_are_not_of_the_toy_world_are_scored_without_the_judge(
+    tmp_path: Path, run: Callable[..., dict[str, Any]]
+) -> None:
     write_folder(tmp_path / "clips", 40)
     write_folder(tmp_path / "samples", 20)
     rows = [{**row, "caption": "a dog"} for row in read_manifest(tmp_path / "samples")]
@@ -137,7 +141,7 @@ def test_captions_of_another_world_are_scored_without_judge(tmp_path: Path, run:
 
 
 @pytest.mark.parametrize(("source", "scored"), [("toy_world", 6), ("folder", 3)])
-def test_few_clips_are_scored_without_a_distance(
+def test_too_few_clips_are_scored_without_a_frechet_distance(
     tmp_path: Path, run: Callable[..., dict[str, Any]], source: str, scored: int
 ) -> None:
     write_folder(tmp_path / "clips", 6)
@@ -147,7 +151,7 @@ def test_few_clips_are_scored_without_a_distance(
     assert f"{scored} of 20 videos" in found["frechet_note"]
 
 
-def test_a_single_clip_is_no_trouble(tmp_path: Path, run: Callable[..., dict[str, Any]]) -> None:
+def test_a_single_clip_can_be_scored(tmp_path: Path, run: Callable[..., dict[str, Any]]) -> None:
     write_folder(tmp_path / "clips", 1)
     for source in ("toy_world", "folder"):
         assert run("clips", source=source)["n"] == 1
@@ -159,7 +163,7 @@ def test_a_missing_feature_network_ends_with_one_sentence(tmp_path: Path, run: C
         run("clips", vae=Path("nowhere"))
 
 
-def test_same_inputs_same_bytes(tmp_path: Path, run: Callable[..., dict[str, Any]]) -> None:
+def test_the_same_inputs_give_the_same_bytes(tmp_path: Path, run: Callable[..., dict[str, Any]]) -> None:
     write_folder(tmp_path / "clips", 6)
     run("clips")
     first = Path("reports/evaluate/x.json").read_bytes()

@@ -1,4 +1,4 @@
-"""Stages that load a trained model go by its record, and stop where params say something else."""
+"""Stages that load a trained model use its training record, and stop if params have another value."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MAINS = {
 
 @pytest.fixture
 def data(project: Path, world: Path, vae_config: dict[str, Any], transformer_config: dict[str, Any]) -> Path:
-    """data/ of the project with a finished teacher and two finished students."""
+    """Return the data folder of a project with a trained teacher and two trained students."""
     folder = project / "data"
     for name, source in (("vae", "vae"), ("teacher", "teacher"), ("ode_init", "student"), ("dmd", "student")):
         shutil.copytree(world / source, folder / "checkpoints" / name)
@@ -49,7 +49,7 @@ def data(project: Path, world: Path, vae_config: dict[str, Any], transformer_con
 
 
 def write_params(project: Path, **changes: Any) -> None:
-    """Change entries of params.yaml: ``video__fps=4``."""
+    """Change entries of params.yaml, for example ``video__fps=4``."""
     values = YAML(typ="safe").load(project / "params.yaml")
     for dotted, value in changes.items():
         *path, last = dotted.split("__")
@@ -61,7 +61,7 @@ def write_params(project: Path, **changes: Any) -> None:
 
 
 def run(stage: str, data: Path) -> Result:
-    """The stage by itself; sample is of the student in dmd."""
+    """Run one stage. The stage sample samples the student in checkpoints/dmd."""
     models = data / "checkpoints"
     paths = {
         "train_teacher": {"latents": data / "lmdb/latents", "vae": models / "vae"},
@@ -84,7 +84,7 @@ def run(stage: str, data: Path) -> Result:
 
 
 @pytest.mark.parametrize("stage", MAINS)
-def test_f5_params_of_the_training_pass(stage: str, data: Path) -> None:
+def test_a_stage_runs_with_the_params_of_the_training(stage: str, data: Path) -> None:
     done = run(stage, data)
     assert done.exit_code == 0, done.output
     if stage.startswith("train"):
@@ -107,7 +107,7 @@ def test_f5_params_of_the_training_pass(stage: str, data: Path) -> None:
         ({"model__precision": "bfloat16"}, "model.precision float32, not bfloat16"),
     ],
 )
-def test_f5_a_sampled_student_is_refused_where_params_differ(data: Path, change: dict[str, Any], said: str) -> None:
+def test_a_sampled_student_is_refused_if_params_differ(data: Path, change: dict[str, Any], said: str) -> None:
     write_params(data.parent, **change)
     done = run("sample", data)
     assert done.exit_code == 1
@@ -134,7 +134,7 @@ def test_f5_a_sampled_student_is_refused_where_params_differ(data: Path, change:
         ("sample", "dmd", replace(STUDENT, text_tokens=20), "model.text_tokens 20, not 4"),
     ],
 )  # fmt: skip
-def test_f5_every_stage_refuses_a_model_of_another_training(
+def test_every_stage_refuses_a_model_of_another_training(
     data: Path, stage: str, model: str, record: TrainingRecord, said: str
 ) -> None:
     folder = data / "checkpoints" / model
@@ -153,7 +153,7 @@ def test_f5_every_stage_refuses_a_model_of_another_training(
         ("generate_ode_pairs", "teacher"), ("measure_latency", "teacher"), ("measure_latency", "dmd"),
     ],
 )  # fmt: skip
-def test_f5_a_model_of_before_there_were_records_is_refused(data: Path, stage: str, model: str) -> None:
+def test_a_model_without_a_record_is_refused(data: Path, stage: str, model: str) -> None:
     (data / "checkpoints" / model / FILE).unlink()
     done = run(stage, data)
     makers = {"teacher": "train_teacher", "ode_init": "train_ode_init", "dmd": "train_dmd"}
@@ -165,8 +165,8 @@ def test_f5_a_model_of_before_there_were_records_is_refused(data: Path, stage: s
 
 
 @pytest.mark.parametrize("stage", ["sample", "measure_latency", "generate_ode_pairs", "train_ode_init", "train_dmd"])
-def test_f5_a_model_beside_another_vae_is_refused(data: Path, stage: str) -> None:
-    """The VAE of another run, left in data/checkpoints: its shapes are the same."""
+def test_a_model_beside_another_vae_is_refused(data: Path, stage: str) -> None:
+    """data/checkpoints has the VAE of another run, with weights of the same shapes."""
     path = data / "checkpoints" / "vae" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "latents_mean": [0.25] * 4}))
     done = run(stage, data)
@@ -174,7 +174,7 @@ def test_f5_a_model_beside_another_vae_is_refused(data: Path, stage: str) -> Non
     assert "was trained on latents of another VAE" in done.output
 
 
-def test_f5_prompts_of_another_length_are_refused(data: Path) -> None:
+def test_prompts_of_another_length_are_refused(data: Path) -> None:
     path = data / "prompts" / INDEX
     path.write_text(json.dumps({**json.loads(path.read_text()), "tokens": 9}))
     for stage in ("sample", "train_dmd", "generate_ode_pairs"):
@@ -183,7 +183,7 @@ def test_f5_prompts_of_another_length_are_refused(data: Path) -> None:
         assert "model.text_tokens 4, not 9" in done.output
 
 
-def test_f5_a_causal_teacher_has_blocks_of_its_own(data: Path, world: Path) -> None:
+def test_a_causal_teacher_may_have_other_blocks(data: Path, world: Path) -> None:
     shutil.rmtree(data / "checkpoints" / "teacher")
     shutil.copytree(world / "causal_teacher", data / "checkpoints" / "teacher")
     for stage in ("train_dmd", "measure_latency"):
@@ -191,14 +191,14 @@ def test_f5_a_causal_teacher_has_blocks_of_its_own(data: Path, world: Path) -> N
         assert done.exit_code == 0, done.output
 
 
-def test_f5_a_teacher_s_solver_is_chosen_when_it_samples(data: Path) -> None:
-    """Its few steps, solver steps and context are no fact of its training, and another number is no difference."""
+def test_a_teacher_can_be_sampled_with_any_solver_settings(data: Path) -> None:
+    """The record of a teacher does not include denoising timesteps, solver steps and context timestep."""
     write_params(data.parent, schedule={**asdict(SCHEDULE), "denoising_timesteps": [1000, 900], "context_timestep": 10})
     assert run("generate_ode_pairs", data).exit_code == 0
 
 
-def test_f3_a_stage_takes_models_by_links(data: Path) -> None:
-    """Each file as 'dvc add' with linked caches leaves it, then each folder."""
+def test_a_stage_follows_links_to_models(data: Path) -> None:
+    """First each file is a link, as with a linked cache of DVC, then each folder."""
     for number, file in enumerate(path for path in data.rglob("*") if path.is_file()):
         blob = data.parent / "cache" / f"{number:04d}"
         blob.parent.mkdir(exist_ok=True)

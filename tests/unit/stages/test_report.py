@@ -1,4 +1,4 @@
-"""Stage report: from a finished run's files to the page, the Markdown and the figures."""
+"""Stage report: from the files of a finished run to the page, the Markdown and the figures."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def run(*extra: str) -> tuple[int, str]:
 
 @pytest.fixture
 def kept() -> list[tuple[str, str]]:
-    """What the stage gave to its MLflow run: folder and name."""
+    """Return the list of artifacts that the stage logs, as pairs of folder and name."""
     return []
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: list[tuple[str, str]]) -> Path:
-    """An empty run: params and published numbers only, and nobody who keeps its runs."""
+    """Return a project with params and published numbers only, in which tracking is disabled."""
 
     @contextmanager
     def no_tracking(*_: object) -> Iterator[SimpleNamespace]:
@@ -58,8 +58,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: list[tuple[st
     return tmp_path
 
 
-def test_everything_is_published_and_counted(project: Path, kept: list[tuple[str, str]]) -> None:
-    """With one measured stage: its numbers appear, the rest is not measured, a second run replaces the first."""
+def test_all_files_are_published_and_metrics_count_them(project: Path, kept: list[tuple[str, str]]) -> None:
+    """With one finished stage, its numbers appear, others are "not measured", and a second run replaces the first."""
     latency = {"device": "CPU", "teacher": {"first_frame_s": 4.0}, "ratio": {"first_frame": 8.0, "fps": 2.0}}
     (project / "reports/measure_latency").mkdir()
     path = project / "reports/measure_latency/metrics.json"
@@ -81,7 +81,7 @@ def test_everything_is_published_and_counted(project: Path, kept: list[tuple[str
     assert json.loads((project / "reports/report/metrics.json").read_text())["key"] != metrics["key"]
 
 
-def test_a_wrong_published_file_stops_the_stage_with_a_sentence(project: Path) -> None:
+def test_an_invalid_file_of_published_numbers_is_one_sentence(project: Path) -> None:
     """The message names the file and the field; nothing is published."""
     (project / "published.yaml").write_text("sources: {}\nlatency: []\nquality: []\n")
     code, message = run()

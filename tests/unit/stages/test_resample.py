@@ -21,7 +21,7 @@ from tests.unit.data.source_files import gray_frames, write_source
 
 @pytest.fixture(autouse=True)
 def _no_tracking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody keeps the runs, and unfinished work stays in the test's folder."""
+    """Disable tracking, and keep unfinished work in the folder of the test."""
 
     @contextmanager
     def child_run(*_: object) -> Iterator[SimpleNamespace]:
@@ -33,7 +33,7 @@ def _no_tracking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
-    """Three videos: 16:9, square, and too short for the smoke profile's 21 frames."""
+    """Return a folder with three videos: one wide, one square, one too short for the smoke profile's 21 frames."""
     folder = tmp_path / "raw"
     (folder / "videos").mkdir(parents=True)
     rows = []
@@ -67,7 +67,7 @@ def _run(tmp_path: Path, **changes: Any) -> dict[str, Any]:
         ("squeeze", ["square.mp4"], {"wide.mp4": "wrong_aspect", "short.mp4": "too_short"}),
     ],
 )
-def test_each_source_is_kept_or_has_a_reason(
+def test_each_source_video_becomes_a_clip_or_has_a_reason(
     tmp_path: Path, raw: Path, aspect: str, kept: list[str], codes: dict[str, str]
 ) -> None:
     metrics = _run(tmp_path, aspect=aspect)
@@ -81,7 +81,7 @@ def test_each_source_is_kept_or_has_a_reason(
         assert read_frames(tmp_path / "clips" / row["path"]).shape == (21, 32, 32, 3)
 
 
-def test_nothing_usable_is_one_sentence(tmp_path: Path, raw: Path) -> None:
+def test_no_usable_video_is_one_sentence(tmp_path: Path, raw: Path) -> None:
     rows = manifest.read_manifest(raw)
     manifest.write_rows(raw / manifest.NAME, [row for row in rows if row["source"] == "short.mp4"])
     with pytest.raises(SystemExit, match=r"resample: none of the 1 videos .* too_short .* needs 21"):
@@ -89,6 +89,6 @@ def test_nothing_usable_is_one_sentence(tmp_path: Path, raw: Path) -> None:
     assert not (tmp_path / "clips").exists()
 
 
-def test_another_aspect_rule_is_named(tmp_path: Path, raw: Path) -> None:
+def test_an_unknown_aspect_rule_is_named(tmp_path: Path, raw: Path) -> None:
     with pytest.raises(SystemExit, match=r"resample\.aspect.*'crop' or 'squeeze'.*stretch"):
         _run(tmp_path, aspect="stretch")

@@ -1,4 +1,4 @@
-"""Stage sample: how many steps a model makes is said on the command line, and whether it rolls out by its kind."""
+"""Stage sample: an option selects few or many steps, and only causal models make rollouts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def run(world: Path, model: str, steps: str, name: str) -> Result:
     return CliRunner().invoke(app, [word for key, value in options.items() for word in (f"--{key}", str(value))])
 
 
-def test_a_causal_model_is_sampled_in_few_steps_or_many(project: Path, world: Path) -> None:
+def test_a_causal_model_can_be_sampled_with_few_or_many_steps(project: Path, world: Path) -> None:
     for steps, model in (("few", "student"), ("many", "causal_teacher")):
         done = run(world, model, steps, steps)
         assert done.exit_code == 0, done.output

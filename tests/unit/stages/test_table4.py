@@ -29,7 +29,7 @@ def run(inputs: str, out: str) -> tuple[int, str]:
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two seeds of every row trained on data, the second one a little better, and nobody who keeps the stage's runs."""
+    """Return a project with scores of two seeds for every row with inputs data; the second seed is slightly better."""
 
     @contextmanager
     def no_tracking(*_: object) -> Iterator[SimpleNamespace]:
@@ -52,7 +52,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_result_says_what_it_was_made_of(project: Path) -> None:
+def test_the_result_has_its_settings_and_means_over_seeds(project: Path) -> None:
     assert run("data", "reports/ablate/table4_data.json") == (0, "None")
     made = json.loads((project / "reports/ablate/table4_data.json").read_text())
     assert (made["profile"], made["inputs"], made["seeds"], made["videos"]) == ("smoke", "data", 2, 8)
@@ -62,7 +62,7 @@ def test_the_result_says_what_it_was_made_of(project: Path) -> None:
     assert len(made["key"]) == 16
 
 
-def test_students_that_were_not_scored_stop_it_with_a_sentence(project: Path) -> None:
+def test_a_missing_score_is_one_sentence(project: Path) -> None:
     code, message = run("rollout", "reports/ablate/table4.json")
     assert code == 1
     assert "-rollout/4.json is missing; 'make ablation' makes it" in message

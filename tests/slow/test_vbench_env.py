@@ -60,5 +60,5 @@ def test_tiny_clips_of_ours_are_scored_together(tmp_path: Path) -> None:
     found = score(tmp_path, names, tmp_path / "log", "imaging_quality")
     assert found["scores"] == {"temporal_flickering": pytest.approx(mean, abs=2e-3)}  # two decoders' colours
     assert found["skipped"] == {
-        "imaging_quality": "wants pyiqa_model/musiq_spaq_ckpt-358bb6af.pth in evaluate.vbench_weights"
+        "imaging_quality": "evaluate.vbench_weights lacks pyiqa_model/musiq_spaq_ckpt-358bb6af.pth"
     }

@@ -80,14 +80,15 @@ def test_captions_and_tables_are_text(content: Content, captions: dict[str, str]
     assert captions["00001"] in reader.text
     for words in ("16.0 times sooner", "published, not measured here", "Table 3", "wants clip.pt", "28.6", "too short"):
         assert words in reader.text
-    assert "4 (1000, 750, 500, 250)" in reader.text
+    assert "in 4 steps (timesteps 1000, 750, 500, 250)" in reader.text
 
 
 def test_where_the_student_is_behind_is_said_in_words(content: Content, collect: Collect, tmp_path: Path) -> None:
     said = (
-        "By the analytic judge the student is as right as its teacher (within 0.03) in background, shape, motion; "
-        "behind it in colour (0.600, 0.800), velocity (0.350, 0.550); its Fréchet distance 1.00 times the teacher's. "
-        "By block of a clip, as they are made, its velocity is 0.10, 0.88."
+        "According to the analytic judge, the student scores at most 0.03 below its teacher in background, shape, "
+        "motion, and more than 0.03 below its teacher in colour (0.600, teacher 0.800), velocity (0.350, teacher 0.550). "
+        "The Fréchet distance of the student is 1.00 times that of its teacher. The velocity scores of the blocks of a "
+        "clip, from first to last, are 0.10, 0.88."
     )
     assert content.standing == said
     assert said in read(content, tmp_path / "figures").text
@@ -113,7 +114,7 @@ def test_an_empty_run_says_not_measured(collect: Collect, tmp_path: Path) -> Non
     assert content.videos_shown == 0
     assert "The speed of teacher and student was not measured." in reader.text
     waiting = ("Samples: not measured.", "Rollouts: not measured.", "Curves: not measured.", "Figure 4: not run.")
-    for words in (*waiting, "Ours was not run: 'make ablation'."):
+    for words in (*waiting, "Columns on the left: not run; run 'make ablation'."):
         assert words in reader.text
 
 
@@ -191,4 +192,4 @@ def test_figures_are_written_without_rollouts_too(
 def test_the_setting_is_told_from_the_schedule(content: Content) -> None:
     """Numbers of the sentence come from the params."""
     assert "whole clip in 20 steps" in content.facts
-    assert "5 frames, 32x32 pixels at 8 a second" in content.facts
+    assert "5 frames, 32x32 pixels at 8 frames per second" in content.facts

@@ -65,5 +65,5 @@ def test_the_result_says_what_it_was_made_of(project: Path) -> None:
 def test_students_that_were_not_scored_stop_it_with_a_sentence(project: Path) -> None:
     code, message = run("rollout", "reports/ablate/table4.json")
     assert code == 1
-    assert "-rollout/4.json is missing; 'make ablation' makes it" in message
+    assert "-rollout/4.json is missing; run 'make ablation'" in message
     assert not (project / "reports").exists()

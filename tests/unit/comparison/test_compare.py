@@ -116,9 +116,9 @@ def test_two_items_of_a_matrix_stand_in_one_row(api: Any, two: tuple[str, str], 
 
 def test_what_names_no_run_is_said(api: Any, two: tuple[str, str], tmp_path: Path) -> None:
     for wanted, said in (
-        ("causvid/other", "no experiment .there are: Default, causvid/toy. and no filter"),
-        ("0" * 32, "is no id of a run"),
-        ("tags.key = 'nobody'", "no run fits"),
+        ("causvid/other", "nor an experiment .known: Default, causvid/toy., nor a valid MLflow filter"),
+        ("0" * 32, "is neither a run id"),
+        ("tags.key = 'nobody'", "matches no run"),
     ):
         with pytest.raises(ValueError, match=said):
             runs.collect(api, [wanted])
@@ -127,7 +127,7 @@ def test_what_names_no_run_is_said(api: Any, two: tuple[str, str], tmp_path: Pat
         runs.collect(api, [empty])
     for _ in range(runs.LIMIT):
         api.create_run("1", tags={"many": "yes"})
-    with pytest.raises(ValueError, match="10 runs fit .* at most 8 are compared"):
+    with pytest.raises(ValueError, match="10 runs match .*; name at most 8 runs"):
         runs.collect(api, ["tags.many = 'yes'", *two])
 
 
@@ -229,5 +229,5 @@ def test_the_command(
     published = params.ROOT / "data/inputs/published.yaml"
     compare.main(["causvid/toy"], tmp_path / "page", published)
     assert capsys.readouterr().out == f"{tmp_path}/page/index.html: 2 runs\n"
-    with pytest.raises(SystemExit, match="compare: 'nothing' is no id"):
+    with pytest.raises(SystemExit, match="compare: 'nothing' is neither a run id"):
         compare.main(["nothing"], tmp_path / "page", published)

@@ -137,13 +137,12 @@ def quality(results: Results) -> Table:
         rows=tuple(rows),
         note="The analytic judge scores only videos with captions of the toy world. Colour, background, shape and "
         "motion are shares of the videos that agree with their captions; velocity is a share of the steps between "
-        "frames. "
-        "PSNR compares each frame with the ideal frame of the caption, with the object at its measured position "
-        "(frame) or at the position of the true motion (motion). Temporal, frame, text and diversity are the columns "
-        "of Table 4, out of 100. For size flicker and Fréchet distance (with its 95 % interval), lower is better; "
-        "compare distances of equal n only. Flicker is the mean change between consecutive frames, including motion, "
-        "and should be close to that of the real clips. VAE reconstructions are the ceiling of all models here. The "
-        f"floors are corrupted real clips. PSNR of complete held-out clips through the VAE, in dB: {psnr}.",
+        "frames. PSNR compares each frame with the ideal frame of the caption, with the object at its measured "
+        "position (frame) or at the position of the true motion (motion). Temporal, frame, text and diversity are the "
+        "columns of Table 4, out of 100. For size flicker and Fréchet distance (with its 95 % interval), lower is "
+        "better; compare distances of equal n only. Flicker is the mean change between consecutive frames, including "
+        "motion, and should be close to that of the real clips. VAE reconstructions are the ceiling of all models "
+        f"here. The floors are corrupted real clips. PSNR of complete held-out clips through the VAE, in dB: {psnr}.",
     )
 
 

@@ -166,7 +166,7 @@ def test_a_bidirectional_student_makes_the_whole_clip_in_its_few_steps(
     assert not np.array_equal(whole, blocks)
     long = toys.run("released", tmp_path / "long", *options, "--seconds", "4")
     assert long.exit_code == 1
-    assert "--seconds is 4.0, 32 frames at 8 fps; a bidirectional student makes 13 at most" in long.output
+    assert "--seconds is 4.0, 32 frames at 8 fps; a bidirectional student generates at most 13 frames" in long.output
     mixed = toys.run("released", tmp_path / "causal", *options)
     assert "holds videos made with frames_per_block 2, not None" in mixed.output
 
@@ -181,7 +181,7 @@ def test_a_length_in_seconds(toys: Toys, tmp_path: Path, seconds: str, frames: i
 def test_no_length_is_refused(toys: Toys, tmp_path: Path, seconds: str) -> None:
     done = toys.run("ours", tmp_path / "out", "--prompt", PROMPTS[0], "--seconds", seconds)
     assert (done.exit_code, (tmp_path / "out").exists()) == (1, False)
-    assert "at 8 fps it must be 0.125 at least, one frame" in done.output
+    assert "at 8 fps it must be at least 0.125, one frame" in done.output
 
 
 def test_other_sizes_rates_and_seeds(toys: Toys, tmp_path: Path) -> None:
@@ -224,11 +224,11 @@ def test_a_half_done_file_of_prompts_goes_on(toys: Toys, prompts: Path, tmp_path
     whole, index = contents(out), (out / "videos.json").read_bytes()
     (out / "00001-seed0.mp4").write_bytes(b"")  # what a power cut may leave
     kept = (out / "00000-seed0.mp4").stat().st_mtime_ns
-    assert "2 videos, 1 of them made now" in toys.run("ours", out, "--prompts", str(prompts)).output
+    assert "2 videos, 1 of them new" in toys.run("ours", out, "--prompts", str(prompts)).output
     assert (contents(out), (out / "videos.json").read_bytes()) == (whole, index)
     assert (out / "00000-seed0.mp4").stat().st_mtime_ns == kept
     prompts.write_text("\n".join([*PROMPTS, "a blue ball"]), encoding="utf-8")
-    assert "3 videos, 1 of them made now" in toys.run("ours", out, "--prompts", str(prompts)).output
+    assert "3 videos, 1 of them new" in toys.run("ours", out, "--prompts", str(prompts)).output
 
 
 def test_a_video_that_was_killed_before_it_was_noted_is_made_again(toys: Toys, tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_two_processes_do_not_write_into_one_folder(toys: Toys, tmp_path: Path) 
     with FileLock(tmp_path / ".lock"):
         done = toys.run("ours", tmp_path, "--prompt", PROMPTS[0])
     assert done.exit_code == 1
-    assert f"another process writes into {tmp_path}" in done.output
+    assert f"another process is writing into {tmp_path}" in done.output
 
 
 # --- long videos ------------------------------------------------------------------------------------------------------
@@ -330,7 +330,7 @@ def test_f16_a_run_that_stops_in_a_video_goes_on(
     assert {path.name for path in out.iterdir()} - {".lock"} == {"00000-seed0.mp4", "videos.json"}
     assert list(json.loads((out / "videos.json").read_text())["videos"]) == ["00000-seed0.mp4"]
     (out / ".00001-seed0.mp4.tmp-1").write_bytes(b"of a killed process")
-    assert "2 videos, 1 of them made now" in toys.run("diffusers", out, *long).output
+    assert "2 videos, 1 of them new" in toys.run("diffusers", out, *long).output
     assert contents(out) == contents(tmp_path / "whole")
 
 
@@ -435,8 +435,8 @@ def test_f17_what_is_repeated_is_made_once(
     done = toys.run("diffusers", tmp_path / "out", *options)
     assert list(contents(tmp_path / "out")) == [f"{name}.mp4" for name in names]
     repeated = len(lines) - len({line.strip() for line in lines})
-    assert f"2 videos, 2 of them made now; {tmp_path / 'out' / 'videos.json'} lists" in done.output
-    assert f"Lines that repeat a prompt: {repeated}, not made again." in done.output
+    assert f"2 videos, 2 of them new; {tmp_path / 'out' / 'videos.json'} lists" in done.output
+    assert f"{repeated} lines repeat a prompt and were ignored." in done.output
 
 
 @pytest.mark.parametrize(
@@ -466,7 +466,7 @@ def test_f17_a_folder_can_be_extended_in_any_order(
     toys.make("diffusers", tmp_path / "fresh", *write_lines(tmp_path / "prompts", *sorted(numbers)))
     assert shown(out) == shown(tmp_path / "fresh")
     assert (
-        f"{len(before)} videos, 0 of them made now"
+        f"{len(before)} videos, 0 of them new"
         in toys.run("diffusers", out, *write_lines(tmp_path / "prompts", *before)).output
     )
 
@@ -533,7 +533,7 @@ def test_what_is_no_checkpoint_is_said(toys: Toys, tmp_path: Path) -> None:
     for checkpoint, said in (
         (tmp_path / "nothing", "it must be a folder with config.json (trained here), a released model.pt, or"),
         (tmp_path / "model.pt", "needs one Wan2.1 folder beside it (found: none); name it with --wan-folder"),
-        (tmp_path / "alone", f"needs {tmp_path / 'vae'} beside it, which the stage train_vae makes"),
+        (tmp_path / "alone", f"needs {tmp_path / 'vae'} beside it, which the stage train_vae writes"),
     ):
         options = ["--prompt", "x", "--out", str(tmp_path / "out"), "--params", str(toys.root / "params.yaml")]
         done = CliRunner().invoke(app, ["generate", "--checkpoint", str(checkpoint), *options])
@@ -564,14 +564,14 @@ def test_a_teacher_is_no_few_step_student(toys: Toys, transformer_config: dict[s
     done = CliRunner().invoke(app, ["generate", "--checkpoint", str(teacher), *options])
     assert "was trained for many steps (teacher: many, student: few), not for few" in done.output
     done = CliRunner().invoke(app, ["generate", "--checkpoint", str(elsewhere), *options])
-    assert "has frames_per_block None (None = bidirectional); " in done.output
-    assert "it is no student of that run" in done.output
+    assert "has frames_per_block None (None = bidirectional), but " in done.output
+    assert "use the params file with which the student was trained" in done.output
     plain = tmp_path / "plain"
     plain.mkdir()
     (plain / "model_index.json").write_text(json.dumps({"_class_name": "WanPipeline"}))
     done = CliRunner().invoke(app, ["generate", "--checkpoint", str(plain), *options])
-    assert "holds a WanPipeline without shift, " in done.output
-    assert "no few-step student" in done.output
+    assert "holds a WanPipeline whose model_index.json lacks shift, " in done.output
+    assert "give a few-step student" in done.output
     (plain / "model_index.json").write_text("{")
     assert (
         "plain/model_index.json is damaged"
@@ -627,8 +627,8 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on(
         patch.setattr(videos, "write_video", full)
         done = toys.run("ours", tmp_path, "--prompts", str(prompts))
     assert done.exit_code == 1
-    assert f"--out {tmp_path} cannot be written into (" in done.output
-    assert "2 videos, 2 of them made now" in toys.run("ours", tmp_path, "--prompts", str(prompts)).output
+    assert f"--out is {tmp_path}, which cannot be written into (" in done.output
+    assert "2 videos, 2 of them new" in toys.run("ours", tmp_path, "--prompts", str(prompts)).output
 
 
 def test_models_of_different_runs_are_refused(toys: Toys, transformer_config: dict[str, Any], tmp_path: Path) -> None:
@@ -639,7 +639,8 @@ def test_models_of_different_runs_are_refused(toys: Toys, transformer_config: di
         app, ["generate", "--checkpoint", str(folder), "--prompt", "x", "--out", str(tmp_path / "o")]
     )
     assert (
-        "the transformer's text_dim is 8, the text encoder's d_model 16: they were not trained together" in done.output
+        "the transformer's text_dim is 8, but the text encoder's d_model is 16; use parts that were trained together"
+        in done.output
     )
 
 
@@ -654,7 +655,7 @@ def test_an_out_that_cannot_be_made_is_said(toys: Toys, tmp_path: Path) -> None:
 def test_one_source_of_prompts(toys: Toys, prompts: Path, tmp_path: Path) -> None:
     for options in ([], ["--prompt", "x", "--prompts", str(prompts)], ["--prompt", " "]):
         assert (
-            "give one of --prompts and --prompt, and not an empty one"
+            "give exactly one of --prompts and --prompt; the prompt must not be empty"
             in toys.run("ours", tmp_path / "out", *options).output
         )
     done = toys.run("ours", tmp_path / "out", "--prompts", str(tmp_path / "none.txt"))
@@ -740,7 +741,7 @@ def test_f5_params_that_differ_from_the_weights_own_values_are_refused(
     done = toys.run(checkpoint, tmp_path / "out", "--params", str(tmp_path / "other.yaml"), command="export")
     assert done.exit_code == 1
     assert f"was trained for {said}" in done.output
-    assert "leave --params out" in done.output
+    assert "omit --params" in done.output
     assert not (tmp_path / "out").exists()
 
 
@@ -750,7 +751,7 @@ def test_f5_weights_from_elsewhere_take_params_and_say_so(toys: Toys, elsewhere:
     shutil.copy(toys.root / "params.yaml", elsewhere / "params.yaml")
     done = command("export", toys.checkpoints["released"], "--out", "made")
     assert done.exit_code == 0, done.output
-    assert "model.pt does not say what it was trained for; params.yaml says schedule.shift 3, " in done.output
+    assert "model.pt has no training record; values of params.yaml: schedule.shift 3, " in done.output
     for value in ("denoising_timesteps [1000, 750, 500]", "video.height 32", "text_tokens 8", "frames_per_block 2"):
         assert value in done.output
 
@@ -786,7 +787,7 @@ def test_f5_a_transformer_without_a_record_is_ours_or_from_elsewhere(toys: Toys,
             "--out", str(tmp_path / folder.name),
         )  # fmt: skip
         assert done.exit_code == 0, done.output
-        assert f"{folder} does not say what it was trained for; " in done.output
+        assert f"{folder} has no training record; values of " in done.output
     assert contents(tmp_path / "transformer") == contents(tmp_path / "imported")
 
 

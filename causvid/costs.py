@@ -1,8 +1,8 @@
-"""The cost of one forward pass of a model, from its config alone: weights, FLOPs, bytes of cache and activations.
+"""Cost of one forward pass of a model, computed from its config: weights, FLOPs, bytes of cache and activations.
 
-FLOPs are counted by hand: two per multiply-add of every matrix product, convolution and attention score. Norms,
-activations and optimizer steps are not counted. N is the number of tokens, d the width of the transformer. The formulas
-are those of diffusers' Wan models; torch's FlopCounterMode, which needs a run, confirms them in a test.
+The FLOPs are two per multiply-add of every matrix product, convolution and attention score. Norms, activations and
+optimizer steps are not counted. N is the number of tokens, d the width of the transformer. The formulas are those of
+the Wan models in diffusers; a test compares them with torch's FlopCounterMode, which counts during a forward pass.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from causvid import params
 from causvid.compute.parallel import Checkpointing
 from causvid.runtime.shapes import BlockLayout, LatentShape, VideoShape
 
-# Values per token that a layer keeps for its backward pass: about 16 vectors of the width (norms, q, k, v, rotated q
-# and k, outputs, the same for cross-attention, residuals), and input and output of the feed-forward's activation.
+# Values per token that a layer keeps for its backward pass: about 16 vectors of width d (norms, q, k, v, rotated q and
+# k, outputs, the same for cross-attention, residuals), and the input and output of the activation of the feed-forward.
 KEPT_WIDTHS, KEPT_FFN = 16, 2
 PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
@@ -38,8 +38,8 @@ class Accelerator(NamedTuple):
 
 
 CPU = "CPU core"
-# Data sheets: A100 SXM 80 GB, H100 SXM, H200 SXM (bfloat16 and TF32, dense). The CPU core is one AVX-512 core measured
-# with large matrix products; 0.35 is between the 25 % and 45 % that published runs of this size reached.
+# Source: data sheets of A100 SXM 80 GB, H100 SXM and H200 SXM (bfloat16 and TF32, dense). The CPU core is one AVX-512
+# core, measured with large matrix products. Published runs of this size reached 25 % to 45 % of the peak.
 KINDS = {
     "A100": Accelerator(80e9, {"bfloat16": 312e12, "float32": 156e12}, 0.35),
     "H100": Accelerator(80e9, {"bfloat16": 989e12, "float32": 494e12}, 0.35),
@@ -75,7 +75,7 @@ class Flops(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Transformer:
-    """Cost of diffusers' WanTransformer3DModel, from its config (params section ``model.transformer``)."""
+    """Cost of diffusers' WanTransformer3DModel. The fields are those of its config, ``model.transformer``."""
 
     patch_size: tuple[int, int, int]
     num_attention_heads: int
@@ -115,15 +115,15 @@ class Transformer:
         return self.num_layers * rank * (2 * 4 * 2 * d + 2 * (d + self.ffn_dim))
 
     def adapter(self, tokens: int, text_tokens: int, rank: int) -> float:
-        """Return the FLOPs of one forward pass of such an adapter.
+        """Return the FLOPs of one forward pass of a LoRA adapter of ``rank``.
 
-        The prompt passes the adapters of its keys and values.
+        Only the adapters of the cross-attention's keys and values process the tokens of the prompt.
         """
         text_weights = self.num_layers * rank * 2 * 2 * self.width
         return 2.0 * (tokens * (self.adapter_parameters(rank) - text_weights) + text_tokens * text_weights)
 
     def tokens(self, latent: LatentShape) -> int:
-        """Return the tokens of one latent frame."""
+        """Return the number of tokens in one latent frame."""
         return latent.height // self.patch_size[1] * (latent.width // self.patch_size[2])
 
     def linear_per_token(self) -> int:
@@ -141,7 +141,7 @@ class Transformer:
             queries: Video tokens.
             pairs: Query-key pairs of the self-attention of one layer.
             text_tokens: Tokens of the prompt.
-            text_cached: Whether keys and values of the prompt are known from an earlier pass.
+            text_cached: Whether the cache holds the keys and values of the prompt.
         """
         d, patch = self.width, math.prod(self.patch_size)
         ends = 2 * queries * patch * d * (self.in_channels + self.out_channels)

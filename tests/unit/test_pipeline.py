@@ -256,7 +256,7 @@ def test_rollout_windows_overlap_by_a_re_encoded_block(
 def test_what_cannot_roll_out_says_why(
     teacher: CausVidPipeline, world: Path, video: VideoShape, schedule: ScheduleConfig
 ) -> None:
-    with pytest.raises(ValueError, match="needs a causal model; this pipeline holds a bidirectional one"):
+    with pytest.raises(ValueError, match="needs a causal model, but this pipeline has a bidirectional one"):
         next(teacher.stream(TEXT[:1], video, generators(1), few_steps=False))
     whole = causal_student(load_transformer(world / "teacher"), 4).eval()
     with pytest.raises(ValueError, match="model.frames_per_block is the whole clip"):
@@ -325,8 +325,8 @@ def test_f16_a_rollout_is_refused_before_its_first_frame(
     teacher: CausVidPipeline, student: CausVidPipeline, video: VideoShape
 ) -> None:
     for pipeline, frames, said in (
-        (teacher, 39, "needs a causal model; this pipeline holds a bidirectional one"),
-        (student, 5, "a rollout of 5 frames is shorter than one block of 5"),
+        (teacher, 39, "needs a causal model, but this pipeline has a bidirectional one"),
+        (student, 5, "a rollout of 5 frames is not longer than its first block of 5"),
         (student, 0, "a rollout of 0 frames"),
         (student, -3, "a rollout of -3 frames"),
     ):

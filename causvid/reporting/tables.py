@@ -217,9 +217,9 @@ def table4(found: Mapping[str, Any] | None, inputs: str, published: Published) -
         rows.append((label, *ours, *paper))
     cited = published.cite(next(iter(theirs.values())))
     ran = (
-        f"Columns on the left: mean ± standard error over {found['seeds']} seeds, each {found['videos']} videos of "
-        f"{found['prompts']} prompts; scores of the toy world's judge; profile {found['profile']}, {_made_at(found)}. "
-        f"Students of DMD are trained on {INPUTS[inputs]}."
+        f"Columns on the left: mean ± standard error over {found['seeds']} seeds, each with {found['videos']} "
+        f"videos of {found['prompts']} prompts; scores of the toy world's judge; profile {found['profile']}, "
+        f"{_made_at(found)}. Students of DMD are trained on {INPUTS[inputs]}."
         if found
         else "Columns on the left: not run; run 'make ablation'."
     )

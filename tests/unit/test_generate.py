@@ -767,7 +767,7 @@ def test_params_with_zero_text_tokens_are_refused(toys: Toys, tmp_path: Path, to
 
 
 def test_a_transformer_without_a_record_is_accepted_only_from_elsewhere(toys: Toys, tmp_path: Path) -> None:
-    """Beside a text encoder from a stage, an older version trained it, unless it was imported."""
+    """Beside a text encoder from a stage, such a transformer is from an older version, unless it was imported."""
     ours, hub = tmp_path / "checkpoints", tmp_path / "hub"
     shutil.copytree(toys.root / "checkpoints", ours)
     student = ours / "dmd"

@@ -70,7 +70,7 @@ def causal(world: Path, schedule: ScheduleConfig) -> CausVidPipeline:
 
 
 def assert_alike(ours: torch.Tensor, theirs: torch.Tensor) -> None:
-    """Check that frames are equal up to rounding errors: almost everywhere, and elsewhere up to one level of 255."""
+    """Check that frames differ by at most one level of 255, and in less than 1 % of their values."""
     difference = (ours.int() - theirs.int()).abs()
     assert ours.shape == theirs.shape
     assert difference.max() <= 1
@@ -146,13 +146,8 @@ def test_every_renoising_uses_new_noise(
 
     monkeypatch.setattr(CausVidPipeline, "_noise", spying)
     student(TEXT[:1], video, generators(1), few_steps=True)
-    assert [noise.shape[2] for noise in drawn] == [
-        4,
-        2,
-        2,
-        2,
-        2,
-    ]  # the noise of the clip, then two renoisings per block
+    # The noise of the clip, then two renoisings per block.
+    assert [noise.shape[2] for noise in drawn] == [4, 2, 2, 2, 2]
     frames = torch.cat(drawn, dim=2)[0].transpose(0, 1).flatten(1)
     assert torch.pdist(frames).min() > 1  # all frames of noise are different
 
@@ -316,7 +311,7 @@ def test_an_endless_stream_holds_one_window_in_memory(student: CausVidPipeline, 
 def test_frames_of_a_window_are_yielded_before_the_next_window_is_computed(
     student: CausVidPipeline, video: VideoShape, frames: int, sizes: list[int]
 ) -> None:
-    """This includes lengths with a single frame after complete windows (14, 22, 30)."""
+    """Some lengths have a single frame after complete windows (14, 22, 30)."""
     calls: list[int] = []
     hook = student.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
     found = []
@@ -363,9 +358,8 @@ def test_an_endless_stream_attends_to_the_sink_and_the_latest_blocks(
     """A stream does not repeat itself, and the sink changes the blocks after the window is full."""
     few = {"few_steps": True}
     parts = list(islice(student.stream(TEXT[:1], video, generators(1), sink_frames=0, **few), 10))
-    assert [part.shape[1] for part in parts] == [5] + [
-        8
-    ] * 9  # blocks of two latent frames; the first latent frame is one frame
+    # A block has two latent frames. The first latent frame of a stream is one frame, and every other one is four frames.
+    assert [part.shape[1] for part in parts] == [5] + [8] * 9
     assert len({part.numpy().tobytes() for part in parts}) == 10
     longer = VideoShape(height=32, width=32, frames=1 + 4 * 5, fps=8)  # six latent frames, three blocks
     sunk = list(islice(student.stream(TEXT[:1], longer, generators(1), sink_frames=2, **few), 8))

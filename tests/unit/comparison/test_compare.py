@@ -36,7 +36,7 @@ def api(mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any
 
 @pytest.fixture
 def stage(api: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
-    """Function that creates a finished run of a stage below the run ``parent`` and returns its id."""
+    """Return a function that creates a finished run of a stage below the run ``parent`` and returns its id."""
 
     def make(name: str, parent: str, key: str, upstream: dict[str, str], **logged: Any) -> str:
         monkeypatch.setenv(tracking.PARENT_VARIABLE, parent)

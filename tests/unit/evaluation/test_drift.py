@@ -74,14 +74,8 @@ def test_the_judge_detects_an_object_that_disappears(write: Callable[..., Path])
     assert found is not None
     assert [window["seen"] for window in found["judge"]] == [1, 1, 0]
     seen = [block["seen"] for block in found["blocks"]]
-    assert seen == [
-        1,
-        1,
-        1,
-        1,
-        pytest.approx(1 / 4),
-        0,
-    ]  # the fifth block is frames 17 to 20; the object disappears at frame 18
+    # The fifth block has frames 17 to 20, and the object disappears at frame 18.
+    assert seen == [1, 1, 1, 1, pytest.approx(1 / 4), 0]
     assert found["judge"][2]["area_cv"] is None
 
 

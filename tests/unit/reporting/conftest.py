@@ -152,7 +152,7 @@ def captions() -> dict[str, str]:
 
 @pytest.fixture
 def collect() -> Collect:
-    """Function from the folders of reports and samples to the content of the report."""
+    """Return a function from the folders of reports and samples to the content of the report."""
 
     def from_folders(reports: Path, samples: Path) -> Content:
         return page.collect(reports, samples, PUBLISHED, profile="smoke", video=VIDEO, schedule=SCHEDULE, rows=2)

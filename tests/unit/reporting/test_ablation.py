@@ -40,7 +40,7 @@ Write = Callable[..., Path]
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Function that writes the evaluations of the given rows, with one score per seed."""
+    """Return a function that writes the evaluations of the given rows, with one score per seed."""
 
     def to_folder(rows: Mapping[str, list[float]], inputs: str = "rollout") -> Path:
         for row, values in rows.items():

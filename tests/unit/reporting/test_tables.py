@@ -98,7 +98,7 @@ def test_table_4_has_measured_and_published_columns(ablated: Path, published: Pa
     assert cells(table, ROWS["few_step_bidirectional"])["paper: temporal"] == "-"
     assert cells(table, ROWS["many_step_causal"])["paper: temporal"] == "92.4"
     for words in (
-        "3 seeds, each 256 videos of 32 prompts",
+        "3 seeds, each with 256 videos of 32 prompts",
         "profile laptop, commit 0123456 with changes",
         "their own rollouts",
         "causvid, Table 4".replace("causvid", "CausVid"),

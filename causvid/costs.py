@@ -34,8 +34,8 @@ class Accelerator(NamedTuple):
 
 
 CPU = "CPU core"
-# Data sheets: A100 SXM 80 GB, H100 SXM, H200 SXM (bfloat16 and TF32, dense). The CPU core is one AVX-512 core measured
-# with large matrix products; 0.35 is between the 25 % and 45 % that published runs of this size reached.
+# Source: data sheets of A100 SXM 80 GB, H100 SXM and H200 SXM (bfloat16 and TF32, dense). The CPU core is one AVX-512
+# core, measured with large matrix products. Published runs of this size reached 25 % to 45 % of the peak.
 KINDS = {
     "A100": Accelerator(80e9, {"bfloat16": 312e12, "float32": 156e12}, 0.35),
     "H100": Accelerator(80e9, {"bfloat16": 989e12, "float32": 494e12}, 0.35),
@@ -84,7 +84,7 @@ class TransformerCost(Protocol):
             queries: Video tokens.
             pairs: Query-key pairs of the self-attention of one layer.
             text_tokens: Tokens of the prompt.
-            text_cached: Whether keys and values of the prompt are known from an earlier pass.
+            text_cached: Whether the cache holds the keys and values of the prompt.
         """
         ...
 
@@ -97,7 +97,7 @@ class TransformerCost(Protocol):
         ...
 
     def adapter(self, tokens: int, text_tokens: int, rank: int) -> float:
-        """Return the FLOPs of one forward pass of such an adapter."""
+        """Return the FLOPs of one forward pass of a LoRA adapter of ``rank``."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""CausVidPipeline: the one way to generate, for bidirectional and causal models, in many steps and in few."""
+"""CausVidPipeline: generate videos with bidirectional and causal models, in many steps or in few steps."""
 
 from __future__ import annotations
 
@@ -31,15 +31,16 @@ from causvid.wan.transformer.wan import load_transformer
 from causvid.wan.vae.vae import StreamingDecoder, decode, encode, load_vae, temporal_stride, to_uint8
 from causvid.wan.weight_files import require_weights
 
-# (known first latent frames, sink frames) -> latent blocks
+# (known first latent frames or None, sink frames or None) -> latent blocks
 Blocks = Callable[[torch.Tensor | None, int | None], Iterator[torch.Tensor]]
 
 
 class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
-    """A transformer, a VAE and a schedule (by default the released one). Prompts come as embeddings [B, L, D].
+    """A transformer, a VAE and a schedule, which is the released one by default.
 
-    With a text encoder, ``embed`` makes them. height, width, frames and fps are of the clips it was trained on;
-    precision is the one of the weights it is meant to run with.
+    Prompts are given as embeddings [B, L, D]. A pipeline with a text encoder computes them with ``embed``. The config
+    also has the size of the training clips (``height``, ``width``, ``frames``, ``fps``) and the ``precision`` in which
+    the weights should run.
     """
 
     _optional_components = ["text_encoder", "tokenizer"]
@@ -65,7 +66,7 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
         super().__init__()
         if isinstance(denoising_timesteps, str) or not isinstance(denoising_timesteps, Sequence):
             raise ValueError(
-                f"denoising_timesteps is {denoising_timesteps!r}; expected a sequence of numbers, as (1000, 757, 522)"
+                f"denoising_timesteps is {denoising_timesteps!r}; expected a sequence of numbers: (1000, 757, 522)"
             )
         self.register_modules(vae=vae, transformer=transformer, text_encoder=text_encoder, tokenizer=tokenizer)
         self.register_to_config(
@@ -80,7 +81,7 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
             fps=fps,
             precision=precision,
         )
-        self.schedule.columns()  # raises ValueError for steps that are no states of the solver
+        self.schedule.columns()  # raises ValueError if a timestep is not a state of the solver
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute. A component must have all its weights, and a transformer must check its LoRA files."""
@@ -95,11 +96,11 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
 
         Args:
             save_directory: The folder.
-            *args: As of diffusers' method.
-            **kwargs: As of diffusers' method.
+            *args: As in the method of diffusers.
+            **kwargs: As in the method of diffusers.
 
         Raises:
-            ValueError: If the transformer has a LoRA adapter that is not fused.
+            ValueError: The transformer has a LoRA adapter that is not fused.
         """
         adapted = self.transformer
         self.transformer = without_fused_adapters(adapted)
@@ -110,7 +111,7 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     @property
     def video(self) -> VideoShape:
-        """The clips it was trained on."""
+        """Size of the training clips."""
         config = self.config
         return VideoShape(height=config.height, width=config.width, frames=config.frames, fps=config.fps)
 
@@ -131,7 +132,7 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
         return isinstance(self.transformer, CausalWanTransformer3DModel)
 
     def latent_shape(self, video: VideoShape) -> LatentShape:
-        """The latent size of ``video``. Raises ValueError for one that the VAE or the transformer cannot hold."""
+        """Return the latent size of ``video``. Raises ValueError if the VAE or the transformer does not support it."""
         stride = self.vae.config.scale_factor_spatial
         latent = LatentShape.of(
             video, channels=self.vae.config.z_dim, temporal_stride=temporal_stride(self.vae), spatial_stride=stride
@@ -155,12 +156,10 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
             Embeddings [B, L, D], padded with zeros to L = ``text_tokens``; B is 1 for a single prompt.
 
         Raises:
-            ValueError: If there is no text encoder, or if ``prompts`` is empty or holds anything but strings.
+            ValueError: There is no text encoder, or ``prompts`` is empty or holds anything but strings.
         """
         if self.text_encoder is None or self.tokenizer is None:
-            raise ValueError(
-                "this pipeline has no text encoder and tokenizer: give it embeddings, or load it with both"
-            )
+            raise ValueError("this pipeline has no text encoder and tokenizer; give embeddings, or load it with both")
         tokens = self.config.text_tokens
         states = embed(self.text_encoder, self.tokenizer, prompts, tokens)
         return torch.stack([torch.nn.functional.pad(x.float(), (0, 0, 0, tokens - len(x))) for x in states])
@@ -176,10 +175,18 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
         *,
         few_steps: bool,
     ) -> torch.Tensor:
-        """uint8 frames [B, F, H, W, 3]. One generator per video: a video does not depend on its batch.
+        """Generate a batch of clips.
 
-        few_steps: whether the model is a student, trained for the schedule's few steps; else it makes the solver's
-        many. A student has no use for guidance_scale and negative_embeds (None = zeros): its guidance is distilled in.
+        Args:
+            prompt_embeds: Embeddings [B, L, D].
+            video: Size of a clip.
+            generators: One for each video, so that a video does not depend on its batch.
+            negative_embeds: Embeddings of the negative prompt [1 or B, L, D]; None = zeros. Not used in few steps.
+            guidance_scale: Guidance of the many steps. In few steps, guidance is distilled into the weights.
+            few_steps: Whether the model is a student and uses the schedule's few steps, not the solver's many steps.
+
+        Returns:
+            uint8 frames [B, F, H, W, 3].
         """
         if self.is_causal:
             stream = self.stream(
@@ -212,11 +219,11 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
         *,
         few_steps: bool,
     ) -> Iterator[torch.Tensor]:
-        """Yield uint8 frames [B, f, H, W, 3] of each block as soon as it is denoised and decoded.
+        """Yield the frames of each block, uint8 [B, f, H, W, 3], as soon as the block is denoised and decoded.
 
-        With ``sink_frames`` (latent frames: whole blocks, or 0) the stream has no end: the model sees the first ones
-        and the latest, as many as a clip of ``video`` has, and memory does not grow. Take what you need of it. The last
-        three are as in a call.
+        The arguments are those of ``__call__``. With ``sink_frames``, the stream is endless and needs constant memory:
+        the model attends to the first ``sink_frames`` latent frames (a multiple of a block, or 0) and to the latest
+        ones, together as many as a clip of ``video`` has.
         """
         blocks = self._sampler(prompt_embeds, video, generators, negative_embeds, guidance_scale, few_steps=few_steps)
         decoder = StreamingDecoder(self.vae)
@@ -234,11 +241,12 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
         *,
         few_steps: bool,
     ) -> Iterator[torch.Tensor]:
-        """Yield a video longer than the model was trained for, window after window, in constant memory.
+        """Generate a video that is longer than the training clips, window by window, in constant memory.
 
-        Windows of ``video.frames`` overlap by one block. The next window starts from the last block's latents, its
-        first one re-encoded from a single decoded frame: a window's first latent stands for one frame, not several
-        (the recipe of the released long-video script). Positions restart in every window.
+        Windows of ``video.frames`` overlap by one block. A window starts with the latent frames of the previous
+        window's last block. The first of them is encoded again from a single decoded frame, because the first latent
+        frame of a window represents one frame and not several (as in the released long-video script). Positions restart
+        in every window.
 
         Args:
             prompt_embeds: Embeddings [B, L, D].
@@ -251,23 +259,23 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
 
         Returns:
             An iterator over uint8 frames [B, f, H, W, 3] in CPU memory, ``frames`` in total. Each window is computed
-            when the iterator reaches it; ``torch.cat(list(…), dim=1)`` is the whole video.
+            when the iterator reaches it; ``torch.cat(list(...), dim=1)`` is the complete video.
 
         Raises:
-            ValueError: The model is bidirectional, its block is a whole window, or ``frames`` are no more than a block.
+            ValueError: The model is bidirectional, a block is as long as a window, or ``frames`` is at most one block.
         """
         blocks = self._sampler(prompt_embeds, video, generators, negative_embeds, guidance_scale, few_steps=few_steps)
         overlap = temporal_stride(self.vae) * (self.transformer.config.frames_per_block - 1) + 1
         if overlap >= video.frames:
-            raise ValueError("a rollout needs windows of several blocks: model.frames_per_block is the whole clip")
+            raise ValueError("a rollout needs clips of several blocks, but model.frames_per_block is the whole clip")
         if frames <= overlap:
-            raise ValueError(f"a rollout of {frames} frames is shorter than one block of {overlap}")
+            raise ValueError(f"a rollout of {frames} frames is not longer than its first block of {overlap}; use more")
         return self._windows(blocks, frames, overlap)
 
     @torch.no_grad()
     def _windows(self, blocks: Blocks, frames: int, overlap: int) -> Iterator[torch.Tensor]:
-        """The frames of ``rollout``; ``overlap`` is the number of frames that a window's first block shows."""
-        known = self.transformer.config.frames_per_block - 1  # latents of the next window that need no encoding
+        """Yield the frames of ``rollout``. ``overlap`` is the number of frames in the first block of a window."""
+        known = self.transformer.config.frames_per_block - 1  # latent frames that the next window reuses unchanged
         context: torch.Tensor | None = None
         while frames > 0:
             latents = torch.cat(list(blocks(context, None)), dim=2)
@@ -277,7 +285,7 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
             if frames:
                 first = encode(self.vae, pixels[:, :, -overlap : -overlap + 1 or None])
                 context = torch.cat([first, latents[:, :, latents.shape[2] - known :]], dim=2)
-            del latents, pixels  # not needed while the caller uses the frames and the next window is made
+            del latents, pixels  # to free memory while the caller uses the frames
             yield shown
 
     def _sampler(
@@ -290,9 +298,11 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
         *,
         few_steps: bool,
     ) -> Blocks:
-        """The sampler of one batch. Raises ValueError for a bidirectional model."""
+        """Return the sampler of one batch. Raises ValueError for a bidirectional model."""
         if not self.is_causal:
-            raise ValueError("streaming needs a causal model; this pipeline holds a bidirectional one")
+            raise ValueError(
+                "streaming needs a causal model, but this pipeline has a bidirectional one; call the pipeline instead"
+            )
         text_dim = self.transformer.config.text_dim
         require_one_batch(prompt_embeds, generators, negative_embeds, text_dim=text_dim)
         model, schedule, text = self.transformer, self.schedule, prompt_embeds.to(self.device)
@@ -332,13 +342,13 @@ def build_pipeline(
     text_encoder: UMT5EncoderModel | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> CausVidPipeline:
-    """Put a pipeline together. Its settings come from the training record.
+    """Build a pipeline with the settings of a training record.
 
     Args:
         transformer: The transformer, a teacher or a student.
         vae: The VAE of its latents.
-        record: Training record of the transformer, which decides how it samples.
-        schedule: Schedule of a teacher, whose record leaves the solver steps open. A student has its own.
+        record: Training record of the transformer.
+        schedule: Schedule of a teacher, whose record has no solver steps. A student uses the schedule of its record.
         text_encoder: The text encoder; without one, the pipeline accepts embeddings only.
         tokenizer: The tokenizer of the text encoder.
     """
@@ -359,8 +369,8 @@ def load_pipeline(
     Args:
         checkpoint: Folder of the transformer.
         vae: Folder of the VAE.
-        record: Training record of the transformer, which decides how it samples.
-        schedule: Schedule of a teacher, whose record leaves the solver steps open.
+        record: Training record of the transformer.
+        schedule: As in ``build_pipeline``.
 
     Raises:
         ValueError: The transformer was trained on latents of another VAE.

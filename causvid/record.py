@@ -1,4 +1,4 @@
-"""The training record: a small JSON file beside a trained transformer's weights that says what it was trained for.
+"""The training record: a small JSON file beside the weights of a trained transformer, with the values of its training.
 
 Every stage that trains a transformer writes it into the folder that it publishes. Code that loads such a folder takes
 the values from the record, not from the current params.yaml. Otherwise a change of profile would change the steps, the
@@ -29,7 +29,7 @@ from causvid.runtime.shapes import VideoShape
 
 T = TypeVar("T")
 FILE = "training_record.json"  # beside config.json
-MANY, FEW = "many", "few"  # steps that a model makes: a teacher's, a student's
+MANY, FEW = "many", "few"  # sampling steps of a teacher, of a student
 # Values in the config of CausVidPipeline, and thus in the model_index.json of a diffusers folder.
 SETTINGS = (
     *(field.name for field in fields(ScheduleConfig)),
@@ -37,7 +37,7 @@ SETTINGS = (
     "text_tokens",
     "precision",
 )
-# Statistics that differ by less give the same latents in float16.
+# Statistics with a smaller relative or absolute difference give the same latents in float16.
 TOLERANCE = 1e-3
 # The stages that write data/checkpoints/NAME.
 MAKERS = {"teacher": "train_teacher", "ode_init": "train_ode_init", "dmd": "train_dmd"}
@@ -59,7 +59,7 @@ class Normalisation:
 
     @classmethod
     def of(cls, vae: Mapping[str, Any]) -> Normalisation | None:
-        """The normalisation in a VAE's config, diffusers' keys; None when it has no statistics."""
+        """Return the normalisation in the config of a VAE (keys of diffusers), or None without statistics."""
         mean, std = vae.get("latents_mean"), vae.get("latents_std")
         return None if mean is None or std is None else cls(mean=tuple(mean), std=tuple(std))
 
@@ -75,8 +75,8 @@ class CacheRule:
     """How finished blocks enter the KV cache of a causal student.
 
     Attributes:
-        rule: "clean_pass" is one more forward pass over the finished block, without noise, at the time
-            ``schedule.context_timestep``; its keys and values stay in the cache.
+        rule: "clean_pass" is the context pass: a forward pass over the finished block at the timestep
+            ``schedule.context_timestep``, whose keys and values stay in the cache.
         window_frames: Latent frames that the cache holds; None = all of a clip.
         sink_frames: First latent frames of the video that a window never drops.
     """
@@ -151,14 +151,14 @@ class TrainingRecord:
         """
         if self.latents is None:
             print(
-                f"{folder} does not record the normalisation of its latents, which came from a released LMDB: {vae} is "
-                "taken for their VAE",
+                f"{folder} does not record the normalisation of its latents, which came from a released LMDB; {vae} is "
+                "assumed to be their VAE",
                 file=sys.stderr,
             )
         elif not self.fits(vae):
             raise ValueError(
                 f"{folder} was trained on latents of another VAE than {vae}: their latents_mean and latents_std "
-                f"differ; put its own VAE there, or {_retrain(folder)}"
+                f"differ; replace {vae} by the VAE of the training, or {_retrain(folder)}"
             )
 
     def fits(self, vae: Path) -> bool:

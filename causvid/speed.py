@@ -1,4 +1,4 @@
-"""Speed and memory of a training, for MLflow only: they differ from run to run."""
+"""Speed and memory of a training run. They differ from run to run, so they are logged to MLflow only."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KIBI = 1024  # bytes; the unit of ru_maxrss on Linux
 
 
 class Counts(NamedTuple):
-    """Samples, tokens and FLOPs of a training step over all workers; flops None: not counted for this method."""
+    """Samples, tokens and FLOPs of a training step over all workers; ``flops`` is None if they are not counted."""
 
     samples: int
     tokens: int
@@ -46,7 +46,7 @@ def clip_of(config: Mapping[str, Any], shape: Sequence[int], frames_per_block: i
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
-    """Return the peak FLOP/s of ``device`` by its data sheet (of a CPU, by its threads); None if it is not known."""
+    """Return the peak FLOP/s of ``device``: for a CPU, that of one core times its threads; None for an unknown GPU."""
     if device.type == "cpu":
         return torch.get_num_threads() * costs.KINDS[costs.CPU].peak[precision]
     name = next((kind for kind in costs.KINDS if kind in devices.describe(device)), None)
@@ -54,9 +54,14 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
 
 
 class Speed:
-    """Counts training steps.
+    """Counts training steps and computes their speed.
 
-    MFU is the ratio of the FLOPs of the steps to ``peak_flops``. Activations that are recomputed count once.
+    MFU (model FLOPs utilisation) is the ratio of the achieved FLOP/s to ``peak_flops`` of all workers. Recomputed
+    activations count once.
+
+    Args:
+        precision: Precision of the matrix products, which determines the peak.
+        workers: Number of workers.
     """
 
     def __init__(self, precision: str, workers: int) -> None:

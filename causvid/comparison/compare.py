@@ -1,6 +1,6 @@
-"""``make compare RUNS=...``: one page that sets finished MLflow runs beside each other and the published numbers.
+"""``make compare RUNS=...``: write a page that compares finished MLflow runs with each other and with the paper.
 
-Outside DVC's graph: it reads MLflow, whose runs come and go. The page opens from disk without a network.
+This is not a DVC stage, because the runs in MLflow can change at any time. The page opens from disk without a network.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 TEMPLATE = Path(__file__).with_name("compare.html.jinja")
-UI = "http://127.0.0.1:5000"  # where 'make ui' shows a store that is a file
+UI = "http://127.0.0.1:5000"  # address of 'make ui', which serves a store that is a local file
 QUALITY = (*SCORES, ("Fréchet distance", ("frechet_distance",), 2))
-PAPER = "published"  # head of the column that was not measured here
+PAPER = "published"  # head of the column of published numbers
 DRIFT = "drift."
 LATENCY = (
     ("teacher: first frame, s", "teacher.first_frame_s", 3),
@@ -60,7 +60,7 @@ CURVES, DRIFTS, BARS = "curves.svg", "drift.svg", "vbench.svg"
 
 @dataclass(frozen=True, kw_only=True)
 class Clips:
-    """Videos that answer one prompt, by the runs' labels, as data URIs; None where a run has none."""
+    """Videos of one prompt, as data URIs by the labels of the runs; None if a run has no video of the prompt."""
 
     caption: str
     same_noise: bool
@@ -69,9 +69,17 @@ class Clips:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Everything the page says. ``stages`` are tables of every number of a stage.
+    """Content of the page.
 
-    ``curves`` and ``drifts`` are panels of lines by run, ``bars`` VBench scores by run.
+    Attributes:
+        tables: Tables at the top of the page.
+        further: Tables below the figures.
+        stages: One table per stage with all its metrics.
+        curves: Training curves by panel and run.
+        drifts: Scores along a rollout by panel and run.
+        bars: VBench scores of the student by run and dimension.
+        clips: Videos by model.
+        links: Address of MLflow's comparison by stage.
     """
 
     compared: Sequence[Compared]
@@ -87,7 +95,10 @@ class Comparison:
 
 
 def compare(api: MlflowClient, wanted: Sequence[str], published: Published, *, ui: str) -> Comparison:
-    """Read the runs that ``wanted`` names; ``ui``: address of MLflow's page. Raises ValueError as runs.collect does."""
+    """Read the runs that ``wanted`` names; arguments and errors are those of ``runs.collect``.
+
+    ``ui`` is the address of MLflow's web page, for links.
+    """
     compared = runs.collect(api, wanted)
     stages = runs.stages(compared)
     student, *others = (_quality(compared, name, published) for name in reversed(MODELS))
@@ -108,7 +119,7 @@ def compare(api: MlflowClient, wanted: Sequence[str], published: Published, *, u
 
 
 def write(found: Comparison, out: Path) -> None:
-    """``out``/index.html with everything inside, ``out``/compare.md and the figures that it shows."""
+    """Write the self-contained page ``out``/index.html, ``out``/compare.md and its figures."""
     out.mkdir(parents=True, exist_ok=True)
     drawing: dict[str, Callable[[Path], None]] = {}
     if found.curves:
@@ -118,7 +129,7 @@ def write(found: Comparison, out: Path) -> None:
     if found.bars:
         drawing[BARS] = partial(figures.draw_bars, found.bars)
     for name in (CURVES, DRIFTS, BARS):
-        (out / name).unlink(missing_ok=True)  # an earlier comparison's
+        (out / name).unlink(missing_ok=True)  # from an earlier comparison
     for name, draw in drawing.items():
         draw(out / name)
     shown = {name: data_uri(out / name) for name in drawing}
@@ -135,14 +146,15 @@ def write(found: Comparison, out: Path) -> None:
 
 
 def markdown(found: Comparison, drawn: Sequence[str]) -> str:
-    """The tables and figures, for a pull request or a wiki."""
+    """Return the tables and figures as Markdown, for a pull request or a wiki."""
     parts = [f"# {_title(found.compared)}"]
     for table in (*found.tables, *found.further):
         parts += [f"## {table.title}", table.markdown(), table.note]
     parts += [f"![{name.partition('.')[0]}]({name})" for name in drawn]
     if found.links:
         parts += ["## In MLflow", "\n".join(f"- [{stage}](<{link}>)" for stage, link in found.links.items())]
-    parts += ["## Sources", "\n".join(f"- {it.citation}. <{it.url}>" for it in found.published.sources.values())]
+    sources = [f"- {source.citation}. <{source.url}>" for source in found.published.sources.values()]
+    parts += ["## Sources", "\n".join(sources)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -160,13 +172,13 @@ def _overview(compared: Sequence[Compared]) -> Table:
         title="Runs",
         head=("run", "experiment", "commit", "started", "stages made", "taken over", "id"),
         rows=tuple(rows),
-        note="A stage is taken over when its result was there already: its numbers are those of the run that made it. "
-        "Point at a number to see which run, commit and stage it comes from.",
+        note="A stage is taken over if its result already existed. Its numbers are then those of the run that computed "
+        "the result. Hover over a number to see its run, commit and stage.",
     )
 
 
 def _differences(compared: Sequence[Compared], stages: Sequence[str]) -> Table:
-    """Params that are not the same in all runs that have the stage; a shared section's once."""
+    """Params whose values differ between the runs. Params that several stages read have a single row."""
     rows: dict[tuple[str, ...], list[str]] = {}
     for stage in stages:
         names = sorted({name for run in compared if stage in run.results for name in run.results[stage].params})
@@ -188,20 +200,21 @@ def _param(result: Result | None, name: str) -> str:
 
 
 def _keys(compared: Sequence[Compared], stages: Sequence[str]) -> Table:
-    """Which runs share a stage's result: equal keys are equal params, inputs and code."""
+    """Keys of the stages' results, which are equal for equal params, inputs and code."""
     rows = []
     for stage in stages:
-        found = [run.results.get(stage) for run in compared]
+        results = [run.results.get(stage) for run in compared]
         cells = [
-            Cell(it.key[:8] + ("" if it.made_here else ", taken over"), it.origin) if it else NOT_RUN for it in found
+            Cell(result.key[:8] + ("" if result.made_here else ", taken over"), result.origin) if result else NOT_RUN
+            for result in results
         ]
-        same = "same" if len({it.key for it in found if it}) == 1 else "differs"
-        rows.append((stage, *cells, "-" if None in found else same))
+        same = "same" if len({result.key for result in results if result}) == 1 else "differs"
+        rows.append((stage, *cells, "-" if None in results else same))
     return Table(
         title="Stages by key",
         head=("stage", *(run.label for run in compared), ""),
         rows=tuple(rows) if len(compared) > 1 else (),
-        note="A key stands for everything that decides a result: params, inputs, code.",
+        note="A key is the checksum of everything that determines a result: params, inputs and code.",
     )
 
 
@@ -215,7 +228,7 @@ def _number(run: Compared, stage: str, metric: str, decimals: int) -> str:
 
 
 def _measured(rows: Sequence[tuple[str, ...]], columns: int) -> tuple[tuple[str, ...], ...]:
-    """Rows in which at least one run has a number."""
+    """Return the rows in which at least one run has a number."""
     return tuple(row for row in rows if set(row[1 : columns + 1]) != {NOT_MEASURED})
 
 
@@ -226,12 +239,12 @@ def _quality(compared: Sequence[Compared], name: str, published: Published) -> T
         value = getattr(theirs, label, None)
         paper = Cell(number(value, decimals), published.cite(theirs)) if theirs and value is not None else "-"
         rows.append((*_row(compared, f"evaluate@{name}", label, ".".join(path), decimals), paper))
-    cited = f" Published: {published.cite(theirs)}, {PUBLISHED}; VBench groups in percent." if theirs else ""
+    cited = f" VBench groups in percent ({published.cite(theirs)}) are {PUBLISHED}." if theirs else ""
     return Table(
         title=f"Quality: {SETS[name]}",
         head=("measure", *(run.label for run in compared), PAPER),
         rows=_measured(rows, len(compared)),
-        note=f"Measures of the toy world's judge, as in the report.{cited} Compare the order of rows, not the numbers.",
+        note=f"Scores as in the report.{cited} Compare the order of models, not the numbers.",
     )
 
 
@@ -257,12 +270,12 @@ def _latency(compared: Sequence[Compared], published: Published) -> Table:
         head=("measure", *(run.label for run in compared), PAPER),
         rows=_measured(rows, len(compared)),
         note=f"Published: {published.cite(student)}, {student.setting}; {PUBLISHED}. Runs on different machines, or on "
-        "one that was busy, do not compare.",
+        "a busy machine, are not comparable.",
     )
 
 
 def _all_metrics(compared: Sequence[Compared], stage: str) -> Table:
-    """Every number a stage reported, the last of a curve; of two runs also their difference."""
+    """All metrics of a stage, with the last value of each curve. For two runs, a column has the difference."""
     names = sorted({name for run in compared if stage in run.results for name in run.results[stage].metrics})
     rows = []
     for name in names:
@@ -282,9 +295,9 @@ def _all_metrics(compared: Sequence[Compared], stage: str) -> Table:
 def _lines(
     api: MlflowClient, compared: Sequence[Compared], stages: Sequence[str], *, drift: bool
 ) -> dict[str, dict[str, figures.Line]]:
-    """A panel a metric with more than one step; of an evaluation those along a rollout.
+    """Return a panel for each metric with more than one step: those along a rollout if ``drift``, else all others.
 
-    Names with a slash are not of the method: speed, memory, statistics of single frames.
+    Metrics with a slash in their names are omitted: speed, memory, statistics of single frames.
     """
     panels: dict[str, dict[str, figures.Line]] = {}
     for stage in stages:
@@ -304,8 +317,8 @@ def _has(run: Compared, stage: str, name: str) -> bool:
 
 
 def _bars(compared: Sequence[Compared]) -> dict[str, dict[str, float]]:
-    """VBench scores of the student, by run."""
-    found: dict[str, dict[str, float]] = {}
+    """Return the VBench scores of the student by run."""
+    bars: dict[str, dict[str, float]] = {}
     prefix = "vbench.scores."
     for run in compared:
         metrics = run.results["evaluate@dmd"].metrics if "evaluate@dmd" in run.results else {}
@@ -313,12 +326,12 @@ def _bars(compared: Sequence[Compared]) -> dict[str, dict[str, float]]:
             name.removeprefix(prefix): value for name, value in sorted(metrics.items()) if name.startswith(prefix)
         }
         if scores:
-            found[run.label] = scores
-    return found
+            bars[run.label] = scores
+    return bars
 
 
 def _clips(api: MlflowClient, compared: Sequence[Compared], stage: str) -> list[Clips]:
-    """Videos that a sampling stage left in MLflow, one entry a prompt and noise that any of the runs has."""
+    """Return the videos that a sampling stage logged to MLflow, one entry for each video id and prompt of any run."""
     found = {run.label: _videos(api, run.results[stage]) for run in compared if stage in run.results}
     noises = {
         json.dumps(
@@ -339,8 +352,8 @@ def _clips(api: MlflowClient, compared: Sequence[Compared], stage: str) -> list[
 
 
 def _videos(api: MlflowClient, result: Result) -> dict[tuple[str, str], str]:
-    """Videos as data URIs, by their id and prompt."""
-    if not any(it.path == "samples" for it in api.list_artifacts(result.run_id)):
+    """Return the videos of a run as data URIs, by their id and prompt."""
+    if not any(artifact.path == "samples" for artifact in api.list_artifacts(result.run_id)):
         return {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(api.download_artifacts(result.run_id, "samples", scratch))
@@ -351,22 +364,22 @@ def _videos(api: MlflowClient, result: Result) -> dict[tuple[str, str], str]:
 
 
 def _links(compared: Sequence[Compared], stages: Sequence[str], ui: str) -> Iterator[tuple[str, str]]:
-    """MLflow's own page that compares the runs of a stage."""
+    """Yield each stage with the address of MLflow's page that compares the runs of the stage."""
     for stage in stages:
-        found = {
+        experiment_of = {
             run.results[stage].run_id: run.results[stage].experiment_id for run in compared if stage in run.results
         }
-        if len(found) > 1:
-            ids, experiments = json.dumps(list(found)), json.dumps(sorted(set(found.values())))
+        if len(experiment_of) > 1:
+            ids, experiments = json.dumps(list(experiment_of)), json.dumps(sorted(set(experiment_of.values())))
             yield stage, f"{ui}/#/compare-runs?runs={quote(ids)}&experiments={quote(experiments)}"
 
 
 def main(
-    wanted: Annotated[list[str], typer.Argument(help="ids of runs, experiments, or MLflow filters", metavar="RUNS")],
+    wanted: Annotated[list[str], typer.Argument(help="run ids, experiment names, or MLflow filters", metavar="RUNS")],
     out: Annotated[Path, typer.Option(help="folder of the page")] = Path("reports/compare"),
     published: Annotated[Path, typer.Option(help="published numbers")] = Path("data/inputs/published.yaml"),
 ) -> None:
-    """Write a page that sets MLflow runs beside each other."""
+    """Write a page that compares MLflow runs."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     uri = mlflow_store.tracking_uri(Path.cwd())
     try:

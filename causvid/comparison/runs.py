@@ -1,7 +1,7 @@
-"""Finished MLflow runs to compare: each with every stage's result, whether the run made it or took it over.
+"""Finished MLflow runs to compare, each with the results of all its stages.
 
-A stage whose result was there already makes no run of its own. The runs of later stages know the keys of those before
-them, so its result is found by key, in whichever run made it.
+If the result of a stage already exists, the stage does not run and has no MLflow run. The MLflow runs of later stages
+list the keys of earlier stages, and the result is read from the MLflow run with that key.
 """
 
 from __future__ import annotations
@@ -17,15 +17,24 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
-LIMIT = 8  # runs on one page: as many colours as are told apart
-SHORT = 8  # digits of an id or a commit that a reader needs
+LIMIT = 8  # runs on one page: the number of distinguishable colours
+SHORT = 8  # digits of an id or a commit that are shown
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What one stage made. made_here: by the run that is compared, not by an earlier one with the same key.
+    """Result of one stage.
 
-    started: milliseconds since 1970.
+    Attributes:
+        stage: Name of the stage.
+        run_id: MLflow run of the stage.
+        experiment_id: Experiment of that run.
+        key: Key of the stage.
+        commit: Commit, in words.
+        made_here: Whether the compared run computed the result; otherwise, an earlier run with the same key did.
+        started: Start in milliseconds since 1970.
+        params: Params of the stage.
+        metrics: Last value of each metric.
     """
 
     stage: str
@@ -40,13 +49,22 @@ class Result:
 
     @property
     def origin(self) -> str:
-        """Where a number of this result comes from."""
+        """Origin of the numbers of this result, for tooltips."""
         return f"run {self.run_id}, {self.commit}, stage {self.stage}, key {self.key}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """One run: a whole ``dvc repro`` or flow, or a single stage. ``results`` by stage."""
+    """One compared run: a ``dvc repro``, a flow, or a single stage.
+
+    Attributes:
+        name: Name of the run.
+        run_id: MLflow run.
+        experiment: Name of the experiment.
+        started: Start of the run, in words.
+        commit: Commit, in words.
+        results: Results by stage.
+    """
 
     name: str
     run_id: str
@@ -57,30 +75,35 @@ class Compared:
 
     @property
     def label(self) -> str:
-        """A short name that no other run has."""
+        """A short, unique name."""
         return f"{self.name} {self.run_id[:SHORT]}"
 
     def metric(self, stage: str, name: str) -> float | None:
-        """A number of a stage's, None where it has none."""
-        found = self.results.get(stage)
-        return found.metrics.get(name) if found else None
+        """Return a metric of a stage, or None if the stage does not have it."""
+        result = self.results.get(stage)
+        return result.metrics.get(name) if result else None
 
 
 def collect(api: MlflowClient, wanted: Sequence[str]) -> list[Compared]:
-    """The runs that ``wanted`` names (ids, experiments, or MLflow filters), the oldest first.
+    """Return the runs that ``wanted`` names, the oldest first.
 
-    Raises ValueError for a name that fits nothing, for more than LIMIT runs, and for one without a finished stage.
+    Args:
+        api: Client of the MLflow store.
+        wanted: Run ids, experiment names, or MLflow filters. A string may be a list of ids and names with spaces.
+
+    Raises:
+        ValueError: A name matches no run, more than ``LIMIT`` runs match, or a run has no finished stage.
     """
-    experiments = {it.experiment_id: it.name for it in api.search_experiments()}
+    experiments = {experiment.experiment_id: experiment.name for experiment in api.search_experiments()}
     found = {run.info.run_id: run for name in wanted for run in _select(api, name, experiments)}
     if len(found) > LIMIT:
-        raise ValueError(f"{len(found)} runs fit {' '.join(wanted)}; at most {LIMIT} are compared: name them by id")
+        raise ValueError(f"{len(found)} runs match {' '.join(wanted)}; name at most {LIMIT} runs by their ids")
     ordered = sorted(found.values(), key=lambda run: (run.info.start_time, run.info.run_id))
     return [_compared(api, run, experiments) for run in ordered]
 
 
 def _select(api: MlflowClient, name: str, experiments: Mapping[str, str]) -> list[Run]:
-    """The runs that fit one name, or all of a few ids and experiments with spaces between."""
+    """Return the runs that match a filter, or a list of ids and experiment names with spaces."""
     from mlflow.exceptions import MlflowException
 
     ids = list(experiments)
@@ -96,18 +119,18 @@ def _select(api: MlflowClient, name: str, experiments: Mapping[str, str]) -> lis
     except MlflowException as error:
         known = ", ".join(sorted(by_name)) or "none"
         raise ValueError(
-            f"{name!r} is no id of a run, no experiment (there are: {known}) and no filter that MLflow reads "
+            f"{name!r} is neither a run id, nor an experiment (known: {known}), nor a valid MLflow filter "
             f"({error.message})"
         ) from error
     if not found:
-        raise ValueError(f"{name!r}: no run fits; MLflow's page ('make ui') lists them with their ids")
+        raise ValueError(f"{name!r} matches no run; MLflow's page ('make ui') lists the runs with their ids")
     return found
 
 
 def _of_experiment(api: MlflowClient, experiment: str) -> list[Run]:
-    """Its repros and flows that finished a stage."""
-    above = [run for run in api.search_runs([experiment]) if "mlflow.parentRunId" not in run.data.tags]
-    return [run for run in above if _children(api, run)]
+    """Return the repros and flows of an experiment that have a finished stage."""
+    parents = [run for run in api.search_runs([experiment]) if "mlflow.parentRunId" not in run.data.tags]
+    return [run for run in parents if _children(api, run)]
 
 
 def _compared(api: MlflowClient, run: Run, experiments: Mapping[str, str]) -> Compared:
@@ -122,7 +145,7 @@ def _compared(api: MlflowClient, run: Run, experiments: Mapping[str, str]) -> Co
     keys = {stage: key for child in own.values() for stage, key in _upstream(child).items()}
     taken = {stage: key for stage, key in keys.items() if stage not in own}
     results |= dict(_by_key(api, taken, list(experiments)))
-    if alone:  # stages of a matrix stand side by side whichever item they are of
+    if alone:  # without the item of a matrix stage, so that different items are in one row
         results[run.data.tags["dvc_stage"].partition("@")[0]] = results.pop(run.data.tags["dvc_stage"])
     return Compared(
         name=run.info.run_name,
@@ -135,14 +158,14 @@ def _compared(api: MlflowClient, run: Run, experiments: Mapping[str, str]) -> Co
 
 
 def _children(api: MlflowClient, run: Run) -> list[Run]:
-    """Finished stages of a repro or flow, the last one made at the end."""
+    """Return the runs of the finished stages of a repro or flow, in the order of their start."""
     asked = f"tags.`mlflow.parentRunId` = '{run.info.run_id}' and attributes.status = 'FINISHED'"
     found = api.search_runs([run.info.experiment_id], asked, order_by=["attributes.start_time ASC"])
     return [child for child in found if "dvc_stage" in child.data.tags]
 
 
 def _by_key(api: MlflowClient, keys: Mapping[str, str], experiments: list[str]) -> Iterator[tuple[str, Result]]:
-    """The newest finished run of each stage with that key, in whatever experiment; none where it is gone."""
+    """Yield the result of each stage: the newest finished run with the key in any experiment, if one still exists."""
     for stage, key in keys.items():
         asked = f"tags.key = '{key}' and tags.dvc_stage = '{stage}' and attributes.status = 'FINISHED'"
         for run in api.search_runs(experiments, asked, max_results=1, order_by=["attributes.start_time DESC"]):
@@ -164,13 +187,13 @@ def _result(run: Run, *, made_here: bool) -> Result:
         made_here=made_here,
         started=run.info.start_time,
         params=dict(run.data.params),
-        # What the machine did is no result; MLflow's page shows it.
+        # Without system metrics, which are not results.
         metrics={name: value for name, value in run.data.metrics.items() if not name.startswith("system/")},
     )
 
 
 def _commit(run: Run) -> str:
-    """The commit in words."""
+    """Return the commit in words."""
     sha = run.data.tags.get("mlflow.source.git.commit")
     if sha is None:
         return "made outside git"
@@ -178,14 +201,17 @@ def _commit(run: Run) -> str:
 
 
 def stages(compared: Iterable[Compared]) -> list[str]:
-    """Every stage that a run has, in the order of the first that has it."""
+    """Return the stages of all runs, in the order of their first appearance."""
     return list(dict.fromkeys(stage for run in compared for stage in run.results))
 
 
 def curve(api: MlflowClient, result: Result, name: str) -> tuple[list[float], list[float]]:
-    """Steps and values of a metric; of a step that was logged twice (before and after a kill), the last."""
+    """Return the steps and values of a metric.
+
+    If a step was logged twice, because the stage was killed and continued, the later value is used.
+    """
     points: dict[int, Any] = {}
-    for point in sorted(api.get_metric_history(result.run_id, name), key=lambda it: it.timestamp):
+    for point in sorted(api.get_metric_history(result.run_id, name), key=lambda point: point.timestamp):
         points[point.step] = point.value
     ordered = sorted(points.items())
     return [float(step) for step, _ in ordered], [value for _, value in ordered]

@@ -1,4 +1,4 @@
-"""Videos to score: read from their folder when asked for, or rendered anew as the set that real ones are drawn from."""
+"""Videos to score, decoded from their folder, and reference videos that the toy world renders for given captions."""
 
 from __future__ import annotations
 
@@ -17,13 +17,18 @@ from causvid.runtime.seeding import derive_seed
 from causvid.runtime.shapes import VideoShape
 
 Frames = NDArray[np.uint8]
-KEPT_BYTES = 2**28
+KEPT_BYTES = 2**28  # at most this much of a folder is kept in memory
 
 
 class Clips(Sequence[Frames]):
-    """The videos that manifest ``rows`` list in ``folder``, uint8 [F, H, W, 3] each.
+    """The videos that the manifest rows list, each uint8 [F, H, W, 3].
 
-    Decoded anew at every look, where all of them would take more than ``KEPT_BYTES``; else once, and read-only.
+    If all videos together fit into ``KEPT_BYTES``, each is decoded once and its array is read-only. Otherwise, each is
+    decoded again at every access.
+
+    Args:
+        folder: Folder of the videos.
+        rows: Rows of its manifest.
     """
 
     def __init__(self, folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -55,15 +60,25 @@ class Clips(Sequence[Frames]):
 
 
 def renderings(captions: Sequence[str], video: VideoShape, *, crf: int) -> Iterator[Frames]:
-    """What a perfect model would make of ``captions``: each rendered at a start and radius of its own, through H.264.
+    """Render the videos of a perfect model, each with a random start and radius, and encode them with H.264.
 
-    uint8 [F, H, W, 3] each. The draws are the same for every run and are none that a training clip was made from.
-    Raises ValueError for a caption that is not of the toy world.
+    The random numbers do not depend on the seed of a run, and no training clip uses them.
+
+    Args:
+        captions: Captions of the toy world.
+        video: Size of the videos.
+        crf: Quality of x264.
+
+    Returns:
+        An iterator over one decoded video, uint8 [F, H, W, 3], for each caption.
+
+    Raises:
+        ValueError: A caption is not one of the toy world.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
         for number, caption in enumerate(captions):
-            # No seed of the run: every run is held against the same renderings.
+            # Without the seed of the run, so that all runs are compared with the same renderings.
             draw = np.random.Generator(np.random.PCG64(derive_seed("reference", number)))
             start_xy = (draw.uniform(0, video.width), draw.uniform(0, video.height))
             radius = draw.uniform(*toy_world.radius_range(video))

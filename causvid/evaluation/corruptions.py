@@ -1,7 +1,7 @@
-"""Known damage to real clips: what each measure says of it is the floor that models are read against.
+"""Corruptions of real clips. Their scores are the floors with which the scores of models are compared.
 
-Every function takes and returns one video, uint8 [F, H, W, 3], and a strength that 0 makes harmless; what is drawn
-comes from the generator.
+Every function takes a video, uint8 [F, H, W, 3], a strength, and a generator of random numbers, and returns the
+corrupted video. A strength of 0 changes nothing.
 """
 
 from __future__ import annotations
@@ -16,35 +16,35 @@ Corruption = Callable[[Frames, float, np.random.Generator], Frames]
 
 
 def frozen(frames: Frames, strength: float, generator: np.random.Generator) -> Frames:
-    """Everything stands still for the last ``strength`` of the frames, a share in [0, 1]."""
+    """Repeat one frame to the end of the video; ``strength`` in [0, 1] is the share of frames that it replaces."""
     moving = max(1, round(len(frames) * (1 - strength)))
     return np.concatenate([frames[:moving], np.repeat(frames[moving - 1 : moving], len(frames) - moving, axis=0)])
 
 
 def blurred(frames: Frames, strength: float, generator: np.random.Generator) -> Frames:
-    """Gaussian blur, the plane a torus; ``strength`` is its standard deviation as a share of the smaller side."""
-    found = np.fft.rfft2(frames, axes=(1, 2))
+    """Blur with a Gaussian on the torus; ``strength`` is its standard deviation as a share of the smaller side."""
+    spectrum = np.fft.rfft2(frames, axes=(1, 2))
     height, width = frames.shape[1:3]
     deviation = strength * min(height, width)
     across, along = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)
     kept = np.exp(-2 * np.square(np.pi * deviation) * (across**2 + along**2))[..., None]
-    return _to_uint8(np.fft.irfft2(found * kept, s=(height, width), axes=(1, 2)))
+    return _to_uint8(np.fft.irfft2(spectrum * kept, s=(height, width), axes=(1, 2)))
 
 
 def noise(frames: Frames, strength: float, generator: np.random.Generator) -> Frames:
-    """Gaussian noise, new in every frame; ``strength`` is its standard deviation as a share of full brightness."""
+    """Add independent Gaussian noise; ``strength`` is its standard deviation as a share of full brightness."""
     return _to_uint8(frames + generator.normal(0.0, 255 * strength, frames.shape))
 
 
 def vanished(frames: Frames, strength: float, generator: np.random.Generator) -> Frames:
-    """With probability ``strength`` every frame shows nothing but its median colour."""
+    """With probability ``strength``, replace every frame by its median colour, the background."""
     if generator.random() >= strength:
         return frames
     background = np.median(frames, axis=(1, 2), keepdims=True)
     return _to_uint8(np.broadcast_to(background, frames.shape))
 
 
-# Each with the strength at which hardly anything is left of what it hurts.
+# Each corruption with a strength that destroys almost everything that it affects.
 FLOORS: Mapping[str, tuple[Corruption, float]] = {
     "frozen": (frozen, 1.0),
     "blurred": (blurred, 0.1),

@@ -1,6 +1,6 @@
-"""Features of videos for the Frechet distance: what the first stage of a small video VAE's encoder sees, pooled.
+"""Features of videos for the Frechet distance: pooled activations of the first stage of a small video VAE's encoder.
 
-Shapes: N videos of F frames, H and W in pixels; C channels of the encoder's first stage, f, h and w in its units.
+Shapes: N videos of F frames of H x W pixels; activations [N, C, f, h, w].
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from numpy.typing import NDArray
 from causvid.compute import device as devices
 from causvid.wan.vae.vae import encoder_inputs, load_vae, to_unit
 
-DIMENSIONS = 64  # at most: well below the number of videos, or their covariance says little
-BATCH_PIXELS = 2**19  # of all frames of a batch; 16 clips of 33 x 32 x 32
+DIMENSIONS = 64  # upper limit: a covariance can only be estimated from far more videos than features
+BATCH_PIXELS = 2**19  # of all frames of a batch: 16 clips of 33 x 32 x 32
 
 
 class FeatureNet:
-    """The encoder of the VAE in ``folder``, as a function from videos to features.
+    """A function from videos to features, which uses the encoder of the VAE in ``folder``.
 
-    Raises ValueError when there is no VAE.
+    Raises:
+        ValueError: The folder holds no VAE.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -37,19 +38,22 @@ class FeatureNet:
         self.vae.encoder.down_blocks[0].register_forward_hook(_leave)
 
     def __call__(self, videos: Iterable[NDArray[np.uint8]]) -> NDArray[np.float64]:
-        """float64 [N, D] of videos uint8 [F, H, W, 3] of one size; D is at most 64.
+        """Return the features, float64 [N, D] with D <= 64, of videos of one size, each uint8 [F, H, W, 3].
 
-        Raises ValueError when a feature is not finite.
+        Raises:
+            ValueError: A feature is not finite.
         """
         rows: list[NDArray[np.float64]] = []
-        waiting = iter(videos)
-        for first in waiting:
+        remaining = iter(videos)
+        for first in remaining:
             size = max(1, BATCH_PIXELS // (first.size // 3))
-            rows.append(self._pooled([first, *islice(waiting, size - 1)]))
-        found = np.concatenate(rows) if rows else np.zeros((0, 0))
-        if not np.isfinite(found).all():
-            raise ValueError("features are not finite: the weights in evaluate.feature_vae are damaged")
-        return found
+            rows.append(self._pooled([first, *islice(remaining, size - 1)]))
+        features = np.concatenate(rows) if rows else np.zeros((0, 0))
+        if not np.isfinite(features).all():
+            raise ValueError(
+                "features are not finite: the weights in evaluate.feature_vae are damaged; replace this VAE"
+            )
+        return features
 
     @torch.no_grad()
     def _pooled(self, videos: Sequence[NDArray[np.uint8]]) -> NDArray[np.float64]:
@@ -65,7 +69,7 @@ class FeatureNet:
 
 
 class _Seen(Exception):
-    """No error: the way out of the encoder, whose rest is a quarter of its work."""
+    """Not an error. It stops the encoder after its first stage, which saves a quarter of the computation."""
 
     def __init__(self, hidden: torch.Tensor) -> None:
         self.hidden = hidden
@@ -76,10 +80,11 @@ def _leave(_module: torch.nn.Module, _inputs: tuple[Any, ...], hidden: torch.Ten
 
 
 def pool(hidden: torch.Tensor) -> torch.Tensor:
-    """Hidden activations [N, C, f, h, w] as [N, D]: of each channel how much it varies in space, and in time.
+    """Pool activations [N, C, f, h, w] to features [N, D]: two per channel, for its variation in space and in time.
 
-    In space: the standard deviation over a frame, averaged over frames. In time: the mean absolute change from frame to
-    frame, 0 when there is one frame. Every channel, or every second, third, ..., so that D is at most 64.
+    The feature of space is the standard deviation within a frame, averaged over the frames. The feature of time is the
+    mean absolute change from one frame to the next, and 0 for a single frame. If there are more than 32 channels, only
+    every second, third, ... channel is used, so that D <= 64.
     """
     step = -(-2 * hidden.shape[1] // DIMENSIONS)
     hidden = hidden[:, ::step].float()

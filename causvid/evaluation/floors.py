@@ -1,4 +1,4 @@
-"""What the measures say of real clips after known damage: the floors below the ceiling that the clips set."""
+"""Scores of corrupted real clips. They are the floors of the measures; the real clips themselves are the ceiling."""
 
 from __future__ import annotations
 
@@ -17,20 +17,28 @@ from causvid.runtime.seeding import derive_seed
 def floors(
     videos: Sequence[NDArray[np.uint8]], captions: Sequence[str], blocks: Sequence[range], ruler: Ruler
 ) -> dict[str, dict[str, Any]]:
-    """{corruption: {"judge", "table4", "frechet_distance"}} of toy-world clips, uint8 [F, H, W, 3] each.
+    """Score clips of the toy world after every corruption.
 
-    "shuffled_captions" holds every clip against another's caption, which is what chance gives; the Frechet distance
-    sees no captions, so that one has none.
+    Args:
+        videos: Real clips, each uint8 [F, H, W, 3].
+        captions: Their captions.
+        blocks: Frames of each block of a clip.
+        ruler: Measures the Frechet distance.
+
+    Returns:
+        {corruption: {"judge", "table4", "frechet_distance"}}. "shuffled_captions" compares every clip with a random
+        caption of the set, which gives the scores of chance. Captions do not influence the Frechet distance, so this
+        entry has None.
     """
     shuffled = _generator("shuffled_captions").permutation(len(captions))
-    found: dict[str, dict[str, Any]] = {
+    scores: dict[str, dict[str, Any]] = {
         "shuffled_captions": {**_judged(videos, [captions[k] for k in shuffled], blocks), "frechet_distance": None}
     }
     for name, (corrupt, strength) in FLOORS.items():
         damaged = [corrupt(frames, strength, _generator(name, k)) for k, frames in enumerate(videos)]
         distance = ruler.measure(damaged)["frechet_distance"]
-        found[name] = {**_judged(damaged, captions, blocks), "frechet_distance": distance}
-    return found
+        scores[name] = {**_judged(damaged, captions, blocks), "frechet_distance": distance}
+    return scores
 
 
 def _judged(

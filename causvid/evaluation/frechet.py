@@ -1,4 +1,4 @@
-"""The Frechet distance of a set of videos to a reference set, read at one fixed number of videos."""
+"""The Frechet distance between a set of videos and a reference set, at one fixed number of videos."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ Net = Callable[[Iterable[Frames]], NDArray[np.float64]]
 
 @dataclass(frozen=True, kw_only=True)
 class Ruler:
-    """Measures ``count`` videos, the one number that distances are compared at.
+    """Measures Frechet distances from one reference set.
 
-    net: from videos to features [N, D], a causvid.evaluation.features.FeatureNet; reference: features to compare with.
+    Attributes:
+        net: Function from videos to features [N, D], a ``causvid.evaluation.features.FeatureNet``.
+        reference: Features [N, D] of the reference set.
+        count: Number of videos in each set. Distances are comparable at equal numbers only.
     """
 
     net: Net
@@ -27,15 +30,17 @@ class Ruler:
     count: int
 
     def measure(self, videos: Sequence[Frames]) -> dict[str, Any]:
-        """``frechet_distance``, its ``frechet_interval`` [low, high] (95 %), ``frechet_n`` videos, ``frechet_note``.
+        """Measure the distance of the first ``count`` videos.
 
-        With fewer videos than ``count``, here or in the reference, the distance is None and the note says so. The
-        interval is None below two videos for each group of the jackknife.
+        Returns:
+            ``frechet_distance``; ``frechet_interval``, its 95 % interval [low, high], or None if a group of the
+            jackknife has fewer than two videos; ``frechet_n``, the number of videos; ``frechet_note``. If there are
+            fewer than ``count`` videos, here or in the reference, the distance is None and the note gives the reason.
         """
-        found = min(len(videos), len(self.reference), self.count)
-        if found < max(2, self.count):
-            note = f"{found} of {self.count} videos: at another number the distance is another"
-            return {"frechet_distance": None, "frechet_interval": None, "frechet_n": found, "frechet_note": note}
-        features = self.net(videos[:found])
-        value, interval = quality.distance(features, self.reference[:found])
-        return {"frechet_distance": value, "frechet_interval": interval, "frechet_n": found, "frechet_note": None}
+        available = min(len(videos), len(self.reference), self.count)
+        if available < max(2, self.count):
+            note = f"{available} of {self.count} videos: distances of different numbers of videos are not comparable"
+            return {"frechet_distance": None, "frechet_interval": None, "frechet_n": available, "frechet_note": note}
+        features = self.net(videos[:available])
+        value, interval = quality.distance(features, self.reference[:available])
+        return {"frechet_distance": value, "frechet_interval": interval, "frechet_n": available, "frechet_note": None}

@@ -1,7 +1,8 @@
-"""Analytic judge of the toy world: does a video show what its caption says? No training, no weights.
+"""Analytic judge of the toy world: compares a video with its caption, without training and without weights.
 
-Shapes: F frames, H and W in pixels. The object of a frame is what stands out from the frame's median colour; its
-coverage is the share of every pixel that it fills. Sizes and speeds are the world's own, so they scale with the video.
+Shapes: F frames, H and W in pixels. The object of a frame consists of the pixels that differ from the frame's median
+colour, which is the background. The coverage of a pixel is the share of the pixel that the object fills. Expected sizes
+and speeds are those of the toy world and scale with the video.
 """
 
 from __future__ import annotations
@@ -25,26 +26,34 @@ Floats = NDArray[np.float64]
 Frames = NDArray[np.uint8]
 Averages = dict[str, Any]
 
-MIN_CONTRAST = 60.0  # RGB distance to the background; the world's own colours are 160 or more away
-NOISE = (
-    0.1  # of the contrast, cut at both ends: at 0.2 the half-resolution colour of 4:2:0 moves in steps of two pixels
-)
-AREA_RANGE = (1 / 3, 3.0)  # of the world's mean object; outside it there is no one object
-MAJORITY = 0.5  # share of frames, pixels or steps that decides a yes
-MIN_SPEED = 0.3  # of the true speed, for "it moves"
-VELOCITY_TOLERANCE = 0.5  # of the true speed, for "this step is right"
-ROUNDING_MSE = 1 / 12  # of whole brightness levels: the error that no uint8 video is without
+MIN_CONTRAST = 60.0  # RGB distance from the background; colours of the toy world have at least 160
+# Share of the contrast that is cut off at both ends of the coverage. With 0.2, the measured positions would move in
+# steps of two pixels, because H.264's 4:2:0 halves the resolution of colour.
+NOISE = 0.1
+AREA_RANGE = (1 / 3, 3.0)  # share of the mean area in the toy world; a frame outside this range shows no single object
+MAJORITY = 0.5  # share of the frames, pixels or steps that must agree
+MIN_SPEED = 0.3  # share of the true speed from which an object counts as moving
+VELOCITY_TOLERANCE = 0.5  # largest error of a right step, as a share of the true speed
+ROUNDING_MSE = 1 / 12  # mean squared error of rounding to uint8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What the judge says of one video.
+    """Scores of one video.
 
-    colour, background, shape, motion: right or wrong. velocity: share of steps between frames whose velocity is within
-    half a true step of the truth. seen: share of frames that show one object. area_cv: standard deviation over mean of
-    the object's area (0 = no size flicker); None when no frame shows one. frame_psnr: dB against the ideal rendering of
-    the caption at the measured places, averaged over frames. temporal_psnr: the same against the caption's rigid true
-    motion from one start, fitted to all frames.
+    Attributes:
+        colour: Whether the object has the colour of the caption.
+        background: Whether the background has the colour of the caption.
+        shape: Whether the object has the shape of the caption.
+        motion: Whether the object moves in the direction of the caption.
+        velocity: Share of the steps between frames whose velocity error is at most half of the true speed.
+        seen: Share of the frames that show one object.
+        area_cv: Size flicker: standard deviation of the object's area divided by its mean (0 = constant size). None if
+            no frame shows an object.
+        frame_psnr: PSNR in dB with respect to the ideal rendering of the caption at the measured positions, averaged
+            over frames.
+        temporal_psnr: The same PSNR, but with the positions of the true motion from one start, which is fitted to the
+            frames that show the object.
     """
 
     colour: bool
@@ -60,10 +69,14 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Examination:
-    """A verdict, and frame by frame what it averages.
+    """A verdict and the values per frame from which it was computed.
 
-    seen [F]; psnr [F] in dB, of frame_psnr; right [F-1]: whether the step into frame 1, 2, ... has the true velocity.
-    start: the object's centre (x, y) in the first frame, None when that frame shows no object.
+    Attributes:
+        verdict: The verdict.
+        seen: Whether each frame shows one object, [F].
+        psnr: Terms of ``frame_psnr`` in dB, [F].
+        right: Whether the step into frame 1, 2, ... has the true velocity, [F - 1].
+        start: Centre (x, y) of the object in the first frame; None if that frame shows no object.
     """
 
     verdict: Verdict
@@ -75,9 +88,14 @@ class Examination:
 
 @dataclass(frozen=True, kw_only=True)
 class _Object:
-    """What moves in a video: difference [F, H, W, 3] to each frame's background, coverage [F, H, W] in [0, 1].
+    """Measurements of the object in every frame.
 
-    And area [F] and centres [F, 2] in pixels, seen [F].
+    Attributes:
+        difference: Difference from the background, [F, H, W, 3].
+        coverage: Coverage of every pixel in [0, 1], [F, H, W].
+        area: Area in pixels, [F].
+        centers: Centre of mass (x, y) in pixels, [F, 2].
+        seen: Whether the frame shows one object, [F].
     """
 
     difference: NDArray[np.float32]
@@ -88,13 +106,13 @@ class _Object:
 
 
 def judge(frames: Frames, caption: str) -> Verdict | None:
-    """The verdict on ``frames``, uint8 [F, H, W, 3] RGB; None when ``caption`` is not of the toy world."""
+    """Return the verdict on ``frames``, uint8 [F, H, W, 3] RGB; None if ``caption`` is not one of the toy world."""
     scene = scene_of(caption)
     return examine(frames, scene).verdict if scene else None
 
 
 def scene_of(caption: str) -> Scene | None:
-    """The scene that ``caption`` describes; None when it is not of the toy world."""
+    """Return the scene that ``caption`` describes; None if the caption is not one of the toy world."""
     try:
         return toy_world.parse(caption)
     except ValueError:
@@ -102,9 +120,9 @@ def scene_of(caption: str) -> Scene | None:
 
 
 def examine(frames: Frames, scene: Scene) -> Examination:
-    """The verdict on ``frames``, uint8 [F, H, W, 3] RGB, that should show ``scene``, with what it averages."""
+    """Compare ``frames``, uint8 [F, H, W, 3] RGB, with the scene that they should show."""
     count, height, width, _ = frames.shape
-    # The world moves so many pixels a frame whatever the rate, so the rate does not matter here.
+    # Speeds of the toy world are in pixels per frame, so any frame rate gives the same verdict.
     video = VideoShape(height=height, width=width, frames=count, fps=1)
     found = _find_object(frames, video)
     names = _nearest_colour(frames)
@@ -130,34 +148,44 @@ def examine(frames: Frames, scene: Scene) -> Examination:
 
 
 def judge_videos(videos: Sequence[Frames], captions: Sequence[str], blocks: Sequence[range]) -> Averages | None:
-    """Averages over ``videos`` [F, H, W, 3] that should show ``captions``; None when no caption is of the world.
+    """Judge a set of videos and return the averages.
 
-    Returns what ``average`` does; ``start_spread`` and ``sample_spread`` of causvid.evaluation.spread, None when no two
-    videos share a caption; ``blocks``: {velocity, frame_psnr, seen} over the frames of each of ``blocks``, a step
-    counting in the block it leads into, velocity None where there is no step.
+    Args:
+        videos: Videos, each uint8 [F, H, W, 3] RGB.
+        captions: One caption per video. Videos whose caption is not one of the toy world are ignored.
+        blocks: Frames of each block of a clip.
+
+    Returns:
+        None if no caption is one of the toy world. Otherwise the values of ``average``; ``start_spread`` and
+        ``sample_spread`` of ``causvid.evaluation.spread``, None if no two videos share a caption; and ``blocks``, the
+        result of ``over_block`` for each block.
+
+    Raises:
+        ValueError: The numbers of captions and videos differ, or a caption is not a string.
     """
     captions = prompt_list(captions, "captions")
     if len(captions) != len(videos):
         raise ValueError(f"captions has {len(captions)} entries, videos {len(videos)}; give one caption per video")
-    found: list[Examination] = []
+    examinations: list[Examination] = []
     spreads: list[spread.Spread] = []
     scenes = {scene: [k for k, text in enumerate(captions) if text == scene.caption] for scene in _scenes(captions)}
     for scene in progress(scenes, total=len(scenes), what="judge, by caption"):
         shown = [videos[k] for k in scenes[scene]]
         examined = [examine(frames, scene) for frames in shown]
-        found += examined
+        examinations += examined
         if len(shown) > 1:
             spreads.append(spread.of_scene(scene, shown, [each.start for each in examined]))
-    means = average([each.verdict for each in found])
+    means = average([each.verdict for each in examinations])
     if means is None:
         return None
-    return {**means, **spread.average(spreads), "blocks": [over_block(found, block) for block in blocks]}
+    return {**means, **spread.average(spreads), "blocks": [over_block(examinations, block) for block in blocks]}
 
 
 def average(verdicts: Sequence[Verdict | None]) -> dict[str, float | None] | None:
-    """Mean of every field over the verdicts that are not None, with their count ``n``; None when there is none.
+    """Return the mean of every field over the verdicts that are not None, and their number ``n``.
 
-    area_cv is averaged over the videos that show an object, and is None when none does.
+    ``area_cv`` is averaged over the videos that show an object, and is None if there are no such videos. The result is
+    None if there are no verdicts.
     """
     judged = [asdict(verdict) for verdict in verdicts if verdict is not None]
     if not judged:
@@ -170,30 +198,33 @@ def average(verdicts: Sequence[Verdict | None]) -> dict[str, float | None] | Non
 
 
 def _scenes(captions: Sequence[str]) -> list[Scene]:
-    """The scenes of those captions that are of the world, in the order they first come."""
+    """Return the different scenes that the captions describe, in the order of their first captions."""
     return [scene for caption in dict.fromkeys(captions) if (scene := scene_of(caption))]
 
 
-def over_block(found: Sequence[Examination], block: range) -> dict[str, float | None]:
-    """{velocity, frame_psnr, seen} of all videos over the frames of ``block``; velocity None where there is no step."""
+def over_block(examinations: Sequence[Examination], block: range) -> dict[str, float | None]:
+    """Return the means of velocity, frame_psnr and seen over the frames of ``block`` of all videos.
+
+    A step belongs to the block of its later frame. ``velocity`` is None if no step belongs to the block.
+    """
     frames = slice(block.start, block.stop)
     into = slice(max(0, block.start - 1), block.stop - 1)  # step k leads into frame k + 1
-    right = np.concatenate([each.right[into] for each in found])
+    right = np.concatenate([each.right[into] for each in examinations])
     return {
         "velocity": float(right.mean()) if right.size else None,
-        "frame_psnr": float(np.mean([each.psnr[frames].mean() for each in found])),
-        "seen": float(np.mean([each.seen[frames].mean() for each in found])),
+        "frame_psnr": float(np.mean([each.psnr[frames].mean() for each in examinations])),
+        "seen": float(np.mean([each.seen[frames].mean() for each in examinations])),
     }
 
 
 def _find_object(frames: Frames, video: VideoShape) -> _Object:
-    """Whatever stands out from the median colour of each frame, by how much of its own contrast it does."""
+    """Find the object of every frame. The coverage of a pixel is its contrast as a share of the object's contrast."""
     pixels = frames.reshape(video.frames, -1, 3)
     background = np.median(pixels, axis=1).astype(np.float32)[:, None, None, :]
     difference = frames - background
     distance = np.sqrt(np.einsum("fhwc,fhwc->fhw", difference, difference)).astype(np.float64)
     low, high = toy_world.radius_range(video)
-    # The smallest triangle fills about twice this many pixels, so this one lies inside every object.
+    # The smallest triangle fills about twice this many pixels, so the pixel of this rank is inside every object.
     rank = max(1, round(low**2))
     contrast = np.partition(distance.reshape(video.frames, -1), -rank, axis=1)[:, -rank]
     share = distance / np.maximum(contrast, 1.0)[:, None, None]
@@ -206,14 +237,17 @@ def _find_object(frames: Frames, video: VideoShape) -> _Object:
 
 
 def _torus_centers(weight: Floats) -> Floats:
-    """Centre of mass of each [F, H, W] weight on the torus, [F, 2] as (x, y); weightless frames give (0, 0)."""
+    """Return the centre of mass (x, y) of every frame on the torus, [F, 2], for ``weight`` [F, H, W].
+
+    A frame without weight has the centre (0, 0).
+    """
     axes = []
-    for axis in (1, 2):  # summing over rows leaves x, over columns y
+    for axis in (1, 2):  # the sum over rows is a function of x, the sum over columns a function of y
         profile = weight.sum(axis=axis)
         size = profile.shape[1]
         places = np.arange(size)
         rough = np.angle(profile @ np.exp(2j * np.pi * places / size)) * size / (2 * np.pi)
-        # The circular mean is not the centre of a lopsided shape; the mean of the offsets around it is.
+        # The circular mean is not the centre of mass of an asymmetric shape, but it is close enough to unwrap offsets.
         offset = (places - rough[:, None] + size / 2) % size - size / 2
         axes.append((rough + (profile * offset).sum(axis=1) / np.maximum(profile.sum(axis=1), 1e-9)) % size)
     return np.stack(axes, axis=-1)
@@ -226,7 +260,10 @@ def _palette() -> tuple[tuple[str, ...], NDArray[np.float32]]:
 
 
 def _nearest_colour(frames: Frames) -> NDArray[np.intp]:
-    """Index into the palette of every pixel's nearest entry, [F, H, W]; exact: all numbers stay below 2**24."""
+    """Return the index of the nearest palette entry for every pixel, [F, H, W].
+
+    The comparison in float32 is exact, because all numbers are integers below 2**24.
+    """
     entries = _palette()[1]
     nearest: NDArray[np.intp] = ((entries**2).sum(axis=1) - 2 * (frames.astype(np.float32) @ entries.T)).argmin(axis=-1)
     return nearest
@@ -237,24 +274,28 @@ def _is_mostly(names: NDArray[np.intp], wanted: str) -> bool:
 
 
 def _fit_shape(found: _Object, scene: Scene, video: VideoShape) -> tuple[str | None, float]:
-    """The shape that fits the object best (None when none fits), and the scene's shape's best radius in pixels."""
+    """Return the shape that fits the object best, and the best radius in pixels of the shape in ``scene``.
+
+    The shape is None if no template fits well enough.
+    """
     low, high = toy_world.radius_range(video)
     scale = toy_world.speed(video) / toy_world.speed(shape_match.CANVAS)
     if not found.seen.any():
         return None, low
     difference = found.difference[found.seen]
     colour = difference[found.coverage[found.seen] >= 1].mean(axis=0)
-    # Along the object's own colour, not by distance: a blurred edge stays a blurred edge, and noise has no sign.
+    # Unlike the coverage, the projection onto the object's colour has no threshold that sharpens blurred edges, and it
+    # ignores noise in all other directions.
     share = np.clip(difference @ (colour / (colour @ colour)), 0.0, 1.0).astype(np.float64)
-    picture = shape_match.mean_picture(share, found.centers[found.seen], scale)
-    fits = shape_match.match_shapes(picture)
+    image = shape_match.mean_picture(share, found.centers[found.seen], scale)
+    fits = shape_match.match_shapes(image)
     winner = max(fits, key=lambda shape: fits[shape].match)
     radius = float(np.clip(fits[scene.shape].radius * scale, low, high))
     return (winner if fits[winner].match >= shape_match.MIN_MATCH else None), radius
 
 
 def _steps(found: _Object, video: VideoShape) -> tuple[Floats, NDArray[np.bool_]]:
-    """Moves between neighbouring frames the short way round, [F-1, 2], and which of them join two seen frames."""
+    """Return the shortest displacements between consecutive frames, [F - 1, 2], and whether both frames are seen."""
     size = np.array([video.width, video.height])
     moves = (np.diff(found.centers, axis=0) + size / 2) % size - size / 2
     return moves, found.seen[1:] & found.seen[:-1]
@@ -280,7 +321,10 @@ def _right_steps(found: _Object, scene: Scene, video: VideoShape) -> NDArray[np.
 
 
 def _fit_start(found: _Object, scene: Scene, video: VideoShape) -> tuple[float, float]:
-    """Where the true motion must start to pass closest to the seen centres: their circular mean, the motion undone."""
+    """Return the start (x, y) of the true motion that fits the centres in the seen frames best.
+
+    The true motion is subtracted from the centres, and the start is the circular mean of the differences.
+    """
     size = np.array([video.width, video.height])
     undone = found.centers - toy_world.positions(scene, video=video, start_xy=(0.0, 0.0))
     turns = np.exp(2j * np.pi * undone / size)[found.seen].sum(axis=0)
@@ -289,7 +333,7 @@ def _fit_start(found: _Object, scene: Scene, video: VideoShape) -> tuple[float, 
 
 
 def _psnr(frames: Frames, scene: Scene, centers: Floats, radius: float) -> Floats:
-    """dB of every frame against the scene rendered at ``centers``, [F]."""
+    """Return the PSNR in dB of every frame, [F], with respect to the scene rendered at ``centers``."""
     mask = toy_world.shape_mask(scene.shape, frames.shape[1], frames.shape[2], centers, radius)[..., None]
     background, colour = np.array(BACKGROUNDS[scene.background]), np.array(COLOURS[scene.colour])
     error = np.square(frames - (background + mask * (colour - background))).mean(axis=(1, 2, 3))

@@ -1,4 +1,4 @@
-"""Time to the first frame and frames per second of teacher and student, measured in one process."""
+"""Latency of the first frame, and frames per second, of teacher and student, measured in one process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ from causvid.runtime.shapes import VideoShape
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyConfig:
-    """Params section ``measure_latency``: runs before the clock, and runs whose median is reported."""
+    """Params section ``measure_latency``.
+
+    Attributes:
+        warmup: Runs that are not timed.
+        repeats: Timed runs. Their median is reported.
+    """
 
     warmup: int
     repeats: PositiveInt
@@ -33,7 +38,17 @@ def measure(
     seed: int,
     few_steps: bool,
 ) -> dict[str, float]:
-    """Seconds to the first decoded frame and to the last, for one video (text encoding not counted)."""
+    """Return the seconds until the first and the last frame of one video are decoded, without text encoding.
+
+    Args:
+        pipeline: Pipeline of the model.
+        text: Prompt embeddings [1, L, D].
+        negative: Embeddings of the negative prompt [1, L, D].
+        video: Size of the video.
+        guidance_scale: Guidance of the solver; not used with ``few_steps``.
+        seed: Seed of the noise.
+        few_steps: As in ``CausVidPipeline.__call__``.
+    """
     noise = [generator(seed, "latency")]
     devices.synchronize(pipeline.device)
     started = time.perf_counter()
@@ -47,7 +62,7 @@ def measure(
     else:
         pipeline(text, video, noise, negative, guidance_scale, few_steps=few_steps)
         devices.synchronize(pipeline.device)
-        first = time.perf_counter() - started  # nothing can be shown before the whole clip is denoised
+        first = time.perf_counter() - started  # no frame is available before the whole clip is denoised
     devices.synchronize(pipeline.device)
     return {"first_frame_s": first, "seconds": time.perf_counter() - started}
 
@@ -63,7 +78,23 @@ def compare(
     seed: int,
     config: LatencyConfig,
 ) -> dict[str, Any]:
-    """Both models in turn, so that a busy machine disturbs both; medians, passes and ratios."""
+    """Time both models alternately, so that other load on the machine affects both.
+
+    Args:
+        teacher: Pipeline of the teacher, which runs the solver's many steps.
+        student: Pipeline of the student, which runs its few steps.
+        text: Prompt embeddings [1, L, D].
+        negative: Embeddings of the negative prompt [1, L, D].
+        video: Size of the video.
+        guidance_scale: Guidance of the teacher.
+        seed: Seed of the noise.
+        config: Number of runs.
+
+    Returns:
+        ``device``; for ``teacher`` and ``student`` the medians ``first_frame_s`` and ``seconds``, ``fps``, and
+        ``passes``, the forward passes over each frame (two for a step with guidance, context passes not counted);
+        ``ratio``, how many times faster the student is.
+    """
     runs: dict[str, list[dict[str, float]]] = {"teacher": [], "student": []}
     for index in range(config.warmup + config.repeats):
         for name, pipeline in (("teacher", teacher), ("student", student)):

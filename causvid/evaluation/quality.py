@@ -1,8 +1,9 @@
-"""Flicker, and the Frechet distance of two sets of features with an interval.
+"""Flicker, and the Frechet distance between two sets of features with a confidence interval.
 
-The distance compares runs of this project with each other; it is no FVD. Its floor falls as the number of videos
-grows, so it is read at one fixed number only: with the toy world's VAE, real clips are 0.8 from their own world at 64
-videos, 0.4 at 128 and 0.2 at 256. The interval tells how far another draw of videos would move it; the floor stays in.
+The distance is not an FVD; it is only comparable between runs of this project. It has a bias that decreases with the
+number of videos, so only distances at the same number are comparable: with the VAE of the toy world, the distance from
+real clips to renderings of the same captions is 0.8 at 64 videos, 0.4 at 128 and 0.2 at 256. The interval estimates the
+variation between samples of videos and does not remove the bias.
 """
 
 from __future__ import annotations
@@ -16,42 +17,44 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Rows = Sequence[Mapping[str, Any]]
 
-CONSTANT = 1e-6  # standard deviation below which a feature says nothing
+CONSTANT = 1e-6  # a feature with a smaller standard deviation counts as constant
 GROUPS = 10  # of the jackknife
-T_QUANTILE = 2.262  # 97.5 % of Student's t with GROUPS - 1 degrees of freedom
+T_QUANTILE = 2.262  # 97.5 % quantile of Student's t distribution with GROUPS - 1 degrees of freedom
 
 
 def halves(rows: Rows, limit: int) -> tuple[Rows, Rows]:
-    """The first ``limit`` rows (or half of them, when they are few) and as many rows after them, never the same ones.
+    """Return two disjoint sets of rows of equal size, each with at most ``limit`` rows. A single row is in the first.
 
-    The distance between the two halves of the real clips is the floor that every other distance is to be read against.
+    The distance between the two sets of real clips is the smallest that a model can be expected to reach.
     """
     count = min(limit, len(rows) // 2)
     return rows[: max(1, count)], rows[count : 2 * count]
 
 
 def mean_flicker(videos: Iterable[NDArray[np.uint8]]) -> float:
-    """Mean of the videos' flicker."""
+    """Return the mean flicker of several videos."""
     return float(np.mean([flicker(frames) for frames in videos]))
 
 
 def flicker(frames: NDArray[np.uint8]) -> float:
-    """Mean absolute difference of neighbouring frames, uint8 [F, H, W, 3], as a share of full brightness; 0 if F = 1.
+    """Return the mean absolute difference of consecutive frames, uint8 [F, H, W, 3], as a share of full brightness.
 
-    Motion counts too: compare it with the flicker of real clips, not with 0. VBench's temporal_flickering is 1 - this.
+    A single frame has the flicker 0. Motion contributes to the flicker, so compare it with that of real clips, not
+    with 0. VBench's temporal_flickering is 1 - flicker.
     """
     if len(frames) == 1:
         return 0.0
-    # One pair at a time: a long video as wider numbers would fill the memory.
+    # One pair at a time, because a whole long video in int16 would fill the memory.
     pairs = zip(frames[1:], frames[:-1], strict=True)
     return float(np.mean([np.abs(after.astype(np.int16) - before).mean() for after, before in pairs])) / 255
 
 
 def distance(features: Floats, reference: Floats) -> tuple[float, list[float] | None]:
-    """Frechet distance of two feature sets [N, D] of equal N, and [low, high] of its 95 % interval.
+    """Return the Frechet distance of two feature sets [N, D] of equal N, and its 95 % interval [low, high].
 
-    The interval is the delete-a-group jackknife's (Kott 2001), None when a group would have fewer than two videos.
-    Video k of both sets is in group k mod 10: where the sets show the same captions, a group leaves with its captions.
+    The interval is computed by the delete-a-group jackknife (Kott 2001). It is None if a group would have fewer than
+    two videos. Video k of both sets belongs to group k mod 10, so that videos of the same caption are deleted together
+    if both sets have the same captions.
     """
     count = len(features)
     value = frechet_distance(features, reference)
@@ -64,7 +67,7 @@ def distance(features: Floats, reference: Floats) -> tuple[float, list[float] | 
 
 
 def frechet_distance(features: Floats, reference: Floats) -> float:
-    """Frechet distance of two feature sets [N, D] after scaling each feature by its spread in the reference."""
+    """Return the Frechet distance of two feature sets [N, D], in units of the reference's standard deviations."""
     spread = reference.std(axis=0)
     scale = np.where(spread > CONSTANT, spread, 1.0)
     a, b = features / scale, reference / scale
@@ -72,14 +75,20 @@ def frechet_distance(features: Floats, reference: Floats) -> float:
 
 
 def frechet_of_gaussians(mean_a: Floats, cov_a: Floats, mean_b: Floats, cov_b: Floats) -> float:
-    """|mean_a - mean_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2), float64; means [D], covariances [D, D], also singular.
+    """Return |mean_a - mean_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2) in float64 (Dowson and Landau 1982).
 
-    Dowson and Landau 1982. The symmetric form keeps every square root that of a positive semi-definite matrix.
+    In this symmetric form, every square root is that of a positive semi-definite matrix.
+
+    Args:
+        mean_a: First mean [D].
+        cov_a: First covariance A [D, D], which may be singular.
+        mean_b: Second mean [D].
+        cov_b: Second covariance B [D, D], which may be singular.
     """
     root = _square_root(cov_a)
     cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ cov_b @ root), 0.0)).sum()
     distance = ((mean_a - mean_b) ** 2).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * cross
-    return max(0.0, float(distance))  # rounding may leave equal sets a hair below zero
+    return max(0.0, float(distance))  # rounding errors may give a small negative number for equal sets
 
 
 def _square_root(matrix: Floats) -> Floats:

@@ -1,7 +1,7 @@
-"""Every measure of one folder of videos that needs no other environment: judge, Frechet distance, flicker, drift.
+"""All scores of a folder of videos except those of VBench: judge, Frechet distance, flicker, drift.
 
-The toy world can be rendered, so there the distance is to what a perfect model would make of the very same captions.
-Elsewhere it is to real clips, never the ones scored.
+For captions of the toy world, the reference of the Frechet distance is a set of renderings of the same captions. For
+other captions, the reference consists of real clips that are not scored themselves.
 """
 
 from __future__ import annotations
@@ -24,10 +24,15 @@ Rows = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What is the same for every folder.
+    """Settings that all folders share.
 
-    reference: folder of real clips; toy_world: whether they are of that world; video: their size; blocks: frames of
-    each block of a clip; count: videos to score; crf: the samples' x264 quality.
+    Attributes:
+        reference: Folder of the real clips.
+        toy_world: Whether the real clips show the toy world.
+        video: Size of the clips.
+        blocks: Frames of each block of a clip.
+        count: Number of videos to score.
+        crf: x264's quality of the samples.
     """
 
     reference: Path
@@ -39,30 +44,37 @@ class Setting:
 
 
 class Selected(NamedTuple):
-    """Rows of the videos to score, and whether what their captions mean can be rendered."""
+    """The videos to score.
+
+    Attributes:
+        rows: Rows of the manifest.
+        rendered: Whether the reference is rendered from the captions.
+    """
 
     rows: Rows
     rendered: bool
 
 
 def select(folder: Path, setting: Setting) -> Selected:
-    """The first ``setting.count`` videos of ``folder``.
+    """Select the first ``setting.count`` videos of ``folder``.
 
-    Of the real clips, where the distance is to real ones, the first half of them at most: it is to the others.
+    Of the real clips, at most the first half is selected if the other half is the reference.
     """
     listed = read_manifest(folder)
     rows = listed[: setting.count]
     rendered = setting.toy_world and all(judge.scene_of(row["caption"]) for row in rows)
-    whole = rendered or folder != setting.reference
-    return Selected(rows if whole else quality.halves(listed, setting.count)[0], rendered)
+    is_disjoint = rendered or folder != setting.reference
+    return Selected(rows if is_disjoint else quality.halves(listed, setting.count)[0], rendered)
 
 
 def score(folder: Path, net: FeatureNet, setting: Setting) -> dict[str, Any]:
-    """Scores of the videos of ``folder`` that ``select`` takes.
+    """Score the videos of ``folder`` that ``select`` returns.
 
-    Returns ``n`` and of how many different ``prompts``; ``judge`` (of ``judge.judge_videos``) and ``table4``,
-    None where no caption is of the toy world; the Frechet distance (of ``Ruler.measure``); ``flicker``; ``drift``;
-    ``floors`` of the real clips themselves where they are of the toy world, else None.
+    Returns:
+        - ``n``: number of videos; ``prompts``: number of different captions.
+        - ``judge`` (see ``judge.judge_videos``) and ``table4``: None if no caption is one of the toy world.
+        - the values of ``Ruler.measure``; ``flicker``; ``drift``.
+        - ``floors``: see ``floors.floors``; None unless ``folder`` is that of the real clips and shows the toy world.
     """
     (rows, rendered), clips = select(folder, setting), read_manifest(setting.reference)
     captions, videos = [row["caption"] for row in rows], Clips(folder, rows)

@@ -1,8 +1,8 @@
-"""Which of the toy world's shapes an object has: its mean picture against templates of every size, place and sharpness.
+"""Recognise the toy world's shapes: compare the mean image of an object with templates of many sizes and blurs.
 
-Pictures are in the world's own units, pixels of a 32-pixel video, around the object's centre, so a template serves
-videos of every size. Averaged over its frames, an object loses noise and flicker; a template's blur is free, so that a
-blurred or slightly trembling shape is still that shape.
+Images have the object's centre in the middle, and their pixels are world pixels, those of a 32-pixel video, so that one
+set of templates is enough for videos of all sizes. The mean over the frames removes noise and flicker. Templates are
+blurred to several degrees, so that a blurred or slightly trembling shape is still recognised.
 """
 
 from __future__ import annotations
@@ -18,19 +18,24 @@ from causvid.runtime.shapes import VideoShape
 
 Floats = NDArray[np.float64]
 
-REACH = 10  # world pixels from the centre to the picture's edge; the largest triangle's corners are 9.4 away
-CANVAS = VideoShape(height=32, width=32, frames=1, fps=1)  # the world at its own size
-RADII = np.geomspace(0.6, 1.65, 40)  # of the mean radius: areas from a third of the usual one to three times it
-OFFSETS = (-0.5, 0.0, 0.5)  # world pixels: an object that is not quite whole has its centre of mass elsewhere
+REACH = 10  # world pixels from the centre to the edge of an image; the largest triangle's corners are at 9.4
+CANVAS = VideoShape(height=32, width=32, frames=1, fps=1)  # a frame whose pixels are world pixels
+RADII = np.geomspace(0.6, 1.65, 40)  # share of the mean radius; the areas are 1/3 to 3 times the mean area
+OFFSETS = (-0.5, 0.0, 0.5)  # world pixels; the centre of mass of a slightly incomplete object is shifted
 BLURS = (0.0, 0.5, 0.8, 1.1)  # standard deviations in world pixels
-# Real clips reach 0.97, reconstructions of 26 dB 0.95; halves and two thirds of a shape 0.62 to 0.92, triangles with a
-# round top 0.90 to 0.93, then nearest to a circle.
+# Measured matches: real clips 0.97; reconstructions of 26 dB 0.95; a half or two thirds of a shape 0.62 to 0.92;
+# triangles with a round top 0.90 to 0.93, with the circle as the best shape.
 MIN_MATCH = 0.92
 
 
 @dataclass(frozen=True, kw_only=True)
 class Match:
-    """The best-fitting template of one shape: its match in [0, 1] and its radius in world pixels."""
+    """The template of one shape that fits best.
+
+    Attributes:
+        match: Overlap in [0, 1], see ``match_shapes``.
+        radius: Radius of the template in world pixels.
+    """
 
     match: float
     radius: float
@@ -38,16 +43,31 @@ class Match:
 
 @dataclass(frozen=True, kw_only=True)
 class _Bank:
-    shape: NDArray[np.intp]  # [N] index into SHAPES
-    radius: Floats  # [N]
-    picture: Floats  # [N, P]
-    energy: Floats  # [N]
+    """N templates of P pixels.
+
+    Attributes:
+        shape: Index into SHAPES, [N].
+        radius: Radius in world pixels, [N].
+        picture: Coverage of the pixels, [N, P].
+        energy: Sum of the squares of the coverage, [N].
+    """
+
+    shape: NDArray[np.intp]
+    radius: Floats
+    picture: Floats
+    energy: Floats
 
 
 def mean_picture(coverage: Floats, centers: Floats, scale: float) -> Floats:
-    """The mean over frames of coverage [F, H, W] around centers [F, 2] as (x, y), on the torus.
+    """Return the mean over the frames of the coverage around the object's centre on the torus.
 
-    ``scale`` is the video's pixels per world pixel. Returns [2 REACH + 1, 2 REACH + 1].
+    Args:
+        coverage: Coverage of every pixel, [F, H, W].
+        centers: Centres of the object as (x, y), [F, 2].
+        scale: Pixels of the video per world pixel.
+
+    Returns:
+        The mean image in world pixels, [2 REACH + 1, 2 REACH + 1].
     """
     rows = _window(coverage.shape[1], centers[:, 1], scale)
     columns = _window(coverage.shape[2], centers[:, 0], scale)
@@ -56,7 +76,7 @@ def mean_picture(coverage: Floats, centers: Floats, scale: float) -> Floats:
 
 
 def _window(size: int, center: Floats, scale: float) -> Floats:
-    """Weights [F, 2 REACH + 1, size] of linear interpolation; larger videos are averaged over a world pixel."""
+    """Return weights [F, 2 REACH + 1, size] of linear interpolation; if ``scale`` > 1, they average a world pixel."""
     places = center[:, None, None] + np.arange(-REACH, REACH + 1)[None, :, None] * scale
     away = np.abs((np.arange(size) - places + size / 2) % size - size / 2)
     reach = max(1.0, scale)
@@ -65,19 +85,20 @@ def _window(size: int, center: Floats, scale: float) -> Floats:
 
 
 def match_shapes(picture: Floats) -> dict[str, Match]:
-    """The best match of every shape with a picture of ``mean_picture``.
+    """Return the best template of every shape for an image of ``mean_picture``.
 
-    A match is the overlap <a, b> / (<a, a> + <b, b> - <a, b>), which is intersection over union where all is 0 or 1.
+    The match of an image a and a template b is <a, b> / (<a, a> + <b, b> - <a, b>). For binary images, this is the
+    intersection over union.
     """
     bank = _bank()
     flat = picture.ravel()
     common = bank.picture @ flat
     overlap = common / (flat @ flat + bank.energy - common)
-    found = {}
+    matches = {}
     for index, shape in enumerate(toy_world.SHAPES):
         best = int(np.where(bank.shape == index, overlap, -1.0).argmax())
-        found[shape] = Match(match=float(overlap[best]), radius=float(bank.radius[best]))
-    return found
+        matches[shape] = Match(match=float(overlap[best]), radius=float(bank.radius[best]))
+    return matches
 
 
 @cache
@@ -101,11 +122,11 @@ def _bank() -> _Bank:
 
 
 def _gaussian(deviation: float) -> Floats:
-    """Blur of a picture's rows as a matrix, [2 REACH + 1, 2 REACH + 1]; zero outside."""
+    """Return the matrix [2 REACH + 1, 2 REACH + 1] that blurs the columns of an image; outside, the image is 0."""
     if deviation == 0:
         return np.eye(2 * REACH + 1)
     away = np.arange(2 * REACH + 1)[:, None] - np.arange(2 * REACH + 1)
     weights = np.exp(-0.5 * (away / deviation) ** 2)
-    whole = np.exp(-0.5 * (np.arange(-REACH, REACH + 1) / deviation) ** 2).sum()
-    blur: Floats = weights / whole
+    total = np.exp(-0.5 * (np.arange(-REACH, REACH + 1) / deviation) ** 2).sum()
+    blur: Floats = weights / total
     return blur

@@ -1,7 +1,7 @@
-"""Do videos of one caption differ as they should? Their starts and pixels against independent draws of the toy world.
+"""Diversity of videos of one caption: differences of starts and pixels, relative to random videos of the toy world.
 
-Shapes: F frames, H and W in pixels. Both measures are 1 for independent uniform starts and 0 for one video again and
-again. They say nothing of quality: two videos of noise differ too, but an object that is not there has no start.
+Shapes: F frames, H and W in pixels, P pairs of videos. Both measures have the expectation 1 for independent uniform
+starts, and are 0 if all videos are equal. They do not measure quality: the pixels of two videos of noise differ, too.
 """
 
 from __future__ import annotations
@@ -21,21 +21,30 @@ from causvid.runtime.shapes import VideoShape
 Floats = NDArray[np.float64]
 Frames = NDArray[np.uint8]
 
-IDEALS = 8  # renderings of a caption: 28 pairs
+IDEALS = 8  # renderings of a caption, which form 28 pairs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """Of the pairs of videos of one caption: start [P] and sample [P], each as a share of its expectation."""
+    """Differences of all pairs of videos of one caption, divided by their expectations.
+
+    Attributes:
+        start: Distances of the objects' starts, [P].
+        sample: Root mean square differences of the pixels, [P].
+    """
 
     start: Floats
     sample: Floats
 
 
 def of_scene(scene: Scene, videos: Sequence[Frames], starts: Sequence[Floats | None]) -> Spread:
-    """The spread of two or more ``videos`` [F, H, W, 3] of ``scene``; starts (x, y) of their objects, None for none.
+    """Measure the spread of videos of one scene.
 
-    A pair in which an object is missing has start 0: no place was chosen.
+    Args:
+        scene: The scene.
+        videos: At least two videos, each uint8 [F, H, W, 3].
+        starts: Centre (x, y) of each object in the first frame; None if that frame shows no object. The start distance
+            of a pair with a missing object is 0.
     """
     frames, height, width, _ = videos[0].shape
     video = VideoShape(height=height, width=width, frames=frames, fps=1)
@@ -49,7 +58,7 @@ def of_scene(scene: Scene, videos: Sequence[Frames], starts: Sequence[Floats | N
 
 
 def average(spreads: Sequence[Spread]) -> dict[str, float | None]:
-    """Means over all pairs; None when there are none."""
+    """Return the means of both measures over all pairs; None if there are no pairs."""
     if not spreads:
         return {"start_spread": None, "sample_spread": None}
     return {
@@ -59,10 +68,10 @@ def average(spreads: Sequence[Spread]) -> dict[str, float | None]:
 
 
 def mean_torus_distance(width: float, height: float) -> float:
-    """Mean distance, the short way round, of two independent uniform points of a ``width`` x ``height`` torus.
+    """Return the mean shortest distance of two independent uniform points on a ``width`` x ``height`` torus.
 
-    Each coordinate's distance is uniform up to half the side, so it is the mean distance of a rectangle's points from
-    its corner, the integral of hypot(x, y).
+    The distance along each axis is uniform between 0 and half of the side. The mean is thus the integral of hypot(x, y)
+    over a rectangle of half the sides, divided by its area.
     """
     a, b = width / 2, height / 2
     along, across = a**2 / (2 * b) * np.arcsinh(b / a), b**2 / (2 * a) * np.arcsinh(a / b)
@@ -70,7 +79,7 @@ def mean_torus_distance(width: float, height: float) -> float:
 
 
 def _ideal(scene: Scene, video: VideoShape, number: int) -> Frames:
-    # No seed of the run: every run is held against the same renderings.
+    # Without the seed of the run, so that all runs are compared with the same renderings.
     draw = np.random.Generator(np.random.PCG64(derive_seed("spread", scene.caption, number)))
     start_xy = (draw.uniform(0, video.width), draw.uniform(0, video.height))
     radius = draw.uniform(*toy_world.radius_range(video))
@@ -78,6 +87,6 @@ def _ideal(scene: Scene, video: VideoShape, number: int) -> Frames:
 
 
 def _rms_distances(videos: Sequence[Frames]) -> Floats:
-    """Root of the mean squared difference of every pair, in brightness levels, [P]."""
+    """Return the root mean square difference of every pair in brightness levels of 255, [P]."""
     pairs = combinations([video.astype(np.float32) for video in videos], 2)
     return np.array([np.sqrt(np.square(one - other).mean(dtype=np.float64)) for one, other in pairs])

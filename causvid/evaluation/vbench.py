@@ -1,7 +1,7 @@
-"""VBench in its own environment: a subprocess with JSON in and out, because its pins cannot share ours.
+"""Run VBench in a separate environment, because the versions that VBench requires conflict with those of this project.
 
-A dimension is scored by the real package or not at all: without its weights it is skipped, with the files it wants.
-Source of files and settings: VBench 0.1.5, whose own download links are partly dead.
+The subprocess exchanges JSON with this one. A dimension whose weights are missing is skipped, with the missing files as
+the reason. Names of files and settings are those of VBench 0.1.5, some of whose download links no longer work.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from causvid.params import PathRule
 
 RUNNER = Path(vbench_runner.__file__)
 
-_CLIP_B = "clip_model/ViT-B-32.pt"  # the TorchScript archive that OpenAI publishes, not a state dict
+_CLIP_B = "clip_model/ViT-B-32.pt"  # OpenAI's TorchScript archive, not a state dict
 _CLIP_L = "clip_model/ViT-L-14.pt"
 _VICLIP = "ViCLIP/ViClip-InternVid-10M-FLT.pth"
 _DINO = "dino_model/dino_vitbase16_pretrain.pth"
 _DINO_CODE = "dino_model/facebookresearch_dino_main"
-# What each dimension reads below evaluate.vbench_weights (VBench's cache folder).
+# The files that each dimension reads from evaluate.vbench_weights (VBench's cache folder).
 WEIGHTS: dict[str, tuple[str, ...]] = {
     "temporal_flickering": (),
     "subject_consistency": (_DINO, *(f"{_DINO_CODE}/{name}.py" for name in ("hubconf", "vision_transformer", "utils"))),
@@ -40,7 +40,7 @@ WEIGHTS: dict[str, tuple[str, ...]] = {
     "overall_consistency": (_VICLIP,),
     "temporal_style": (_VICLIP,),
 }
-# They read labels or boxes that only VBench's own prompts come with.
+# These dimensions need labels or boxes that exist for VBench's own prompts only.
 NEEDS_OWN_PROMPTS = (
     "appearance_style",
     "color",
@@ -50,19 +50,22 @@ NEEDS_OWN_PROMPTS = (
     "scene",
     "spatial_relationship",
 )
-# VBench asks torch.hub for DINO's weights even when it is told where they are.
+# VBench also loads the weights of DINO through torch.hub, even if their path is given.
 ALSO_AT = {_DINO: "torch_hub/hub/checkpoints/dino_vitbase16_pretrain.pth"}
 START_SECONDS = 600.0
-SECONDS_PER_VIDEO = 900.0  # and dimension; the slowest one takes about 340 for 81 frames of 480p on one CPU thread
+# Limit per video and dimension. The slowest dimension takes about 340 s for 81 frames of 480p on one CPU thread.
+SECONDS_PER_VIDEO = 900.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """Params section ``evaluate``.
 
-    feature_vae: folder of the VAE whose encoder gives the Frechet distance its features; vbench_python: the interpreter
-    of VBench's environment; vbench_weights: the folder VBench calls its cache; vbench_dimensions: names of dimensions
-    to score.
+    Attributes:
+        feature_vae: Folder of the VAE whose encoder computes the features of the Frechet distance.
+        vbench_python: Python interpreter of VBench's environment.
+        vbench_weights: Folder of the weights, which VBench calls its cache.
+        vbench_dimensions: Dimensions to score.
     """
 
     feature_vae: Path
@@ -75,17 +78,29 @@ class EvaluateConfig:
         known = {*WEIGHTS, *NEEDS_OWN_PROMPTS}
         for name in self.vbench_dimensions:
             if name not in known:
-                raise ValueError(f"evaluate.vbench_dimensions has {name!r}; VBench's are {', '.join(sorted(known))}")
+                raise ValueError(
+                    f"evaluate.vbench_dimensions has {name!r}; the dimensions of VBench are {', '.join(sorted(known))}"
+                )
 
 
 @contextmanager
 def scoring(
     folder: Path, rows: Sequence[Mapping[str, Any]], config: EvaluateConfig, *, device: str, log: Path
 ) -> Iterator[Callable[[], dict[str, Any]]]:
-    """Score the listed videos of ``folder`` beside what the body does; yields the function that waits for the result.
+    """Score videos with VBench while the body of the ``with`` statement runs.
 
-    Which is {"version": str or None, "scores": {dimension: float}, "skipped": {dimension: reason}}; every dimension of
-    ``config`` stands in one of the last two. What VBench prints goes into ``log``; it does not outlive the body.
+    VBench is killed when the body ends.
+
+    Args:
+        folder: Folder of the videos.
+        rows: Rows of its manifest, for the videos to score.
+        config: Params section.
+        device: Device of VBench's networks, a name for ``torch.device``.
+        log: File for VBench's output.
+
+    Yields:
+        A function that waits for VBench and returns {"version": str or None, "scores": {dimension: float}, "skipped":
+        {dimension: reason}}. Every dimension of ``config`` is in ``scores`` or in ``skipped``.
     """
     skipped = {name: reason for name in config.vbench_dimensions if (reason := why_not(name, config))}
     wanted = [name for name in config.vbench_dimensions if name not in skipped]
@@ -98,29 +113,32 @@ def scoring(
     with tempfile.TemporaryDirectory() as scratch:
         cache, out = Path(scratch) / "cache", Path(scratch) / "out.json"
         _link_weights(config.vbench_weights, wanted, cache)
-        with _running(config.vbench_python, request, cache, out, log, limit) as trouble:
+        with _running(config.vbench_python, request, cache, out, log, limit) as wait:
 
             def result() -> dict[str, Any]:
-                why = trouble()
+                reason = wait()
                 found = json.loads(out.read_text()) if out.is_file() else {"version": None, "scores": {}, "skipped": {}}
-                failed = {name: why for name in wanted if name not in {*found["scores"], *found["skipped"]}}
+                failed = {name: reason for name in wanted if name not in {*found["scores"], *found["skipped"]}}
                 return {**found, "skipped": skipped | found["skipped"] | failed}
 
             yield result
 
 
 def why_not(dimension: str, config: EvaluateConfig) -> str | None:
-    """Why ``dimension`` cannot be scored here, with what it wants; None when it can."""
+    """Return the reason why ``dimension`` cannot be scored here, with the remedy; None if it can be scored."""
     if not config.vbench_python.is_file():
-        return "evaluate.vbench_python does not exist: run 'make vbench-env', then this stage with --force"
+        return "evaluate.vbench_python does not exist: run 'make vbench-env', and then this stage with --force"
     if dimension in NEEDS_OWN_PROMPTS:
         return "needs the labels that come with VBench's own prompts"
     missing = [name for name in WEIGHTS[dimension] if not (config.vbench_weights / name).is_file()]
-    return f"wants {', '.join(missing)} in evaluate.vbench_weights" if missing else None
+    return f"evaluate.vbench_weights lacks {', '.join(missing)}" if missing else None
 
 
 def _link_weights(weights: Path, dimensions: Sequence[str], cache: Path) -> None:
-    """A cache folder of links for one run: VBench writes beside its weights, and the user's folder is an input."""
+    """Create a cache folder of links for one run.
+
+    VBench writes into its cache folder, and the folder of the user is an input that must not change.
+    """
     cache.mkdir()
     for name in {name for dimension in dimensions for name in WEIGHTS[dimension]}:
         for place in {name, ALSO_AT.get(name, name)}:
@@ -133,9 +151,18 @@ def _link_weights(weights: Path, dimensions: Sequence[str], cache: Path) -> None
 def _running(
     python: Path, request: Mapping[str, Any], cache: Path, out: Path, log: Path, seconds: float
 ) -> Iterator[Callable[[], str]]:
-    """The runner at work on ``request``; yields the function that waits for its end, ``seconds`` from here on at most,
+    """Run the subprocess while the body of the ``with`` statement runs.
 
-    and says in words why ``out`` may be incomplete.
+    Args:
+        python: Interpreter of VBench's environment.
+        request: Request as in ``vbench_runner``.
+        cache: VBench's cache folder.
+        out: File of the results.
+        log: File for VBench's output.
+        seconds: Time limit, from the start of the subprocess.
+
+    Yields:
+        A function that waits for the end of the subprocess and returns the reason why ``out`` may be incomplete.
     """
     settings = {
         "VBENCH_CACHE_DIR": str(cache),
@@ -148,7 +175,7 @@ def _running(
     with tempfile.TemporaryFile() as asked, log.open("wb") as stream:
         asked.write(json.dumps(request).encode())
         asked.seek(0)
-        # A session of its own: its helpers can be killed with it.
+        # A new session, so that the subprocesses of VBench can be killed together with it.
         process = subprocess.Popen(
             [str(python), "-P", str(RUNNER), str(out)],
             stdin=asked,
@@ -158,7 +185,7 @@ def _running(
             start_new_session=True,
         )
 
-        def trouble() -> str:
+        def wait() -> str:
             try:
                 process.wait(max(0.0, end - time.monotonic()))
             except subprocess.TimeoutExpired:
@@ -167,7 +194,7 @@ def _running(
             return f"VBench's interpreter ended with code {process.returncode}: {_last_line(log)}"
 
         try:
-            yield trouble
+            yield wait
         finally:
             _kill(process)
 

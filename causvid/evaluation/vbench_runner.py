@@ -1,11 +1,12 @@
-"""Runs VBench inside its own environment: a request on stdin, results as JSON into the file named by the argument.
+"""Run VBench in its environment: read a request from stdin, and write the results as JSON to the file in the argument.
 
-The other interpreter executes this file, so it imports the standard library and, late, VBench and torch; nothing of
-this project. It must be started with ``python -P``: beside it lies a module that is called vbench, too.
+The interpreter of VBench's environment executes this file, so it imports only the standard library and, inside
+functions, torch and VBench. Start it with ``python -P``, because a module of this folder is also called vbench.
 
 Request: {"dimensions": [name], "device": str, "threads": int, "videos": [{"path", "prompt"}]}.
-Result: {"version": str, "scores": {name: float}, "skipped": {name: reason}}, rewritten after every dimension so that a
-process that is killed leaves what it has finished. Every weight file has to be there: VBench downloads what is missing.
+Result: {"version": str, "scores": {name: float}, "skipped": {name: reason}}. The file is written again after every
+dimension, so that the finished scores survive if the process is killed. VBench downloads missing weights, so the caller
+must check that all weights exist.
 """
 
 from __future__ import annotations
@@ -24,30 +25,35 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-BPE = "bpe_simple_vocab_16e6.txt.gz"  # ViCLIP's vocabulary; VBench runs wget for it at import, though clip ships it
+# ViCLIP's vocabulary. VBench downloads it at import with wget, although the package clip contains it.
+BPE = "bpe_simple_vocab_16e6.txt.gz"
 NEEDS_BPE = ("overall_consistency", "temporal_style")
-# AMT's checkpoint holds more than tensors, and the 0.1.5 release does not say so to torch. Only for this one: such a
-# load runs code from the file.
+# AMT's checkpoint holds objects other than tensors, but VBench 0.1.5 does not set weights_only=False. Only this
+# dimension may load such objects, because loading them can execute code from the file.
 LOADS_OBJECTS = ("motion_smoothness",)
 
 
 def main(out: Path) -> None:
-    """Score every dimension of the request on stdin, one after the other, and write ``out``."""
+    """Score the dimensions of the request on stdin one after another, and write the results to ``out``."""
     request = json.load(sys.stdin)
-    found: dict[str, Any] = {"version": version("vbench"), "scores": {}, "skipped": {}}
+    results: dict[str, Any] = {"version": version("vbench"), "scores": {}, "skipped": {}}
     for dimension in request["dimensions"]:
         try:
-            found["scores"][dimension] = score(dimension, request)
-        # Foreign code with many ways to fail: one dimension's failure must not cost the hours the others take.
+            results["scores"][dimension] = score(dimension, request)
+        # VBench can fail in many ways, and a failed dimension must not discard the hours of work on the others.
         except Exception as error:
-            found["skipped"][dimension] = f"VBench failed: {type(error).__name__}: {error}".splitlines()[0]
+            results["skipped"][dimension] = f"VBench failed: {type(error).__name__}: {error}".splitlines()[0]
         temporary = out.with_name(f"{out.name}.tmp")
-        temporary.write_text(json.dumps(found, allow_nan=False))
+        temporary.write_text(json.dumps(results, allow_nan=False))
         os.replace(temporary, out)
 
 
 def score(dimension: str, request: dict[str, Any]) -> float:
-    """VBench's aggregate of ``dimension`` over the videos. Raises ValueError for a number that is none."""
+    """Return VBench's score of ``dimension`` over all videos.
+
+    Raises:
+        ValueError: VBench scored another number of videos, or the score is not finite.
+    """
     import torch
 
     torch.set_num_threads(request["threads"])
@@ -64,7 +70,7 @@ def score(dimension: str, request: dict[str, Any]) -> float:
     with tempfile.TemporaryDirectory() as folder:
         info = Path(folder) / "info.json"
         info.write_text(json.dumps(videos))
-        # VBench forgets this in several places, and then holds the graph of a whole video.
+        # In several places VBench does not disable gradients, which would keep the graph of a whole video in memory.
         with torch.no_grad():
             value, rows = compute(str(info), torch.device(request["device"]), submodules)
     if len(rows) != len(videos):

@@ -1,4 +1,4 @@
-"""The command ``causvid``. OpenMP reads the environment when torch is imported, so that is prepared here."""
+"""The command ``causvid``. This file sets environment variables that OpenMP reads when torch is imported."""
 
 from causvid.harness.environment import prepare
 

@@ -1,4 +1,4 @@
-"""The command ``causvid``: from prompts to mp4s (``generate``), and a checkpoint into one folder (``export``)."""
+"""The command ``causvid``: generate videos from prompts (``generate``), or export a checkpoint (``export``)."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from causvid.generate.videos import MAP, generate
 from causvid.runtime import text
 from causvid.runtime.files import publish
 
-app = typer.Typer(add_completion=False, help="CausVid: videos from prompts, block after block.")
+app = typer.Typer(add_completion=False, help="CausVid: generate videos from prompts, one block after another.")
 Checkpoint = Annotated[
     Path,
-    typer.Option(help="folder trained here, released model.pt with a Wan2.1 folder beside it, or diffusers folder"),
+    typer.Option(help="folder that a stage trained, released model.pt beside a Wan2.1 folder, or diffusers folder"),
 ]
 Params = Annotated[
     Path | None,
-    typer.Option(help="sizes, schedule and block size of weights that do not say them; none = params.yaml"),
+    typer.Option(help="params file with sizes, schedule and block size of released weights; none = params.yaml"),
 ]
-Wan = Annotated[Path | None, typer.Option(help="the Wan2.1 folder, where it is not beside model.pt")]
-OfPrecision = Annotated[devices.Precision | None, typer.Option(help="of the weights; none = as trained")]
+Wan = Annotated[Path | None, typer.Option(help="Wan2.1 folder, if it is not beside model.pt")]
+OfPrecision = Annotated[devices.Precision | None, typer.Option(help="precision of the weights; none = as trained")]
 
 
 @app.command("generate")
 def generate_command(
     checkpoint: Checkpoint,
-    out: Annotated[Path, typer.Option(help="folder for the mp4s and videos.json; going on with it is safe")],
-    prompts: Annotated[Path | None, typer.Option(help="text file, one prompt a line")] = None,
+    out: Annotated[Path, typer.Option(help="folder for the mp4s and videos.json; an existing one is continued")],
+    prompts: Annotated[Path | None, typer.Option(help="text file with one prompt per line")] = None,
     prompt: Annotated[str | None, typer.Option(help="one prompt")] = None,
     seed: Annotated[
-        list[int], typer.Option(help="0 to 4294967295, as in torch.Generator; again for more videos of every prompt")
-    ] = [0],  # noqa: B006  typer's
+        list[int], typer.Option(help="0 to 4294967295, as in torch.Generator; repeat it for more videos of each prompt")
+    ] = [0],  # noqa: B006  the default of a typer option
     seconds: Annotated[
-        float | None, typer.Option(help="length; longer than a clip: a rollout of a causal student")
+        float | None, typer.Option(help="length; more than a clip needs a causal student; none = one clip")
     ] = None,
     height: Annotated[int | None, typer.Option(help="pixels; none = as trained")] = None,
     width: Annotated[int | None, typer.Option(help="pixels; none = as trained")] = None,
@@ -51,11 +51,11 @@ def generate_command(
     wan_folder: Wan = None,
     precision: OfPrecision = None,
 ) -> None:
-    """Make an mp4 for every prompt and seed."""
+    """Generate an mp4 for every prompt and seed."""
 
     def run() -> str:
         if (prompts is None) == (prompt is None) or (prompt is not None and not prompt.strip()):
-            raise ValueError("give one of --prompts and --prompt, and not an empty one")
+            raise ValueError("give exactly one of --prompts and --prompt; the prompt must not be empty")
         if prompt is not None:
             text.require(prompt, "--prompt")
         lines = [prompt] if prompt is not None else read_prompt_file(prompts or Path(), "--prompts")
@@ -63,9 +63,9 @@ def generate_command(
         changes = {"height": height, "width": width, "fps": fps}
         shape = replace(pipeline.video, **{name: value for name, value in changes.items() if value is not None})
         counts = generate(pipeline, lines, out, shape=shape, seconds=seconds, seeds=seed)
-        repeated = f" Lines that repeat a prompt: {counts['repeated']}, not made again." if counts["repeated"] else ""
-        made = f"{counts['videos']} videos, {counts['made']} of them made now"
-        return f"{out}: {made}; {out / MAP} lists which file shows what.{repeated}"
+        repeated = f" {counts['repeated']} lines repeat a prompt and were ignored." if counts["repeated"] else ""
+        made = f"{counts['videos']} videos, {counts['made']} of them new"
+        return f"{out}: {made}; {out / MAP} lists the prompt and seed of each file.{repeated}"
 
     _say(run)
 
@@ -73,12 +73,12 @@ def generate_command(
 @app.command("export")
 def export_command(
     checkpoint: Checkpoint,
-    out: Annotated[Path, typer.Option(help="diffusers folder to make")],
+    out: Annotated[Path, typer.Option(help="diffusers folder to create")],
     params: Params = None,
     wan_folder: Wan = None,
     precision: OfPrecision = devices.Precision.FLOAT32,
 ) -> None:
-    """Put transformer, VAE, text encoder and settings into one diffusers folder."""
+    """Export transformer, VAE, text encoder and settings as one diffusers folder."""
 
     def run() -> str:
         if out.exists():
@@ -93,14 +93,14 @@ def export_command(
             raise ValueError(f"--out is {out}, which cannot be written ({error})") from error
         finally:
             shutil.rmtree(building, ignore_errors=True)
-        return f"{out}: CausVidPipeline.from_pretrained reads it"
+        return f"{out}: load it with CausVidPipeline.from_pretrained"
 
     _say(run)
 
 
 def _say(run: Callable[[], str]) -> None:
-    """What ``run`` returns, or the sentence of what the user can mend, with exit code 1."""
-    logging.disable_progress_bar()  # of loading weights; ours is of the videos
+    """Print the result of ``run``. After a ValueError, print its message and exit with code 1."""
+    logging.disable_progress_bar()  # of loaded weights; the progress of the videos is shown instead
     try:
         print(text.escaped(run()))  # --out may have a name that UTF-8 cannot hold
     except ValueError as error:

@@ -1,9 +1,9 @@
-"""Build a pipeline from each kind of checkpoint. The kind decides where schedule, sizes and prompt length come from.
+"""Build a pipeline from each kind of checkpoint. The kind determines the source of schedule, sizes and prompt length.
 
-- A folder that this project trained, with its VAE and text encoder beside it: from its training record.
-- A diffusers folder, as ``causvid export`` makes it: from its model_index.json.
-- Weights from elsewhere (a ``model.pt`` of the released CausVid, or the folder of a transformer without a record): from
-  a params file. The values are then printed.
+- A folder that a stage trained, with its VAE and text encoder beside it: the source is its training record.
+- A diffusers folder that ``causvid export`` created: the source is its model_index.json.
+- Weights from elsewhere (a ``model.pt`` of the released CausVid, or the folder of a transformer without a record): the
+  source is a params file, and the values are printed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from causvid.wan.text_encoder import load_text_encoder
 from causvid.wan.transformer.wan import load_transformer, to_precision
 from causvid.wan.vae.vae import load_vae
 
-PARAMS = Path("params.yaml")  # for weights from elsewhere, when the caller names no other
+PARAMS = Path("params.yaml")  # default for weights from elsewhere
 
 
 def load_checkpoint(
@@ -73,7 +73,7 @@ def load_checkpoint(
                 f"--checkpoint is {checkpoint}; it must be a folder with config.json (trained here), a released "
                 "model.pt, or a diffusers folder with model_index.json"
             )
-    except (OSError, SafetensorError) as error:  # diffusers' and transformers' words for a file cut short or missing
+    except (OSError, SafetensorError) as error:  # from diffusers and transformers, for missing or truncated files
         raise ValueError(f"--checkpoint {checkpoint} cannot be loaded: {error}") from error
     _require_fitting(pipeline)
     pipeline.to(devices.pick())
@@ -101,8 +101,8 @@ def _from_diffusers(folder: Path, params: Path | None, precision: devices.Precis
         raise ValueError(f"{folder}/model_index.json is damaged ({error}); export the pipeline again") from error
     if missing := [name for name in SETTINGS if name not in index]:
         raise ValueError(
-            f"{folder} holds a {index.get('_class_name')} without {', '.join(missing)} in its model_index.json: "
-            "it is no few-step student that 'causvid export' made"
+            f"{folder} holds a {index.get('_class_name')} whose model_index.json lacks {', '.join(missing)}; give a "
+            "few-step student that 'causvid export' created"
         )
     name = f"{folder}/model_index.json"
     dtype = (precision or params_file.build(devices.Precision, index["precision"], name=f"{name}: precision")).dtype
@@ -123,7 +123,7 @@ def _from_transformer(
         _require_agreement(folder, record, params)
     elif _was_trained_here(folder, beside):
         raise ValueError(
-            f"{folder} has no {FILE}: it was trained by an older version. Train it again ('dvc repro train_dmd' makes "
+            f"{folder} has no {FILE}: an older version trained it. Train it again ('dvc repro train_dmd' writes "
             "data/checkpoints/dmd). If its weights come from elsewhere, put text_encoder/ and tokenizer/ in diffusers' "
             "layout beside it"
         )
@@ -133,8 +133,8 @@ def _from_transformer(
     transformer = load_transformer(folder, dtype).eval()
     if (blocks := transformer.config.get("frames_per_block")) != record.frames_per_block:
         raise ValueError(
-            f"{folder} has frames_per_block {blocks} (None = bidirectional); {said_by} has frames_per_block "
-            f"{record.frames_per_block}: it is no student of that run; use the params file that it was trained with"
+            f"{folder} has frames_per_block {blocks} (None = bidirectional), but {said_by} has frames_per_block "
+            f"{record.frames_per_block}; use the params file with which the student was trained"
         )
     text = beside / "text_encoder"
     vae = load_vae(beside / "vae", dtype)
@@ -150,13 +150,13 @@ def _beside(places: Sequence[Path]) -> Path:
     folder = places[0]
     part, stage = next((part, stage) for part, stage in parts.items() if not (folder.parent / part).is_dir())
     raise ValueError(
-        f"{folder} needs {folder.parent / part} beside it, which the stage {stage} makes; an imported model.pt is "
-        "better given as it is, beside its Wan2.1 folder"
+        f"{folder} needs {folder.parent / part} beside it, which the stage {stage} writes; for a released model.pt, "
+        "give the file itself, beside its Wan2.1 folder"
     )
 
 
 def _was_trained_here(folder: Path, beside: Path) -> bool:
-    """Return whether one of our stages wrote ``folder``, which has no record.
+    """Return whether a stage of this project wrote ``folder``, which has no record.
 
     Only the stage encode_prompts stores the text encoder as text_encoder/text_encoder. An imported checkpoint is marked
     by the file original_layout.json.
@@ -174,7 +174,7 @@ def _from_released(file: Path, params: Path, wan: Path, precision: devices.Preci
     dtype, blocks = (precision or record.precision).dtype, record.frames_per_block
     compared = ("attention_head_dim", "ffn_dim", "num_layers", "text_dim")
     if missing := {"num_attention_heads", *compared} - (model["transformer"] or {}).keys():
-        raise ValueError(f"{params}: model.transformer lacks {', '.join(sorted(missing))}, which a model.pt needs")
+        raise ValueError(f"{params}: model.transformer lacks {', '.join(sorted(missing))}; add it for a model.pt")
     heads = model["transformer"]["num_attention_heads"]
     transformer = load_generator(
         file, num_attention_heads=heads, frames_per_block=1 if blocks is None else blocks, causal=blocks is not None
@@ -183,11 +183,11 @@ def _from_released(file: Path, params: Path, wan: Path, precision: devices.Preci
         ours, theirs = model["transformer"][name], transformer.config[name]
         if ours != theirs:
             raise ValueError(
-                f"{params}: model.transformer.{name} is {ours}, {file} has {theirs}; give its own --params, as "
-                "profiles/wan-1.3b.yaml"
+                f"{params}: model.transformer.{name} is {ours}, but {file} has {theirs}; name the params file of this "
+                "model with --params, such as profiles/wan-1.3b.yaml"
             )
     parts = load_components(wan, vae_config=model["vae"], text_config=model["text_encoder"], dtype=dtype)
-    vae = torch.nn.Module.to(parts.vae, dtype)  # the method of diffusers warns that nothing needs float32
+    vae = torch.nn.Module.to(parts.vae, dtype)  # the method of diffusers would print a needless warning
     return build_pipeline(
         to_precision(transformer, dtype),
         vae,
@@ -201,7 +201,7 @@ def _from_released(file: Path, params: Path, wan: Path, precision: devices.Preci
 def _record_of_params(checkpoint: Path, params: Path) -> StudentRecord:
     """Build a record for weights from elsewhere from the params file, and print its values on stderr."""
     record = student_of_params(params)
-    print(f"{checkpoint} does not say what it was trained for; {params} says {record.describe()}", file=sys.stderr)
+    print(f"{checkpoint} has no training record; values of {params}: {record.describe()}", file=sys.stderr)
     return record
 
 
@@ -210,8 +210,8 @@ def _require_agreement(folder: Path, record: StudentRecord, params: Path | None)
     wrong = record.differences(student_of_params(params).values()) if params else []
     if wrong:
         raise ValueError(
-            f"--params is {params}, but {folder} was trained for {'; '.join(wrong)}; leave --params out, because these "
-            "weights come with their own values"
+            f"--params is {params}, but {folder} was trained for {'; '.join(wrong)}; omit --params, because the folder "
+            "contains these values"
         )
 
 
@@ -228,7 +228,9 @@ def _require_fitting(pipeline: CausVidPipeline) -> None:
         ("text_dim", transformer.text_dim, "text encoder's d_model", pipeline.text_encoder.config.d_model),
     ):
         if size != theirs:
-            raise ValueError(f"the transformer's {ours} is {size}, the {part} {theirs}: they were not trained together")
+            raise ValueError(
+                f"the transformer's {ours} is {size}, but the {part} is {theirs}; use parts that were trained together"
+            )
 
 
 def _wan_beside(places: Sequence[Path]) -> Path:

@@ -1,4 +1,4 @@
-"""Make an mp4 of each prompt and seed, in a folder with a map of its files. A stopped run can be continued."""
+"""Generate an mp4 for each prompt and seed, and a map of the files. An interrupted run can be continued."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ Frames = NDArray[np.uint8]
 MAP = "videos.json"
 CRF = 16  # x264's quality of the mp4s
 SEEDS = 2**32  # PyTorch's CPU generator ignores higher bits: seed 2**32 would give the noise of seed 0
-NOISE = "torch.Generator().manual_seed(seed)"  # compared: a folder whose map names other noise is refused
-RULE = (  # for readers of the map, compared with nothing
+NOISE = "torch.Generator().manual_seed(seed)"  # a folder whose map has another value is refused
+RULE = (  # for readers of the map; the code does not compare it
     f"The prompt and the seed determine a video. All its noise comes from {NOISE}: the line of the prompt, the other "
     "prompts and the batch size do not change it. Batches of equal size give equal bytes; in batches of other sizes, "
     "values of frames differ by at most one level of 255 (float32)."
@@ -40,7 +40,7 @@ RULE = (  # for readers of the map, compared with nothing
 
 @dataclass(frozen=True, kw_only=True)
 class Video:
-    """One video to make.
+    """One video to generate.
 
     Attributes:
         index: Number of the prompt in the output folder, the same for all seeds (``_numbers``).
@@ -59,7 +59,7 @@ class Video:
 
 
 def make_video(pipeline: CausVidPipeline, video: Video, shape: VideoShape, frames: int) -> Iterator[Frames]:
-    """Make a video chunk by chunk: a clip, cut to ``frames``, or a rollout if ``frames`` is more than a clip.
+    """Generate a video in chunks: a clip, cut to ``frames``, or a rollout if ``frames`` is more than a clip.
 
     As in diffusers, the seed alone determines the noise; a generator seeded with it gives the same video in Python.
 
@@ -88,25 +88,25 @@ def generate(
     Files are named INDEX-seedN.mp4. INDEX is the prompt's line, counted from 0; where the folder holds another prompt
     under that number, it is the next free one. Videos of the same prompt and seed that are already in the folder are
     kept under their names, so that a stopped run continues and a folder can be extended in any order. A long video is
-    written while it is made.
+    written during its generation.
 
     Args:
         pipeline: A few-step student with its text encoder.
-        prompts: The texts; a bare string is one. A repeated one is made once.
+        prompts: One prompt or a sequence of prompts. A repeated prompt is used once.
         out: The folder; it is created.
-        shape: Size of a clip that the model makes at once.
-        seconds: Length of the videos, None = a clip.
-        seeds: From 0 to 2**32 - 1. A repeated one is made once.
+        shape: Size of a clip.
+        seconds: Length of the videos; None = a clip.
+        seeds: Seeds from 0 to 2**32 - 1. A repeated seed is used once.
 
     Returns:
-        Numbers of ``videos`` asked for, of ``made`` ones, and of ``repeated`` prompts.
+        Three numbers: ``videos`` that were requested, those of them that were ``made`` now, and ``repeated`` prompts.
 
     Raises:
         ValueError: ``out`` holds videos of other settings or of an older version, or another process is writing there;
             or an argument is invalid.
     """
     frames = _frames_of(seconds, shape, is_causal=pipeline.is_causal)
-    pipeline.latent_shape(shape)  # raises for a size it cannot hold
+    pipeline.latent_shape(shape)  # raises ValueError for an unsupported size
     prompts = prompt_list(prompts)
     _check(prompts, seeds)
     settings = _settings_of(pipeline, shape, frames)
@@ -128,7 +128,9 @@ def generate(
                 videos = {name: asdict(shown) for name, shown in done.items()}
                 write_json(out / MAP, {"rule": RULE, "settings": settings, "videos": videos})
         except OSError as error:
-            raise ValueError(f"--out {out} cannot be written into ({error}); the same command goes on there") from error
+            raise ValueError(
+                f"--out is {out}, which cannot be written into ({error}); run the same command again to continue"
+            ) from error
     return {"videos": len(wanted), "made": len(missing), "repeated": len(prompts) - len(set(prompts))}
 
 
@@ -161,12 +163,12 @@ def _frames_of(seconds: float | None, shape: VideoShape, *, is_causal: bool) -> 
     if seconds is None:
         return shape.frames
     if not math.isfinite(seconds) or round(seconds * shape.fps) < 1:
-        raise ValueError(f"--seconds is {seconds}; at {shape.fps} fps it must be {1 / shape.fps:g} at least, one frame")
+        raise ValueError(f"--seconds is {seconds}; at {shape.fps} fps it must be at least {1 / shape.fps:g}, one frame")
     frames = round(seconds * shape.fps)
     if frames > shape.frames and not is_causal:
         raise ValueError(
-            f"--seconds is {seconds}, {frames} frames at {shape.fps} fps; a bidirectional student makes {shape.frames} "
-            "at most"
+            f"--seconds is {seconds}, {frames} frames at {shape.fps} fps; a bidirectional student generates at most "
+            f"{shape.frames} frames"
         )
     return frames
 
@@ -187,7 +189,7 @@ def _settings_of(pipeline: CausVidPipeline, shape: VideoShape, frames: int) -> d
 
 
 def fingerprint(pipeline: CausVidPipeline) -> str:
-    """16 hex digits of the sha256 of every weight: one model must not go on with another's videos."""
+    """Return 16 hex digits of the SHA-256 checksum of all weights, so that a folder has videos of one model only."""
     digest = hashlib.sha256()
     for name in ("transformer", "vae", "text_encoder"):
         for key, value in sorted(getattr(pipeline, name).state_dict().items()):
@@ -198,13 +200,13 @@ def fingerprint(pipeline: CausVidPipeline) -> str:
 
 @contextmanager
 def _held(out: Path) -> Iterator[None]:
-    """``out`` made and held against other processes. Raises ValueError when it cannot be, or is held already."""
+    """Create ``out`` and lock it. Raises ValueError if it cannot be written or another process has locked it."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = FileLock(out / ".lock", blocking=False)
         lock.acquire()
     except Timeout as error:
-        raise ValueError(f"another process writes into {out}; wait for it or choose another --out") from error
+        raise ValueError(f"another process is writing into {out}; wait for it or choose another --out") from error
     except OSError as error:
         raise ValueError(f"--out is {out}, which cannot be written into ({error})") from error
     try:
@@ -214,7 +216,7 @@ def _held(out: Path) -> Iterator[None]:
 
 
 def _sync(path: Path) -> None:
-    """Put a file on disk before the map lists it: after a power cut, what is listed is whole."""
+    """Flush a file to disk before the map lists it, so that listed files are complete after a power failure."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
@@ -224,10 +226,10 @@ def _has_bytes(path: Path) -> bool:
 
 
 def _read_map(out: Path, settings: dict[str, Any]) -> dict[str, Video]:
-    """The videos that ``out`` holds already, by file name.
+    """Return the videos that are already in ``out``, by file name.
 
     Raises:
-        ValueError: They were made by an older version or with other settings, or the map is damaged.
+        ValueError: An older version or other settings generated the videos, or the map is damaged.
     """
     path = out / MAP
     if not path.is_file():

@@ -1,6 +1,7 @@
-"""The paper's Table 4 over seeds: means, their standard errors, and which of the paper's claims hold here.
+"""The paper's Table 4 over several seeds: means, standard errors, and a test of the paper's claims.
 
-A row is one way to train. Rows are paired: the same seed means the same noise, so gaps are taken seed by seed.
+A row is one method of training. The same seed gives the same noise in every row, so two rows are compared by their
+differences per seed (paired gaps).
 """
 
 from __future__ import annotations
@@ -25,13 +26,16 @@ ROWS = {
     "few_step_ode_init_bidirectional_teacher": "few steps, ODE init, bidirectional teacher (CausVid)",
     "few_step_bidirectional": "few steps, bidirectional student",
 }
-UNDISTILLED = ("many_step_bidirectional", "many_step_causal", "few_step_ode_init_no_teacher")  # no DMD, so no inputs
+# Rows without DMD. They do not depend on train_dmd.inputs.
+UNDISTILLED = ("many_step_bidirectional", "many_step_causal", "few_step_ode_init_no_teacher")
 QUALITY = ("temporal", "frame", "text")
 MEASURES = (*QUALITY, "diversity")
 HOLDS, FAILS, UNRESOLVED = "holds", "does not hold", "not resolved"
-LEVEL = 0.01  # of the teacher's score: less than the smallest loss that the paper's table calls one (1.4 %)
-ROUNDING = 1e-9  # of a score: gaps that differ by less than this do not differ
-# Figure 4: the rows drawn, the judge's measures, and where an evaluation has one entry a window or a block.
+# Share of the teacher's score that an equally good student may lose. The smallest loss that the paper's table counts as
+# one is 1.4 %.
+LEVEL = 0.01
+ROUNDING = 1e-9  # share of a score; smaller differences between gaps are rounding errors
+# Figure 4: the rows, the scores of the judge, and the keys of an evaluation's scores per block and per window.
 DRAWN = ("few_step_ode_init_bidirectional_teacher", "few_step_ode_init_causal_teacher", "many_step_causal")
 DRAWN_MEASURES = {"velocity": "velocity", "frame_psnr": "frame PSNR, dB", "shape": "shape", "seen": "object seen"}
 ALONG = {"blocks": ("drift", "blocks"), "windows": ("drift", "judge")}
@@ -42,7 +46,15 @@ Evaluations = Mapping[str, Sequence[Mapping[str, Any]]]
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """The paper's: row ``higher`` scores above row ``lower``; ``margin``: the share of lower's it may fall short."""
+    """A claim of the paper: one row has a higher score than another.
+
+    Attributes:
+        name: Key of the claim.
+        higher: Row with the higher score.
+        lower: Row with the lower score.
+        measures: Columns of Table 4 to which the claim applies.
+        margin: Share of the lower row's score by which the higher row may be below it.
+    """
 
     name: str
     higher: str
@@ -99,19 +111,25 @@ CLAIMS = (
 
 
 def read_seeds(settings: Path) -> tuple[int, ...]:
-    """``seeds`` of ablation/params.yaml. Raises ValueError for none or for one that stands there twice."""
-    found = params.read_mapping(settings, holding="settings", remedy="restore it from git").get("seeds")
-    seeds = params.build(tuple[int, ...], found, name=f"{settings}: seeds")
+    """Read ``seeds`` from ablation/params.yaml. Raises ValueError if there are none or if one is repeated."""
+    listed = params.read_mapping(settings, holding="settings", remedy="restore it from git").get("seeds")
+    seeds = params.build(tuple[int, ...], listed, name=f"{settings}: seeds")
     if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"{settings}: seeds is {list(seeds)}; it must name at least one seed, each once")
+        raise ValueError(f"{settings}: seeds is {list(seeds)}; list at least one seed, and each seed once")
     return seeds
 
 
 def read_evaluations(folder: Path, seeds: Sequence[int], inputs: str) -> dict[str, list[dict[str, Any]]]:
-    """A row's evaluations in the order of ``seeds``; of a row of DMD, those of the students trained on ``inputs``.
+    """Read the evaluations of every row.
 
-    Raises ValueError naming the file that is missing, that has not got a measure, or that scored another number of
-    videos than the rest.
+    Args:
+        folder: Folder of the evaluations.
+        seeds: Seeds, which determine the order of the evaluations of a row.
+        inputs: Value of ``train_dmd.inputs`` in the runs of DMD.
+
+    Raises:
+        ValueError: An evaluation is missing, lacks a measure, or scored another number of videos than the others. The
+            message names the file.
     """
     found: dict[str, list[dict[str, Any]]] = {}
     counts: dict[int, Path] = {}
@@ -121,13 +139,19 @@ def read_evaluations(folder: Path, seeds: Sequence[int], inputs: str) -> dict[st
         found[row] = [_read(path) for path in paths]
         counts |= {evaluation["n"]: path for evaluation, path in zip(found[row], paths, strict=True)}
     if len(counts) > 1:
-        said = "; ".join(f"{path} has n {n}" for n, path in sorted(counts.items()))
-        raise ValueError(f"rows of one table need the same number of videos: {said}; run 'make ablation' again")
+        numbers = "; ".join(f"{path} has n {n}" for n, path in sorted(counts.items()))
+        raise ValueError(f"all rows of a table need the same number of videos: {numbers}; run 'make ablation' again")
     return found
 
 
 def table4(found: Evaluations) -> dict[str, Any]:
-    """Seeds, different prompts, videos of a seed and row; scores, claims with paired gaps, the curves of figure 4."""
+    """Compute the table from the evaluations of every row.
+
+    Returns:
+        ``seeds``, ``prompts`` (different ones) and ``videos`` (of one seed and row), all of them numbers; ``rows``: a
+        ``summary`` per row and measure; ``claims``: a ``verdict`` per claim and measure; ``gaps``: the ``summary`` of
+        the paired gaps of each claim; ``curves``: the lines of figure 4.
+    """
     tests = {f"{claim.name}/{measure}": (claim, measure) for claim in CLAIMS for measure in claim.measures}
     gaps = {name: _gaps(found, *test) for name, test in tests.items()}
     first = next(iter(found.values()))
@@ -143,19 +167,24 @@ def table4(found: Evaluations) -> dict[str, Any]:
 
 
 def summary(values: Sequence[float]) -> dict[str, float | None]:
-    """mean, and se: the standard error of that mean, sd / sqrt(n); None of a single value."""
+    """Return the mean and its standard error se = sd / sqrt(n), which is None for a single value."""
     se = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
     return {"mean": statistics.fmean(values), "se": se}
 
 
 def verdict(gaps: Sequence[float], *, scale: float) -> str:
-    """What paired ``gaps`` (one a seed, positive = the paper's direction) of scores up to ``scale`` say of a claim.
+    """Test a claim.
 
-    More than two standard errors from zero it holds, or does not. One seed says nothing; nor do seeds that agree to
-    the last digit, for then the seed changed nothing (a score at its ceiling), and no error can be estimated.
+    A claim is resolved if the mean gap is more than two standard errors from zero. It is not resolved with a single
+    seed, nor if the gaps of all seeds are equal except for rounding errors: then the seed had no influence (for
+    example, because the scores are at their ceiling), and the error cannot be estimated.
+
+    Args:
+        gaps: One paired gap per seed, positive in the direction of the claim.
+        scale: Largest absolute score, which determines the size of rounding errors.
     """
-    found = summary(gaps)
-    mean, se = found["mean"], found["se"]
+    estimate = summary(gaps)
+    mean, se = estimate["mean"], estimate["se"]
     assert mean is not None
     if se is None or se <= ROUNDING * scale or abs(mean) <= 2 * se:
         return UNRESOLVED
@@ -163,7 +192,10 @@ def verdict(gaps: Sequence[float], *, scale: float) -> str:
 
 
 def commit(root: Path) -> dict[str, Any] | None:
-    """sha, and dirty: whether a tracked file that no stage writes differs from it. None outside git."""
+    """Return the commit as ``sha`` and ``dirty``, or None outside git.
+
+    ``dirty`` tells whether a tracked file differs from the commit. Files that stages write are ignored.
+    """
     git = ["git", "-C", str(root)]
     sha = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     if sha.returncode:
@@ -176,16 +208,16 @@ def commit(root: Path) -> dict[str, Any] | None:
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise ValueError(f"{path} is missing; 'make ablation' makes it")
+        raise ValueError(f"{path} is missing; run 'make ablation'")
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if not found.get("table4"):
         raise ValueError(
-            f"{path} has no table4: only videos of the toy world are scored so (download.source toy_world)"
+            f"{path} has no table4: only videos of the toy world have these scores; set download.source to toy_world"
         )
     for name in MEASURES:
         value = found["table4"].get(name)
         if not isinstance(value, int | float) or not math.isfinite(value):
-            raise ValueError(f"{path}: table4.{name} is {value}, not a number; evaluate the row again")
+            raise ValueError(f"{path}: table4.{name} is {value}, not a finite number; evaluate the row again")
     return found
 
 
@@ -206,7 +238,10 @@ def _gaps(found: Evaluations, claim: Claim, measure: str) -> list[float]:
 def _curves(
     evaluations: Sequence[Mapping[str, Any]], *path: str
 ) -> Iterator[tuple[str, list[dict[str, float | None]]]]:
-    """Measure, and its summary over seeds at every entry of the lists at ``path``; None where a seed has no value."""
+    """Yield each measure with its summaries over the seeds, one for each entry of the lists at ``path``.
+
+    A summary is ``UNKNOWN`` if the entry of a seed has no value.
+    """
     lists = []
     for evaluation in evaluations:
         place: Any = evaluation

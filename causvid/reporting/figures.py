@@ -1,6 +1,7 @@
-"""Figures with the same bytes for the same numbers: loss curves as SVG, contact sheets as PNG.
+"""Figures: curves and bars as SVG, contact sheets as PNG. Equal data give equal bytes.
 
-Frames are uint8 [F, H, W, 3]. Backgrounds are transparent and lines mid-grey, to be read on light and on dark pages.
+Frames are uint8 [F, H, W, 3]. Backgrounds are transparent and axes are grey, so that figures are legible on light and
+dark pages.
 """
 
 from __future__ import annotations
@@ -23,38 +24,42 @@ from numpy.typing import NDArray
 Frames = NDArray[np.uint8]
 Line = tuple[list[float], list[float]]  # steps, values
 Curve = dict[str, Line]
-Point = Mapping[str, float | None]  # mean and se, its standard error; None of a single seed
+Point = Mapping[str, float | None]  # mean, and its standard error se, which is None for a single seed
 
 GREY, BLUE = "#7f7f7f", "#3b82c4"
-# Told apart on light and on dark.
+# These colours are distinguishable on light and on dark backgrounds.
 LINES = (BLUE, "#d9822b", "#3f9b57", "#a44fb0", "#c0504d", "#2aa5a0", "#b59a00", "#8c6d5a")
-# Nothing in a file may depend on when, where or by which version it was drawn.
+# A file must not depend on the date, the fonts of the machine, or random ids.
 REPRODUCIBLE: dict[Any, Any] = {
     "svg.hashsalt": "causvid",
     "svg.fonttype": "path",
     "font.family": "DejaVu Sans",
     "font.size": 9,
 }
-ACROSS = 3  # panels in a row of a figure with a legend
-LEGEND = 160  # letters a line of it holds
-TILE = 96  # pixels across of a frame on a sheet, about
-GAP, TITLE, LABEL = 3, 26, 128  # pixels
-DOTS = 100  # pixels per inch; sheets are drawn one to one
-LATIN = 0x250  # the font has these characters
+ACROSS = 3  # panels per row of a figure with a legend
+LEGEND = 160  # characters per line of a legend
+TILE = 96  # approximate width of a frame on a sheet, in pixels
+GAP, TITLE, LABEL = 3, 26, 128  # gap between frames, height of a title, width of a label, in pixels
+DOTS = 100  # dots per inch; one dot of a sheet is one pixel
+LATIN = 0x250  # the font has the characters below this code
 
 
 @dataclass(frozen=True, kw_only=True)
 class Strip:
-    """One prompt on a sheet: a title and, by label, the videos that answer it."""
+    """The part of a sheet for one prompt: a title, and the videos of the prompt by their labels."""
 
     title: str
     videos: Mapping[str, Frames]
 
 
 def read_curve(path: Path) -> Curve:
-    """Columns of a CSV with ``step`` first: name → (steps, values); empty cells are left out.
+    """Read a CSV file whose first column is ``step``.
 
-    Raises ValueError naming the file when it has no steps.
+    Returns:
+        The steps and values of each other column by its name, without empty cells.
+
+    Raises:
+        ValueError: The first column is not ``step``. The message names the file.
     """
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
@@ -71,7 +76,7 @@ def read_curve(path: Path) -> Curve:
 
 
 def draw_curves(curves: Mapping[str, Curve], out: Path) -> None:
-    """One row of panels a stage, one panel a column of its curve, as SVG."""
+    """Draw curves as SVG: one row of panels per stage, and one panel per column of its curve."""
     drawn = {stage: curve for stage, curve in curves.items() if any(values for _, values in curve.values())}
     across = max((len(curve) for curve in drawn.values()), default=1)
     with matplotlib.rc_context(REPRODUCIBLE):
@@ -85,20 +90,25 @@ def draw_curves(curves: Mapping[str, Curve], out: Path) -> None:
 
 
 def draw_along(panels: Mapping[str, Mapping[str, Sequence[Point]]], out: Path) -> None:
-    """As SVG, one panel a title: by label, scores with their standard errors at place 1, 2, ...
+    """Draw scores along a video as SVG, with standard errors as error bars.
 
-    The first place is not joined to the rest: it has nothing before it to go on from.
+    The first point is not connected to the others, because the first block or window has no earlier frames to continue.
+
+    Args:
+        panels: The points of each line, by the title of the panel and the label of the line. A point is drawn at 1, 2,
+            ... on the horizontal axis.
+        out: File to write.
     """
     _draw_panels(panels, out, _draw_points)
 
 
 def draw_overlaid(panels: Mapping[str, Mapping[str, Line]], out: Path) -> None:
-    """As SVG, one panel a title: by label, values by step."""
+    """Draw lines over steps as SVG, by the title of the panel and the label of the line."""
     _draw_panels(panels, out, _draw_steps)
 
 
 def draw_bars(values: Mapping[str, Mapping[str, float]], out: Path) -> None:
-    """As SVG, by label (a colour) and name (a place), bars from 0."""
+    """Draw bars as SVG. A label of ``values`` is a colour, and a name within it is a place on the axis."""
     names = list(dict.fromkeys(name for bars in values.values() for name in bars))
     thick = 0.8 / len(values)
     with matplotlib.rc_context(REPRODUCIBLE):
@@ -115,7 +125,7 @@ def draw_bars(values: Mapping[str, Mapping[str, float]], out: Path) -> None:
 
 
 def draw_sheet(strips: Sequence[Strip], out: Path, *, columns: int) -> None:
-    """A contact sheet as PNG: per strip a title, then one row a video of ``columns`` frames evenly through it."""
+    """Draw a contact sheet as PNG: a title per strip, and one row of ``columns`` evenly spaced frames per video."""
     tiled = [(strip, {label: tile(video, columns) for label, video in strip.videos.items()}) for strip in strips]
     width = LABEL + max((row.shape[1] for _, rows in tiled for row in rows.values()), default=TILE)
     heights = [TITLE + sum(row.shape[0] + GAP for row in rows.values()) for _, rows in tiled]
@@ -137,7 +147,7 @@ def draw_sheet(strips: Sequence[Strip], out: Path, *, columns: int) -> None:
 
 
 def _draw_panels(panels: Mapping[str, Mapping[str, Any]], out: Path, draw: Callable[[Axes, Any, str], None]) -> None:
-    """A grid of panels whose lines ``draw`` puts in, a colour a label, under one legend."""
+    """Draw a grid of panels with one legend. ``draw`` adds a line to a panel; lines of one label share a colour."""
     labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
     rows = math.ceil(len(panels) / ACROSS)
     with matplotlib.rc_context(REPRODUCIBLE):
@@ -154,7 +164,7 @@ def _draw_panels(panels: Mapping[str, Mapping[str, Any]], out: Path, draw: Calla
 
 def _legend(figure: Figure, labels: Sequence[str], *, marker: str) -> None:
     handles = [Line2D([], [], color=LINES[index], marker=marker, markersize=3) for index in range(len(labels))]
-    across = max(1, min(len(labels), LEGEND // (max(map(len, labels), default=1) + 8)))  # 8: a mark and the gaps
+    across = max(1, min(len(labels), LEGEND // (max(map(len, labels), default=1) + 8)))  # 8: marker and gaps
     figure.legend(handles, labels, loc="outside lower center", ncols=across, frameon=False, labelcolor=GREY)
 
 
@@ -165,8 +175,8 @@ def _draw_steps(axes: Axes, line: Line, colour: str) -> None:
 
 def _draw_points(axes: Axes, points: Sequence[Point], colour: str) -> None:
     known = [(place, point["mean"], point["se"] or 0.0) for place, point in enumerate(points, start=1)]
-    known = [found for found in known if found[1] is not None]
-    for part in ([it for it in known if it[0] == 1], [it for it in known if it[0] > 1]):
+    known = [point for point in known if point[1] is not None]
+    for part in ([point for point in known if point[0] == 1], [point for point in known if point[0] > 1]):
         if part:
             places, means, errors = zip(*part, strict=True)
             axes.errorbar(places, means, errors, color=colour, linewidth=1, marker="o", markersize=3)
@@ -181,7 +191,7 @@ def _style(axes: Axes, title: str) -> None:
 
 
 def tile(frames: Frames, columns: int) -> Frames:
-    """``columns`` frames evenly through a video side by side, each about TILE pixels wide, [h, w, 4] with alpha."""
+    """Return ``columns`` evenly spaced frames side by side, each about ``TILE`` pixels wide, as RGBA [h, w, 4]."""
     chosen = frames[np.linspace(0, len(frames) - 1, columns).round().astype(int)]
     sized = _resize(chosen, TILE)
     opaque = np.concatenate([sized, np.full((*sized.shape[:3], 1), 255, np.uint8)], axis=-1)
@@ -190,7 +200,7 @@ def tile(frames: Frames, columns: int) -> Frames:
 
 
 def _resize(frames: Frames, width: int) -> Frames:
-    """Whole-numbered enlargement of small frames, block means of large ones."""
+    """Enlarge small frames by an integer factor; reduce large frames to the means of squares of pixels."""
     across = frames.shape[2]
     if across <= width:
         times = width // across
@@ -203,12 +213,12 @@ def _resize(frames: Frames, width: int) -> Frames:
 
 
 def _drawable(text: str) -> str:
-    """Text the built-in font can draw, shortened; other scripts are left to the page."""
+    """Shorten ``text``, and replace characters that the built-in font does not have; the HTML page shows all."""
     shown = "".join(character if ord(character) < LATIN else "?" for character in text)
     return shown if len(shown) <= 110 else f"{shown[:109]}…"
 
 
 def _text(*, left: bool) -> dict[str, Any]:
-    # Captions are text, not formulas: a dollar sign must stay one.
+    # A dollar sign in a caption must not start a formula.
     side = "left" if left else "right"
     return {"color": GREY, "fontsize": 9, "ha": side, "va": "center", "parse_math": False}

@@ -1,6 +1,6 @@
-"""The report: one HTML file that opens from disk without a network, a short Markdown for git, and the figures.
+"""The report: an HTML page, a short Markdown file for git, and the figures.
 
-Videos and curves are inside the page as base64; nothing in it is fetched.
+The page contains its videos and figures in base64, so that it opens from disk without a network.
 """
 
 from __future__ import annotations
@@ -22,28 +22,39 @@ from causvid.runtime.shapes import VideoShape
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 FIGURE4 = "figure4.svg"
 FIGURE4_NOTE = (
-    "Quality along a video: by block of a clip, and by window of a long rollout, each as long as a training clip. "
-    "Bars are standard errors over seeds. The first place stands apart: it has nothing before it to go on from. "
-    "Students of DMD are trained on their own rollouts where the line does not say otherwise."
+    "Quality along a video: by block of a clip, and by window of a long rollout. A window is as long as a training "
+    "clip. Error bars are standard errors over seeds. The first point is not connected to the others, because the "
+    "first block or window has no earlier frames to continue. Students of DMD are trained on their own rollouts unless "
+    "the legend says otherwise."
 )
 ROLLOUTS = "rollouts"  # folder below a student's samples
 STUDENTS = MODELS[1:]
-ATTRIBUTES = ("colour", "background", "shape", "motion", "velocity")  # the judge's shares, the teacher's beside ours
-CLOSE = 0.03  # of one that still counts as the teacher's
-SHOWN_WIDTH = 176  # pixels across of a small video on the page, about; larger ones fill their column
+ATTRIBUTES = ("colour", "background", "shape", "motion", "velocity")  # scores of the judge for student and teacher
+CLOSE = 0.03  # a student may score this much lower and still counts as equal to its teacher
+SHOWN_WIDTH = 176  # approximate width of a small video on the page, in pixels; larger videos fill their column
 SHEET_PROMPTS, SHEET_FRAMES = 4, 9
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """Params section ``report``. rows: prompts shown side by side."""
+    """Params section ``report``.
+
+    Attributes:
+        rows: Number of prompts whose videos are shown.
+    """
 
     rows: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Show:
-    """Videos of one id: by label, the file or None where that model has none."""
+    """Videos of one sample id.
+
+    Attributes:
+        id: The id.
+        caption: The prompt.
+        videos: File of each model by its label; None if the model has no videos.
+    """
 
     id: str
     caption: str
@@ -52,9 +63,19 @@ class Show:
 
 @dataclass(frozen=True, kw_only=True)
 class Content:
-    """Everything the page says. ``curves`` by stage; tables without a row are not shown.
+    """Content of the report.
 
-    ``ablation``: Table 4 by what its students were trained on, empty when it was not run.
+    Attributes:
+        profile: Name of the profile.
+        video: Size of the clips.
+        schedule: Schedule of teacher and student.
+        published: Published numbers.
+        results: Metrics of the stages.
+        ablation: Table 4 for each value of ``train_dmd.inputs``; empty if it was not run.
+        curves: Training curves by stage.
+        samples: Videos of all models for the same prompts and noise.
+        rollouts: Long videos of the students.
+        reconstructions: Real clips after the VAE.
     """
 
     profile: str
@@ -70,19 +91,19 @@ class Content:
 
     @property
     def lead(self) -> str:
-        """The outcome in one sentence."""
-        found = self.results.get("measure_latency")
-        first, rate = (tables.lookup(found, "ratio", name) for name in ("first_frame", "fps"))
+        """The measured speedup in one sentence."""
+        latency = self.results.get("measure_latency")
+        first, rate = (tables.lookup(latency, "ratio", name) for name in ("first_frame", "fps"))
         if first is None or rate is None:
             return "The speed of teacher and student was not measured."
         return (
             f"The causal student shows its first frame {first:.1f} times sooner than its bidirectional teacher "
-            f"and makes {rate:.1f} times as many frames a second."
+            f"and generates {rate:.1f} times as many frames per second."
         )
 
     @property
     def standing(self) -> str:
-        """Where the student is as right as its teacher and where it is not, in plain words; empty without a judge."""
+        """Comparison of the student's scores with those of its teacher, in sentences; empty without a judge."""
         ours, theirs = (self.results.get(f"evaluate/{name}") for name in (MODELS[-1], MODELS[0]))
         pairs = {
             name: (tables.lookup(ours, "judge", name), tables.lookup(theirs, "judge", name)) for name in ATTRIBUTES
@@ -92,57 +113,60 @@ class Content:
             return ""
         behind = {name: pair for name, pair in known.items() if pair[1] - pair[0] > CLOSE}
         close = [name for name in known if name not in behind]
-        parts = [f"as right as its teacher (within {CLOSE}) in {', '.join(close)}"] if close else []
+        parts = [f"at most {CLOSE} below its teacher in {', '.join(close)}"] if close else []
         if behind:
-            parts.append("behind it in " + ", ".join(f"{name} ({a:.3f}, {b:.3f})" for name, (a, b) in behind.items()))
+            shown = ", ".join(f"{name} ({a:.3f}, teacher {b:.3f})" for name, (a, b) in behind.items())
+            parts.append(f"more than {CLOSE} below its teacher in {shown}")
+        sentences = [f"According to the analytic judge, the student scores {', and '.join(parts)}."]
         distances = [tables.lookup(found, "frechet_distance") for found in (ours, theirs)]
         if None not in distances and distances[1]:
-            parts.append(f"its Fréchet distance {distances[0] / distances[1]:.2f} times the teacher's")
-        along = ""
+            ratio = distances[0] / distances[1]
+            sentences.append(f"The Fréchet distance of the student is {ratio:.2f} times that of its teacher.")
         speeds = [block["velocity"] for block in tables.lookup(ours, "judge", "blocks") or ()]
         if "velocity" in behind and len(speeds) > 1 and None not in speeds:
             shares = ", ".join(f"{speed:.2f}" for speed in speeds)
-            along = f" By block of a clip, as they are made, its velocity is {shares}."
-        return f"By the analytic judge the student is {'; '.join(parts)}.{along}"
+            sentences.append(f"The velocity scores of the blocks of a clip, from first to last, are {shares}.")
+        return " ".join(sentences)
 
     @property
     def facts(self) -> str:
-        """The setting in one sentence."""
+        """Size of the clips, and steps of teacher and student, in sentences."""
         video, steps = self.video, self.schedule.denoising_timesteps
-        size = f"{video.frames} frames, {video.width}x{video.height} pixels at {video.fps} a second"
+        size = f"{video.frames} frames, {video.width}x{video.height} pixels at {video.fps} frames per second"
         return (
             f"Profile {self.profile}: clips of {size}. The teacher denoises a whole clip in "
-            f"{self.schedule.solver_steps} steps; the student makes block after block in {len(steps)} "
-            f"({', '.join(f'{step:g}' for step in steps)})."
+            f"{self.schedule.solver_steps} steps. The student generates one block after another, each in {len(steps)} "
+            f"steps (timesteps {', '.join(f'{step:g}' for step in steps)})."
         )
 
     def tables(self) -> list[Table]:
-        """Every table that has something to say, in the order of the page."""
-        found, published = self.results, self.published
+        """Return the tables that have rows, in the order of the page."""
+        results, published = self.results, self.published
         every = [
-            tables.quality(found),
-            tables.latency(found, published),
-            tables.beside_paper(found, published),
+            tables.quality(results),
+            tables.latency(results, published),
+            tables.beside_paper(results, published),
             *self._table4(),
             tables.published_vbench(published),
-            tables.vbench(found),
-            tables.vbench_skipped(found),
-            tables.drift(found),
-            tables.training(found),
-            tables.data(found),
+            tables.vbench(results),
+            tables.vbench_skipped(results),
+            tables.drift(results),
+            tables.training(results),
+            tables.data(results),
         ]
         return [table for table in every if table.rows]
 
     def _table4(self) -> list[Table]:
-        best, found = next(iter(tables.TABLE4)), self.ablation
-        shown = [tables.table4(found.get(best), best, self.published)]
-        shown += [tables.table4(values, inputs, self.published) for inputs, values in found.items() if inputs != best]
-        return shown + [tables.claims(values, inputs) for inputs, values in found.items()]
+        best, every = next(iter(tables.TABLE4)), self.ablation
+        shown = [tables.table4(every.get(best), best, self.published)]
+        shown += [tables.table4(values, inputs, self.published) for inputs, values in every.items() if inputs != best]
+        return shown + [tables.claims(values, inputs) for inputs, values in every.items()]
 
     def along(self) -> dict[str, dict[str, list[figures.Point]]]:
-        """The panels of figure 4, the judge's scores by block and by window of a rollout, a line a row of Table 4.
+        """Return the panels of figure 4: scores of the judge by block and by window of a rollout.
 
-        Of what DMD's students can be trained on, the better one; the paper's student with each.
+        A line is a row of Table 4. Students of DMD are those trained on their own rollouts. For the row of the paper's
+        student, the other values of ``train_dmd.inputs`` have lines, too.
         """
         best, *others = tables.TABLE4
         rows = {ablation.ROWS[row]: (best, row) for row in ablation.DRAWN}
@@ -162,7 +186,7 @@ class Content:
 
     @property
     def videos_shown(self) -> int:
-        """Playing videos on the page."""
+        """Number of videos on the page."""
         shows = (*self.samples, *self.rollouts, *self.reconstructions)
         return sum(path is not None for show in shows for path in show.videos.values())
 
@@ -177,7 +201,17 @@ def collect(
     schedule: ScheduleConfig,
     rows: int,
 ) -> Content:
-    """Read the metrics, curves and manifests of a run; what is not there is left out."""
+    """Read the metrics, curves and manifests of a run. Missing files are ignored.
+
+    Args:
+        reports: Folder of the stages' metrics and curves.
+        samples: Folder of the samples.
+        published: File of the published numbers.
+        profile: Name of the profile.
+        video: Size of the clips.
+        schedule: Schedule of teacher and student.
+        rows: Number of prompts whose videos are shown.
+    """
     curves = {stage: reports / stage / "curve.csv" for stage in tables.TRAINED}
     return Content(
         profile=profile,
@@ -209,7 +243,7 @@ def draw(content: Content, folder: Path) -> list[str]:
 
 
 def html(content: Content, folder: Path) -> str:
-    """The page; ``folder`` has the figures to put inside."""
+    """Return the HTML page with the figures that ``draw`` wrote to ``folder``."""
     times = max(1, SHOWN_WIDTH // content.video.width)
     return render(
         TEMPLATE,
@@ -226,7 +260,13 @@ def html(content: Content, folder: Path) -> str:
 
 
 def markdown(content: Content, folder: str, names: list[str]) -> str:
-    """The short report for git; ``folder`` is the figures' folder as the report links it."""
+    """Return the short report for git.
+
+    Args:
+        content: Content of the report.
+        folder: Folder of the figures, relative to the report.
+        names: Names of the figures, as ``draw`` returns them.
+    """
     parts = [f"# Report: profile {content.profile}", content.facts, content.lead, content.standing]
     parts += [f"![{name.split('.')[0]}]({folder}/{name})" for name in names if name.endswith(".png")]
     for table in content.tables():
@@ -240,7 +280,7 @@ def markdown(content: Content, folder: str, names: list[str]) -> str:
 
 
 def _shows(folders: Mapping[str, Path], limit: int) -> tuple[Show, ...]:
-    """The first ids that every folder with a manifest has, with their videos."""
+    """Return the videos of the first ``limit`` ids that all folders with a manifest have in common."""
     listed = {
         label: {row["id"]: row for row in manifest.read_manifest(folder)}
         for label, folder in folders.items()

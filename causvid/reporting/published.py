@@ -1,4 +1,4 @@
-"""Numbers that other people published, from data/inputs/published.yaml, each with its source."""
+"""Published numbers and their sources, from data/inputs/published.yaml."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from causvid import params
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Who published a number."""
+    """A publication.
+
+    Attributes:
+        name: Short name, which tables cite.
+        citation: Full citation.
+        url: Address.
+    """
 
     name: str
     citation: str
@@ -21,7 +27,17 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """A published speed: seconds to the first frame, frames per second; ``like`` is our row (teacher, student)."""
+    """A published speed.
+
+    Attributes:
+        model: The published model.
+        like: The comparable model here, "teacher" or "student".
+        first_frame_s: Seconds until the first frame.
+        fps: Frames per second.
+        source: Key of the source.
+        table: Table of the source.
+        setting: Video size and device of the measurement.
+    """
 
     model: str
     like: str
@@ -34,7 +50,18 @@ class Latency:
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """Published VBench groups in percent; ``like`` is the model of ours beside it, ``row`` the row of our Table 4."""
+    """Published VBench groups in percent.
+
+    Attributes:
+        model: The published model.
+        like: The comparable model here ("teacher", "ode_init" or "dmd"), or None.
+        row: The same row of Table 4 here, a key of ``ablation.ROWS``, or None.
+        temporal: Temporal quality.
+        frame: Frame-wise quality.
+        text: Text alignment.
+        source: Key of the source.
+        table: Table of the source.
+    """
 
     model: str
     like: str | None
@@ -48,7 +75,7 @@ class Quality:
 
 @dataclass(frozen=True, kw_only=True)
 class VBench:
-    """Published VBench totals in percent."""
+    """Published VBench totals in percent. ``model``, ``like``, ``source`` and ``table`` are as in ``Quality``."""
 
     model: str
     like: str
@@ -61,7 +88,7 @@ class VBench:
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """data/inputs/published.yaml."""
+    """Content of data/inputs/published.yaml. ``sources`` are by their keys."""
 
     sources: dict[str, Source]
     latency: tuple[Latency, ...]
@@ -73,14 +100,18 @@ class Published:
         for row in rows:
             if row.source not in self.sources:
                 raise ValueError(
-                    f"{row.model} names the source {row.source!r}; known: {', '.join(sorted(self.sources))}"
+                    f"{row.model} has the unknown source {row.source!r}; known: {', '.join(sorted(self.sources))}"
                 )
 
     def cite(self, row: Latency | Quality | VBench) -> str:
-        """Where ``row`` stands: who, and in which table."""
+        """Return the source and the table of ``row``, for citations."""
         return f"{self.sources[row.source].name}, {row.table}"
 
 
 def read_published(path: Path) -> Published:
-    """The published numbers. Raises ValueError naming the field that is wrong or the source that is missing."""
+    """Read the published numbers.
+
+    Raises:
+        ValueError: A field is wrong or a source is missing. The message names it.
+    """
     return params.build(Published, YAML(typ="safe").load(path), name=path.name)

@@ -1,6 +1,6 @@
-"""What came out, as tables: our numbers beside the ones others published. JSON in, text cells out.
+"""Tables of the report: the measured numbers, read from JSON files, and published numbers, as text cells.
 
-A number that is missing is "not measured"; a published number always stands with its source.
+A missing number is shown as "not measured". A published number is always shown with its source.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from causvid.reporting.published import Published
 NOT_MEASURED = "not measured"
 NOT_RUN = "not run"
 PUBLISHED = "published, not measured here"
-# Folders of videos in the order of the tables, and the three that answer the same prompts from the same noise.
+# Folders of videos in the order of the tables. The videos of MODELS have the same prompts and noise.
 SETS = {
     "clips": "real clips",
     "reconstruction": "VAE reconstructions",
@@ -29,7 +29,7 @@ SETS = {
 MODELS = ("teacher", "ode_init", "dmd")
 TRAINED = ("train_vae", "train_teacher", "train_ode_init", "train_dmd")
 SINGLE = ("download", "resample", *TRAINED, "generate_ode_pairs", "measure_latency")
-# Column, where the number is in an evaluation, decimals.
+# Column, keys of the number in an evaluation, decimals.
 SCORES = (
     ("colour", ("judge", "colour"), 3),
     ("background", ("judge", "background"), 3),
@@ -46,7 +46,7 @@ SCORES = (
     ("flicker", ("flicker",), 4),
 )
 
-# The ablation's results by what their students were trained on, the profile's way first.
+# Results of the ablation for each value of train_dmd.inputs. The value of the profiles is the first.
 TABLE4 = {"rollout": "table4.json", "data": "table4_data.json"}
 INPUTS = {"rollout": "their own rollouts", "data": "noised real clips"}
 
@@ -54,12 +54,12 @@ Results = Mapping[str, Mapping[str, Any]]
 
 
 class Cell(str):
-    """A cell that says where its number comes from, to whoever points at it."""
+    """A cell with the origin of its number, which HTML pages show as a tooltip."""
 
     origin: str
 
     def __new__(cls, text: str, origin: str) -> Cell:
-        """``text`` with its ``origin``."""
+        """Create a cell with the content ``text``."""
         cell = super().__new__(cls, text)
         cell.origin = origin
         return cell
@@ -67,7 +67,7 @@ class Cell(str):
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """title, head and rows of text cells; note: what a reader must know to read them."""
+    """A table of text cells. ``note`` explains the columns to the reader."""
 
     title: str
     head: tuple[str, ...]
@@ -78,31 +78,31 @@ class Table:
         assert all(len(row) == len(self.head) for row in self.rows), self.title
 
     def markdown(self) -> str:
-        """The table in GitHub's Markdown, without its title."""
+        """Return the table in GitHub's Markdown, without the title and the note."""
         lines = [self.head, ("---",) * len(self.head), *self.rows]
         return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def read_results(reports: Path) -> dict[str, dict[str, Any]]:
-    """The stages' metrics by name ("train_vae", "evaluate/dmd", …); what is not there is left out."""
+    """Read the metrics of the stages by name ("train_vae", "evaluate/dmd", ...). Missing files are ignored."""
     files = {name: reports / name / "metrics.json" for name in SINGLE}
     files |= {f"evaluate/{name}": reports / "evaluate" / f"{name}.json" for name in SETS}
     return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in files.items() if path.is_file()}
 
 
 def read_ablation(reports: Path) -> dict[str, dict[str, Any]]:
-    """The ablation's tables by what the students were trained on; what is not there is left out."""
+    """Read the tables of the ablation by the value of ``train_dmd.inputs``. Missing files are ignored."""
     files = {inputs: reports / "ablate" / name for inputs, name in TABLE4.items()}
     return {inputs: json.loads(path.read_text(encoding="utf-8")) for inputs, path in files.items() if path.is_file()}
 
 
 def number(value: Any, decimals: int) -> str:
-    """A number with that many decimals; what is none is not measured."""
+    """Return a number with ``decimals`` decimals; anything else is "not measured"."""
     return f"{value:,.{decimals}f}" if isinstance(value, int | float) else NOT_MEASURED
 
 
 def spread(value: Mapping[str, float | None] | None) -> str:
-    """A mean ± its standard error over seeds, to two digits of the error; a single seed has none."""
+    """Return a mean ± its standard error over seeds, with two digits of the error; a single seed has no error."""
     if value is None or value["mean"] is None:
         return NOT_MEASURED
     mean, se = value["mean"], value["se"]
@@ -113,15 +113,15 @@ def spread(value: Mapping[str, float | None] | None) -> str:
 
 
 def lookup(values: Mapping[str, Any] | None, *path: str) -> Any:
-    """The entry at ``path`` of nested mappings, None where it or a mapping on the way is missing."""
-    found: Any = values
+    """Return the entry at ``path`` in nested mappings; None if it does not exist."""
+    entry: Any = values
     for key in path:
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found
+        entry = entry.get(key) if isinstance(entry, Mapping) else None
+    return entry
 
 
 def quality(results: Results) -> Table:
-    """Our five sets of videos: the judge of the toy world, Fréchet distance to real clips, flicker."""
+    """Scores of the five sets of videos and of the floors: judge, Fréchet distance and flicker."""
     rows = []
     for name, label in SETS.items():
         found = results.get(f"evaluate/{name}")
@@ -135,13 +135,14 @@ def quality(results: Results) -> Table:
         title="Quality",
         head=("videos", "n", "Fréchet distance", *(column for column, _, _ in SCORES)),
         rows=tuple(rows),
-        note="The analytic judge knows the toy world's captions only: shares of videos (velocity: of steps) that do "
-        "what the caption says; PSNR against the caption's own picture, where the object is (frame) and where it "
-        "should have moved to (motion). Temporal, frame, text and diversity are Table 4's columns, out of 100. Size "
-        "flicker and Fréchet distance (with its 95 % interval): lower is better; compare equal n only. Flicker is the "
-        "mean change from frame to frame, motion included: as near to the real clips' as possible. VAE "
-        "reconstructions are the ceiling of every model here; the floors are real clips, damaged. PSNR of whole "
-        f"held-out clips through the VAE, in dB: {psnr}.",
+        note="The analytic judge scores only videos with captions of the toy world. Colour, background, shape and "
+        "motion are shares of the videos that agree with their captions; velocity is a share of the steps between "
+        "frames. PSNR compares each frame with the ideal frame of the caption, with the object at its measured "
+        "position (frame) or at the position of the true motion (motion). Temporal, frame, text and diversity are the "
+        "columns of Table 4, out of 100. For size flicker and Fréchet distance (with its 95 % interval), lower is "
+        "better; compare distances of equal n only. Flicker is the mean change between consecutive frames, including "
+        "motion, and should be close to that of the real clips. VAE reconstructions are the ceiling of all models "
+        f"here. The floors are corrupted real clips. PSNR of complete held-out clips through the VAE, in dB: {psnr}.",
     )
 
 
@@ -150,21 +151,21 @@ def _scores(found: Mapping[str, Any] | None) -> Iterator[str]:
 
 
 def _frechet(found: Mapping[str, Any] | None) -> str:
-    """A Fréchet distance with its interval, where there is one."""
+    """Return the Fréchet distance with its interval, if it has one."""
     low, high = lookup(found, "frechet_interval") or (None, None)
     between = f" ({number(low, 2)} to {number(high, 2)})" if low is not None else ""
     return number(lookup(found, "frechet_distance"), 2) + between
 
 
 def latency(results: Results, published: Published) -> Table:
-    """Teacher and student timed in one process, their ratio, and the same of the published pairs."""
-    found = results.get("measure_latency")
-    device = lookup(found, "device") or NOT_MEASURED
+    """Speed of teacher and student and their ratio, as measured and as published."""
+    measured = results.get("measure_latency")
+    device = lookup(measured, "device") or NOT_MEASURED
     rows: list[tuple[str, ...]] = []
     for name, label in (("teacher", "teacher, passes over a clip"), ("student", "student, DMD, passes over a block")):
-        first, rate, passes = (lookup(found, name, key) for key in ("first_frame_s", "fps", "passes"))
+        first, rate, passes = (lookup(measured, name, key) for key in ("first_frame_s", "fps", "passes"))
         rows.append((f"{label}: {number(passes, 0)}", number(first, 3), number(rate, 2), f"here, {device}"))
-    ratios = (_times(lookup(found, "ratio", name)) for name in ("first_frame", "fps"))
+    ratios = (_times(lookup(measured, "ratio", name)) for name in ("first_frame", "fps"))
     rows.append(("student against teacher", *ratios, "here"))
     for teacher, student in zip(published.latency[::2], published.latency[1::2], strict=True):
         assert (teacher.like, student.like) == ("teacher", "student"), "published.yaml: latency rows come in pairs"
@@ -176,12 +177,12 @@ def latency(results: Results, published: Published) -> Table:
         title="Speed",
         head=("model", "first frame, s", "frames a second", "measured"),
         rows=tuple(rows),
-        note=f"Rows with a citation are {PUBLISHED}. Ours leave text encoding out and include decoding.",
+        note=f"Rows with a citation are {PUBLISHED}. The other rows include decoding and exclude text encoding.",
     )
 
 
 def beside_paper(results: Results, published: Published) -> Table:
-    """The rows of the paper's tables 1 and 4 that the pipeline has a model for, with ours of the same kind beside."""
+    """Rows of the paper's tables 1 and 4, each with the scores of the comparable model of this run."""
     rows = []
     for row in published.quality:
         if row.like is None:
@@ -195,37 +196,44 @@ def beside_paper(results: Results, published: Published) -> Table:
         title="Quality beside the paper",
         head=("published", "temporal", "frame", "text", "where", "ours", "motion", "velocity", "frame PSNR, dB"),
         rows=tuple(rows),
-        note=f"Left: {PUBLISHED} (VBench groups, percent). Right: this run. Other data, other scale, other measures: "
-        "compare the order of the rows, not the numbers.",
+        note=f"Columns on the left: {PUBLISHED} (VBench groups, in percent). Columns on the right: this run. Data, "
+        "model size and measures differ, so compare the order of the rows, not the numbers.",
     )
 
 
 def table4(found: Mapping[str, Any] | None, inputs: str, published: Published) -> Table:
-    """The paper's Table 4 with ours over seeds beside it; ``found`` None: it was not run."""
+    """The measured Table 4 and that of the paper.
+
+    Args:
+        found: Result of the ablation; None if it was not run.
+        inputs: Value of ``train_dmd.inputs``.
+        published: Published numbers.
+    """
     theirs = {row.row: row for row in published.quality if row.row}
     rows = []
     for name, label in ablation.ROWS.items():
         ours = (spread(lookup(found, "rows", name, measure)) if found else NOT_RUN for measure in ablation.MEASURES)
-        paper = (number(getattr(theirs[name], it), 1) if name in theirs else "-" for it in ablation.QUALITY)
+        paper = (number(getattr(theirs[name], group), 1) if name in theirs else "-" for group in ablation.QUALITY)
         rows.append((label, *ours, *paper))
     cited = published.cite(next(iter(theirs.values())))
     ran = (
-        f"Ours: mean ± standard error over {found['seeds']} seeds, each {found['videos']} videos of "
-        f"{found['prompts']} prompts; measures of the toy world; profile {found['profile']}, {_made_at(found)}. "
-        f"Students of DMD are trained on {INPUTS[inputs]}."
+        f"Columns on the left: mean ± standard error over {found['seeds']} seeds, each with {found['videos']} "
+        f"videos of {found['prompts']} prompts; scores of the toy world's judge; profile {found['profile']}, "
+        f"{_made_at(found)}. Students of DMD are trained on {INPUTS[inputs]}."
         if found
-        else "Ours was not run: 'make ablation'."
+        else "Columns on the left: not run; run 'make ablation'."
     )
     return Table(
         title="Table 4" if inputs == next(iter(TABLE4)) else f"Table 4, students trained on {INPUTS[inputs]}",
         head=("row", *ablation.MEASURES, *(f"paper: {name}" for name in ablation.QUALITY)),
         rows=tuple(rows),
-        note=f"{ran} The paper's: {cited}, {PUBLISHED}; VBench groups in percent. Compare the order of the rows.",
+        note=f"{ran} Columns of the paper: {cited}, {PUBLISHED}; VBench groups in percent. Compare the order of the "
+        "rows, not the numbers.",
     )
 
 
 def _made_at(found: Mapping[str, Any]) -> str:
-    """The commit of an ablation's result, in words."""
+    """Return the commit of an ablation's result, in words."""
     commit = found["commit"]
     if commit is None:
         return "made outside git"
@@ -233,24 +241,25 @@ def _made_at(found: Mapping[str, Any]) -> str:
 
 
 def claims(found: Mapping[str, Any], inputs: str) -> Table:
-    """What the paper says of its Table 4, a line per claim and measure: the gap here, and the verdict."""
+    """The paper's claims about Table 4, with the measured gap and the verdict for each measure."""
     rows = [
-        (_words(name.partition("/")[0]), name.partition("/")[2], spread(found["gaps"][name]), said)
-        for name, said in sorted(found["claims"].items())
+        (_words(name.partition("/")[0]), name.partition("/")[2], spread(found["gaps"][name]), verdict)
+        for name, verdict in sorted(found["claims"].items())
     ]
     return Table(
         title=f"The paper's claims, students trained on {INPUTS[inputs]}",
         head=("claim", "measure", "gap", "verdict"),
         rows=tuple(rows),
-        note=f"Gaps are between paired seeds, positive in the paper's direction; {ablation.HOLDS} or {ablation.FAILS}: "
-        f"beyond two standard errors of their mean, which by chance alone is one gap in six with three seeds, one in "
-        f"nine with five. All seeds share teacher and pairs. 'As good as' allows {ablation.LEVEL:.0%} of the teacher's "
-        f"score.",
+        note=f"A gap is the mean difference of two rows over the same seeds, positive in the direction of the claim. "
+        f"The verdict is '{ablation.HOLDS}' or '{ablation.FAILS}' if the gap is more than two standard errors from "
+        f"zero. By chance alone, this is the case for one gap in six with three seeds, and for one in nine with five. "
+        f"All seeds share the teacher and the ODE pairs. 'As good as' allows a loss of {ablation.LEVEL:.0%} of the "
+        f"teacher's score.",
     )
 
 
 def published_vbench(published: Published) -> Table:
-    """VBench totals of the models that the released weights belong to."""
+    """Published VBench totals of the models whose weights are released."""
     return Table(
         title="VBench of the released models",
         head=("model", "total", "quality", "semantic", "where"),
@@ -263,7 +272,7 @@ def published_vbench(published: Published) -> Table:
 
 
 def vbench(results: Results) -> Table:
-    """VBench's own scores of our videos, one row a dimension."""
+    """VBench's scores of the five sets of videos, one row per dimension."""
     sets = [results.get(f"evaluate/{name}") for name in SETS]
     dimensions = sorted({name for found in sets for name in lookup(found, "vbench", "scores") or {}})
     versions = sorted({str(version) for found in sets if (version := lookup(found, "vbench", "version"))})
@@ -273,14 +282,14 @@ def vbench(results: Results) -> Table:
         rows=tuple(
             (name, *(number(lookup(found, "vbench", "scores", name), 4) for found in sets)) for name in dimensions
         ),
-        note=f"Scored by the package vbench {', '.join(versions)}, higher is better."
+        note=f"Scores of the package vbench {', '.join(versions)}; higher is better."
         if versions
-        else "Nothing was scored.",
+        else "No dimension was scored.",
     )
 
 
 def vbench_skipped(results: Results) -> Table:
-    """Dimensions that were asked for and not scored, with the reason."""
+    """Requested dimensions that were not scored, with the reason."""
     reasons: dict[tuple[str, str], list[str]] = {}
     for name, label in SETS.items():
         for dimension, reason in (lookup(results.get(f"evaluate/{name}"), "vbench", "skipped") or {}).items():
@@ -293,12 +302,12 @@ def vbench_skipped(results: Results) -> Table:
 
 
 def drift(results: Results) -> Table:
-    """Scores of the long rollouts, window by window of the training length."""
-    found = {name: lookup(results.get(f"evaluate/{name}"), "drift") for name in MODELS}
-    found = {name: value for name, value in found.items() if value}
-    windows = max((value["windows"] for value in found.values()), default=0)
+    """Scores of every window of the long rollouts."""
+    drifts = {name: lookup(results.get(f"evaluate/{name}"), "drift") for name in MODELS}
+    drifts = {name: value for name, value in drifts.items() if value}
+    windows = max((value["windows"] for value in drifts.values()), default=0)
     rows = []
-    for name, value in found.items():
+    for name, value in drifts.items():
         for measure, values in _per_window(value):
             cells = [number(part, 3) for part in values]
             first, last = values[0], values[-1]
@@ -308,12 +317,12 @@ def drift(results: Results) -> Table:
         title="Drift over long rollouts",
         head=("model", "measure", *(f"window {index + 1}" for index in range(windows)), "change"),
         rows=tuple(rows),
-        note="A window is as long as a training clip. Nothing should change from the first to the last.",
+        note="A window is as long as a training clip. Ideally, no measure changes from the first window to the last.",
     )
 
 
 def training(results: Results) -> Table:
-    """What the training stages reported at their end, the VAE's PSNR on clips it never saw among it."""
+    """Final metrics of the training stages, including the VAE's PSNR on held-out clips."""
     rows = [
         (stage, _words(name), f"{value:,}" if isinstance(value, int) else f"{value:.5g}")
         for stage in (*TRAINED, "generate_ode_pairs")
@@ -323,7 +332,7 @@ def training(results: Results) -> Table:
 
 
 def data(results: Results) -> Table:
-    """What came in, what was kept, and what was rejected for which reason."""
+    """Numbers of source videos, of clips, and of rejected videos by reason."""
     rows = [
         (stage, _words(name), f"{value:,}")
         for stage in ("download", "resample")

@@ -1,8 +1,8 @@
-"""The cost of Wan's models, from their configs alone: weights, FLOPs, bytes of cache and activations.
+"""Cost of Wan's models, computed from their configs: weights, FLOPs, bytes of cache and activations.
 
-FLOPs are counted by hand: two per multiply-add of every matrix product, convolution and attention score. Norms,
-activations and optimizer steps are not counted. N is the number of tokens, d the width of the transformer. The formulas
-are those of diffusers' Wan models; torch's FlopCounterMode, which needs a run, confirms them in a test.
+The FLOPs are two per multiply-add of every matrix product, convolution and attention score. Norms, activations and
+optimizer steps are not counted. N is the number of tokens, d the width of the transformer. The formulas are those of
+the Wan models in diffusers; a test compares them with torch's FlopCounterMode, which counts during a forward pass.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from causvid.compute.parallel import Checkpointing
 from causvid.costs import Flops
 from causvid.runtime.shapes import LatentShape, VideoShape
 
-# Values per token that a layer keeps for its backward pass: about 16 vectors of the width (norms, q, k, v, rotated q
-# and k, outputs, the same for cross-attention, residuals), and input and output of the feed-forward's activation.
+# Values per token that a layer keeps for its backward pass: about 16 vectors of width d (norms, q, k, v, rotated q and
+# k, outputs, the same for cross-attention, residuals), and the input and output of the activation of the feed-forward.
 KEPT_WIDTHS, KEPT_FFN = 16, 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Transformer:
-    """Cost of diffusers' WanTransformer3DModel, from its config (params section ``model.transformer``).
+    """Cost of diffusers' WanTransformer3DModel. The fields are those of its config, ``model.transformer``.
 
     It has the members of ``causvid.costs.TransformerCost``.
     """
@@ -67,15 +67,15 @@ class Transformer:
         return self.num_layers * rank * (2 * 4 * 2 * d + 2 * (d + self.ffn_dim))
 
     def adapter(self, tokens: int, text_tokens: int, rank: int) -> float:
-        """Return the FLOPs of one forward pass of such an adapter.
+        """Return the FLOPs of one forward pass of a LoRA adapter of ``rank``.
 
-        The prompt passes the adapters of its keys and values.
+        Only the adapters of the cross-attention's keys and values process the tokens of the prompt.
         """
         text_weights = self.num_layers * rank * 2 * 2 * self.width
         return 2.0 * (tokens * (self.adapter_parameters(rank) - text_weights) + text_tokens * text_weights)
 
     def tokens(self, latent: LatentShape) -> int:
-        """Return the tokens of one latent frame."""
+        """Return the number of tokens in one latent frame."""
         return latent.height // self.patch_size[1] * (latent.width // self.patch_size[2])
 
     def linear_per_token(self) -> int:
@@ -93,7 +93,7 @@ class Transformer:
             queries: Video tokens.
             pairs: Query-key pairs of the self-attention of one layer.
             text_tokens: Tokens of the prompt.
-            text_cached: Whether keys and values of the prompt are known from an earlier pass.
+            text_cached: Whether the cache holds the keys and values of the prompt.
         """
         d, patch = self.width, math.prod(self.patch_size)
         ends = 2 * queries * patch * d * (self.in_channels + self.out_channels)

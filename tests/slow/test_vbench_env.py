@@ -62,5 +62,5 @@ def test_the_score_of_a_folder_is_the_mean_over_its_clips(tmp_path: Path) -> Non
         "temporal_flickering": pytest.approx(mean, abs=2e-3)
     }  # the decoders give slightly different colours
     assert found["skipped"] == {
-        "imaging_quality": "wants pyiqa_model/musiq_spaq_ckpt-358bb6af.pth in evaluate.vbench_weights"
+        "imaging_quality": "evaluate.vbench_weights lacks pyiqa_model/musiq_spaq_ckpt-358bb6af.pth"
     }

@@ -1,4 +1,4 @@
-"""The command causvid: the same video from each format, files that say what they show, and going on where it stopped."""
+"""The command causvid: checkpoint formats, output files, continued runs, and refused arguments."""
 
 from __future__ import annotations
 
@@ -136,8 +136,8 @@ def test_each_format_gives_the_same_videos(toys: Toys, prompts: Path, tmp_path: 
     assert not np.array_equal(first, second)
 
 
-def test_a_video_is_the_pipeline_s(toys: Toys, tmp_path: Path) -> None:
-    """Embeddings of the prompt, noise of the seed, the few steps: nothing else is between."""
+def test_a_video_is_equal_to_that_of_the_pipeline(toys: Toys, tmp_path: Path) -> None:
+    """The command uses the embeddings of the prompt, the noise of the seed, and the few steps."""
     toys.make("ours", tmp_path / "out", "--prompt", PROMPTS[0], "--seed", "3")
     checkpoint = toys.checkpoints["ours"]
     pipeline = load_checkpoint(checkpoint, params=toys.root / "params.yaml", wan=None, precision=Precision.FLOAT32)
@@ -151,10 +151,10 @@ def test_a_video_is_the_pipeline_s(toys: Toys, tmp_path: Path) -> None:
     assert set(SETTINGS) <= set(pipeline.config)
 
 
-# --- bidirectional, long, other sizes ---------------------------------------------------------------------------------
+# --- bidirectional students, lengths and sizes ------------------------------------------------------------------------
 
 
-def test_a_bidirectional_student_makes_the_whole_clip_in_its_few_steps(
+def test_a_bidirectional_student_generates_clips_but_no_rollouts(
     toys: Toys, transformer_config: dict[str, Any], tmp_path: Path
 ) -> None:
     write_params(tmp_path / "params.yaml", {**transformer_config, "text_dim": 16}, frames_per_block=None)
@@ -166,7 +166,7 @@ def test_a_bidirectional_student_makes_the_whole_clip_in_its_few_steps(
     assert not np.array_equal(whole, blocks)
     long = toys.run("released", tmp_path / "long", *options, "--seconds", "4")
     assert long.exit_code == 1
-    assert "--seconds is 4.0, 32 frames at 8 fps; a bidirectional student makes 13 at most" in long.output
+    assert "--seconds is 4.0, 32 frames at 8 fps; a bidirectional student generates at most 13 frames" in long.output
     mixed = toys.run("released", tmp_path / "causal", *options)
     assert "holds videos made with frames_per_block 2, not None" in mixed.output
 
@@ -178,13 +178,13 @@ def test_a_length_in_seconds(toys: Toys, tmp_path: Path, seconds: str, frames: i
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "0.05"])
-def test_no_length_is_refused(toys: Toys, tmp_path: Path, seconds: str) -> None:
+def test_an_invalid_length_is_refused(toys: Toys, tmp_path: Path, seconds: str) -> None:
     done = toys.run("ours", tmp_path / "out", "--prompt", PROMPTS[0], "--seconds", seconds)
     assert (done.exit_code, (tmp_path / "out").exists()) == (1, False)
-    assert "at 8 fps it must be 0.125 at least, one frame" in done.output
+    assert "at 8 fps it must be at least 0.125, one frame" in done.output
 
 
-def test_other_sizes_rates_and_seeds(toys: Toys, tmp_path: Path) -> None:
+def test_options_for_size_frame_rate_and_seeds(toys: Toys, tmp_path: Path) -> None:
     options = [
         "--prompt",
         PROMPTS[0],
@@ -215,25 +215,25 @@ def test_other_sizes_rates_and_seeds(toys: Toys, tmp_path: Path) -> None:
         assert f"video.height is {height}; {said}" in odd.output
 
 
-# --- going on ---------------------------------------------------------------------------------------------------------
+# --- continued runs ---------------------------------------------------------------------------------------------------
 
 
-def test_a_half_done_file_of_prompts_goes_on(toys: Toys, prompts: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_is_continued(toys: Toys, prompts: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     toys.make("ours", out, "--prompts", str(prompts))
     whole, index = contents(out), (out / "videos.json").read_bytes()
-    (out / "00001-seed0.mp4").write_bytes(b"")  # what a power cut may leave
+    (out / "00001-seed0.mp4").write_bytes(b"")  # as after a power failure
     kept = (out / "00000-seed0.mp4").stat().st_mtime_ns
-    assert "2 videos, 1 of them made now" in toys.run("ours", out, "--prompts", str(prompts)).output
+    assert "2 videos, 1 of them new" in toys.run("ours", out, "--prompts", str(prompts)).output
     assert (contents(out), (out / "videos.json").read_bytes()) == (whole, index)
     assert (out / "00000-seed0.mp4").stat().st_mtime_ns == kept
     prompts.write_text("\n".join([*PROMPTS, "a blue ball"]), encoding="utf-8")
-    assert "3 videos, 1 of them made now" in toys.run("ours", out, "--prompts", str(prompts)).output
+    assert "3 videos, 1 of them new" in toys.run("ours", out, "--prompts", str(prompts)).output
 
 
-def test_a_video_that_was_killed_before_it_was_noted_is_made_again(toys: Toys, tmp_path: Path) -> None:
+def test_a_video_that_the_map_does_not_list_is_generated_again(toys: Toys, tmp_path: Path) -> None:
     toys.make("ours", tmp_path, "--prompt", PROMPTS[0])
-    (tmp_path / "00001-seed0.mp4").write_bytes(b"of a run that was killed before it wrote the map")
+    (tmp_path / "00001-seed0.mp4").write_bytes(b"from a run that was killed before it wrote the map")
     (tmp_path / "more.txt").write_text("\n".join(PROMPTS), encoding="utf-8")
     toys.make("ours", tmp_path, "--prompts", str(tmp_path / "more.txt"))
     assert len(read_frames(tmp_path / "00001-seed0.mp4")) == CLIP
@@ -246,7 +246,7 @@ def test_a_video_that_was_killed_before_it_was_noted_is_made_again(toys: Toys, t
         (["--prompt", PROMPTS[0], "--precision", "bfloat16"], "holds videos made with weights"),
     ],
 )
-def test_videos_of_other_settings_are_not_mixed(toys: Toys, tmp_path: Path, options: list[str], said: str) -> None:
+def test_a_folder_with_other_settings_is_refused(toys: Toys, tmp_path: Path, options: list[str], said: str) -> None:
     toys.make("ours", tmp_path, "--prompt", PROMPTS[0])
     before = contents(tmp_path)
     done = toys.run("ours", tmp_path, *options)
@@ -254,7 +254,7 @@ def test_videos_of_other_settings_are_not_mixed(toys: Toys, tmp_path: Path, opti
     assert said in done.output
 
 
-def test_another_model_does_not_go_on_with_these_videos(toys: Toys, tmp_path: Path) -> None:
+def test_a_folder_of_another_model_or_with_a_damaged_map_is_refused(toys: Toys, tmp_path: Path) -> None:
     toys.make("ours", tmp_path, "--prompt", PROMPTS[0])
     path = tmp_path / "videos.json"
     index = json.loads(path.read_text())
@@ -272,31 +272,31 @@ def test_another_model_does_not_go_on_with_these_videos(toys: Toys, tmp_path: Pa
         assert "videos.json is not a map of videos" in toys.run("ours", tmp_path, "--prompt", PROMPTS[0]).output
 
 
-def test_two_processes_do_not_write_into_one_folder(toys: Toys, tmp_path: Path) -> None:
+def test_a_folder_that_another_process_uses_is_refused(toys: Toys, tmp_path: Path) -> None:
     with FileLock(tmp_path / ".lock"):
         done = toys.run("ours", tmp_path, "--prompt", PROMPTS[0])
     assert done.exit_code == 1
-    assert f"another process writes into {tmp_path}" in done.output
+    assert f"another process is writing into {tmp_path}" in done.output
 
 
 # --- long videos ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not STATUS.exists(), reason="reads the peak from /proc")
-def test_f16_a_long_video_is_written_in_constant_memory(toys: Toys, world: Path, tmp_path: Path) -> None:
-    """1600 frames of 64x64 need less than half of their own bytes more than 64 frames."""
+def test_a_long_video_is_written_in_constant_memory(toys: Toys, world: Path, tmp_path: Path) -> None:
+    """The peak memory of 1600 frames exceeds that of 64 frames by less than half of the bytes of the 1600 frames."""
     pipeline = CausVidPipeline.from_pretrained(toys.checkpoints["diffusers"])
-    pipeline.register_modules(vae=load_vae(world / "vae"))  # a faster one
+    pipeline.register_modules(vae=load_vae(world / "vae"))  # this VAE is faster
     pipeline.save_pretrained(tmp_path / "toy")
     assert growth("generate", tmp_path / "toy", tmp_path) < VIDEO_BYTES / 2
     assert len(read_frames(tmp_path / "long" / "00000-seed0.mp4")) == LONG
 
 
 @pytest.mark.parametrize(("frames", "fps"), [(14, 8), (22, 4), (30, 30), (101, 16)])
-def test_f16_a_rollout_of_any_length_and_rate_is_the_pipeline_s(
+def test_a_rollout_of_any_length_and_rate_is_equal_to_that_of_the_pipeline(
     toys: Toys, tmp_path: Path, frames: int, fps: int
 ) -> None:
-    """Lengths that leave one frame after whole windows, and one that leaves more."""
+    """Some of these lengths have a single frame after complete windows."""
     options = ["--prompt", PROMPTS[0], "--fps", str(fps), "--seconds", repr(frames / fps)]
     toys.make("diffusers", tmp_path / "out", *options)
     pipeline = CausVidPipeline.from_pretrained(toys.checkpoints["diffusers"])
@@ -310,10 +310,10 @@ def test_f16_a_rollout_of_any_length_and_rate_is_the_pipeline_s(
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError(errno.ENOSPC, "No space left on device"), MemoryError])
 @pytest.mark.parametrize("after", [0, 1, 2])
-def test_f16_a_run_that_stops_in_a_video_goes_on(
+def test_a_run_that_stops_during_a_video_is_continued(
     toys: Toys, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: BaseException, after: int
 ) -> None:
-    """It stops in the second video; the first is kept, nothing else stands there, and the rest is as in one run."""
+    """The run stops in the second video. Only the first is kept, and the second run gives the same files."""
     long, whole = ["--prompts", str(prompts), "--seconds", "4"], videos.make_video
 
     def stopping(pipeline: Any, video: videos.Video, *rest: Any) -> Iterator[Any]:
@@ -330,12 +330,12 @@ def test_f16_a_run_that_stops_in_a_video_goes_on(
     assert {path.name for path in out.iterdir()} - {".lock"} == {"00000-seed0.mp4", "videos.json"}
     assert list(json.loads((out / "videos.json").read_text())["videos"]) == ["00000-seed0.mp4"]
     (out / ".00001-seed0.mp4.tmp-1").write_bytes(b"of a killed process")
-    assert "2 videos, 1 of them made now" in toys.run("diffusers", out, *long).output
+    assert "2 videos, 1 of them new" in toys.run("diffusers", out, *long).output
     assert contents(out) == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("seconds", ["0.5", "1.625", "4"])
-def test_f16_a_video_is_on_disk_before_it_is_listed(
+def test_a_video_is_flushed_to_disk_before_the_map_lists_it(
     toys: Toys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: str
 ) -> None:
     synced: set[int] = set()
@@ -359,7 +359,7 @@ def test_f16_a_video_is_on_disk_before_it_is_listed(
 
 
 def shown(out: Path) -> dict[tuple[str, int], bytes]:
-    """The bytes of each prompt's and seed's video, by the map."""
+    """Return the bytes of the video of each prompt and seed, according to the map."""
     rows = json.loads((out / "videos.json").read_text())["videos"]
     return {(row["prompt"], row["seed"]): (out / name).read_bytes() for name, row in rows.items()}
 
@@ -378,7 +378,7 @@ def write_lines(path: Path, *lines: str) -> list[str]:
     ],
 )
 @pytest.mark.parametrize("seconds", ["1.625", "3"])
-def test_f17_a_prompt_s_line_and_neighbours_do_not_matter(
+def test_a_video_does_not_depend_on_the_line_or_the_other_prompts(
     toys: Toys, tmp_path: Path, lines: tuple[str, ...], seconds: str
 ) -> None:
     options = ["--seconds", seconds, "--seed", "0", "--seed", "4294967295"]
@@ -394,8 +394,8 @@ def test_f17_a_prompt_s_line_and_neighbours_do_not_matter(
 
 
 @pytest.mark.parametrize("seed", [0, 12345, 2**31, 2**32 - 1])
-def test_f17_a_seed_is_torch_s_whatever_the_prompt(toys: Toys, tmp_path: Path, seed: int) -> None:
-    """As in diffusers: one seed gives all prompts the same noise, that of a generator seeded with it."""
+def test_the_seed_determines_the_noise_for_all_prompts(toys: Toys, tmp_path: Path, seed: int) -> None:
+    """As in diffusers, the noise is that of a generator with this seed."""
     pipeline, given = CausVidPipeline.from_pretrained(toys.checkpoints["diffusers"]), []
     pipeline.transformer.register_forward_pre_hook(lambda _, args, __: given.append(args[0]), with_kwargs=True)
     generate(pipeline, ["a", "b c d"], tmp_path, shape=pipeline.video, seconds=None, seeds=[seed])
@@ -406,14 +406,14 @@ def test_f17_a_seed_is_torch_s_whatever_the_prompt(toys: Toys, tmp_path: Path, s
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 2**32 + 7, -(2**63), 10**30])
-def test_f17_a_seed_that_repeats_another_is_refused(toys: Toys, tmp_path: Path, seed: int) -> None:
+def test_a_seed_outside_of_32_bits_is_refused(toys: Toys, tmp_path: Path, seed: int) -> None:
     done = toys.run("diffusers", tmp_path / "out", "--prompt", "x", "--seed", "3", "--seed", str(seed))
     assert (done.exit_code, (tmp_path / "out").exists()) == (1, False)
     assert f"--seed is {seed}; choose one from 0 to 4294967295" in done.output
 
 
 @pytest.mark.parametrize("prompt", ["\udcff", "a ball \ud800", "ü\udc80ü"])
-def test_f17_a_prompt_that_no_map_can_hold_is_refused(toys: Toys, tmp_path: Path, prompt: str) -> None:
+def test_a_prompt_that_utf8_cannot_hold_is_refused(toys: Toys, tmp_path: Path, prompt: str) -> None:
     pipeline = CausVidPipeline.from_pretrained(toys.checkpoints["diffusers"])
     with pytest.raises(ValueError, match=r"--prompt is '.*\\ud.*', which holds .*UTF-8 cannot hold it"):
         generate(pipeline, ["x", prompt], tmp_path / "out", shape=pipeline.video, seconds=None, seeds=[0])
@@ -428,15 +428,15 @@ def test_f17_a_prompt_that_no_map_can_hold_is_refused(toys: Toys, tmp_path: Path
         (["a"] * 5, ["2", "3", "2"], ["00000-seed2", "00000-seed3"]),
     ],
 )
-def test_f17_what_is_repeated_is_made_once(
+def test_repeated_prompts_and_seeds_are_used_once(
     toys: Toys, tmp_path: Path, lines: list[str], seeds: list[str], names: list[str]
 ) -> None:
     options = [*write_lines(tmp_path / "prompts", *lines), *(text for seed in seeds for text in ("--seed", seed))]
     done = toys.run("diffusers", tmp_path / "out", *options)
     assert list(contents(tmp_path / "out")) == [f"{name}.mp4" for name in names]
     repeated = len(lines) - len({line.strip() for line in lines})
-    assert f"2 videos, 2 of them made now; {tmp_path / 'out' / 'videos.json'} lists" in done.output
-    assert f"Lines that repeat a prompt: {repeated}, not made again." in done.output
+    assert f"2 videos, 2 of them new; {tmp_path / 'out' / 'videos.json'} lists" in done.output
+    assert f"{repeated} lines repeat a prompt and were ignored." in done.output
 
 
 @pytest.mark.parametrize(
@@ -451,10 +451,10 @@ def test_f17_what_is_repeated_is_made_once(
         ("ABCDE", "XC", {"A": 0, "B": 1, "C": 2, "D": 3, "E": 4, "X": 5}),
     ],
 )
-def test_f17_a_folder_can_be_extended_in_any_order(
+def test_a_folder_can_be_extended_in_any_order(
     toys: Toys, tmp_path: Path, before: str, after: str, numbers: dict[str, int]
 ) -> None:
-    """Files keep name, content and label; a new prompt never takes the name of another one's file."""
+    """Existing files keep their names and contents, and a new prompt never gets the name of an existing file."""
     out = tmp_path / "out"
     toys.make("diffusers", out, *write_lines(tmp_path / "prompts", *before))
     kept = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.glob("*.mp4")}
@@ -466,12 +466,12 @@ def test_f17_a_folder_can_be_extended_in_any_order(
     toys.make("diffusers", tmp_path / "fresh", *write_lines(tmp_path / "prompts", *sorted(numbers)))
     assert shown(out) == shown(tmp_path / "fresh")
     assert (
-        f"{len(before)} videos, 0 of them made now"
+        f"{len(before)} videos, 0 of them new"
         in toys.run("diffusers", out, *write_lines(tmp_path / "prompts", *before)).output
     )
 
 
-def test_f17_the_map_states_the_rule(toys: Toys, tmp_path: Path) -> None:
+def test_the_map_states_what_determines_a_video(toys: Toys, tmp_path: Path) -> None:
     index = toys.make("diffusers", tmp_path, "--prompt", "x")
     assert index["rule"] == videos.RULE
     assert "prompt and the seed determine a video" in index["rule"]
@@ -482,8 +482,8 @@ def test_f17_the_map_states_the_rule(toys: Toys, tmp_path: Path) -> None:
     ("noise", "said"),
     [(None, "is None, not torch.Generator"), ("by line", "is by line, not"), ({"of": 1}, "is {'of': 1}, not")],
 )
-def test_f17_videos_of_another_rule_are_not_mixed(toys: Toys, tmp_path: Path, noise: Any, said: str) -> None:
-    """None: the map of an older version, which does not name the noise."""
+def test_a_folder_with_another_rule_for_the_noise_is_refused(toys: Toys, tmp_path: Path, noise: Any, said: str) -> None:
+    """None is the map of an older version, which has no entry for the noise."""
     index = toys.make("diffusers", tmp_path, "--prompt", "x")
     older = {**index["settings"], "noise": noise}
     if noise is None:
@@ -506,8 +506,8 @@ def test_f17_videos_of_another_rule_are_not_mixed(toys: Toys, tmp_path: Path, no
         ["unknown words 赤い", "a blue cube", "ball"],
     ],
 )
-def test_f17_prompts_of_other_lengths_in_the_batch_do_not_matter(toys: Toys, texts: list[str]) -> None:
-    """From text to pixels: the same batch gives the same bytes, another one at most one level of 255."""
+def test_a_video_does_not_depend_on_the_lengths_of_other_prompts_in_the_batch(toys: Toys, texts: list[str]) -> None:
+    """Equal batches give equal bytes; in other batches, values differ by at most one level of 255."""
     pipeline = CausVidPipeline.from_pretrained(toys.checkpoints["diffusers"])
 
     def made(order: Sequence[int]) -> torch.Tensor:
@@ -523,17 +523,17 @@ def test_f17_prompts_of_other_lengths_in_the_batch_do_not_matter(toys: Toys, tex
         assert (made(order).int() - together[order].int()).abs().max() <= 1
 
 
-# --- what a user can get wrong ----------------------------------------------------------------------------------------
+# --- mistakes of the user ---------------------------------------------------------------------------------------------
 
 
-def test_what_is_no_checkpoint_is_said(toys: Toys, tmp_path: Path) -> None:
+def test_an_invalid_checkpoint_is_refused(toys: Toys, tmp_path: Path) -> None:
     (tmp_path / "model.pt").write_bytes(b"no checkpoint")
     (tmp_path / "alone").mkdir()
     (tmp_path / "alone" / "config.json").write_text("{}")
     for checkpoint, said in (
         (tmp_path / "nothing", "it must be a folder with config.json (trained here), a released model.pt, or"),
         (tmp_path / "model.pt", "needs one Wan2.1 folder beside it (found: none); name it with --wan-folder"),
-        (tmp_path / "alone", f"needs {tmp_path / 'vae'} beside it, which the stage train_vae makes"),
+        (tmp_path / "alone", f"needs {tmp_path / 'vae'} beside it, which the stage train_vae writes"),
     ):
         options = ["--prompt", "x", "--out", str(tmp_path / "out"), "--params", str(toys.root / "params.yaml")]
         done = CliRunner().invoke(app, ["generate", "--checkpoint", str(checkpoint), *options])
@@ -543,15 +543,15 @@ def test_what_is_no_checkpoint_is_said(toys: Toys, tmp_path: Path) -> None:
 
 
 def test_params_of_another_model_are_refused(toys: Toys, tmp_path: Path) -> None:
-    """Shapes do not tell the head count: a wrong one would run, and make noise."""
+    """The shapes of the weights do not determine the number of heads, and a wrong number would give noise."""
     options = ["--prompt", "x", "--params", str(PROFILES / "laptop.yaml")]
     done = toys.run("released", tmp_path / "out", *options)
     assert done.exit_code == 1
     assert "laptop.yaml: model.transformer." in done.output
 
 
-def test_a_teacher_is_no_few_step_student(toys: Toys, transformer_config: dict[str, Any], tmp_path: Path) -> None:
-    """Neither one trained here or elsewhere nor a plain diffusers pipeline: three steps of it would be noise."""
+def test_a_teacher_is_refused(toys: Toys, transformer_config: dict[str, Any], tmp_path: Path) -> None:
+    """Three steps of a teacher would give noise, so a teacher of any origin is refused."""
     model = build_transformer({**transformer_config, "text_dim": TEXT["d_model"]}, seed=1)
     teacher, elsewhere = toys.root / "checkpoints" / "teacher", toys.root / "hub" / "transformer"
     for folder in (teacher, elsewhere):
@@ -564,14 +564,14 @@ def test_a_teacher_is_no_few_step_student(toys: Toys, transformer_config: dict[s
     done = CliRunner().invoke(app, ["generate", "--checkpoint", str(teacher), *options])
     assert "was trained for many steps (teacher: many, student: few), not for few" in done.output
     done = CliRunner().invoke(app, ["generate", "--checkpoint", str(elsewhere), *options])
-    assert "has frames_per_block None (None = bidirectional); " in done.output
-    assert "it is no student of that run" in done.output
+    assert "has frames_per_block None (None = bidirectional), but " in done.output
+    assert "use the params file with which the student was trained" in done.output
     plain = tmp_path / "plain"
     plain.mkdir()
     (plain / "model_index.json").write_text(json.dumps({"_class_name": "WanPipeline"}))
     done = CliRunner().invoke(app, ["generate", "--checkpoint", str(plain), *options])
-    assert "holds a WanPipeline without shift, " in done.output
-    assert "no few-step student" in done.output
+    assert "holds a WanPipeline whose model_index.json lacks shift, " in done.output
+    assert "give a few-step student" in done.output
     (plain / "model_index.json").write_text("{")
     assert (
         "plain/model_index.json is damaged"
@@ -580,7 +580,7 @@ def test_a_teacher_is_no_few_step_student(toys: Toys, transformer_config: dict[s
 
 
 @pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])
-def test_a_part_that_is_cut_or_does_not_fit_is_said(toys: Toys, tmp_path: Path, part: str) -> None:
+def test_truncated_or_missing_weights_are_refused(toys: Toys, tmp_path: Path, part: str) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(toys.checkpoints["diffusers"], folder)
     weights = next((folder / part).glob("*.safetensors"))
@@ -606,7 +606,7 @@ def test_a_part_that_is_cut_or_does_not_fit_is_said(toys: Toys, tmp_path: Path, 
         ("transformer/config.json", "{}", "transformer/config.json names the class None"),
     ],
 )
-def test_a_file_that_does_not_belong_is_said(toys: Toys, tmp_path: Path, file: str, text: str, said: str) -> None:
+def test_an_invalid_file_of_a_pipeline_is_refused(toys: Toys, tmp_path: Path, file: str, text: str, said: str) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(toys.checkpoints["diffusers"], folder)
     (folder / file).write_text(text)
@@ -617,7 +617,7 @@ def test_a_file_that_does_not_belong_is_said(toys: Toys, tmp_path: Path, file: s
     assert said in done.output
 
 
-def test_a_full_disk_is_said_and_the_same_command_goes_on(
+def test_a_run_with_a_full_disk_can_be_continued(
     toys: Toys, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(path: Path, *_: object, **__: object) -> None:
@@ -627,11 +627,11 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on(
         patch.setattr(videos, "write_video", full)
         done = toys.run("ours", tmp_path, "--prompts", str(prompts))
     assert done.exit_code == 1
-    assert f"--out {tmp_path} cannot be written into (" in done.output
-    assert "2 videos, 2 of them made now" in toys.run("ours", tmp_path, "--prompts", str(prompts)).output
+    assert f"--out is {tmp_path}, which cannot be written into (" in done.output
+    assert "2 videos, 2 of them new" in toys.run("ours", tmp_path, "--prompts", str(prompts)).output
 
 
-def test_models_of_different_runs_are_refused(toys: Toys, transformer_config: dict[str, Any], tmp_path: Path) -> None:
+def test_parts_that_do_not_fit_are_refused(toys: Toys, transformer_config: dict[str, Any], tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(toys.checkpoints["diffusers"], folder)
     causal_student(build_transformer(transformer_config, seed=1), 2).save_pretrained(folder / "transformer")
@@ -639,11 +639,12 @@ def test_models_of_different_runs_are_refused(toys: Toys, transformer_config: di
         app, ["generate", "--checkpoint", str(folder), "--prompt", "x", "--out", str(tmp_path / "o")]
     )
     assert (
-        "the transformer's text_dim is 8, the text encoder's d_model 16: they were not trained together" in done.output
+        "the transformer's text_dim is 8, but the text encoder's d_model is 16; use parts that were trained together"
+        in done.output
     )
 
 
-def test_an_out_that_cannot_be_made_is_said(toys: Toys, tmp_path: Path) -> None:
+def test_an_output_folder_that_cannot_be_created_is_refused(toys: Toys, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         assert f"--out is {out}, which cannot be written into (" in toys.run("ours", out, "--prompt", "x").output
@@ -651,10 +652,10 @@ def test_an_out_that_cannot_be_made_is_said(toys: Toys, tmp_path: Path) -> None:
     assert f"--out is {out}, which cannot be written (" in toys.run("ours", out, command="export").output
 
 
-def test_one_source_of_prompts(toys: Toys, prompts: Path, tmp_path: Path) -> None:
+def test_exactly_one_source_of_prompts_is_needed(toys: Toys, prompts: Path, tmp_path: Path) -> None:
     for options in ([], ["--prompt", "x", "--prompts", str(prompts)], ["--prompt", " "]):
         assert (
-            "give one of --prompts and --prompt, and not an empty one"
+            "give exactly one of --prompts and --prompt; the prompt must not be empty"
             in toys.run("ours", tmp_path / "out", *options).output
         )
     done = toys.run("ours", tmp_path / "out", "--prompts", str(tmp_path / "none.txt"))
@@ -675,12 +676,12 @@ def test_the_command_is_installed() -> None:
     assert "generate" in done.stdout
 
 
-# --- the values that a video is made with -----------------------------------------------------------------------------
+# --- the source of schedule and sizes ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, which has no params.yaml."""
+    """A current folder without params.yaml."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -689,7 +690,7 @@ def command(name: str, checkpoint: Path, *options: str) -> Result:
     return CliRunner().invoke(app, [name, "--checkpoint", str(checkpoint), *options])
 
 
-def test_f5_a_trained_folder_needs_no_params_file(toys: Toys, elsewhere: Path) -> None:
+def test_a_trained_folder_needs_no_params_file(toys: Toys, elsewhere: Path) -> None:
     for name, options in (("generate", ["--prompt", PROMPTS[0]]), ("export", [])):
         done = command(name, toys.checkpoints["ours"], "--out", name, *options)
         assert done.exit_code == 0, done.output
@@ -701,7 +702,7 @@ def test_f5_a_trained_folder_needs_no_params_file(toys: Toys, elsewhere: Path) -
 
 
 @pytest.mark.parametrize("profile", sorted(path.stem for path in PROFILES.glob("*.yaml")))
-def test_f5_another_profile_in_params_yaml_changes_nothing(toys: Toys, elsewhere: Path, profile: str) -> None:
+def test_params_yaml_of_another_profile_is_ignored(toys: Toys, elsewhere: Path, profile: str) -> None:
     shutil.copy(PROFILES / f"{profile}.yaml", elsewhere / "params.yaml")
     done = command("export", toys.checkpoints["ours"], "--out", "made")
     assert done.exit_code == 0, done.output
@@ -729,7 +730,7 @@ def test_f5_another_profile_in_params_yaml_changes_nothing(toys: Toys, elsewhere
         ({"precision": "bfloat16"}, "model.precision float32, not bfloat16"),
     ],
 )
-def test_f5_params_that_differ_from_the_weights_own_values_are_refused(
+def test_params_that_differ_from_the_values_of_the_weights_are_refused(
     toys: Toys, tmp_path: Path, checkpoint: str, changes: dict[str, Any], said: str
 ) -> None:
     values = YAML(typ="safe").load(toys.root / "params.yaml")
@@ -740,23 +741,23 @@ def test_f5_params_that_differ_from_the_weights_own_values_are_refused(
     done = toys.run(checkpoint, tmp_path / "out", "--params", str(tmp_path / "other.yaml"), command="export")
     assert done.exit_code == 1
     assert f"was trained for {said}" in done.output
-    assert "leave --params out" in done.output
+    assert "omit --params" in done.output
     assert not (tmp_path / "out").exists()
 
 
-def test_f5_weights_from_elsewhere_take_params_and_say_so(toys: Toys, elsewhere: Path) -> None:
+def test_weights_from_elsewhere_use_the_params_file_and_print_its_values(toys: Toys, elsewhere: Path) -> None:
     done = command("export", toys.checkpoints["released"], "--out", "made")
     assert "params.yaml does not exist" in done.output
     shutil.copy(toys.root / "params.yaml", elsewhere / "params.yaml")
     done = command("export", toys.checkpoints["released"], "--out", "made")
     assert done.exit_code == 0, done.output
-    assert "model.pt does not say what it was trained for; params.yaml says schedule.shift 3, " in done.output
+    assert "model.pt has no training record; values of params.yaml: schedule.shift 3, " in done.output
     for value in ("denoising_timesteps [1000, 750, 500]", "video.height 32", "text_tokens 8", "frames_per_block 2"):
         assert value in done.output
 
 
 @pytest.mark.parametrize("tokens", [0, -1])
-def test_row29_params_with_prompts_of_no_length_are_refused(toys: Toys, tmp_path: Path, tokens: int) -> None:
+def test_params_with_zero_text_tokens_are_refused(toys: Toys, tmp_path: Path, tokens: int) -> None:
     values = YAML(typ="safe").load(toys.root / "params.yaml")
     values["model"]["text_tokens"] = tokens
     YAML(typ="safe").dump(values, tmp_path / "params.yaml")
@@ -765,8 +766,8 @@ def test_row29_params_with_prompts_of_no_length_are_refused(toys: Toys, tmp_path
     assert f"model.text_tokens is {tokens}; a prompt needs 1 token at least" in done.output
 
 
-def test_f5_a_transformer_without_a_record_is_ours_or_from_elsewhere(toys: Toys, tmp_path: Path) -> None:
-    """Beside the text encoder as our stage keeps it, it is a folder of before there were records, or an imported one."""
+def test_a_transformer_without_a_record_is_accepted_only_from_elsewhere(toys: Toys, tmp_path: Path) -> None:
+    """Beside a text encoder from a stage, such a transformer is from an older version, unless it was imported."""
     ours, hub = tmp_path / "checkpoints", tmp_path / "hub"
     shutil.copytree(toys.root / "checkpoints", ours)
     student = ours / "dmd"
@@ -786,11 +787,11 @@ def test_f5_a_transformer_without_a_record_is_ours_or_from_elsewhere(toys: Toys,
             "--out", str(tmp_path / folder.name),
         )  # fmt: skip
         assert done.exit_code == 0, done.output
-        assert f"{folder} does not say what it was trained for; " in done.output
+        assert f"{folder} has no training record; values of " in done.output
     assert contents(tmp_path / "transformer") == contents(tmp_path / "imported")
 
 
-def test_f5_a_student_beside_another_vae_is_refused(toys: Toys, tmp_path: Path) -> None:
+def test_a_student_beside_another_vae_is_refused(toys: Toys, tmp_path: Path) -> None:
     shutil.copytree(toys.root / "checkpoints", tmp_path / "checkpoints")
     path = tmp_path / "checkpoints" / "vae" / "config.json"
     config = json.loads(path.read_text())
@@ -809,7 +810,7 @@ def test_f5_a_student_beside_another_vae_is_refused(toys: Toys, tmp_path: Path) 
 
 
 def linked(kind: str, source: Path, place: Path) -> Path:
-    """``source`` as a link of that ``kind`` in ``place``: to a blob, by another link, or itself."""
+    """Create a link of the given ``kind`` to ``source`` in the folder ``place``, and return it."""
     place.mkdir()
     if kind == "hub cache":
         blob = place.parent / "blobs" / "0123"
@@ -826,7 +827,7 @@ def linked(kind: str, source: Path, place: Path) -> Path:
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize("kind", ["hub cache", "link to a link", "link"])
-def test_f3_a_checkpoint_by_a_link_has_its_own_name_and_neighbours(
+def test_a_link_to_a_checkpoint_uses_its_own_name_and_neighbours(
     toys: Toys, tmp_path: Path, kind: str, suffix: str
 ) -> None:
     file = tmp_path / "files" / f"model{suffix}"
@@ -841,7 +842,7 @@ def test_f3_a_checkpoint_by_a_link_has_its_own_name_and_neighbours(
     assert contents(tmp_path / "out") == contents(tmp_path / "plain")
 
 
-def test_f3_what_stands_beside_the_link_comes_first_and_then_what_it_leads_to(toys: Toys, tmp_path: Path) -> None:
+def test_neighbours_of_a_link_are_used_before_those_of_its_target(toys: Toys, tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
     link = tmp_path / "here" / "student"
     link.symlink_to(toys.checkpoints["ours"])
@@ -858,8 +859,8 @@ def test_f3_what_stands_beside_the_link_comes_first_and_then_what_it_leads_to(to
     assert f"another VAE than {tmp_path / 'here' / 'vae'}" in done.output
 
 
-def test_f3_files_that_are_links_one_by_one_as_dvc_and_the_hub_keep_them(toys: Toys, tmp_path: Path) -> None:
-    """Both formats of folders, every file of them a link to a number."""
+def test_folders_whose_files_are_links_are_loaded(toys: Toys, tmp_path: Path) -> None:
+    """DVC and the hub store files under their checksums and link to them."""
     for name, root in (("ours", toys.root / "checkpoints"), ("diffusers", toys.checkpoints["diffusers"])):
         copy = tmp_path / f"linked-{name}"
         for number, file in enumerate(sorted(path for path in root.rglob("*") if path.is_file())):
@@ -874,14 +875,14 @@ def test_f3_files_that_are_links_one_by_one_as_dvc_and_the_hub_keep_them(toys: T
     assert contents(tmp_path / "ours") == contents(tmp_path / "diffusers")
 
 
-def test_f3_the_folder_one_stands_in(toys: Toys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_current_folder_can_be_the_checkpoint(toys: Toys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(toys.checkpoints["ours"])
     done = command("generate", Path(), "--prompt", PROMPTS[0], "--out", str(tmp_path / "out"))
     assert done.exit_code == 0, done.output
 
 
 @pytest.mark.parametrize("target", ["../blobs/0123", "dmd", "loop"])
-def test_f3_a_link_that_leads_nowhere_is_named(tmp_path: Path, target: str) -> None:
+def test_a_broken_link_is_refused_by_name(tmp_path: Path, target: str) -> None:
     link = tmp_path / "loop"
     link.symlink_to(target)
     done = command("export", link, "--out", str(tmp_path / "out"))

@@ -1,4 +1,4 @@
-"""The pipeline: one way to generate, for teachers and students, alone and in batches, whole and streamed."""
+"""The pipeline: clips, streams and rollouts of teachers and students, for single videos and batches."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def generators(*seeds: int) -> list[torch.Generator]:
 
 
 def settings(kind: str, *, scale: float) -> dict[str, Any]:
-    """How a model of ``kind`` is called: a student in its few steps, the others in many with guidance."""
+    """Return the arguments of a call: few steps for a student, many steps with guidance for other models."""
     if kind == "student":
         return {"few_steps": True}
     return {"few_steps": False, "negative_embeds": TEXT[:1] * 0.5, "guidance_scale": scale}
 
 
 def whole(chunks: Iterator[torch.Tensor]) -> torch.Tensor:
-    """All frames of a rollout."""
+    """Return all frames of a rollout as one tensor."""
     return torch.cat(list(chunks), dim=1)
 
 
@@ -65,12 +65,12 @@ def teacher(world: Path, schedule: ScheduleConfig) -> CausVidPipeline:
 
 @pytest.fixture(scope="module")
 def causal(world: Path, schedule: ScheduleConfig) -> CausVidPipeline:
-    """A causal model that makes many steps: the student's weights stand for it."""
+    """A causal model of many steps, which has the weights of the student."""
     return pipeline_of(world, load_transformer(world / "student").eval(), schedule)
 
 
 def assert_alike(ours: torch.Tensor, theirs: torch.Tensor) -> None:
-    """Equal up to float rounding that crosses a half: at most one level of 255, in almost no pixel."""
+    """Check that frames differ by at most one level of 255, and in less than 1 % of their values."""
     difference = (ours.int() - theirs.int()).abs()
     assert ours.shape == theirs.shape
     assert difference.max() <= 1
@@ -91,10 +91,10 @@ def test_a_video_does_not_depend_on_its_batch(kind: str, video: VideoShape, requ
 
 
 @pytest.mark.parametrize("kind", ["student", "teacher", "causal"])
-def test_latents_do_not_depend_on_the_batch_to_five_digits(
+def test_latents_do_not_depend_on_the_batch_up_to_rounding(
     kind: str, video: VideoShape, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same before rounding to pixels: what the decoder is given."""
+    """Compare the latents that the decoder receives."""
     from causvid import pipeline as module
 
     pipeline: CausVidPipeline = request.getfixturevalue(kind)
@@ -128,13 +128,13 @@ def test_teacher_and_student_start_from_the_same_noise(
         )
         pipeline(TEXT[:1], video, generators(7), few_steps=few_steps)
         hook.remove()
-    # The teacher takes four steps; so does each of two blocks in many steps, with a clean pass between them.
+    # The teacher runs four steps. In many steps, each of two blocks needs four steps, with a context pass between them.
     first_of_teacher, first_of_many, first_of_few = noise[0], noise[4], noise[4 + 9]
     assert torch.equal(first_of_teacher[:, :, :2], first_of_many)
     assert torch.equal(first_of_teacher[:, :, :2], first_of_few)
 
 
-def test_every_renoising_draws_anew(
+def test_every_renoising_uses_new_noise(
     student: CausVidPipeline, video: VideoShape, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[torch.Tensor] = []
@@ -146,30 +146,31 @@ def test_every_renoising_draws_anew(
 
     monkeypatch.setattr(CausVidPipeline, "_noise", spying)
     student(TEXT[:1], video, generators(1), few_steps=True)
-    assert [noise.shape[2] for noise in drawn] == [4, 2, 2, 2, 2]  # the clip's, then two renoisings a block
+    # The noise of the clip, then two renoisings per block.
+    assert [noise.shape[2] for noise in drawn] == [4, 2, 2, 2, 2]
     frames = torch.cat(drawn, dim=2)[0].transpose(0, 1).flatten(1)
-    assert torch.pdist(frames).min() > 1  # no frame of noise comes twice
+    assert torch.pdist(frames).min() > 1  # all frames of noise are different
 
 
-def test_a_stream_is_the_video_in_pieces(student: CausVidPipeline, video: VideoShape) -> None:
+def test_a_stream_yields_the_frames_of_the_video_by_block(student: CausVidPipeline, video: VideoShape) -> None:
     for how in (settings("student", scale=3.0), settings("causal", scale=3.0)):
         parts = list(student.stream(TEXT[:2], video, generators(1, 2), **how))
         assert [part.shape for part in parts] == [(2, 5, 32, 32, 3), (2, 8, 32, 32, 3)]  # 1 + 4 frames, then 2 x 4
         assert torch.equal(torch.cat(parts, dim=1), student(TEXT[:2], video, generators(1, 2), **how))
 
 
-def test_the_first_piece_costs_the_first_block_only(student: CausVidPipeline, video: VideoShape) -> None:
+def test_the_first_frames_need_only_the_passes_of_the_first_block(student: CausVidPipeline, video: VideoShape) -> None:
     calls: list[int] = []
     hook = student.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
     stream = student.stream(TEXT[:1], video, generators(1), few_steps=True)
     next(stream)
-    assert len(calls) <= 4  # three denoising steps and the clean pass
+    assert len(calls) <= 4  # three denoising steps and the context pass
     list(stream)
     hook.remove()
     assert len(calls) == 7
 
 
-def test_guidance_changes_a_video_of_many_steps_only(
+def test_guidance_affects_many_steps_only(
     teacher: CausVidPipeline, student: CausVidPipeline, video: VideoShape
 ) -> None:
     for pipeline, few_steps in ((teacher, False), (student, False), (teacher, True), (student, True)):
@@ -181,10 +182,10 @@ def test_guidance_changes_a_video_of_many_steps_only(
         assert torch.equal(strong, other) == few_steps
 
 
-def test_many_steps_of_a_causal_model_are_the_solver_s_in_every_block(
+def test_many_steps_of_a_causal_model_run_the_solver_in_every_block(
     causal: CausVidPipeline, video: VideoShape, schedule: ScheduleConfig
 ) -> None:
-    """Both halves in one batch, the sigmas of the grid, and one clean pass between the two blocks."""
+    """The passes have both halves of guidance in one batch and the sigmas of the grid, with one context pass."""
     calls: list[tuple[int, int, float]] = []
     hook = causal.transformer.register_forward_pre_hook(
         lambda _, args, kwargs: calls.append((len(args[0]), kwargs["start_frame"], kwargs["timestep"][0, 0].item())),
@@ -197,16 +198,16 @@ def test_many_steps_of_a_causal_model_are_the_solver_s_in_every_block(
     assert [time for *_, time in calls] == pytest.approx([*grid, 0.0, *grid])
 
 
-def test_a_rollout_has_the_asked_length_and_starts_as_a_clip(student: CausVidPipeline, video: VideoShape) -> None:
+def test_a_rollout_has_the_given_length_and_starts_like_a_clip(student: CausVidPipeline, video: VideoShape) -> None:
     clip = student(TEXT[:1], video, generators(5), few_steps=True)
     for frames in (13, 14, 21, 29, 39):
         long = whole(student.rollout(TEXT[:1], video, generators(5), frames, few_steps=True))
         assert long.shape == (1, frames, 32, 32, 3)
-        assert_alike(long[:, :8], clip[:, :8])  # the first window, but for the block that the next one shows
+        assert_alike(long[:, :8], clip[:, :8])  # the first window without its last block, which the next window shows
 
 
 def test_a_rollout_in_many_steps_is_guided_in_every_window(causal: CausVidPipeline, video: VideoShape) -> None:
-    """Six clips long, with guidance in every window: another scale is another video from the first frame on."""
+    """A rollout of six clips with another guidance scale differs in every frame."""
     how = settings("causal", scale=3.0)
     long = whole(causal.rollout(TEXT[:2], video, generators(5, 6), 6 * 13, **how))
     assert long.shape == (2, 78, 32, 32, 3)
@@ -227,7 +228,7 @@ def test_rollout_windows_overlap_by_a_re_encoded_block(
     video: VideoShape,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As released: the last block's first frame is decoded and encoded alone, its other latents go on."""
+    """As in the released script, the first frame of the last block is encoded again; its other latents are reused."""
     contexts: list[torch.Tensor | None] = []
     windows: list[torch.Tensor] = []
 
@@ -247,23 +248,23 @@ def test_rollout_windows_overlap_by_a_re_encoded_block(
         torch.testing.assert_close(context[:, :, :1], encode(student.vae, decoded[:, :, -5:-4]), rtol=1e-5, atol=1e-5)
     for context, window in zip(contexts[1:], windows[1:], strict=True):
         assert torch.equal(window[:, :, :2], context)
-    # 8 of 13 frames of every window are shown, then the last block: 5 windows for 39 frames, 45 made.
+    # Every window shows 8 of its 13 frames, and the last window also its last block: 5 windows for 39 of 45 frames.
     assert len(windows) == 5
     expected = torch.cat([*(p[:, :, :8] for p in pixels), pixels[-1][:, :, 8:]], dim=2)
     assert torch.equal(shown, to_uint8(expected[:, :, :39]))
 
 
-def test_what_cannot_roll_out_says_why(
+def test_models_that_cannot_stream_or_roll_out_are_refused(
     teacher: CausVidPipeline, world: Path, video: VideoShape, schedule: ScheduleConfig
 ) -> None:
-    with pytest.raises(ValueError, match="needs a causal model; this pipeline holds a bidirectional one"):
+    with pytest.raises(ValueError, match="needs a causal model, but this pipeline has a bidirectional one"):
         next(teacher.stream(TEXT[:1], video, generators(1), few_steps=False))
     whole = causal_student(load_transformer(world / "teacher"), 4).eval()
     with pytest.raises(ValueError, match="model.frames_per_block is the whole clip"):
         pipeline_of(world, whole, schedule).rollout(TEXT[:1], video, generators(1), 39, few_steps=True)
 
 
-def test_a_rollout_of_a_teacher_is_refused_in_words(teacher: CausVidPipeline, video: VideoShape) -> None:
+def test_a_rollout_of_a_bidirectional_teacher_is_refused(teacher: CausVidPipeline, video: VideoShape) -> None:
     with pytest.raises(ValueError, match="causal model"):
         teacher.rollout(TEXT[:1], video, generators(1), 39, few_steps=False)
 
@@ -272,18 +273,18 @@ def test_a_rollout_of_a_teacher_is_refused_in_words(teacher: CausVidPipeline, vi
 
 
 def live_bytes() -> int:
-    """Memory of all tensors that Python can reach."""
+    """Return the bytes of all tensors that Python can reach."""
     storages = {}
     for found in gc.get_objects():
-        # The exact types: isinstance asks objects that warn of being asked, and the compiler's fake tensors have no data.
+        # Not isinstance, because some objects warn if they are inspected, and fake tensors of the compiler have no data.
         if type(found) in (torch.Tensor, torch.nn.Parameter):
             storages[found.untyped_storage().data_ptr()] = found.untyped_storage().nbytes()
     return sum(storages.values())
 
 
 @pytest.mark.parametrize("kind", ["student", "causal"])
-def test_f16_a_rollout_holds_one_window_whatever_its_length(kind: str, student: CausVidPipeline) -> None:
-    """While the caller has a window's frames, tensors are those, the next window's start and what was there before."""
+def test_a_rollout_of_any_length_holds_one_window_in_memory(kind: str, student: CausVidPipeline) -> None:
+    """While the caller uses the frames of a window, only these and the start of the next window are in memory."""
     video, most = VideoShape(height=64, width=64, frames=13, fps=8), []
     for frames in (29, 64, 131):
         before, held, made = live_bytes(), [], 0
@@ -297,8 +298,8 @@ def test_f16_a_rollout_holds_one_window_whatever_its_length(kind: str, student: 
 
 
 @pytest.mark.parametrize(("frames", "sink"), [(13, 0), (21, 2), (29, 4)])
-def test_f16_an_endless_stream_holds_one_window(student: CausVidPipeline, frames: int, sink: int) -> None:
-    """From the third block on, when the memory has been allocated, nothing is added."""
+def test_an_endless_stream_holds_one_window_in_memory(student: CausVidPipeline, frames: int, sink: int) -> None:
+    """Memory is allocated in the first three blocks and does not grow later."""
     video, held = VideoShape(height=32, width=32, frames=frames, fps=8), []
     for _ in islice(student.stream(TEXT[:1], video, generators(1), sink, few_steps=True), 12):
         held.append(live_bytes())
@@ -307,10 +308,10 @@ def test_f16_an_endless_stream_holds_one_window(student: CausVidPipeline, frames
 
 
 @pytest.mark.parametrize(("frames", "sizes"), [(6, [6]), (13, [13]), (14, [8, 6]), (22, [8, 8, 6]), (30, [8, 8, 8, 6])])
-def test_f16_a_window_s_frames_come_before_the_next_window_is_made(
+def test_frames_of_a_window_are_yielded_before_the_next_window_is_computed(
     student: CausVidPipeline, video: VideoShape, frames: int, sizes: list[int]
 ) -> None:
-    """Also where a single frame is left over after whole windows (14, 22, 30)."""
+    """Some lengths have a single frame after complete windows (14, 22, 30)."""
     calls: list[int] = []
     hook = student.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
     found = []
@@ -321,12 +322,12 @@ def test_f16_a_window_s_frames_come_before_the_next_window_is_made(
     assert all(earlier < later for (_, earlier), (_, later) in pairwise(found))
 
 
-def test_f16_a_rollout_is_refused_before_its_first_frame(
+def test_an_invalid_rollout_is_refused_before_its_first_frame(
     teacher: CausVidPipeline, student: CausVidPipeline, video: VideoShape
 ) -> None:
     for pipeline, frames, said in (
-        (teacher, 39, "needs a causal model; this pipeline holds a bidirectional one"),
-        (student, 5, "a rollout of 5 frames is shorter than one block of 5"),
+        (teacher, 39, "needs a causal model, but this pipeline has a bidirectional one"),
+        (student, 5, "a rollout of 5 frames is not longer than its first block of 5"),
         (student, 0, "a rollout of 0 frames"),
         (student, -3, "a rollout of -3 frames"),
     ):
@@ -336,10 +337,10 @@ def test_f16_a_rollout_is_refused_before_its_first_frame(
 
 @pytest.mark.parametrize("seeds", [(0, 1, 2), (7, 7, 7), (2**32 - 1, 0, 2**31)])
 @pytest.mark.parametrize("frames", [13, 30, 101])
-def test_f17_neighbours_and_batch_size_change_no_video(
+def test_a_rollout_does_not_depend_on_its_batch(
     student: CausVidPipeline, video: VideoShape, seeds: tuple[int, ...], frames: int
 ) -> None:
-    """The same batch gives the same bytes; other neighbours, another order and no neighbours at most one level."""
+    """Equal batches give equal bytes; in other batches, values differ by at most one level."""
 
     def made(order: tuple[int, ...]) -> torch.Tensor:
         noise = generators(*(seeds[k] for k in order))
@@ -351,31 +352,32 @@ def test_f17_neighbours_and_batch_size_change_no_video(
         assert_alike(made(order), together[list(order)])
 
 
-def test_an_endless_stream_goes_on_in_the_memory_of_a_clip(student: CausVidPipeline, video: VideoShape) -> None:
-    """Ten blocks through a window of two: its own first block beside the latest; beyond the clip it does not repeat."""
+def test_an_endless_stream_attends_to_the_sink_and_the_latest_blocks(
+    student: CausVidPipeline, video: VideoShape
+) -> None:
+    """A stream does not repeat itself, and the sink changes the blocks after the window is full."""
     few = {"few_steps": True}
     parts = list(islice(student.stream(TEXT[:1], video, generators(1), sink_frames=0, **few), 10))
-    assert [part.shape[1] for part in parts] == [5] + [
-        8
-    ] * 9  # a block of two latent frames, the first one of which is one
+    # A block has two latent frames. The first latent frame of a stream is one frame, and every other one is four frames.
+    assert [part.shape[1] for part in parts] == [5] + [8] * 9
     assert len({part.numpy().tobytes() for part in parts}) == 10
     longer = VideoShape(height=32, width=32, frames=1 + 4 * 5, fps=8)  # six latent frames, three blocks
     sunk = list(islice(student.stream(TEXT[:1], longer, generators(1), sink_frames=2, **few), 8))
     free = list(islice(student.stream(TEXT[:1], longer, generators(1), sink_frames=0, **few), 8))
     alike = [torch.equal(a, b) for a, b in zip(sunk, free, strict=True)]
-    assert alike[:3] == [True] * 3  # nothing is forgotten yet
+    assert alike[:3] == [True] * 3  # the window is not full yet
     assert not any(alike[3:])
     with pytest.raises(ValueError, match=r"num_frames is 4; a sliding KV cache needs .* at least one besides its sink"):
         next(student.stream(TEXT[:1], video, generators(1), sink_frames=4, **few))
 
 
-def test_frames_that_the_vae_would_drop_are_refused(student: CausVidPipeline) -> None:
+def test_a_number_of_frames_that_the_vae_does_not_support_is_refused(student: CausVidPipeline) -> None:
     with pytest.raises(ValueError, match="video.frames is 12"):
         student(TEXT[:1], VideoShape(height=32, width=32, frames=12, fps=8), generators(1), few_steps=True)
 
 
 @pytest.mark.parametrize("kind", ["student", "teacher"])
-def test_a_pipeline_comes_back_from_its_folder(
+def test_a_saved_pipeline_is_loaded_unchanged(
     kind: str, video: VideoShape, schedule: ScheduleConfig, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     pipeline: CausVidPipeline = request.getfixturevalue(kind)
@@ -393,7 +395,7 @@ def test_a_pipeline_comes_back_from_its_folder(
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch: a slower kernel for norm_q
 @pytest.mark.parametrize("kind", ["student", "teacher"])
-def test_half_precision_runs_and_looks_alike(
+def test_bfloat16_gives_similar_frames(
     kind: str, world: Path, video: VideoShape, schedule: ScheduleConfig, request: pytest.FixtureRequest
 ) -> None:
     half = pipeline_of(world, load_transformer(world / kind, torch.bfloat16).eval(), schedule, torch.bfloat16)

@@ -1,4 +1,4 @@
-"""The training record: the same bytes for the same values, read whole or refused, compared field by field."""
+"""The training record: reproducible files, refused damaged files, and comparison of its values with those of a run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LATENTS = Normalisation(mean=(0.1, -0.2), std=(1.5, 2.0))
 
 
 @pytest.mark.parametrize("record", [TEACHER, CAUSAL_TEACHER, STUDENT, BIDIRECTIONAL, replace(STUDENT, latents=None)])
-def test_f5_a_record_is_read_as_it_was_written(tmp_path: Path, record: TrainingRecord) -> None:
+def test_a_record_is_read_as_it_was_written(tmp_path: Path, record: TrainingRecord) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         write_record(record, tmp_path / name)
@@ -41,7 +41,7 @@ def test_f5_a_record_is_read_as_it_was_written(tmp_path: Path, record: TrainingR
     assert json.dumps(json.loads(text), indent=2, sort_keys=True) + "\n" == text
 
 
-def test_f5_a_record_says_all_that_decides_sampling(tmp_path: Path) -> None:
+def test_a_record_contains_all_values_that_determine_sampling(tmp_path: Path) -> None:
     write_record(STUDENT, tmp_path)
     assert json.loads((tmp_path / FILE).read_text()) == {
         "steps": "few",
@@ -77,7 +77,7 @@ def test_f5_a_record_says_all_that_decides_sampling(tmp_path: Path) -> None:
         ({"colour": "red"}, "colour"),
     ],
 )
-def test_f5_a_record_of_another_version_is_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+def test_a_record_of_another_version_is_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     write_record(STUDENT, tmp_path)
     path = tmp_path / FILE
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
@@ -87,7 +87,7 @@ def test_f5_a_record_of_another_version_is_refused(tmp_path: Path, changes: dict
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '"few"', "{}", '{"steps": "few"}', '{"steps": ["few"]}'])
-def test_f5_a_damaged_record_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_damaged_record_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / FILE).write_text(text)
     with pytest.raises(ValueError, match=rf"{FILE} is damaged or of another version .*: train it again"):
         read_record(tmp_path)
@@ -103,12 +103,12 @@ def test_f5_a_damaged_record_is_refused(tmp_path: Path, text: str) -> None:
         ("ablate/many_step_causal/0/teacher", "train it again"),
     ],
 )
-def test_f5_a_folder_without_a_record_names_the_stage_to_run(tmp_path: Path, folder: str, remedy: str) -> None:
+def test_a_folder_without_a_record_is_refused_with_the_stage_to_run(tmp_path: Path, folder: str, remedy: str) -> None:
     with pytest.raises(ValueError, match=rf"{folder} has no {FILE}.*: {remedy}$"):
         read_record(tmp_path / folder)
 
 
-def test_f5_steps_of_the_other_kind_are_refused(tmp_path: Path) -> None:
+def test_a_model_of_the_other_kind_is_refused(tmp_path: Path) -> None:
     write_record(TEACHER, tmp_path)
     assert read_record(tmp_path, steps="many") == TEACHER
     with pytest.raises(ValueError, match=r"was trained for many steps .*, not for few"):
@@ -130,7 +130,7 @@ def test_f5_steps_of_the_other_kind_are_refused(tmp_path: Path) -> None:
         (BIDIRECTIONAL, "model.frames_per_block 2, not null"),
     ],
 )  # fmt: skip
-def test_f5_a_run_with_another_value_is_refused(tmp_path: Path, other: StudentRecord, said: str) -> None:
+def test_a_run_with_another_value_is_refused(tmp_path: Path, other: StudentRecord, said: str) -> None:
     with pytest.raises(
         ValueError, match=r"was trained for .* as in this run: train it again, or put the value back"
     ) as e:
@@ -139,8 +139,8 @@ def test_f5_a_run_with_another_value_is_refused(tmp_path: Path, other: StudentRe
     STUDENT.require(tmp_path, STUDENT.values())
 
 
-def test_f5_a_teacher_leaves_its_solver_open(tmp_path: Path) -> None:
-    """Few steps, solver steps and the time of clean context are no fact of its training."""
+def test_a_teacher_accepts_any_solver_steps(tmp_path: Path) -> None:
+    """The few steps, the solver steps and the context timestep do not belong to the training of a teacher."""
     TEACHER.require(tmp_path, {k: v for k, v in STUDENT.values().items() if k != "model.frames_per_block"})
     with pytest.raises(ValueError, match=r"schedule.shift 3, not 8"):
         TEACHER.require(tmp_path, replace(TEACHER, schedule=FlowSchedule(shift=8.0)).values())
@@ -150,14 +150,14 @@ def test_f5_a_teacher_leaves_its_solver_open(tmp_path: Path) -> None:
     ("other", "close"),
     [
         (Normalisation(mean=(0.1, -0.2), std=(1.5, 2.0)), True),
-        (Normalisation(mean=(0.1004, -0.2), std=(1.5, 2.001)), True),  # beyond float16's reach
+        (Normalisation(mean=(0.1004, -0.2), std=(1.5, 2.001)), True),  # equal in float16
         (Normalisation(mean=(0.2, -0.1), std=(1.5, 2.0)), False),
         (Normalisation(mean=(0.1, -0.2), std=(1.5, 2.02)), False),
         (Normalisation(mean=(0.1,), std=(1.5,)), False),
         (Normalisation(mean=(0.1, -0.2, 0.0), std=(1.5, 2.0, 1.0)), False),
     ],
 )
-def test_f5_latents_are_those_of_one_vae(tmp_path: Path, other: Normalisation, close: bool) -> None:
+def test_a_vae_with_other_statistics_is_refused(tmp_path: Path, other: Normalisation, close: bool) -> None:
     assert LATENTS.is_close(other) is close
     assert other.is_close(LATENTS) is close
     (tmp_path / "config.json").write_text(json.dumps({"latents_mean": other.mean, "latents_std": other.std}))
@@ -170,18 +170,18 @@ def test_f5_latents_are_those_of_one_vae(tmp_path: Path, other: Normalisation, c
             record.require_vae(folder, tmp_path)
 
 
-def test_f5_unknown_latents_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_normalisation_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = replace(STUDENT, latents=None)
     (tmp_path / "config.json").write_text(json.dumps({"latents_mean": [0.0], "latents_std": [1.0]}))
     record.require_vae(Path("dmd"), tmp_path)
-    assert f"which came from a released LMDB: {tmp_path} is taken for their VAE" in capsys.readouterr().err
+    assert f"which came from a released LMDB; {tmp_path} is assumed to be their VAE" in capsys.readouterr().err
     for text in ("{", "3"):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(ValueError, match="holds no VAE"):
             STUDENT.require_vae(Path("dmd"), tmp_path)
 
 
-def test_f5_a_causal_student_has_a_cache_rule_and_a_bidirectional_one_has_none() -> None:
+def test_a_causal_student_has_a_cache_rule_and_a_bidirectional_one_has_none() -> None:
     for changes in ({"cache": None}, {"frames_per_block": None}):
         with pytest.raises(ValueError, match="a causal student has both, a bidirectional one neither"):
             replace(STUDENT, **changes)

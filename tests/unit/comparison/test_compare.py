@@ -1,4 +1,4 @@
-"""Comparison of MLflow runs: every stage's result is found, numbers say where they come from, the page needs no network."""
+"""Comparison of MLflow runs: results of all stages, origins of numbers, and a self-contained page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from causvid.harness.delivery import TOKEN
 from causvid.reporting.published import read_published
 from causvid.reporting.tables import NOT_MEASURED, NOT_RUN, Cell, Table
 
-# MLflow's own queries, which SQLAlchemy 2.1 warns about.
+# SQLAlchemy 2.1 warns about queries of MLflow.
 pytestmark = pytest.mark.filterwarnings("ignore:The .*noload.* loader strategy is deprecated")
 PUBLISHED = read_published(params.ROOT / "data/inputs/published.yaml")
 UI = "http://127.0.0.1:5000"
@@ -36,7 +36,7 @@ def api(mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any
 
 @pytest.fixture
 def stage(api: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
-    """Makes a finished run of a stage below ``parent``, as a stage does, with its videos; returns its id."""
+    """Return a function that creates a finished run of a stage below the run ``parent`` and returns its id."""
 
     def make(name: str, parent: str, key: str, upstream: dict[str, str], **logged: Any) -> str:
         monkeypatch.setenv(tracking.PARENT_VARIABLE, parent)
@@ -48,7 +48,7 @@ def stage(api: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
             tracker.log_results(logged.get("results", {}))
             if "grey" in logged:
                 write_video(tmp_path / "0.mp4", np.full((5, 32, 32, 3), logged["grey"], np.uint8), fps=8, crf=10)
-                # The second has a row and no video: MLflow keeps the first few alone.
+                # The second row has no video, because a stage logs only its first few videos to MLflow.
                 rows = [{"id": str(k), "path": f"{k}.mp4", "caption": CAPTION} for k in range(2)]
                 manifest.write_rows(tmp_path / manifest.NAME, rows)
                 for file in (manifest.NAME, "0.mp4"):
@@ -64,13 +64,13 @@ def experiment(api: Any) -> str:
 
 
 def repro(api: Any) -> str:
-    """The id of a run without stages."""
+    """Create a run without stages and return its id."""
     return str(api.create_run(experiment(api), run_name="repro").info.run_id)
 
 
 @pytest.fixture
 def two(api: Any, stage: Make, tmp_path: Path) -> tuple[str, str]:
-    """A whole run, and one that trained again with another guidance scale and took the data over."""
+    """Ids of two runs. The second trained with another guidance scale and took the data of the first over."""
     first, second = (repro(api) for _ in range(2))
     vbench = {"scores": {"temporal_flickering": 0.5}}
     for parent, key, scale, grey in ((first, "a", 2.0, 50), (second, "b", 3.0, 200)):
@@ -91,7 +91,7 @@ def table(found: compare.Comparison, title: str) -> Table:
     return next(it for it in (*found.tables, *found.further, *found.stages) if it.title == title)
 
 
-def test_a_run_has_the_results_that_it_took_over(api: Any, two: tuple[str, str]) -> None:
+def test_a_run_includes_results_that_it_took_over(api: Any, two: tuple[str, str]) -> None:
     first, second = runs.collect(api, two)
     assert list(first.results) == list(second.results) == ["clips", "train_dmd", "sample@dmd", "evaluate@dmd"]
     assert [it.made_here for it in second.results.values()] == [False, True, True, True]
@@ -99,26 +99,26 @@ def test_a_run_has_the_results_that_it_took_over(api: Any, two: tuple[str, str])
     assert (first.metric("clips", "kept"), second.metric("clips", "kept")) == (9, 9)
 
 
-def test_an_experiment_an_id_and_a_filter_name_runs(api: Any, two: tuple[str, str]) -> None:
+def test_runs_are_selected_by_experiment_id_and_filter(api: Any, two: tuple[str, str]) -> None:
     both = [run.run_id for run in runs.collect(api, ["causvid/toy"])]
     assert both == list(two)
     assert [run.run_id for run in runs.collect(api, [two[1], two[1]])] == [two[1]]
-    assert [run.run_id for run in runs.collect(api, [" ".join(two)])] == list(two)  # as make passes them on
+    assert [run.run_id for run in runs.collect(api, [" ".join(two)])] == list(two)  # make passes one string
     trained = runs.collect(api, ["tags.dvc_stage = 'train_dmd'"])
     assert [sorted(run.results) for run in trained] == [["clips", "train_dmd"]] * 2
 
 
-def test_two_items_of_a_matrix_stand_in_one_row(api: Any, two: tuple[str, str], stage: Make) -> None:
+def test_items_of_a_matrix_stage_share_a_row(api: Any, two: tuple[str, str], stage: Make) -> None:
     stage("evaluate@teacher", two[0], "t", {}, results={"judge": {"colour": 1.0}})
     found = runs.collect(api, ["tags.dvc_stage LIKE 'evaluate@%'"])
     assert [run.metric("evaluate", "judge.colour") for run in found] == [0.5, 0.75, 1.0]
 
 
-def test_what_names_no_run_is_said(api: Any, two: tuple[str, str], tmp_path: Path) -> None:
+def test_names_without_a_run_are_refused(api: Any, two: tuple[str, str], tmp_path: Path) -> None:
     for wanted, said in (
-        ("causvid/other", "no experiment .there are: Default, causvid/toy. and no filter"),
-        ("0" * 32, "is no id of a run"),
-        ("tags.key = 'nobody'", "no run fits"),
+        ("causvid/other", "nor an experiment .known: Default, causvid/toy., nor a valid MLflow filter"),
+        ("0" * 32, "is neither a run id"),
+        ("tags.key = 'nobody'", "matches no run"),
     ):
         with pytest.raises(ValueError, match=said):
             runs.collect(api, [wanted])
@@ -127,7 +127,7 @@ def test_what_names_no_run_is_said(api: Any, two: tuple[str, str], tmp_path: Pat
         runs.collect(api, [empty])
     for _ in range(runs.LIMIT):
         api.create_run("1", tags={"many": "yes"})
-    with pytest.raises(ValueError, match="10 runs fit .* at most 8 are compared"):
+    with pytest.raises(ValueError, match="10 runs match .*; name at most 8 runs"):
         runs.collect(api, ["tags.many = 'yes'", *two])
 
 
@@ -136,7 +136,7 @@ def test_a_stage_that_failed_has_no_result(api: Any, two: tuple[str, str], stage
     assert "report" not in runs.collect(api, two)[0].results
 
 
-def test_the_tables(api: Any, two: tuple[str, str]) -> None:
+def test_the_tables_compare_params_keys_and_scores(api: Any, two: tuple[str, str]) -> None:
     found = compare.compare(api, two, PUBLISHED, ui=UI)
     assert table(found, "Params that differ").rows == (("train_dmd.guidance_scale", "2.0", "3.0", "train_dmd"),)
     keys = {row[0]: row[1:] for row in table(found, "Stages by key").rows}
@@ -148,10 +148,10 @@ def test_the_tables(api: Any, two: tuple[str, str]) -> None:
     assert "published, not measured here" in table(found, "Quality: student, DMD").note
     assert ("judge.colour", "0.5", "0.75", "+0.25") in table(found, "evaluate@dmd").rows
     titles = {it.title for it in (*found.tables, *found.further)}
-    assert not titles & {"Speed", "Quality: teacher"}  # nobody measured them
+    assert not titles & {"Speed", "Quality: teacher"}  # neither run measured them
 
 
-def test_every_number_says_where_it_comes_from(api: Any, two: tuple[str, str]) -> None:
+def test_every_number_has_its_origin(api: Any, two: tuple[str, str]) -> None:
     found = compare.compare(api, two, PUBLISHED, ui=UI)
     run = found.compared[1].results["evaluate@dmd"]
     for title in ("Quality: student, DMD", "evaluate@dmd"):
@@ -163,7 +163,7 @@ def test_every_number_says_where_it_comes_from(api: Any, two: tuple[str, str]) -
     assert cell.origin == f"run {run.run_id}, made outside git, stage evaluate@dmd, key evaluateb"
 
 
-def test_a_stage_that_one_run_has_not_got(api: Any, two: tuple[str, str], stage: Make) -> None:
+def test_a_stage_that_only_one_run_has(api: Any, two: tuple[str, str], stage: Make) -> None:
     latency = {"teacher": {"fps": 2.0}, "student": {"fps": 8.0}, "ratio": {"fps": 4.0}}
     stage("measure_latency", two[1], "m", {}, results=latency)
     found = compare.compare(api, two, PUBLISHED, ui=UI)
@@ -172,7 +172,7 @@ def test_a_stage_that_one_run_has_not_got(api: Any, two: tuple[str, str], stage:
     assert "measure_latency" not in found.links
 
 
-def test_curves_are_laid_over_each_other_and_a_repeated_step_counts_once(api: Any, two: tuple[str, str]) -> None:
+def test_curves_share_panels_and_a_repeated_step_is_used_once(api: Any, two: tuple[str, str]) -> None:
     run = runs.collect(api, two)[0]
     api.log_metric(run.results["train_dmd"].run_id, "loss", 1.5, step=1)
     found = compare.compare(api, two, PUBLISHED, ui=UI)
@@ -185,22 +185,22 @@ def test_curves_are_laid_over_each_other_and_a_repeated_step_counts_once(api: An
     assert found.bars == {first: {"temporal_flickering": 0.5}, second: {"temporal_flickering": 0.5}}
 
 
-def test_videos_of_one_prompt_and_noise_stand_side_by_side(api: Any, two: tuple[str, str], stage: Make) -> None:
+def test_videos_are_grouped_by_prompt_and_compared_by_noise(api: Any, two: tuple[str, str], stage: Make) -> None:
     (clips,) = compare.compare(api, two, PUBLISHED, ui=UI).clips["student, DMD"]
     assert (clips.caption, clips.same_noise, len(set(clips.videos.values()))) == (CAPTION, True, 2)
     stage("sample@dmd", two[1], "other", {}, grey=90, params={"seed": 1})
     (clips,) = compare.compare(api, two, PUBLISHED, ui=UI).clips["student, DMD"]
-    assert not clips.same_noise  # the newest sample@dmd of the second run has another seed
+    assert not clips.same_noise  # the latest sample@dmd of the second run has another seed
 
 
-def test_the_page_is_whole_and_links_to_mlflow(api: Any, two: tuple[str, str], tmp_path: Path) -> None:
+def test_the_page_is_self_contained_and_links_to_mlflow(api: Any, two: tuple[str, str], tmp_path: Path) -> None:
     out = tmp_path / "compare"
     compare.write(compare.compare(api, two, PUBLISHED, ui=UI), out)
     page = (out / "index.html").read_text()
     assert page.count("<video") == 2
     assert "a &lt;red&gt; square &amp; a circle" in page
     sources = set(re.findall(r'src="(.{5})', page))
-    assert sources == {"data:"}  # nothing is fetched
+    assert sources == {"data:"}  # the page loads no other file
     assert f'title="run {runs.collect(api, two)[1].results["clips"].run_id}, made outside git, stage clips' in page
     trained = [run.results["train_dmd"].run_id for run in runs.collect(api, two)]
     assert f"{UI}/#/compare-runs?runs=%5B%22{trained[0]}%22%2C%20%22{trained[1]}%22%5D&amp;experiments=" in page
@@ -215,7 +215,7 @@ def test_the_page_is_whole_and_links_to_mlflow(api: Any, two: tuple[str, str], t
     }
 
 
-def test_an_earlier_page_leaves_no_figure(api: Any, two: tuple[str, str], stage: Make, tmp_path: Path) -> None:
+def test_figures_of_an_earlier_page_are_removed(api: Any, two: tuple[str, str], stage: Make, tmp_path: Path) -> None:
     out = tmp_path / "compare"
     compare.write(compare.compare(api, two, PUBLISHED, ui=UI), out)
     alone = stage("clips", two[0], "k1", {}, results={"kept": 8})
@@ -223,11 +223,11 @@ def test_an_earlier_page_leaves_no_figure(api: Any, two: tuple[str, str], stage:
     assert {file.name for file in out.iterdir()} == {"index.html", "compare.md"}
 
 
-def test_the_command(
+def test_the_command_writes_the_page_and_reports_errors(
     api: Any, two: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     published = params.ROOT / "data/inputs/published.yaml"
     compare.main(["causvid/toy"], tmp_path / "page", published)
     assert capsys.readouterr().out == f"{tmp_path}/page/index.html: 2 runs\n"
-    with pytest.raises(SystemExit, match="compare: 'nothing' is no id"):
+    with pytest.raises(SystemExit, match="compare: 'nothing' is neither a run id"):
         compare.main(["nothing"], tmp_path / "page", published)

@@ -41,7 +41,7 @@ def test_few_small_clips_are_decoded_once(limit: int, tmp_path: Path, monkeypatc
             clips[0][:] = 0
 
 
-def test_renderings_show_their_captions_each_in_its_own_way() -> None:
+def test_renderings_agree_with_their_captions_and_differ_from_each_other() -> None:
     captions = toy_world.captions()[::37] * 2
     videos = list(renderings(captions, VIDEO, crf=10))
     for caption, frames in zip(captions, videos, strict=True):
@@ -55,7 +55,7 @@ def test_renderings_show_their_captions_each_in_its_own_way() -> None:
     assert np.mean(apart) > 10
 
 
-def test_renderings_are_the_same_every_time_and_none_of_training() -> None:
+def test_renderings_are_reproducible_and_differ_from_training_clips() -> None:
     captions = toy_world.captions()[:3]
     once, again = (list(renderings(captions, VIDEO, crf=10)) for _ in range(2))
     assert all(np.array_equal(a, b) for a, b in zip(once, again, strict=True))
@@ -63,6 +63,6 @@ def test_renderings_are_the_same_every_time_and_none_of_training() -> None:
         assert np.abs(toy_world.clip_frames(caption, index, video=VIDEO, seed=0) - frames.astype(float)).mean() > 5
 
 
-def test_other_captions_cannot_be_rendered() -> None:
+def test_captions_outside_the_toy_world_are_refused() -> None:
     with pytest.raises(ValueError, match="no caption of the toy world"):
         list(renderings(["a dog"], VIDEO, crf=10))

@@ -1,4 +1,4 @@
-"""Known damage must cost what it is meant to cost, and more of it must cost more."""
+"""Corruptions must lower the scores that they are meant to lower, and stronger corruptions must lower them more."""
 
 from __future__ import annotations
 
@@ -55,21 +55,23 @@ def scores(clips: list[Frames], world: Path) -> Scores:
         ("vanished", 0.3, 1.0, ("frechet_distance", "frame_psnr", "temporal_psnr", "seen", "colour", "shape")),
     ],
 )
-def test_more_damage_is_worse(scores: Scores, name: str, weak: float, strong: float, worse: tuple[str, ...]) -> None:
+def test_stronger_corruptions_have_worse_scores(
+    scores: Scores, name: str, weak: float, strong: float, worse: tuple[str, ...]
+) -> None:
     none, little, much = (scores(name, strength) for strength in (0.0, weak, strong))
     for measure in worse:
         sign = -1 if measure == "frechet_distance" else 1
         assert sign * none[measure] > sign * little[measure] > sign * much[measure], measure
 
 
-def test_damage_leaves_alone_what_it_does_not_touch(scores: Scores) -> None:
+def test_corruptions_do_not_change_unrelated_scores(scores: Scores) -> None:
     frozen, blurred = scores("frozen", 1.0), scores("blurred", 0.03)
     assert frozen["motion"] == 0
     assert frozen["colour"] == frozen["shape"] == frozen["seen"] == 1
     assert blurred["velocity"] == blurred["motion"] == blurred["shape"] == 1
 
 
-def test_the_floors_are_low(scores: Scores) -> None:
+def test_full_strength_gives_low_scores(scores: Scores) -> None:
     for name, (_, strength) in FLOORS.items():
         found, clean = scores(name, strength), scores(name, 0.0)
         assert found["frechet_distance"] > 10 * clean["frechet_distance"], name
@@ -77,7 +79,7 @@ def test_the_floors_are_low(scores: Scores) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(FLOORS))
-def test_no_strength_is_no_damage_and_videos_keep_their_form(clips: list[Frames], name: str) -> None:
+def test_strength_zero_changes_nothing_and_shape_and_dtype_are_kept(clips: list[Frames], name: str) -> None:
     corrupt, strength = FLOORS[name]
     before = clips[0].copy()
     assert np.array_equal(corrupt(clips[0], 0.0, generator()), before)
@@ -85,11 +87,11 @@ def test_no_strength_is_no_damage_and_videos_keep_their_form(clips: list[Frames]
     assert damaged.shape == before.shape
     assert damaged.dtype == np.uint8
     assert not np.array_equal(damaged, before)
-    assert np.array_equal(clips[0], before), "the original was written to"
-    assert np.array_equal(damaged, corrupt(clips[0], strength, generator())), "drawn from something else"
+    assert np.array_equal(clips[0], before), "the input was changed"
+    assert np.array_equal(damaged, corrupt(clips[0], strength, generator())), "not reproducible from the generator"
 
 
-def test_frozen_stands_still_from_where_it_says(clips: list[Frames]) -> None:
+def test_frozen_repeats_the_given_share_of_frames(clips: list[Frames]) -> None:
     found = corruptions.frozen(clips[0][:10], 0.4, generator())
     assert np.array_equal(found[:6], clips[0][:6])
     assert all(np.array_equal(frame, clips[0][5]) for frame in found[6:])
@@ -105,15 +107,15 @@ def test_blur_of_a_point_is_a_gaussian() -> None:
     assert found == pytest.approx(expected, abs=0.6)
 
 
-def test_noise_has_its_deviation_and_is_new_in_every_frame() -> None:
+def test_noise_has_the_given_deviation_and_is_independent_per_frame() -> None:
     found = corruptions.noise(np.full((4, 32, 32, 3), 128, dtype=np.uint8), 0.1, generator()).astype(float)
     assert found.std() == pytest.approx(25.5, rel=0.03)
     assert np.corrcoef(found[0].ravel(), found[1].ravel())[0, 1] == pytest.approx(0, abs=0.1)
 
 
-def test_vanished_leaves_the_share_it_says(clips: list[Frames]) -> None:
+def test_vanished_has_the_given_probability(clips: list[Frames]) -> None:
     frame = clips[0][:1]
     found = [corruptions.vanished(frame, 0.25, generator(k)) for k in range(400)]
-    gone = np.array([bool((damaged == damaged[0, 0, 0]).all()) for damaged in found])
-    assert gone.mean() == pytest.approx(0.25, abs=0.06)
-    assert all(lost or np.array_equal(damaged, frame) for lost, damaged in zip(gone, found, strict=True))
+    vanished = np.array([bool((damaged == damaged[0, 0, 0]).all()) for damaged in found])
+    assert vanished.mean() == pytest.approx(0.25, abs=0.06)
+    assert all(lost or np.array_equal(damaged, frame) for lost, damaged in zip(vanished, found, strict=True))

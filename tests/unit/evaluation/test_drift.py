@@ -17,7 +17,7 @@ from causvid.evaluation.drift import blocks_of, drift, statistics, window_starts
 from causvid.runtime.shapes import VideoShape
 
 WINDOW = 9
-BLOCKS = [range(5), range(5, 9)]  # of a window
+BLOCKS = [range(5), range(5, 9)]  # frames of each block of a window
 CAPTION = "a yellow circle moves right over a gray background"
 Frames = NDArray[np.uint8]
 
@@ -52,7 +52,7 @@ def test_a_steady_rollout_does_not_drift(write: Callable[..., Path]) -> None:
     assert all(window[name] == 1 for window in found["judge"] for name in ("colour", "shape", "motion", "velocity"))
 
 
-def test_an_injected_fade_is_found(write: Callable[..., Path]) -> None:
+def test_a_fade_to_black_is_measured(write: Callable[..., Path]) -> None:
     frames = rollout()
     fading = np.linspace(1, 0, len(frames))[:, None, None, None]
     found = drift(write((frames * fading).astype(np.uint8)), WINDOW, BLOCKS)
@@ -67,18 +67,19 @@ def test_an_injected_fade_is_found(write: Callable[..., Path]) -> None:
     assert found["judge"][-1]["background"] == found["judge"][-1]["colour"] == 0
 
 
-def test_an_object_lost_on_the_way_is_found_by_the_judge(write: Callable[..., Path]) -> None:
+def test_the_judge_detects_an_object_that_disappears(write: Callable[..., Path]) -> None:
     frames = rollout()
     frames[2 * WINDOW :] = toy_world.BACKGROUNDS["gray"]
     found = drift(write(frames), WINDOW, BLOCKS)
     assert found is not None
     assert [window["seen"] for window in found["judge"]] == [1, 1, 0]
     seen = [block["seen"] for block in found["blocks"]]
-    assert seen == [1, 1, 1, 1, pytest.approx(1 / 4), 0]  # frames 17 to 20; the object is gone from 18 on
+    # The fifth block has frames 17 to 20, and the object disappears at frame 18.
+    assert seen == [1, 1, 1, 1, pytest.approx(1 / 4), 0]
     assert found["judge"][2]["area_cv"] is None
 
 
-def test_other_captions_are_measured_but_not_judged(write: Callable[..., Path]) -> None:
+def test_other_captions_have_statistics_but_no_judge(write: Callable[..., Path]) -> None:
     found = drift(write(rollout(), caption="a dog"), WINDOW, BLOCKS)
     assert found is not None
     assert found["judge"] is None
@@ -86,7 +87,7 @@ def test_other_captions_are_measured_but_not_judged(write: Callable[..., Path]) 
     assert found["statistics"]["brightness"]["windows"]
 
 
-def test_nothing_to_compare_is_none(tmp_path: Path, write: Callable[..., Path]) -> None:
+def test_no_rollout_or_a_single_window_gives_none(tmp_path: Path, write: Callable[..., Path]) -> None:
     assert drift(tmp_path, WINDOW, BLOCKS) is None
     assert drift(write(rollout(WINDOW)), WINDOW, BLOCKS) is None
 
@@ -96,7 +97,7 @@ def test_rollouts_of_unequal_length_are_refused(write: Callable[..., Path]) -> N
         drift(write(rollout(WINDOW), rollout(3 * WINDOW)), WINDOW, BLOCKS)
 
 
-def test_a_rollout_goes_on_with_blocks_like_the_last() -> None:
+def test_later_blocks_are_as_long_as_the_last_block_of_a_clip() -> None:
     assert blocks_of(27, BLOCKS) == [range(5), range(5, 9), range(9, 13), range(13, 17), range(17, 21), range(21, 25)]
     assert blocks_of(25, BLOCKS)[-1] == range(21, 25)
     assert blocks_of(9, [range(9)]) == [range(9)]
@@ -111,7 +112,7 @@ def test_statistics_in_closed_form() -> None:
 
 
 @given(window=st.integers(1, 40), windows=st.integers(1, 6), short=st.integers(0, 20))
-def test_windows_cover_the_rollout_without_leaving_it(window: int, windows: int, short: int) -> None:
+def test_windows_cover_the_rollout_exactly(window: int, windows: int, short: int) -> None:
     frames = max(1, windows * window - min(short, (window - 1) // 2))
     starts = window_starts(frames, window)
     assert len(starts) == windows

@@ -21,7 +21,7 @@ def clips(count: int) -> list[np.ndarray]:
     return [toy_world.clip_frames(captions[k], k, video=VIDEO, seed=0) for k in range(count)]
 
 
-def test_features_of_a_video_do_not_depend_on_its_company(world: Path) -> None:
+def test_features_do_not_depend_on_the_batch(world: Path) -> None:
     net = FeatureNet(world / "vae")
     videos = clips(BATCH_PIXELS // clips(1)[0][..., 0].size + 2)  # more than a batch
     together = net(iter(videos))
@@ -33,8 +33,8 @@ def test_features_of_a_video_do_not_depend_on_its_company(world: Path) -> None:
     assert net([]).shape == (0, 0)
 
 
-def test_features_are_what_the_whole_encoder_passes_through(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In chunks with caches, of which leaving it early keeps what the first block needs."""
+def test_features_are_the_activations_in_the_complete_encoder(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The encoder runs over chunks with caches, and stopping it early keeps the caches that its first stage needs."""
     monkeypatch.setattr(vae_module, "CHUNK_PIXELS", 4 * 32 * 32)
     vae, passed, videos = load_vae(world / "vae"), list[torch.Tensor](), np.stack(clips(2))
     vae.encoder.down_blocks[0].register_forward_hook(lambda _module, _inputs, out: passed.append(out))
@@ -45,7 +45,7 @@ def test_features_are_what_the_whole_encoder_passes_through(world: Path, monkeyp
 
 
 @pytest.mark.parametrize("size", [(1, 32, 32), (5, 48, 64)])
-def test_features_of_any_size(world: Path, size: tuple[int, int, int]) -> None:
+def test_videos_of_any_size_have_features(world: Path, size: tuple[int, int, int]) -> None:
     found = FeatureNet(world / "vae")([np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)])
     assert found.shape == (1, 8)
     assert np.isfinite(found).all()
@@ -68,13 +68,13 @@ def test_damaged_weights_stop_the_run(tmp_path: Path, world: Path) -> None:
 
 def test_pooling_in_closed_form() -> None:
     hidden = torch.zeros(1, 2, 3, 4, 4)
-    hidden[:, 0, :, :, 2:] = 6.0  # halves: a standard deviation of 3 in every frame, no change
-    hidden[:, 1, 1] = 5.0  # flat frames: up by 5 and down again
+    hidden[:, 0, :, :, 2:] = 6.0  # half of each frame: standard deviation 3, no change in time
+    hidden[:, 1, 1] = 5.0  # constant frames that change by 5 and back
     assert pool(hidden).tolist() == [[3.0, 0.0, 0.0, 5.0]]
     assert pool(hidden[:, :, :1]).tolist() == [[3.0, 0.0, 0.0, 0.0]]
 
 
 @pytest.mark.parametrize(("channels", "dimensions"), [(24, 48), (32, 64), (33, 34), (96, 64)])
-def test_many_channels_are_thinned_out(channels: int, dimensions: int) -> None:
+def test_many_channels_are_subsampled(channels: int, dimensions: int) -> None:
     assert pool(torch.zeros(2, channels, 2, 2, 2)).shape == (2, dimensions)
     assert dimensions <= DIMENSIONS

@@ -12,7 +12,7 @@ VIDEO = VideoShape(height=32, width=32, frames=9, fps=8)
 CAPTIONS = toy_world.captions()[::12]
 
 
-def test_every_floor_is_below_the_clips() -> None:
+def test_every_floor_scores_below_the_clips() -> None:
     clips = [toy_world.clip_frames(caption, k, video=VIDEO, seed=0) for k, caption in enumerate(CAPTIONS)]
     ruler = Ruler(
         net=lambda videos: np.array([[video.mean(), video.std()] for video in videos], dtype=np.float64),

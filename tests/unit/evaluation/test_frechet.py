@@ -23,7 +23,7 @@ def ruler(reference: int, count: int) -> Ruler:
     return Ruler(net=net, reference=net(noise(reference, seed=1)), count=count)
 
 
-def test_the_first_videos_are_measured_at_the_wanted_number() -> None:
+def test_exactly_the_given_number_of_videos_is_measured() -> None:
     videos = noise(30, seed=0)
     found = ruler(40, 25).measure(videos)
     value, interval = quality.distance(net(videos[:25]), net(noise(25, seed=1)))
@@ -35,7 +35,7 @@ def test_the_first_videos_are_measured_at_the_wanted_number() -> None:
 @pytest.mark.parametrize(
     ("videos", "reference", "count", "found"), [(24, 40, 25, 24), (40, 24, 25, 24), (1, 1, 1, 1), (3, 0, 4, 0)]
 )
-def test_fewer_videos_have_no_distance_and_say_so(videos: int, reference: int, count: int, found: int) -> None:
+def test_too_few_videos_have_a_note_instead_of_a_distance(videos: int, reference: int, count: int, found: int) -> None:
     measured = ruler(reference, count).measure(noise(videos, seed=0))
     assert measured["frechet_distance"] is measured["frechet_interval"] is None
     assert measured["frechet_n"] == found

@@ -36,7 +36,7 @@ def verdict_of(frames: NDArray[np.uint8], scene: Scene) -> Verdict:
 
 @pytest.fixture(scope="module")
 def decoded(tmp_path_factory: pytest.TempPathFactory) -> Clips:
-    """A third of all captions as the pipeline stores them: H.264, colour at half resolution."""
+    """Clips of a third of all captions, after H.264 with colour at half resolution, as the pipeline stores them."""
     path = tmp_path_factory.mktemp("clips") / "clip.mp4"
     clips = []
     for index, caption in enumerate(toy_world.captions()[::3]):
@@ -45,7 +45,7 @@ def decoded(tmp_path_factory: pytest.TempPathFactory) -> Clips:
     return clips
 
 
-def test_real_decoded_clips_pass(decoded: Clips) -> None:
+def test_decoded_real_clips_have_perfect_scores(decoded: Clips) -> None:
     means = judge.average([judge.judge(frames, caption) for caption, frames in decoded])
     assert means is not None
     assert means["n"] == len(decoded)
@@ -58,7 +58,7 @@ def test_real_decoded_clips_pass(decoded: Clips) -> None:
 
 
 @pytest.mark.parametrize("attribute", ATTRIBUTES)
-def test_a_wrong_caption_costs_its_attribute_and_no_other(decoded: Clips, attribute: str) -> None:
+def test_a_wrong_caption_changes_the_score_of_its_attribute_only(decoded: Clips, attribute: str) -> None:
     values = {
         "shape": toy_world.SHAPES,
         "colour": tuple(toy_world.COLOURS),
@@ -108,7 +108,7 @@ def test_size_and_speed_scale_with_the_video(height: int, width: int) -> None:
     ],
     ids=["noise", "blank", "one frame", "checkerboard"],
 )
-def test_no_object_is_no_credit_and_no_trouble(frames: NDArray[np.uint8]) -> None:
+def test_videos_without_an_object_have_low_finite_scores(frames: NDArray[np.uint8]) -> None:
     verdict = verdict_of(frames, RED_SQUARE)
     assert not (verdict.colour)
     assert not (verdict.shape)
@@ -121,7 +121,7 @@ def test_no_object_is_no_credit_and_no_trouble(frames: NDArray[np.uint8]) -> Non
     assert not verdict_of(frames, replace(RED_SQUARE, background="navy")).background
 
 
-def test_an_object_that_vanishes_is_seen_for_as_long_as_it_was_there() -> None:
+def test_a_vanishing_object_is_seen_in_the_frames_that_show_it() -> None:
     frames = rendered(RED_SQUARE)
     frames[12:] = toy_world.BACKGROUNDS["gray"]
     verdict = verdict_of(frames, RED_SQUARE)
@@ -136,13 +136,13 @@ def test_an_object_that_vanishes_is_seen_for_as_long_as_it_was_there() -> None:
 
 
 def test_jerky_motion_has_the_right_direction_but_not_the_right_velocity() -> None:
-    frames = np.repeat(rendered(RED_SQUARE)[::2], 2, axis=0)  # stands still, then jumps two pixels
+    frames = np.repeat(rendered(RED_SQUARE)[::2], 2, axis=0)  # static for one step, then a jump of two pixels
     verdict = verdict_of(frames, RED_SQUARE)
     assert verdict.motion
     assert verdict.velocity == 0.0
 
 
-def test_an_object_that_stands_still_does_not_move_right() -> None:
+def test_a_static_object_has_wrong_motion() -> None:
     verdict = verdict_of(np.repeat(rendered(RED_SQUARE)[:1], 33, axis=0), RED_SQUARE)
     assert verdict.colour
     assert verdict.shape
@@ -153,7 +153,7 @@ def test_size_flicker_is_measured() -> None:
     parts = [toy_world.render(RED_SQUARE, video=VIDEO, start_xy=(9, 9), radius=radius) for radius in (5.0, 7.0)]
     frames = np.where((np.arange(33) % 2).astype(bool)[:, None, None, None], *parts)
     verdict = verdict_of(frames, RED_SQUARE)
-    # Areas 25 : 49 in turn: the deviation is 12 around a mean of 37.
+    # The areas alternate in the ratio 25 : 49, with the mean 37 and the standard deviation 12.
     assert verdict.area_cv == pytest.approx(12 / 37, rel=0.05)
 
 
@@ -163,7 +163,7 @@ def test_other_captions_have_no_verdict() -> None:
     assert judge.average([]) is None
 
 
-def test_average_leaves_out_what_is_not_judged() -> None:
+def test_average_ignores_missing_verdicts_and_values() -> None:
     verdict = verdict_of(rendered(RED_SQUARE), RED_SQUARE)
     means = judge.average([verdict, None, replace(verdict, motion=False, area_cv=None)])
     assert means is not None
@@ -172,7 +172,7 @@ def test_average_leaves_out_what_is_not_judged() -> None:
     assert means["area_cv"] == verdict.area_cv
 
 
-def test_videos_are_judged_by_their_captions() -> None:
+def test_videos_are_compared_with_their_own_captions() -> None:
     frames, wrong = rendered(RED_SQUARE), replace(RED_SQUARE, colour="cyan").caption
     means = judge.judge_videos([frames, frames, frames], [RED_SQUARE.caption, "a dog", wrong], [])
     assert means is not None
@@ -181,7 +181,7 @@ def test_videos_are_judged_by_their_captions() -> None:
     assert judge.judge_videos([frames], ["a dog"], []) is None
 
 
-def test_spread_is_that_of_videos_that_share_a_caption() -> None:
+def test_spread_compares_videos_of_the_same_caption_only() -> None:
     frames = [rendered(RED_SQUARE)] * 2 + [rendered(replace(RED_SQUARE, colour="blue"))]
     captions = [RED_SQUARE.caption] * 2 + [replace(RED_SQUARE, colour="blue").caption]
     means = judge.judge_videos(frames, captions, [])
@@ -189,14 +189,14 @@ def test_spread_is_that_of_videos_that_share_a_caption() -> None:
     assert means["start_spread"] == means["sample_spread"] == 0
 
 
-def test_every_block_has_its_own_averages() -> None:
+def test_averages_are_computed_per_block() -> None:
     frames = rendered(RED_SQUARE)
-    frames[9:21] = toy_world.BACKGROUNDS["gray"]  # the second block shows nothing
+    frames[9:21] = toy_world.BACKGROUNDS["gray"]  # the second block shows no object
     blocks = [range(9), range(9, 21), range(21, 33)]
     means = judge.judge_videos([frames, rendered(RED_SQUARE)], [RED_SQUARE.caption] * 2, blocks)
     assert means is not None
     assert [block["seen"] for block in means["blocks"]] == [1, 0.5, 1]
-    # Into the third block one of its twelve steps is lost: the one from the frame that shows nothing.
+    # One of the twelve steps into the third block is not right, because the frame before it shows no object.
     assert [block["velocity"] for block in means["blocks"]] == [1, 0.5, (11 + 12) / 24]
     first, second, third = (block["frame_psnr"] for block in means["blocks"])
     assert first == pytest.approx(third, abs=0.1)
@@ -206,14 +206,14 @@ def test_every_block_has_its_own_averages() -> None:
     assert whole == {name: pytest.approx(getattr(verdict, name)) for name in ("velocity", "frame_psnr", "seen")}
 
 
-def test_a_block_of_the_first_frame_alone_has_no_step() -> None:
+def test_a_first_block_of_one_frame_has_no_velocity() -> None:
     means = judge.judge_videos([rendered(RED_SQUARE)], [RED_SQUARE.caption], [range(1), range(1, 33)])
     assert means is not None
     assert [block["velocity"] for block in means["blocks"]] == [None, 1.0]
 
 
 def in_pieces(scene: Scene, keep: str) -> NDArray[np.uint8]:
-    """The scene with a part of its object gone in every frame."""
+    """Return the scene without a part of its object."""
     frames, start = rendered(scene), (10.3, 20.6)
     centers = toy_world.positions(scene, video=VIDEO, start_xy=start)
     dx = (np.arange(32) - centers[:, :1] + 16) % 32 - 16
@@ -225,13 +225,13 @@ def in_pieces(scene: Scene, keep: str) -> NDArray[np.uint8]:
 
 @pytest.mark.parametrize("shape", toy_world.SHAPES)
 @pytest.mark.parametrize("keep", ["bottom", "left", "three quarters", "without tip"])
-def test_a_shape_in_pieces_is_no_shape(shape: str, keep: str) -> None:
+def test_an_incomplete_shape_is_not_recognised(shape: str, keep: str) -> None:
     frames = in_pieces(replace(RED_SQUARE, shape=shape), keep)
     assert verdict_of(frames, RED_SQUARE).seen == 1
     assert not any(verdict_of(frames, replace(RED_SQUARE, shape=name)).shape for name in toy_world.SHAPES)
 
 
-def test_a_dome_is_no_triangle() -> None:
+def test_a_dome_is_not_a_triangle() -> None:
     triangle = replace(RED_SQUARE, shape="triangle")
     centers = toy_world.positions(triangle, video=VIDEO, start_xy=(10.3, 20.6))[:, :, None, None]
     x = (np.arange(32) - centers[:, 0] + 16) % 32 - 16
@@ -255,17 +255,17 @@ def test_blur_and_noise_do_not_change_the_shape(decoded: Clips) -> None:
         assert verdict_of(damaged, toy_world.parse(caption)).shape, caption
 
 
-def test_the_true_motion_is_held_against_all_frames() -> None:
+def test_temporal_psnr_compares_all_frames_with_the_true_motion() -> None:
     frames = rendered(RED_SQUARE)
     moving, still = verdict_of(frames, RED_SQUARE), verdict_of(np.repeat(frames[:1], 33, axis=0), RED_SQUARE)
     assert moving.temporal_psnr == pytest.approx(moving.frame_psnr, abs=0.5)
     assert still.frame_psnr == pytest.approx(moving.frame_psnr, abs=0.5)
     assert still.temporal_psnr < moving.temporal_psnr - 10
-    late = np.concatenate([frames[:25], np.repeat(frames[24:25], 8, axis=0)])  # stops after three quarters
+    late = np.concatenate([frames[:25], np.repeat(frames[24:25], 8, axis=0)])  # the object stops after three quarters
     assert still.temporal_psnr < verdict_of(late, RED_SQUARE).temporal_psnr < moving.temporal_psnr - 3
 
 
-def test_trembling_costs_the_true_motion_but_no_frame() -> None:
+def test_trembling_lowers_temporal_psnr_but_not_frame_psnr() -> None:
     draw = np.random.default_rng(0)
     parts = [
         toy_world.render(RED_SQUARE, video=VIDEO, start_xy=(10 + x, 20 + y), radius=6.0)[k]
@@ -278,7 +278,7 @@ def test_trembling_costs_the_true_motion_but_no_frame() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(x=st.floats(0, 32), y=st.floats(0, 32), direction=st.sampled_from(sorted(toy_world.DIRECTIONS)))
-def test_the_start_is_found_from_any_frames_that_show_the_object(x: float, y: float, direction: str) -> None:
+def test_the_start_is_fitted_to_the_frames_that_show_the_object(x: float, y: float, direction: str) -> None:
     scene = replace(RED_SQUARE, direction=direction)
     frames = toy_world.render(scene, video=VIDEO, start_xy=(x, y), radius=6.0)
     frames[:7] = frames[20:] = toy_world.BACKGROUNDS["gray"]
@@ -289,7 +289,7 @@ def test_the_start_is_found_from_any_frames_that_show_the_object(x: float, y: fl
 
 @settings(max_examples=40, deadline=None)
 @given(x=st.floats(0, 40), y=st.floats(0, 24), shape=st.sampled_from(toy_world.SHAPES))
-def test_centres_are_found_anywhere_on_the_torus(x: float, y: float, shape: str) -> None:
+def test_centres_are_correct_anywhere_on_the_torus(x: float, y: float, shape: str) -> None:
     size = np.array([40, 24])
     mask = toy_world.shape_mask(shape, 24, 40, [(x, y)], 5.0)
     error = (judge._torus_centers(mask)[0] - (x, y) + size / 2) % size - size / 2

@@ -1,4 +1,4 @@
-"""Timing: the teacher makes its many steps and the student its few, and what is counted is what is run."""
+"""Timing: the teacher runs its many steps and the student its few steps, as the results report."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from causvid.runtime.shapes import VideoShape
 
 
 @pytest.mark.parametrize(("teacher", "calls_of_teacher"), [("teacher", 4), ("causal_teacher", 2 * 4 + 1)])
-def test_teacher_and_student_make_their_own_steps(
+def test_teacher_and_student_run_the_reported_numbers_of_steps(
     teacher: str, calls_of_teacher: int, world: Path, video: VideoShape, schedule: ScheduleConfig
 ) -> None:
-    """A causal teacher makes four steps in each of two blocks, and a clean pass between; guidance doubles the batch."""
+    """A causal teacher runs four steps per block in two blocks and one context pass; guidance doubles the batch."""
     rows: dict[str, list[int]] = {"teacher": [], "student": []}
     pipelines = {}
     for name, folder in (("teacher", teacher), ("student", "student")):

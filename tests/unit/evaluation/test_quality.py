@@ -30,7 +30,7 @@ def test_frechet_of_gaussians_with_common_axes_has_a_closed_form(
 
 
 def test_frechet_of_two_by_two_gaussians_that_do_not_commute() -> None:
-    # For 2x2 the trace of the root is known: sqrt(trace + 2 sqrt(determinant)) of the product.
+    # The trace of the square root of a 2 x 2 matrix is sqrt(trace + 2 sqrt(determinant)).
     a, b = np.array([[2.0, 0.5], [0.5, 1.0]]), np.array([[1.0, -0.8], [-0.8, 3.0]])
     product = a @ b
     root_trace = np.sqrt(np.trace(product) + 2 * np.sqrt(np.linalg.det(product)))
@@ -46,16 +46,16 @@ def test_frechet_distance_works_with_fewer_videos_than_features() -> None:
     assert shifted == pytest.approx(((1 / a.std(axis=0)) ** 2).sum())
 
 
-def test_a_feature_that_never_varies_does_not_explode() -> None:
+def test_a_constant_feature_has_a_small_distance() -> None:
     a = np.random.default_rng(0).normal(size=(20, 4))
     b = a.copy()
     a[:, 0], b[:, 0] = 1.001, 1.0
     assert quality.frechet_distance(a, b) == pytest.approx(1e-6)
 
 
-def test_the_interval_is_as_wide_as_the_distance_scatters() -> None:
-    # Of one feature the distance is close to (shift / deviation of the reference)^2. Both means and the reference's
-    # deviation scatter: its variance is (2 shift)^2 2 / n + (2 shift^2)^2 / (2 n).
+def test_the_interval_has_the_width_of_the_sampling_variation() -> None:
+    # With one feature, the distance is close to (shift / standard deviation of the reference)^2. Due to the sampling
+    # errors of both means and of this deviation, its variance is (2 shift)^2 2 / n + (2 shift^2)^2 / (2 n).
     draw, count, shift = np.random.default_rng(0), 400, 3.0
     found = []
     for _ in range(60):
@@ -69,7 +69,7 @@ def test_the_interval_is_as_wide_as_the_distance_scatters() -> None:
     assert np.mean([interval[0] <= shift**2 <= interval[1] for _, interval in found if interval]) >= 0.85
 
 
-def test_the_interval_holds_its_value_and_ends_at_zero() -> None:
+def test_the_interval_contains_the_distance_and_is_not_negative() -> None:
     a, b = np.random.default_rng(0).normal(size=(2, 40, 3))
     value, interval = quality.distance(a, b)
     assert interval is not None
@@ -84,9 +84,9 @@ def test_few_videos_have_a_distance_without_an_interval() -> None:
     assert quality.distance(a[:19], b[:19]) == (quality.frechet_distance(a[:19], b[:19]), None)
 
 
-def test_flicker_is_the_mean_step() -> None:
+def test_flicker_is_the_mean_change_between_frames() -> None:
     frames = np.zeros((3, 4, 4, 3), dtype=np.uint8)
-    frames[1] = 255  # there and back again
+    frames[1] = 255  # changes by 1 and back
     assert quality.flicker(frames) == 1.0
     frames[2] = 255
     assert quality.flicker(frames) == 0.5

@@ -25,7 +25,7 @@ def along(x: float, y: float, frames: int = 9) -> NDArray[np.float64]:
     y=st.floats(0, 32),
     radius=st.floats(4.5, 8.5),
 )
-def test_a_shape_is_found_with_its_radius_anywhere_on_the_torus(shape: str, x: float, y: float, radius: float) -> None:
+def test_shape_and_radius_are_recognised_anywhere_on_the_torus(shape: str, x: float, y: float, radius: float) -> None:
     found = match_shapes(mean_picture(masks(shape, along(x, y), radius), along(x, y), 1.0))
     assert max(found, key=lambda name: found[name].match) == shape
     assert found[shape].match > 0.97
@@ -34,27 +34,27 @@ def test_a_shape_is_found_with_its_radius_anywhere_on_the_torus(shape: str, x: f
 
 @pytest.mark.parametrize("shape", toy_world.SHAPES)
 @pytest.mark.parametrize("scale", [2, 3])
-def test_a_larger_video_gives_the_same_picture(shape: str, scale: int) -> None:
+def test_a_larger_video_gives_the_same_mean_image(shape: str, scale: int) -> None:
     at = along(9.4, 20.7)
     small = mean_picture(masks(shape, at, 6.0), at, 1.0)
     large = mean_picture(masks(shape, at * scale, 6.0 * scale, 32 * scale), at * scale, float(scale))
-    assert large == pytest.approx(small, abs=0.25)  # at the edges, which are sharper there
+    assert large == pytest.approx(small, abs=0.25)  # the large video has sharper edges
     assert large.sum() == pytest.approx(small.sum(), rel=0.02)
     assert match_shapes(large)[shape].match > 0.97
 
 
 @pytest.mark.parametrize("shape", toy_world.SHAPES)
-def test_blur_costs_a_shape_little_and_no_other_wins(shape: str) -> None:
+def test_a_blurred_shape_is_still_recognised(shape: str) -> None:
     picture = shape_match._gaussian(1.0) @ mean_picture(masks(shape, along(5, 5), 6.0), along(5, 5), 1.0)
     found = match_shapes(picture @ shape_match._gaussian(1.0).T)
     others = [found[name].match for name in toy_world.SHAPES if name != shape]
     assert found[shape].match > 0.98 > max(others)
 
 
-def test_what_has_no_shape_matches_none() -> None:
+def test_other_images_match_no_shape() -> None:
     size = 2 * shape_match.REACH + 1
     x, y = np.meshgrid(np.arange(size) - shape_match.REACH, np.arange(size) - shape_match.REACH)
-    nothing_of_ours = {
+    others = {
         "noise": np.random.default_rng(0).uniform(size=(size, size)),
         "everything": np.ones((size, size)),
         "two discs": (np.hypot(np.abs(x) - 5, y) < 4).astype(float),
@@ -62,11 +62,11 @@ def test_what_has_no_shape_matches_none() -> None:
         "bar": ((np.abs(x) < 9) & (np.abs(y) < 3)).astype(float),
         "half disc": ((np.hypot(x, y + 3) < 8) & (y > -3)).astype(float),
     }
-    for name, picture in nothing_of_ours.items():
+    for name, picture in others.items():
         assert max(found.match for found in match_shapes(picture).values()) < MIN_MATCH, name
 
 
-def test_the_mean_over_frames_takes_noise_away() -> None:
+def test_the_mean_over_frames_reduces_noise() -> None:
     at = along(16, 16, frames=33)
     noisy = masks("square", at, 6.0) + np.random.default_rng(0).normal(0, 0.3, (33, 32, 32))
     clean = mean_picture(masks("square", at, 6.0), at, 1.0)

@@ -31,24 +31,24 @@ def test_mean_distance_on_the_torus_is_the_integral(width: int, height: int) -> 
     assert mean_torus_distance(width, height) == pytest.approx(distances.mean(), rel=1e-5)
 
 
-def test_independent_draws_spread_as_expected() -> None:
+def test_independent_videos_have_spread_one() -> None:
     found = spread.average([spread.of_scene(SCENE, *draws(60))])
     assert found["start_spread"] == pytest.approx(1, abs=0.05)
     assert found["sample_spread"] == pytest.approx(1, abs=0.08)
 
 
-def test_less_freedom_is_less_spread() -> None:
+def test_starts_in_a_smaller_region_have_less_spread() -> None:
     free, narrow = (spread.average([spread.of_scene(SCENE, *draws(30, width))]) for width in (32, 6))
     for name in ("start_spread", "sample_spread"):
         assert (narrow[name] or 0) < 0.9 * (free[name] or 0), name
 
 
-def test_one_video_again_and_again_has_no_spread() -> None:
+def test_copies_of_one_video_have_spread_zero() -> None:
     videos, starts = draws(1)
     assert spread.average([spread.of_scene(SCENE, videos * 3, starts * 3)]) == {"start_spread": 0, "sample_spread": 0}
 
 
-def test_a_start_that_is_not_there_counts_as_no_spread() -> None:
+def test_a_missing_start_has_start_distance_zero() -> None:
     videos, starts = draws(3)
     found = spread.of_scene(SCENE, videos, [*starts[:2], None])
     assert found.start[0] > 0
@@ -56,23 +56,23 @@ def test_a_start_that_is_not_there_counts_as_no_spread() -> None:
     assert (found.sample > 0).all()
 
 
-def test_the_short_way_round_is_measured() -> None:
+def test_distances_are_the_shortest_on_the_torus() -> None:
     videos, _ = draws(2)
     found = spread.of_scene(SCENE, videos, [np.array([31.0, 16.0]), np.array([2.0, 16.0])])
     assert found.start == pytest.approx([3 / mean_torus_distance(32, 32)])
 
 
-def test_pixels_differ_by_their_root_mean_square() -> None:
+def test_sample_spread_is_proportional_to_the_root_mean_square_difference() -> None:
     frames = np.zeros((5, 32, 32, 3), dtype=np.uint8)
     ideal = spread.of_scene(SCENE, [frames, frames + 10], [None, None]).sample
     assert spread.of_scene(SCENE, [frames, frames + 30], [None, None]).sample == pytest.approx(3 * ideal)
 
 
-def test_the_judge_finds_the_starts_it_hands_over() -> None:
+def test_the_judge_measures_the_true_starts() -> None:
     videos, starts = draws(4)
     for frames, start in zip(videos, starts, strict=True):
         assert judge.examine(frames, SCENE).start == pytest.approx(start, abs=0.2)
 
 
-def test_no_pair_is_no_spread() -> None:
+def test_without_pairs_the_spread_is_none() -> None:
     assert spread.average([]) == {"start_spread": None, "sample_spread": None}

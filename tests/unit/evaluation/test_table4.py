@@ -36,18 +36,18 @@ def test_columns_in_closed_form() -> None:
         ("diversity", ("start_spread", "sample_spread")),
     ],
 )
-def test_a_column_hears_its_own_measures_alike_and_no_other(column: str, measures: tuple[str, ...]) -> None:
+def test_a_column_weights_its_measures_equally_and_ignores_others(column: str, measures: tuple[str, ...]) -> None:
     for name in PERFECT:
         found = table4.columns({**PERFECT, name: NOTHING[name]})
         lost = {"text": 25.0, "temporal": 100 / 3, "frame": 50.0, "diversity": 50.0}[column] if name in measures else 0
         assert found[column] == pytest.approx(100 - lost), name
 
 
-def test_a_size_that_changes_by_more_than_itself_is_no_worse_than_no_object() -> None:
+def test_size_flicker_is_clipped_to_that_of_a_missing_object() -> None:
     assert table4.temporal({**PERFECT, "area_cv": 1.7}) == table4.temporal({**PERFECT, "area_cv": None})
 
 
-def test_noise_earns_nothing_by_differing_too_much() -> None:
+def test_spreads_above_one_are_clipped() -> None:
     assert table4.diversity({**PERFECT, "start_spread": 0.0, "sample_spread": 2.5}) == 50
 
 

@@ -1,4 +1,4 @@
-"""The contract with VBench's interpreter, spoken with a stand-in for the package on the path of this one."""
+"""The protocol between this process and VBench's interpreter, tested with stand-ins for the packages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from causvid.evaluation.vbench import EvaluateConfig
 
 ROWS = [{"path": "a.mp4", "caption": "one"}, {"path": "b.mp4", "caption": "two"}]
 AMT = "amt_model/amt-s.pth"
-# torch and vbench as far as the runner touches them.
+# The parts of torch and vbench that the runner uses.
 STAND_IN = {
     "torch/__init__.py": """
 grad = True
@@ -63,7 +63,7 @@ def compute_temporal_flickering(info, device, cache):
 
 @pytest.fixture
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A package called vbench that the interpreter finds first; tests add its dimensions."""
+    """Folder of a package vbench that shadows the real one. Tests add modules for its dimensions."""
     folder = tmp_path / "packages"
     for name, text in STAND_IN.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -90,14 +90,14 @@ def scored(tmp_path: Path, settings: EvaluateConfig) -> dict[str, Any]:
         return result()
 
 
-def test_scores_come_from_the_other_interpreter(tmp_path: Path, stand_in: Path, weights: Path) -> None:
+def test_the_subprocess_returns_scores(tmp_path: Path, stand_in: Path, weights: Path) -> None:
     (stand_in / "temporal_flickering.py").write_text(HEAD + FLICKERING)
     found = scored(tmp_path, config(weights, "temporal_flickering"))
     assert found == {"version": "9.9", "scores": {"temporal_flickering": 0.25}, "skipped": {}}
     assert (tmp_path / "vbench.log").read_text().strip() == "a lot of talk"
 
 
-def test_missing_weights_are_named_and_nothing_is_started(tmp_path: Path, weights: Path) -> None:
+def test_dimensions_with_missing_weights_are_skipped_without_a_subprocess(tmp_path: Path, weights: Path) -> None:
     dimensions = [name for name, files in vbench.WEIGHTS.items() if files]
     found = scored(tmp_path, config(weights, *dimensions))
     assert found["scores"] == {}
@@ -117,7 +117,7 @@ def test_only_the_missing_file_is_named(tmp_path: Path, weights: Path) -> None:
     assert clip not in reason
 
 
-def test_missing_interpreter_skips_everything_and_says_what_to_run(tmp_path: Path, weights: Path) -> None:
+def test_without_an_interpreter_all_dimensions_are_skipped_with_the_remedy(tmp_path: Path, weights: Path) -> None:
     settings = config(weights, "temporal_flickering", "imaging_quality", python=Path("nowhere/bin/python"))
     found = scored(tmp_path, settings)
     assert found["scores"] == {}
@@ -127,12 +127,12 @@ def test_missing_interpreter_skips_everything_and_says_what_to_run(tmp_path: Pat
     )
 
 
-def test_dimensions_bound_to_vbench_prompts_are_skipped(tmp_path: Path, weights: Path) -> None:
+def test_dimensions_that_need_vbench_prompts_are_skipped(tmp_path: Path, weights: Path) -> None:
     found = scored(tmp_path, config(weights, *vbench.NEEDS_OWN_PROMPTS))
     assert set(found["skipped"]) == set(vbench.NEEDS_OWN_PROMPTS)
 
 
-def test_weights_are_linked_and_the_users_folder_is_left_alone(tmp_path: Path, stand_in: Path, weights: Path) -> None:
+def test_weights_are_linked_and_their_folder_is_not_changed(tmp_path: Path, stand_in: Path, weights: Path) -> None:
     wanted = [AMT, *vbench.WEIGHTS["subject_consistency"]]
     for name in wanted:
         (weights / name).parent.mkdir(parents=True, exist_ok=True)
@@ -163,7 +163,9 @@ def test_weights_are_linked_and_the_users_folder_is_left_alone(tmp_path: Path, s
         ("return 1 / 0, []", "ZeroDivisionError"),
     ],
 )
-def test_what_is_no_score_is_a_reason(tmp_path: Path, stand_in: Path, weights: Path, body: str, reason: str) -> None:
+def test_a_failed_dimension_is_skipped_with_a_reason(
+    tmp_path: Path, stand_in: Path, weights: Path, body: str, reason: str
+) -> None:
     (weights / AMT).parent.mkdir()
     (weights / AMT).write_text("")
     (stand_in / "temporal_flickering.py").write_text(HEAD + FLICKERING)
@@ -171,12 +173,12 @@ def test_what_is_no_score_is_a_reason(tmp_path: Path, stand_in: Path, weights: P
         HEAD + f"def compute_motion_smoothness(info, device, cache):\n    {body}\n"
     )
     found = scored(tmp_path, config(weights, "motion_smoothness", "temporal_flickering"))
-    assert found["scores"] == {"temporal_flickering": 0.25}  # the next dimension goes on
+    assert found["scores"] == {"temporal_flickering": 0.25}  # the next dimension is still scored
     assert reason in found["skipped"]["motion_smoothness"]
     assert "\n" not in found["skipped"]["motion_smoothness"]
 
 
-def test_a_crash_keeps_what_was_finished(tmp_path: Path, stand_in: Path, weights: Path) -> None:
+def test_a_crash_keeps_the_finished_scores(tmp_path: Path, stand_in: Path, weights: Path) -> None:
     (weights / AMT).parent.mkdir()
     (weights / AMT).write_text("")
     (stand_in / "temporal_flickering.py").write_text(HEAD + FLICKERING)
@@ -188,7 +190,7 @@ def test_a_crash_keeps_what_was_finished(tmp_path: Path, stand_in: Path, weights
     assert found["skipped"] == {"motion_smoothness": "VBench's interpreter ended with code 3: out of memory"}
 
 
-def test_an_environment_without_vbench_is_a_reason(
+def test_an_environment_without_vbench_skips_the_dimensions(
     tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PYTHONPATH", raising=False)
@@ -199,7 +201,7 @@ def test_an_environment_without_vbench_is_a_reason(
     assert "vbench" in found["skipped"]["temporal_flickering"]
 
 
-def test_timeout_ends_the_runner_and_its_helpers(
+def test_a_timeout_kills_the_runner_and_its_subprocesses(
     tmp_path: Path, stand_in: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vbench, "START_SECONDS", 3.0)
@@ -212,8 +214,7 @@ def test_timeout_ends_the_runner_and_its_helpers(
     assert all(has_ended(int((tmp_path / name).read_text())) for name in ("runner.pid", "helper.pid"))
 
 
-def test_it_runs_beside_the_body_and_not_after_it(tmp_path: Path, stand_in: Path, weights: Path) -> None:
-    """A body that fails takes VBench with it."""
+def test_the_runner_is_killed_if_the_body_fails(tmp_path: Path, stand_in: Path, weights: Path) -> None:
     (stand_in / "temporal_flickering.py").write_text(HEAD + endless(tmp_path))
     settings, started = config(weights, "temporal_flickering"), tmp_path / "helper.pid"
 
@@ -223,15 +224,15 @@ def test_it_runs_beside_the_body_and_not_after_it(tmp_path: Path, stand_in: Path
                 if started.exists() and started.read_text():
                     break
                 time.sleep(0.05)
-            raise ValueError("of the body's own")
+            raise ValueError("error of the body")
 
-    with pytest.raises(ValueError, match="of the body's own"):
+    with pytest.raises(ValueError, match="error of the body"):
         body()
     assert all(has_ended(int((tmp_path / name).read_text())) for name in ("runner.pid", "helper.pid"))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux's kernel tells a child of its parent's death")
-def test_the_runner_dies_with_a_stage_that_is_killed(tmp_path: Path, stand_in: Path, weights: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals the death of a parent process to its children")
+def test_the_runner_ends_if_the_stage_is_killed(tmp_path: Path, stand_in: Path, weights: Path) -> None:
     (stand_in / "temporal_flickering.py").write_text(HEAD + endless(tmp_path))
     program = (
         "import sys; from pathlib import Path; from causvid.evaluation import vbench; here = Path(sys.argv[1]);"
@@ -255,7 +256,7 @@ def test_the_runner_dies_with_a_stage_that_is_killed(tmp_path: Path, stand_in: P
 
 
 def endless(folder: Path) -> str:
-    """A dimension that starts a helper, writes both process ids below ``folder`` and never ends."""
+    """Return the code of a dimension that starts a subprocess, writes both process ids to ``folder`` and never ends."""
     return (
         "def compute_temporal_flickering(*_):\n"
         "    child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
@@ -266,7 +267,7 @@ def endless(folder: Path) -> str:
 
 
 def has_ended(pid: int) -> bool:
-    """Whether the process is gone, or dead and only waiting for its parent to notice."""
+    """Return whether the process has ended, or is a zombie."""
     for _ in range(100):
         try:
             if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
@@ -278,8 +279,8 @@ def has_ended(pid: int) -> bool:
     return False
 
 
-def test_runner_imports_the_standard_library_only() -> None:
-    """At its top; VBench and torch come later and by name, so this interpreter can import it, too."""
+def test_the_runner_imports_only_the_standard_library() -> None:
+    """The runner imports torch and VBench inside functions, so that this interpreter can import it, too."""
     names = set()
     for node in ast.walk(ast.parse(vbench.RUNNER.read_text())):
         if isinstance(node, ast.Import):

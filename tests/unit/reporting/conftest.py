@@ -1,4 +1,4 @@
-"""A finished run in miniature: metrics, curves and videos as the stages leave them, with made-up numbers."""
+"""A small finished run: metrics, curves and videos in the format of the stages, with invented numbers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CAPTIONS = {"00000": "a red square moves left", "00001": "costs $5 & <b>more</b>
 
 
 def _evaluation(shift: float) -> dict[str, Any]:
-    """One set's scores; ``shift`` makes sets differ."""
+    """Return the scores of one set of videos, lowered by ``shift``."""
     judge = {
         "colour": 1 - shift,
         "background": 1.0,
@@ -35,7 +35,7 @@ def _evaluation(shift: float) -> dict[str, Any]:
         "velocity": 0.75 - shift,
         "area_cv": None,
     }
-    brightness, skipped = {"windows": [0.25, 0.5], "change": 0.25}, {"aesthetic_quality": "wants clip.pt"}
+    brightness, skipped = {"windows": [0.25, 0.5], "change": 0.25}, {"aesthetic_quality": "lacks clip.pt"}
     windows = [dict(judge, velocity=0.7), dict(judge, velocity=0.6)]
     return {
         "n": 128,
@@ -84,7 +84,7 @@ def reports(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def ablated(reports: Path) -> Path:
-    """reports/ of a run whose Table 4 was run too."""
+    """The folder reports/ of a run with an ablation."""
     rows = {row: {"mean": 0.4 + k * 0.034, "se": 0.011} for k, row in enumerate(ROWS)}
     tests = [f"{claim.name}/{measure}" for claim in CLAIMS for measure in claim.measures]
     verdicts = [HOLDS, FAILS, UNRESOLVED]
@@ -108,7 +108,7 @@ def ablated(reports: Path) -> Path:
 
 
 def _add_videos(folder: Path, frames: int, brightness: int) -> None:
-    """A folder of samples with its manifest."""
+    """Write a folder of samples with its manifest."""
     folder.mkdir(parents=True)
     rows = []
     for number, (name, caption) in enumerate(CAPTIONS.items()):
@@ -134,13 +134,13 @@ Collect = Callable[[Path, Path], Content]
 
 @pytest.fixture
 def published() -> Path:
-    """The committed published numbers."""
+    """File of the published numbers."""
     return PUBLISHED
 
 
 @pytest.fixture
 def evaluation() -> dict[str, Any]:
-    """One set's scores."""
+    """Scores of one set of videos."""
     return _evaluation(0.0)
 
 
@@ -152,7 +152,7 @@ def captions() -> dict[str, str]:
 
 @pytest.fixture
 def collect() -> Collect:
-    """What the page says of two folders: reports and samples."""
+    """Return a function from the folders of reports and samples to the content of the report."""
 
     def from_folders(reports: Path, samples: Path) -> Content:
         return page.collect(reports, samples, PUBLISHED, profile="smoke", video=VIDEO, schedule=SCHEDULE, rows=2)
@@ -162,5 +162,5 @@ def collect() -> Collect:
 
 @pytest.fixture
 def content(collect: Collect, reports: Path, samples: Path) -> Content:
-    """The page of the finished run."""
+    """Content of the report of the finished run."""
     return collect(reports, samples)

@@ -1,4 +1,4 @@
-"""Table 4: means and errors over seeds against closed forms, verdicts that can fail, and files that do not fit."""
+"""Table 4: closed forms of means and errors, verdicts in both directions, and refused files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ gap_lists = st.lists(scores, min_size=2, max_size=6)
 
 
 def evaluation(score: float, n: int = 256) -> dict[str, Any]:
-    """What stages.evaluate leaves of one row and seed, every measure with the same score."""
+    """Return an evaluation of one row and seed in which all measures have the same score."""
     block = {"velocity": score, "frame_psnr": 20 + score, "seen": 1.0}
     windows = [{"velocity": score - k / 100, "shape": None, "frame_psnr": 20.0} for k in range(6)]
     return {
@@ -40,7 +40,7 @@ Write = Callable[..., Path]
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Put the evaluations of rows (by row, one score a seed) into the ablation's folder."""
+    """Return a function that writes the evaluations of the given rows, with one score per seed."""
 
     def to_folder(rows: Mapping[str, list[float]], inputs: str = "rollout") -> Path:
         for row, values in rows.items():
@@ -53,7 +53,7 @@ def write(tmp_path: Path) -> Write:
     return to_folder
 
 
-def test_mean_and_standard_error_are_the_textbooks() -> None:
+def test_mean_and_standard_error_have_their_textbook_values() -> None:
     assert ablation.summary([1.0, 2.0, 6.0]) == {"mean": 3.0, "se": pytest.approx(math.sqrt(7 / 3))}
     assert ablation.summary([0.25]) == {"mean": 0.25, "se": None}
 
@@ -64,62 +64,62 @@ def test_mean_and_standard_error_are_the_textbooks() -> None:
         ([0.10, 0.12, 0.11], HOLDS),
         ([-0.10, -0.12, -0.11], FAILS),
         ([0.10, -0.12, 0.11], UNRESOLVED),
-        ([0.0, 3.0, 3.0], UNRESOLVED),  # mean 2, se 1: exactly two standard errors are not more than two
+        ([0.0, 3.0, 3.0], UNRESOLVED),  # mean 2, se 1: exactly two standard errors are not enough
         ([0.1, 3.0, 3.0], HOLDS),
         ([0.2], UNRESOLVED),
         ([0.0, 0.0, 0.0], UNRESOLVED),
         ([0.5, 0.5, 0.5], UNRESOLVED),
         ([0.5, 0.5 + 1e-16, 0.5], UNRESOLVED),
-        ([1e-17, 1.1e-17, 1e-17], UNRESOLVED),  # the rounding of two equal scores
+        ([1e-17, 1.1e-17, 1e-17], UNRESOLVED),  # rounding errors of equal scores
     ],
 )
-def test_the_verdict_is_two_standard_errors(gaps: list[float], said: str) -> None:
+def test_a_verdict_needs_more_than_two_standard_errors(gaps: list[float], said: str) -> None:
     assert verdict(gaps, scale=1.0) == said
 
 
 @given(gap_lists)
-def test_the_other_direction_has_the_other_verdict(gaps: list[float]) -> None:
+def test_negative_gaps_have_the_opposite_verdict(gaps: list[float]) -> None:
     assert verdict([-gap for gap in gaps], scale=100) == OTHER[verdict(gaps, scale=100)]
 
 
 @given(gap_lists, st.randoms())
-def test_the_order_of_the_seeds_says_nothing(gaps: list[float], random: Any) -> None:
+def test_the_verdict_does_not_depend_on_the_order_of_seeds(gaps: list[float], random: Any) -> None:
     shuffled = list(gaps)
     random.shuffle(shuffled)
     assert verdict(shuffled, scale=100) == verdict(gaps, scale=100)
 
 
 @given(gap_lists, st.floats(1e-3, 100))
-def test_a_larger_gap_at_the_same_spread_never_loses_a_claim(gaps: list[float], more: float) -> None:
+def test_a_larger_mean_gap_keeps_a_claim(gaps: list[float], more: float) -> None:
     if verdict(gaps, scale=100) == HOLDS:
         assert verdict([gap + more for gap in gaps], scale=100) == HOLDS
 
 
 @given(gap_lists, st.sampled_from([2.0**-10, 2.0**-3, 2.0**5]))
-def test_units_say_nothing(gaps: list[float], unit: float) -> None:
+def test_the_verdict_does_not_depend_on_units(gaps: list[float], unit: float) -> None:
     assert verdict([gap * unit for gap in gaps], scale=100 * unit) == verdict(gaps, scale=100)
 
 
 @given(scores, st.integers(1, 6), st.floats(-1e-12, 1e-12))
-def test_seeds_that_agree_resolve_nothing(gap: float, count: int, rounding: float) -> None:
+def test_equal_gaps_of_all_seeds_are_not_resolved(gap: float, count: int, rounding: float) -> None:
     assert verdict([gap, *[gap + rounding] * (count - 1)], scale=1.0) == UNRESOLVED
 
 
 def test_every_claim_can_hold_and_can_fail(write: Write) -> None:
-    """The claimed rows swapped: each verdict turns, and no claim is one of another row."""
+    """If the rows of a claim are exchanged, its verdict changes, whatever the other rows are."""
     noise = [0.000, 0.002, 0.001]
     for claim in CLAIMS:
         for better, said in ((0.8, HOLDS), (0.4, FAILS)):
             rows = {row: [0.5 + value for value in noise] for row in ROWS}
-            # Not the same noise in both rows: a gap without any spread resolves nothing.
+            # Not the same noise in both rows, because equal gaps are not resolved.
             rows |= {claim.higher: [better + value**2 for value in noise], claim.lower: [0.6, 0.601, 0.602]}
             found = ablation.read_evaluations(write(rows), range(3), "rollout")
             claims = ablation.table4(found)["claims"]
             assert {claims[f"{claim.name}/{measure}"] for measure in claim.measures} == {said}, claim.name
 
 
-def test_as_good_as_the_teacher_allows_a_little(write: Write) -> None:
-    """Half the margin below it is level, twice the margin is not; both are below the teacher in every seed."""
+def test_as_good_as_the_teacher_allows_the_margin(write: Write) -> None:
+    """A loss of half the margin holds, and twice the margin fails, although both are losses in every seed."""
     for short, said in ((0.5 * LEVEL, HOLDS), (2 * LEVEL, FAILS)):
         rows = {row: [0.5, 0.501, 0.502] for row in ROWS}
         rows |= {TEACHER: [0.8, 0.801, 0.802], STUDENT: [0.8 * (1 - short), 0.801 * (1 - short), 0.8021 * (1 - short)]}
@@ -128,18 +128,18 @@ def test_as_good_as_the_teacher_allows_a_little(write: Write) -> None:
 
 
 def test_gaps_are_paired_by_seed(write: Write) -> None:
-    """A row that is a little better in every seed is better, however much the seeds differ."""
+    """A row that is slightly better in every seed is better, even if the seeds differ much more."""
     rows = {row: [0.1, 0.5, 0.9] for row in ROWS}
     rows[STUDENT] = [0.111, 0.512, 0.913]
     made = ablation.table4(ablation.read_evaluations(write(rows), range(3), "rollout"))
     assert made["claims"]["no_ode_init_is_worse/temporal"] == HOLDS
     assert made["gaps"]["no_ode_init_is_worse/temporal"]["mean"] == pytest.approx(0.012)
     assert made["rows"][STUDENT]["temporal"]["se"] > 0.2
-    assert made["claims"]["many_step_causal_is_worse_than_bidirectional/text"] == UNRESOLVED  # the same scores
+    assert made["claims"]["many_step_causal_is_worse_than_bidirectional/text"] == UNRESOLVED  # equal scores
 
 
 def test_the_result_file(write: Write) -> None:
-    """Seeds, prompts, seven rows of four measures, sixteen claims; it is JSON without NaN."""
+    """The result has seeds, prompts, seven rows of four measures and sixteen claims, and is JSON without NaN."""
     found = ablation.read_evaluations(write({row: [0.1 * k, 0.2 * k] for k, row in enumerate(ROWS)}), (0, 1), "rollout")
     made = json.loads(json.dumps(ablation.table4(found), allow_nan=False))
     assert (made["seeds"], made["prompts"], made["videos"], list(made["rows"])) == (2, 32, 256, list(ROWS))
@@ -155,14 +155,14 @@ def test_the_result_file(write: Write) -> None:
     assert "shape" not in curves["windows"]
 
 
-def test_one_seed_has_means_and_resolves_nothing(write: Write) -> None:
+def test_one_seed_has_means_but_no_verdict(write: Write) -> None:
     made = ablation.table4(ablation.read_evaluations(write({row: [0.5] for row in ROWS}), (0,), "rollout"))
     assert set(made["claims"].values()) == {UNRESOLVED}
     assert made["rows"][STUDENT]["frame"] == {"mean": 0.5, "se": None}
 
 
-def test_rows_of_dmd_come_from_their_own_inputs(write: Write) -> None:
-    """Rows without DMD are the same in both tables."""
+def test_rows_of_dmd_depend_on_the_inputs(write: Write) -> None:
+    """Only rows without DMD are equal in both tables."""
     write({row: [0.5] for row in ROWS}, "rollout")
     folder = write({row: [0.7] for row in ROWS if row not in UNDISTILLED}, "data")
     both = [ablation.table4(ablation.read_evaluations(folder, (0,), inputs))["rows"] for inputs in ("rollout", "data")]
@@ -174,11 +174,16 @@ def test_rows_of_dmd_come_from_their_own_inputs(write: Write) -> None:
     ("change", "message"),
     [
         (lambda it: it | {"table4": None}, "1.json has no table4: only videos of the toy world"),
-        (lambda it: it | {"table4": it["table4"] | {"frame": None}}, "1.json: table4.frame is None, not a number"),
+        (
+            lambda it: it | {"table4": it["table4"] | {"frame": None}},
+            "1.json: table4.frame is None, not a finite number",
+        ),
         (lambda it: it | {"n": 128}, "1.json has n 128; .*has n 256"),
     ],
 )
-def test_what_does_not_fit_is_named(write: Write, change: Callable[[Any], Any], message: str) -> None:
+def test_an_inconsistent_evaluation_is_refused_by_name(
+    write: Write, change: Callable[[Any], Any], message: str
+) -> None:
     folder = write({row: [0.5, 0.6] for row in ROWS})
     path = folder / TEACHER / "1.json"
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
@@ -186,16 +191,16 @@ def test_what_does_not_fit_is_named(write: Write, change: Callable[[Any], Any], 
         ablation.read_evaluations(folder, (0, 1), "rollout")
 
 
-def test_a_missing_evaluation_says_what_makes_it(write: Write) -> None:
+def test_a_missing_evaluation_is_refused_with_the_command_to_run(write: Write) -> None:
     folder = write({row: [0.5, 0.6] for row in ROWS})
-    with pytest.raises(ValueError, match=r"many_step_bidirectional/2.json is missing; 'make ablation'"):
+    with pytest.raises(ValueError, match=r"many_step_bidirectional/2.json is missing; run 'make ablation'"):
         ablation.read_evaluations(folder, (0, 1, 2), "rollout")
     with pytest.raises(ValueError, match=r"-data/0.json is missing"):
         ablation.read_evaluations(folder, (0, 1), "data")
 
 
 @pytest.mark.parametrize("text", ["seeds: []", "seeds: [0, 0]", "seeds: three", "rows: {}"])
-def test_seeds_must_be_some_and_different(tmp_path: Path, text: str) -> None:
+def test_seeds_must_be_a_non_empty_list_without_repetitions(tmp_path: Path, text: str) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(text)
     with pytest.raises(ValueError, match="seeds"):
@@ -204,7 +209,7 @@ def test_seeds_must_be_some_and_different(tmp_path: Path, text: str) -> None:
     assert ablation.read_seeds(path) == (3, 1)
 
 
-def test_the_commit_is_dirty_when_a_source_changed_and_not_when_a_result_did(tmp_path: Path) -> None:
+def test_the_commit_is_dirty_if_a_source_file_changed_but_not_if_a_result_changed(tmp_path: Path) -> None:
     assert ablation.commit(tmp_path) is None
 
     def git(*arguments: str) -> str:

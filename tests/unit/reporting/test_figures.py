@@ -1,4 +1,4 @@
-"""Figures: every column is drawn, frames come from where they should, the same input gives the same bytes."""
+"""Figures: every column is drawn, the right frames are shown, and equal data give equal bytes."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from causvid.reporting.figures import GAP, LABEL, TILE, TITLE, Strip
 
 
 def video(frames: int, height: int, width: int) -> figures.Frames:
-    """Frame k is uniformly of value k."""
+    """Return a video in which all pixels of frame k have the value k."""
     return np.broadcast_to(np.arange(frames, dtype=np.uint8)[:, None, None, None], (frames, height, width, 3)).copy()
 
 
-def test_every_column_is_read_and_gaps_are_skipped(reports: Path) -> None:
-    """Student updates are rarer than critic updates: empty cells are no points."""
+def test_every_column_is_read_without_empty_cells(reports: Path) -> None:
+    """Student updates are rarer than critic updates, so the column of the student has empty cells."""
     curve = figures.read_curve(reports / "train_dmd" / "curve.csv")
     assert curve == {"critic_loss": ([0, 1, 2, 3], [1.5, 1.0, 0.5, 0.4]), "student_loss": ([1, 3], [0.2, 0.1])}
 
 
-def test_a_curve_starts_with_its_step(tmp_path: Path) -> None:
-    """Another first column is refused, with the file's name."""
+def test_the_first_column_must_be_step(tmp_path: Path) -> None:
+    """The error of another first column names the file."""
     path = tmp_path / "curve.csv"
     for text in ("loss,step\n1,2\n", ""):
         path.write_text(text)
@@ -34,8 +34,8 @@ def test_a_curve_starts_with_its_step(tmp_path: Path) -> None:
             figures.read_curve(path)
 
 
-def test_curves_are_the_same_bytes_twice(tmp_path: Path) -> None:
-    """No date, no version, no random ids; one panel a column."""
+def test_curves_are_reproducible(tmp_path: Path) -> None:
+    """The file contains no date, version or random ids, and one panel per column."""
     curves = {"train_dmd": {"critic_loss": ([0.0, 1.0], [2.0, 1.0]), "student_loss": ([0.0], [3.0])}, "train_vae": {}}
     for name in ("a.svg", "b.svg"):
         figures.draw_curves(curves, tmp_path / name)
@@ -47,8 +47,8 @@ def test_curves_are_the_same_bytes_twice(tmp_path: Path) -> None:
     assert 'id="axes_' not in (tmp_path / "none.svg").read_text()
 
 
-def test_scores_along_a_video_are_the_same_bytes_twice_and_leave_gaps_open(tmp_path: Path) -> None:
-    """A panel a title; the first place is not joined to the rest; a place without a value is not drawn."""
+def test_scores_along_a_video_are_reproducible_and_missing_points_are_omitted(tmp_path: Path) -> None:
+    """There is one panel per title, the first point is not connected, and missing points are not drawn."""
     points = [{"mean": 0.5, "se": 0.1}, {"mean": 0.7, "se": None}, {"mean": 0.8, "se": 0.05}]
     panels = {
         "velocity by block": {"student": points, "other": [{"mean": None, "se": None}, *points[1:]]},
@@ -67,8 +67,8 @@ def test_scores_along_a_video_are_the_same_bytes_twice_and_leave_gaps_open(tmp_p
     assert (tmp_path / "alone.svg").read_text() == (tmp_path / "c.svg").read_text()
 
 
-def test_tiles_run_from_the_first_to_the_last_frame() -> None:
-    """Three of nine frames: the first, the middle, the last; small frames grow by a whole factor."""
+def test_a_row_of_tiles_contains_the_first_and_the_last_frame() -> None:
+    """Three of nine frames are the first, the middle and the last, and small frames are enlarged by an integer."""
     row = figures.tile(video(9, 16, 32), 3)
     assert row.shape == (48, 3 * 96 + 2 * GAP, 4)
     assert [int(row[0, k * (96 + GAP), 0]) for k in range(3)] == [0, 4, 8]
@@ -77,16 +77,16 @@ def test_tiles_run_from_the_first_to_the_last_frame() -> None:
 
 @settings(deadline=None)  # the machine may be busy
 @given(st.integers(1, 6), st.integers(16, 300), st.integers(2, 500), st.integers(1, 5))
-def test_tiles_of_any_size_are_about_as_wide(frames: int, height: int, width: int, columns: int) -> None:
-    """From two pixels across to large videos; frames keep their order and their colour."""
+def test_tiles_have_similar_widths_for_videos_of_any_size(frames: int, height: int, width: int, columns: int) -> None:
+    """Frames of every width keep their order and colour."""
     row = figures.tile(video(frames, height, width), columns)
     each = (row.shape[1] + GAP) // columns - GAP
     assert TILE / 2 < each < 2 * TILE
     assert (np.diff(row[0, :: each + GAP, 0].astype(int)) >= 0).all()
 
 
-def test_sheets_are_drawn_one_to_one_and_twice_the_same(tmp_path: Path) -> None:
-    """Pixels of the sheet are pixels of the video; captions may hold dollars, tags and any script."""
+def test_sheets_are_reproducible_and_keep_the_pixels_of_the_video(tmp_path: Path) -> None:
+    """Captions may contain dollar signs, tags and any script."""
     strips = [
         Strip(
             title="costs $5 & <b> 雪 " + "long " * 40, videos={"teacher": video(5, 32, 32), "student": video(3, 32, 32)}
@@ -103,15 +103,15 @@ def test_sheets_are_drawn_one_to_one_and_twice_the_same(tmp_path: Path) -> None:
     assert set(inside[:, 3]) == {255}
 
 
-def test_a_sheet_of_nothing_is_still_a_picture(tmp_path: Path) -> None:
-    """A run without samples must not stop the report."""
+def test_a_sheet_without_videos_is_a_valid_image(tmp_path: Path) -> None:
+    """A run without samples still has a report."""
     figures.draw_sheet([], tmp_path / "none.png", columns=3)
     with Image.open(tmp_path / "none.png") as image:
         assert image.size[0] > 0
 
 
-def test_lines_of_several_runs_are_laid_over_each_other(tmp_path: Path) -> None:
-    """One panel a title, one colour a label in all of them, the same bytes twice."""
+def test_lines_of_several_runs_share_panels_and_colours(tmp_path: Path) -> None:
+    """There is one panel per title, and a label has the same colour in all panels."""
     lines = {"a": ([0.0, 1.0], [2.0, 1.0]), "b": ([0.0, 1.0], [3.0, 2.5])}
     panels = {"loss": lines, "gradient": {"b": lines["b"]}}
     for name in ("a.svg", "b.svg"):
@@ -125,9 +125,9 @@ def test_lines_of_several_runs_are_laid_over_each_other(tmp_path: Path) -> None:
     assert figures.LINES[1] in second
 
 
-def test_bars_of_several_runs_share_a_place_for_each_name(tmp_path: Path) -> None:
-    """A run without a score leaves its place empty."""
+def test_bars_of_several_runs_are_grouped_by_name(tmp_path: Path) -> None:
+    """The place of a missing score is empty."""
     figures.draw_bars({"a": {"x": 0.5, "y": 0.7}, "b": {"y": 0.9}}, tmp_path / "a.svg")
     text = (tmp_path / "a.svg").read_text()
-    assert text.count(f"fill: {figures.LINES[0]}") == 2 + 1  # and the legend's
+    assert text.count(f"fill: {figures.LINES[0]}") == 2 + 1  # two bars and the legend
     assert text.count(f"fill: {figures.LINES[1]}") == 1 + 1

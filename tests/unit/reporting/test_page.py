@@ -1,4 +1,4 @@
-"""The page stands alone, shows what belongs together, and says what is missing."""
+"""The report: a self-contained page with videos, tables and figures, which also names what is missing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Collect = Callable[[Path, Path], Content]
 
 
 class Reader(HTMLParser):
-    """Collects the videos and every address the page would load."""
+    """Collects the videos and all addresses that a browser would load."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,15 +38,15 @@ class Reader(HTMLParser):
 
 
 def read(content: Content, folder: Path) -> Reader:
-    """The page of ``content``, parsed."""
+    """Parse the page of ``content``."""
     page.draw(content, folder)
     reader = Reader()
     reader.feed(page.html(content, folder))
     return reader
 
 
-def test_the_page_needs_nothing_else(content: Content, tmp_path: Path) -> None:
-    """Everything it loads is inside it, and the style sheet fetches nothing."""
+def test_the_page_is_self_contained(content: Content, tmp_path: Path) -> None:
+    """All addresses are data URIs, and the style sheet loads nothing."""
     reader = read(content, tmp_path / "figures")
     assert reader.loaded
     assert all(address.startswith("data:") for address in reader.loaded)
@@ -54,10 +54,10 @@ def test_the_page_needs_nothing_else(content: Content, tmp_path: Path) -> None:
     assert "@import" not in reader.text
 
 
-def test_videos_play_by_themselves_and_are_the_samples(
+def test_the_videos_are_the_samples_and_play_automatically(
     content: Content, samples: Path, captions: dict[str, str], tmp_path: Path
 ) -> None:
-    """Two prompts by three models, then rollouts and reconstructions; the bytes are those of the files."""
+    """The page has two prompts of three models, then rollouts and reconstructions, with the bytes of the files."""
     reader = read(content, tmp_path / "figures")
     assert len(reader.videos) == content.videos_shown == 2 * 3 + 2 * 2 + 2
     assert all({"autoplay", "muted", "loop", "playsinline"} <= set(video) for video in reader.videos)
@@ -68,26 +68,27 @@ def test_videos_play_by_themselves_and_are_the_samples(
 
 
 def test_a_small_video_is_enlarged_by_a_whole_factor(content: Content, tmp_path: Path) -> None:
-    """32 pixels become 160, pixelated."""
+    """Videos of 32 pixels are shown with 160 pixels and without interpolation."""
     reader = read(content, tmp_path / "figures")
     assert {video["width"] for video in reader.videos} == {"160"}
     assert "image-rendering: pixelated" in page.html(content, tmp_path / "figures")
 
 
-def test_captions_and_tables_are_text(content: Content, captions: dict[str, str], tmp_path: Path) -> None:
-    """A caption with markup is shown as it was written."""
+def test_captions_and_tables_are_shown_as_text(content: Content, captions: dict[str, str], tmp_path: Path) -> None:
+    """Markup in a caption is escaped."""
     reader = read(content, tmp_path / "figures")
     assert captions["00001"] in reader.text
-    for words in ("16.0 times sooner", "published, not measured here", "Table 3", "wants clip.pt", "28.6", "too short"):
+    for words in ("16.0 times sooner", "published, not measured here", "Table 3", "lacks clip.pt", "28.6", "too short"):
         assert words in reader.text
-    assert "4 (1000, 750, 500, 250)" in reader.text
+    assert "in 4 steps (timesteps 1000, 750, 500, 250)" in reader.text
 
 
 def test_where_the_student_is_behind_is_said_in_words(content: Content, collect: Collect, tmp_path: Path) -> None:
     said = (
-        "By the analytic judge the student is as right as its teacher (within 0.03) in background, shape, motion; "
-        "behind it in colour (0.600, 0.800), velocity (0.350, 0.550); its Fréchet distance 1.00 times the teacher's. "
-        "By block of a clip, as they are made, its velocity is 0.10, 0.88."
+        "According to the analytic judge, the student scores at most 0.03 below its teacher in background, shape, "
+        "motion, and more than 0.03 below its teacher in colour (0.600, teacher 0.800), velocity (0.350, teacher 0.550). "
+        "The Fréchet distance of the student is 1.00 times that of its teacher. The velocity scores of the blocks of a "
+        "clip, from first to last, are 0.10, 0.88."
     )
     assert content.standing == said
     assert said in read(content, tmp_path / "figures").text
@@ -95,32 +96,32 @@ def test_where_the_student_is_behind_is_said_in_words(content: Content, collect:
     assert collect(tmp_path / "no reports", tmp_path / "no samples").standing == ""
 
 
-def test_the_same_run_gives_the_same_files(content: Content, tmp_path: Path) -> None:
-    """Page, Markdown and figures, byte for byte."""
+def test_the_report_is_reproducible(content: Content, tmp_path: Path) -> None:
+    """Page, Markdown and figures of the same run have equal bytes."""
     made = []
     for name in ("a", "b"):
         names = page.draw(content, tmp_path / name)
-        pictures = [(tmp_path / name / figure).read_bytes() for figure in names]
-        made.append((page.html(content, tmp_path / name), page.markdown(content, "figures", names), pictures))
+        images = [(tmp_path / name / figure).read_bytes() for figure in names]
+        made.append((page.html(content, tmp_path / name), page.markdown(content, "figures", names), images))
     assert made[0] == made[1]
 
 
 def test_an_empty_run_says_not_measured(collect: Collect, tmp_path: Path) -> None:
-    """No metrics, no samples: the page is whole and claims nothing of ours."""
+    """Without metrics and samples, the page is complete and shows no measured number."""
     content = collect(tmp_path / "no reports", tmp_path / "no samples")
     reader = read(content, tmp_path / "figures")
     assert reader.videos == []
     assert content.videos_shown == 0
     assert "The speed of teacher and student was not measured." in reader.text
     waiting = ("Samples: not measured.", "Rollouts: not measured.", "Curves: not measured.", "Figure 4: not run.")
-    for words in (*waiting, "Ours was not run: 'make ablation'."):
+    for words in (*waiting, "Columns on the left: not run; run 'make ablation'."):
         assert words in reader.text
 
 
-def test_table_4_and_its_figure_are_shown_when_they_were_run(
+def test_table_4_and_figure_4_are_shown_if_the_ablation_was_run(
     collect: Collect, ablated: Path, samples: Path, tmp_path: Path
 ) -> None:
-    """Rows, claims and curves on the page and in the Markdown; a second table for the other inputs when it is there."""
+    """Page and Markdown have rows, claims and curves, and a second table if the other inputs were run, too."""
     content = collect(ablated, samples)
     names = page.draw(content, tmp_path / "figures")
     assert "figure4.svg" in names
@@ -141,27 +142,25 @@ def test_table_4_and_its_figure_are_shown_when_they_were_run(
     assert any(address.endswith(svg) for address in reader.loaded)
 
 
-def test_a_model_without_samples_leaves_its_place_empty(
+def test_the_place_of_a_model_without_samples_is_empty(
     collect: Collect, reports: Path, samples: Path, tmp_path: Path
 ) -> None:
-    """The others are still shown, side by side with the gap."""
+    """The videos of the other models are still shown."""
     shutil.rmtree(samples / "ode_init")
     content = collect(reports, samples)
     assert [path is None for path in content.samples[0].videos.values()] == [False, True, False]
     assert len(read(content, tmp_path / "figures").videos) == 2 * 2 + 2 + 2
 
 
-def test_only_prompts_that_every_model_answered_stand_side_by_side(
-    collect: Collect, reports: Path, samples: Path
-) -> None:
-    """A model that stopped early does not shift the others' rows."""
+def test_only_prompts_with_videos_of_every_model_are_shown(collect: Collect, reports: Path, samples: Path) -> None:
+    """A missing video of one model does not shift the rows of the others."""
     rows = manifest.read_manifest(samples / "teacher")
     manifest.write_rows(samples / "teacher" / manifest.NAME, rows[1:])
     assert [show.id for show in collect(reports, samples).samples] == ["00001", "00002"]
 
 
-def test_markdown_links_the_figures_and_cites(content: Content, tmp_path: Path) -> None:
-    """Figures by relative path, tables, and the sources' addresses."""
+def test_markdown_has_figures_tables_and_sources(content: Content, tmp_path: Path) -> None:
+    """Figures have relative paths, and sources have their addresses."""
     text = page.markdown(content, "figures", page.draw(content, tmp_path / "figures"))
     for words in (
         "](figures/samples.png)",
@@ -176,10 +175,10 @@ def test_markdown_links_the_figures_and_cites(content: Content, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ["samples.png", "curves.svg"])
-def test_figures_are_written_without_rollouts_too(
+def test_figures_are_written_without_rollouts(
     collect: Collect, reports: Path, samples: Path, tmp_path: Path, name: str
 ) -> None:
-    """A teacher-only run has no rollouts and no sheet of them."""
+    """A run without students has no rollouts and no sheet of rollouts."""
     for student in ("ode_init", "dmd"):
         shutil.rmtree(samples / student / "rollouts")
     names = page.draw(collect(reports, samples), tmp_path / "figures")
@@ -188,7 +187,6 @@ def test_figures_are_written_without_rollouts_too(
     assert (tmp_path / "figures" / name).stat().st_size > 0
 
 
-def test_the_setting_is_told_from_the_schedule(content: Content) -> None:
-    """Numbers of the sentence come from the params."""
+def test_the_facts_come_from_the_params(content: Content) -> None:
     assert "whole clip in 20 steps" in content.facts
-    assert "5 frames, 32x32 pixels at 8 a second" in content.facts
+    assert "5 frames, 32x32 pixels at 8 frames per second" in content.facts

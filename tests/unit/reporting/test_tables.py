@@ -1,4 +1,4 @@
-"""Tables say what the metrics say, and nothing where there is no metric."""
+"""Tables show the numbers of the metrics, and "not measured" for a missing metric."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from causvid.reporting.tables import NOT_MEASURED, Table
 
 
 def cells(table: Table, row: str) -> dict[str, str]:
-    """The cells of the first row that starts with ``row``, by column."""
+    """Return the cells of the first row whose first cell is ``row``, by column."""
     return dict(zip(table.head, next(found for found in table.rows if found[0] == row), strict=True))
 
 
-def test_quality_rows_carry_their_own_numbers(reports: Path) -> None:
-    """Five sets in their order; each number stands in its column, a null is not measured."""
+def test_quality_rows_have_the_numbers_of_their_evaluations(reports: Path) -> None:
+    """The five sets are in order, each number is in its column, and null is shown as not measured."""
     table = tables.quality(tables.read_results(reports))
     assert [row[0] for row in table.rows] == [*tables.SETS.values(), "floor: real clips, frozen"]
     floor = cells(table, "floor: real clips, frozen")
@@ -43,8 +43,8 @@ def test_quality_rows_carry_their_own_numbers(reports: Path) -> None:
     assert "28.6" in table.note
 
 
-def test_what_was_not_measured_is_never_a_number(published: Path) -> None:
-    """Without any result every cell of ours says so."""
+def test_missing_results_are_shown_as_not_measured(published: Path) -> None:
+    """Without results, all cells of measured numbers are "not measured" or "not run"."""
     theirs = read_published(published)
     quality, speed = tables.quality({}), tables.latency({}, theirs)
     assert {cell for row in quality.rows for cell in row[1:]} == {NOT_MEASURED}
@@ -56,15 +56,15 @@ def test_what_was_not_measured_is_never_a_number(published: Path) -> None:
         assert made({}).rows == ()
 
 
-def test_without_a_judge_the_rest_is_still_shown(evaluation: dict[str, Any]) -> None:
-    """``judge: null`` (no toy world) empties the judge's columns only."""
+def test_without_a_judge_the_other_scores_are_shown(evaluation: dict[str, Any]) -> None:
+    """``judge: null``, for captions outside the toy world, affects the columns of the judge only."""
     table = tables.quality({"evaluate/dmd": {**evaluation, "judge": None}})
     dmd = cells(table, "student, DMD")
     assert (dmd["colour"], dmd["Fréchet distance"], dmd["n"]) == (NOT_MEASURED, "3.25 (3.00 to 3.50)", "128")
 
 
-def test_speed_puts_ratios_beside_the_papers(reports: Path, published: Path) -> None:
-    """Our ratio as measured; the paper's computed from its own two rows; citations on what is theirs only."""
+def test_the_speed_table_has_measured_and_published_ratios(reports: Path, published: Path) -> None:
+    """The published ratio is computed from its two published rows, and only published rows have citations."""
     table = tables.latency(tables.read_results(reports), read_published(published))
     teacher, student, ratio, *theirs = table.rows
     assert teacher == ("teacher, passes over a clip: 40", "2.000", "16.50", "here, CPU, 2 threads")
@@ -77,8 +77,8 @@ def test_speed_puts_ratios_beside_the_papers(reports: Path, published: Path) -> 
     assert tables.PUBLISHED in table.note
 
 
-def test_paper_rows_have_ours_of_the_same_kind_beside_them(reports: Path, published: Path) -> None:
-    """ODE init beside ODE init, DMD beside DMD; rows of the ablation stand in a table of their own."""
+def test_rows_of_the_paper_have_the_scores_of_the_comparable_model(reports: Path, published: Path) -> None:
+    """ODE init is compared with ODE init, and DMD with DMD; rows of the ablation are in another table."""
     table = tables.beside_paper(tables.read_results(reports), read_published(published))
     ode = cells(table, "4 steps, ODE init only")
     assert (ode["temporal"], ode["frame"], ode["text"], ode["ours"]) == ("92.9", "48.1", "25.3", "student, ODE init")
@@ -87,8 +87,8 @@ def test_paper_rows_have_ours_of_the_same_kind_beside_them(reports: Path, publis
     assert tables.PUBLISHED in table.note
 
 
-def test_table_4_has_ours_over_seeds_beside_the_papers(ablated: Path, published: Path) -> None:
-    """Each row in its place, seven of ours and six of the paper's."""
+def test_table_4_has_measured_and_published_columns(ablated: Path, published: Path) -> None:
+    """There are seven measured rows, six of which have published numbers."""
     found = tables.read_ablation(ablated)["rollout"]
     table = tables.table4(found, "rollout", read_published(published))
     assert [row[0] for row in table.rows] == list(ROWS.values())
@@ -98,7 +98,7 @@ def test_table_4_has_ours_over_seeds_beside_the_papers(ablated: Path, published:
     assert cells(table, ROWS["few_step_bidirectional"])["paper: temporal"] == "-"
     assert cells(table, ROWS["many_step_causal"])["paper: temporal"] == "92.4"
     for words in (
-        "3 seeds, each 256 videos of 32 prompts",
+        "3 seeds, each with 256 videos of 32 prompts",
         "profile laptop, commit 0123456 with changes",
         "their own rollouts",
         "causvid, Table 4".replace("causvid", "CausVid"),
@@ -106,7 +106,7 @@ def test_table_4_has_ours_over_seeds_beside_the_papers(ablated: Path, published:
         assert words in table.note
 
 
-def test_every_claim_has_its_line(ablated: Path) -> None:
+def test_every_claim_has_a_row(ablated: Path) -> None:
     found = tables.read_ablation(ablated)["rollout"]
     table = tables.claims(found, "rollout")
     assert len(table.rows) == len(found["claims"])
@@ -127,23 +127,23 @@ def test_every_claim_has_its_line(ablated: Path) -> None:
         (0.5, 1e-12, "0.500000 ± 0.000000"),
     ],
 )
-def test_a_spread_is_as_precise_as_its_error(mean: float | None, se: float | None, cell: str) -> None:
+def test_decimals_of_a_mean_depend_on_its_error(mean: float | None, se: float | None, cell: str) -> None:
     assert tables.spread({"mean": mean, "se": se}) == cell
 
 
 def test_vbench_scores_and_reasons(reports: Path) -> None:
-    """Scored dimensions per set; skipped ones once, with the reason and for which sets."""
+    """Scored dimensions have a column per set; a skipped dimension has a row per reason with its sets."""
     found = tables.read_results(reports)
     found["evaluate/dmd"]["vbench"]["skipped"] = {"aesthetic_quality": "crashed"}
     assert cells(tables.vbench(found), "temporal_flickering")["student, DMD"] == "0.9712"
     rows = tables.vbench_skipped(found).rows
     assert ("aesthetic_quality", "student, DMD", "crashed") in rows
-    assert ("aesthetic_quality", "real clips, VAE reconstructions, teacher, student, ODE init", "wants clip.pt") in rows
+    assert ("aesthetic_quality", "real clips, VAE reconstructions, teacher, student, ODE init", "lacks clip.pt") in rows
     assert "0.1.5" in tables.vbench(found).note
 
 
 def test_drift_shows_every_window_and_the_change(reports: Path) -> None:
-    """Statistics and the judge's scores, first to last."""
+    """The table has statistics and scores of the judge."""
     table = tables.drift(tables.read_results(reports))
     assert table.head == ("model", "measure", "window 1", "window 2", "change")
     assert ("student, DMD", "brightness", "0.250", "0.500", "0.250") in table.rows
@@ -151,7 +151,7 @@ def test_drift_shows_every_window_and_the_change(reports: Path) -> None:
 
 
 def test_training_and_data_list_every_number(reports: Path) -> None:
-    """The VAE's PSNR by name, rejections by code; text and keys are left out."""
+    """PSNR of the VAE is named, rejections have their codes, and text such as keys is omitted."""
     found = tables.read_results(reports)
     assert ("train_vae", "PSNR of held-out clips, dB", "28.61") in tables.training(found).rows
     assert ("generate_ode_pairs", "pairs", "896") in tables.training(found).rows
@@ -159,8 +159,8 @@ def test_training_and_data_list_every_number(reports: Path) -> None:
     assert not any(row[1] == "key" for row in (*tables.training(found).rows, *tables.data(found).rows))
 
 
-def test_only_declared_reports_are_read(reports: Path) -> None:
-    """A stage the report does not depend on cannot change it."""
+def test_only_metrics_of_declared_stages_are_read(reports: Path) -> None:
+    """Metrics of a stage on which the report does not depend cannot change the report."""
     (reports / "encode_prompts").mkdir()
     (reports / "encode_prompts" / "metrics.json").write_text(json.dumps({"prompts": 1}))
     assert "encode_prompts" not in tables.read_results(reports)
@@ -168,7 +168,7 @@ def test_only_declared_reports_are_read(reports: Path) -> None:
 
 
 def test_a_published_number_needs_a_source(tmp_path: Path, published: Path) -> None:
-    """A row whose source is not listed is refused by name."""
+    """The error names the unknown source."""
     path = tmp_path / "published.yaml"
     path.write_text(published.read_text().replace("source: causvid", "source: hearsay", 1))
     with pytest.raises(ValueError, match=r"hearsay.*known: causvid, self_forcing"):
@@ -182,7 +182,7 @@ def test_a_published_number_needs_a_source(tmp_path: Path, published: Path) -> N
     )
 )
 def test_markdown_keeps_its_columns(rows: list[list[str]]) -> None:
-    """Whatever a cell holds, a row of Markdown has as many unescaped bars as the head."""
+    """A row of Markdown has as many unescaped bars as the head, whatever its cells contain."""
     text = Table(title="t", head=("a", "b"), rows=tuple((a, b) for a, b in rows)).markdown()
     lines = text.split("\n")
     assert len(lines) == len(rows) + 2
@@ -191,6 +191,6 @@ def test_markdown_keeps_its_columns(rows: list[list[str]]) -> None:
 
 @settings(deadline=None)  # the machine may be busy
 @given(st.floats(allow_nan=False, allow_infinity=False, min_value=-1e9, max_value=1e9), st.integers(0, 5))
-def test_numbers_round_as_written(value: float, decimals: int) -> None:
-    """A cell reads back to within half of its last digit."""
+def test_numbers_are_rounded_to_the_given_decimals(value: float, decimals: int) -> None:
+    """The number in a cell differs by at most half a unit of its last digit."""
     assert abs(float(tables.number(value, decimals).replace(",", "")) - value) <= 0.5 * 10**-decimals * (1 + 1e-6)

@@ -65,5 +65,5 @@ def test_the_result_has_its_settings_and_means_over_seeds(project: Path) -> None
 def test_a_missing_score_is_one_sentence(project: Path) -> None:
     code, message = run("rollout", "reports/ablate/table4.json")
     assert code == 1
-    assert "-rollout/4.json is missing; 'make ablation' makes it" in message
+    assert "-rollout/4.json is missing; run 'make ablation'" in message
     assert not (project / "reports").exists()

@@ -139,7 +139,7 @@ def _wide_first(content: bytes) -> bytes:
 def test_f21_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.mp4"
     path.write_bytes(content)
-    with pytest.raises(Rejection, match="no MP4, QuickTime, Matroska, WebM or AVI") as caught:
+    with pytest.raises(Rejection, match="is not MP4, QuickTime, Matroska, WebM or AVI") as caught:
         demuxer(path)
     assert caught.value.code == "unreadable"
 

@@ -203,9 +203,9 @@ def test_f18_or_says_why_not(tmp_path: Path) -> None:
     counts = resample_folder(raw, tmp_path / "out", video=VIDEO, config=REJECT, compute=ONE_WORKER)
     rejected = {row["source"]: row for row in manifest.read_rows(tmp_path / "out" / "rejected.jsonl")}
     assert counts["rejected_by_code"] == {"hdr": 2, "interlaced": 2}
-    assert rejected["hlg.mp4"]["reason"] == "it is HDR (HLG); resample.hdr: tone_map takes it"
-    assert rejected["pq.mkv"]["reason"] == "it is HDR (PQ); resample.hdr: tone_map takes it"
-    assert rejected["tape.avi"]["reason"] == "it is interlaced; resample.interlaced: deinterlace takes it"
+    assert rejected["hlg.mp4"]["reason"] == "the video is HDR (HLG); set resample.hdr to tone_map"
+    assert rejected["pq.mkv"]["reason"] == "the video is HDR (PQ); set resample.hdr to tone_map"
+    assert rejected["tape.avi"]["reason"] == "the video is interlaced; set resample.interlaced to deinterlace"
     assert [row["source"] for row in manifest.read_manifest(tmp_path / "out")] == ["plain.mp4"]
 
 

@@ -152,7 +152,7 @@ def test_f18_pictures_too_small_to_deinterlace_are_refused(size: int) -> None:
     planes = [np.full((size, size), 90.0), *np.full((2, size // 2, size // 2), 128.0)]
     picture = flagged(picture_of(planes, "yuv420p"), "tff")
     whole = Deinterlacer(codec="h264", field_order=0, time_base=Fraction(1, 25), replace=True)
-    with pytest.raises(Rejection, match=f"interlaced and with {size}x{size} too small"):
+    with pytest.raises(Rejection, match=f"interlaced, and its size {size}x{size} is too small"):
         list(whole([(Fraction(0), Fraction(1, 25), picture)]))
 
 
@@ -178,6 +178,6 @@ def test_f18_hevc_of_single_fields_is_refused(tmp_path: Path) -> None:
         fps=50,
         stream={"x265-params": "interlace=tff:log-level=none"},
     )
-    with pytest.raises(Rejection, match="each of its pictures is a single field") as caught:
+    with pytest.raises(Rejection, match="every frame of the video is a single field") as caught:
         _timed(path)
     assert caught.value.code == "interlaced"

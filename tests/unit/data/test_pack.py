@@ -67,12 +67,12 @@ def test_an_empty_folder_and_a_damaged_shard_are_named(tmp_path: Path) -> None:
         pack(tmp_path, tmp_path / "lmdb", per_transaction=2)
     fill(tmp_path / "shards", ["0001", "0002"])
     shard_path(tmp_path / "shards", "0002").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"0002.safetensors is not a shard"):
+    with pytest.raises(ValueError, match=r"0002.safetensors is not a valid shard"):
         pack(tmp_path / "shards", tmp_path / "lmdb", per_transaction=2)
 
 
 def test_times_are_a_released_lmdb_s(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"pack_lmdb: timesteps are for source released"):
+    with pytest.raises(ValueError, match=r"pack_lmdb: timesteps is \[1000.0, 0.0\] with source ours; set it to null"):
         build(PackItem, {"source": "ours", "folder": "data/ode_pairs", "timesteps": [1000, 0]}, name="pack_lmdb")
 
 
@@ -87,8 +87,8 @@ def test_times_where_none_are_and_none_where_they_must_be() -> None:
     item = {"source": "ours", "folder": "data/latents", "timesteps": None}
     released = {**item, "source": "released"}
     for wrong, said in (
-        ({"latents": {**released, "timesteps": [1000, 0]}, "ode_pairs": item}, "latents.timesteps must be null"),
-        ({"latents": item, "ode_pairs": released}, "ode_pairs.timesteps is null; a released LMDB does not tell"),
+        ({"latents": {**released, "timesteps": [1000, 0]}, "ode_pairs": item}, r"latents.timesteps is \[1000.0, 0.0\]"),
+        ({"latents": item, "ode_pairs": released}, "ode_pairs.timesteps is null, and a released LMDB does not record"),
     ):
         with pytest.raises(ValueError, match=said):
             build(PackConfig, {"records_per_transaction": 2, **wrong}, name="pack_lmdb")

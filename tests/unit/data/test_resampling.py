@@ -137,7 +137,7 @@ def test_squeezing_ends_at_ten_per_cent_of_the_shown_aspect(width: int, height: 
     if fits:
         assert squeeze() == (width, height, 0, 0)
     else:
-        with pytest.raises(Rejection, match=r"off the clips' 1\.000"):
+        with pytest.raises(Rejection, match=r"that of the clips, 1\.000"):
             squeeze()
 
 
@@ -277,7 +277,7 @@ def test_every_bad_source_has_its_code(tmp_path: Path) -> None:
 
 def test_a_picture_that_is_too_wide_to_squeeze_is_refused_and_cropped_if_asked(tmp_path: Path) -> None:
     source = write_source(tmp_path / "a.mp4", _quarters(48, 64), fps=8)
-    with pytest.raises(Rejection, match="33% off") as caught:
+    with pytest.raises(Rejection, match="by 33%") as caught:
         _clip(source, config=SQUEEZE)
     assert caught.value.code == "wrong_aspect"
     assert _corners(_clip(source, config=CROP)[0]) == "rgbw"
@@ -294,11 +294,13 @@ def test_the_four_real_clips(tmp_path: Path) -> None:
         except Rejection as rejection:
             verdicts[source.stem, config.aspect] = f"{rejection.code}: {rejection}"
     cropped = {name: verdict for (name, aspect), verdict in verdicts.items() if aspect == "crop"}
-    short = "too_short: it gives 65 frames at 16 per second; a clip needs 81"
+    short = "too_short: the video lasts for 65 frames at 16 per second; a clip needs 81"
     assert cropped == {"bigbuckbunny": "kept", "bikes": "kept", "carphone_distorted": short, "carphone_pristine": short}
     assert verdicts["bigbuckbunny", "squeeze"] == "kept"
-    assert verdicts["bikes", "squeeze"].startswith("wrong_aspect: its aspect 2.353 is 38% off")
-    assert verdicts["carphone_pristine", "squeeze"].startswith("wrong_aspect: its aspect 1.337")  # wide pixels: 4:3
+    assert verdicts["bikes", "squeeze"].startswith("wrong_aspect: the aspect ratio 2.353 of the video differs by 38%")
+    assert verdicts["carphone_pristine", "squeeze"].startswith(
+        "wrong_aspect: the aspect ratio 1.337"
+    )  # wide pixels: 4:3
 
 
 # --- A whole folder
@@ -408,7 +410,9 @@ def test_when_nothing_is_left_the_codes_are_said(tmp_path: Path) -> None:
     sources = [write_source(tmp_path / f"short{i}.mp4", gray_frames(5, 48, 64), fps=8) for i in range(2)]
     (tmp_path / "empty.mp4").touch()
     raw = _raw(tmp_path / "raw", [*sources, tmp_path / "empty.mp4"])
-    said = r"none of the 3 videos .* 1 unreadable \(as empty.mp4: the file is empty\)"
+    said = r"none of the 3 videos .* 1 unreadable \(for example empty.mp4: the file is empty\)"
     with pytest.raises(ValueError, match=said) as error:
         resample_folder(raw, tmp_path / "out", video=VIDEO, config=CROP, compute=HERE)
-    assert "2 too_short (as short0.mp4: it gives 5 frames at 8 per second; a clip needs 9)" in str(error.value)
+    assert "2 too_short (for example short0.mp4: the video lasts for 5 frames at 8 per second; a clip needs 9)" in str(
+        error.value
+    )

@@ -58,7 +58,7 @@ def test_a_killed_write_leaves_no_shard(tmp_path: Path, monkeypatch: pytest.Monk
 def test_the_index_lists_every_shard_or_is_not_written(tmp_path: Path) -> None:
     rows = [{"id": name, "caption": name} for name in ("0002", "0001")]
     write_shard(tmp_path, "0001", Shard(latents(), {}))
-    with pytest.raises(ValueError, match="has no shard 0002 and 0 others; run the stage again"):
+    with pytest.raises(ValueError, match="has no shard for 1 of 2 items, for example 0002; run the stage again"):
         finish(tmp_path, rows, [])
     with pytest.raises(ValueError, match=r"has no manifest.jsonl; run the stage"):
         indexed(tmp_path)
@@ -66,7 +66,7 @@ def test_the_index_lists_every_shard_or_is_not_written(tmp_path: Path) -> None:
     finish(tmp_path, rows, [{"id": "0003", "code": "crashed", "reason": "three workers died of it"}])
     assert [path.stem for path in indexed(tmp_path)] == ["0001", "0002"]
     write_shard(tmp_path, "0004", Shard(latents(), {}))
-    with pytest.raises(ValueError, match="lists 2 shards, 3 are there, 0004 is one of the differences"):
+    with pytest.raises(ValueError, match="lists 2 shards, and the folder holds 3; for example, 0004 is in only"):
         indexed(tmp_path)
 
 
@@ -75,5 +75,5 @@ def test_a_cut_shard_is_named(tmp_path: Path, size: int) -> None:
     write_shard(tmp_path, "0001", Shard(latents(), {"caption": "x"}))
     path = shard_path(tmp_path, "0001")
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(ValueError, match=r"0001.safetensors is not a shard .*delete it"):
+    with pytest.raises(ValueError, match=r"0001.safetensors is not a valid shard .*delete it"):
         read_shard(path)

@@ -35,9 +35,9 @@ def test_a_crash_a_hang_and_too_much_memory_cost_one_job_each() -> None:
     results = dict(run_killable(_work, jobs, workers=2, seconds=1.5, memory=MEMORY))
     assert results.keys() == set(jobs)
     assert {job: results[job] for job in "abcde"} == {job: f"{job}!" for job in "abcde"}
-    assert results["hang"] == Lost(code="timeout", reason="it took more than 1.5 seconds and was stopped")
-    assert results["crash"] == Lost(code="crashed", reason=f"its worker process died (exit code {-signal.SIGSEGV})")
-    assert results["gorge"] == Lost(code="memory", reason="it took more than 1 GiB of memory")
+    assert results["hang"] == Lost(code="timeout", reason="the work took more than 1.5 seconds and was stopped")
+    assert results["crash"] == Lost(code="crashed", reason=f"the worker process died (exit code {-signal.SIGSEGV})")
+    assert results["gorge"] == Lost(code="memory", reason="the work needed more than 1 GiB of memory")
     assert not multiprocessing.active_children()
 
 

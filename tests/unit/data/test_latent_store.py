@@ -98,9 +98,11 @@ def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
 
 def test_shapes_that_differ_and_nothing_at_all_are_refused(tmp_path: Path) -> None:
     mixed = [*records(2), *records(1, (4, 2, 2, 2))]
-    with pytest.raises(ValueError, match=r"record 2 has shape \(2, 4, 2, 2\); the ones before have \(3, 4, 2, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"record 2 has shape \(2, 4, 2, 2\), but the records before have \(3, 4, 2, 2\)"
+    ):
         write_store(mixed, tmp_path / "mixed", timesteps=None, per_transaction=2)
-    with pytest.raises(ValueError, match="nothing to pack"):
+    with pytest.raises(ValueError, match="there are no records"):
         write_store([], tmp_path / "empty", timesteps=None, per_transaction=2)
     assert not (tmp_path / "mixed").exists()
     assert not (tmp_path / "empty").exists()
@@ -110,11 +112,11 @@ def test_times_that_do_not_match_are_shown_side_by_side(packed: Path, tmp_path: 
     store = LatentStore(packed)
     store.require_timesteps([1000, 750.4, 0], 0.5)
     for asked in ([1000, 751, 0], [1000, 0], [1000, 750, 500, 0]):
-        with pytest.raises(ValueError, match=r"stores states at timesteps \[1000.0, 750.0, 0.0\]") as error:
+        with pytest.raises(ValueError, match=r"has states at timesteps \[1000.0, 750.0, 0.0\]") as error:
             store.require_timesteps(asked, 0.5)
         assert str(asked) in str(error.value)
     write_store(records(), tmp_path / "clips", timesteps=None, per_transaction=5)
-    with pytest.raises(ValueError, match="stores states at timesteps None; the schedule asks for"):
+    with pytest.raises(ValueError, match="has states at timesteps None, and the schedule needs"):
         LatentStore(tmp_path / "clips").require_timesteps([1000, 0], 0.5)
 
 
@@ -205,7 +207,7 @@ def test_a_flipped_bit_is_found_wherever_it_matters(packed: Path, tmp_path: Path
 
 
 def test_what_is_no_store_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"holds no {FILE}; run the stage that packs it"):
+    with pytest.raises(ValueError, match=f"holds no {FILE}; run pack_lmdb"):
         LatentStore(tmp_path)
     (tmp_path / FILE).write_text("not an LMDB" * 1000)
     with pytest.raises(ValueError, match="is not a readable LMDB"):
@@ -355,7 +357,9 @@ except ValueError as error:
 def test_f13_a_reader_without_room_says_so_and_does_not_call_the_store_damaged(tmp_path: Path) -> None:
     write_store(records(40, (16, 9, 64, 64)), tmp_path / "s", timesteps=None, per_transaction=8)
     done = subprocess.run([sys.executable, "-c", READ, str(tmp_path / "s")], capture_output=True, text=True, check=True)
-    assert f"s/data.mdb has {(tmp_path / 's' / FILE).stat().st_size} bytes and gets no address space" in done.stdout
+    assert (
+        f"s/data.mdb has {(tmp_path / 's' / FILE).stat().st_size} bytes, and LMDB gets no address space" in done.stdout
+    )
     assert "raise the limit on virtual memory" in done.stdout
 
 
@@ -397,5 +401,7 @@ def test_f10_a_prompt_of_ours_that_is_no_utf8_is_damage(tmp_path: Path) -> None:
     write_store(records(3), tmp_path / "s", timesteps=None, per_transaction=2)
     with lmdb.open(str(tmp_path / "s"), lock=False) as env, env.begin(write=True) as transaction:
         transaction.put(b"prompts_1_data", b"caf\xe9")
-    with pytest.raises(ValueError, match=r"s: record 1 is damaged \(its prompt is not a UTF-8 text .*; pack it again"):
+    with pytest.raises(
+        ValueError, match=r"s: record 1 is damaged \(its prompt is not a UTF-8 text .*; run pack_lmdb again"
+    ):
         read_prompts(tmp_path / "s")

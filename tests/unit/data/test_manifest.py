@@ -70,7 +70,7 @@ def test_bytes_depend_on_the_rows_only(tmp_path: Path) -> None:
     [
         ('{"id": 1}\n{"id": \n', r"line 2: not JSON"),
         ('{"id": 1}\n\n{"id": 2}\n', r"line 2: not JSON"),
-        ('{"id": 1}\n[1]\n', r"line 2: expected a JSON object, found list"),
+        ('{"id": 1}\n[1]\n', r"line 2: expected a JSON object, not a list"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -83,7 +83,7 @@ def test_no_manifest_and_an_empty_one_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no manifest.jsonl; run the stage"):
         manifest.read_manifest(tmp_path)
     manifest.write_rows(tmp_path / manifest.NAME, [])
-    with pytest.raises(ValueError, match="lists nothing; see rejected.jsonl"):
+    with pytest.raises(ValueError, match="is empty; rejected.jsonl in the same folder"):
         manifest.read_manifest(tmp_path)
 
 

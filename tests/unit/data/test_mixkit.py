@@ -109,7 +109,7 @@ def test_mixkit_is_read_member_by_member(tmp_path: Path, monkeypatch: pytest.Mon
         {
             "source": "Town.tar/Fish/again.mp4",
             "code": "same_content",
-            "reason": "it is Fish.tar/Fish/a.mp4 again, byte for byte",
+            "reason": "the content is that of Fish.tar/Fish/a.mp4",
         }
     ]
     assert len(list((tmp_path / "raw").rglob("*"))) == 7
@@ -148,13 +148,17 @@ def test_the_endpoint_of_the_environment_is_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "changes", "message"),
     [
-        ({"all_mixkit/Fish.tar": FISH[: 1024 + 512]} | CAPTIONS, {}, "no sound tar archive"),
-        ({"all_mixkit/Fish.tar": b"<html>"} | CAPTIONS, {}, "no sound tar archive"),
-        ({"all_mixkit/Fish.tar": FISH}, {}, "anno_jsons/video_mixkit*.json; someone/videos has nothing there"),
+        ({"all_mixkit/Fish.tar": FISH[: 1024 + 512]} | CAPTIONS, {}, "not a valid tar archive"),
+        ({"all_mixkit/Fish.tar": b"<html>"} | CAPTIONS, {}, "not a valid tar archive"),
+        ({"all_mixkit/Fish.tar": FISH}, {}, "anno_jsons/video_mixkit*.json; someone/videos has no such file"),
         ({"all_mixkit/notes.txt": b"-"} | CAPTIONS, {}, "all_mixkit/*.tar; someone/videos has no such file"),
-        ({"all_mixkit/Fish.tar": tar(("readme.txt", b"-"))} | CAPTIONS, {}, "no video lies in the 1 parts"),
+        ({"all_mixkit/Fish.tar": tar(("readme.txt", b"-"))} | CAPTIONS, {}, "none of the 1 parts contains a video"),
         ({"all_mixkit/Fish.tar": FISH} | CAPTIONS, {"mixkit_files": "gone/*"}, "gone/*; someone/videos has no"),
-        ({"all_mixkit/Fish.tar": FISH} | CAPTIONS, {"mixkit_revision": "gone"}, "(revision gone) is not on the hub"),
+        (
+            {"all_mixkit/Fish.tar": FISH} | CAPTIONS,
+            {"mixkit_revision": "gone"},
+            "(revision gone) does not exist on the hub",
+        ),
     ],
     ids=["cut tar", "no tar", "no captions", "no part", "no video", "no folder", "no revision"],
 )
@@ -301,7 +305,7 @@ def test_f10_a_member_named_in_another_encoding_costs_one_video(
     ((source, code, reason),) = _passed(tmp_path)
     assert source == "Fish.tar/" + shown.encode(errors="backslashreplace").decode()
     assert code == "not_utf8"
-    assert reason.startswith("its name holds U+DC")
+    assert reason.startswith("the name holds U+DC")
 
 
 def _member(name: str, form: int, content: bytes) -> bytes:
@@ -340,7 +344,7 @@ def test_f10_a_caption_that_utf8_cannot_hold_costs_one_video(
     (entry, video) = _passed(tmp_path)
     assert entry[:2] == ("all_mixkit/c.json: x\\ud83d", "not_utf8")
     assert video[:2] == ("Fish.tar/Fish/a.mp4", "not_utf8")
-    assert video[2].startswith("its caption holds U+D")
+    assert video[2].startswith("the caption holds U+D")
     assert len(list((tmp_path / "raw" / "videos").iterdir())) == 2
 
 
@@ -348,7 +352,7 @@ def test_f10_captions_of_which_utf8_holds_none_are_refused(tmp_path: Path, monke
     files = {"all_mixkit/Fish.tar": tar(("a.mp4", b"a")), "all_mixkit/c.json": json.dumps({"a.mp4": "\ud83d"}).encode()}
     with (
         _hub(monkeypatch, files),
-        pytest.raises(ValueError, match=r"can be used, as Fish.tar/a.mp4: its caption holds"),
+        pytest.raises(ValueError, match=r"can be used, for example Fish.tar/a.mp4: the caption holds"),
     ):
         _fetch(tmp_path)
 
@@ -425,7 +429,9 @@ def test_f15_bare_file_names_under_a_limit_are_said_not_to_count(
         "P: A/v.mp4": "A/v.mp4",
         "P: A/w.mp4": None,
     }
-    assert "download.limit leaves parts unread: captions by bare file name do not count" in capsys.readouterr().err
+    assert (
+        "download.limit leaves parts unread, so captions with a bare file name are ignored" in capsys.readouterr().err
+    )
     shutil.rmtree(tmp_path / "raw")
     assert "w.mp4" in _said(monkeypatch, tmp_path, parts, ["A/v.mp4", "w.mp4"], limit=3).values()
     assert "download.limit" not in capsys.readouterr().err

@@ -65,5 +65,5 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     store = write(tmp_path / "p", {"a": embedding(2)})
     with pytest.raises(ValueError, match="has no embedding of 'a blue cube'; run encode_prompts"):
         store(["a", "a blue cube"])
-    with pytest.raises(ValueError, match="holds no prompts.json; run the stage encode_prompts"):
+    with pytest.raises(ValueError, match="holds no prompts.json; run encode_prompts"):
         PromptStore(tmp_path)

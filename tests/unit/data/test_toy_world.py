@@ -32,7 +32,7 @@ def test_the_288_captions_are_sorted_distinct_and_parse_back() -> None:
 
 @pytest.mark.parametrize("caption", ["", "a red square", "a pink square moves left over a navy background"])
 def test_a_caption_of_another_world_is_refused(caption: str) -> None:
-    with pytest.raises(ValueError, match="no caption of the toy world"):
+    with pytest.raises(ValueError, match="not a caption of the toy world"):
         toy_world.parse(caption)
 
 
@@ -71,7 +71,7 @@ def test_training_clips_go_through_all_training_captions_before_one_comes_again(
 
 
 def test_a_clip_of_another_world_is_refused() -> None:
-    with pytest.raises(ValueError, match="'a dog' is no caption of the toy world"):
+    with pytest.raises(ValueError, match="'a dog' is not a caption of the toy world"):
         toy_world.clip_captions(["a dog"], 1, seed=0)
 
 

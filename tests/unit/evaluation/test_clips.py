@@ -64,5 +64,5 @@ def test_renderings_are_the_same_every_time_and_none_of_training() -> None:
 
 
 def test_other_captions_cannot_be_rendered() -> None:
-    with pytest.raises(ValueError, match="no caption of the toy world"):
+    with pytest.raises(ValueError, match="not a caption of the toy world"):
         list(renderings(["a dog"], VIDEO, crf=10))

@@ -65,7 +65,9 @@ def test_a_killed_extraction_goes_on_and_gives_the_same_bytes(job: LatentEncoder
 
 def test_a_clip_of_another_size_is_named(job: LatentEncoder) -> None:
     wrong = replace(job, video=VideoShape(height=32, width=32, frames=17, fps=8))
-    with pytest.raises(ValueError, match=r"clip 00000 is \(13, 32, 32, 3\), not \(17, 32, 32, 3\); run resample"):
+    with pytest.raises(
+        ValueError, match=r"clip 00000 has shape \(13, 32, 32, 3\), not \(17, 32, 32, 3\); run resample"
+    ):
         extract_latents(wrong, CONFIG, HERE)
 
 

@@ -1,6 +1,6 @@
 """Download files of one commit on the Hugging Face Hub, and verify them with the checksums that the hub lists.
 
-Temporary failures (a cut connection, status 429 or 5xx, a page of text instead of the file, a flipped bit) are retried
+Temporary failures (a lost connection, status 429 or 5xx, a page of text instead of the file, a flipped bit) are retried
 after growing pauses. The hub's own client compares sizes only, and restarts a download in every process; this module
 requests only the missing bytes.
 
@@ -43,7 +43,7 @@ from causvid.harness.progress import meter
 Result = TypeVar("Result")
 ATTEMPTS = 8  # of one request; the count restarts when a download has received new bytes
 LONGEST_PAUSE = 120.0  # seconds between two attempts, even if the hub asks for more
-SILENCE = 60.0  # seconds without data after which a connection counts as cut
+SILENCE = 60.0  # seconds without data after which a connection counts as lost
 PASSING = {408, 425, 429}  # status codes of temporary failures, besides 5xx
 
 
@@ -95,13 +95,13 @@ class HubCommit:
         A complete file is not downloaded again. An interrupted download continues where it stopped.
 
         Raises:
-            ValueError: All attempts failed, or returned a file that differs from the listing.
+            ValueError: Every attempt failed or returned a file that differs from the listing.
         """
         path = self.folder / self.commit / file.path
         if not path.is_file():
             part = path.with_name(path.name + ".part")
             part.parent.mkdir(parents=True, exist_ok=True)
-            # A cut connection that delivered new bytes is not a failure: the next request asks for the rest.
+            # A lost connection that delivered new bytes is not a failure: the next request asks for the rest.
             while not insist(lambda: self._get(file, part), file.path):
                 continue
             os.replace(part, path)
@@ -111,7 +111,7 @@ class HubCommit:
         """Download the missing bytes of ``part``.
 
         Returns:
-            Whether the file is complete; False if the connection was cut after it delivered new bytes.
+            Whether the file is complete; False if the connection was lost after it delivered new bytes.
 
         Raises:
             Damaged: The content differs from the listing; ``part`` was deleted.

@@ -87,7 +87,7 @@ def pack(shards: Path, out: Path, *, per_transaction: int) -> dict[str, Any]:
         The metadata of the LMDB.
 
     Raises:
-        ValueError: The shards differ in shape or timesteps, or the index does not list exactly the shards.
+        ValueError: The shards differ in shape or timesteps, a shard is damaged, or the index lists other shards.
     """
     paths = indexed(shards)
     timesteps = read_shard(paths[0]).notes.get("timesteps")

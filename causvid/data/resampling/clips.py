@@ -37,7 +37,7 @@ REJECTED = "rejected.jsonl"
 SECONDS_PER_VIDEO = 300.0  # time limit
 VIDEO_MEMORY = 4 * 2**30  # bytes; an 8K video with 16 reference frames needs 2**30
 SQUEEZE_LIMIT = Fraction(1, 10)  # largest relative change of the aspect ratio by squeezing (the released rule)
-VIDEOS_PER_GROUP = 32  # of one Ray worker, which starts a decoder process for every group (about a second)
+VIDEOS_PER_GROUP = 32  # per Ray task; every task starts a decoder process, which takes about a second
 
 Picture = TypeVar("Picture")
 Row = dict[str, Any]
@@ -94,7 +94,7 @@ class Resampler:
         return list(self.each(rows))
 
     def each(self, rows: Sequence[Row]) -> Iterator[Row]:
-        """Yield, in the order of completion, the manifest row of each clip, or the row of rejected.jsonl."""
+        """Yield, in the order of completion, the manifest row of each clip, or its row of rejected.jsonl."""
         processes = min(self.processes, len(rows))
         done = run_killable(self.one, rows, workers=processes, seconds=self.seconds, memory=VIDEO_MEMORY)
         for row, result in done:

@@ -92,10 +92,10 @@ def indexed(folder: Path) -> list[Path]:
         ValueError: The folder has no index, or the index does not list exactly the shards in the folder.
     """
     names = [row["id"] for row in manifest.read_manifest(folder)]
-    found = {path.stem for path in folder.glob("*.safetensors")}
-    if different := sorted(found.symmetric_difference(names)):
+    present = {path.stem for path in folder.glob("*.safetensors")}
+    if different := sorted(present.symmetric_difference(names)):
         raise ValueError(
-            f"{folder}: the index lists {len(names)} shards, and the folder holds {len(found)}; for example, "
+            f"{folder}: the index lists {len(names)} shards, and the folder holds {len(present)}; for example, "
             f"{different[0]} is in only one of the two; run the stage that writes the folder again"
         )
     return [shard_path(folder, name) for name in names]

@@ -90,7 +90,7 @@ def extract_latents(job: LatentEncoder, config: LatentConfig, compute: Compute) 
     The groups depend on the manifest only, so the result does not depend on the number of workers.
 
     Args:
-        job: Folders, models and precision.
+        job: The encoder, with its folders and settings.
         config: Params section ``extract_latents``.
         compute: Number of workers.
 

@@ -105,7 +105,7 @@ def generate_ode_pairs(
     """Solve the pairs that have no shard yet, and write the index.
 
     Args:
-        job: Folders, models and numbers.
+        job: The solver, with its folders and settings.
         captions: Captions, which the pairs use one after another and from the beginning again.
         config: Params section ``generate_ode_pairs``.
         compute: Number of workers.

@@ -260,7 +260,7 @@ class Fit:
 
 
 def fit(width: int, height: int, *, pixel_aspect: Fraction, rotation: int, video: VideoShape, aspect: str) -> Fit:
-    """Compute the geometry of the conversion.
+    """Compute the geometry of the conversion. Raises Rejection if squeezing would change the aspect ratio too much.
 
     Args:
         width, height: Size of the stored frames in pixels.
@@ -268,9 +268,6 @@ def fit(width: int, height: int, *, pixel_aspect: Fraction, rotation: int, video
         rotation: Counterclockwise rotation of the stored frames for display, in degrees.
         video: Size of the clip.
         aspect: ``crop`` or ``squeeze``, as in ``ResampleConfig``.
-
-    Raises:
-        Rejection: Squeezing would change the aspect ratio by more than the limit.
     """
     turns = round(rotation / 90) % 4
     goal_width, goal_height = (video.height, video.width) if turns % 2 else (video.width, video.height)

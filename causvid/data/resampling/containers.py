@@ -42,7 +42,7 @@ def demuxer(source: Path) -> str:
 
 
 def _boxes(stream: BinaryIO) -> Iterator[bytes]:
-    """Yield the types of the boxes at the top level of ``stream``, up to an invalid size or a still image."""
+    """Yield the types of the top-level boxes of ``stream``, up to an invalid size or the brand of a still image."""
     end = stream.seek(0, io.SEEK_END)
     at = 0
     for _ in range(_MOST_BOXES):

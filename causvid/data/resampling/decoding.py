@@ -34,7 +34,7 @@ def open_strictly(source: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """
     # "file:" and the whitelist prevent a file name or a header from opening the network or other files.
     url, only = f"file:{source.resolve()}", {"protocol_whitelist": "file"}
-    with _complaints() as said:
+    with _complaints() as messages:
         try:
             container = av.open(url, format=demuxer(source), options=only, metadata_errors="replace")
         except MemoryError:
@@ -55,20 +55,20 @@ def open_strictly(source: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
                 raise
             except av.FFmpegError as error:
                 raise Rejection("damaged", f"decoding stopped: {error.strerror}") from error
-    if said:
-        raise Rejection("damaged", f"the decoder reported: {said[0]}")
+    if messages:
+        raise Rejection("damaged", f"the decoder reported: {messages[0]}")
 
 
 @contextmanager
 def _complaints() -> Iterator[list[str]]:
     """Collect FFmpeg's messages about damage, which FFmpeg conceals. The list is filled when the block ends."""
-    said: list[str] = []
+    messages: list[str] = []
     before = av.logging.get_level()
     av.logging.set_level(av.logging.INFO)
     try:
         with av.logging.Capture() as lines:
-            yield said
-        said += [text.strip() for level, _, text in lines if level <= av.logging.ERROR or "concealing" in text]
+            yield messages
+        messages += [text.strip() for level, _, text in lines if level <= av.logging.ERROR or "concealing" in text]
     finally:
         av.logging.set_level(before)
 

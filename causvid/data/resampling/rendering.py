@@ -76,8 +76,7 @@ def peak_luminance(picture: VideoFrame, colour: Colour) -> float:
     """Return the luminance of the brightest highlights in cd/m2.
 
     For PQ it is MaxCLL, or else the peak of the mastering display. If both are missing or impossible, it is 10,000, the
-    maximum of the format. HLG is rendered for a display of
-    1,000 cd/m2.
+    maximum of the format. HLG is rendered for a display of 1,000 cd/m2.
     """
     if colour.transfer != "pq":
         return hdr.HLG_PEAK

@@ -45,7 +45,7 @@ def match_ends(videos: Names, captions: Iterable[str], *, bare: bool) -> dict[st
         bare: Whether a bare file name can match. If some videos are unknown, one of them may have the same name.
 
     Returns:
-        The caption of each video that has one. Each caption has one video.
+        The caption of each video that has one. No two videos have the same caption.
     """
     captions = list(captions)
     full = {video: [name for name in names if bare or "/" in name] for video, names in videos.items()}
@@ -86,7 +86,7 @@ def _index(owners: Names) -> dict[str, dict[str, list[str]]]:
 
 
 def _best(names: Sequence[str], index: Mapping[str, Mapping[str, Sequence[str]]]) -> str | None:
-    """Return the owner of the first of ``names`` that has owners; None if it has several, or if no name has one."""
+    """Return the owner of the first of ``names`` that has owners; None if there are several owners, or none."""
     for name in names:
         if spellings := index.get(composed(name)):
             owners = spellings.get(name) or (next(iter(spellings.values())) if len(spellings) == 1 else ())

@@ -136,8 +136,12 @@ def folder_videos(out: Path, config: DownloadConfig) -> dict[str, Any]:
         )
     passed = PassedOver()
     read = _read_captions if captions.is_file() else _read_sidecars
-    said = read(folder, captions, [name for name in names if not _has_fault(name, "the name", name, passed)], passed)
-    kept = [name for name in names if name in said and not _has_fault(said[name], "the caption", name, passed)]
+    caption_of = read(
+        folder, captions, [name for name in names if not _has_fault(name, "the name", name, passed)], passed
+    )
+    kept = [
+        name for name in names if name in caption_of and not _has_fault(caption_of[name], "the caption", name, passed)
+    ]
     kept = [name for name in kept if not _leads_nowhere(folder / name, name, passed)]
     if not kept:
         last = passed.rows[-1]
@@ -147,7 +151,7 @@ def folder_videos(out: Path, config: DownloadConfig) -> dict[str, Any]:
     (out / "videos").mkdir(parents=True)
     rows = []
     for index, name in enumerate(progress(kept[: config.limit], total=len(kept[: config.limit]), what="copying")):
-        rows.append(_row(index, PurePosixPath(name).suffix.lower(), caption=said[name], source=name))
+        rows.append(_row(index, PurePosixPath(name).suffix.lower(), caption=caption_of[name], source=name))
         # Not a hard link: DVC would write-protect the user's file, and an edit of that file would corrupt the copy.
         shutil.copyfile(folder / name, out / rows[-1]["path"])
     passed.write(out)
@@ -199,18 +203,20 @@ def _leads_nowhere(path: Path, name: str, passed: PassedOver) -> bool:
 
 def _read_captions(folder: Path, captions: Path, names: list[str], passed: PassedOver) -> dict[str, str]:
     """Read the captions of the videos ``names`` from one file. Entries whose path UTF-8 cannot hold are passed over."""
-    said = {path: caption for path, caption in reversed(caption_pairs(captions)) if caption}
-    for path in [path for path in said if text.fault(path)]:
-        del said[path]
+    caption_of = {path: caption for path, caption in reversed(caption_pairs(captions)) if caption}
+    for path in [path for path in caption_of if text.fault(path)]:
+        del caption_of[path]
         if not (folder / path).is_file():  # otherwise the video was passed over for the same reason
             passed.add(f"{captions.name}: {path}", text.NOT_UTF8, f"the path {text.fault(path)}")
-    found = match({name: [name] for name in names}, {path: [path] for path in said})
-    if missing := [name for name in names if name not in found]:
-        _refuse_lookalikes(missing, said, f"{captions} names")
+    matched = match({name: [name] for name in names}, {path: [path] for path in caption_of})
+    if missing := [name for name in names if name not in matched]:
+        _refuse_lookalikes(missing, caption_of, f"{captions} names")
         raise ValueError(f"{captions} has no caption for {named(missing)}; add captions or remove the videos")
-    if unknown := sorted(said.keys() - set(found.values())):
-        raise ValueError(f"{captions} names videos that are not in {folder}: {named(unknown)}; add or correct them")
-    return {name: said[path] for name, path in found.items()}
+    if unknown := sorted(caption_of.keys() - set(matched.values())):
+        raise ValueError(
+            f"{captions} names videos that are not in {folder}: {named(unknown)}; add these videos or correct the names"
+        )
+    return {name: caption_of[path] for name, path in matched.items()}
 
 
 def _read_sidecars(folder: Path, captions: Path, names: list[str], passed: PassedOver) -> dict[str, str]:
@@ -220,20 +226,20 @@ def _read_sidecars(folder: Path, captions: Path, names: list[str], passed: Passe
     """
     stems = {name: PurePosixPath(name).with_suffix("").as_posix() for name in names}
     texts = [name.with_suffix("").as_posix() for name in _names_below(folder) if name.suffix == ".txt"]
-    found = match({stem: [stem] for stem in stems.values()}, {stem: [stem] for stem in texts})
-    said = {}
+    matched = match({stem: [stem] for stem in stems.values()}, {stem: [stem] for stem in texts})
+    caption_of = {}
     for name, stem in stems.items():
         try:
-            file = f"{found[stem]}.txt" if stem in found else None
-            said[name] = read_sidecar(folder / file, f"the caption {file}") if file else ""
+            file = f"{matched[stem]}.txt" if stem in matched else None
+            caption_of[name] = read_sidecar(folder / file, f"the caption {file}") if file else ""
         except ValueError as error:
             passed.add(name, text.NOT_UTF8, str(error))
-    if missing := [name for name, caption in said.items() if not caption]:
-        _refuse_lookalikes([stems[name] for name in missing if stems[name] not in found], texts, "the .txt files are")
+    if missing := [name for name, caption in caption_of.items() if not caption]:
+        _refuse_lookalikes([stems[name] for name in missing if stems[name] not in matched], texts, "the .txt files are")
         raise ValueError(
             f"there is no captions file {captions}, and no caption in a .txt file beside {named(missing)}; write one"
         )
-    return said
+    return caption_of
 
 
 def _refuse_lookalikes(missing: Iterable[str], names: Iterable[str], what: str) -> None:

@@ -49,7 +49,7 @@ def mixkit_videos(out: Path, config: DownloadConfig, *, hub: Path) -> dict[str, 
     if not parts:
         raise ValueError(f"download.mixkit_files is {config.mixkit_files}; {config.mixkit_repo} has no such file")
     taken = _Taken(out, config.limit)
-    said = _captions(repository, config.mixkit_captions, taken.passed)
+    captions = _captions(repository, config.mixkit_captions, taken.passed)
     (out / "videos").mkdir(parents=True)
     read = 0
     for part in progress(parts, total=len(parts), what="MixKit parts"):
@@ -61,7 +61,7 @@ def mixkit_videos(out: Path, config: DownloadConfig, *, hub: Path) -> dict[str, 
         raise ValueError(
             f"download.mixkit_files is {config.mixkit_files}; none of the {len(parts)} parts contains a video"
         )
-    rows = _captioned(taken, said, complete=read == len(parts))
+    rows = _captioned(taken, captions, complete=read == len(parts))
     taken.passed.write(out)
     counts = write_index(out, rows)
     return counts | {"passed_over": len(taken.passed.rows), "commit": repository.commit}
@@ -101,24 +101,24 @@ def _captions(repository: HubCommit, patterns: tuple[str, ...], passed: PassedOv
     if not files:
         places = ", ".join(patterns)
         raise ValueError(f"download.mixkit_captions is {places}; {repository.repo} has no such file")
-    said: dict[str, str] = {}
+    captions: dict[str, str] = {}
     for file in files:
         for path, caption in caption_pairs(repository.fetch(file)):
             if reason := text.fault(path):
                 passed.add(f"{file.path}: {path}", text.NOT_UTF8, f"the path {reason}")
             else:
-                said.setdefault(path, caption)
-    return said
+                captions.setdefault(path, caption)
+    return captions
 
 
-def _captioned(taken: _Taken, said: Mapping[str, str], *, complete: bool) -> list[Row]:
+def _captioned(taken: _Taken, captions: Mapping[str, str], *, complete: bool) -> list[Row]:
     """Build the rows of the videos with their captions. A video whose caption UTF-8 cannot hold is passed over."""
-    found = _matched(taken.paths, said, complete=complete)
+    matched = _matched(taken.paths, captions, complete=complete)
     rows: list[Row] = []
     for sources in taken.sources.values():
         source, file = sources[0], taken.files[sources[0]]
         # Files with the same content are one video, which has the caption of any of them.
-        caption = next((said[found[copy]] for copy in sources if copy in found), None)
+        caption = next((captions[matched[copy]] for copy in sources if copy in matched), None)
         if reason := caption and text.fault(caption):
             file.unlink()
             taken.passed.add(source, text.NOT_UTF8, f"the caption {reason}")
@@ -131,28 +131,28 @@ def _captioned(taken: _Taken, said: Mapping[str, str], *, complete: bool) -> lis
     return rows
 
 
-def _matched(paths: Mapping[str, PurePosixPath], said: Iterable[str], *, complete: bool) -> dict[str, str]:
+def _matched(paths: Mapping[str, PurePosixPath], captions: Iterable[str], *, complete: bool) -> dict[str, str]:
     """Return the path of the caption for each source that has one.
 
     A caption names its video "<part>/<file>". Inside the part, the file may be in several folders or in none.
 
     Args:
         paths: Path of each video inside its part.
-        said: Paths of the captions.
+        captions: Paths of the captions.
         complete: Whether ``paths`` has the videos of every part.
     """
-    folders = {composed(folder) for path in said for folder in PurePosixPath(path).parent.parts}
+    folders = {composed(folder) for path in captions for folder in PurePosixPath(path).parent.parts}
     names = {
         source: [f"{part}/{path}", f"{path}"] if composed(part := _part(source)) in folders else [f"{path}"]
         for source, path in paths.items()
     }
-    found = match_ends(names, said, bare=complete)
-    if not complete and len(match_ends(names, said, bare=True)) > len(found):
+    matched = match_ends(names, captions, bare=complete)
+    if not complete and len(match_ends(names, captions, bare=True)) > len(matched):
         sys.stderr.write(
             "download.limit leaves parts unread, so captions with a bare file name are ignored: an unread part may "
             "contain a video of the same name\n"
         )
-    return found
+    return matched
 
 
 def _part(source: str) -> str:

@@ -173,7 +173,7 @@ def clip_captions(known: Sequence[str], count: int, *, seed: int) -> list[str]:
 
 
 def clip_frames(caption: str, index: int, *, video: VideoShape, seed: int) -> NDArray[np.uint8]:
-    """Return training clip ``index``, uint8 [F, H, W, 3]. The start and the radius depend on (seed, index) only."""
+    """Return training clip ``index`` with ``caption``, uint8 [F, H, W, 3]; start and radius depend on (seed, index)."""
     draw = np.random.Generator(np.random.PCG64(derive_seed(seed, "toy_world", index)))
     start_xy = (draw.uniform(0, video.width), draw.uniform(0, video.height))
     return render(parse(caption), video=video, start_xy=start_xy, radius=draw.uniform(*radius_range(video)))

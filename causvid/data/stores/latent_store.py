@@ -4,7 +4,7 @@ The released keys are ``latents_{i}_data`` (raw little-endian float16, C order),
 ``latents_shape`` and ``prompts_shape`` (integers separated by spaces, the count first). A row on disk is [F, C, H, W]
 for a clip, or [T, F, C, H, W] for an ODE pair of T solver states, the clean one last. This project adds the keys
 ``latents_{i}_sha256``, ``metadata`` (JSON) and ``metadata_sha256``. In memory, C is before F; no other module converts
-between the two.
+between the two orders.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ DTYPE = np.dtype("<f2")
 FILE = "data.mdb"
 PAGES_PER_ENTRY = 16  # upper bound of the pages that one put copies and splits, in a tree of depth 3 or 4
 MORE_ROOM = (
-    "LMDB maps the whole file: raise the limit on virtual memory (ulimit -v, or the batch system's) above its size"
+    "LMDB maps the whole file: raise the limit on virtual memory (ulimit -v, or that of the batch system) above "
+    "the size of the file"
 )
 
 
@@ -257,12 +258,12 @@ def read_prompts(folder: Path) -> list[str]:
     encoded: dict[int, bytes] = {}
     try:
         with _environment(folder.resolve()).begin() as transaction:
-            has_metadata = transaction.get(b"metadata") is not None  # is not an LMDB of the released code
+            has_metadata = transaction.get(b"metadata") is not None  # only LMDBs of this project have this key
             shape = transaction.get(b"latents_shape")
             counted = re.match(rb"\d+", shape) if shape is not None else None
             count = int(counted[0]) if counted else None  # later rows are those of an earlier build
             cursor = transaction.cursor()
-            cursor.set_range(b"prompts_")  # keys are sorted, so the latents, which are before the prompts, are not read
+            cursor.set_range(b"prompts_")  # keys are sorted: the latents before the prompts are not read
             for key, value in cursor:
                 if named := re.fullmatch(rb"prompts_(\d+)_data", key):
                     encoded[int(named[1])] = bytes(value)

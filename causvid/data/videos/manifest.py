@@ -34,7 +34,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
                 f"{path}, line {number}: not JSON ({error}); run the stage that writes the file again"
             ) from error
         if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}: expected a JSON object, not a {type(row).__name__}")
+            raise ValueError(f"{path}, line {number}: expected a JSON object, got {type(row).__name__}")
         rows.append(row)
     return rows
 

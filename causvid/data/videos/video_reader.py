@@ -16,8 +16,8 @@ decord.logging.set_level(decord.logging.QUIET)  # errors are raised, so messages
 def read_frames(path: Path) -> NDArray[np.uint8]:
     """Decode all frames of a video to RGB, uint8 [F, H, W, 3]. Raises ValueError if the video cannot be decoded.
 
-    Do not use this function for other videos: decord can hang on a damaged end, and returns a neighbouring frame in
-    place of a damaged frame.
+    Do not use this function for videos of unknown origin: decord can hang on a damaged end, and returns a neighbouring
+    frame in place of a damaged frame.
     """
     if not path.is_file():
         raise ValueError(f"{path} does not exist; run the stage that writes it again")

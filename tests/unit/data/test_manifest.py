@@ -70,7 +70,7 @@ def test_bytes_depend_on_the_rows_only(tmp_path: Path) -> None:
     [
         ('{"id": 1}\n{"id": \n', r"line 2: not JSON"),
         ('{"id": 1}\n\n{"id": 2}\n', r"line 2: not JSON"),
-        ('{"id": 1}\n[1]\n', r"line 2: expected a JSON object, not a list"),
+        ('{"id": 1}\n[1]\n', r"line 2: expected a JSON object, got list"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path: Path, text: str, message: str) -> None:

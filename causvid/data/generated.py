@@ -1,4 +1,4 @@
-"""Generated clips on disk: mp4s and their manifest rows."""
+"""Write generated clips as mp4 files, and build their manifest rows."""
 
 from __future__ import annotations
 
@@ -23,16 +23,19 @@ def write_clips(
     *,
     first: int = 0,
 ) -> list[dict[str, Any]]:
-    """Write a batch of videos as mp4s and return their manifest rows.
+    """Write a batch of videos as mp4 files.
 
     Args:
-        folder: Folder of the mp4s; it is created.
+        folder: Folder of the mp4 files; it is created if it does not exist.
         captions: The B captions of the videos.
-        frames: uint8 [B, F, H, W, 3], or an iterable of such chunks. A chunk is encoded before the next one is asked
-            for, so that the memory needed does not depend on the length of the videos.
+        frames: uint8 [B, F, H, W, 3], or an iterable of such chunks. Each chunk is encoded before the next one is
+            requested, so that memory use does not depend on the length of the videos.
         video: Height, width and frames per second.
         crf: Quality of x264; lower is better.
-        first: Number of the first video in the folder.
+        first: Number of the first video. Video n is written to ``<n>.mp4``, with n in five digits.
+
+    Returns:
+        The manifest rows: id, path, caption, source, frames, height, width, fps and sha256.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{first + offset:05d}.mp4" for offset in range(len(captions))]

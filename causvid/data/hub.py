@@ -1,10 +1,10 @@
-"""Files of one commit on the Hugging Face Hub; a file is there when its content has the sum that the hub lists.
+"""Download files of one commit on the Hugging Face Hub, and verify them with the checksums that the hub lists.
 
-What passes by itself (a cut connection, 429, 5xx, a page of text in the place of bytes, a flipped bit) is tried again
-after growing pauses. The hub's own client compares sizes only and begins a file anew in every process; here the rest is
-asked for.
+Temporary failures (a lost connection, status 429 or 5xx, a page of text instead of the file, a flipped bit) are retried
+after growing pauses. The hub's own client compares sizes only, and restarts a download in every process; this module
+requests only the missing bytes.
 
-``python -m causvid.data.hub REPO 'FOLDER/*' --out FOLDER`` fetches files of a model repository (``--dataset``: of a
+``python -m causvid.data.hub REPO 'FOLDER/*' --out FOLDER`` downloads files of a model repository (``--dataset``: of a
 data set), such as the released LMDBs and checkpoints.
 """
 
@@ -41,19 +41,26 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_at
 from causvid.harness.progress import meter
 
 Result = TypeVar("Result")
-ATTEMPTS = 8  # of one request; a file that grows on the way starts to count anew
-LONGEST_PAUSE = 120.0  # seconds between two of them, whatever the hub asks for
-SILENCE = 60.0  # seconds without a byte after which a connection counts as cut
-PASSING = {408, 425, 429}  # HTTP states besides 5xx that ask to come again
+ATTEMPTS = 8  # of one request; the count restarts when a download has received new bytes
+LONGEST_PAUSE = 120.0  # seconds between two attempts, even if the hub asks for more
+SILENCE = 60.0  # seconds without data after which a connection counts as lost
+PASSING = {408, 425, 429}  # status codes of temporary failures, besides 5xx
 
 
 class Damaged(Exception):
-    """What arrived is not what the hub lists."""
+    """A downloaded file differs from the size or the checksum that the hub lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HubCommit:
-    """One commit of a repository on the hub, and the local folder its files are fetched into."""
+    """One commit of a repository on the hub.
+
+    Attributes:
+        repo: Name of the repository, owner/name.
+        kind: Kind of the repository.
+        commit: Hash of the commit.
+        folder: Local folder. A file is downloaded to ``<folder>/<commit>/<path in the repository>``.
+    """
 
     repo: str
     kind: Literal["dataset", "model"]
@@ -61,7 +68,7 @@ class HubCommit:
     folder: Path
 
     def files(self, pattern: str) -> list[RepoFile]:
-        """The files whose path matches ``pattern``, as folder/*.tar, sorted; * matches within one folder only."""
+        """Return the files that match ``pattern``, such as folder/*.tar, sorted. Only file names have wildcards."""
         parent, wanted = PurePosixPath(pattern).parent, PurePosixPath(pattern).name
         try:
             tree = insist(
@@ -75,30 +82,40 @@ class HubCommit:
                 ),
                 f"the list of {self.repo}/{parent}",
             )
-        except EntryNotFoundError:  # no such folder: no such files
+        except EntryNotFoundError:  # a missing folder has no files
             return []
         files = {PurePosixPath(entry.path): entry for entry in tree if isinstance(entry, RepoFile)}
-        # Nor does a listing lead out of the folder, whatever it says.
+        # A listing cannot lead out of the folder: entries with another parent are ignored.
         inside = sorted(path for path in files if path.parent == parent and fnmatchcase(path.name, wanted))
         return [files[path] for path in inside]
 
     def fetch(self, file: RepoFile) -> Path:
-        """Download a file unless it is here, going on where an earlier process stopped.
+        """Download a file and return its local path.
 
-        Raises ValueError when what arrives is never what the hub lists.
+        A complete file is not downloaded again. An interrupted download continues where it stopped.
+
+        Raises:
+            ValueError: Every attempt failed or returned a file that differs from the listing.
         """
         path = self.folder / self.commit / file.path
         if not path.is_file():
             part = path.with_name(path.name + ".part")
             part.parent.mkdir(parents=True, exist_ok=True)
-            # A connection that brought something new before it was cut has not failed: that ends by itself.
+            # A lost connection that delivered new bytes is not a failure: the next request asks for the rest.
             while not insist(lambda: self._get(file, part), file.path):
                 continue
             os.replace(part, path)
         return path
 
     def _get(self, file: RepoFile, part: Path) -> bool:
-        """Bring ``part`` nearer to the whole file; whether it is that now. Raises Damaged, with nothing left of it."""
+        """Download the missing bytes of ``part``.
+
+        Returns:
+            Whether the file is complete; False if the connection was lost after it delivered new bytes.
+
+        Raises:
+            Damaged: The content differs from the listing; ``part`` was deleted.
+        """
         held = part.stat().st_size if part.is_file() else 0
         if held < file.size or not part.is_file():
             url = hf_hub_url(self.repo, file.path, repo_type=self.kind, revision=self.commit, endpoint=HfApi().endpoint)
@@ -117,31 +134,52 @@ class HubCommit:
                     raise
         if reason := _difference(part, file):
             part.unlink()
-            raise Damaged(f"it arrived damaged ({reason})")
+            raise Damaged(f"the downloaded file is damaged ({reason})")
         return True
 
 
 def open_commit(repo: str, revision: str, *, kind: Literal["dataset", "model"], folder: Path) -> HubCommit:
-    """The commit that ``revision`` (a commit, branch or tag) is now. Raises ValueError when there is none."""
+    """Resolve a revision to the commit that it is now.
+
+    Args:
+        repo: Name of the repository, owner/name.
+        revision: A commit, branch or tag.
+        kind: Kind of the repository.
+        folder: Local folder for downloads.
+
+    Raises:
+        ValueError: The repository or the revision does not exist, or the user has no access.
+    """
     try:
         info = insist(lambda: HfApi().repo_info(repo, revision=revision, repo_type=kind), f"{kind} {repo}")
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{kind} {repo} (revision {revision}) is not on the hub, or not for you: {reason}") from error
+        raise ValueError(
+            f"{kind} {repo} (revision {revision}) does not exist on the hub, or you have no access to it: {reason}"
+        ) from error
     return HubCommit(repo=repo, kind=kind, commit=str(info.sha), folder=folder)
 
 
 def insist(request: Callable[[], Result], what: str) -> Result:
-    """``request()``, again after a pause while its failure is one that passes; ``what`` names it on stderr.
+    """Call ``request``, and repeat it after a pause if its failure is temporary.
 
-    Raises ValueError when that does not end, and what does not pass as it is.
+    Args:
+        request: A function that sends one request.
+        what: Name of the request, for messages on stderr.
+
+    Returns:
+        The result of ``request``.
+
+    Raises:
+        ValueError: ``ATTEMPTS`` calls failed temporarily.
+        Exception: A failure that is not temporary; it is not repeated.
     """
 
     def say(state: RetryCallState) -> None:
         assert state.outcome is not None
         pause = state.next_action.sleep if state.next_action else 0
         reason = _line(state.outcome.exception())
-        sys.stderr.write(f"{what}: {reason}; try {state.attempt_number + 1} of {ATTEMPTS} in {pause:.0f} s\n")
+        sys.stderr.write(f"{what}: {reason}; attempt {state.attempt_number + 1} of {ATTEMPTS} in {pause:.0f} s\n")
 
     again, enough = retry_if_exception(_passes), stop_after_attempt(ATTEMPTS)
     try:
@@ -150,15 +188,16 @@ def insist(request: Callable[[], Result], what: str) -> Result:
         if not _passes(error):
             raise
         raise ValueError(
-            f"{what}: gave up after {ATTEMPTS} tries ({_line(error)}); run the same command again later"
+            f"{what}: gave up after {ATTEMPTS} attempts ({_line(error)}); run the same command again later"
         ) from error
 
 
 def _passes(error: BaseException) -> bool:
+    """Return whether a failure is temporary."""
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
         return status in PASSING or status >= 500
-    # A page of text where JSON should be: a proxy's, or the hub's own in a bad hour.
+    # A ValueError means text instead of JSON: an error page of a proxy, or of the hub.
     return isinstance(error, (httpx2.TransportError, httpx2.DecodingError, Damaged, ValueError)) and not isinstance(
         error, HFValidationError
     )
@@ -168,17 +207,19 @@ _backoff = wait_random_exponential(multiplier=1, max=LONGEST_PAUSE)
 
 
 def _pause(state: RetryCallState) -> float:
+    """Return the seconds to wait: the hub's Retry-After, or a random number that grows with the attempts."""
     error: Any = state.outcome.exception() if state.outcome else None
     asked = error.response.headers.get("Retry-After", "") if isinstance(error, HfHubHTTPError) else ""
     return min(float(asked), LONGEST_PAUSE) if asked.isdigit() else _backoff(state)
 
 
 def _line(error: BaseException | None) -> str:
+    """Return the first line of an error's message, or its type if it has no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _append(response: httpx2.Response, part: Path, held: int, file: RepoFile) -> None:
-    """Write what comes behind the first ``held`` bytes of ``part``."""
+    """Write the body of ``response`` into ``part``, after the first ``held`` bytes."""
     with (
         part.open("r+b" if held else "wb") as stream,
         meter(total=file.size, what=file.path, initial=held, unit="B") as done,
@@ -194,7 +235,10 @@ def _append(response: httpx2.Response, part: Path, held: int, file: RepoFile) ->
 
 
 def _difference(path: Path, file: RepoFile) -> str:
-    """What is wrong with the content of ``path``; nothing when it is right. LFS lists sha256, git its own sha1."""
+    """Return how ``path`` differs from the listing of ``file``; "" if it does not.
+
+    The hub lists the sha256 of LFS files, and git's blob sha1 of all other files.
+    """
     if path.stat().st_size != file.size:
         return f"{path.stat().st_size} bytes, not {file.size}"
     wanted = file.lfs.sha256 if file.lfs is not None else file.blob_id
@@ -202,34 +246,34 @@ def _difference(path: Path, file: RepoFile) -> str:
     with path.open("rb") as stream:
         while chunk := stream.read(2**20):
             digest.update(chunk)
-    return "" if digest.hexdigest() == wanted else f"sum {digest.hexdigest()}, not {wanted}"
+    return "" if digest.hexdigest() == wanted else f"checksum {digest.hexdigest()}, not {wanted}"
 
 
 def main(
     repo: Annotated[str, typer.Argument(help="repository on the hub, owner/name")],
-    pattern: Annotated[str, typer.Argument(help="which files, as folder/*")],
-    out: Annotated[Path, typer.Option(help="folder to make; there when it is whole")],
+    pattern: Annotated[str, typer.Argument(help="files to download, such as folder/*")],
+    out: Annotated[Path, typer.Option(help="folder to create; it appears when it is complete")],
     revision: Annotated[str, typer.Option(help="commit, branch or tag")] = "main",
     dataset: Annotated[bool, typer.Option("--dataset", help="the repository is a data set, not a model")] = False,
 ) -> None:
-    """Fetch files of a repository into a folder, each with the sum the hub lists; stopped, the same command goes on."""
+    """Download files of a repository and verify their checksums. To continue after an interruption, run it again."""
     if out.exists():
-        sys.exit(f"--out is {out}; it exists: take it away, or name another folder")
+        sys.exit(f"--out is {out}, which exists; remove it, or name another folder")
     place = out.with_name(f"{out.name}.fetching")
     try:
         source = open_commit(repo, revision, kind="dataset" if dataset else "model", folder=place)
         files = source.files(pattern)
         if not files:
-            raise ValueError(f"{repo} has no file {pattern}")
+            raise ValueError(f"{repo} has no file that matches {pattern}; check the pattern")
         fetched = [source.fetch(file) for file in files]
     except ValueError as error:
         sys.exit(str(error))
     for path in [path for path in fetched[0].parent.iterdir() if path not in fetched]:
-        # Left by an earlier command with another pattern.
+        # An interrupted command with another pattern may have downloaded other files.
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     os.replace(fetched[0].parent, out)
     shutil.rmtree(place)
-    print(f"{len(files)} files of {repo} at commit {source.commit} in {out}")
+    print(f"downloaded {len(files)} files of {repo} at commit {source.commit} to {out}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""One safetensors file per clip or pair: what workers write, in any order, and packing reads back by the index.
+"""Shards: one safetensors file per clip or ODE pair, and an index.
 
-The index, manifest.jsonl, is written last: a folder with one is whole.
+Workers write shards in any order, and packing reads them in the order of the index. The index, manifest.jsonl, is
+written last: a folder with an index is complete.
 """
 
 from __future__ import annotations
@@ -22,24 +23,29 @@ REJECTED = "rejected.jsonl"
 
 
 class Shard(NamedTuple):
-    """latents: float16 [C, F, H, W] or [T, C, F, H, W]; notes: strings such as the caption and the timesteps."""
+    """Content of a shard.
+
+    Attributes:
+        latents: [C, F, H, W] of a clip, or [T, C, F, H, W] of the T states of an ODE pair; float16 when it is read.
+        notes: Strings, such as the caption and the timesteps.
+    """
 
     latents: torch.Tensor
     notes: Mapping[str, str]
 
 
 def shard_path(folder: Path, name: str) -> Path:
-    """Where the shard ``name`` lies."""
+    """Return the path of the shard ``name``."""
     return folder / f"{name}.safetensors"
 
 
 def write_shard(folder: Path, name: str, shard: Shard) -> None:
-    """Write one shard so that it is there whole or not at all. Equal content gives equal bytes.
+    """Write a shard by rename, so that the file is complete or absent. Equal content gives equal bytes.
 
-    The notes are one entry of the file's metadata: safetensors writes several in a random order.
+    All notes are one entry of the file's metadata, because safetensors writes several entries in a random order.
     """
     path = shard_path(folder, name)
-    # Two may write it at once: one that was given up for dead, and the one that took its place.
+    # A unique name, because a worker that was wrongly taken for dead and its replacement may write one shard at once.
     temporary = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
     latents = shard.latents.to(torch.float16).contiguous().cpu()
     save_file({"latents": latents}, temporary, metadata={"notes": json.dumps(dict(shard.notes), sort_keys=True)})
@@ -47,34 +53,49 @@ def write_shard(folder: Path, name: str, shard: Shard) -> None:
 
 
 def read_shard(path: Path) -> Shard:
-    """The shard at ``path``. Raises ValueError when it is damaged."""
+    """Read the shard at ``path``. Raises ValueError if the file is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             return Shard(file.get_tensor("latents"), json.loads((file.metadata() or {})["notes"]))
-    except Exception as error:  # safetensors raises its own untyped errors for cut or foreign files
-        raise ValueError(f"{path} is not a shard ({error}); delete it and run its stage again") from error
+    except Exception as error:  # safetensors has no common type for errors of truncated or foreign files
+        raise ValueError(
+            f"{path} is not a valid shard ({error}); delete it and run the stage that writes it again"
+        ) from error
 
 
 def finish(folder: Path, rows: Sequence[Mapping[str, Any]], rejected: Iterable[Mapping[str, Any]]) -> None:
-    """Write the index of a folder: ``rows`` {id, caption} have a shard, ``rejected`` {id, code, reason} have none.
+    """Write the index of a folder and its rejected.jsonl, and delete temporary files of killed workers.
 
-    What killed workers left is removed. Raises ValueError when a shard is not there.
+    Args:
+        folder: Folder of the shards.
+        rows: {id, caption} of every item that has a shard.
+        rejected: {id, code, reason} of every item that has no shard.
+
+    Raises:
+        ValueError: A shard of ``rows`` is missing.
     """
-    for left in (*folder.glob("*.tmp"), *folder.glob(".tmp*")):  # ours, and safetensors' own while it writes
+    for left in (*folder.glob("*.tmp"), *folder.glob(".tmp*")):  # unfinished files of write_shard, and of safetensors
         left.unlink()
     if missing := [row["id"] for row in rows if not shard_path(folder, row["id"]).is_file()]:
-        raise ValueError(f"{folder} has no shard {missing[0]} and {len(missing) - 1} others; run the stage again")
+        raise ValueError(
+            f"{folder} has no shard for {len(missing)} of {len(rows)} items, for example {missing[0]}; run the stage "
+            "again"
+        )
     manifest.write_rows(folder / REJECTED, sorted(rejected, key=lambda row: str(row["id"])))
     manifest.write_rows(folder / manifest.NAME, sorted(rows, key=lambda row: str(row["id"])))
 
 
 def indexed(folder: Path) -> list[Path]:
-    """The shards that the index lists, in its order. Raises ValueError when the folder holds others or has no index."""
+    """Return the paths of the shards in the order of the index.
+
+    Raises:
+        ValueError: The folder has no index, or the index does not list exactly the shards in the folder.
+    """
     names = [row["id"] for row in manifest.read_manifest(folder)]
-    found = {path.stem for path in folder.glob("*.safetensors")}
-    if different := sorted(found.symmetric_difference(names)):
+    present = {path.stem for path in folder.glob("*.safetensors")}
+    if different := sorted(present.symmetric_difference(names)):
         raise ValueError(
-            f"{folder}: the index lists {len(names)} shards, {len(found)} are there, {different[0]} is one of the "
-            "differences; run the stage that makes them again"
+            f"{folder}: the index lists {len(names)} shards, and the folder holds {len(present)}; for example, "
+            f"{different[0]} is in only one of the two; run the stage that writes the folder again"
         )
     return [shard_path(folder, name) for name in names]

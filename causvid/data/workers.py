@@ -1,7 +1,7 @@
-"""Worker processes that may die: a broken video can hang or crash its decoder, and that must cost one video only.
+"""Run jobs in processes that may die, because a broken video can hang or crash its decoder.
 
-A worker runs one job at a time under an alarm that kills it, whatever holds its interpreter; it is then replaced. How
-much memory it may take is limited too: a header of a few bytes can ask for all there is.
+A worker process runs one job at a time. An alarm kills the process at the time limit, even if its interpreter is
+blocked, and a new process replaces it. Memory is limited too, because a header of a few bytes can request all of it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,12 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, kw_only=True)
 class Lost:
-    """The result of a job its worker did not survive. code: timeout | memory | crashed; reason: a sentence."""
+    """The result of a job that exceeded a limit or crashed its worker.
+
+    Attributes:
+        code: timeout, memory or crashed.
+        reason: A clause that explains the code.
+    """
 
     code: str
     reason: str
@@ -30,11 +35,21 @@ class Lost:
 def run_killable(
     work: Callable[[Job], Result], jobs: Iterable[Job], *, workers: int, seconds: float, memory: int
 ) -> Iterator[tuple[Job, Result | Lost]]:
-    """Yield every job with ``work(job)``, in the order they finish, from ``workers`` processes.
+    """Run ``work`` on every job in worker processes, which end with this process, even if it is killed.
 
-    A job that takes more than ``seconds`` or ``memory`` bytes, or takes its worker down, yields ``Lost``; an exception
-    it raises is raised here. ``work``, jobs and results are pickled. The processes end with this one, even when it is
-    killed.
+    Args:
+        work: Function of one job. The function, the jobs and the results must be picklable.
+        jobs: The arguments of ``work``.
+        workers: Number of processes.
+        seconds: Time limit of one job.
+        memory: Memory limit of one process in bytes.
+
+    Yields:
+        Each job and its result, in the order of completion. The result is ``Lost`` if the job exceeded a limit or
+        crashed its worker.
+
+    Raises:
+        Exception: The first exception that ``work`` raises.
     """
     todo = iter(jobs)
     busy: dict[Any, _Worker[Job, Result]] = {}
@@ -69,12 +84,12 @@ class _Worker(Generic[Job, Result]):
     job: Job
 
     def __init__(self, work: Callable[[Job], Result], seconds: float, memory: int) -> None:
-        # Spawned: a fork of a process with threads (MLflow, torch) may never come back.
+        # "spawn", because a fork of a process with threads (MLflow, torch) can deadlock.
         context = get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, work, seconds, memory), daemon=True)
+        self.connection, worker_end = context.Pipe()
+        self.process = context.Process(target=_serve, args=(worker_end, work, seconds, memory), daemon=True)
         self.process.start()
-        theirs.close()  # so that its death ends the connection
+        worker_end.close()  # so that the death of the worker closes the connection
         self.seconds, self.memory = seconds, memory
 
     def give(self, job: Job) -> Connection:
@@ -88,28 +103,28 @@ class _Worker(Generic[Job, Result]):
         except (EOFError, ConnectionError):
             self.process.join()
             if self.process.exitcode == -signal.SIGALRM:
-                return Lost(code="timeout", reason=f"it took more than {self.seconds:g} seconds and was stopped")
-            return Lost(code="crashed", reason=f"its worker process died (exit code {self.process.exitcode})")
+                return Lost(code="timeout", reason=f"the work took more than {self.seconds:g} seconds and was stopped")
+            return Lost(code="crashed", reason=f"the worker process died (exit code {self.process.exitcode})")
         if isinstance(result, _Raised) and isinstance(result.error, MemoryError):
-            return Lost(code="memory", reason=f"it took more than {self.memory / 2**30:.3g} GiB of memory")
+            return Lost(code="memory", reason=f"the work needed more than {self.memory / 2**30:.3g} GiB of memory")
         if isinstance(result, _Raised):
             raise result.error
         return result
 
 
 def _serve(connection: Connection, work: Callable[[Any], Any], seconds: float, memory: int) -> None:
-    # What it writes to, not what it maps: libraries map far more than they touch.
+    # The limit is on private writable memory, not on address space, because libraries map far more than they use.
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     while True:
         try:
             job = connection.recv()
-        except EOFError:  # the parent has no more jobs, or is no more
+        except EOFError:  # the parent closed the connection or died
             return
-        # Left to its default the signal is handled by the kernel: no interpreter lock can hold it up.
+        # SIGALRM keeps its default action: the kernel kills the process, even if a thread holds the interpreter lock.
         signal.setitimer(signal.ITIMER_REAL, seconds)
         try:
             result = work(job)
-        except MemoryError:  # a fresh one: a library's own may not be picklable
+        except MemoryError:  # a new one, because a subclass of a library may not be picklable
             result = _Raised(MemoryError())
         except Exception as error:  # raised again in the parent
             result = _Raised(error)

@@ -1,4 +1,4 @@
-"""Turn clips into latents: one shard per clip, finished ones skipped."""
+"""Encode clips to latents, one shard per clip."""
 
 from __future__ import annotations
 
@@ -24,14 +24,26 @@ from causvid.wan.vae.vae import encode, load_vae, to_unit
 
 @dataclass(frozen=True, kw_only=True)
 class LatentConfig:
-    """Params section ``extract_latents``. batch_size: clips a worker encodes at once."""
+    """Params section ``extract_latents``.
+
+    Attributes:
+        batch_size: Clips that a worker encodes at once.
+    """
 
     batch_size: PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatentEncoder:
-    """Encodes groups of manifest rows into ``out``."""
+    """Encodes groups of manifest rows.
+
+    Attributes:
+        clips: Folder of the clips and their manifest.
+        vae: Folder of the VAE.
+        out: Folder of the shards.
+        video: Size and number of frames of every clip.
+        precision: Precision of the VAE's weights.
+    """
 
     clips: Path
     vae: Path
@@ -40,14 +52,16 @@ class LatentEncoder:
     precision: devices.Precision
 
     def load(self, row: dict[str, Any]) -> tuple[dict[str, Any], NDArray[np.uint8]]:
-        """The row and its frames."""
+        """Return the row and the frames of its clip, uint8 [F, H, W, 3]. Raises BadItem if they cannot be used."""
         try:
             frames = read_frames(self.clips / row["path"])
         except ValueError as error:
             raise BadItem("unreadable", str(error)) from error
         expected = (self.video.frames, self.video.height, self.video.width, 3)
         if frames.shape != expected:
-            raise BadItem("wrong_size", f"clip {row['id']} is {frames.shape}, not {expected}; run resample")
+            raise BadItem(
+                "wrong_size", f"clip {row['id']} has shape {frames.shape}, not {expected}; run resample again"
+            )
         return row, frames
 
     def worker(self) -> _Encoding:
@@ -71,9 +85,20 @@ class _Encoding:
 
 
 def extract_latents(job: LatentEncoder, config: LatentConfig, compute: Compute) -> dict[str, float]:
-    """Encode the clips of ``job.clips`` that have no shard yet. The manifest fixes the groups, not who encodes them.
+    """Encode the clips that have no shard yet, and write the index.
 
-    A clip that cannot be encoded costs no other; it stands in rejected.jsonl. Raises ValueError when all of them do.
+    The groups depend on the manifest only, so the result does not depend on the number of workers.
+
+    Args:
+        job: The encoder, with its folders and settings.
+        config: Params section ``extract_latents``.
+        compute: Number of workers.
+
+    Returns:
+        Counts of encoded clips, of rejected ones, and of clips whose group had all its shards already.
+
+    Raises:
+        ValueError: No clip can be encoded. If some can, the others are listed in rejected.jsonl.
     """
     rows = read_manifest(job.clips)
     job.out.mkdir(parents=True, exist_ok=True)
@@ -87,6 +112,8 @@ def extract_latents(job: LatentEncoder, config: LatentConfig, compute: Compute) 
     kept = [{"id": row["id"], "caption": row["caption"]} for row in rows if row["id"] not in rejected]
     if not kept:
         first = rejected[rows[0]["id"]]
-        raise ValueError(f"none of the {len(rows)} clips can be encoded; {first['source']}: {first['reason']}")
+        raise ValueError(
+            f"none of the {len(rows)} clips can be encoded, for example {first['source']}: {first['reason']}"
+        )
     finish(job.out, kept, rejected.values())
     return {"clips": len(kept), "rejected": len(rejected), "resumed": done}

@@ -1,4 +1,4 @@
-"""Solve the teacher's ODE from noise for many prompts; keep the states the student will see (CausVid sec. 4.3)."""
+"""Solve the teacher's ODE from noise for many prompts, and store states to train the student (CausVid sec. 4.3)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,13 @@ from causvid.wan.transformer.wan import load_transformer
 
 @dataclass(frozen=True, kw_only=True)
 class OdePairConfig:
-    """Params section ``generate_ode_pairs``. batch_size: prompts a worker solves at once."""
+    """Params section ``generate_ode_pairs``.
+
+    Attributes:
+        pairs: Number of pairs.
+        batch_size: Pairs that a worker solves at once.
+        guidance_scale: Guidance w of the teacher: uncond + w (cond - uncond).
+    """
 
     pairs: PositiveInt
     batch_size: PositiveInt
@@ -34,7 +40,18 @@ class OdePairConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OdePairSolver:
-    """Solves groups of (number, caption) into ``out``."""
+    """Solves groups of pairs; an item is the number of a pair and its caption.
+
+    Attributes:
+        teacher: Folder of the teacher.
+        prompts: Folder of the prompt embeddings.
+        out: Folder of the shards.
+        schedule: Solver steps, and the timesteps of the states to store.
+        latent: Shape of a latent clip.
+        guidance_scale: Guidance w of the teacher.
+        precision: Precision of the teacher's matrix products.
+        seed: Seed of the noise, which depends on the number of the pair.
+    """
 
     teacher: Path
     prompts: Path
@@ -46,7 +63,7 @@ class OdePairSolver:
     seed: int
 
     def load(self, item: tuple[int, str]) -> tuple[int, str]:
-        """A pair is made of its number and its caption: there is nothing to read."""
+        """Return ``item``, because there is no file to read."""
         return item
 
     def worker(self) -> _Solving:
@@ -78,16 +95,27 @@ class _Solving:
 
 
 def pair_name(number: int) -> str:
-    """The shard name of pair ``number``."""
+    """Return the name of the shard of pair ``number``."""
     return f"{number:07d}"
 
 
 def generate_ode_pairs(
     job: OdePairSolver, captions: Sequence[str], config: OdePairConfig, compute: Compute
 ) -> dict[str, float]:
-    """Solve ``config.pairs`` pairs, ``captions`` in turn; finished shards are kept.
+    """Solve the pairs that have no shard yet, and write the index.
 
-    A pair that takes its workers down costs no other; it stands in rejected.jsonl. Raises ValueError when all do.
+    Args:
+        job: The solver, with its folders and settings.
+        captions: Captions, which the pairs use one after another and from the beginning again.
+        config: Params section ``generate_ode_pairs``.
+        compute: Number of workers.
+
+    Returns:
+        Counts of solved pairs, of rejected ones, of pairs whose group had all its shards already, and of the states of
+        a pair.
+
+    Raises:
+        ValueError: No pair can be solved. If some can, the others are listed in rejected.jsonl.
     """
     items = [(number, captions[number % len(captions)]) for number in range(config.pairs)]
     job.out.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Embed every prompt a run will need, once: no training step holds the text encoder, which is kept."""
+"""Embed every prompt of a run once, so that no training step needs the text encoder."""
 
 from __future__ import annotations
 
@@ -27,10 +27,15 @@ BATCH = 32
 
 @dataclass(frozen=True, kw_only=True)
 class PromptConfig:
-    """Params section ``encode_prompts``. evaluation_prompts: a text file, one a line; negative_prompt may be "".
+    """Params section ``encode_prompts``.
 
-    captions: the prompts to train with: a folder of clips, an LMDB of ours or a released one, or such a text file;
-    more_captions: another such place, or a folder without either for none.
+    Attributes:
+        init: Weights of the text encoder and its tokenizer.
+        captions: Training prompts: a folder of clips, an LMDB of this project or of the released code, or a text file
+            with one prompt per line.
+        more_captions: Further prompts to embed, from the same kinds of sources; an empty folder means none.
+        evaluation_prompts: Text file with one prompt per line.
+        negative_prompt: Prompt of the unconditional half of guidance; may be "".
     """
 
     init: Init
@@ -50,9 +55,22 @@ def encode_prompts(
     precision: devices.Precision,
     seed: int,
 ) -> dict[str, float]:
-    """Write ``out`` for the captions, the evaluation prompts and the negative prompt, and the encoder to ``kept``.
+    """Embed all prompts, and save the text encoder.
 
-    Raises ValueError for prompts or weights that cannot be read, and for ``tokens`` below 1.
+    Args:
+        config: Params section ``encode_prompts``.
+        out: Folder of the embeddings and the lists of prompts.
+        kept: Folder of the saved text encoder and tokenizer.
+        text_encoder: Configuration of the text encoder that is built if ``config.init`` has no weights.
+        tokens: Number of tokens of a padded embedding.
+        precision: Precision of loaded weights.
+        seed: Seed of the weights of a text encoder that is built.
+
+    Returns:
+        Counts of distinct prompts and of evaluation prompts.
+
+    Raises:
+        ValueError: Prompts or weights cannot be read, or ``tokens`` is below 1.
     """
     require_tokens(tokens)
     evaluation = read_prompt_file(config.evaluation_prompts, "encode_prompts.evaluation_prompts")
@@ -61,11 +79,13 @@ def encode_prompts(
         [] if _is_empty(config.more_captions) else read_captions(config.more_captions, "encode_prompts.more_captions")
     )
     prompts = sorted({*captions, *more, *evaluation, config.negative_prompt})
-    found = config.init.locate("text_encoder")
-    if found is not None:
+    encoder_folder = config.init.locate("text_encoder")
+    if encoder_folder is not None:
         tokenizer_folder = config.init.locate("tokenizer")
-        assert tokenizer_folder is not None, "a folder with an encoder is not empty: locate finds a tokenizer or raises"
-        encoder, tokenizer = load_text_encoder(found, tokenizer_folder, precision.dtype)
+        assert tokenizer_folder is not None, (
+            "locate returns a tokenizer or raises, because a folder with an encoder is not empty"
+        )
+        encoder, tokenizer = load_text_encoder(encoder_folder, tokenizer_folder, precision.dtype)
     else:
         tokenizer = build_tokenizer(prompts)
         encoder = build_text_encoder(text_encoder, len(tokenizer), seed)
@@ -83,5 +103,5 @@ def encode_prompts(
 
 
 def _is_empty(folder: Path) -> bool:
-    """Whether it is a placeholder: a folder with nothing but hidden files and a README."""
+    """Return whether ``folder`` is a folder with nothing but hidden files and READMEs."""
     return folder.is_dir() and not contents(folder)

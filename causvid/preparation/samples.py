@@ -1,4 +1,4 @@
-"""Generate videos for the evaluation prompts, with noise that is the same for every model."""
+"""Generate videos for the evaluation prompts, with the same noise for every model."""
 
 from __future__ import annotations
 
@@ -19,10 +19,15 @@ from causvid.runtime.shapes import VideoShape
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig:
-    """Params section ``sample``. videos: how many, of the evaluation prompts in turn; rollouts: how many also run long.
+    """Params section ``sample``.
 
-    guidance_scale is of models that make many steps; rollout_clips is a rollout's length in training clips; crf the
-    quality of the mp4s.
+    Attributes:
+        videos: Number of videos. They use the evaluation prompts one after another, and from the beginning again.
+        batch_size: Videos that are generated at once.
+        guidance_scale: Guidance w of models of many steps.
+        rollouts: Number of rollouts by a causal model, with the prompts of the first videos.
+        rollout_clips: Length of a rollout in training clips.
+        crf: Quality of x264; lower is better.
     """
 
     videos: PositiveInt
@@ -43,12 +48,24 @@ def sample(
     out: Path,
     few_steps: bool,
 ) -> dict[str, float]:
-    """Write ``out``/manifest.jsonl with its mp4s, and ``out``/rollouts likewise for a causal model.
+    """Generate videos and, with a causal model, rollouts.
 
-    The noise of a video depends on ``seed`` and on the number of the video, not on its prompt: recorded scores belong
-    to that noise. Rollouts are written while they are made, so that their length is not limited by memory.
+    The noise of a video depends on ``seed`` and the number of the video, but not on the prompt, because recorded scores
+    were computed with this noise. Rollouts are written while they are generated, so that memory does not limit their
+    length.
 
-    few_steps: whether the model is a student that makes the schedule's few steps; else it makes many, with guidance.
+    Args:
+        pipeline: The model.
+        prompts: Embeddings of the evaluation prompts and the negative prompt.
+        video: Size, frame rate and number of frames of a training clip.
+        config: Params section ``sample``.
+        seed: Seed of the noise.
+        out: Folder of the mp4 files and their manifest; the rollouts are in ``out``/rollouts.
+        few_steps: Whether the model is a student, which uses the few steps of its schedule; a teacher uses many steps,
+            with guidance.
+
+    Returns:
+        Counts of videos and rollouts.
     """
     chosen = [prompts.evaluation[k % len(prompts.evaluation)] for k in range(config.videos)]
     negative, scale = prompts([prompts.negative]), config.guidance_scale

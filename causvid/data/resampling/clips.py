@@ -1,7 +1,8 @@
-"""One source video into one clip of exactly the run's size, rate and frame count, or a reason why not.
+"""Convert every source video into one clip of the run's size, frame rate and number of frames, or reject the video.
 
-Frames are chosen by their time stamps, never by their index: phones and screen recorders write uneven rates. Sources
-are untrusted: the container is forced, nothing but the file itself is opened, each is read in a process that may die.
+Frames are selected by their timestamps, never by their index, because phones and screen recorders write variable frame
+rates. Source videos are untrusted: their content decides the demuxer, no other file is opened, and every video is
+decoded in a process that may die.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ from causvid.harness.progress import progress
 from causvid.runtime.shapes import VideoShape
 
 REJECTED = "rejected.jsonl"
-SECONDS_PER_VIDEO = 300.0
-VIDEO_MEMORY = 4 * 2**30  # bytes; 8K with 16 reference frames takes one
-SQUEEZE_LIMIT = Fraction(1, 10)  # how far off the target's aspect a squeezed source may be (the released rule)
-VIDEOS_PER_GROUP = 32  # of one Ray worker: its process costs a second to start
+SECONDS_PER_VIDEO = 300.0  # time limit
+VIDEO_MEMORY = 4 * 2**30  # bytes; an 8K video with 16 reference frames needs 2**30
+SQUEEZE_LIMIT = Fraction(1, 10)  # largest relative change of the aspect ratio by squeezing (the released rule)
+VIDEOS_PER_GROUP = 32  # per Ray task; every task starts a decoder process, which takes about a second
 
 Picture = TypeVar("Picture")
 Row = dict[str, Any]
@@ -46,9 +47,12 @@ Row = dict[str, Any]
 class ResampleConfig:
     """Params section ``resample``.
 
-    aspect: crop scales and cuts to the centre; squeeze scales only, and rejects sources more than 10 % off the target's
-    aspect. crf: x264's quality of the clips, lower is better. hdr: tone_map converts HLG and PQ to BT.709 SDR; reject
-    rejects them. interlaced: deinterlace makes one whole picture of each interlaced one; reject rejects them.
+    Attributes:
+        aspect: ``crop`` scales and crops around the centre; ``squeeze`` only scales, and rejects videos whose aspect
+            ratio would change by more than 10 %.
+        crf: Quality of x264 for the clips; lower is better.
+        hdr: ``tone_map`` converts HLG and PQ video to BT.709 SDR; ``reject`` rejects it.
+        interlaced: ``deinterlace`` converts each interlaced frame to a progressive one; ``reject`` rejects the video.
     """
 
     aspect: Literal["crop", "squeeze"]
@@ -59,9 +63,15 @@ class ResampleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Resampler:
-    """Resamples groups of the manifest rows of ``raw`` into ``out``. Each video is read in a process that may die.
+    """Resamples groups of manifest rows. Each video is decoded in a process that may die.
 
-    seconds: what a video may take; processes: videos a worker reads at once.
+    Attributes:
+        raw: Folder of the source videos.
+        out: Folder of the clips.
+        video: Size, frame rate and number of frames of the clips.
+        config: Params section ``resample``.
+        processes: Videos that a worker decodes at once.
+        seconds: Time limit for one video.
     """
 
     raw: Path
@@ -72,30 +82,30 @@ class Resampler:
     seconds: float
 
     def load(self, row: Row) -> Row:
-        """Nothing is read here."""
+        """Return ``row``: the decoder process reads the file."""
         return row
 
     def worker(self) -> Resampler:
-        """No models to load."""
+        """Return this object, because there are no models to load."""
         return self
 
     def __call__(self, rows: Sequence[Row]) -> list[Row]:
-        """Of each row the finished clip's, or that of rejected.jsonl."""
+        """Return, for each row, the manifest row of its clip, or its row of rejected.jsonl."""
         return list(self.each(rows))
 
     def each(self, rows: Sequence[Row]) -> Iterator[Row]:
-        """The same as they are done."""
+        """Yield, in the order of completion, the manifest row of each clip, or its row of rejected.jsonl."""
         processes = min(self.processes, len(rows))
         done = run_killable(self.one, rows, workers=processes, seconds=self.seconds, memory=VIDEO_MEMORY)
         for row, result in done:
             yield _rejected(row, result.code, result.reason) if isinstance(result, Lost) else result
 
     def one(self, row: Row) -> Row:
-        """The same of one row, in this process."""
+        """Resample one video in this process; return the manifest row of its clip, or its row of rejected.jsonl."""
         target = self.out / "videos" / f"{row['id']}.mp4"
         try:
             if not row["caption"]:
-                raise Rejection("no_caption", "nothing says what the video shows")
+                raise Rejection("no_caption", "the video has no caption")
             converted = make_clip(self.raw / row["path"], target, video=self.video, config=self.config)
         except Rejection as rejection:
             target.unlink(missing_ok=True)
@@ -123,17 +133,23 @@ def resample_folder(
     compute: Compute,
     seconds: float = SECONDS_PER_VIDEO,
 ) -> dict[str, Any]:
-    """Turn every video of the manifest in ``raw`` into a clip below ``out`` or a row of its rejected.jsonl.
+    """Convert every video of the manifest in ``raw`` into a clip in ``out``, or add it to ``out``/rejected.jsonl.
 
-    A video may take ``seconds``. Returns counts. Raises ValueError when nothing is left.
+    A video that takes more than ``seconds`` is rejected.
+
+    Returns:
+        Counts of kept and rejected videos.
+
+    Raises:
+        ValueError: Every video is rejected.
     """
     rows = manifest.read_manifest(raw)
     (out / "videos").mkdir(parents=True)
     here = compute.workers == 1
-    job = Resampler(
+    resampler = Resampler(
         raw=raw, out=out, video=video, config=config, processes=compute.threads if here else 1, seconds=seconds
     )
-    results = job.each(rows) if here else _on_ray(job, rows, compute)
+    results = resampler.each(rows) if here else _on_ray(resampler, rows, compute)
     done = sorted(progress(results, total=len(rows), what="resampling"), key=lambda row: str(row["id"]))
     kept, rejected = [row for row in done if "code" not in row], [row for row in done if "code" in row]
     if not kept:
@@ -144,9 +160,9 @@ def resample_folder(
     return {"kept": len(kept), "rejected": len(rejected), "rejected_by_code": dict(sorted(codes.items()))}
 
 
-def _on_ray(job: Resampler, rows: Sequence[Row], compute: Compute) -> Iterator[Row]:
+def _on_ray(resampler: Resampler, rows: Sequence[Row], compute: Compute) -> Iterator[Row]:
     groups = [rows[start : start + VIDEOS_PER_GROUP] for start in range(0, len(rows), VIDEOS_PER_GROUP)]
-    for handled in map_groups(job, groups, compute):
+    for handled in map_groups(resampler, groups, compute):
         yield from handled.results
         yield from (_rejected(row, bad.code, bad.reason) for row, bad in handled.bad)
 
@@ -156,23 +172,28 @@ def _rejected(row: Mapping[str, Any], code: str, reason: str) -> dict[str, Any]:
 
 
 def _summary(rejected: Iterable[Mapping[str, Any]]) -> str:
+    """Return the number of rejected videos by code, with one example of each."""
     first: dict[str, Mapping[str, Any]] = {}
     count: Counter[str] = Counter()
     for row in rejected:
         first.setdefault(row["code"], row)
         count[row["code"]] += 1
-    parts = (f"{number} {code} (as {first[code]['source']}: {first[code]['reason']})" for code, number in count.items())
+    parts = (f"{n} {code} (for example {first[code]['source']}: {first[code]['reason']})" for code, n in count.items())
     return "; ".join(sorted(parts))
 
 
 def make_clip(source: Path, target: Path, *, video: VideoShape, config: ResampleConfig) -> list[str]:
-    """Write the first ``video.frames`` frames of ``source`` at ``video.fps`` to ``target``, and check it by decoding.
+    """Write one clip, and verify it by decoding.
 
-    A source that is such a clip already is copied.
+    Args:
+        source: A video of any size and frame rate. A video that already is such a clip is copied.
+        target: The mp4 file to write.
+        video: Size, frame rate and number of frames of the clip, which begins with the first frame of ``source``.
+        config: Params section ``resample``.
 
     Returns:
-        The conversions beyond size and rate that the source needed, in order: ``deinterlace``, then ``tone_map`` (from
-        HDR) or ``gamut`` (from the primaries of BT.2020 or P3). Empty for ordinary video.
+        The conversions that the source needed, other than those of size and frame rate: ``deinterlace``, then
+        ``tone_map`` (from HDR) or ``gamut`` (from the primaries of BT.2020 or P3). Empty for ordinary video.
 
     Raises:
         Rejection: The source cannot become a clip.
@@ -184,21 +205,28 @@ def make_clip(source: Path, target: Path, *, video: VideoShape, config: Resample
         frames, converted = _clip_frames(source, video, config)
         write_video(target, frames, fps=video.fps, crf=config.crf)
     try:
-        found = read_frames(target).shape
+        shape = read_frames(target).shape
     except ValueError as error:
         raise Rejection("wrong_size", f"the finished clip cannot be decoded: {error}") from error
-    if found != (video.frames, video.height, video.width, 3):
-        raise Rejection("wrong_size", f"the finished clip has {found[0]} frames of height {found[1]}, width {found[2]}")
+    if shape != (video.frames, video.height, video.width, 3):
+        raise Rejection("wrong_size", f"the finished clip has {shape[0]} frames of height {shape[1]}, width {shape[2]}")
     return converted
 
 
 def constant_rate(
     pictures: Iterable[tuple[Fraction, Fraction, Picture]], *, fps: int, frames: int, slack: Fraction
 ) -> Iterator[Picture]:
-    """What is on screen at 0, 1/fps, 2/fps, ... seconds, ``frames`` times or until the last picture ends.
+    """Resample frames with arbitrary timestamps to a constant frame rate.
 
-    pictures: (time it appears, time it ends at the latest, picture) in seconds, times never falling, the first at 0.
-    slack: seconds a picture may be late, for time stamps that were rounded.
+    Args:
+        pictures: The source frames, as (time at which the frame appears, latest time at which it ends, frame). Times
+            are in seconds and never decrease; the first frame appears at 0.
+        fps: Frames per second of the result.
+        frames: Largest number of frames to yield.
+        slack: Seconds by which a source frame may be late, because timestamps are rounded.
+
+    Yields:
+        The source frame on display at 0, 1/fps, 2/fps, ... seconds, until the last source frame ends.
     """
     shown = 0
     held: list[Picture] = []
@@ -218,7 +246,13 @@ def constant_rate(
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """From a stored picture to a clip's: cut [width, height, x, y], scale to [width, height], quarter turns left."""
+    """The geometry of the conversion from a stored frame to a frame of the clip.
+
+    Attributes:
+        cut: The part of the stored frame to use: width, height, x and y in pixels.
+        scale: Width and height to which that part is scaled.
+        turns: Counterclockwise quarter turns after scaling.
+    """
 
     cut: tuple[int, int, int, int]
     scale: tuple[int, int]
@@ -226,23 +260,28 @@ class Fit:
 
 
 def fit(width: int, height: int, *, pixel_aspect: Fraction, rotation: int, video: VideoShape, aspect: str) -> Fit:
-    """The Fit for stored pictures of ``width`` x ``height`` that are shown turned by ``rotation`` degrees to the left.
+    """Compute the geometry of the conversion. Raises Rejection if squeezing would change the aspect ratio too much.
 
-    pixel_aspect is a stored pixel's width over its height. Raises Rejection when squeezing would distort too much.
+    Args:
+        width, height: Size of the stored frames in pixels.
+        pixel_aspect: Width of a stored pixel divided by its height.
+        rotation: Counterclockwise rotation of the stored frames for display, in degrees.
+        video: Size of the clip.
+        aspect: ``crop`` or ``squeeze``, as in ``ResampleConfig``.
     """
     turns = round(rotation / 90) % 4
     goal_width, goal_height = (video.height, video.width) if turns % 2 else (video.width, video.height)
-    # Shown aspect over wanted aspect, both before turning.
+    # Aspect ratio on display divided by that of the clip, both before rotation.
     excess = width * pixel_aspect * goal_height / (height * goal_width)
     cut_width, cut_height = width, height
     if aspect == "squeeze":
         off = abs((1 / excess if turns % 2 else excess) - 1)
         if off > SQUEEZE_LIMIT:
-            shown = f"{float(width * pixel_aspect / height):.3f}" + (" (turned)" if turns % 2 else "")
+            shown = f"{float(width * pixel_aspect / height):.3f}" + (" (before rotation)" if turns % 2 else "")
             raise Rejection(
                 "wrong_aspect",
-                f"its aspect {shown} is {float(off):.0%} off the clips' {video.width / video.height:.3f}; "
-                "at most 10 % is squeezed, resample.aspect: crop takes any",
+                f"the aspect ratio {shown} of the video differs by {float(off):.0%} from that of the clips, "
+                f"{video.width / video.height:.3f}, and squeeze allows 10 %; set resample.aspect to crop",
             )
     elif excess > 1:
         cut_width = max(1, round(width / excess))
@@ -256,30 +295,31 @@ def fit(width: int, height: int, *, pixel_aspect: Fraction, rotation: int, video
 
 
 def _clip_frames(source: Path, video: VideoShape, config: ResampleConfig) -> tuple[NDArray[np.uint8], list[str]]:
-    """uint8 [F, H, W, 3] of the clip's size, rate and count, and the conversions that they needed."""
+    """Return the frames of the clip, uint8 [F, H, W, 3], and the conversions that the source needed."""
     with open_strictly(source) as (container, stream):
         packets = packets_of(container, stream)
         convert = _Converter(stream, video, config)
-        whole = Deinterlacer(
+        deinterlace = Deinterlacer(
             codec=stream.codec_context.name,
             field_order=stream.codec_context.field_order,
             time_base=stream.time_base or Fraction(1),
             replace=config.interlaced == "deinterlace",
         )
-        timed = whole(timed_pictures(packets, stream))
+        timed = deinterlace(timed_pictures(packets, stream))
         slack = (stream.time_base or Fraction(0)) / 2
         frames = [convert(p) for p in constant_rate(timed, fps=video.fps, frames=video.frames, slack=slack)]
-        for _ in packets:  # the rest is not needed, but a source that was cut short is not to be trusted
+        for _ in packets:  # read the rest only to reject a truncated file
             pass
     if len(frames) < video.frames:
         raise Rejection(
-            "too_short", f"it gives {len(frames)} frames at {video.fps} per second; a clip needs {video.frames}"
+            "too_short",
+            f"the video lasts for {len(frames)} frames at {video.fps} per second; a clip needs {video.frames}",
         )
     return np.stack(frames), convert.conversions
 
 
 def _is_clip(source: Path, video: VideoShape) -> bool:
-    """Whether ``source`` can be taken as it is; decodes all of it when its header says so. Raises Rejection."""
+    """Return whether ``source`` already is such a clip, by its header and all of its frames. Raises Rejection."""
     with open_strictly(source) as (container, stream):
         context = stream.codec_context
         if (
@@ -303,14 +343,11 @@ def _is_clip(source: Path, video: VideoShape) -> bool:
 
 
 class _Converter:
-    """Decoded pictures to uint8 [H, W, 3] of the clip's size; a picture shown several times is converted once.
-
-    conversions: The names of those that make_clip returns, so far.
-    """
+    """Converts decoded frames to uint8 [H, W, 3] of the clip's size. A repeated frame is converted once."""
 
     def __init__(self, stream: VideoStream, video: VideoShape, config: ResampleConfig) -> None:
         self.stream, self.video, self.config = stream, video, config
-        self.header = Tags.of(stream.codec_context)  # decoders overwrite it
+        self.header = Tags.of(stream.codec_context)  # read now, because decoders overwrite it
         self.layout: tuple[int, int, str] | None = None
         self.colour: Colour | None = None
         self.last: Shown | None = None
@@ -318,6 +355,7 @@ class _Converter:
 
     @property
     def conversions(self) -> list[str]:
+        """The conversions so far, as ``make_clip`` returns them."""
         return [name for name in ("deinterlace", "tone_map", "gamut") if name in self.applied]
 
     def __call__(self, shown: Shown) -> NDArray[np.uint8]:
@@ -331,14 +369,14 @@ class _Converter:
         return self.array
 
     def _note(self, shown: Shown) -> None:
-        """Prepare for the colours of ``shown``, and record or reject the conversions that it needs."""
+        """Record or reject the conversions that a frame needs, and rebuild the renderer if the colours change."""
         if shown.interlaced:
             if self.config.interlaced == "reject":
-                raise Rejection("interlaced", "it is interlaced; resample.interlaced: deinterlace takes it")
+                raise Rejection("interlaced", "the video is interlaced; set resample.interlaced to deinterlace")
             self.applied.add("deinterlace")
         colour = colour_of(shown.picture, self.header)
         if colour.transfer != "sdr" and self.config.hdr == "reject":
-            raise Rejection("hdr", f"it is HDR ({colour.transfer.upper()}); resample.hdr: tone_map takes it")
+            raise Rejection("hdr", f"the video is HDR ({colour.transfer.upper()}); set resample.hdr to tone_map")
         if colour.conversion is not None:
             self.applied.add(colour.conversion)
         if colour != self.colour:

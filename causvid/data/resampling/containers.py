@@ -1,6 +1,6 @@
 """Choose the demuxer of a video file by its content.
 
-File names may be wrong, and FFmpeg's own detection would accept playlists as well, which name other files.
+File names may be wrong, and FFmpeg's own detection also accepts playlists, which refer to other files.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from causvid.data.resampling.rejection import Rejection
 # ISO 14496-12 and QuickTime. A file may begin with boxes of other types; one of these follows before its samples.
 _MP4_BOXES = {b"ftyp", b"styp", b"moov", b"moof", b"mdat"}
 _IMAGE_BRANDS = {b"jp2 ", b"jpx ", b"jpm ", b"jxl "}  # JPEG 2000 and JPEG XL use the same boxes for still images
-_MOST_BOXES = 1000  # read before the file is given up
+_MOST_BOXES = 1000  # boxes to read before a file is rejected
 
 
 def demuxer(source: Path) -> str:
@@ -38,11 +38,11 @@ def demuxer(source: Path) -> str:
             return "avi"
         if any(box in _MP4_BOXES for box in _boxes(stream)):
             return "mp4"
-    raise Rejection("unreadable", "the file is no MP4, QuickTime, Matroska, WebM or AVI video, whatever its name says")
+    raise Rejection("unreadable", "the content of the file is not MP4, QuickTime, Matroska, WebM or AVI video")
 
 
 def _boxes(stream: BinaryIO) -> Iterator[bytes]:
-    """Yield the types of the boxes at the top level of ``stream``, up to the first size that cannot be one."""
+    """Yield the types of the top-level boxes of ``stream``, up to an invalid size or the brand of a still image."""
     end = stream.seek(0, io.SEEK_END)
     at = 0
     for _ in range(_MOST_BOXES):
@@ -52,7 +52,7 @@ def _boxes(stream: BinaryIO) -> Iterator[bytes]:
         head = stream.read(20)
         size, kind = struct.unpack_from(">I4s", head)
         header = 8
-        if size == 1:  # the real size follows in 64 bits
+        if size == 1:  # the size follows in 64 bits
             header = 16
             size = struct.unpack_from(">Q", head, 8)[0] if len(head) >= header else 0
         elif size == 0:  # the box extends to the end of the file

@@ -19,7 +19,7 @@ from av.video.stream import VideoStream
 from causvid.data.resampling.containers import demuxer
 from causvid.data.resampling.rejection import Rejection
 
-SILENT_END = Fraction(1, 2)  # seconds that a container may announce beyond its last packet
+SILENT_END = Fraction(1, 2)  # seconds by which the announced duration may exceed the end of the last packet
 
 
 @contextmanager
@@ -27,14 +27,14 @@ def open_strictly(source: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a video for strict decoding.
 
     Yields:
-        The container and its first video stream.
+        The container and its first video stream that is not a cover image.
 
     Raises:
-        Rejection: The file cannot be opened or has no video, or the body of the ``with`` statement met damage.
+        Rejection: The file cannot be opened or has no video, or FFmpeg reported damage inside the ``with`` block.
     """
-    # "file:" and the whitelist keep a name or a header from reaching the network or other files.
+    # "file:" and the whitelist prevent a file name or a header from opening the network or other files.
     url, only = f"file:{source.resolve()}", {"protocol_whitelist": "file"}
-    with _complaints() as said:
+    with _complaints() as messages:
         try:
             container = av.open(url, format=demuxer(source), options=only, metadata_errors="replace")
         except MemoryError:
@@ -44,9 +44,9 @@ def open_strictly(source: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         with container:
             shown = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
             if not shown:
-                raise Rejection("no_video_stream", "the file holds no video, only other streams")
+                raise Rejection("no_video_stream", "the file has no video stream")
             if shown[0].codec_context is None:
-                raise Rejection("unreadable", "its codec is unknown here")
+                raise Rejection("unreadable", "there is no decoder for the codec of the video")
             shown[0].codec_context.options = {"err_detect": "explode"}
             shown[0].codec_context.thread_count = 1
             try:
@@ -55,20 +55,20 @@ def open_strictly(source: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
                 raise
             except av.FFmpegError as error:
                 raise Rejection("damaged", f"decoding stopped: {error.strerror}") from error
-    if said:
-        raise Rejection("damaged", f"its decoder complained: {said[0]}")
+    if messages:
+        raise Rejection("damaged", f"the decoder reported: {messages[0]}")
 
 
 @contextmanager
 def _complaints() -> Iterator[list[str]]:
-    """Collect FFmpeg's messages about damage, which it conceals. The list is filled when the body ends."""
-    said: list[str] = []
+    """Collect FFmpeg's messages about damage, which FFmpeg conceals. The list is filled when the block ends."""
+    messages: list[str] = []
     before = av.logging.get_level()
     av.logging.set_level(av.logging.INFO)
     try:
         with av.logging.Capture() as lines:
-            yield said
-        said += [text.strip() for level, _, text in lines if level <= av.logging.ERROR or "concealing" in text]
+            yield messages
+        messages += [text.strip() for level, _, text in lines if level <= av.logging.ERROR or "concealing" in text]
     finally:
         av.logging.set_level(before)
 
@@ -78,37 +78,42 @@ def packets_of(container: InputContainer, stream: VideoStream) -> Iterator[Packe
     seconds = Fraction(0)
     for packet in container.demux():
         if packet.is_corrupt:
-            raise Rejection("damaged", "the file was cut short or a part of it is missing")
+            raise Rejection("damaged", "the file is truncated, or a part of it is missing")
         if packet.pts is not None and packet.time_base is not None:
             seconds = max(seconds, (packet.pts + (packet.duration or 0)) * packet.time_base)
         if packet.stream is stream:
             yield packet
-    # Matroska does not list its packets; a cut there shows in the announced length only, which counts from 0.
+    # Matroska has no packet count: only the announced duration, which counts from 0, shows that a file is truncated.
     announced = Fraction(container.duration or 0, av.time_base)
     if not stream.frames and seconds + SILENT_END < announced:
-        raise Rejection("damaged", f"the file ends at {float(seconds):.1f} of {float(announced):.1f} announced seconds")
+        raise Rejection(
+            "damaged", f"the file ends after {float(seconds):.1f} of {float(announced):.1f} announced seconds"
+        )
 
 
 def timed_pictures(
     packets: Iterable[Packet[Any]], stream: VideoStream
 ) -> Iterator[tuple[Fraction, Fraction, VideoFrame]]:
-    """Yield every picture after the times at which it appears and ends, in seconds after the first picture.
+    """Decode packets.
+
+    Yields:
+        (time at which a frame appears, time at which it ends, frame), in seconds after the first frame.
 
     Raises:
-        Rejection: A picture is damaged or its time stamp is wrong.
+        Rejection: A frame is damaged, or its timestamp is wrong.
     """
     first = latest = None
     for packet in packets:
         for picture in packet.decode():
             assert isinstance(picture, VideoFrame)
             if picture.is_corrupt:
-                raise Rejection("damaged", "a part of the picture is missing")
+                raise Rejection("damaged", "a part of a frame is missing")
             if picture.time is None or picture.pts is None or picture.time_base is None:
-                raise Rejection("damaged", "a picture has no time stamp")
+                raise Rejection("damaged", "a frame has no timestamp")
             begins = picture.pts * picture.time_base
             first = begins if first is None else first
             if latest is not None and begins < latest:
-                raise Rejection("damaged", "its time stamps run backwards")
+                raise Rejection("damaged", "the timestamps of the video decrease")
             latest = begins
             usual = 1 / stream.guessed_rate if stream.guessed_rate else Fraction(0)
             lasts = picture.duration * picture.time_base if picture.duration else usual

@@ -1,4 +1,4 @@
-"""Deinterlace pictures, whose odd and even rows show two moments."""
+"""Deinterlace frames whose odd and even rows were recorded at different times."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _TOP_FIRST, _BOTTOM_FIRST = {2, 5}, {3, 4}
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Shown:
-    """A decoded picture to show.
+    """A decoded frame, after deinterlacing.
 
     Attributes:
-        picture: The picture, deinterlaced if it was interlaced and that is wanted.
-        interlaced: Whether the picture was stored interlaced.
-        rotation: Degrees by which to turn it to the left.
+        picture: The frame; progressive, unless interlaced frames are only marked.
+        interlaced: Whether the frame is stored interlaced in the source.
+        rotation: Counterclockwise rotation of the frame for display, in degrees.
     """
 
     picture: VideoFrame
@@ -35,21 +35,21 @@ class Shown:
 
 
 def is_interlaced(picture: VideoFrame, field_order: int) -> bool:
-    """Whether the tags of a picture or of its stream's header say interlaced."""
+    """Return whether a frame or the header of its stream is tagged as interlaced."""
     return bool(picture.interlaced_frame) or field_order in _TOP_FIRST | _BOTTOM_FIRST
 
 
 class Deinterlacer:
-    """Replaces each interlaced picture by a progressive one at the time of its first field, with FFmpeg's bwdif filter.
+    """Replaces each interlaced frame by a progressive one at the time of its first field, with FFmpeg's bwdif filter.
 
-    Only tags decide whether a picture is interlaced, so telecined film and progressive pictures with a wrong tag count
-    as interlaced. The stream's header is used until a picture has a flag of its own, because some codecs have no flags.
+    Only tags decide whether a frame is interlaced, so telecined film and progressive frames with a wrong tag count as
+    interlaced. The header of the stream decides until a frame has an interlaced flag: some codecs have no flags.
 
     Args:
         codec: FFmpeg's name of the stream's codec.
-        field_order: FFmpeg's AVFieldOrder of the stream's header, before the first picture was decoded.
-        time_base: The unit of the pictures' time stamps, in seconds.
-        replace: Whether to replace interlaced pictures. If not, they are only marked as interlaced.
+        field_order: FFmpeg's AVFieldOrder of the stream's header, before the first frame was decoded.
+        time_base: The unit of the frames' timestamps, in seconds.
+        replace: Whether to replace interlaced frames. If not, they are only marked as interlaced.
     """
 
     def __init__(self, *, codec: str, field_order: int, time_base: Fraction, replace: bool) -> None:
@@ -59,10 +59,10 @@ class Deinterlacer:
         self.waiting: deque[tuple[Fraction, Fraction, VideoFrame, bool]] = deque()
 
     def __call__(self, pictures: Iterable[Timed]) -> Iterator[tuple[Fraction, Fraction, Shown]]:
-        """Yield one picture for each of ``pictures``, with its times. Progressive pictures are yielded unchanged.
+        """Yield one frame for each of ``pictures``, with its times. Progressive frames are yielded unchanged.
 
         Raises:
-            Rejection: The pictures are single fields, too small, or change their size on the way.
+            Rejection: The frames are single fields, are too small, or change in size or pixel format.
         """
         graph: Graph | None = None
         for begins, ends, picture in pictures:
@@ -83,12 +83,18 @@ class Deinterlacer:
 
     def _interlaced(self, picture: VideoFrame) -> bool:
         if picture.interlaced_frame and self.codec == "hevc":
-            raise Rejection("interlaced", "each of its pictures is a single field; weave and deinterlace it first")
+            raise Rejection(
+                "interlaced", "every frame of the video is a single field; weave and deinterlace the video first"
+            )
         self.flagged = self.flagged or bool(picture.interlaced_frame)
         return bool(picture.interlaced_frame) or (not self.flagged and is_interlaced(picture, self.field_order))
 
     def _graph(self, picture: VideoFrame) -> Graph:
-        """Build the filter. It returns one picture for each, after it has seen the next one. Raises Rejection."""
+        """Build the filter, which returns each frame after it has received the next one.
+
+        Raises:
+            Rejection: The frames are too small for the filter.
+        """
         graph = Graph()
         graph.threads = 1
         self.layout = layout_of(picture)
@@ -97,7 +103,7 @@ class Deinterlacer:
                 width=picture.width, height=picture.height, format=picture.format, time_base=self.time_base
             )
         ]
-        if not picture.interlaced_frame:  # the filter looks at flags only
+        if not picture.interlaced_frame:  # the filter reads only the flags of frames
             nodes.append(graph.add("setfield", "tff" if self.field_order in _TOP_FIRST else "bff"))
         nodes += [
             graph.add("bwdif", "mode=send_frame:parity=auto:deint=interlaced"),
@@ -108,25 +114,27 @@ class Deinterlacer:
             graph.link_nodes(*nodes).configure()
         except av.ArgumentError as error:
             size = f"{picture.width}x{picture.height}"
-            raise Rejection("interlaced", f"it is interlaced and with {size} too small to be deinterlaced") from error
+            raise Rejection(
+                "interlaced", f"the video is interlaced, and its size {size} is too small for the filter"
+            ) from error
         return graph
 
     def _finished(self, graph: Graph) -> Iterator[tuple[Fraction, Fraction, Shown]]:
-        """Yield the pictures that the filter has finished."""
+        """Yield the frames that the filter has finished."""
         while True:
             try:
-                whole = graph.vpull()
+                progressive = graph.vpull()
             except (av.BlockingIOError, av.EOFError):
                 return
             begins, ends, stored, interlaced = self.waiting.popleft()
-            yield begins, ends, Shown(picture=whole, interlaced=interlaced, rotation=stored.rotation)
+            yield begins, ends, Shown(picture=progressive, interlaced=interlaced, rotation=stored.rotation)
 
 
 def layout_of(picture: VideoFrame) -> tuple[int, int, str]:
-    """Return width, height and pixel format, which must be the same for every picture of a stream."""
+    """Return width, height and pixel format, which must be the same for every frame of a stream."""
     return picture.width, picture.height, picture.format.name
 
 
 def changed(before: tuple[int, int, str] | None, picture: VideoFrame) -> Rejection:
-    """Return the Rejection of a stream whose ``picture`` has another layout than those ``before``."""
-    return Rejection("changing_size", f"its pictures change from {before} to {layout_of(picture)} on the way")
+    """Return the Rejection of a stream in which ``picture`` has another layout than the frames ``before``."""
+    return Rejection("changing_size", f"the frames of the video change from {before} to {layout_of(picture)}")

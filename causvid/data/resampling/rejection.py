@@ -7,8 +7,8 @@ class Rejection(Exception):
     """A source video that cannot become a clip.
 
     Args:
-        code: A short, stable word for the kind of fault.
-        reason: A sentence for the reader of rejected.jsonl.
+        code: A short, stable identifier of the kind of fault.
+        reason: A clause that explains the fault, for rejected.jsonl.
     """
 
     def __init__(self, code: str, reason: str) -> None:

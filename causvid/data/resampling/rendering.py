@@ -1,4 +1,4 @@
-"""Convert pictures of any pixel format and colours to uint8 R'G'B' for a BT.709 SDR display, at the clip's size."""
+"""Convert frames of any pixel format and colours to uint8 R'G'B' for a BT.709 SDR display, at the size of the clip."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from causvid.data.resampling.rejection import Rejection
 
 Render = Callable[[VideoFrame], NDArray[np.uint8]]
 
-# Widened for downscaling, so free of aliases; the flags make the rounding the same on every CPU.
+# FFmpeg widens the bicubic kernel for downscaling, which prevents aliasing. The other flags make the rounding the same
+# on every CPU.
 _SCALE_FLAGS = "bicubic+accurate_rnd+bitexact+full_chroma_int"
 _DEEP = {"ycbcr": "yuv444p16le", "gray": "gray16le", "rgb": "gbrp16le"}
 # The weights of red and blue in luma, by FFmpeg's name of the matrix (ITU-T H.273, table 4).
@@ -34,28 +35,31 @@ _LUMA = {
 def renderer(
     picture: VideoFrame, colour: Colour, *, cut: tuple[int, int, int, int], size: tuple[int, int], time_base: Fraction
 ) -> Render:
-    """Return a function that cuts, scales and converts pictures like ``picture`` to uint8 [H, W, 3].
+    """Return a function that crops, scales and converts frames like ``picture`` to uint8 [H, W, 3].
 
-    FFmpeg's scale filter converts ordinary SDR. Its conversions to linear light go through a coarse table (errors of up
-    to 40 of 255 at the edge of BT.709) and it ignores limited range in gray, so it only scales such pictures here.
+    FFmpeg's scale filter converts ordinary SDR. For HDR, wide gamut and limited-range gray the filter only scales, and
+    this module converts the colours: the filter's conversion to linear light uses a coarse table (errors of up to 40 of
+    255 at the edge of BT.709), and the filter ignores limited range in gray.
 
     Args:
-        picture: The first of the pictures; HDR takes its peak luminance from it.
-        colour: The colours of the pictures.
-        cut: The part of the stored picture to use: width, height, x and y in pixels.
-        size: The width and height to scale that part to.
-        time_base: The unit of the pictures' time stamps, in seconds.
+        picture: The first of the frames, which provides the peak luminance of HDR.
+        colour: The colours of the frames.
+        cut: The part of the stored frame to use: width, height, x and y in pixels.
+        size: The width and height to which that part is scaled.
+        time_base: The unit of the frames' timestamps, in seconds.
     """
     matrix, span = colour.matrix, "full" if colour.full else "limited"
     read = f":in_color_matrix={matrix}:in_range={span}" if colour.kind == "ycbcr" else ""
     if colour.conversion is None and (colour.full or colour.kind == "ycbcr"):
-        # The same numbers as rgb24 in half the time: planes are what it counts in.
+        # gbrp gives the same values as rgb24 in half the time, because the filter computes on planes.
         graph = _graph(picture, cut, size, time_base, read, "gbrp")
         return lambda shown: np.asarray(_through(graph, shown).to_ndarray(), dtype=np.uint8)
     bits, peak = picture.format.components[0].bits, peak_luminance(picture, colour)
     if bits > 16:
-        raise Rejection("unsupported_colour", f"its pixel format {picture.format.name} holds floating-point HDR")
-    # The same matrix and range come out as go in, so that 16-bit numbers are those of the source times a power of two.
+        raise Rejection(
+            "unsupported_colour", f"the pixel format {picture.format.name} is floating point, which is not supported"
+        )
+    # The filter keeps matrix and range, so that its 16-bit values are those of the source times a power of two.
     keep = f"{read}:out_color_matrix={matrix}:out_range={span}" if read else ""
     graph = _graph(picture, cut, size, time_base, keep, _DEEP[colour.kind])
 
@@ -72,17 +76,17 @@ def peak_luminance(picture: VideoFrame, colour: Colour) -> float:
     """Return the luminance of the brightest highlights in cd/m2.
 
     For PQ it is MaxCLL, or else the peak of the mastering display. If both are missing or impossible, it is 10,000, the
-    maximum of the format. HLG is rendered for a display of 1,000.
+    maximum of the format. HLG is rendered for a display of 1,000 cd/m2.
     """
     if colour.transfer != "pq":
         return hdr.HLG_PEAK
-    found, parts = [], side_data(picture)
+    candidates, parts = [], side_data(picture)
     if Type.CONTENT_LIGHT_LEVEL in parts:  # AVContentLightMetadata: MaxCLL, MaxFALL
-        found.append(float(struct.unpack_from("=I", parts[Type.CONTENT_LIGHT_LEVEL])[0]))
+        candidates.append(float(struct.unpack_from("=I", parts[Type.CONTENT_LIGHT_LEVEL])[0]))
     if Type.MASTERING_DISPLAY_METADATA in parts:  # AVMasteringDisplayMetadata: max_luminance at byte 72
         numbers = struct.unpack_from("=72x2i", parts[Type.MASTERING_DISPLAY_METADATA])
-        found.append(numbers[0] / numbers[1] if numbers[1] else 0.0)
-    return next((peak for peak in found if hdr.SDR_WHITE <= peak <= hdr.PQ_PEAK), hdr.PQ_PEAK)
+        candidates.append(numbers[0] / numbers[1] if numbers[1] else 0.0)
+    return next((peak for peak in candidates if hdr.SDR_WHITE <= peak <= hdr.PQ_PEAK), hdr.PQ_PEAK)
 
 
 def _graph(
@@ -112,8 +116,8 @@ def _through(graph: Graph, picture: VideoFrame) -> VideoFrame:
 
 
 def _signal(planes: NDArray[np.uint16], colour: Colour, bits: int) -> NDArray[np.float64]:
-    """R'G'B' from 0 to 1, [H, W, 3], of 16-bit planes that were scaled up from ``bits`` bits (BT.2100, table 9)."""
-    step = float(1 << (16 - bits))  # of the source's numbers
+    """Return R'G'B' [H, W, 3] from 0 to 1 of 16-bit planes that were scaled from ``bits`` bits (BT.2100, table 9)."""
+    step = float(1 << (16 - bits))  # between consecutive values of the source
     low, span, colour_span = (0.0, ((1 << bits) - 1) * step, ((1 << bits) - 1) * step)
     if not colour.full:
         low, span, colour_span = 16 * 256.0, 219 * 256.0, 224 * 256.0

@@ -1,4 +1,4 @@
-"""Captions that lie beside videos: JSON files of many, a text file of one."""
+"""Read captions from JSON files with many captions, and from text files with one."""
 
 from __future__ import annotations
 
@@ -9,15 +9,21 @@ from pathlib import Path, PurePosixPath
 from causvid.data.sources.caption_match import composed
 from causvid.runtime import text
 
-NAMED = 5  # names an error lists before it counts the rest
+NAMED = 5  # names that an error message lists; the others are counted
 
 
 def caption_pairs(file: Path) -> list[tuple[str, str]]:
-    """(path, caption) of a captions file, the one to prefer first: {path: caption} or [{path, cap, frame_idx}].
+    """Read a JSON file of captions: {path: caption} or [{path, cap, frame_idx}].
 
-    In a list a video may stand several times, for stretches of frames "start:end"; the earliest comes first, as clips
-    are made of a video's beginning; of several captions the first is taken. JSON can spell halves of surrogate pairs:
-    paths and captions may hold them. Raises ValueError.
+    A list may name a video several times, for ranges of frames "start:end". The earliest range is returned first,
+    because clips start at the beginning of a video. If ``cap`` is a list of captions, its first one is used.
+
+    Returns:
+        (path, caption), the preferred caption of a path first. Both strings may contain halves of surrogate pairs,
+        because JSON can encode them.
+
+    Raises:
+        ValueError: The file is not UTF-8, is not JSON, or has neither form.
     """
     try:
         value = json.loads(text.decode(file.read_bytes(), str(file)))
@@ -32,14 +38,22 @@ def caption_pairs(file: Path) -> list[tuple[str, str]]:
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is neither {{path: caption}} nor a list of {{path, cap}} ({error!r})") from error
     if odd := [repr(path) for path, _ in pairs if not isinstance(path, str)]:
-        raise ValueError(f"{file}: the path {named(odd)} is no text")
+        raise ValueError(f"{file}: the path {named(odd)} is not a string")
     if wrong := [path for path, caption in pairs if not isinstance(caption, str)]:
-        raise ValueError(f"{file}: the caption of {named(wrong)} is no text")
+        raise ValueError(f"{file}: the caption of {named(wrong)} is not a string")
     return [(PurePosixPath(path).as_posix(), _one_line(caption)) for path, caption in pairs]
 
 
 def read_sidecar(file: Path, name: str) -> str:
-    """The caption that a text file is, which the user knows as ``name``. Raises ValueError when it is not UTF-8."""
+    """Return the content of a text file as a caption.
+
+    Args:
+        file: The text file.
+        name: Name of the file, for error messages.
+
+    Raises:
+        ValueError: The file is not UTF-8.
+    """
     return _one_line(text.decode(file.read_bytes(), name))
 
 
@@ -48,7 +62,7 @@ def _one_line(caption: str) -> str:
 
 
 def named(names: Sequence[str]) -> str:
-    """The first few of ``names``, and how many more there are. A name that looks like another one is escaped."""
+    """Format the first few of ``names`` and the number of the others. Names that may look like others are escaped."""
     shown = [name if name == composed(name) and text.fault(name) is None else ascii(name) for name in names[:NAMED]]
     rest = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(shown) + rest

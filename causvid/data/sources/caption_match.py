@@ -1,7 +1,7 @@
-"""Match captions to videos by their paths, and only where the match is unique.
+"""Match captions to videos by their paths, if the match is unique.
 
 Paths are compared in Unicode's composed form (NFC), because file systems and archives store the same name composed
-(``é``) or decomposed (``e`` and an accent). Where several paths agree in that form, only an identical one counts.
+(``é``) or decomposed (``e`` and an accent). If several paths are equal in that form, only an identical path matches.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 
 Names = Mapping[str, Sequence[str]]
-LONGEST_TAIL = 16  # folders and file: an archive may hold a path of a million folders
+LONGEST_TAIL = 16  # components of a path; a path in an archive may have a million
 
 
 def match(videos: Names, captions: Names) -> dict[str, str]:
-    """Pair videos with captions where each is the only best partner of the other.
+    """Pair a video and a caption if each is the only best match of the other.
 
     Args:
-        videos: The names of each video, the preferred one first.
-        captions: The names of each caption, likewise.
+        videos: The names of each video, the preferred name first.
+        captions: The names of each caption, the preferred name first.
 
     Returns:
         The caption of each video that has one.
@@ -34,33 +34,33 @@ def match(videos: Names, captions: Names) -> dict[str, str]:
 
 
 def match_ends(videos: Names, captions: Iterable[str], *, bare: bool) -> dict[str, str]:
-    """Pair videos with captions by their whole paths, and those that are left by the ends of their paths.
+    """Pair videos with captions by their full paths, and the remaining ones by the ends of their paths.
 
-    Paths often begin with the folders of some machine, so that only their ends agree. A bare file name is such an end
-    where one of the two paths has no folder: captions for A/v.mp4 are not for B/v.mp4.
+    Paths often begin with the folders of another machine, so that only their ends are equal. A bare file name is enough
+    if one of the two paths has no folder; a caption for A/v.mp4 never matches B/v.mp4.
 
     Args:
-        videos: For each video its whole paths, the longest first.
-        captions: The captions' paths.
-        bare: Whether bare file names count. They do not where some videos are unknown: one may have the same name.
+        videos: The full paths of each video, the longest first.
+        captions: The paths of the captions.
+        bare: Whether a bare file name can match. If some videos are unknown, one of them may have the same name.
 
     Returns:
-        The caption of each video that has one. No two have the same.
+        The caption of each video that has one. No two videos have the same caption.
     """
     captions = list(captions)
-    whole = {video: [name for name in names if bare or "/" in name] for video, names in videos.items()}
-    exact = match(whole, {path: [path] for path in captions})
+    full = {video: [name for name in names if bare or "/" in name] for video, names in videos.items()}
+    exact = match(full, {path: [path] for path in captions})
     ends = match(
         {video: _tails(names[0], bare=bare) for video, names in videos.items()},
         {path: _tails(path, bare=bare) for path in captions},
     )
     used = set(exact.values())
-    left = {video: path for video, path in ends.items() if path not in used and _agree(videos[video][0], path)}
-    return left | exact
+    by_end = {video: path for video, path in ends.items() if path not in used and _agree(videos[video][0], path)}
+    return by_end | exact
 
 
 def _tails(path: str, *, bare: bool) -> list[str]:
-    """The ends of ``path``, the longest first: all of it, all but the first folder, down to the bare file name."""
+    """Return the ends of ``path``, from the full path to the bare file name."""
     parts = path.split("/")[-LONGEST_TAIL:]
     return ["/".join(parts[start:]) for start in range(len(parts) if bare else len(parts) - 1)]
 
@@ -72,7 +72,7 @@ def _agree(one: str, other: str) -> bool:
 
 
 def composed(name: str) -> str:
-    """``name`` in Unicode's composed form."""
+    """Return ``name`` in Unicode's composed form."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -86,9 +86,9 @@ def _index(owners: Names) -> dict[str, dict[str, list[str]]]:
 
 
 def _best(names: Sequence[str], index: Mapping[str, Mapping[str, Sequence[str]]]) -> str | None:
-    """Return the owner of the first of ``names`` that has owners; None if no name has one, or this one has several."""
+    """Return the owner of the first of ``names`` that has owners; None if there are several owners, or none."""
     for name in names:
         if spellings := index.get(composed(name)):
-            found = spellings.get(name) or (next(iter(spellings.values())) if len(spellings) == 1 else ())
-            return found[0] if len(found) == 1 else None
+            owners = spellings.get(name) or (next(iter(spellings.values())) if len(spellings) == 1 else ())
+            return owners[0] if len(owners) == 1 else None
     return None

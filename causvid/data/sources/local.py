@@ -1,7 +1,7 @@
-"""Videos and captions from the toy world or from a folder of the user.
+"""Collect videos and captions from the toy world or from a folder of the user.
 
-Each source fills one folder: videos/... and manifest.jsonl with {id, path, caption, source}, ids in the order of the
-sources' names. Nothing is decoded here; what a video is worth is found out when it is resampled.
+Each source fills one folder with videos/ and manifest.jsonl, whose rows are {id, path, caption, source}. No video is
+decoded here: the stage resample rejects videos that cannot be used.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from causvid.runtime import text
 from causvid.runtime.shapes import VideoShape
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
-TOY_CRF = 8  # of the toy world's files: near x264's best, so that 4:2:0 colour is the only loss
-SECONDS_PER_CLIP = 300.0
-CLIP_MEMORY = 4 * 2**30
+TOY_CRF = 8  # for the videos of the toy world; nearly lossless, so that 4:2:0 colour is the only visible loss
+SECONDS_PER_CLIP = 300.0  # time limit of a rendering process
+CLIP_MEMORY = 4 * 2**30  # bytes
 
 Row = dict[str, Any]
 
@@ -39,10 +39,18 @@ Row = dict[str, Any]
 class DownloadConfig:
     """Params section ``download``.
 
-    source: which of the three; folder, captions: of source folder, captions {relative path: caption} or absent for .txt
-    files beside the videos; toy_world_captions: a file of those its clips show, one a line; toy_world_clips: clips to
-    render; mixkit_*: data set, its commit or branch, patterns for its tar parts and for its JSON files of captions, the
-    one to prefer first; limit: videos to take at most, None for all.
+    Attributes:
+        source: Source of the videos.
+        folder: Folder with the user's videos, for source folder.
+        captions: JSON file {relative path: caption}, for source folder. If the file does not exist, the caption of each
+            video is in a .txt file beside the video.
+        toy_world_captions: Text file with the captions of the toy world's clips, one per line.
+        toy_world_clips: Number of clips to render.
+        mixkit_repo: Data set on the hub.
+        mixkit_revision: Commit, branch or tag of the data set.
+        mixkit_files: Pattern of the tar archives in the data set.
+        mixkit_captions: Patterns of the JSON files with captions, the preferred one first.
+        limit: Largest number of videos; None = all.
     """
 
     source: Literal["toy_world", "folder", "mixkit"]
@@ -66,7 +74,22 @@ class DownloadConfig:
 def toy_world_videos(
     out: Path, config: DownloadConfig, *, video: VideoShape, seed: int, workers: int
 ) -> dict[str, Any]:
-    """Render the toy world's training clips into ``out``; how many workers do it changes nothing. Returns counts."""
+    """Render the training clips of the toy world.
+
+    Args:
+        out: Folder of the videos and their manifest.
+        config: Params section ``download``.
+        video: Size, frame rate and number of frames of the clips.
+        seed: Seed of the captions' order, the start positions and the radii.
+        workers: Number of processes, which does not change the result.
+
+    Returns:
+        Counts of videos and captions.
+
+    Raises:
+        ValueError: The file of captions is missing, is empty or has a caption that is not of the toy world.
+        RuntimeError: A clip exceeded the limits of its process.
+    """
     count = min(config.toy_world_clips, config.limit or config.toy_world_clips)
     known = read_prompt_file(config.toy_world_captions, "download.toy_world_captions")
     captions = toy_world.clip_captions(known, count, seed=seed)
@@ -91,44 +114,53 @@ def _write_toy_clip(job: tuple[int, str], *, out: Path, video: VideoShape, seed:
 
 
 def folder_videos(out: Path, config: DownloadConfig) -> dict[str, Any]:
-    """Copy the videos below ``config.folder`` into ``out``. Hidden files and other suffixes are no videos.
+    """Copy the videos in ``config.folder`` and its subfolders, without hidden files, into ``out``.
 
-    Linked files and folders count as what they lead to. A video whose name or caption UTF-8 cannot hold, or whose link
-    leads nowhere, is not copied; passed_over.jsonl says why.
+    Links to files and folders are followed. A video is passed over if UTF-8 cannot hold its name or its caption, or if
+    it is a broken link; passed_over.jsonl has the reason.
 
     Returns:
-        Counts.
+        Counts of videos, of captions and of rows in passed_over.jsonl.
 
     Raises:
-        ValueError: For a missing or empty folder, videos without a caption, captions without a video, and when every
-            video is passed over.
+        ValueError: The folder is missing or empty, a video has no caption, a caption has no video, or every video is
+            passed over.
     """
     folder, captions = config.folder, config.captions
     if not folder.is_dir():
-        raise ValueError(f"download.folder is {folder}; there is no such folder")
+        raise ValueError(f"download.folder is {folder}, which is not a folder; name an existing one")
     names = _video_names(folder)
     if not names:
-        raise ValueError(f"download.folder is {folder}; no video ({', '.join(VIDEO_SUFFIXES)}) lies in or below it")
+        raise ValueError(
+            f"download.folder is {folder}, which has no video ({', '.join(VIDEO_SUFFIXES)}); name the folder of your "
+            "videos"
+        )
     passed = PassedOver()
     read = _read_captions if captions.is_file() else _read_sidecars
-    said = read(folder, captions, [name for name in names if not _has_fault(name, "its name", name, passed)], passed)
-    kept = [name for name in names if name in said and not _has_fault(said[name], "its caption", name, passed)]
+    caption_of = read(
+        folder, captions, [name for name in names if not _has_fault(name, "the name", name, passed)], passed
+    )
+    kept = [
+        name for name in names if name in caption_of and not _has_fault(caption_of[name], "the caption", name, passed)
+    ]
     kept = [name for name in kept if not _leads_nowhere(folder / name, name, passed)]
     if not kept:
         last = passed.rows[-1]
-        raise ValueError(f"download.folder is {folder}; no video can be used, as {last['source']}: {last['reason']}")
+        raise ValueError(
+            f"download.folder is {folder}; no video can be used, for example {last['source']}: {last['reason']}"
+        )
     (out / "videos").mkdir(parents=True)
     rows = []
     for index, name in enumerate(progress(kept[: config.limit], total=len(kept[: config.limit]), what="copying")):
-        rows.append(_row(index, PurePosixPath(name).suffix.lower(), caption=said[name], source=name))
-        # A copy: a hard link would let DVC write-protect, and an edit in place corrupt, what the two share.
+        rows.append(_row(index, PurePosixPath(name).suffix.lower(), caption=caption_of[name], source=name))
+        # Not a hard link: DVC would write-protect the user's file, and an edit of that file would corrupt the copy.
         shutil.copyfile(folder / name, out / rows[-1]["path"])
     passed.write(out)
     return write_index(out, rows) | {"passed_over": len(passed.rows)}
 
 
 def _has_fault(value: str, what: str, source: str, passed: PassedOver) -> bool:
-    """Return whether UTF-8 cannot hold ``value``. If so, add a row for ``source`` to ``passed``."""
+    """Return whether UTF-8 cannot hold ``value``; if so, add a row for ``source`` that calls the value ``what``."""
     reason = text.fault(value)
     if reason is not None:
         passed.add(source, text.NOT_UTF8, f"{what} {reason}")
@@ -141,12 +173,12 @@ def _video_names(folder: Path) -> list[str]:
 
 
 def _names_below(folder: Path) -> Iterator[PurePosixPath]:
-    """Yield the relative paths of all files below ``folder``, including those in linked folders.
+    """Yield the relative paths of all files in ``folder`` and its subfolders, including linked ones.
 
-    Each folder is entered once, however many links lead to it. Broken links are included; pipes and devices are not.
+    Each folder is entered once, even if several links lead to it. Broken links are included; pipes and devices are not.
     """
     seen: set[tuple[int, int]] = set()
-    real, linked = [folder], deque[Path]()  # real ones first: a folder has its own name, not that of a link to it
+    real, linked = [folder], deque[Path]()  # real folders first, so that a folder is entered under its own name
     while real or linked:
         here = real.pop() if real else linked.popleft()
         status = here.stat()
@@ -163,25 +195,29 @@ def _names_below(folder: Path) -> Iterator[PurePosixPath]:
 def _leads_nowhere(path: Path, name: str, passed: PassedOver) -> bool:
     """Return whether ``path`` is a broken link. If so, add a row for ``name`` to ``passed``."""
     if not path.is_file():
-        passed.add(name, "broken_link", f"it is a link to {text.escaped(str(path.readlink()))}, where no file is")
+        passed.add(
+            name, "broken_link", f"the video is a link to {text.escaped(str(path.readlink()))}, which is not a file"
+        )
         return True
     return False
 
 
 def _read_captions(folder: Path, captions: Path, names: list[str], passed: PassedOver) -> dict[str, str]:
     """Read the captions of the videos ``names`` from one file. Entries whose path UTF-8 cannot hold are passed over."""
-    said = {path: caption for path, caption in reversed(caption_pairs(captions)) if caption}
-    for path in [path for path in said if text.fault(path)]:
-        del said[path]
-        if not (folder / path).is_file():  # else the video was passed over for the same reason
-            passed.add(f"{captions.name}: {path}", text.NOT_UTF8, f"its path {text.fault(path)}")
-    found = match({name: [name] for name in names}, {path: [path] for path in said})
-    if missing := [name for name in names if name not in found]:
-        _refuse_lookalikes(missing, said, f"{captions} names")
-        raise ValueError(f"{captions} has no caption for {named(missing)}; add them or take the videos away")
-    if unknown := sorted(said.keys() - set(found.values())):
-        raise ValueError(f"{captions} names what is no video of the folder: {named(unknown)}")
-    return {name: said[path] for name, path in found.items()}
+    caption_of = {path: caption for path, caption in reversed(caption_pairs(captions)) if caption}
+    for path in [path for path in caption_of if text.fault(path)]:
+        del caption_of[path]
+        if not (folder / path).is_file():  # otherwise the video was passed over for the same reason
+            passed.add(f"{captions.name}: {path}", text.NOT_UTF8, f"the path {text.fault(path)}")
+    matched = match({name: [name] for name in names}, {path: [path] for path in caption_of})
+    if missing := [name for name in names if name not in matched]:
+        _refuse_lookalikes(missing, caption_of, f"{captions} names")
+        raise ValueError(f"{captions} has no caption for {named(missing)}; add captions or remove the videos")
+    if unknown := sorted(caption_of.keys() - set(matched.values())):
+        raise ValueError(
+            f"{captions} names videos that are not in {folder}: {named(unknown)}; add these videos or correct the names"
+        )
+    return {name: caption_of[path] for name, path in matched.items()}
 
 
 def _read_sidecars(folder: Path, captions: Path, names: list[str], passed: PassedOver) -> dict[str, str]:
@@ -191,20 +227,20 @@ def _read_sidecars(folder: Path, captions: Path, names: list[str], passed: Passe
     """
     stems = {name: PurePosixPath(name).with_suffix("").as_posix() for name in names}
     texts = [name.with_suffix("").as_posix() for name in _names_below(folder) if name.suffix == ".txt"]
-    found = match({stem: [stem] for stem in stems.values()}, {stem: [stem] for stem in texts})
-    said = {}
+    matched = match({stem: [stem] for stem in stems.values()}, {stem: [stem] for stem in texts})
+    caption_of = {}
     for name, stem in stems.items():
         try:
-            file = f"{found[stem]}.txt" if stem in found else None
-            said[name] = read_sidecar(folder / file, f"its caption {file}") if file else ""
+            file = f"{matched[stem]}.txt" if stem in matched else None
+            caption_of[name] = read_sidecar(folder / file, f"the caption {file}") if file else ""
         except ValueError as error:
             passed.add(name, text.NOT_UTF8, str(error))
-    if missing := [name for name, caption in said.items() if not caption]:
-        _refuse_lookalikes([stems[name] for name in missing if stems[name] not in found], texts, "the .txt files are")
+    if missing := [name for name, caption in caption_of.items() if not caption]:
+        _refuse_lookalikes([stems[name] for name in missing if stems[name] not in matched], texts, "the .txt files are")
         raise ValueError(
-            f"neither a captions file {captions} nor a caption in a .txt beside {named(missing)}; write one"
+            f"there is no captions file {captions}, and no caption in a .txt file beside {named(missing)}; write one"
         )
-    return said
+    return caption_of
 
 
 def _refuse_lookalikes(missing: Iterable[str], names: Iterable[str], what: str) -> None:
@@ -212,18 +248,18 @@ def _refuse_lookalikes(missing: Iterable[str], names: Iterable[str], what: str) 
     forms = {composed(name) for name in missing}
     if alike := [ascii(name) for name in sorted(names) if composed(name) in forms]:
         raise ValueError(
-            f"{what} {named(alike)}, and several videos or captions share each name but for its Unicode normalisation "
-            "(composed or decomposed accents); give every video a caption under its exact name"
+            f"{what} {named(alike)}; several videos or captions have the same name in different Unicode "
+            "normalisations (composed or decomposed accents); give every video a caption under its exact name"
         )
 
 
 def video_id(index: int) -> str:
-    """The id of the video at ``index``; ids sort as the numbers do."""
+    """Return the id of video ``index``. The order of ids is that of the numbers."""
     return f"{index:06d}"
 
 
 def write_index(out: Path, rows: list[Row]) -> dict[str, Any]:
-    """Write the manifest of a filled folder; return its counts."""
+    """Write the manifest of ``out``; return the counts of videos and captions."""
     manifest.write_rows(out / manifest.NAME, rows)
     captions = [row["caption"] for row in rows if row["caption"]]
     return {"videos": len(rows), "distinct_captions": len(set(captions)), "without_caption": len(rows) - len(captions)}

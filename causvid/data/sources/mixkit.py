@@ -1,7 +1,7 @@
-"""MixKit from the hub: tar parts of other people's videos, and JSON files of captions.
+"""Download MixKit from the hub: tar archives of videos ("parts"), and JSON files of captions.
 
-An archive is untrusted. Its members are read one after another and never extracted by name: a video is written under
-the sha256 of its content, and what is no plain file with an honest name and size becomes a row that says why.
+Archives are untrusted. Their members are read one after another and never extracted by name: a video is written under
+the sha256 of its content. Links, special files, unsafe names and oversized files are recorded in passed_over.jsonl.
 """
 
 from __future__ import annotations
@@ -21,30 +21,35 @@ from causvid.data.sources.passed_over import PassedOver
 from causvid.harness.progress import progress
 from causvid.runtime import text
 
-MEMBERS = 200_000  # of one part, whatever they are: MixKit has 6484 videos in all
-VIDEO_BYTES = 4 * 2**30
+MEMBERS = 200_000  # largest number of members of one part; all of MixKit has 6484 videos
+VIDEO_BYTES = 4 * 2**30  # largest size of a video
 COPY_BYTES = 2**20
 
 
 def mixkit_videos(out: Path, config: DownloadConfig, *, hub: Path) -> dict[str, Any]:
-    """Fetch MixKit's tar parts into ``hub``, which may hold those of an earlier try, and their videos into ``out``.
+    """Download MixKit's parts one after another, until the limit is reached, and write their videos.
 
-    Part after part, none after the limit is reached. A video without a caption in the data set gets a null one.
-    passed_over.jsonl lists every member, video and caption that is passed over, with {source, code, reason}.
+    A video without a caption in the data set has the caption None. passed_over.jsonl lists every member, video and
+    caption that is passed over, as {source, code, reason}.
+
+    Args:
+        out: Folder of the videos and their manifest.
+        config: Params section ``download``.
+        hub: Folder of the downloads, which may hold those of an interrupted call.
 
     Returns:
-        Counts, and the commit that was read.
+        Counts of videos, of captions and of rows in passed_over.jsonl, and the commit of the data set.
 
     Raises:
-        ValueError: For a repository, revision or files that are not there, parts that never arrive sound or are no
-            archives, and when no video is found or can be used.
+        ValueError: The repository, the revision or a file does not exist, a download fails, a part is not a valid tar
+            archive, or no video can be used.
     """
     repository = open_commit(config.mixkit_repo, config.mixkit_revision, kind="dataset", folder=hub)
     parts = repository.files(config.mixkit_files)
     if not parts:
         raise ValueError(f"download.mixkit_files is {config.mixkit_files}; {config.mixkit_repo} has no such file")
     taken = _Taken(out, config.limit)
-    said = _captions(repository, config.mixkit_captions, taken.passed)
+    captions = _captions(repository, config.mixkit_captions, taken.passed)
     (out / "videos").mkdir(parents=True)
     read = 0
     for part in progress(parts, total=len(parts), what="MixKit parts"):
@@ -53,24 +58,36 @@ def mixkit_videos(out: Path, config: DownloadConfig, *, hub: Path) -> dict[str, 
         _take_part(repository.fetch(part), taken)
         read += 1
     if not taken.files:
-        raise ValueError(f"download.mixkit_files is {config.mixkit_files}; no video lies in the {len(parts)} parts")
-    rows = _captioned(taken, said, complete=read == len(parts))
+        raise ValueError(
+            f"download.mixkit_files is {config.mixkit_files}; none of the {len(parts)} parts contains a video"
+        )
+    rows = _captioned(taken, captions, complete=read == len(parts))
     taken.passed.write(out)
     counts = write_index(out, rows)
     return counts | {"passed_over": len(taken.passed.rows), "commit": repository.commit}
 
 
 class _Taken:
-    """The videos that were taken so far, from all parts, and those that were passed over."""
+    """The videos of all parts so far.
+
+    Attributes:
+        out: Folder of the videos.
+        limit: Largest number of videos; None = all.
+        passed: The rows of passed_over.jsonl.
+        files: The file that was written, by source.
+        sources: All sources with one content, by its sha256. The first one was written.
+        paths: The path inside its part of every video, by source; includes videos that were passed over.
+        member: Name of the last member that was read.
+    """
 
     def __init__(self, out: Path, limit: int | None) -> None:
         self.out = out
         self.limit = limit
         self.passed = PassedOver()
-        self.files: dict[str, Path] = {}  # source → the file that was written
-        self.sources: dict[str, list[str]] = {}  # sha256 → every source of that content, the one that was written first
-        self.paths: dict[str, PurePosixPath] = {}  # source → the member's path, of every video, also those passed over
-        self.member = ""  # the last one looked at
+        self.files: dict[str, Path] = {}
+        self.sources: dict[str, list[str]] = {}
+        self.paths: dict[str, PurePosixPath] = {}
+        self.member = ""
 
     @property
     def is_full(self) -> bool:
@@ -83,59 +100,59 @@ def _captions(repository: HubCommit, patterns: tuple[str, ...], passed: PassedOv
     files = [file for pattern in patterns for file in repository.files(pattern)]
     if not files:
         places = ", ".join(patterns)
-        raise ValueError(f"download.mixkit_captions is {places}; {repository.repo} has nothing there")
-    said: dict[str, str] = {}
+        raise ValueError(f"download.mixkit_captions is {places}; {repository.repo} has no such file")
+    captions: dict[str, str] = {}
     for file in files:
         for path, caption in caption_pairs(repository.fetch(file)):
             if reason := text.fault(path):
-                passed.add(f"{file.path}: {path}", text.NOT_UTF8, f"its path {reason}")
+                passed.add(f"{file.path}: {path}", text.NOT_UTF8, f"the path {reason}")
             else:
-                said.setdefault(path, caption)
-    return said
+                captions.setdefault(path, caption)
+    return captions
 
 
-def _captioned(taken: _Taken, said: Mapping[str, str], *, complete: bool) -> list[Row]:
+def _captioned(taken: _Taken, captions: Mapping[str, str], *, complete: bool) -> list[Row]:
     """Build the rows of the videos with their captions. A video whose caption UTF-8 cannot hold is passed over."""
-    found = _matched(taken.paths, said, complete=complete)
+    matched = _matched(taken.paths, captions, complete=complete)
     rows: list[Row] = []
     for sources in taken.sources.values():
         source, file = sources[0], taken.files[sources[0]]
-        # Copies are one video: a caption for any of them is a caption for it.
-        caption = next((said[found[copy]] for copy in sources if copy in found), None)
+        # Files with the same content are one video, which has the caption of any of them.
+        caption = next((captions[matched[copy]] for copy in sources if copy in matched), None)
         if reason := caption and text.fault(caption):
             file.unlink()
-            taken.passed.add(source, text.NOT_UTF8, f"its caption {reason}")
+            taken.passed.add(source, text.NOT_UTF8, f"the caption {reason}")
             continue
         shown = file.relative_to(taken.out).as_posix()
         rows.append({"id": video_id(len(rows)), "path": shown, "caption": caption, "source": source})
     if not rows:
         last = taken.passed.rows[-1]
-        raise ValueError(f"no video of MixKit can be used, as {last['source']}: {last['reason']}")
+        raise ValueError(f"no video of MixKit can be used, for example {last['source']}: {last['reason']}")
     return rows
 
 
-def _matched(paths: Mapping[str, PurePosixPath], said: Iterable[str], *, complete: bool) -> dict[str, str]:
+def _matched(paths: Mapping[str, PurePosixPath], captions: Iterable[str], *, complete: bool) -> dict[str, str]:
     """Return the path of the caption for each source that has one.
 
     A caption names its video "<part>/<file>". Inside the part, the file may be in several folders or in none.
 
     Args:
         paths: Path of each video inside its part.
-        said: Paths of the captions.
+        captions: Paths of the captions.
         complete: Whether ``paths`` has the videos of every part.
     """
-    folders = {composed(folder) for path in said for folder in PurePosixPath(path).parent.parts}
+    folders = {composed(folder) for path in captions for folder in PurePosixPath(path).parent.parts}
     names = {
         source: [f"{part}/{path}", f"{path}"] if composed(part := _part(source)) in folders else [f"{path}"]
         for source, path in paths.items()
     }
-    found = match_ends(names, said, bare=complete)
-    if not complete and len(match_ends(names, said, bare=True)) > len(found):
+    matched = match_ends(names, captions, bare=complete)
+    if not complete and len(match_ends(names, captions, bare=True)) > len(matched):
         sys.stderr.write(
-            "download.limit leaves parts unread: captions by bare file name do not count, because those parts may hold "
-            "a video of the same name\n"
+            "download.limit leaves parts unread, so captions with a bare file name are ignored: an unread part may "
+            "contain a video of the same name\n"
         )
-    return found
+    return matched
 
 
 def _part(source: str) -> str:
@@ -144,28 +161,30 @@ def _part(source: str) -> str:
 
 
 def _take_part(part: Path, taken: _Taken) -> None:
-    """Write the videos of one tar part until the limit is reached; note the paths of all of them."""
+    """Write the videos of one part until the limit is reached, and record the paths of all its videos."""
     try:
-        # UTF-8 by name: in another locale the same archive would have other names.
+        # An explicit encoding, because the default depends on the locale.
         with tarfile.open(part, "r:", encoding="utf-8") as archive:
             for source, member in _plain_videos(archive, part.name, taken):
                 _write(archive, member, taken, source)
     except tarfile.TarError as error:
         raise ValueError(
-            f"{part.name} has the sum the hub lists, but is no sound tar archive ({error}, after member "
+            f"{part.name} has the checksum that the hub lists, but is not a valid tar archive ({error}, after member "
             f"{taken.member!r}); leave it out of download.mixkit_files"
         ) from error
 
 
 def _plain_videos(archive: tarfile.TarFile, part: str, taken: _Taken) -> Iterator[tuple[str, tarfile.TarInfo]]:
-    """Regular video files with honest names and sizes, each once, until the limit is reached."""
+    """Yield each video file that can be taken, after its source, until the limit is reached."""
     seen: set[str] = set()
     taken.member = ""
     for count, member in enumerate(archive, start=1):
         taken.member = member.name
-        archive.members.clear()  # type: ignore[attr-defined] # every header read would be kept
+        archive.members.clear()  # type: ignore[attr-defined] # tarfile keeps every header
         if count > MEMBERS:
-            raise ValueError(f"{part} has more than {MEMBERS} members; the reading stopped at {member.name!r}")
+            raise ValueError(
+                f"{part} has more than {MEMBERS} members, up to {member.name!r}; leave it out of download.mixkit_files"
+            )
         name = PurePosixPath(member.name)
         if name.suffix.lower() not in VIDEO_SUFFIXES or member.isdir():
             continue
@@ -183,20 +202,20 @@ def _plain_videos(archive: tarfile.TarFile, part: str, taken: _Taken) -> Iterato
 def _refusal(member: tarfile.TarInfo, name: PurePosixPath, *, again: bool) -> tuple[str, str] | None:
     """Return the code and the reason for passing over a member; None for a regular file that can be taken."""
     if reason := text.fault(member.name):
-        return text.NOT_UTF8, f"its name {reason}"
+        return text.NOT_UTF8, f"the name {reason}"
     if not member.isreg() or member.issparse():
-        return "no_plain_file", "it is a link, a device or sparse"
+        return "no_plain_file", "the member is a link, a device or a sparse file"
     if name.is_absolute() or ".." in name.parts:
-        return "dishonest_name", "its name leaves its folder"
+        return "dishonest_name", "the name leads out of its folder"
     if member.size > VIDEO_BYTES:
-        return "too_large", f"it has {member.size} bytes; at most {VIDEO_BYTES} are taken"
+        return "too_large", f"the video has {member.size} bytes; the limit is {VIDEO_BYTES}"
     if again:
-        return "appears_twice", "its name has appeared before"
+        return "appears_twice", "the name has appeared before in the part"
     return None
 
 
 def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, taken: _Taken, source: str) -> None:
-    """Write a member under its content's name, unless that content is there already."""
+    """Write a member to a file that is named after its sha256, unless a file with that content exists."""
     stream = archive.extractfile(member)
     assert stream is not None, "a regular file has content"
     incoming, digest = taken.out / "videos" / "incoming", hashlib.sha256()
@@ -208,7 +227,7 @@ def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, taken: _Taken, sou
     copies.append(source)
     if copies[0] != source:
         incoming.unlink()
-        taken.passed.add(source, "same_content", f"it is {copies[0]} again, byte for byte")
+        taken.passed.add(source, "same_content", f"the content is that of {copies[0]}")
         return
     final = digest.hexdigest() + PurePosixPath(member.name).suffix.lower()
     taken.files[source] = incoming.rename(incoming.with_name(final))

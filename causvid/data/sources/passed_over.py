@@ -9,7 +9,7 @@ from causvid.data.videos import manifest
 from causvid.runtime import text
 
 PASSED_OVER = "passed_over.jsonl"
-SAID = 5  # rows that appear on stderr as well
+SAID = 5  # rows that are also printed on stderr
 
 
 class PassedOver:
@@ -23,8 +23,8 @@ class PassedOver:
 
         Args:
             source: Path of the video or caption.
-            code: A short, stable word for the kind of fault.
-            reason: A clause that explains it.
+            code: A short, stable identifier of the kind of fault.
+            reason: A clause that explains the fault.
         """
         if len(self.rows) < SAID:
             sys.stderr.write(f"passed over {source!r}: {text.escaped(reason)}\n")

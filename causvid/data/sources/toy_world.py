@@ -1,8 +1,8 @@
-"""The built-in captioned world: one moving shape on a solid background, small enough to be learnt on two CPU cores.
+"""The toy world: captioned videos of one moving shape on a solid background, which two CPU cores can learn.
 
 Coordinates are (x, y) in pixels, x to the right and y down; the centre of the pixel in row i and column j is (j, i).
-The plane is a torus: what leaves on one side comes back on the other. Sizes and speed are those of a 32-pixel video and
-scale with the smaller side of others.
+The plane is a torus: a shape that leaves on one side enters on the opposite side. Sizes and speeds are given for a
+32-pixel video, and scale with the smaller side of the video.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SHAPES: tuple[str, ...] = ("circle", "square", "triangle")
 _REFERENCE_SIDE = 32  # pixels
 _SPEED = 1.0  # pixels per frame at the reference side
 _RADII = (5.5, 6.5)  # pixels at the reference side
-# In radii. Together they make the three shapes about equally large, so that size does not tell them apart.
+# In radii. With these sizes the three shapes have about the same area, so that area does not reveal the shape.
 _SQUARE_HALF_SIDE = 0.9
 _TRIANGLE_HALF_BASE = 1.2
 _TRIANGLE_HEIGHT = 2.4
@@ -47,7 +47,14 @@ _TRIANGLE_HEIGHT = 2.4
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """What a caption says: keys of SHAPES, COLOURS, DIRECTIONS and BACKGROUNDS."""
+    """Content of a caption.
+
+    Attributes:
+        shape: One of SHAPES.
+        colour: Key of COLOURS.
+        direction: Key of DIRECTIONS.
+        background: Key of BACKGROUNDS.
+    """
 
     shape: str
     colour: str
@@ -56,7 +63,7 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """The one sentence that describes the scene; ``parse`` turns it back."""
+        """The sentence that describes the scene, from which ``parse`` returns the scene."""
         return f"a {self.colour} {self.shape} moves {self.direction} over a {self.background} background"
 
 
@@ -70,43 +77,51 @@ def _scenes() -> dict[str, Scene]:
 
 
 def captions() -> list[str]:
-    """All 288 captions, sorted."""
+    """Return all 288 captions, sorted."""
     return sorted(_scenes())
 
 
 def parse(caption: str) -> Scene:
-    """The scene of a caption. Raises ValueError when the caption is not of this world."""
+    """Return the scene of a caption. Raises ValueError if the caption is not of the toy world."""
     try:
         return _scenes()[caption]
     except KeyError:
-        raise ValueError(f"{caption!r} is no caption of the toy world; they read like {captions()[0]!r}") from None
+        raise ValueError(f"{caption!r} is not a caption of the toy world; an example is {captions()[0]!r}") from None
 
 
 def speed(video: VideoShape) -> float:
-    """Pixels per frame that every shape moves."""
+    """Return the speed of every shape in pixels per frame."""
     return _SPEED * min(video.height, video.width) / _REFERENCE_SIDE
 
 
 def radius_range(video: VideoShape) -> tuple[float, float]:
-    """The smallest and largest radius of a shape, in pixels."""
+    """Return the smallest and the largest radius of a shape in pixels."""
     scale = min(video.height, video.width) / _REFERENCE_SIDE
     return _RADII[0] * scale, _RADII[1] * scale
 
 
 def positions(scene: Scene, *, video: VideoShape, start_xy: tuple[float, float]) -> NDArray[np.float64]:
-    """Centre of the shape in every frame, [F, 2] as (x, y) in pixels, on the torus."""
+    """Return the centre of the shape in every frame: (x, y) in pixels on the torus, [F, 2]."""
     steps = np.arange(video.frames)[:, None] * speed(video) * np.array(DIRECTIONS[scene.direction])
     wrapped: NDArray[np.float64] = (np.array(start_xy) + steps) % np.array([video.width, video.height])
     return wrapped
 
 
 def shape_mask(shape: str, height: int, width: int, center_xy: ArrayLike, radius: float) -> NDArray[np.float64]:
-    """Share of every pixel that the shape covers, in [0, 1], edges anti-aliased over one pixel, on the torus.
+    """Rasterise a shape on the torus, with edges that are anti-aliased over one pixel.
 
-    center_xy [..., 2] in pixels (the shape's centre of mass), radius in pixels; returns [..., height, width].
+    Args:
+        shape: One of SHAPES.
+        height: Height of the frame in pixels.
+        width: Width of the frame in pixels.
+        center_xy: Centre of mass in pixels, [..., 2].
+        radius: Radius in pixels.
+
+    Returns:
+        The covered share of every pixel, from 0 to 1, [..., height, width].
     """
     center = np.asarray(center_xy, dtype=np.float64)[..., None, None]
-    # Offsets of every pixel by the shortest way round the torus.
+    # Offset of every pixel from the centre, along the shortest path on the torus.
     dx = (np.arange(width) - center[..., 0, :, :] + width / 2) % width - width / 2
     dy = (np.arange(height)[:, None] - center[..., 1, :, :] + height / 2) % height - height / 2
     if shape == "circle":
@@ -115,17 +130,27 @@ def shape_mask(shape: str, height: int, width: int, center_xy: ArrayLike, radius
         outside = np.maximum(np.abs(dx), np.abs(dy)) - _SQUARE_HALF_SIDE * radius
     elif shape == "triangle":
         half_base, tall = _TRIANGLE_HALF_BASE * radius, _TRIANGLE_HEIGHT * radius
-        below_tip = dy + tall * 2 / 3  # the centre of mass lies at two thirds of the height
+        below_tip = dy + tall * 2 / 3  # the centre of mass is at two thirds of the height
         sides = (np.abs(dx) * tall - below_tip * half_base) / np.hypot(tall, half_base)
         outside = np.maximum(below_tip - tall, sides)
     else:
-        raise ValueError(f"shape is {shape!r}; the toy world has {', '.join(SHAPES)}")
+        raise ValueError(f"shape is {shape!r}; it must be one of {', '.join(SHAPES)}")
     covered: NDArray[np.float64] = np.clip(0.5 - outside, 0.0, 1.0)
     return covered
 
 
 def render(scene: Scene, *, video: VideoShape, start_xy: tuple[float, float], radius: float) -> NDArray[np.uint8]:
-    """The scene as uint8 [F, H, W, 3] RGB, its shape's centre at ``start_xy`` in the first frame; radius in pixels."""
+    """Render a scene.
+
+    Args:
+        scene: The scene.
+        video: Size and number of frames.
+        start_xy: Centre of the shape in the first frame, in pixels.
+        radius: Radius of the shape in pixels.
+
+    Returns:
+        RGB frames, uint8 [F, H, W, 3].
+    """
     centers = positions(scene, video=video, start_xy=start_xy)
     covered = shape_mask(scene.shape, video.height, video.width, centers, radius)[..., None]
     background, colour = np.array(BACKGROUNDS[scene.background]), np.array(COLOURS[scene.colour])
@@ -134,18 +159,21 @@ def render(scene: Scene, *, video: VideoShape, start_xy: tuple[float, float], ra
 
 
 def clip_captions(known: Sequence[str], count: int, *, seed: int) -> list[str]:
-    """Captions of training clips 0 to count - 1: all of ``known`` once, newly shuffled, before one comes again.
+    """Return the captions of the training clips 0 to ``count`` - 1.
 
-    Raises ValueError for a caption that is not of this world.
+    Every caption of ``known`` appears once before one appears again; each round has a separate random order.
+
+    Raises:
+        ValueError: A caption is not of the toy world.
     """
     distinct = sorted({parse(caption).caption for caption in known})
-    turns = range(-(-count // len(distinct)))
-    shuffled = [sorted(distinct, key=lambda caption: derive_seed(seed, "toy_world", turn, caption)) for turn in turns]
-    return [caption for turn in shuffled for caption in turn][:count]
+    rounds = range(-(-count // len(distinct)))
+    shuffled = [sorted(distinct, key=lambda caption: derive_seed(seed, "toy_world", turn, caption)) for turn in rounds]
+    return [caption for captions_of_round in shuffled for caption in captions_of_round][:count]
 
 
 def clip_frames(caption: str, index: int, *, video: VideoShape, seed: int) -> NDArray[np.uint8]:
-    """Training clip ``index``, showing ``caption``: uint8 [F, H, W, 3], start and radius drawn from (seed, index)."""
+    """Return training clip ``index`` with ``caption``, uint8 [F, H, W, 3]; start and radius depend on (seed, index)."""
     draw = np.random.Generator(np.random.PCG64(derive_seed(seed, "toy_world", index)))
     start_xy = (draw.uniform(0, video.width), draw.uniform(0, video.height))
     return render(parse(caption), video=video, start_xy=start_xy, radius=draw.uniform(*radius_range(video)))

@@ -1,9 +1,10 @@
-"""LMDB of latents in the released layout, with what the released layout lacks: checks.
+"""Read and write LMDBs of latents in the released layout, to which this project adds checksums.
 
-Keys ``latents_{i}_data`` (raw little-endian float16, C order), ``prompts_{i}_data`` (UTF-8), ``latents_shape`` and
-``prompts_shape`` (space-joined integers, count first). A row is [F, C, H, W] (clips) or [T, F, C, H, W] (ODE pairs: T
-solver states, the clean one last). Ours adds ``latents_{i}_sha256`` and ``metadata`` (JSON). In memory the axes are
-[C, F, H, W]: this file is the one place that converts.
+The released keys are ``latents_{i}_data`` (raw little-endian float16, C order), ``prompts_{i}_data`` (UTF-8),
+``latents_shape`` and ``prompts_shape`` (integers separated by spaces, the count first). A row on disk is [F, C, H, W]
+for a clip, or [T, F, C, H, W] for an ODE pair of T solver states, the clean one last. This project adds the keys
+``latents_{i}_sha256``, ``metadata`` (JSON) and ``metadata_sha256``. In memory, C is before F; no other module converts
+between the two orders.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ from causvid.runtime import text
 
 DTYPE = np.dtype("<f2")
 FILE = "data.mdb"
-PAGES_PER_ENTRY = 16  # upper bound of the tree pages that one put copies and splits: LMDB's trees are 3 or 4 pages deep
+PAGES_PER_ENTRY = 16  # upper bound of the pages that one put copies and splits, in a tree of depth 3 or 4
 MORE_ROOM = (
-    "LMDB maps the whole file: raise the limit on virtual memory (ulimit -v, or the batch system's) above its size"
+    "LMDB maps the whole file: raise the limit on virtual memory (ulimit -v, or that of the batch system) above "
+    "the size of the file"
 )
 
 
@@ -45,7 +47,12 @@ class Source(StrEnum):
 
 
 class Record(NamedTuple):
-    """latents: [C, F, H, W] or [T, C, F, H, W], float16 when they are read; prompt: its caption."""
+    """One record in memory.
+
+    Attributes:
+        latents: [C, F, H, W] of a clip, or [T, C, F, H, W] of an ODE pair; float16 when they are read.
+        prompt: Caption of the clip or the pair.
+    """
 
     latents: torch.Tensor
     prompt: str
@@ -54,24 +61,24 @@ class Record(NamedTuple):
 def write_store(
     records: Iterable[Record], folder: Path, *, timesteps: Sequence[float] | None, per_transaction: int
 ) -> dict[str, Any]:
-    """Write ``records`` in their order as a new LMDB ``folder``/data.mdb. Equal arguments give equal bytes.
+    """Write a new LMDB with the records in the given order. Equal arguments give equal bytes.
 
-    The store is built in ``folder``.writing beside it, and appears as ``folder`` when it is complete. Leftovers of a
-    killed process in ``folder``.writing are removed first.
+    The LMDB is built in ``<folder>.writing`` and renamed when it is complete. A ``<folder>.writing`` from a killed
+    process is deleted first.
 
     Args:
         records: Latents of one shape, and their prompts.
-        folder: Folder to make.
-        timesteps: Times of the T states of ODE pairs; None for clips.
-        per_transaction: Records in one LMDB transaction, which are held in memory twice.
+        folder: Folder to create.
+        timesteps: Timesteps of the T states of ODE pairs; None for clips.
+        per_transaction: Records per LMDB transaction, which are in memory twice.
 
     Returns:
-        The metadata: count, shape of a row, dtype, timesteps.
+        The metadata: count, shape of a row, dtype and timesteps.
 
     Raises:
-        ValueError: When shapes differ, when there are no records, when UTF-8 cannot hold a prompt, or when the limit on
-            this process's address space leaves no room for the store.
-        FileExistsError: When ``folder`` exists.
+        ValueError: The shapes differ, there are no records, UTF-8 cannot hold a prompt, or the limit on the address
+            space of the process is too low.
+        FileExistsError: ``folder`` exists.
     """
     if folder.exists():
         raise FileExistsError(f"{folder} exists; choose another folder or remove it")
@@ -85,9 +92,9 @@ def write_store(
             copy_compact(env, compact / FILE)
         compact.rename(folder)
     except lmdb.MemoryError as error:
-        size = sum(file.stat().st_size for file in scratch.glob(FILE))  # none yet when the first map was refused
+        size = sum(file.stat().st_size for file in scratch.glob(FILE))  # no file yet if the first map was refused
         raise ValueError(
-            f"{folder} has {size} bytes so far, and the process gets no more address space ({error}); {MORE_ROOM}"
+            f"{folder} has {size} bytes so far, and LMDB cannot get more address space ({error}); {MORE_ROOM}"
         ) from error
     finally:
         shutil.rmtree(scratch)
@@ -97,7 +104,7 @@ def write_store(
 def _fill(
     env: lmdb.Environment, records: Iterable[Record], *, timesteps: Sequence[float] | None, per_transaction: int
 ) -> dict[str, Any]:
-    """Write the records, then the shapes and the metadata, which is returned."""
+    """Write the records, then the shapes and the metadata; return the metadata."""
     shape: tuple[int, ...] | None = None
     count = 0
     remaining = iter(records)
@@ -106,7 +113,7 @@ def _fill(
         for record in islice(remaining, per_transaction):
             row = _to_disk(record.latents)
             if shape is not None and row.shape != shape:
-                raise ValueError(f"record {count} has shape {row.shape}; the ones before have {shape}")
+                raise ValueError(f"record {count} has shape {row.shape}, but the records before have {shape}")
             shape = row.shape
             entries += _entries(count, row.tobytes(), record.prompt)
             count += 1
@@ -114,7 +121,7 @@ def _fill(
             break
         _commit(env, entries)
     if shape is None:
-        raise ValueError("there is nothing to pack: no shards")
+        raise ValueError("there are no records; an LMDB needs at least one")
     metadata = {
         "count": count,
         "shape": list(shape),
@@ -128,7 +135,7 @@ def _fill(
 
 
 def _entries(index: int, data: bytes, prompt: str) -> list[tuple[str, bytes]]:
-    """Keys and values of one record."""
+    """Return the keys and values of one record."""
     text.require(prompt, f"the prompt of record {index}")
     encoded = prompt.encode()
     return [
@@ -139,13 +146,13 @@ def _entries(index: int, data: bytes, prompt: str) -> list[tuple[str, bytes]]:
 
 
 def _commit(env: lmdb.Environment, entries: Sequence[tuple[str, bytes]]) -> None:
-    """Write ``entries`` in one transaction, after enlarging the map by the most they can need.
+    """Write ``entries`` in one transaction, after the map is enlarged by an upper bound of their size.
 
-    The room is made before, not on MapFullError: an aborted transaction leaves its pages in LMDB's pool, and their
-    content appears in the gaps of later pages, so that equal records would give different bytes.
+    The map is not enlarged after a MapFullError, because the pages of an aborted transaction stay in LMDB's pool, and
+    their content appears in the gaps of later pages: equal records would give different bytes.
     """
     page = env.stat()["psize"]
-    used = (env.info()["last_pgno"] + 1 + PAGES_PER_ENTRY) * page  # the list of free pages is an entry as well
+    used = (env.info()["last_pgno"] + 1 + PAGES_PER_ENTRY) * page  # with one entry for the list of free pages
     needed = used + sum(len(value) + PAGES_PER_ENTRY * page for _, value in entries)
     if needed > env.info()["map_size"]:
         env.set_mapsize(needed)
@@ -155,21 +162,27 @@ def _commit(env: lmdb.Environment, entries: Sequence[tuple[str, bytes]]) -> None
 
 
 class LatentStore:
-    """Reads such an LMDB. Every record, prompt included, is held against its sha256 when it is read for the first time.
+    """Reads an LMDB of this project. A record is compared with its sha256 when it is read for the first time.
 
-    Can be pickled and used after a fork. Raises ValueError, naming the file and the record, for a missing, truncated or
-    damaged store.
+    The object can be pickled, and used after a fork.
+
+    Attributes:
+        folder: Folder of the LMDB.
+        metadata: count, shape of a row on disk, dtype and timesteps.
+
+    Raises:
+        ValueError: The LMDB is missing, truncated or damaged. Every method that reads can raise this error.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._sound: set[int] = set()  # records that were compared with their sum
+        self._verified: set[int] = set()  # records that were compared with their checksum
         self._buffer = np.empty(0, DTYPE)
         with self._reading() as transaction:
-            found, digest = (cast("bytes | None", transaction.get(key)) for key in (b"metadata", b"metadata_sha256"))
-        if found is None or digest != _digest(found):
-            raise ValueError(f"{folder}: its metadata is missing or damaged; pack it again")
-        self.metadata: dict[str, Any] = json.loads(found)
+            packed, digest = (cast("bytes | None", transaction.get(key)) for key in (b"metadata", b"metadata_sha256"))
+        if packed is None or digest != _digest(packed):
+            raise ValueError(f"{folder}: the metadata are missing or damaged; run pack_lmdb again")
+        self.metadata: dict[str, Any] = json.loads(packed)
 
     def __len__(self) -> int:
         return int(self.metadata["count"])
@@ -180,9 +193,14 @@ class LatentStore:
         return Record(row_in_memory(torch.from_numpy(row)), prompt)
 
     def batch(self, indices: Sequence[int]) -> tuple[torch.Tensor, list[str]]:
-        """Latents float16 [n, C, F, H, W] or [n, T, C, F, H, W] of n records, and their prompts.
+        """Read several records.
 
-        One copy from the file's pages into a buffer that the next batch overwrites: fresh memory costs more than that.
+        Args:
+            indices: Numbers of the n records.
+
+        Returns:
+            Latents, float16 [n, C, F, H, W] or [n, T, C, F, H, W], and prompts. The latents are a view of a buffer that
+            the next call overwrites, because the allocation of new memory takes longer than the copy.
         """
         if len(self._buffer) != len(indices):
             self._buffer = np.empty((len(indices), *self.metadata["shape"]), DTYPE)
@@ -190,30 +208,41 @@ class LatentStore:
         return row_in_memory(torch.from_numpy(self._buffer)), prompts
 
     def _read(self, index: int, row: np.ndarray[Any, np.dtype[np.float16]]) -> str:
-        """Fill ``row`` with the latents of a record; return its prompt."""
+        """Copy the latents of a record into ``row``, and return the prompt."""
         with self._reading(buffers=True) as transaction:
             names = (f"latents_{index}_data", f"prompts_{index}_data", f"latents_{index}_sha256")
             data, prompt, digest = (cast("memoryview | None", transaction.get(name.encode())) for name in names)
             if data is None or prompt is None:
-                raise ValueError(f"{self.folder}: record {index} of {len(self)} is missing; pack it again")
-            if index not in self._sound:
+                raise ValueError(f"{self.folder}: record {index} of {len(self)} is missing; run pack_lmdb again")
+            if index not in self._verified:
                 if digest is None or bytes(digest) != _digest(data, prompt):
-                    raise ValueError(f"{self.folder}: record {index} is damaged (its sha256 differs); pack it again")
-                self._sound.add(index)
+                    raise ValueError(
+                        f"{self.folder}: record {index} is damaged (its sha256 differs); run pack_lmdb again"
+                    )
+                self._verified.add(index)
             row[...] = np.frombuffer(data, DTYPE).reshape(row.shape)
             return bytes(prompt).decode()
 
     def require_timesteps(self, expected: Sequence[float], tolerance: float) -> None:
-        """Refuse states of other times than ``expected``. Raises ValueError showing both."""
+        """Compare the timesteps of the stored states with a schedule.
+
+        Args:
+            expected: Timesteps of the schedule: ``denoising_timesteps`` and the clean end.
+            tolerance: Largest accepted difference of two timesteps.
+
+        Raises:
+            ValueError: The LMDB has no timesteps, or their number or values differ.
+        """
         stored = self.metadata["timesteps"]
         if stored is None or len(stored) != len(expected):
             raise ValueError(
-                f"{self.folder} stores states at timesteps {stored}; the schedule asks for {list(expected)}"
+                f"{self.folder} has states at timesteps {stored}, and the schedule needs {list(expected)}; run "
+                "generate_ode_pairs and pack_lmdb again, or change schedule.denoising_timesteps"
             )
         if any(abs(a - b) > tolerance for a, b in zip(stored, expected, strict=True)):
             raise ValueError(
-                f"{self.folder} stores states at timesteps {[round(t, 1) for t in stored]}; "
-                f"schedule.denoising_timesteps asks for {list(expected)}: run generate_ode_pairs, or change it back"
+                f"{self.folder} has states at timesteps {[round(t, 1) for t in stored]}, and the schedule needs "
+                f"{list(expected)}; run generate_ode_pairs and pack_lmdb again, or change schedule.denoising_timesteps"
             )
 
     @contextmanager
@@ -223,47 +252,47 @@ class LatentStore:
             with begin(buffers=buffers) as transaction:
                 yield transaction
         except lmdb.Error as error:
-            raise ValueError(f"{self.folder} is damaged ({error}); pack it again") from error
+            raise ValueError(f"{self.folder} is damaged ({error}); run pack_lmdb again") from error
 
 
 def read_prompts(folder: Path) -> list[str]:
-    """Every prompt of an LMDB, ours or a released one, in the order of its rows.
+    """Return the prompts of an LMDB of this project or of the released code, in the order of the rows.
 
-    A row of a released one whose prompt is not UTF-8 is left out, as an import leaves it out, and named on stderr.
+    A prompt of a released LMDB that is not UTF-8 is skipped, like its row in an import, with a message on stderr.
 
     Raises:
-        ValueError: When the LMDB is damaged or holds no prompts.
+        ValueError: The LMDB is damaged or has no prompts.
     """
-    found: dict[int, bytes] = {}
+    encoded: dict[int, bytes] = {}
     try:
         with _environment(folder.resolve()).begin() as transaction:
-            ours = transaction.get(b"metadata") is not None
+            has_metadata = transaction.get(b"metadata") is not None  # only LMDBs of this project have this key
             shape = transaction.get(b"latents_shape")
             counted = re.match(rb"\d+", shape) if shape is not None else None
-            count = int(counted[0]) if counted else None  # rows behind it are left from an earlier build
+            count = int(counted[0]) if counted else None  # later rows are those of an earlier build
             cursor = transaction.cursor()
-            cursor.set_range(b"prompts_")  # sorted keys: the latents before them are not touched
+            cursor.set_range(b"prompts_")  # keys are sorted: the latents before the prompts are not read
             for key, value in cursor:
                 if named := re.fullmatch(rb"prompts_(\d+)_data", key):
-                    found[int(named[1])] = bytes(value)
+                    encoded[int(named[1])] = bytes(value)
     except lmdb.Error as error:
         raise ValueError(f"{folder} is damaged ({error}); its prompts cannot be read") from error
     prompts = []
-    for index in sorted(index for index in found if count is None or index < count):
-        reason = text.undecodable(found[index])
+    for index in sorted(index for index in encoded if count is None or index < count):
+        reason = text.undecodable(encoded[index])
         if reason is None:
-            prompts.append(found[index].decode())
-        elif ours:
-            raise ValueError(f"{folder}: record {index} is damaged (its prompt {reason}); pack it again")
+            prompts.append(encoded[index].decode())
+        elif has_metadata:
+            raise ValueError(f"{folder}: record {index} is damaged (its prompt {reason}); run pack_lmdb again")
         else:
             sys.stderr.write(f"{folder}: {left_out(index, f'its prompt {reason}')}\n")
     if not prompts:
-        raise ValueError(f"{folder} holds no prompts")
+        raise ValueError(f"{folder} holds no prompts; name an LMDB that has some")
     return prompts
 
 
 def left_out(index: int, reason: str) -> str:
-    """The sentence about a row of a released LMDB that is rejected."""
+    """Return the message about a row of a released LMDB that is rejected."""
     return f"row {index} is left out: {reason}"
 
 
@@ -272,33 +301,33 @@ def _environment_of(folder: Path, file: int) -> lmdb.Environment:
     return open_store(folder)
 
 
-# No handle survives a fork: parent and child open their own again.
+# LMDB handles are not valid after a fork, so parent and child must open new ones.
 os.register_at_fork(before=_environment_of.cache_clear)
 
 
 def _environment(folder: Path) -> lmdb.Environment:
-    """One handle per process and file: LMDB forbids two."""
+    """Return the handle of an LMDB. LMDB allows only one handle per process and file."""
     file = folder / FILE
     return _environment_of(folder, file.stat().st_ino if file.is_file() else 0)
 
 
 def open_store(folder: Path) -> lmdb.Environment:
-    """``folder``/data.mdb for reading. Raises ValueError when it is not there, not readable or cut short."""
+    """Open ``folder``/data.mdb for reading. Raises ValueError if the file is missing, unreadable or truncated."""
     file = folder / FILE
     if not file.is_file():
-        raise ValueError(f"{folder} holds no {FILE}; run the stage that packs it, or name the folder that has one")
+        raise ValueError(f"{folder} holds no {FILE}; run pack_lmdb, or name a folder that has one")
     try:
-        # lock=False: a reader must not create a lock file inside a tracked folder. The kernel may read ahead: a record
-        # is megabytes in a row, and page by page a cold one takes several times as long (docs/log.md).
+        # lock=False, because a reader must not create a lock file in a tracked folder. The kernel's readahead is on,
+        # because a record is several contiguous megabytes, which take several times as long to read page by page.
         env = lmdb.open(str(folder), readonly=True, lock=False, meminit=False)
     except lmdb.MemoryError as error:
         raise ValueError(
-            f"{file} has {file.stat().st_size} bytes and gets no address space ({error}); {MORE_ROOM}"
+            f"{file} has {file.stat().st_size} bytes, and LMDB gets no address space ({error}); {MORE_ROOM}"
         ) from error
     except lmdb.Error as error:
         raise ValueError(f"{file} is not a readable LMDB ({error}); copy or pack it again") from error
     needed = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
-    if file.stat().st_size < needed:  # reading beyond the end would kill the process, not raise
+    if file.stat().st_size < needed:  # a read beyond the end would kill the process
         env.close()
         raise ValueError(f"{file} is truncated: {file.stat().st_size} of {needed} bytes; copy or pack it again")
     return env
@@ -316,5 +345,5 @@ def _to_disk(latents: torch.Tensor) -> np.ndarray[Any, np.dtype[np.float16]]:
 
 
 def row_in_memory(row: torch.Tensor) -> torch.Tensor:
-    """A view of a row [..., F, C, H, W] with the axes it has in memory, [..., C, F, H, W]."""
+    """Return a view [..., C, F, H, W] of a row [..., F, C, H, W]."""
     return row.transpose(-4, -3)

@@ -1,4 +1,4 @@
-"""data/prompts (one embedding per distinct prompt, the evaluation list, the negative prompt), and files of prompts."""
+"""Read and write data/prompts (prompt embeddings and lists of prompts), and read text files of prompts."""
 
 from __future__ import annotations
 
@@ -20,17 +20,21 @@ INDEX = "prompts.json"
 
 
 def read_prompt_file(path: Path, name: str) -> list[str]:
-    """The non-blank lines of ``path``, which the user gave as ``name``. LF, CRLF and a lone CR end a line.
+    """Read a text file with one prompt per line. Blank lines are ignored; LF, CRLF and CR end a line.
+
+    Args:
+        path: The text file.
+        name: Name of the setting that holds ``path``, for error messages.
 
     Raises:
-        ValueError: When there is no such file, when it holds no prompts, and when a line is not UTF-8.
+        ValueError: The file does not exist, has no prompts, or is not UTF-8.
     """
     if not path.is_file():
-        raise ValueError(f"{name} is {path}, which does not exist")
+        raise ValueError(f"{name} is {path}, which does not exist; name a text file with one prompt per line")
     lines = re.split(r"\r\n?|\n", text.decode(path.read_bytes(), f"{name} is {path}, which"))
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
-        raise ValueError(f"{name} is {path}, which holds no prompts")
+        raise ValueError(f"{name} is {path}, which holds no prompts; write one per line")
     return prompts
 
 
@@ -57,7 +61,16 @@ def write_prompts(
     negative: str,
     tokens: int,
 ) -> None:
-    """Write embeddings [its tokens, D] by prompt text, and the lists that later stages need."""
+    """Write embeddings, and the lists of prompts that later stages need, into a new folder.
+
+    Args:
+        folder: Folder to create.
+        embeddings: Embedding of each prompt, without padding, [number of tokens, D].
+        captions: The training prompts.
+        evaluation: The evaluation prompts.
+        negative: The negative prompt.
+        tokens: Number of tokens to which embeddings are padded when they are read.
+    """
     folder.mkdir(parents=True)
     save_file({_key(prompt): tensor.contiguous() for prompt, tensor in sorted(embeddings.items())}, folder / EMBEDDINGS)
     lists = {
@@ -70,12 +83,26 @@ def write_prompts(
 
 
 class PromptStore:
-    """Reads them, padded with zeros to ``tokens`` (padding is attended to, as in the released code)."""
+    """Reads embeddings from a folder of ``write_prompts``.
+
+    Embeddings are padded with zeros. The transformer attends to the padding, as in the released code.
+
+    Attributes:
+        folder: The folder.
+        tokens: Number of tokens after padding.
+        captions: The training prompts.
+        evaluation: The evaluation prompts.
+        prompts: All prompts that have an embedding.
+        negative: The negative prompt.
+
+    Raises:
+        ValueError: The folder has no index.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         if not (folder / INDEX).is_file():
-            raise ValueError(f"{folder} holds no {INDEX}; run the stage encode_prompts")
+            raise ValueError(f"{folder} holds no {INDEX}; run encode_prompts")
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         self.tokens: int = index["tokens"]
         self.captions: list[str] = index["captions"]
@@ -84,22 +111,27 @@ class PromptStore:
         self.negative: str = index["negative"]
 
     def require(self, prompts: Iterable[str], source: Path) -> None:
-        """Raise ValueError when a prompt of ``source`` was not encoded: before training, not when its turn comes."""
+        """Raise ValueError if one of ``prompts``, which are those of ``source``, has no embedding.
+
+        Callers check all prompts before training, so that a missing one does not stop the training later.
+        """
         known = set(self.prompts)
         missing = sorted({prompt for prompt in prompts if prompt not in known})
         if missing:
             raise ValueError(
-                f"{self.folder} has no embedding of {len(missing)} prompts of {source}, as {missing[0]!r}; name where "
-                "they stand as encode_prompts.captions or encode_prompts.more_captions"
+                f"{self.folder} has no embedding of {len(missing)} prompts of {source}, for example {missing[0]!r}; "
+                "set encode_prompts.captions or encode_prompts.more_captions to the source of these prompts"
             )
 
     def __call__(self, prompts: str | Sequence[str]) -> torch.Tensor:
-        """Embeddings [B, tokens, D] of B prompts, float32. Raises ValueError naming a prompt that was not encoded."""
+        """Return the embeddings of B prompts, float32 [B, tokens, D]. Raises ValueError if a prompt has none."""
         prompts = prompt_list(prompts)
         with safe_open(self.folder / EMBEDDINGS, framework="pt") as file:
             known = set(file.keys())
             for prompt in prompts:
                 if _key(prompt) not in known:
-                    raise ValueError(f"{self.folder} has no embedding of {prompt!r}; run encode_prompts with it")
-            found = [file.get_tensor(_key(prompt)).float() for prompt in prompts]
-        return torch.stack([torch.nn.functional.pad(x, (0, 0, 0, self.tokens - len(x))) for x in found])
+                    raise ValueError(
+                        f"{self.folder} has no embedding of {prompt!r}; run encode_prompts with this prompt"
+                    )
+            embeddings = [file.get_tensor(_key(prompt)).float() for prompt in prompts]
+        return torch.stack([torch.nn.functional.pad(x, (0, 0, 0, self.tokens - len(x))) for x in embeddings])

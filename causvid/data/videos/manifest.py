@@ -1,4 +1,4 @@
-"""manifest.jsonl: one JSON object a line, sorted by id, beside the files it lists. The one index every stage reads."""
+"""manifest.jsonl: the index of a folder of files, which all stages use: one JSON object per line, sorted by id."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ NAME = "manifest.jsonl"
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write ``rows`` as JSON lines with sorted keys; the caller orders them.
+    """Write rows as JSON lines with sorted keys, in the given order.
 
-    A character that UTF-8 cannot hold is written as its JSON escape, so that no row is lost for the text of a reason.
+    A character that UTF-8 cannot hold is written as a JSON escape, so that any reason can be written.
     """
     lines = [text.escaped(json.dumps(dict(row), sort_keys=True, ensure_ascii=False)) + "\n" for row in rows]
     path.write_text("".join(lines), encoding="utf-8")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file. Raises ValueError naming the line that is not UTF-8 or not a JSON object."""
+    """Return the rows of a JSON-lines file. Raises ValueError if a line is not UTF-8 or not a JSON object."""
     rows: list[dict[str, Any]] = []
     if not path.stat().st_size:
         return rows
@@ -31,35 +31,36 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(
-                f"{path}, line {number}: not JSON ({error}); make the file again with its stage"
+                f"{path}, line {number}: not JSON ({error}); run the stage that writes the file again"
             ) from error
         if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
+            raise ValueError(f"{path}, line {number}: expected a JSON object, got {type(row).__name__}")
         rows.append(row)
     return rows
 
 
 def read_manifest(folder: Path) -> list[dict[str, Any]]:
-    """The rows of ``folder``'s manifest.
+    """Return the rows of the manifest in ``folder``.
 
     Raises:
-        ValueError: When there is no manifest, when it is empty, and when a row holds what UTF-8 cannot hold.
+        ValueError: The manifest is missing, empty or damaged, or UTF-8 cannot hold the text of a row.
     """
     path = folder / NAME
     if not path.is_file():
-        raise ValueError(f"{folder} has no {NAME}; run the stage that makes it first")
+        raise ValueError(f"{folder} has no {NAME}; run the stage that writes it first")
     rows = read_rows(path)
     if not rows:
-        raise ValueError(f"{path} lists nothing; see rejected.jsonl beside it, or the stage before, for why")
+        raise ValueError(f"{path} is empty; rejected.jsonl in the same folder, or the previous stage, has the reasons")
     for row in rows:
         text.require(json.dumps(row, ensure_ascii=False), f"{path}: the row {row.get('id')!r}")
     return rows
 
 
 def split(rows: list[dict[str, Any]], held_out: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows to train on and the last ``held_out`` ones. Raises ValueError when nothing would be left to train on."""
+    """Return the training rows and the last ``held_out`` rows. Raises ValueError if one of the two would be empty."""
     if not 0 < held_out < len(rows):
         raise ValueError(
-            f"train_vae.held_out_clips is {held_out} of {len(rows)} clips; it must be at least 1 and leave some"
+            f"train_vae.held_out_clips is {held_out} of {len(rows)} clips; it must be at least 1 and less than their "
+            "number, because the other clips are for training"
         )
     return rows[:-held_out], rows[-held_out:]

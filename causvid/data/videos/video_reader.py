@@ -10,25 +10,26 @@ import numpy as np
 from decord import DECORDError
 from numpy.typing import NDArray
 
-decord.logging.set_level(decord.logging.QUIET)  # what goes wrong is raised
+decord.logging.set_level(decord.logging.QUIET)  # errors are raised, so messages on stderr are redundant
 
 
 def read_frames(path: Path) -> NDArray[np.uint8]:
-    """All frames of a video as uint8 [F, H, W, 3] RGB. Raises ValueError with the reason when it cannot be decoded.
+    """Decode all frames of a video to RGB, uint8 [F, H, W, 3]. Raises ValueError if the video cannot be decoded.
 
-    Not for videos of unknown origin: decord can hang on a broken end and shows a neighbour for a damaged frame.
+    Do not use this function for videos of unknown origin: decord can hang on a damaged end, and returns a neighbouring
+    frame in place of a damaged frame.
     """
     if not path.is_file():
-        raise ValueError(f"{path} does not exist; make it again with the stage that writes it")
+        raise ValueError(f"{path} does not exist; run the stage that writes it again")
     try:
         video = decord.VideoReader(str(path), num_threads=1)
         frames: NDArray[np.uint8] = video.get_batch(range(len(video))).asnumpy()
     except (RuntimeError, DECORDError) as error:
         reason = str(error).splitlines()[0]
-        # decord 0.6 trips over the padding of its own rows at some widths (16, 24, 48, 72); PyAV gives equal numbers.
+        # decord 0.6 fails on the row padding of some widths (16, 24, 48, 72); PyAV returns equal values.
         if "ArrayCopyFromTo" in reason:
             return _read_with_pyav(path)
-        raise ValueError(f"{path} cannot be decoded ({reason}); make it again") from error
+        raise ValueError(f"{path} cannot be decoded ({reason}); run the stage that writes it again") from error
     return frames
 
 

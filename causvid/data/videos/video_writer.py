@@ -1,4 +1,4 @@
-"""Frames to H.264: the only place where clips and samples are encoded. The same frames give the same bytes."""
+"""Encode clips and samples as H.264. The same frames give the same bytes."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-# Not the machine's fastest path: the same rounding on every CPU.
+# Slower conversions that round in the same way on every CPU.
 EXACT = Interpolation.ACCURATE_RND | Interpolation.BITEXACT
-TEMPORARY = ".{name}.tmp-{process}"  # an unfinished file beside its target; players and globs of *.mp4 pass it over
+TEMPORARY = ".{name}.tmp-{process}"  # an unfinished file; players and the glob *.mp4 ignore it
 
 
 def write_video(path: Path, frames: NDArray[np.uint8] | Iterable[NDArray[np.uint8]], *, fps: int, crf: int) -> None:
-    """Write RGB frames to ``path`` as an mp4 (H.264, 4:2:0). The file appears whole or not at all.
+    """Write RGB frames to ``path`` as an mp4 (H.264, 4:2:0). The file is complete or absent.
 
     Args:
         path: The file. Its folder must exist.
-        frames: uint8 [F, H, W, 3], or an iterable of such chunks. A chunk is encoded before the next one is asked for,
-            so that the memory needed does not depend on the length of the video.
+        frames: uint8 [F, H, W, 3], or an iterable of such chunks. Each chunk is encoded before the next one is
+            requested, so that memory use does not depend on the length of the video.
         fps: Frames per second.
         crf: Quality of x264; lower is better.
 
     Raises:
-        ValueError: Frames that the file cannot hold.
+        ValueError: There are no frames, or they have a wrong type or shape.
     """
     with open_video(path, fps=fps, crf=crf) as video:
         for chunk in [frames] if isinstance(frames, np.ndarray) else frames:
@@ -42,8 +42,9 @@ def write_video(path: Path, frames: NDArray[np.uint8] | Iterable[NDArray[np.uint
 def open_video(path: Path, *, fps: int, crf: int) -> Iterator[VideoEncoder]:
     """Open an mp4 for writing chunk by chunk; several can be open at once.
 
-    Frames are encoded into a temporary file beside ``path``. At the end of the ``with`` block this file is renamed to
-    ``path``; any exception in the block, including KeyboardInterrupt, deletes it and leaves ``path`` as it was.
+    Frames are encoded into a temporary file in the folder of ``path``. At the end of the ``with`` block this file is
+    renamed to ``path``. Any exception in the block, including KeyboardInterrupt, deletes the temporary file, and
+    ``path`` is unchanged.
 
     Args:
         path: The file. Its folder must exist.
@@ -67,7 +68,7 @@ def open_video(path: Path, *, fps: int, crf: int) -> Iterator[VideoEncoder]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Delete temporary files that killed processes left in ``folder``. No other process may be writing there."""
+    """Delete the temporary files of killed processes in ``folder``. No other process may be writing there."""
     for path in folder.glob(TEMPORARY.format(name="*.mp4", process="*")):
         path.unlink()
 
@@ -75,7 +76,7 @@ def remove_unfinished(folder: Path) -> None:
 class _Sink:
     """A file for PyAV. After a failure, or after ``given_up`` is set, it ignores all calls.
 
-    PyAV seeks and writes when it closes a container. An error of these calls would hide the first error.
+    PyAV seeks and writes when it closes a container. An error in these calls would hide the first error.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -112,11 +113,11 @@ class VideoEncoder:
         self._sink = _Sink(file)
         self._stream: VideoStream | None = None
         self._convert = VideoReformatter()
-        # No version or time in the header: they would change the bytes.
+        # +bitexact omits the version and the time, which would change the bytes of the header.
         self._container = av.open(self._sink, "w", format="mp4", options={"fflags": "+bitexact"})
 
     def write(self, frames: NDArray[np.uint8]) -> None:
-        """Encode uint8 ``frames`` [F, H, W, 3]. Raises ValueError for other types, shapes or a change of size."""
+        """Encode frames, uint8 [F, H, W, 3]. Raises ValueError for another type or shape, or if the size changes."""
         self._check(frames)
         if self._stream is None:
             self._stream = self._open_stream(height=frames.shape[1], width=frames.shape[2])
@@ -143,16 +144,16 @@ class VideoEncoder:
     def close(self) -> None:
         """Close the container; an unfinished one gets no index."""
         self._sink.given_up = True
-        with suppress(av.FFmpegError):  # again the error of an earlier call, which has been raised
+        with suppress(av.FFmpegError):  # an earlier call has raised the same error
             self._container.close()
 
     def _check(self, frames: NDArray[np.uint8]) -> None:
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
-            found = f"{frames.dtype} {frames.shape}"
-            raise ValueError(f"{self.path}: frames are {found}; they must be uint8 [F, H, W, 3] with F at least 1")
+            given = f"{frames.dtype} {frames.shape}"
+            raise ValueError(f"{self.path}: frames are {given}; they must be uint8 [F, H, W, 3] with F at least 1")
         height, width = frames.shape[1:3]
         if height % 2 or width % 2:
-            raise ValueError(f"{self.path}: frames are {height}x{width}; 4:2:0 colour needs even numbers")
+            raise ValueError(f"{self.path}: frames are {height}x{width}; 4:2:0 colour needs an even height and width")
         stream = self._stream
         if stream is not None and (height, width) != (stream.height, stream.width):
             raise ValueError(
@@ -161,15 +162,15 @@ class VideoEncoder:
             )
 
     def _open_stream(self, *, height: int, width: int) -> VideoStream:
-        # One encoder thread, because more threads would change the bytes. So does x264's macroblock tree, whose vector
-        # code reads memory it never wrote (8 of 24 clips of 32x32 were not the same in six tries). At the qualities
-        # used here the preset costs half a decibel against x264's default and saves two thirds of its time.
+        # More encoder threads would change the bytes. x264's macroblock tree changes them too, because its vector code
+        # reads memory that it never wrote (8 of 24 clips of 32x32 differed in six encodings). At the qualities used
+        # here, the preset loses half a decibel against x264's default and takes a third of the time.
         options = {"crf": str(self.crf), "preset": "veryfast", "threads": "1", "x264-params": "mbtree=0"}
         stream = self._container.add_stream("libx264", rate=self.fps, options=options)
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         context = stream.codec_context
         context.flags |= Flags.bitexact
-        # Written to the file, because players otherwise guess them from the size.
+        # Without these tags, players guess the colours from the size.
         context.colorspace, context.color_range = Colorspace.ITU601, ColorRange.MPEG
         context.color_primaries, context.color_trc = ColorPrimaries.SMPTE170M, ColorTrc.SMPTE170M
         return stream

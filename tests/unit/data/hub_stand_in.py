@@ -1,4 +1,4 @@
-"""A stand-in for the hub on this machine: the requests its client makes to read a data set, and the hub's bad hours."""
+"""A local server that answers the hub client's requests for a data set, and can simulate faults of the hub."""
 
 from __future__ import annotations
 
@@ -16,17 +16,23 @@ REPO = "someone/videos"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PAGE = b"<html><title>Bad gateway</title></html>"
 
-# What a request may meet. cut: the connection ends in the middle. silent cut: as if that were the end. flip: one bit is
-# another. page: 200 and a page of HTML. long: bytes behind the end. whole: a range is asked for, everything comes.
-# etag: the file has another ETag than a moment ago. A number is an HTTP state.
+# Faults of a response. cut: the connection is lost in the middle. silent cut: the body is truncated, and Content-Length
+# agrees with it. flip: one bit is wrong. page: status 200 and a page of HTML. long: additional bytes at the end. whole:
+# the server ignores the requested range. etag: the ETag of the file has changed. A number is the HTTP status.
 FAULTS = ("cut", "silent cut", "flip", "page", "long", "whole", "etag", "429", "500", "503")
 
 
 @dataclass
 class StandIn:
-    """What it serves, the paths that are plain git files (no LFS), what it was asked for, and what is to go wrong.
+    """State of the server.
 
-    faults: path of a file, or "api" for lists and revisions → what the next requests for it meet, one each.
+    Attributes:
+        files: Content of the served files, by path.
+        git: Paths of plain git files; all others are LFS files.
+        faults: Faults of the next requests, one for each, by path; "api" stands for listings and revisions.
+        asked: The requests so far.
+        retry_after: Value of the Retry-After header.
+        url: URL of the server.
     """
 
     files: dict[str, bytes]
@@ -37,7 +43,7 @@ class StandIn:
     url: str = ""
 
     def bytes_asked(self, path: str) -> list[str]:
-        """The Range of every GET of the file at ``path``; "" for none."""
+        """Return the Range header of every GET of the file at ``path``; "" if it has none."""
         wanted = f"GET /datasets/{REPO}/resolve/{COMMIT}/{path} "
         return [line.removeprefix(wanted) for line in self.asked if line.startswith(wanted)]
 

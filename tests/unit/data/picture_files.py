@@ -1,4 +1,4 @@
-"""Videos made of given planes, with the colour tags and field order of television, phones and cameras."""
+"""Write videos from given planes, with the colour tags and field orders of television, phones and cameras."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ UNSPECIFIED = 2
 
 
 def planes_of(signal: Array, matrix: str, *, full: bool, bits: int) -> list[Array]:
-    """Y, Cb and Cr as whole numbers of R'G'B' from 0 to 1, [H, W, 3], as BT.601, BT.709 and BT.2020 define them."""
+    """Convert R'G'B' [H, W, 3] from 0 to 1 to integer Y, Cb and Cr, as BT.601, BT.709 and BT.2020 define them."""
     of_red, of_blue = WEIGHTS[matrix]
     luma = signal @ np.array([of_red, 1 - of_red - of_blue, of_blue])
     blue = (signal[..., 2] - luma) / (2 * (1 - of_blue))
@@ -42,7 +42,7 @@ def planes_of(signal: Array, matrix: str, *, full: bool, bits: int) -> list[Arra
 
 
 def signal_of(planes: Sequence[Array], matrix: str, *, full: bool, bits: int) -> Array:
-    """The inverse of planes_of, [H, W, 3]: what whole numbers of Y, Cb and Cr stand for."""
+    """Convert integer Y, Cb and Cr to R'G'B' [H, W, 3] from 0 to 1; the inverse of planes_of."""
     of_red, of_blue = WEIGHTS[matrix]
     top, middle, step = 2**bits - 1, 2 ** (bits - 1), 2 ** (bits - 8)
     if full:
@@ -55,7 +55,7 @@ def signal_of(planes: Sequence[Array], matrix: str, *, full: bool, bits: int) ->
 
 
 def halved(planes: Sequence[Array]) -> list[Array]:
-    """4:2:0 of 4:4:4 whose colours are equal in blocks of 2 x 2."""
+    """Convert 4:4:4 planes with equal colours in blocks of 2 x 2 to 4:2:0."""
     return [planes[0], planes[1][::2, ::2], planes[2][::2, ::2]]
 
 
@@ -72,10 +72,19 @@ def write_planes(
     interlaced: bool = False,
     header_order: int = 0,
 ) -> Path:
-    """Encode planes of whole numbers as they are.
+    """Encode integer planes without conversion.
 
-    tags: matrix, range, transfer and primaries; fields: tff, bff or prog of each picture; interlaced: encode as such;
-    header_order: the AVFieldOrder of the header.
+    Args:
+        path: The file to write.
+        pictures: Planes of every frame.
+        codec: FFmpeg's name of the encoder.
+        pix_fmt: Pixel format.
+        tags: Matrix, range, transfer function and primaries.
+        fps: Frames per second.
+        stream: Options of the encoder.
+        fields: tff, bff or prog of every frame.
+        interlaced: Whether to encode interlaced.
+        header_order: AVFieldOrder of the header.
     """
     height, width = pictures[0][0].shape
     with av.open(str(path), "w") as container:
@@ -97,7 +106,7 @@ def write_planes(
 
 
 def picture_of(planes: Sequence[Array], pix_fmt: str) -> av.VideoFrame:
-    """A picture that is made of whole numbers as they are."""
+    """Build a frame from integer planes without conversion."""
     height, width = planes[0].shape
     picture = av.VideoFrame(width, height, pix_fmt)
     numbers = np.uint8 if picture.format.components[0].bits == 8 else np.uint16
@@ -108,7 +117,7 @@ def picture_of(planes: Sequence[Array], pix_fmt: str) -> av.VideoFrame:
 
 
 def flagged(picture: av.VideoFrame, field: str | None) -> av.VideoFrame:
-    """The picture with the flags of tff, bff or prog; None leaves them."""
+    """Return the frame with the flags of tff, bff or prog; None keeps its flags."""
     if field is None:
         return picture
     graph = Graph()

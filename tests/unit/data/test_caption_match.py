@@ -1,4 +1,4 @@
-"""Which caption belongs to which video: the pairing rule by itself."""
+"""The rule that matches captions to videos."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ def ends(videos: list[str], captions: list[str], *, bare: bool = True) -> dict[s
     "name",
     ["caf\u00e9.mp4", "\u304c.mov", "\uac00\uac01/\u00fc.webm", "\u1e69.mp4", "\u212b ngstr\u00f6m.mkv", "plain.mp4"],
 )
-def test_f20_a_name_finds_itself_in_every_form(name: str) -> None:
-    """Composed, decomposed, and a third form with a letter that neither has (an Ångström sign, marks in another order)."""
+def test_f20_a_name_matches_itself_in_every_unicode_form(name: str) -> None:
+    """Composed, decomposed, and a third form (the Ångström sign, or marks in another order)."""
     forms = {name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)}
-    for mine in forms:
-        for theirs in forms:
-            assert match(whole(mine), whole(theirs)) == {mine: theirs}
-            assert ends([f"a/c/{mine}"], [f"b/c/{theirs}"]) == {f"a/c/{mine}": f"b/c/{theirs}"}
-            assert ends([f"a/{mine}"], [theirs]) == {f"a/{mine}": theirs}
+    for video in forms:
+        for caption in forms:
+            assert match(whole(video), whole(caption)) == {video: caption}
+            assert ends([f"a/c/{video}"], [f"b/c/{caption}"]) == {f"a/c/{video}": f"b/c/{caption}"}
+            assert ends([f"a/{video}"], [caption]) == {f"a/{video}": caption}
 
 
-def test_f20_names_that_differ_in_form_only_keep_to_their_own() -> None:
+def test_f20_names_that_differ_only_in_their_form_match_exactly() -> None:
     both = whole(COMPOSED, DECOMPOSED)
     assert match(both, both) == {COMPOSED: COMPOSED, DECOMPOSED: DECOMPOSED}
     for name in (COMPOSED, DECOMPOSED):
         assert match(both, whole(name)) == {name: name}
         assert match(whole(name), both) == {name: name}
-    # s with a dot below and a dot above has three forms; neither of the two videos is spelled as the caption is.
+    # s with a dot below and a dot above has three forms; the caption has another form than both videos.
     third = whole("\u1e61\u0323.mp4")
     assert match(whole("\u1e69.mp4", "s\u0323\u0307.mp4"), third) == {}
     assert match(third, whole("\u1e69.mp4", "s\u0323\u0307.mp4")) == {}
 
 
-def test_f20_a_better_name_in_another_form_goes_before_a_worse_one_in_the_same() -> None:
+def test_f20_a_preferred_name_in_another_form_wins_over_a_later_name_in_the_same_form() -> None:
     captions = [f"A/{COMPOSED}", f"B/{DECOMPOSED}", DECOMPOSED]
     assert ends([f"x/A/{DECOMPOSED}"], captions) == {f"x/A/{DECOMPOSED}": f"A/{COMPOSED}"}
 
@@ -69,7 +69,7 @@ def test_f20_a_better_name_in_another_form_goes_before_a_worse_one_in_the_same()
         (["x/A/v.mp4", "y/A/v.mp4"], ["y/A/v.mp4"], {"y/A/v.mp4": "y/A/v.mp4"}),
     ],
 )
-def test_f15_an_end_of_a_path_counts_only_where_it_is_unique(
+def test_f15_the_end_of_a_path_matches_only_if_it_is_unique(
     videos: list[str], captions: list[str], expected: dict[str, str]
 ) -> None:
     assert ends(videos, captions) == expected
@@ -93,14 +93,14 @@ def test_f15_no_two_videos_share_a_caption_and_order_does_not_matter(videos: lis
         assert found[video] == video
 
 
-def test_f15_a_path_of_very_many_folders_is_compared_by_its_last() -> None:
-    """All ends of such a path would fill the memory."""
+def test_f15_a_path_of_many_folders_is_compared_by_its_last_ones() -> None:
+    """All ends of such a path together would not fit in memory."""
     deep = "a/" * 300_000 + "v.mp4"
     assert ends([deep], ["a/v.mp4"]) == {deep: "a/v.mp4"}
     assert ends([deep], ["a/" * LONGEST_TAIL + "v.mp4"]) == {deep: "a/" * LONGEST_TAIL + "v.mp4"}
 
 
-def test_f15_very_many_equal_names_are_compared_by_their_index() -> None:
-    """Each with each would be ten thousand million comparisons; the test's own time limit ends that."""
+def test_f15_many_equal_names_are_looked_up_in_an_index() -> None:
+    """A comparison of every pair (10**10 of them) would exceed the time limit of the test."""
     names = {f"{index}/v.mp4": ["v.mp4"] for index in range(100_000)}
     assert match(names, names) == {}

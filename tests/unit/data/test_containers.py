@@ -1,4 +1,4 @@
-"""The demuxer of a file: any first box of MP4, and the truth about what is none."""
+"""The choice of the demuxer: MP4 with any first box, and the rejection of other files."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ FRAGMENTS = {"movflags": "+frag_keyframe+empty_moov+default_base_moof"}
 
 
 def _box(kind: bytes, content: bytes, *, wide: bool = False) -> bytes:
-    if wide:  # the size in 64 bits
+    if wide:  # a 64-bit size
         return struct.pack(">I4sQ", 1, kind, 16 + len(content)) + content
     return struct.pack(">I4s", 8 + len(content), kind) + content
 
 
 def _in_front(content: bytes, before: bytes, *, instead_of_ftyp: bool = False) -> bytes:
-    """``content`` behind ``before``, its offsets moved along."""
+    """Return ``content`` after ``before``, with its chunk offsets adjusted."""
     start = struct.unpack_from(">I", content)[0] if instead_of_ftyp else 0
     moved = bytearray(content[start:])
     at = moved.index(b"stco") + 8
@@ -40,7 +40,7 @@ def _in_front(content: bytes, before: bytes, *, instead_of_ftyp: bool = False) -
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A plain MP4; beside it the clip that is made of it."""
+    """Return the path of a plain MP4; clip.mp4 in the same folder is the clip made from it."""
     folder = tmp_path_factory.mktemp("whole")
     source = write_source(folder / "whole.mp4", gray_frames(20, 48, 64), fps=8)
     make_clip(source, folder / "clip.mp4", video=VIDEO, config=CROP)
@@ -70,7 +70,7 @@ FIRST = {
 
 @pytest.mark.parametrize("name", FIRST)
 @pytest.mark.parametrize("instead", [False, True], ids=["before ftyp", "instead of ftyp"])
-def test_f21_any_first_box_is_mp4(tmp_path: Path, whole: Path, name: str, instead: bool) -> None:
+def test_f21_a_file_with_any_first_box_is_mp4(tmp_path: Path, whole: Path, name: str, instead: bool) -> None:
     path = tmp_path / "a.mp4"
     path.write_bytes(_in_front(whole.read_bytes(), FIRST[name], instead_of_ftyp=instead))
     assert demuxer(path) == "mp4"
@@ -102,7 +102,7 @@ def test_f21_fragments_and_odd_sizes_are_mp4(tmp_path: Path, whole: Path, name: 
 
 
 def _wide_first(content: bytes) -> bytes:
-    """Samples first, in a box whose size is in 64 bits: QuickTime's old order, with neither ftyp nor free."""
+    """Move the samples to the front, into a box with a 64-bit size, as in old QuickTime files without ftyp and free."""
     start = content.index(b"mdat") - 4
     size = struct.unpack_from(">I", content, start)[0]
     samples, rest = content[start + 8 : start + size], content[start + size :]
@@ -139,13 +139,13 @@ def _wide_first(content: bytes) -> bytes:
 def test_f21_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.mp4"
     path.write_bytes(content)
-    with pytest.raises(Rejection, match="no MP4, QuickTime, Matroska, WebM or AVI") as caught:
+    with pytest.raises(Rejection, match="is not MP4, QuickTime, Matroska, WebM or AVI") as caught:
         demuxer(path)
     assert caught.value.code == "unreadable"
 
 
-def test_f21_every_accepted_file_is_one_that_ffmpeg_takes_for_mp4(tmp_path: Path, whole: Path) -> None:
-    """Without being told, from a first box up to the size of what FFmpeg looks at."""
+def test_f21_ffmpeg_detects_every_accepted_file_as_mp4(tmp_path: Path, whole: Path) -> None:
+    """FFmpeg detects the format if the first box is not larger than the part that FFmpeg probes."""
     for name, first in FIRST.items():
         if name in ("a large one", "many"):
             continue

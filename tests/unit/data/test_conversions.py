@@ -1,4 +1,4 @@
-"""From HDR, wide-gamut and interlaced files to clips and their rows: converted and recorded, or rejected by name."""
+"""HDR, wide-gamut and interlaced files are converted to clips and recorded as such, or rejected with a code."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tests.unit.data.source_files import gray_frames, rotate, write_source
 VIDEO = VideoShape(height=32, width=32, frames=9, fps=8)
 CONVERT = ResampleConfig(aspect="crop", crf=1, hdr="tone_map", interlaced="deinterlace")
 REJECT = replace(CONVERT, hdr="reject", interlaced="reject")
-# Clips are H.264 in 4:2:0 and 8 bits, and decord rounds down: what they cost, of 255.
+# Largest error of 255, because clips are 8-bit H.264 with 4:2:0 colour, and decord rounds down.
 CODING = 5.0
 
 
 def _quarters(size: int = 64) -> Array:
-    """R'G'B' of four colours."""
+    """Return R'G'B' of four quarters with different colours."""
     signal = np.empty((size, size, 3))
     half = size // 2
     signal[:half, :half], signal[:half, half:] = (0.2, 0.5, 0.6), (0.7, 0.3, 0.3)
@@ -48,7 +48,7 @@ def _hdr(path: Path, transfer: int, *, size: int = 64, count: int = 12, codec: s
 
 
 def _interlaced(path: Path, *, size: int = 64, count: int = 12, codec: str = "libx264", first: str = "tff") -> Path:
-    """A bar moves by four columns from field to field."""
+    """Write an interlaced video in which a bar moves by four columns from field to field."""
     column, pictures = np.arange(size)[None], []
     for index in range(count):
         fields = [np.where((column + size - 4 * moment) % size < size // 4, 220.0, 40.0) * np.ones((size, 1))
@@ -84,20 +84,20 @@ def test_f18_hdr_becomes_a_clip_of_bt709(tmp_path: Path, suffix: str, codec: str
     ("suffix", "codec", "first"),
     [("mp4", "libx264", "tff"), ("mov", "libx264", "bff"), ("mkv", "mpeg2video", "tff"), ("avi", "mpeg2video", "bff")],
 )
-def test_f18_an_interlaced_video_becomes_a_clip_without_combs(
+def test_f18_an_interlaced_video_becomes_a_clip_without_combing(
     tmp_path: Path, suffix: str, codec: str, first: str
 ) -> None:
-    # Of the clip's size, so that scaling cannot hide combs.
+    # The source has the size of the clip, so that scaling cannot hide combing.
     source = _interlaced(tmp_path / f"a.{suffix}", size=32, codec=codec, first=first)
     assert make_clip(source, tmp_path / "clip.mp4", video=VIDEO, config=CONVERT) == ["deinterlace"]
     clip = read_frames(tmp_path / "clip.mp4")
     assert _combs(clip) < 1
-    for index, frame in enumerate(clip):  # the bar stands where the first field shows it
+    for index, frame in enumerate(clip):  # the bar is at its position in the first field
         bright = np.flatnonzero(frame[..., 0].mean(axis=0) > 130)
         assert set(bright) == {(8 * index + step) % 32 for step in range(8)}, index
 
 
-def test_f18_an_interlaced_hdr_video_turned_by_a_phone_is_all_converted(tmp_path: Path) -> None:
+def test_f18_a_rotated_interlaced_hdr_video_is_converted_completely(tmp_path: Path) -> None:
     planes = halved(planes_of(_quarters(), "bt2020", full=False, bits=10))
     tags = (MATRICES["bt2020"], LIMITED, 18, 9)
     source = write_planes(
@@ -117,7 +117,7 @@ def test_f18_an_interlaced_hdr_video_turned_by_a_phone_is_all_converted(tmp_path
     assert np.abs(_middles(found) - 255 * _middles(expected)).max() < CODING
 
 
-# --- Of the clips' own size, rate and length: what may be copied
+# --- Sources with the size, rate and length of a clip, some of which may be copied
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_f18_an_interlaced_hdr_video_turned_by_a_phone_is_all_converted(tmp_path
         ("wide gamut", "yuv420p", (1, 1, 1, 12), False),
     ],
 )
-def test_f18_only_what_the_reader_shows_rightly_is_copied(
+def test_f18_only_files_that_the_reader_decodes_correctly_are_copied(
     tmp_path: Path, name: str, pix_fmt: str, tags: tuple[int, int, int, int], copied: bool
 ) -> None:
     matrix = {number: matrix for matrix, number in MATRICES.items()}.get(tags[0], "bt601")
@@ -157,13 +157,13 @@ def test_f18_only_what_the_reader_shows_rightly_is_copied(
     assert np.abs(_middles(found) - 255 * _middles(expected)).max() < CODING, name
 
 
-def test_f18_an_interlaced_file_of_the_clips_size_is_not_copied(tmp_path: Path) -> None:
+def test_f18_an_interlaced_file_of_the_clip_size_is_not_copied(tmp_path: Path) -> None:
     source = _interlaced(tmp_path / "a.mp4", size=32, count=9)
     assert make_clip(source, tmp_path / "clip.mp4", video=VIDEO, config=CONVERT) == ["deinterlace"]
     assert (tmp_path / "clip.mp4").read_bytes() != source.read_bytes()
 
 
-# --- Rows
+# --- Rows of the manifest and of rejected.jsonl
 
 
 def _folder(tmp_path: Path, sources: list[Path]) -> Path:
@@ -184,7 +184,7 @@ def _mixed(tmp_path: Path) -> list[Path]:
     ]
 
 
-def test_f18_the_manifest_says_what_was_done(tmp_path: Path) -> None:
+def test_f18_the_manifest_lists_the_conversions(tmp_path: Path) -> None:
     raw = _folder(tmp_path, _mixed(tmp_path))
     resample_folder(raw, tmp_path / "out", video=VIDEO, config=CONVERT, compute=ONE_WORKER)
     rows = {row["source"]: row for row in manifest.read_manifest(tmp_path / "out")}
@@ -198,19 +198,19 @@ def test_f18_the_manifest_says_what_was_done(tmp_path: Path) -> None:
     assert "converted" not in rows["plain.mp4"]
 
 
-def test_f18_or_says_why_not(tmp_path: Path) -> None:
+def test_f18_hdr_and_interlaced_videos_can_be_rejected_with_a_reason(tmp_path: Path) -> None:
     raw = _folder(tmp_path, _mixed(tmp_path))
     counts = resample_folder(raw, tmp_path / "out", video=VIDEO, config=REJECT, compute=ONE_WORKER)
     rejected = {row["source"]: row for row in manifest.read_rows(tmp_path / "out" / "rejected.jsonl")}
     assert counts["rejected_by_code"] == {"hdr": 2, "interlaced": 2}
-    assert rejected["hlg.mp4"]["reason"] == "it is HDR (HLG); resample.hdr: tone_map takes it"
-    assert rejected["pq.mkv"]["reason"] == "it is HDR (PQ); resample.hdr: tone_map takes it"
-    assert rejected["tape.avi"]["reason"] == "it is interlaced; resample.interlaced: deinterlace takes it"
+    assert rejected["hlg.mp4"]["reason"] == "the video is HDR (HLG); set resample.hdr to tone_map"
+    assert rejected["pq.mkv"]["reason"] == "the video is HDR (PQ); set resample.hdr to tone_map"
+    assert rejected["tape.avi"]["reason"] == "the video is interlaced; set resample.interlaced to deinterlace"
     assert [row["source"] for row in manifest.read_manifest(tmp_path / "out")] == ["plain.mp4"]
 
 
-def test_f18_colours_that_change_on_the_way_are_each_converted(tmp_path: Path) -> None:
-    """Two recordings in one stream, the second one in HLG."""
+def test_f18_colours_that_change_within_a_video_are_converted(tmp_path: Path) -> None:
+    """One stream contains two recordings, and the second one is HLG."""
     plain = halved(planes_of(_quarters(), "bt709", full=False, bits=10))
     bright = halved(planes_of(_quarters(), "bt2020", full=False, bits=10))
     parts = [

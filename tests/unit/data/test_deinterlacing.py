@@ -1,4 +1,4 @@
-"""Interlaced videos: whole pictures of the first field's moment, at the times of the stored ones, or a reason."""
+"""Deinterlacing: each frame becomes a progressive one at the time of its first field, or the video is rejected."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ HEIGHT, WIDTH, COUNT = 64, 96, 10
 
 
 def _moment(half: int) -> Array:
-    """Luma at a moment in half pictures: a bright bar that moves three columns from one to the next."""
+    """Return the luma of field number ``half``: a bright bar that moves by three columns from field to field."""
     column = np.arange(WIDTH)[None]
     bar = (column >= 8 + 3 * half) & (column < 20 + 3 * half)
     return np.where(bar, 200.0, 50.0) * np.ones((HEIGHT, 1))
 
 
 def _woven(index: int, first: str) -> list[Array]:
-    """A 4:2:0 picture whose two fields show the moments 2 index and 2 index + 1."""
+    """Return a 4:2:0 frame with the fields 2 index and 2 index + 1."""
     luma = _moment(2 * index + 1)
     rows = slice(0, None, 2) if first == "tff" else slice(1, None, 2)
     luma[rows] = _moment(2 * index)[rows]
@@ -36,7 +36,7 @@ def _whole(index: int) -> list[Array]:
 
 
 def _combs(luma: np.ndarray) -> float:
-    """How much more neighbouring rows differ than rows of one field do."""
+    """Return the mean difference of neighbouring rows minus that of neighbouring rows of one field."""
     rows = luma.astype(float)
     return float(np.abs(np.diff(rows, axis=0)).mean() - np.abs(rows[2:] - rows[:-2]).mean())
 
@@ -81,9 +81,7 @@ def _source(path: Path, name: str, fields: list[str]) -> Path:
 
 @pytest.mark.parametrize("first", ["tff", "bff"])
 @pytest.mark.parametrize(("name", "suffix"), [("h264", "mp4"), ("mpeg2", "mkv"), ("prores", "mov"), ("h264", "avi")])
-def test_f18_each_picture_shows_one_moment_and_keeps_its_time(
-    tmp_path: Path, name: str, suffix: str, first: str
-) -> None:
+def test_f18_each_frame_shows_one_moment_and_keeps_its_time(tmp_path: Path, name: str, suffix: str, first: str) -> None:
     path = _source(tmp_path / f"a.{suffix}", name, [first] * COUNT)
     stored = _timed(path, replace=False)
     assert all(shown.interlaced for _, _, shown in stored)
@@ -95,11 +93,11 @@ def test_f18_each_picture_shows_one_moment_and_keeps_its_time(
         assert shown.interlaced
         assert _combs(luma) < 0.5, index
         near, far = (np.abs(luma - _moment(moment)).mean() for moment in (2 * index, 2 * index + 1))
-        assert near < 2 < 6 < far, index  # the first field's moment, not the second's
+        assert near < 2 < 6 < far, index  # the frame shows the first field, not the second one
 
 
 @pytest.mark.parametrize("fields", ["ppptttpp", "tttpppp", "ptptptpt", "bbbpppbb"])
-def test_f18_progressive_pictures_among_interlaced_ones_stay_as_they_are(fields: str) -> None:
+def test_f18_progressive_frames_among_interlaced_ones_are_unchanged(fields: str) -> None:
     flags = [{"p": "prog", "t": "tff", "b": "bff"}[letter] for letter in fields]
     pictures: list[Timed] = []
     for index, flag in enumerate(flags):
@@ -107,7 +105,7 @@ def test_f18_progressive_pictures_among_interlaced_ones_stay_as_they_are(fields:
         picture = flagged(picture_of(planes, "yuv420p"), flag)
         picture.pts, picture.time_base = index, Fraction(1, 25)
         pictures.append((Fraction(index, 25), Fraction(index + 1, 25), picture))
-    # The header says interlaced, as FFmpeg does after a first picture that is.
+    # The header says interlaced if the first frame is interlaced, as in a file that FFmpeg wrote.
     order = 0 if fields.startswith("p") else 2
     whole = Deinterlacer(codec="h264", field_order=order, time_base=Fraction(1, 25), replace=True)
     mended = list(whole(pictures))
@@ -119,8 +117,8 @@ def test_f18_progressive_pictures_among_interlaced_ones_stay_as_they_are(fields:
 
 
 @pytest.mark.parametrize(("order", "first"), [(2, "tff"), (3, "bff"), (4, "bff"), (5, "tff")])
-def test_f18_the_header_counts_where_pictures_have_no_flags(tmp_path: Path, order: int, first: str) -> None:
-    """FFV1 as FFmpeg writes it says nothing of fields; Matroska does."""
+def test_f18_the_header_decides_if_frames_have_no_flags(tmp_path: Path, order: int, first: str) -> None:
+    """FFmpeg's FFV1 frames have no interlaced flag, but the header of Matroska has one."""
     path = write_planes(
         tmp_path / "a.mkv",
         [_woven(k, first) for k in range(COUNT)],
@@ -136,7 +134,7 @@ def test_f18_the_header_counts_where_pictures_have_no_flags(tmp_path: Path, orde
         assert np.abs(_luma(shown.picture) - _moment(2 * index)).mean() < 2
 
 
-def test_f18_progressive_video_passes_untouched(tmp_path: Path) -> None:
+def test_f18_progressive_video_is_unchanged(tmp_path: Path) -> None:
     path = write_planes(
         tmp_path / "a.mp4", [_whole(k) for k in range(COUNT)], codec="libx264", pix_fmt="yuv420p", fps=25
     )
@@ -148,15 +146,15 @@ def test_f18_progressive_video_passes_untouched(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [2, 4, 6])
-def test_f18_pictures_too_small_to_deinterlace_are_refused(size: int) -> None:
+def test_f18_frames_too_small_to_deinterlace_are_rejected(size: int) -> None:
     planes = [np.full((size, size), 90.0), *np.full((2, size // 2, size // 2), 128.0)]
     picture = flagged(picture_of(planes, "yuv420p"), "tff")
     whole = Deinterlacer(codec="h264", field_order=0, time_base=Fraction(1, 25), replace=True)
-    with pytest.raises(Rejection, match=f"interlaced and with {size}x{size} too small"):
+    with pytest.raises(Rejection, match=f"interlaced, and its size {size}x{size} is too small"):
         list(whole([(Fraction(0), Fraction(1, 25), picture)]))
 
 
-def test_f18_a_change_of_size_among_interlaced_pictures_is_refused() -> None:
+def test_f18_a_change_of_size_among_interlaced_frames_is_rejected() -> None:
     pictures = []
     for index, size in enumerate((32, 32, 48)):
         planes = [np.full((size, size), 90.0), *np.full((2, size // 2, size // 2), 128.0)]
@@ -169,7 +167,7 @@ def test_f18_a_change_of_size_among_interlaced_pictures_is_refused() -> None:
     assert caught.value.code == "changing_size"
 
 
-def test_f18_hevc_of_single_fields_is_refused(tmp_path: Path) -> None:
+def test_f18_hevc_of_single_fields_is_rejected(tmp_path: Path) -> None:
     path = write_planes(
         tmp_path / "a.mkv",
         [_whole(k) for k in range(COUNT)],
@@ -178,6 +176,6 @@ def test_f18_hevc_of_single_fields_is_refused(tmp_path: Path) -> None:
         fps=50,
         stream={"x265-params": "interlace=tff:log-level=none"},
     )
-    with pytest.raises(Rejection, match="each of its pictures is a single field") as caught:
+    with pytest.raises(Rejection, match="every frame of the video is a single field") as caught:
         _timed(path)
     assert caught.value.code == "interlaced"

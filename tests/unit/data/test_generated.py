@@ -1,4 +1,4 @@
-"""Generated frames to clips with a manifest row each."""
+"""Generated frames become clips, with one manifest row each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VIDEO = VideoShape(height=16, width=24, frames=5, fps=8)
 
 
 def frames(batch: int = 2) -> torch.Tensor:
-    """Plain colours: what 4:2:0 and a little compression leave nearly alone."""
+    """Return frames of one colour, which 4:2:0 and weak compression hardly change."""
     colours = torch.tensor([[200, 40, 40], [40, 60, 200]], dtype=torch.uint8)
     return colours[:batch, None, None, None].expand(-1, 5, 16, 24, -1).contiguous()
 
@@ -36,6 +36,6 @@ def test_clips_and_rows_agree(tmp_path: Path) -> None:
         assert np.abs(decoded.astype(int) - clip).max() <= 8
 
 
-def test_a_caption_for_every_clip(tmp_path: Path) -> None:
+def test_the_numbers_of_captions_and_videos_must_agree(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="zip"):
         write_clips(tmp_path, ["red"], frames(), VIDEO, 10)

@@ -1,4 +1,4 @@
-"""The formulas of HDR against the numbers that the recommendations print."""
+"""The formulas of HDR are compared with the numbers in the ITU recommendations."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def test_f18_pq_values_are_those_of_bt2408(luminance: float, code: float) -> Non
 
 @pytest.mark.parametrize(("signal", "luminance"), [(0.0, 0.0), (0.38, 26), (0.5, 50.7), (0.75, 203), (1.0, 1000)])
 def test_f18_hlg_levels_are_those_of_bt2408(signal: float, luminance: float) -> None:
-    """18 % gray is a signal of 38 % and 26 cd/m2, reference white one of 75 % and 203 cd/m2."""
+    """18 % gray has a signal of 38 % and 26 cd/m2; reference white has a signal of 75 % and 203 cd/m2."""
     assert hdr.hlg_eotf(np.full((1, 3), signal))[0] == pytest.approx(np.full(3, luminance), rel=0.02)
 
 
-def test_f18_the_two_curves_of_hlg_meet() -> None:
+def test_f18_the_two_parts_of_the_hlg_curve_meet() -> None:
     below, above = hdr.hlg_eotf(np.array([[0.5, 0.5, 0.5], [0.5 + 1e-9] * 3]))
     np.testing.assert_allclose(below, above, rtol=1e-6)
 
@@ -37,13 +37,13 @@ def test_f18_the_matrix_from_bt2020_is_that_of_bt2087() -> None:
 
 
 @pytest.mark.parametrize("peak", [203.0, 400.0, 1000.0, 4000.0, 10000.0])
-def test_f18_the_tone_curve_keeps_the_dark_and_ends_at_white(peak: float) -> None:
+def test_f18_the_tone_curve_keeps_dark_tones_and_ends_at_white(peak: float) -> None:
     luminance = np.linspace(0, peak, 5000)
     shown = hdr.tone_curve(luminance, peak=peak)
     assert np.all(np.diff(shown) >= 0)
     assert float(shown[-1]) == pytest.approx(hdr.SDR_WHITE, rel=1e-9)
     assert np.all(shown <= luminance + 1e-9)
-    # BT.2390: nothing changes below the knee at 1.5 times the target's peak minus a half, in PQ relative to the source.
+    # BT.2390: nothing changes below the knee at 1.5 * (peak of the target) - 0.5, in PQ relative to the source.
     relative = float(hdr.pq_inverse_eotf(np.array(203.0)) / hdr.pq_inverse_eotf(np.array(peak)))
     knee = float(hdr.pq_eotf((1.5 * relative - 0.5) * hdr.pq_inverse_eotf(np.array(peak))))
     dark = luminance < knee
@@ -59,13 +59,13 @@ def test_f18_the_slope_is_one_at_the_knee_and_no_highlight_is_clipped_early() ->
 
 
 @pytest.mark.parametrize("transfer", ["pq", "hlg"])
-def test_f18_gray_stays_gray_and_hues_stay_hues(transfer: hdr.Transfer) -> None:
+def test_f18_gray_and_hues_are_preserved(transfer: hdr.Transfer) -> None:
     grays = np.repeat(np.linspace(0, 1, 65)[:, None], 3, axis=1)
     shown = hdr.to_bt709(grays, transfer=transfer, primaries="bt2020", peak=1000)
     np.testing.assert_allclose(shown, shown[:, :1] * np.ones(3), atol=1e-9)
     assert shown[0].max() == 0
     assert float(shown[-1].min()) == pytest.approx(1)
-    # A bright orange inside BT.709. Tone mapping must keep the ratios of linear red, green and blue.
+    # A bright orange inside BT.709. Tone mapping must preserve the ratios of linear red, green and blue.
     orange = np.array([[800.0, 300.0, 60.0]])
     stored = hdr.pq_inverse_eotf(orange @ np.linalg.inv(hdr.gamut_matrix("bt2020")).T)
     linear = hdr.to_bt709(stored, transfer="pq", primaries="bt2020", peak=1000) ** 2.4

@@ -1,4 +1,4 @@
-"""Fetching from a hub that has bad hours: what arrives is right or refused, and nothing is fetched twice."""
+"""Downloads from a hub with faults: a file is correct or refused, and no data are downloaded twice."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FILES = {
 
 @pytest.fixture(autouse=True)
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses that were made; none takes time."""
+    """Return a list of the pauses in seconds, which take no time."""
     made: list[float] = []
     monkeypatch.setattr(time, "sleep", made.append)
     return made
@@ -54,7 +54,7 @@ def left(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_pattern_names_files_of_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pattern_matches_files_of_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(monkeypatch, tmp_path) as (_, commit):
         assert commit.commit == COMMIT
         found = {pattern: [file.path for file in commit.files(pattern)] for pattern in ("parts/*.tar", "*.json", "x/*")}
@@ -67,7 +67,7 @@ def test_a_pattern_names_files_of_one_folder(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("path", ["parts/a.tar", "parts/b.tar", "parts/empty.tar", "top.json"])
 @pytest.mark.parametrize("git", [False, True])
-def test_every_file_is_fetched_once_whatever_keeps_its_sum(
+def test_every_file_is_downloaded_once_with_either_kind_of_checksum(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, git: bool
 ) -> None:
     with opened(monkeypatch, tmp_path) as (stand_in, commit):
@@ -78,7 +78,7 @@ def test_every_file_is_fetched_once_whatever_keeps_its_sum(
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("git", [False, True])
-def test_a_bad_answer_is_asked_for_again(
+def test_a_bad_response_is_requested_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, git: bool
 ) -> None:
     with opened(monkeypatch, tmp_path) as (stand_in, commit):
@@ -86,12 +86,12 @@ def test_a_bad_answer_is_asked_for_again(
         stand_in.faults["parts/a.tar"] = [fault]
         assert fetch(commit) == CONTENT
         asked = stand_in.bytes_asked("parts/a.tar")
-    # What came before a cut is kept; an unasked range or ETag is no harm, the sum decides.
+    # Data from before the cut are kept. A full response or another ETag does no harm, because the checksum decides.
     assert asked == {"cut": ["", "bytes=150000-"], "whole": [""], "etag": [""]}.get(fault, ["", ""])
     assert left(tmp_path) == ["a.tar"]
 
 
-def test_cuts_never_end_it_while_something_new_comes(
+def test_lost_connections_do_not_end_a_download_that_makes_progress(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
 ) -> None:
     with opened(monkeypatch, tmp_path) as (stand_in, commit):
@@ -100,14 +100,14 @@ def test_cuts_never_end_it_while_something_new_comes(
     assert not pauses
 
 
-def test_another_process_goes_on_where_one_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_process_continues_an_interrupted_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     part = tmp_path / COMMIT / "parts" / "a.tar.part"
     part.parent.mkdir(parents=True)
     with opened(monkeypatch, tmp_path) as (stand_in, commit):
         part.write_bytes(CONTENT[:1000])
         assert fetch(commit) == CONTENT
         (tmp_path / COMMIT / "parts" / "a.tar").unlink()
-        part.write_bytes(b"x" + CONTENT[1:2000])  # damaged: found at the end, and begun anew
+        part.write_bytes(b"x" + CONTENT[1:2000])  # damaged: detected at the end, and downloaded again
         assert fetch(commit) == CONTENT
         (tmp_path / COMMIT / "parts" / "a.tar").unlink()
         part.write_bytes(CONTENT)  # killed before it could be renamed
@@ -134,8 +134,8 @@ def test_no_wrong_file_is_accepted_in_200_downloads(tmp_path: Path, monkeypatch:
     assert all("parts/a.tar: gave up after" in error for error in refused)
 
 
-def test_every_flipped_bit_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mirror that serves 200 damaged files, every time the same: all refused, none left."""
+def test_every_flipped_bit_is_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mirror serves the same damaged file at every attempt. All 200 such files are refused and deleted."""
     dice = random.Random(2)
     with opened(monkeypatch, tmp_path) as (stand_in, commit):
         (listed,) = commit.files("parts/a.tar")
@@ -144,12 +144,12 @@ def test_every_flipped_bit_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             for _ in range(dice.choice([1, 3, 40])):
                 damaged[dice.randrange(len(damaged))] ^= 1 << dice.randrange(8)
             stand_in.files["parts/a.tar"] = bytes(damaged)
-            with pytest.raises(ValueError, match="arrived damaged"):
+            with pytest.raises(ValueError, match="the downloaded file is damaged"):
                 commit.fetch(listed)
             assert not left(tmp_path)
 
 
-def test_what_does_not_pass_is_raised_at_once(
+def test_a_failure_that_is_not_temporary_is_raised_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
 ) -> None:
     with opened(monkeypatch, tmp_path) as (stand_in, commit):
@@ -157,12 +157,12 @@ def test_what_does_not_pass_is_raised_at_once(
         with pytest.raises(HfHubHTTPError, match="403"):
             fetch(commit)
         for repo, revision in (("someone/else", "main"), (REPO, "gone"), ("no//name", "main")):
-            with pytest.raises(ValueError, match="is not on the hub"):
+            with pytest.raises(ValueError, match="does not exist on the hub"):
                 open_commit(repo, revision, kind="dataset", folder=tmp_path)
     assert not pauses
 
 
-def test_the_hub_s_pause_is_kept_and_others_grow(
+def test_the_retry_after_of_the_hub_is_followed_up_to_a_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with opened(monkeypatch, tmp_path) as (stand_in, commit):
@@ -177,15 +177,15 @@ def test_the_hub_s_pause_is_kept_and_others_grow(
         assert pauses[2:] == [hub.LONGEST_PAUSE]
 
 
-def test_a_hub_that_is_away_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float]) -> None:
+def test_an_unreachable_hub_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float]) -> None:
     monkeypatch.setattr(hub, "HfApi", partial(HfApi, endpoint="http://127.0.0.1:9"))
-    with pytest.raises(ValueError, match=f"dataset {REPO}: gave up after {ATTEMPTS} tries .*refused"):
+    with pytest.raises(ValueError, match=f"dataset {REPO}: gave up after {ATTEMPTS} attempts .*refused"):
         open_commit(REPO, "main", kind="dataset", folder=tmp_path)
     assert len(pauses) == ATTEMPTS - 1
     assert max(pauses) <= hub.LONGEST_PAUSE
 
 
-def test_f4_the_command_leaves_a_whole_folder_or_none(
+def test_f4_the_command_publishes_a_complete_folder_or_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "lmdb"
@@ -198,7 +198,7 @@ def test_f4_the_command_leaves_a_whole_folder_or_none(
         assert left(out) == ["a.tar", "b.tar", "c.txt", "empty.tar"]
         assert f"4 files of {REPO} at commit {COMMIT}" in capsys.readouterr().out
         assert [path.name for path in tmp_path.iterdir()] == ["lmdb"]
-        # F4: nothing of an earlier command, of another pattern, gets into the folder.
+        # Files of an earlier command with another pattern are not in the folder.
         for pattern in ("parts/*.tar", "*.json", "parts/deep/*"):
             stand_in.faults["parts/c.txt"] = ["page"] * ATTEMPTS
             with pytest.raises(SystemExit, match="gave up after"):
@@ -209,7 +209,7 @@ def test_f4_the_command_leaves_a_whole_folder_or_none(
             )
             assert left(tmp_path / "next") == wanted
             shutil.rmtree(tmp_path / "next")
-        with pytest.raises(SystemExit, match="it exists"):
+        with pytest.raises(SystemExit, match="which exists"):
             hub.main(REPO, "parts/*", out, dataset=True)
-        with pytest.raises(SystemExit, match=f"{REPO} has no file gone/"):
+        with pytest.raises(SystemExit, match=f"{REPO} has no file that matches gone/"):
             hub.main(REPO, "gone/*", tmp_path / "other", dataset=True)

@@ -1,4 +1,4 @@
-"""The LMDB of latents: the released layout to the byte, and no damage that goes unnoticed."""
+"""The LMDB of latents has exactly the released layout, and every damage is detected."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from causvid.data.stores.latent_store import FILE, LatentStore, Record, read_prompts, write_store
 from causvid.runtime.files import publish
 
-# From Python 3.12 on a fork of a process with threads is warned about; these children only read and end.
+# Python 3.12 warns about forks of processes with threads; these children only read and exit.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
 TIMES = [1000.0, 750.0, 0.0]
@@ -57,8 +57,10 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prompts=st.lists(st.text(max_size=20), min_size=1, max_size=6),
     per_transaction=st.integers(1, 4),
 )
-def test_what_is_written_is_read(shape: tuple[int, ...], prompts: list[str], per_transaction: int) -> None:
-    """Any shape, any prompts: equal ones, empty ones, any script."""
+def test_records_are_read_as_they_were_written(
+    shape: tuple[int, ...], prompts: list[str], per_transaction: int
+) -> None:
+    """Any shape and any prompts are possible, including equal and empty ones."""
     written = [record._replace(prompt=p) for record, p in zip(records(len(prompts), shape), prompts, strict=True)]
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / "store"
@@ -73,7 +75,7 @@ def test_what_is_written_is_read(shape: tuple[int, ...], prompts: list[str], per
 
 
 def test_the_released_keys_and_bytes(tmp_path: Path) -> None:
-    """Raw float16 [F, C, H, W], utf-8 prompts, shapes as words with the count first; ours adds its checks."""
+    """Raw float16 [F, C, H, W], UTF-8 prompts, and shapes as text with the count first; this project adds checksums."""
     latents = torch.arange(4 * 3 * 2 * 2, dtype=torch.float32).view(4, 3, 2, 2)  # [C, F, H, W] in memory
     write_store([Record(latents, "a"), Record(latents + 1, "é")], tmp_path / "s", timesteps=None, per_transaction=9)
     with lmdb.open(str(tmp_path / "s"), readonly=True, lock=False) as env, env.begin() as transaction:
@@ -96,43 +98,45 @@ def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a" / FILE).read_bytes() == (tmp_path / "b" / FILE).read_bytes()
 
 
-def test_shapes_that_differ_and_nothing_at_all_are_refused(tmp_path: Path) -> None:
+def test_different_shapes_and_an_empty_store_are_refused(tmp_path: Path) -> None:
     mixed = [*records(2), *records(1, (4, 2, 2, 2))]
-    with pytest.raises(ValueError, match=r"record 2 has shape \(2, 4, 2, 2\); the ones before have \(3, 4, 2, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"record 2 has shape \(2, 4, 2, 2\), but the records before have \(3, 4, 2, 2\)"
+    ):
         write_store(mixed, tmp_path / "mixed", timesteps=None, per_transaction=2)
-    with pytest.raises(ValueError, match="nothing to pack"):
+    with pytest.raises(ValueError, match="there are no records"):
         write_store([], tmp_path / "empty", timesteps=None, per_transaction=2)
     assert not (tmp_path / "mixed").exists()
     assert not (tmp_path / "empty").exists()
 
 
-def test_times_that_do_not_match_are_shown_side_by_side(packed: Path, tmp_path: Path) -> None:
+def test_timesteps_that_do_not_match_are_both_in_the_error(packed: Path, tmp_path: Path) -> None:
     store = LatentStore(packed)
     store.require_timesteps([1000, 750.4, 0], 0.5)
     for asked in ([1000, 751, 0], [1000, 0], [1000, 750, 500, 0]):
-        with pytest.raises(ValueError, match=r"stores states at timesteps \[1000.0, 750.0, 0.0\]") as error:
+        with pytest.raises(ValueError, match=r"has states at timesteps \[1000.0, 750.0, 0.0\]") as error:
             store.require_timesteps(asked, 0.5)
         assert str(asked) in str(error.value)
     write_store(records(), tmp_path / "clips", timesteps=None, per_transaction=5)
-    with pytest.raises(ValueError, match="stores states at timesteps None; the schedule asks for"):
+    with pytest.raises(ValueError, match="has states at timesteps None, and the schedule needs"):
         LatentStore(tmp_path / "clips").require_timesteps([1000, 0], 0.5)
 
 
-def test_a_store_travels_to_other_processes(packed: Path) -> None:
+def test_a_store_can_be_used_in_other_processes(packed: Path) -> None:
     store = LatentStore(packed)
-    expected = store[3]  # opened here before it leaves
+    expected = store[3]  # opened in this process before it is sent
     assert torch.equal(pickle.loads(pickle.dumps(store))[3].latents, expected.latents)
     assert verdicts_of([lambda: assert_same(store, PACKED)]) == ["fine"]
     assert torch.equal(store[3].latents, expected.latents)
 
 
-def test_two_readers_of_one_store_in_one_process(packed: Path) -> None:
+def test_one_process_can_have_two_readers_of_one_store(packed: Path) -> None:
     first = LatentStore(packed)
     kept = first[0]
     assert torch.equal(LatentStore(packed)[0].latents, kept.latents)
 
 
-def test_a_store_that_is_replaced_is_read_anew(tmp_path: Path) -> None:
+def test_a_store_that_is_replaced_is_opened_again(tmp_path: Path) -> None:
     write_store(records(3, seed=1), tmp_path / "s", timesteps=None, per_transaction=5)
     assert_same(LatentStore(tmp_path / "s"), records(3, seed=1))
     write_store(records(5, seed=2), tmp_path / "new", timesteps=None, per_transaction=5)
@@ -141,7 +145,7 @@ def test_a_store_that_is_replaced_is_read_anew(tmp_path: Path) -> None:
 
 
 def verdicts_of(reads: Sequence[Callable[[], None]]) -> list[str]:
-    """What each of ``reads`` comes to in another process: 'fine', an error's text, or how the process died."""
+    """Call each of ``reads`` in another process; return 'fine', the text of the error, or how the process died."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -163,7 +167,7 @@ def verdicts_of(reads: Sequence[Callable[[], None]]) -> list[str]:
 
 
 def mutants_of(folder: Path, variants: Iterable[bytes]) -> list[str]:
-    """The verdicts on reading each of ``variants`` of a store, in the folders 0, 1, … of ``folder``."""
+    """Read each of ``variants`` of a store, in the folders 0, 1, … of ``folder``; return the verdicts."""
 
     def read(number: int, data: bytes) -> None:
         place = folder / str(number)
@@ -174,8 +178,8 @@ def mutants_of(folder: Path, variants: Iterable[bytes]) -> list[str]:
     return verdicts_of([lambda n=n, data=data: read(n, data) for n, data in enumerate(variants)])  # type: ignore[misc]
 
 
-def test_a_truncated_file_is_refused_and_kills_nobody(packed: Path, tmp_path: Path) -> None:
-    """Reading past the end of a mapped file is SIGBUS: no exception, a dead process."""
+def test_a_truncated_file_is_refused_and_kills_no_process(packed: Path, tmp_path: Path) -> None:
+    """A read beyond the end of a mapped file is a SIGBUS, which kills the process without an exception."""
     whole = (packed / FILE).read_bytes()
     sizes = [0, 1, 4095, 4096, 5000, 8192, 8193, len(whole) // 2, len(whole) - 4096, len(whole) - 1]
     verdicts = mutants_of(tmp_path, [whole, *(whole[:size] for size in sizes)])
@@ -190,8 +194,8 @@ def flipped(whole: bytes, position: int, bit: int) -> bytes:
     return bytes(changed)
 
 
-def test_a_flipped_bit_is_found_wherever_it_matters(packed: Path, tmp_path: Path) -> None:
-    """Records by name and every 31st byte: what is read is unchanged, or a ValueError names the store."""
+def test_a_flipped_bit_in_any_used_byte_is_detected(packed: Path, tmp_path: Path) -> None:
+    """Bits of known records and of every 31st byte: the records are unchanged, or a ValueError names the store."""
     whole = (packed / FILE).read_bytes()
     row = PACKED[5].latents.transpose(1, 2).half().numpy().tobytes()
     positions = [whole.find(b"prompt number 7") + 14, whole.find(b'{"count"') + 10, whole.find(row) + 3]
@@ -204,8 +208,8 @@ def test_a_flipped_bit_is_found_wherever_it_matters(packed: Path, tmp_path: Path
         assert said == "fine" or said.startswith(f"ValueError: {tmp_path / str(number)}"), f"byte {at}: {said}"
 
 
-def test_what_is_no_store_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"holds no {FILE}; run the stage that packs it"):
+def test_a_folder_or_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"holds no {FILE}; run pack_lmdb"):
         LatentStore(tmp_path)
     (tmp_path / FILE).write_text("not an LMDB" * 1000)
     with pytest.raises(ValueError, match="is not a readable LMDB"):
@@ -216,8 +220,8 @@ def test_what_is_no_store_is_said(tmp_path: Path) -> None:
         LatentStore(tmp_path / "foreign")
 
 
-def test_prompts_of_rows_left_behind_are_not_read(tmp_path: Path) -> None:
-    """A released LMDB built twice into one folder: the rows behind its count are another build's."""
+def test_prompts_of_rows_beyond_the_count_are_not_read(tmp_path: Path) -> None:
+    """A released LMDB that was built twice into one folder has rows of the earlier build beyond its count."""
     with lmdb.open(str(tmp_path), map_size=2**20, lock=False) as env, env.begin(write=True) as transaction:
         for index in range(12):
             transaction.put(f"prompts_{index}_data".encode(), f"p{index}".encode())
@@ -231,7 +235,7 @@ def test_prompts_of_rows_left_behind_are_not_read(tmp_path: Path) -> None:
 def write_with_one_map(
     written: Sequence[Record], folder: Path, *, timesteps: Sequence[float] | None = None, per_transaction: int
 ) -> bytes:
-    """The compact copy of an LMDB whose map has a terabyte from the start."""
+    """Return the compact copy of an LMDB whose map has a terabyte from the start."""
     scratch = folder.with_name(f"{folder.name} scratch")
     scratch.mkdir()
     folder.mkdir()
@@ -259,14 +263,14 @@ def write_with_one_map(
 @pytest.mark.parametrize(
     ("count", "shape", "per_transaction"),
     [
-        (5, (4, 3, 2, 2), 2),  # a row of 96 bytes: several in one page
-        (300, (16, 5, 4, 4), 7),  # 2560 bytes: a page for each, half of it empty
-        (2500, (4, 5, 5, 5), 1),  # 1000 bytes: pages with gaps, and more of them than LMDB's write buffer holds
+        (5, (4, 3, 2, 2), 2),  # rows of 96 bytes: several in one page
+        (300, (16, 5, 4, 4), 7),  # 2560 bytes: one page per row, half of it empty
+        (2500, (4, 5, 5, 5), 1),  # 1000 bytes: pages with gaps, and more pages than LMDB's write buffer holds
         (60, (16, 9, 32, 32), 9),  # 295 kB
         (9, (3, 16, 9, 64, 64), 1),  # 3.5 MB: the map grows with every record
     ],
 )
-def test_f13_a_map_that_grows_gives_the_bytes_of_one_that_was_large_at_once(
+def test_f13_a_growing_map_and_a_large_map_give_the_same_bytes(
     tmp_path: Path, count: int, shape: tuple[int, ...], per_transaction: int
 ) -> None:
     written, times = records(count, shape), TIMES if len(shape) == 5 else None
@@ -317,7 +321,10 @@ except ValueError as error:
 
 
 def under_a_limit(room: int, folder: Path) -> str:
-    """What becomes of a store of 47 MB in a process of limited address space. room: bytes in all, or (small) free."""
+    """Write and read a store of 47 MB in a process with limited address space; return the output of the process.
+
+    ``room`` is the limit in bytes or, if it is below 4 GiB, the address space that is free at the start.
+    """
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, str(room), str(folder)], capture_output=True, text=True, check=True
     )
@@ -330,7 +337,7 @@ def test_f13_a_store_is_written_and_read_under_an_address_space_limit(tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
-def test_f13_a_limit_below_the_store_is_said_and_a_second_try_succeeds(tmp_path: Path) -> None:
+def test_f13_a_limit_below_the_store_is_reported_and_a_second_try_succeeds(tmp_path: Path) -> None:
     said = under_a_limit(50 * 2**20, tmp_path / "store")
     assert "store has " in said
     assert "raise the limit on virtual memory (ulimit -v" in said
@@ -352,14 +359,16 @@ except ValueError as error:
 """
 
 
-def test_f13_a_reader_without_room_says_so_and_does_not_call_the_store_damaged(tmp_path: Path) -> None:
+def test_f13_a_reader_without_address_space_does_not_call_the_store_damaged(tmp_path: Path) -> None:
     write_store(records(40, (16, 9, 64, 64)), tmp_path / "s", timesteps=None, per_transaction=8)
     done = subprocess.run([sys.executable, "-c", READ, str(tmp_path / "s")], capture_output=True, text=True, check=True)
-    assert f"s/data.mdb has {(tmp_path / 's' / FILE).stat().st_size} bytes and gets no address space" in done.stdout
+    assert (
+        f"s/data.mdb has {(tmp_path / 's' / FILE).stat().st_size} bytes, and LMDB gets no address space" in done.stdout
+    )
     assert "raise the limit on virtual memory" in done.stdout
 
 
-def test_f13_what_a_killed_writer_left_does_not_stop_the_next(tmp_path: Path) -> None:
+def test_f13_leftovers_of_a_killed_writer_do_not_stop_the_next(tmp_path: Path) -> None:
     (tmp_path / "s.writing" / "compact").mkdir(parents=True)
     (tmp_path / "s.writing" / FILE).write_bytes(b"half")
     write_store(records(3), tmp_path / "s", timesteps=None, per_transaction=2)
@@ -393,9 +402,11 @@ def test_f10_a_prompt_that_utf8_cannot_hold_is_named_by_its_record(tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_f10_a_prompt_of_ours_that_is_no_utf8_is_damage(tmp_path: Path) -> None:
+def test_f10_a_prompt_that_is_not_utf8_is_damage_in_a_store_of_this_project(tmp_path: Path) -> None:
     write_store(records(3), tmp_path / "s", timesteps=None, per_transaction=2)
     with lmdb.open(str(tmp_path / "s"), lock=False) as env, env.begin(write=True) as transaction:
         transaction.put(b"prompts_1_data", b"caf\xe9")
-    with pytest.raises(ValueError, match=r"s: record 1 is damaged \(its prompt is not a UTF-8 text .*; pack it again"):
+    with pytest.raises(
+        ValueError, match=r"s: record 1 is damaged \(its prompt is not a UTF-8 text .*; run pack_lmdb again"
+    ):
         read_prompts(tmp_path / "s")

@@ -1,4 +1,4 @@
-"""manifest.jsonl: any text survives, and what is wrong is named by file and line."""
+"""manifest.jsonl keeps any text, and an error names the file and the line."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ ROWS = st.lists(
 @example(
     rows=[{"id": "1", "caption": "line\u2028separator and \u0085next line"}, {"id": "2", "caption": "\x1c\r\n\x0b"}]
 )
-def test_any_text_survives(rows: list[dict[str, Any]]) -> None:
-    """Captions come from people: they hold line separators that str.splitlines knows and JSON does not."""
+def test_any_text_is_read_as_it_was_written(rows: list[dict[str, Any]]) -> None:
+    """Captions may contain characters at which str.splitlines splits, but which JSON does not escape."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / manifest.NAME
         manifest.write_rows(path, rows)
@@ -36,18 +36,18 @@ def test_any_text_survives(rows: list[dict[str, Any]]) -> None:
 @example(rows=[{"reason": "half \ud83d"}, {"reason": "\udfff"}, {"source": "caf\udce9.mp4"}, {"source": "\\\udce9\\"}])
 @example(rows=[{"caption": "\x00 \x01 \r lone \x7f \u0085 \u2028 \u2029 \ufeff \uffff"}])
 def test_f10_rows_of_any_text_are_written_and_read_again(rows: list[dict[str, Any]]) -> None:
-    """A reason may quote what UTF-8 cannot hold; the file stays UTF-8."""
+    """A reason may quote text that UTF-8 cannot hold; the file is UTF-8 nevertheless."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / manifest.NAME
         manifest.write_rows(path, rows)
         path.read_bytes().decode()
-        # JSON has one spelling for a pair and for its two halves.
+        # JSON encodes a surrogate pair and its two separate halves in the same way.
         joined = [{name: json.loads(json.dumps(value)) for name, value in row.items()} for row in rows]
         assert manifest.read_rows(path) == joined
 
 
 @pytest.mark.parametrize("caption", ["half \\ud83d", "\\udc00", "\\ude00\\ud83d"])
-def test_f10_a_manifest_from_elsewhere_whose_text_utf8_cannot_hold_is_refused(tmp_path: Path, caption: str) -> None:
+def test_f10_a_manifest_whose_text_utf8_cannot_hold_is_refused(tmp_path: Path, caption: str) -> None:
     (tmp_path / manifest.NAME).write_text('{"id": "0", "caption": "fine"}\n{"id": "1", "caption": "' + caption + '"}\n')
     with pytest.raises(ValueError, match=r"manifest.jsonl: the row '1' is .*, which holds U\+D.*give it in UTF-8"):
         manifest.read_manifest(tmp_path)
@@ -70,7 +70,7 @@ def test_bytes_depend_on_the_rows_only(tmp_path: Path) -> None:
     [
         ('{"id": 1}\n{"id": \n', r"line 2: not JSON"),
         ('{"id": 1}\n\n{"id": 2}\n', r"line 2: not JSON"),
-        ('{"id": 1}\n[1]\n', r"line 2: expected a JSON object, found list"),
+        ('{"id": 1}\n[1]\n', r"line 2: expected a JSON object, got list"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -79,11 +79,11 @@ def test_a_broken_line_is_named(tmp_path: Path, text: str, message: str) -> None
         manifest.read_manifest(tmp_path)
 
 
-def test_no_manifest_and_an_empty_one_are_told_apart(tmp_path: Path) -> None:
+def test_a_missing_and_an_empty_manifest_have_different_errors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no manifest.jsonl; run the stage"):
         manifest.read_manifest(tmp_path)
     manifest.write_rows(tmp_path / manifest.NAME, [])
-    with pytest.raises(ValueError, match="lists nothing; see rejected.jsonl"):
+    with pytest.raises(ValueError, match="is empty; rejected.jsonl in the same folder"):
         manifest.read_manifest(tmp_path)
 
 

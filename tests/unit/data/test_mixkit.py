@@ -1,4 +1,4 @@
-"""MixKit: which videos come out of its archives, under which names and captions; what hostile archives leave (nothing)."""
+"""MixKit: the names and captions of the videos from its archives, and the safe handling of hostile archives."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _fetch(tmp_path: Path, **changes: Any) -> dict[str, Any]:
 
 @contextmanager
 def _hub(monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes]) -> Iterator[StandIn]:
-    """The stand-in, and this process's client talking to it: it has read HF_ENDPOINT when it was imported."""
+    """Serve ``files``, and connect the client of this process, which has read HF_ENDPOINT when it was imported."""
     with serve(files) as stand_in:
         monkeypatch.setattr(hub_module, "HfApi", partial(HfApi, endpoint=stand_in.url))
         yield stand_in
@@ -109,14 +109,14 @@ def test_mixkit_is_read_member_by_member(tmp_path: Path, monkeypatch: pytest.Mon
         {
             "source": "Town.tar/Fish/again.mp4",
             "code": "same_content",
-            "reason": "it is Fish.tar/Fish/a.mp4 again, byte for byte",
+            "reason": "the content is that of Fish.tar/Fish/a.mp4",
         }
     ]
     assert len(list((tmp_path / "raw").rglob("*"))) == 7
     assert not any("zip" in line or "sam_image" in line for line in stand_in.asked)
 
 
-def test_mixkit_stops_fetching_at_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mixkit_stops_downloading_at_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = {"all_mixkit/Fish.tar": FISH, "all_mixkit/Zoo.tar": tar(("Zoo/z.mp4", b"z"))} | CAPTIONS
     with _hub(monkeypatch, files) as stand_in:
         assert _fetch(tmp_path, limit=2)["videos"] == 2
@@ -124,7 +124,7 @@ def test_mixkit_stops_fetching_at_the_limit(tmp_path: Path, monkeypatch: pytest.
     assert len(list((tmp_path / "raw" / "videos").iterdir())) == 2
 
 
-def test_an_earlier_try_s_parts_are_not_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_of_an_earlier_try_are_not_downloaded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with _hub(monkeypatch, {"all_mixkit/Fish.tar": FISH} | CAPTIONS) as stand_in:
         for _ in range(2):
             shutil.rmtree(tmp_path / "raw", ignore_errors=True)
@@ -132,7 +132,7 @@ def test_an_earlier_try_s_parts_are_not_fetched_again(tmp_path: Path, monkeypatc
         assert stand_in.bytes_asked("all_mixkit/Fish.tar") == [""]
 
 
-def test_the_endpoint_of_the_environment_is_asked(tmp_path: Path) -> None:
+def test_the_endpoint_of_the_environment_is_used(tmp_path: Path) -> None:
     script = (
         "from pathlib import Path\n"
         "from tests.unit.data.test_mixkit import _config\n"
@@ -148,31 +148,35 @@ def test_the_endpoint_of_the_environment_is_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "changes", "message"),
     [
-        ({"all_mixkit/Fish.tar": FISH[: 1024 + 512]} | CAPTIONS, {}, "no sound tar archive"),
-        ({"all_mixkit/Fish.tar": b"<html>"} | CAPTIONS, {}, "no sound tar archive"),
-        ({"all_mixkit/Fish.tar": FISH}, {}, "anno_jsons/video_mixkit*.json; someone/videos has nothing there"),
+        ({"all_mixkit/Fish.tar": FISH[: 1024 + 512]} | CAPTIONS, {}, "not a valid tar archive"),
+        ({"all_mixkit/Fish.tar": b"<html>"} | CAPTIONS, {}, "not a valid tar archive"),
+        ({"all_mixkit/Fish.tar": FISH}, {}, "anno_jsons/video_mixkit*.json; someone/videos has no such file"),
         ({"all_mixkit/notes.txt": b"-"} | CAPTIONS, {}, "all_mixkit/*.tar; someone/videos has no such file"),
-        ({"all_mixkit/Fish.tar": tar(("readme.txt", b"-"))} | CAPTIONS, {}, "no video lies in the 1 parts"),
+        ({"all_mixkit/Fish.tar": tar(("readme.txt", b"-"))} | CAPTIONS, {}, "none of the 1 parts contains a video"),
         ({"all_mixkit/Fish.tar": FISH} | CAPTIONS, {"mixkit_files": "gone/*"}, "gone/*; someone/videos has no"),
-        ({"all_mixkit/Fish.tar": FISH} | CAPTIONS, {"mixkit_revision": "gone"}, "(revision gone) is not on the hub"),
+        (
+            {"all_mixkit/Fish.tar": FISH} | CAPTIONS,
+            {"mixkit_revision": "gone"},
+            "(revision gone) does not exist on the hub",
+        ),
     ],
     ids=["cut tar", "no tar", "no captions", "no part", "no video", "no folder", "no revision"],
 )
-def test_what_the_hub_does_not_have_is_said(
+def test_missing_and_damaged_files_on_the_hub_are_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes], changes: dict[str, Any], message: str
 ) -> None:
     with _hub(monkeypatch, files), pytest.raises(ValueError, match=re.escape(message)):
         _fetch(tmp_path, **changes)
 
 
-# --- Hostile archives. Each also holds one honest video, which comes through; the member that is not honest is named.
+# --- Hostile archives. Each also has a valid video, which is kept; the hostile member is named.
 
 ABSOLUTE = f"{os.sep}absolute.mp4"
 HONEST = ("honest.mp4", b"honest")
 
 
 def _sparse(name: str) -> bytes:
-    """A GNU sparse member of seven gigabytes that takes one block."""
+    """Return a GNU sparse member of 7 GiB that takes one block."""
     info = tarfile.TarInfo(name)
     info.type, info.size = tarfile.GNUTYPE_SPARSE, 512
     header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
@@ -190,14 +194,14 @@ def _pax(name: str, records: dict[str, str]) -> bytes:
 
 
 def _huge(name: str) -> bytes:
-    """Says that it has 100 gigabytes."""
+    """Return the header of a member of 100 GiB."""
     info = tarfile.TarInfo(name)
     info.size = 100 * 2**30
     return info.tobuf(tarfile.GNU_FORMAT)
 
 
 def _before(content: bytes) -> bytes:
-    """``content`` and then an honest video and the archive's end."""
+    """Return ``content``, then a valid video and the end of the archive."""
     return content + tar(HONEST)
 
 
@@ -240,7 +244,7 @@ def _listing(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", sorted(HOSTILE))
-def test_a_hostile_archive_writes_nothing_outside_and_is_named(
+def test_a_hostile_archive_writes_nothing_outside_its_folder_and_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     content, member = HOSTILE[name]
@@ -290,7 +294,7 @@ def _passed(tmp_path: Path) -> list[tuple[str, str, str]]:
     ],
 )
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT])
-def test_f10_a_member_named_in_another_encoding_costs_one_video(
+def test_f10_a_member_named_in_another_encoding_is_the_only_one_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: bytes, form: int
 ) -> None:
     shown = os.fsdecode(name)
@@ -301,7 +305,7 @@ def test_f10_a_member_named_in_another_encoding_costs_one_video(
     ((source, code, reason),) = _passed(tmp_path)
     assert source == "Fish.tar/" + shown.encode(errors="backslashreplace").decode()
     assert code == "not_utf8"
-    assert reason.startswith("its name holds U+DC")
+    assert reason.startswith("the name holds U+DC")
 
 
 def _member(name: str, form: int, content: bytes) -> bytes:
@@ -323,7 +327,7 @@ def test_f10_a_member_that_is_passed_over_anyway_has_a_row_in_utf8(
 
 
 @pytest.mark.parametrize("broken", ["half \ud83d", "\udc00 first", "\ude00\ud83d", "byte \udce9"])
-def test_f10_a_caption_that_utf8_cannot_hold_costs_one_video(
+def test_f10_a_caption_that_utf8_cannot_hold_excludes_one_video(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
     said = [
@@ -340,26 +344,26 @@ def test_f10_a_caption_that_utf8_cannot_hold_costs_one_video(
     (entry, video) = _passed(tmp_path)
     assert entry[:2] == ("all_mixkit/c.json: x\\ud83d", "not_utf8")
     assert video[:2] == ("Fish.tar/Fish/a.mp4", "not_utf8")
-    assert video[2].startswith("its caption holds U+D")
+    assert video[2].startswith("the caption holds U+D")
     assert len(list((tmp_path / "raw" / "videos").iterdir())) == 2
 
 
-def test_f10_captions_of_which_utf8_holds_none_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_f10_captions_none_of_which_utf8_can_hold_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = {"all_mixkit/Fish.tar": tar(("a.mp4", b"a")), "all_mixkit/c.json": json.dumps({"a.mp4": "\ud83d"}).encode()}
     with (
         _hub(monkeypatch, files),
-        pytest.raises(ValueError, match=r"can be used, as Fish.tar/a.mp4: its caption holds"),
+        pytest.raises(ValueError, match=r"can be used, for example Fish.tar/a.mp4: the caption holds"),
     ):
         _fetch(tmp_path)
 
 
-# --- Captions by whole paths, and by their ends where these are unique
+# --- Captions match full paths, or unique ends of paths
 
 
 def _said(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, parts: dict[str, list[str]], paths: list[str], **changes: Any
 ) -> dict[str, Any]:
-    """The caption's path for each video of ``parts`` (part → members), a caption saying its own path."""
+    """Return the caption of each video of ``parts`` (part → members); the text of a caption is its own path."""
     files = {
         f"all_mixkit/{part}.tar": tar(*((name, f"{part} {name}".encode()) for name in names))
         for part, names in parts.items()
@@ -372,7 +376,7 @@ def _said(
 @pytest.mark.parametrize(
     ("parts", "captions", "expected"),
     [
-        # As released: "<part>/<file>", the part itself with the same folder, with more of them, or with none.
+        # As released: captions "<part>/<file>"; the part has the same folder, more folders, or none.
         ({"Fish": ["Fish/a.mp4", "mnt/Fish/b.mp4", "c.mp4"]}, ["Fish/a.mp4", "Fish/b.mp4", "Fish/c.mp4"],
          {"Fish: Fish/a.mp4": "Fish/a.mp4", "Fish: mnt/Fish/b.mp4": "Fish/b.mp4", "Fish: c.mp4": "Fish/c.mp4"}),
         ({"P": ["A/v.mp4", "B/v.mp4"]}, ["A/v.mp4"], {"P: A/v.mp4": "A/v.mp4", "P: B/v.mp4": None}),
@@ -385,14 +389,14 @@ def _said(
         ({"P": ["A/v.mp4"]}, ["/clips/A/v.mp4"], {"P: A/v.mp4": "/clips/A/v.mp4"}),
         ({"P": ["v.mp4"]}, ["/clips/v.mp4"], {"P: v.mp4": "/clips/v.mp4"}),
         ({"P": ["A/v.mp4"]}, ["B/v.mp4"], {"P: A/v.mp4": None}),
-        ({"Fish": ["v.mp4"]}, ["Fish/w.mp4", "Town/v.mp4"], {"Fish: v.mp4": None}),  # a part that is not asked for
+        ({"Fish": ["v.mp4"]}, ["Fish/w.mp4", "Town/v.mp4"], {"Fish: v.mp4": None}),  # not a part
         ({"P": ["A/v.mp4"]}, ["X/v.mp4", "Y/v.mp4"], {"P: A/v.mp4": None}),
         ({"P": ["v.mp4", "A/v.mp4"]}, ["v.mp4", "A/v.mp4"], {"P: v.mp4": "v.mp4", "P: A/v.mp4": "A/v.mp4"}),
         ({"P": ["v.mp4", "A/v.mp4"]}, ["v.mp4"], {"P: v.mp4": "v.mp4", "P: A/v.mp4": None}),
         ({"P": ["x.mp4"], "Q": ["A/v.mp4"]}, ["P/v.mp4"], {"P: x.mp4": None, "Q: A/v.mp4": None}),
     ],
 )  # fmt: skip
-def test_f15_a_caption_is_that_of_a_whole_path_or_of_a_unique_end(
+def test_f15_a_caption_matches_a_full_path_or_a_unique_end(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     parts: dict[str, list[str]],
@@ -405,19 +409,19 @@ def test_f15_a_caption_is_that_of_a_whole_path_or_of_a_unique_end(
 @pytest.mark.parametrize(
     "parts",
     [
-        {"P": ["B/v.mp4", "A/v.mp4"]},  # behind the limit in the same part
+        {"P": ["B/v.mp4", "A/v.mp4"]},  # after the limit in the same part
         {"B": ["v.mp4"], "P": ["A/v.mp4"]},  # in a part that is not read
         {"B": ["v.mp4", "w.mp4"], "C": ["v.mp4"]},
     ],
 )
 @pytest.mark.parametrize("path", ["A/v.mp4", "v.mp4"])
-def test_f15_a_limit_gives_no_video_the_caption_of_one_behind_it(
+def test_f15_with_a_limit_no_video_has_the_caption_of_an_unread_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: dict[str, list[str]], path: str
 ) -> None:
     assert set(_said(monkeypatch, tmp_path, parts, [path], limit=1).values()) == {None}
 
 
-def test_f15_bare_file_names_under_a_limit_are_said_not_to_count(
+def test_f15_bare_file_names_under_a_limit_are_ignored_with_a_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     parts = {"P": ["A/v.mp4", "A/w.mp4"], "Q": ["x.mp4"]}
@@ -425,7 +429,9 @@ def test_f15_bare_file_names_under_a_limit_are_said_not_to_count(
         "P: A/v.mp4": "A/v.mp4",
         "P: A/w.mp4": None,
     }
-    assert "download.limit leaves parts unread: captions by bare file name do not count" in capsys.readouterr().err
+    assert (
+        "download.limit leaves parts unread, so captions with a bare file name are ignored" in capsys.readouterr().err
+    )
     shutil.rmtree(tmp_path / "raw")
     assert "w.mp4" in _said(monkeypatch, tmp_path, parts, ["A/v.mp4", "w.mp4"], limit=3).values()
     assert "download.limit" not in capsys.readouterr().err
@@ -454,7 +460,7 @@ def test_f15_copies_of_one_video_share_their_captions(tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize("name", ["caf\u00e9", "\u304c\u304e", "\uac00\ub098"])
 @pytest.mark.parametrize(("file", "caption"), [("NFC", "NFD"), ("NFD", "NFC")])
-def test_f20_a_member_finds_its_caption_in_the_other_form(
+def test_f20_a_member_matches_its_caption_in_the_other_unicode_form(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, file: Any, caption: Any
 ) -> None:
     member, path = f"{normalize(file, name)}/v.mp4", f"Fish/{normalize(caption, name)}/v.mp4"
@@ -463,7 +469,7 @@ def test_f20_a_member_finds_its_caption_in_the_other_form(
 
 @pytest.mark.parametrize("name", ["caf\u00e9", "\u304c\u304e", "\uac00\ub098"])
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
-def test_f20_of_two_members_that_differ_in_form_only_one_has_the_caption(
+def test_f20_one_of_two_members_that_differ_only_in_form_has_the_caption(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, form: Any
 ) -> None:
     members = [f"Fish/{normalize(f, name)}.mp4" for f in ("NFC", "NFD")]

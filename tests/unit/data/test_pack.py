@@ -1,4 +1,4 @@
-"""Shards to LMDB: order, captions, and shards that disagree."""
+"""Packing: order, captions, and shards with different shapes or timesteps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def fill(
     finish(folder, rows, [])
 
 
-def test_records_are_sorted_by_name_whoever_wrote_first(tmp_path: Path) -> None:
+def test_records_are_sorted_by_name_and_not_by_time(tmp_path: Path) -> None:
     fill(tmp_path / "a", ["0010", "0002", "0001"])
     fill(tmp_path / "b", ["0001", "0002", "0010"])
     metadata = pack(tmp_path / "a", tmp_path / "lmdb", per_transaction=2)
@@ -38,8 +38,8 @@ def test_records_are_sorted_by_name_whoever_wrote_first(tmp_path: Path) -> None:
     assert (tmp_path / "lmdb" / "data.mdb").read_bytes() == (tmp_path / "again" / "data.mdb").read_bytes()
 
 
-def test_equal_captions_are_records_of_their_own(tmp_path: Path) -> None:
-    """The released packer keeps the first of equal prompts and may lose the shape with the last."""
+def test_shards_with_equal_captions_are_separate_records(tmp_path: Path) -> None:
+    """The released packer keeps only the first of equal prompts, and may lose the shape with the last one."""
     fill(tmp_path / "shards", ["0001", "0002", "0003"], notes={"caption": "a red ball"})
     assert pack(tmp_path / "shards", tmp_path / "lmdb", per_transaction=2)["count"] == 3
 
@@ -51,7 +51,7 @@ def test_pairs_keep_their_timesteps(tmp_path: Path) -> None:
     LatentStore(tmp_path / "lmdb").require_timesteps([1000, 757, 0], 0.5)
 
 
-def test_shards_that_disagree_are_named(tmp_path: Path) -> None:
+def test_shards_with_different_shapes_or_timesteps_are_named(tmp_path: Path) -> None:
     folder = tmp_path / "shards"
     fill(folder, ["0001"], notes={"timesteps": "[1000.0, 0.0]"})
     fill(folder, ["0002"], notes={"timesteps": "[1000.0, 500.0]"})
@@ -67,12 +67,12 @@ def test_an_empty_folder_and_a_damaged_shard_are_named(tmp_path: Path) -> None:
         pack(tmp_path, tmp_path / "lmdb", per_transaction=2)
     fill(tmp_path / "shards", ["0001", "0002"])
     shard_path(tmp_path / "shards", "0002").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"0002.safetensors is not a shard"):
+    with pytest.raises(ValueError, match=r"0002.safetensors is not a valid shard"):
         pack(tmp_path / "shards", tmp_path / "lmdb", per_transaction=2)
 
 
-def test_times_are_a_released_lmdb_s(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"pack_lmdb: timesteps are for source released"):
+def test_timesteps_are_for_a_released_lmdb_only(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"pack_lmdb: timesteps is \[1000.0, 0.0\] with source ours; set it to null"):
         build(PackItem, {"source": "ours", "folder": "data/ode_pairs", "timesteps": [1000, 0]}, name="pack_lmdb")
 
 
@@ -83,12 +83,12 @@ def test_an_unknown_source_is_named() -> None:
         build(PackConfig, section, name="pack_lmdb")
 
 
-def test_times_where_none_are_and_none_where_they_must_be() -> None:
+def test_timesteps_of_clips_and_missing_timesteps_are_refused() -> None:
     item = {"source": "ours", "folder": "data/latents", "timesteps": None}
     released = {**item, "source": "released"}
     for wrong, said in (
-        ({"latents": {**released, "timesteps": [1000, 0]}, "ode_pairs": item}, "latents.timesteps must be null"),
-        ({"latents": item, "ode_pairs": released}, "ode_pairs.timesteps is null; a released LMDB does not tell"),
+        ({"latents": {**released, "timesteps": [1000, 0]}, "ode_pairs": item}, r"latents.timesteps is \[1000.0, 0.0\]"),
+        ({"latents": item, "ode_pairs": released}, "ode_pairs.timesteps is null, and a released LMDB does not record"),
     ):
         with pytest.raises(ValueError, match=said):
             build(PackConfig, {"records_per_transaction": 2, **wrong}, name="pack_lmdb")

@@ -1,4 +1,4 @@
-"""Embeddings by prompt: padding is made, not stored, and a prompt that is missing is named."""
+"""Embeddings by prompt: padding is added when they are read, and a missing prompt is named."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def write(folder: Path, prompts: dict[str, torch.Tensor]) -> PromptStore:
 
 @settings(max_examples=25)
 @given(prompts=st.lists(st.text(max_size=30), min_size=1, max_size=5, unique=True))
-def test_any_prompt_finds_its_own_embedding(prompts: list[str]) -> None:
+def test_any_prompt_has_its_own_embedding(prompts: list[str]) -> None:
     with TemporaryDirectory() as temporary:
         store = write(Path(temporary) / "p", {p: embedding(1 + k % 4, k) for k, p in enumerate(prompts)})
         found = store(prompts)
@@ -34,7 +34,7 @@ def test_any_prompt_finds_its_own_embedding(prompts: list[str]) -> None:
             assert torch.count_nonzero(row[1 + k % 4 :]) == 0
 
 
-def test_order_and_repetition_are_the_caller_s(tmp_path: Path) -> None:
+def test_embeddings_follow_the_order_and_repetition_of_the_prompts(tmp_path: Path) -> None:
     store = write(tmp_path / "p", {"a": embedding(2, 1), "b": embedding(4, 2), "": embedding(1, 3)})
     assert torch.equal(store(["b", "a", "b"]), torch.stack([store(["b"])[0], store(["a"])[0], store(["b"])[0]]))
     assert store.evaluation == ["b", "a", "b"]
@@ -42,7 +42,7 @@ def test_order_and_repetition_are_the_caller_s(tmp_path: Path) -> None:
     assert store([store.negative]).shape == (1, 4, 3)
 
 
-def test_padding_takes_no_room(tmp_path: Path) -> None:
+def test_padding_is_not_stored(tmp_path: Path) -> None:
     short = {f"prompt {k}": embedding(1, k) for k in range(50)}
     write_prompts(tmp_path / "p", short, captions=[], evaluation=[], negative="prompt 0", tokens=10_000)
     assert (tmp_path / "p" / EMBEDDINGS).stat().st_size < 10_000
@@ -53,7 +53,7 @@ def test_half_precision_is_read_as_float32(tmp_path: Path) -> None:
     assert store(["a"]).dtype == torch.float32
 
 
-def test_the_order_of_arrival_does_not_change_the_bytes(tmp_path: Path) -> None:
+def test_the_order_of_the_embeddings_does_not_change_the_bytes(tmp_path: Path) -> None:
     both = {"a": embedding(2, 1), "b": embedding(3, 2)}
     write(tmp_path / "p", both)
     write(tmp_path / "q", dict(reversed(both.items())))
@@ -61,9 +61,9 @@ def test_the_order_of_arrival_does_not_change_the_bytes(tmp_path: Path) -> None:
         assert path.read_bytes() == (tmp_path / "q" / path.name).read_bytes()
 
 
-def test_what_is_missing_is_named(tmp_path: Path) -> None:
+def test_missing_prompts_and_files_are_named(tmp_path: Path) -> None:
     store = write(tmp_path / "p", {"a": embedding(2)})
     with pytest.raises(ValueError, match="has no embedding of 'a blue cube'; run encode_prompts"):
         store(["a", "a blue cube"])
-    with pytest.raises(ValueError, match="holds no prompts.json; run the stage encode_prompts"):
+    with pytest.raises(ValueError, match="holds no prompts.json; run encode_prompts"):
         PromptStore(tmp_path)

@@ -1,4 +1,4 @@
-"""Colours of decoded pictures, per pixel, against the formulas of ITU-R."""
+"""The colours of decoded frames are compared with the formulas of ITU-R, pixel by pixel."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ SIZE = 48
 
 
 def _patches(height: int = SIZE, width: int = SIZE, block: int = 4) -> Array:
-    """R'G'B' from 0 to 1 in square blocks, with black, white and full red, green and blue among them."""
+    """Return R'G'B' from 0 to 1 in square blocks, which include black, white and full red, green and blue."""
     blocks = np.random.default_rng(0).uniform(0, 1, (height // block, width // block, 3))
     blocks[0, :5] = [(0, 0, 0), (1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
     return blocks.repeat(block, axis=0).repeat(block, axis=1)
 
 
 def _rendered(path: Path) -> tuple[NDArray[np.uint8], Colour, av.VideoFrame]:
-    """The first picture of a file at its own size."""
+    """Render the first frame of a file at its stored size."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         header = Tags.of(stream.codec_context)
@@ -90,7 +90,7 @@ def test_f18_the_tags_of_each_codec_are_followed(tmp_path: Path, codec: str, pix
         )
         shown, colour, _ = _rendered(path)
         assert (colour.matrix, colour.full, colour.conversion) == (matrix, False, None)
-        middles = (slice(16, None, 32), slice(16, None, 32))  # 4:2:0 mixes colours at the edges of blocks
+        middles = (slice(16, None, 32), slice(16, None, 32))  # 4:2:0 mixes colours at the edges
         expected = 255 * signal_of(planes, matrix, full=False, bits=bits)
         assert float(np.abs(shown[middles] - expected[middles]).max()) < TOLERANCE, matrix
 
@@ -99,7 +99,9 @@ def test_f18_the_tags_of_each_codec_are_followed(tmp_path: Path, codec: str, pix
     ("width", "height", "matrix"),
     [(720, 576, "bt601"), (640, 480, "bt601"), (1280, 720, "bt709"), (608, 1080, "bt709"), (1280, 544, "bt709")],
 )
-def test_f18_a_picture_without_tags_is_read_by_its_size(tmp_path: Path, width: int, height: int, matrix: str) -> None:
+def test_f18_the_size_decides_the_matrix_of_a_frame_without_tags(
+    tmp_path: Path, width: int, height: int, matrix: str
+) -> None:
     planes = planes_of(_patches(height, width), matrix, full=False, bits=8)
     path = write_planes(tmp_path / "a.mkv", [planes], codec="ffv1", pix_fmt="yuv444p")
     assert _off(path, signal_of(planes, matrix, full=False, bits=8)) < TOLERANCE
@@ -120,7 +122,7 @@ def test_f18_gray_follows_its_range(tmp_path: Path, bits: int, full: bool) -> No
 
 
 @pytest.mark.parametrize("pix_fmt", ["gbrp", "gbrp10le", "gbrp12le"])
-def test_f18_rgb_stays_as_it_is(tmp_path: Path, pix_fmt: str) -> None:
+def test_f18_rgb_is_unchanged(tmp_path: Path, pix_fmt: str) -> None:
     signal, top = _patches(), 2 ** {"gbrp": 8, "gbrp10le": 10, "gbrp12le": 12}[pix_fmt] - 1
     planes = [np.rint(signal[..., part] * top) for part in (1, 2, 0)]
     name, codec = ("a.avi", "utvideo") if pix_fmt == "gbrp" else ("a.mkv", "ffv1")
@@ -150,7 +152,7 @@ def test_f18_wide_gamut_sdr_becomes_bt709(
     stored = signal_of(planes, matrix, full=False, bits=bits)
     expected = np.clip(stored**2.4 @ hdr.gamut_matrix(primaries).T, 0, 1) ** (1 / 2.4)
     assert float(np.abs(found - 255 * expected).max()) < TOLERANCE
-    assert float(np.abs(found - 255 * inside).mean()) < 2  # the colours that were meant, before they were rounded
+    assert float(np.abs(found - 255 * inside).mean()) < 2  # the intended colours, before rounding
 
 
 # --- HDR
@@ -167,7 +169,7 @@ def test_f18_wide_gamut_sdr_becomes_bt709(
         ("hlg", 18, "gray10le", False),
     ],
 )
-def test_f18_hdr_is_tone_mapped_as_the_formulas_say(
+def test_f18_hdr_is_tone_mapped_by_the_formulas(
     tmp_path: Path, transfer: hdr.Transfer, number: int, pix_fmt: str, full: bool
 ) -> None:
     signal, bits = _patches(), 12 if "12" in pix_fmt else 10
@@ -189,7 +191,7 @@ def test_f18_hdr_is_tone_mapped_as_the_formulas_say(
 
 
 def planes_signal(planes: list[Array], pix_fmt: str, *, full: bool, bits: int) -> Array:
-    """R'G'B' of the whole numbers in a file."""
+    """Return R'G'B' from the integer planes in a file."""
     if pix_fmt == "gbrp10le":
         return np.stack([planes[2], planes[0], planes[1]], axis=-1) / 1023
     if pix_fmt == "gray10le":
@@ -203,7 +205,7 @@ def planes_signal(planes: list[Array], pix_fmt: str, *, full: bool, bits: int) -
 def test_f18_reference_levels_have_the_same_brightness_in_hlg_and_pq(
     tmp_path: Path, transfer: int, code: float, gray: int
 ) -> None:
-    """Reference white (203 cd/m2) is a bright gray of 230 in both, 100 cd/m2 one of 189; the peak is 1000 in both."""
+    """In both, reference white (203 cd/m2) becomes gray 230, and 100 cd/m2 becomes gray 189; the peak is 1000."""
     flat = np.full((SIZE, SIZE, 3), code)
     path = write_planes(
         tmp_path / "a.mp4",
@@ -226,7 +228,7 @@ def test_f18_reference_levels_have_the_same_brightness_in_hlg_and_pq(
         ("hdr10=0", 10000),
     ],
 )
-def test_f18_the_peak_of_pq_is_what_its_metadata_say_if_possible(tmp_path: Path, said: str, peak: int) -> None:
+def test_f18_the_peak_of_pq_is_that_of_its_metadata_if_possible(tmp_path: Path, said: str, peak: int) -> None:
     flat = np.full((SIZE, SIZE, 3), 0.5)
     path = write_planes(
         tmp_path / "a.mkv",
@@ -242,7 +244,7 @@ def test_f18_the_peak_of_pq_is_what_its_metadata_say_if_possible(tmp_path: Path,
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "mov"])
 def test_f18_tags_in_the_container_alone_are_followed(tmp_path: Path, suffix: str) -> None:
-    """A remuxed stream of HEVC that says nothing of its colours itself."""
+    """A remuxed HEVC stream has no colour tags of its own."""
     signal = _patches(64, 64)
     bare = write_planes(
         tmp_path / "bare.mkv",
@@ -282,10 +284,10 @@ def test_f18_hdr_without_matrix_or_primaries_is_bt2020(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("transfer", "refused"), [(UNSPECIFIED, True), (16, False), (18, False), (1, False)])
-def test_f18_dolby_vision_is_refused_where_its_base_layer_is_no_ordinary_picture(
+def test_f18_dolby_vision_without_an_ordinary_base_layer_is_rejected(
     tmp_path: Path, transfer: int, refused: bool
 ) -> None:
-    """Profile 5 leaves all tags out and stores IPT instead of Y'CbCr; the others tag a base layer that all can show."""
+    """Profile 5 has no tags and stores IPT instead of Y'CbCr; the other profiles tag an ordinary base layer."""
     tags = (UNSPECIFIED, 0, UNSPECIFIED, UNSPECIFIED) if refused else (9, LIMITED, transfer, 9)
     planes = halved(planes_of(_patches(64, 64), "bt2020", full=False, bits=10))
     plain = write_planes(
@@ -303,7 +305,7 @@ def test_f18_dolby_vision_is_refused_where_its_base_layer_is_no_ordinary_picture
             if stored.size:
                 unit = bytes([62 << 1, 1, 0x19]) + bytes(
                     range(1, 20)
-                )  # the metadata's place; its content does not matter
+                )  # the presence of the metadata; the content does not matter
                 packet = av.Packet(bytes(stored) + len(unit).to_bytes(4, "big") + unit)
                 packet.pts, packet.dts, packet.time_base = stored.pts, stored.dts, stored.time_base
                 packet.is_keyframe, packet.stream = stored.is_keyframe, track
@@ -328,7 +330,7 @@ def test_f18_dolby_vision_is_refused_where_its_base_layer_is_no_ordinary_picture
         ((1, LIMITED, 17, 10), r"SMPTE ST 428-1"),
     ],
 )
-def test_f18_colours_that_would_come_out_wrong_are_refused(
+def test_f18_colours_that_cannot_be_converted_are_rejected(
     tmp_path: Path, tags: tuple[int, int, int, int], said: str
 ) -> None:
     planes = planes_of(_patches(), "bt709", full=False, bits=8)

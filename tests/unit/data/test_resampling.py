@@ -1,4 +1,4 @@
-"""Resampling: the right pictures of every kind of source, and a reason for each that cannot be used."""
+"""Resampling: the correct frames for every kind of source, and a reason for every rejected source."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _clip(source: Path, *, video: VideoShape = VIDEO, config: ResampleConfig = C
 
 
 def _indices(clip: np.ndarray) -> list[int]:
-    """Which frame of a gray source each frame shows."""
+    """Return the index of the source frame that each frame shows."""
     return [round((float(frame.mean()) - 16) / GRAY_STEP) for frame in clip]
 
 
@@ -51,7 +51,7 @@ def _indices(clip: np.ndarray) -> list[int]:
     fps=st.integers(1, 30),
     frames=st.integers(1, 40),
 )
-def test_each_moment_shows_the_picture_that_is_on_screen(gaps: list[int], fps: int, frames: int) -> None:
+def test_each_time_shows_the_frame_on_screen(gaps: list[int], fps: int, frames: int) -> None:
     edges = [Fraction(sum(gaps[:index]), 60) for index in range(len(gaps) + 1)]
     pictures = [(begins, ends, index) for index, (begins, ends) in enumerate(itertools.pairwise(edges))]
     shown = list(constant_rate(pictures, fps=fps, frames=frames, slack=Fraction(0)))
@@ -60,7 +60,7 @@ def test_each_moment_shows_the_picture_that_is_on_screen(gaps: list[int], fps: i
 
 
 @given(rate=st.sampled_from((8, 16, 24, 30, 60)), tick=st.sampled_from((600, 1000, 90_000)))
-def test_rounded_time_stamps_change_nothing(rate: int, tick: int) -> None:
+def test_rounded_timestamps_do_not_change_the_result(rate: int, tick: int) -> None:
     exact = [(Fraction(i, rate), Fraction(i + 1, rate), i) for i in range(40)]
     rounded = [(Fraction(round(b * tick), tick), Fraction(round(e * tick), tick), i) for b, e, i in exact]
     by_exact, by_rounded = (
@@ -70,7 +70,7 @@ def test_rounded_time_stamps_change_nothing(rate: int, tick: int) -> None:
     assert by_exact == by_rounded
 
 
-def test_no_picture_is_read_that_is_not_needed() -> None:
+def test_only_the_needed_frames_are_read() -> None:
     endless = ((Fraction(i, 8), Fraction(i + 1, 8), i) for i in itertools.count())
     assert list(constant_rate(endless, fps=8, frames=5, slack=Fraction(0))) == [0, 1, 2, 3, 4]
 
@@ -79,13 +79,13 @@ def test_no_picture_is_read_that_is_not_needed() -> None:
     ("fps", "expected"),
     [(8, [0, 1, 2, 3, 4, 5, 6, 7, 8]), (30, [0, 3, 7, 11, 15, 18, 22, 26, 30]), (4, [0, 0, 1, 1, 2, 2, 3, 3, 4])],
 )
-def test_a_constant_rate_becomes_the_clips_rate(tmp_path: Path, fps: int, expected: list[int]) -> None:
+def test_a_constant_rate_becomes_the_rate_of_the_clip(tmp_path: Path, fps: int, expected: list[int]) -> None:
     source = write_source(tmp_path / "a.mp4", gray_frames(40, 64, 64), fps=fps)
     assert _indices(_clip(source)) == expected
 
 
-def test_an_uneven_rate_is_followed_by_time_not_by_index(tmp_path: Path) -> None:
-    # Half a second at 16 per second, half a second of nothing, then 8 per second: by index the gap would vanish.
+def test_a_variable_rate_is_followed_by_time_not_by_index(tmp_path: Path) -> None:
+    # Half a second at 16 per second, half a second without frames, then 8 per second: by index the gap would vanish.
     times = [Fraction(i, 16) for i in range(8)] + [1 + Fraction(i, 8) for i in range(8)]
     source = write_source(tmp_path / "a.mp4", gray_frames(16, 64, 64), times=times)
     assert _indices(_clip(source, video=VideoShape(height=32, width=32, frames=13, fps=8))) == [
@@ -103,7 +103,7 @@ def test_an_uneven_rate_is_followed_by_time_not_by_index(tmp_path: Path) -> None
     rotation=st.sampled_from((-180, -90, 0, 90, 180)),
     target=st.sampled_from(((32, 32), (480, 832), (64, 48))),
 )
-def test_a_crop_stays_inside_is_centred_and_has_the_clips_aspect(
+def test_a_crop_is_inside_and_centred_and_has_the_aspect_of_the_clip(
     width: int, height: int, pixel_aspect: Fraction, rotation: int, target: tuple[int, int]
 ) -> None:
     video = VideoShape(height=target[0], width=target[1], frames=9, fps=8)
@@ -130,19 +130,21 @@ def test_a_crop_stays_inside_is_centred_and_has_the_clips_aspect(
         (90, 100, 90, False),
     ],
 )
-def test_squeezing_ends_at_ten_per_cent_of_the_shown_aspect(width: int, height: int, rotation: int, fits: bool) -> None:
+def test_squeezing_changes_the_displayed_aspect_by_at_most_ten_per_cent(
+    width: int, height: int, rotation: int, fits: bool
+) -> None:
     def squeeze() -> Any:
         return fit(width, height, pixel_aspect=Fraction(1), rotation=rotation, video=VIDEO, aspect="squeeze").cut
 
     if fits:
         assert squeeze() == (width, height, 0, 0)
     else:
-        with pytest.raises(Rejection, match=r"off the clips' 1\.000"):
+        with pytest.raises(Rejection, match=r"that of the clips, 1\.000"):
             squeeze()
 
 
 def _quarters(height: int, width: int, count: int = 20) -> np.ndarray:
-    """Red and green above blue and white."""
+    """Return frames with red and green quarters above blue and white ones."""
     frames = np.zeros((count, height, width, 3), np.uint8)
     top, left = height // 2, width // 2
     frames[:, :top, :left], frames[:, :top, left:] = (200, 0, 0), (0, 200, 0)
@@ -157,16 +159,16 @@ def _corners(frame: np.ndarray) -> str:
 
 
 @pytest.mark.parametrize(("degrees", "expected"), [(90, "brwg"), (180, "wbgr"), (270, "gwrb")])
-def test_a_turned_video_is_shown_upright(tmp_path: Path, degrees: int, expected: str) -> None:
+def test_a_rotated_video_becomes_upright(tmp_path: Path, degrees: int, expected: str) -> None:
     source = write_source(tmp_path / "a.mp4", _quarters(64, 96), fps=8)
     rotate(source, degrees)
     clip = _clip(source, video=VideoShape(height=64, width=32, frames=9, fps=8))
     assert clip.shape == (9, 64, 32, 3)
     assert _corners(clip[0]) == expected
-    assert _corners(read_frames(source)[0]) == expected  # decord turns by itself: an oracle for the direction
+    assert _corners(read_frames(source)[0]) == expected  # decord rotates by itself, and confirms the direction
 
 
-def test_a_turned_video_of_the_clips_own_size_is_not_taken_as_it_is(tmp_path: Path) -> None:
+def test_a_rotated_video_of_the_clip_size_is_not_copied(tmp_path: Path) -> None:
     source = tmp_path / "a.mp4"
     write_video(source, _quarters(32, 32, count=9), fps=8, crf=8)
     rotate(source, 180)
@@ -187,17 +189,17 @@ def test_odd_sizes_ten_bits_and_other_containers_are_read(tmp_path: Path) -> Non
         assert {_corners(frame) for frame in clip} == {"rgbw"}, source.name
 
 
-def test_shrinking_makes_no_aliases(tmp_path: Path) -> None:
+def test_downscaling_does_not_alias(tmp_path: Path) -> None:
     board = np.indices((256, 256)).sum(0) % 2 * 255
     frames = np.broadcast_to(board[None, :, :, None], (9, 256, 256, 3)).astype(np.uint8)
     clip = _clip(write_source(tmp_path / "a.mp4", frames, fps=8, options={"crf": "1"}), config=SQUEEZE)
     assert int(clip.max()) - int(clip.min()) < 20
 
 
-# --- What is taken as it is
+# --- Sources that are copied
 
 
-def test_a_finished_clip_keeps_its_bytes_and_others_do_not(tmp_path: Path) -> None:
+def test_only_a_finished_clip_is_copied(tmp_path: Path) -> None:
     finished = tmp_path / "finished.mp4"
     write_video(finished, gray_frames(9, 32, 32), fps=8, crf=30)
     target = tmp_path / "clip.mp4"
@@ -211,7 +213,7 @@ def test_a_finished_clip_keeps_its_bytes_and_others_do_not(tmp_path: Path) -> No
         assert target.read_bytes() != other.read_bytes()
 
 
-def test_a_finished_clip_with_a_damaged_picture_is_refused(tmp_path: Path) -> None:
+def test_a_finished_clip_with_a_damaged_frame_is_rejected(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (9, 32, 32, 3), dtype=np.uint8)
     source = tmp_path / "a.mp4"
     write_video(source, noise, fps=8, crf=8)
@@ -224,7 +226,7 @@ def test_a_finished_clip_with_a_damaged_picture_is_refused(tmp_path: Path) -> No
     assert caught.value.code == "damaged"
 
 
-# --- What is refused
+# --- Sources that are rejected
 
 
 def _cut(path: Path, share: float) -> Path:
@@ -234,14 +236,14 @@ def _cut(path: Path, share: float) -> Path:
 
 
 def _bad_sources(folder: Path) -> dict[str, tuple[Path, str]]:
-    """name: (path, expected code)."""
+    """Return {name: (path, expected code)}."""
     noise = np.random.default_rng(0).integers(0, 255, (60, 64, 64, 3), dtype=np.uint8)
     (folder / "empty.mp4").touch()
     (folder / "text.mp4").write_text("this is no video")
     (folder / "list.mp4").write_text(f"ffconcat version 1.0\nfile {folder}/short.mp4\n")
     write_source(folder / "short.mp4", gray_frames(8, 64, 64), fps=8)
     _cut(write_source(folder / "cut.mp4", noise), 0.5)
-    # The index comes first in these two: enough of them is left for a clip, and still they are not whole.
+    # The index is at the front of these two. They are truncated, although enough frames for a clip are left.
     _cut(write_source(folder / "cut_late.mp4", noise, options={"movflags": "+faststart"}), 0.9)
     _cut(write_source(folder / "cut_late.mkv", noise), 0.7)
     wave = folder / "sound.mp4"
@@ -275,16 +277,16 @@ def test_every_bad_source_has_its_code(tmp_path: Path) -> None:
         assert caught.value.code == code, f"{name}: {caught.value}"
 
 
-def test_a_picture_that_is_too_wide_to_squeeze_is_refused_and_cropped_if_asked(tmp_path: Path) -> None:
+def test_a_video_too_wide_to_squeeze_is_rejected_but_can_be_cropped(tmp_path: Path) -> None:
     source = write_source(tmp_path / "a.mp4", _quarters(48, 64), fps=8)
-    with pytest.raises(Rejection, match="33% off") as caught:
+    with pytest.raises(Rejection, match="by 33%") as caught:
         _clip(source, config=SQUEEZE)
     assert caught.value.code == "wrong_aspect"
     assert _corners(_clip(source, config=CROP)[0]) == "rgbw"
 
 
 def test_the_four_real_clips(tmp_path: Path) -> None:
-    """At a tenth of the paper's size: 16:9 fits, 2.35:1 only cropped, four seconds are not 81 frames."""
+    """At a tenth of the paper's size, 16:9 fits, 2.35:1 must be cropped, and four seconds are less than 81 frames."""
     small = VideoShape(height=48, width=82, frames=81, fps=16)
     verdicts = {}
     for source, config in itertools.product(sorted(real_clips().glob("*.mp4")), (CROP, SQUEEZE)):
@@ -294,18 +296,20 @@ def test_the_four_real_clips(tmp_path: Path) -> None:
         except Rejection as rejection:
             verdicts[source.stem, config.aspect] = f"{rejection.code}: {rejection}"
     cropped = {name: verdict for (name, aspect), verdict in verdicts.items() if aspect == "crop"}
-    short = "too_short: it gives 65 frames at 16 per second; a clip needs 81"
+    short = "too_short: the video lasts for 65 frames at 16 per second; a clip needs 81"
     assert cropped == {"bigbuckbunny": "kept", "bikes": "kept", "carphone_distorted": short, "carphone_pristine": short}
     assert verdicts["bigbuckbunny", "squeeze"] == "kept"
-    assert verdicts["bikes", "squeeze"].startswith("wrong_aspect: its aspect 2.353 is 38% off")
-    assert verdicts["carphone_pristine", "squeeze"].startswith("wrong_aspect: its aspect 1.337")  # wide pixels: 4:3
+    assert verdicts["bikes", "squeeze"].startswith("wrong_aspect: the aspect ratio 2.353 of the video differs by 38%")
+    assert verdicts["carphone_pristine", "squeeze"].startswith(
+        "wrong_aspect: the aspect ratio 1.337"
+    )  # wide pixels: 4:3
 
 
 # --- A whole folder
 
 
 def _raw(folder: Path, sources: list[Path]) -> Path:
-    """A folder as download leaves it, its sources named like their files."""
+    """Return a folder like that of the stage download; every source has the name of its file."""
     rows = []
     (folder / "videos").mkdir(parents=True)
     for index, source in enumerate(sources):
@@ -316,7 +320,7 @@ def _raw(folder: Path, sources: list[Path]) -> Path:
     return folder
 
 
-def test_every_source_stands_in_exactly_one_list(tmp_path: Path) -> None:
+def test_every_source_is_in_exactly_one_list(tmp_path: Path) -> None:
     bad = _bad_sources(tmp_path)
     good = [write_source(tmp_path / f"good {i}.mp4", gray_frames(20, 48, 64), fps=8) for i in range(3)]
     raw = _raw(tmp_path / "raw", [good[0], *(path for path, _ in bad.values()), good[1], good[2]])
@@ -340,7 +344,7 @@ def test_every_source_stands_in_exactly_one_list(tmp_path: Path) -> None:
     assert {f"videos/{path.name}" for path in (tmp_path / "out" / "videos").iterdir()} == listed
 
 
-def test_a_title_in_another_encoding_is_no_obstacle(tmp_path: Path) -> None:
+def test_a_title_in_another_encoding_is_accepted(tmp_path: Path) -> None:
     source = tmp_path / "a.mp4"
     with av.open(str(source), "w") as container:
         container.metadata["title"] = "Ete a la mer"
@@ -353,7 +357,7 @@ def test_a_title_in_another_encoding_is_no_obstacle(tmp_path: Path) -> None:
     assert len(_clip(source)) == 9
 
 
-def test_mutated_files_end_in_one_list_or_the_other(tmp_path: Path) -> None:
+def test_every_mutated_file_is_either_kept_or_rejected(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (12, 48, 64, 3), dtype=np.uint8)
     whole = [write_source(tmp_path / f"whole{suffix}", noise, fps=8) for suffix in (".mp4", ".mkv", ".avi")]
     draw = random.Random(0)
@@ -361,7 +365,7 @@ def test_mutated_files_end_in_one_list_or_the_other(tmp_path: Path) -> None:
     for index in range(60):
         origin = whole[index % 3]
         content = bytearray(origin.read_bytes())
-        near = content.find(b"moov") if index % 2 else 0  # damage to a header is worse than to a picture
+        near = content.find(b"moov") if index % 2 else 0  # damage to a header is more dangerous than damage to a frame
         for _ in range(draw.choice((1, 5, 50))):
             content[draw.randrange(max(near, 0), min(len(content), max(near, 0) + 1500))] = draw.randrange(256)
         mutants.append(tmp_path / f"mutant {index:02d}{origin.suffix}")
@@ -375,7 +379,7 @@ def test_mutated_files_end_in_one_list_or_the_other(tmp_path: Path) -> None:
     assert counts["rejected"] > 10
 
 
-def test_the_number_of_processes_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_processes_does_not_change_the_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sources = [write_source(tmp_path / f"{i}.mp4", gray_frames(12 + i, 48, 64), fps=8) for i in range(4)]
     raw = _raw(tmp_path / "raw", sources)
     for count in (1, 2):
@@ -389,11 +393,11 @@ def test_the_number_of_processes_changes_no_byte(tmp_path: Path, monkeypatch: py
     assert one == two
 
 
-def test_a_video_that_hangs_or_has_no_caption_is_a_row(tmp_path: Path) -> None:
+def test_a_video_that_hangs_or_has_no_caption_is_rejected(tmp_path: Path) -> None:
     good = write_source(tmp_path / "good.mp4", gray_frames(20, 48, 64), fps=8)
     raw = _raw(tmp_path / "raw", [good, good, good])
     rows = manifest.read_manifest(raw)
-    # A decoder that never returns, as far as the parent can tell: a pipe that nobody writes to.
+    # A pipe without a writer blocks like a decoder that never returns.
     (raw / rows[0]["path"]).unlink()
     os.mkfifo(raw / rows[0]["path"])
     rows[1]["caption"] = None
@@ -404,11 +408,13 @@ def test_a_video_that_hangs_or_has_no_caption_is_a_row(tmp_path: Path) -> None:
     assert len(manifest.read_manifest(tmp_path / "out")) == 1
 
 
-def test_when_nothing_is_left_the_codes_are_said(tmp_path: Path) -> None:
+def test_the_error_counts_the_codes_if_every_video_is_rejected(tmp_path: Path) -> None:
     sources = [write_source(tmp_path / f"short{i}.mp4", gray_frames(5, 48, 64), fps=8) for i in range(2)]
     (tmp_path / "empty.mp4").touch()
     raw = _raw(tmp_path / "raw", [*sources, tmp_path / "empty.mp4"])
-    said = r"none of the 3 videos .* 1 unreadable \(as empty.mp4: the file is empty\)"
+    said = r"none of the 3 videos .* 1 unreadable \(for example empty.mp4: the file is empty\)"
     with pytest.raises(ValueError, match=said) as error:
         resample_folder(raw, tmp_path / "out", video=VIDEO, config=CROP, compute=HERE)
-    assert "2 too_short (as short0.mp4: it gives 5 frames at 8 per second; a clip needs 9)" in str(error.value)
+    assert "2 too_short (for example short0.mp4: the video lasts for 5 frames at 8 per second; a clip needs 9)" in str(
+        error.value
+    )

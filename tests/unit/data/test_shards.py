@@ -1,4 +1,4 @@
-"""One file a clip: whole or absent, the same bytes for the same content."""
+"""Shards are complete or absent, and the same content gives the same bytes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def latents(seed: int = 0) -> torch.Tensor:
 
 @settings(max_examples=25)
 @given(notes=st.dictionaries(st.text(max_size=8), st.text(max_size=20), max_size=3))
-def test_what_is_written_is_read(notes: dict[str, str]) -> None:
+def test_a_shard_is_read_as_it_was_written(notes: dict[str, str]) -> None:
     with TemporaryDirectory() as folder:
         write_shard(Path(folder), "0001", Shard(latents(), notes))
         found = read_shard(shard_path(Path(folder), "0001"))
@@ -31,7 +31,7 @@ def test_what_is_written_is_read(notes: dict[str, str]) -> None:
 
 
 def test_the_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
-    """safetensors alone does not: it writes notes in an order of its own, another one each time."""
+    """safetensors alone writes several metadata entries in a different order each time."""
     notes = {"caption": "x", "timesteps": "[1]", "third": ""}
     other_strides = latents().transpose(2, 3).contiguous().transpose(2, 3)
     for name in range(20):
@@ -51,14 +51,14 @@ def test_a_killed_write_leaves_no_shard(tmp_path: Path, monkeypatch: pytest.Monk
     write_shard(tmp_path, "0001", Shard(latents(), {}))
     (tmp_path / ".tmpLoWOEp").write_bytes(b"safetensors was killed here")
     finish(tmp_path, [{"id": "0001", "caption": "x"}], [])
-    left = {path.name for path in tmp_path.iterdir()}  # and the leftovers are gone
+    left = {path.name for path in tmp_path.iterdir()}  # the leftovers were deleted
     assert left == {"0001.safetensors", "manifest.jsonl", "rejected.jsonl"}
 
 
-def test_the_index_lists_every_shard_or_is_not_written(tmp_path: Path) -> None:
+def test_the_index_must_list_exactly_the_shards(tmp_path: Path) -> None:
     rows = [{"id": name, "caption": name} for name in ("0002", "0001")]
     write_shard(tmp_path, "0001", Shard(latents(), {}))
-    with pytest.raises(ValueError, match="has no shard 0002 and 0 others; run the stage again"):
+    with pytest.raises(ValueError, match="has no shard for 1 of 2 items, for example 0002; run the stage again"):
         finish(tmp_path, rows, [])
     with pytest.raises(ValueError, match=r"has no manifest.jsonl; run the stage"):
         indexed(tmp_path)
@@ -66,14 +66,14 @@ def test_the_index_lists_every_shard_or_is_not_written(tmp_path: Path) -> None:
     finish(tmp_path, rows, [{"id": "0003", "code": "crashed", "reason": "three workers died of it"}])
     assert [path.stem for path in indexed(tmp_path)] == ["0001", "0002"]
     write_shard(tmp_path, "0004", Shard(latents(), {}))
-    with pytest.raises(ValueError, match="lists 2 shards, 3 are there, 0004 is one of the differences"):
+    with pytest.raises(ValueError, match="lists 2 shards, and the folder holds 3; for example, 0004 is in only"):
         indexed(tmp_path)
 
 
 @pytest.mark.parametrize("size", [0, 5, 60, -1])
-def test_a_cut_shard_is_named(tmp_path: Path, size: int) -> None:
+def test_a_truncated_shard_is_named(tmp_path: Path, size: int) -> None:
     write_shard(tmp_path, "0001", Shard(latents(), {"caption": "x"}))
     path = shard_path(tmp_path, "0001")
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(ValueError, match=r"0001.safetensors is not a shard .*delete it"):
+    with pytest.raises(ValueError, match=r"0001.safetensors is not a valid shard .*delete it"):
         read_shard(path)

@@ -1,4 +1,4 @@
-"""Sources: what each leaves in data/raw, and what it says about input it cannot use."""
+"""Sources: the files and rows in data/raw, and the errors for input that cannot be used."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _config(**changes: Any) -> DownloadConfig:
     ("changes", "message"),
     [({"limit": 0}, "download.limit is 0"), ({"source": "toy_world", "toy_world_clips": 0}, "toy_world_clips is 0")],
 )
-def test_a_config_that_asks_for_nothing_is_refused(changes: dict[str, Any], message: str) -> None:
+def test_a_config_without_videos_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         _config(**changes)
 
@@ -45,7 +45,7 @@ def test_a_config_that_asks_for_nothing_is_refused(changes: dict[str, Any], mess
 # --- The toy world
 
 
-def test_the_toy_world_is_written_alike_by_one_and_two_workers(tmp_path: Path) -> None:
+def test_one_and_two_workers_write_the_same_toy_world(tmp_path: Path) -> None:
     config = _config(source="toy_world")
     for workers in (1, 2):
         counts = toy_world_videos(tmp_path / str(workers), config, video=VIDEO, seed=0, workers=workers)
@@ -61,12 +61,12 @@ def test_the_toy_world_is_written_alike_by_one_and_two_workers(tmp_path: Path) -
         assert row["source"] == f"toy_world/{row['id']}"
 
 
-def test_the_limit_holds_for_the_toy_world_too(tmp_path: Path) -> None:
+def test_the_limit_applies_to_the_toy_world(tmp_path: Path) -> None:
     counts = toy_world_videos(tmp_path / "raw", _config(source="toy_world", limit=2), video=VIDEO, seed=0, workers=1)
     assert counts["videos"] == 2
 
 
-def test_a_file_of_captions_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_of_captions_is_named(tmp_path: Path) -> None:
     config = _config(source="toy_world", toy_world_captions=tmp_path / "mine.txt")
     with pytest.raises(ValueError, match="download.toy_world_captions is .*mine.txt, which does not exist"):
         toy_world_videos(tmp_path / "raw", config, video=VIDEO, seed=0, workers=1)
@@ -76,7 +76,7 @@ def test_a_file_of_captions_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def _folder(tmp_path: Path, *names: str) -> Path:
-    """A folder of files that stand for videos: nothing in them is read at this point."""
+    """Return a folder of dummy video files; the sources do not read their content."""
     for name in names:
         path = tmp_path / "mine" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ def test_a_folder_with_a_captions_file(tmp_path: Path) -> None:
     copy = tmp_path / "raw" / rows[1]["path"]
     assert copy.read_bytes() == b"deep/er/a.MOV"
     assert not copy.is_symlink()
-    assert copy.stat().st_ino != (folder / "deep/er/a.MOV").stat().st_ino  # an edit of one must not reach the other
+    assert copy.stat().st_ino != (folder / "deep/er/a.MOV").stat().st_ino  # an edit of one must not change the other
 
 
 def test_a_folder_with_sidecar_captions(tmp_path: Path) -> None:
@@ -121,9 +121,9 @@ def test_the_limit_takes_the_first_by_name(tmp_path: Path) -> None:
 
 
 def test_a_missing_or_empty_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="nowhere; there is no such folder"):
+    with pytest.raises(ValueError, match="nowhere, which is not a folder"):
         _take(tmp_path / "nowhere", tmp_path / "captions.json")
-    with pytest.raises(ValueError, match=r"mine; no video \(.*\.mp4.*\) lies in or below it"):
+    with pytest.raises(ValueError, match=r"mine, which has no video \(.*\.mp4.*\); name"):
         _take(_folder(tmp_path, "notes.txt"), tmp_path / "captions.json")
 
 
@@ -132,8 +132,8 @@ def test_a_missing_or_empty_folder_is_named(tmp_path: Path) -> None:
     [
         ({"a.mp4": "a"}, "no caption for b.mp4; add"),
         ({"a.mp4": "a", "b.mp4": "  "}, "no caption for b.mp4"),
-        ({"a.mp4": "a", "b.mp4": "b", "c.mp4": "c"}, "no video of the folder: c.mp4"),
-        ({"a.mp4": "a", "b.mp4": 3}, "caption of b.mp4 is no text"),
+        ({"a.mp4": "a", "b.mp4": "b", "c.mp4": "c"}, "names videos that are not in .*: c.mp4"),
+        ({"a.mp4": "a", "b.mp4": 3}, "caption of b.mp4 is not a string"),
         (["a.mp4"], "neither {path: caption} nor a list"),
         ("{", "is not JSON"),
     ],
@@ -158,7 +158,7 @@ def test_many_missing_captions_are_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("broken", ["half \ud83d", "\udc00 the other half", "\ude00\ud83d turned round", "byte \udcff"])
 @pytest.mark.parametrize("as_list", [False, True])
-def test_f10_a_caption_that_utf8_cannot_hold_costs_one_video(
+def test_f10_a_caption_that_utf8_cannot_hold_excludes_one_video(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], broken: str, as_list: bool
 ) -> None:
     folder, captions = _folder(tmp_path, "a.mp4", "b.mp4", "c.mp4"), tmp_path / "captions.json"
@@ -172,8 +172,8 @@ def test_f10_a_caption_that_utf8_cannot_hold_costs_one_video(
     ]
     (passed,) = manifest.read_rows(tmp_path / "raw" / PASSED_OVER)
     assert (passed["source"], passed["code"]) == ("b.mp4", "not_utf8")
-    assert passed["reason"].startswith("its caption holds U+D")
-    assert "passed over 'b.mp4': its caption holds U+D" in capsys.readouterr().err
+    assert passed["reason"].startswith("the caption holds U+D")
+    assert "passed over 'b.mp4': the caption holds U+D" in capsys.readouterr().err
     assert len(list((tmp_path / "raw" / "videos").iterdir())) == 2
 
 
@@ -193,7 +193,7 @@ def _bytes_file(folder: Path, name: bytes, content: bytes) -> None:
 
 @pytest.mark.parametrize("name", OTHER_NAMES)
 @pytest.mark.parametrize("beside", [False, True], ids=["captions file", "sidecars"])
-def test_f10_a_file_name_in_another_encoding_costs_one_video(tmp_path: Path, name: bytes, beside: bool) -> None:
+def test_f10_a_file_name_in_another_encoding_excludes_one_video(tmp_path: Path, name: bytes, beside: bool) -> None:
     folder, captions = _folder(tmp_path, "a.mp4", "z.mp4"), tmp_path / "captions.json"
     _bytes_file(folder, name, b"a video")
     if beside:
@@ -204,7 +204,7 @@ def test_f10_a_file_name_in_another_encoding_costs_one_video(tmp_path: Path, nam
     assert [row["source"] for row in _take(folder, captions)] == ["a.mp4", "z.mp4"]
     (passed,) = manifest.read_rows(tmp_path / "raw" / PASSED_OVER)
     assert passed["source"] == os.fsdecode(name).encode(errors="backslashreplace").decode()
-    assert passed["reason"].startswith("its name holds U+DC")
+    assert passed["reason"].startswith("the name holds U+DC")
 
 
 @pytest.mark.parametrize(
@@ -216,26 +216,26 @@ def test_f10_a_file_name_in_another_encoding_costs_one_video(tmp_path: Path, nam
         (b"half \xed\xa0\xbd", "byte 0xED in line 1"),
     ],
 )
-def test_f10_a_sidecar_in_another_encoding_costs_one_video(tmp_path: Path, content: bytes, place: str) -> None:
+def test_f10_a_sidecar_in_another_encoding_excludes_one_video(tmp_path: Path, content: bytes, place: str) -> None:
     folder = _folder(tmp_path, "a.mp4", "sub/b.mp4")
     (folder / "a.txt").write_text("an a")
     (folder / "sub" / "b.txt").write_bytes(content)
     assert [row["source"] for row in _take(folder, tmp_path / "captions.json")] == ["a.mp4"]
     (passed,) = manifest.read_rows(tmp_path / "raw" / PASSED_OVER)
     assert passed["source"] == "sub/b.mp4"
-    assert passed["reason"].startswith("its caption sub/b.txt is not a UTF-8 text")
+    assert passed["reason"].startswith("the caption sub/b.txt is not a UTF-8 text")
     assert place in passed["reason"]
-    assert str(tmp_path) not in passed["reason"]  # the outs hold no machine's path
+    assert str(tmp_path) not in passed["reason"]  # outputs contain no absolute path
 
 
 @pytest.mark.parametrize("path", ["half \ud83d.mp4", "caf\udce9.mp4", "\udfff/v.mp4"])
-def test_f10_a_path_in_a_captions_file_that_utf8_cannot_hold_is_one_row(tmp_path: Path, path: str) -> None:
+def test_f10_a_caption_path_that_utf8_cannot_hold_is_passed_over(tmp_path: Path, path: str) -> None:
     captions = tmp_path / "captions.json"
     captions.write_text(json.dumps({"a.mp4": "an a", path: "none"}))
     assert [row["source"] for row in _take(_folder(tmp_path, "a.mp4"), captions)] == ["a.mp4"]
     (passed,) = manifest.read_rows(tmp_path / "raw" / PASSED_OVER)
     assert passed["source"].startswith("captions.json: ")
-    assert passed["reason"].startswith("its path holds U+D")
+    assert passed["reason"].startswith("the path holds U+D")
 
 
 @pytest.mark.parametrize("captions", [{"a.mp4": "half \ud83d"}, {"a.mp4": "\udc80", "\ud800": "x"}])
@@ -243,7 +243,7 @@ def test_f10_a_folder_without_one_usable_video_is_refused_and_nothing_is_copied(
     tmp_path: Path, captions: dict[str, str]
 ) -> None:
     (tmp_path / "captions.json").write_text(json.dumps(captions))
-    with pytest.raises(ValueError, match=r"mine; no video can be used, as a.mp4: its caption holds U\+D"):
+    with pytest.raises(ValueError, match=r"mine; no video can be used, for example a.mp4: the caption holds U\+D"):
         _take(_folder(tmp_path, "a.mp4"), tmp_path / "captions.json")
     assert not (tmp_path / "raw").exists()
 
@@ -260,9 +260,9 @@ def test_f10_a_captions_file_in_another_encoding_is_refused_by_name(tmp_path: Pa
 
 
 @pytest.mark.parametrize("path", [None, 3, ["a.mp4"]])
-def test_f10_a_path_that_is_no_text_is_refused(tmp_path: Path, path: Any) -> None:
+def test_f10_a_path_that_is_not_a_string_is_refused(tmp_path: Path, path: Any) -> None:
     (tmp_path / "captions.json").write_text(json.dumps([{"path": path, "cap": "a"}]))
-    with pytest.raises(ValueError, match=r"captions.json: the path .* is no text"):
+    with pytest.raises(ValueError, match=r"captions.json: the path .* is not a string"):
         _take(_folder(tmp_path, "a.mp4"), tmp_path / "captions.json")
 
 
@@ -294,7 +294,7 @@ FORMS = [("NFC", "NFD"), ("NFD", "NFC")]
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("file", "caption"), FORMS)
 @pytest.mark.parametrize("beside", [False, True], ids=["captions file", "sidecars"])
-def test_f20_a_name_is_found_in_its_other_form(
+def test_f20_a_name_matches_in_the_other_unicode_form(
     tmp_path: Path, name: str, file: Any, caption: Any, beside: bool
 ) -> None:
     video, other = f"{normalize(file, name)}/{normalize(file, name)}.mp4", f"{normalize(caption, name)}"
@@ -309,9 +309,7 @@ def test_f20_a_name_is_found_in_its_other_form(
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("beside", [False, True], ids=["captions file", "sidecars"])
-def test_f20_two_files_that_differ_in_form_only_keep_their_own_captions(
-    tmp_path: Path, name: str, beside: bool
-) -> None:
+def test_f20_two_files_that_differ_only_in_form_keep_their_captions(tmp_path: Path, name: str, beside: bool) -> None:
     said = {f"{normalize(form, name)}.mp4": form for form in ("NFC", "NFD")}
     folder, captions = _folder(tmp_path, *said), tmp_path / "captions.json"
     if beside:
@@ -325,7 +323,7 @@ def test_f20_two_files_that_differ_in_form_only_keep_their_own_captions(
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 @pytest.mark.parametrize("beside", [False, True], ids=["captions file", "sidecars"])
-def test_f20_a_caption_for_one_of_two_such_files_is_not_the_other_s(
+def test_f20_a_caption_for_one_of_two_such_files_is_not_used_for_the_other(
     tmp_path: Path, name: str, form: Any, beside: bool
 ) -> None:
     folder, captions = _folder(tmp_path, *(f"{normalize(f, name)}.mp4" for f in ("NFC", "NFD"))), tmp_path / "c.json"
@@ -333,20 +331,20 @@ def test_f20_a_caption_for_one_of_two_such_files_is_not_the_other_s(
         (folder / f"{normalize(form, name)}.txt").write_text("mine")
     else:
         captions.write_text(json.dumps({f"{normalize(form, name)}.mp4": "mine"}))
-    with pytest.raises(ValueError, match="but for its Unicode normalisation") as error:
+    with pytest.raises(ValueError, match="in different Unicode normalisations") as error:
         _take(folder, captions)
     assert ascii(normalize(form, name))[1:-1] in str(error.value)
     assert not (tmp_path / "raw").exists()
 
 
-def test_f20_a_name_that_is_named_is_told_from_one_that_looks_like_it(tmp_path: Path) -> None:
+def test_f20_an_error_escapes_a_name_that_looks_like_another(tmp_path: Path) -> None:
     captions = tmp_path / "captions.json"
     captions.write_text(json.dumps({"cafe\u0301.mp4": "a", "caf\u00e9.mp4": "b"}))
-    with pytest.raises(ValueError, match=r"names what is no video of the folder: 'cafe\\u0301.mp4'"):
+    with pytest.raises(ValueError, match=r"names videos that are not in .*: 'cafe\\u0301.mp4'"):
         _take(_folder(tmp_path, "caf\u00e9.mp4"), captions)
 
 
-# --- Paths are whole
+# --- Full paths
 
 
 @pytest.mark.parametrize(
@@ -358,7 +356,7 @@ def test_f20_a_name_that_is_named_is_told_from_one_that_looks_like_it(tmp_path: 
         (["v.MP4"], {"v.mp4": "a"}, "v.MP4"),
     ],
 )
-def test_f15_a_captions_file_is_read_by_whole_relative_paths(
+def test_f15_a_captions_file_is_matched_by_full_relative_paths(
     tmp_path: Path, videos: list[str], captions: dict[str, str], missing: str
 ) -> None:
     (tmp_path / "captions.json").write_text(json.dumps(captions))
@@ -366,10 +364,10 @@ def test_f15_a_captions_file_is_read_by_whole_relative_paths(
         _take(_folder(tmp_path, *videos), tmp_path / "captions.json")
 
 
-def test_f15_a_sidecar_is_that_of_its_own_folder(tmp_path: Path) -> None:
+def test_f15_a_sidecar_matches_only_in_its_folder(tmp_path: Path) -> None:
     folder = _folder(tmp_path, "A/v.mp4", "B/v.mp4", "v.mp4")
     (folder / "A" / "v.txt").write_text("a")
-    with pytest.raises(ValueError, match=r"in a .txt beside B/v.mp4, v.mp4; write one"):
+    with pytest.raises(ValueError, match=r"in a .txt file beside B/v.mp4, v.mp4; write one"):
         _take(folder, tmp_path / "captions.json")
     (folder / "B" / "v.txt").write_text("b")
     (folder / "v.txt").write_text("neither")
@@ -379,14 +377,14 @@ def test_f15_a_sidecar_is_that_of_its_own_folder(tmp_path: Path) -> None:
 # --- Links
 
 
-def test_linked_videos_folders_and_captions_count_as_what_they_lead_to(tmp_path: Path) -> None:
+def test_links_to_videos_folders_and_captions_are_followed(tmp_path: Path) -> None:
     folder = _folder(tmp_path, "a.mp4")
     disk, blobs = tmp_path / "another disk", tmp_path / "blobs"
     (disk / "deep").mkdir(parents=True)
     blobs.mkdir()
     (disk / "deep" / "b.mp4").write_bytes(b"b")
     (disk / "deep" / "b.txt").write_text("a b")
-    (blobs / "0123").write_bytes(b"c")  # as DVC's and the hub's caches: without a suffix
+    (blobs / "0123").write_bytes(b"c")  # without a suffix, as in the caches of DVC and the hub
     (folder / "more").symlink_to(disk)
     (folder / "c.mp4").symlink_to(blobs / "0123")
     (folder / "a.txt").write_text("an a")
@@ -403,7 +401,7 @@ def test_linked_videos_folders_and_captions_count_as_what_they_lead_to(tmp_path:
 
 
 @pytest.mark.parametrize("target", [".", "..", "deep", "../mine"])
-def test_a_link_to_a_folder_that_holds_it_is_not_entered(tmp_path: Path, target: str) -> None:
+def test_a_link_to_a_parent_folder_is_not_entered(tmp_path: Path, target: str) -> None:
     folder = _folder(tmp_path, "deep/a.mp4")
     (folder / "deep" / "a.txt").write_text("an a")
     link = folder / "deep" / "link" if target != "deep" else folder / "deep" / "self"
@@ -411,7 +409,7 @@ def test_a_link_to_a_folder_that_holds_it_is_not_entered(tmp_path: Path, target:
     assert [row["source"] for row in _take(folder, tmp_path / "none.json")] == ["deep/a.mp4"]
 
 
-def test_a_video_whose_link_leads_nowhere_is_passed_over_by_name(tmp_path: Path) -> None:
+def test_a_broken_link_is_passed_over_by_name(tmp_path: Path) -> None:
     folder = _folder(tmp_path, "a.mp4")
     (folder / "gone.mp4").symlink_to("nowhere.mp4")
     captions = tmp_path / "captions.json"
@@ -419,7 +417,7 @@ def test_a_video_whose_link_leads_nowhere_is_passed_over_by_name(tmp_path: Path)
     assert [row["source"] for row in _take(folder, captions)] == ["a.mp4"]
     (row,) = manifest.read_rows(tmp_path / "raw" / "passed_over.jsonl")
     assert (row["source"], row["code"]) == ("gone.mp4", "broken_link")
-    assert "a link to nowhere.mp4, where no file is" in row["reason"]
+    assert "a link to nowhere.mp4, which is not a file" in row["reason"]
 
 
 def test_folders_that_link_to_each_other_give_each_video_once(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""read_frames: what we wrote comes back; what cannot be decoded is a ValueError naming the file."""
+"""read_frames returns the written frames; for other files a ValueError names the file."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from causvid.data.videos.video_writer import write_video
 
 @pytest.fixture
 def gradient() -> np.ndarray:
-    """uint8 [9, 32, 48, 3], smooth in place and time, so that 4:2:0 and H.264 change little."""
+    """Return uint8 [9, 32, 48, 3], smooth in space and time, so that 4:2:0 and H.264 change little."""
     frame, row, column = np.meshgrid(np.arange(9), np.arange(32), np.arange(48), indexing="ij")
     return np.stack([60 + 4 * row, 40 + 3 * column, 100 + 8 * frame], axis=-1).astype(np.uint8)
 
 
-def test_frames_come_back_in_order_as_uint8_rgb(tmp_path: Path, gradient: np.ndarray) -> None:
+def test_frames_are_read_in_order_as_uint8_rgb(tmp_path: Path, gradient: np.ndarray) -> None:
     write_video(tmp_path / "a.mp4", gradient, fps=8, crf=4)
     frames = read_frames(tmp_path / "a.mp4")
     assert frames.dtype == np.uint8
@@ -35,7 +35,7 @@ def test_every_width_is_read_and_both_decoders_agree(tmp_path: Path, gradient: n
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "text", "cut"])
-def test_what_cannot_be_decoded_is_named(tmp_path: Path, gradient: np.ndarray, damage: str) -> None:
+def test_a_file_that_cannot_be_decoded_is_named(tmp_path: Path, gradient: np.ndarray, damage: str) -> None:
     path = tmp_path / "broken.mp4"
     write_video(path, gradient, fps=8, crf=4)
     content = path.read_bytes()

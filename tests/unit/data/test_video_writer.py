@@ -1,4 +1,4 @@
-"""write_video: the same bytes every time, the whole file or none, colours that survive 4:2:0."""
+"""write_video gives the same bytes every time and a complete file or none, and 4:2:0 preserves the colours."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _clip(colour: str = "red", background: str = "navy") -> np.ndarray:
 
 
 def test_the_same_frames_give_the_same_bytes(tmp_path: Path) -> None:
-    # Many clips, each written often: with x264's macroblock tree one in six differs from one time to the next.
+    # Many clips, each encoded several times: with x264's macroblock tree one in six encodings differs.
     video = VideoShape(height=32, width=32, frames=33, fps=8)
     for index, caption in enumerate(toy_world.clip_captions(toy_world.captions(), 40, seed=0)):
         frames = toy_world.clip_frames(caption, index, video=video, seed=0)
@@ -50,7 +50,7 @@ def test_the_same_frames_give_the_same_bytes(tmp_path: Path) -> None:
 @given(
     frames=st.integers(1, 9), height=st.integers(8, 24), width=st.integers(8, 24), fps=st.sampled_from((1, 8, 16, 30))
 )
-def test_size_rate_and_count_come_back(
+def test_size_rate_and_count_are_read_as_they_were_written(
     tmp_path_factory: pytest.TempPathFactory, frames: int, height: int, width: int, fps: int
 ) -> None:
     path = tmp_path_factory.mktemp("written") / "a.mp4"
@@ -63,14 +63,14 @@ def test_size_rate_and_count_come_back(
 
 @pytest.mark.parametrize("colour", COLOURS)
 @pytest.mark.parametrize("background", BACKGROUNDS)
-def test_the_toy_world_s_colours_survive(tmp_path: Path, colour: str, background: str) -> None:
+def test_the_colours_of_the_toy_world_are_preserved(tmp_path: Path, colour: str, background: str) -> None:
     write_video(tmp_path / "a.mp4", _clip(colour, background), fps=8, crf=10)
     frame = read_frames(tmp_path / "a.mp4")[0].astype(int)
     assert np.abs(frame[12, 20] - COLOURS[colour]).max() <= 6
     assert np.abs(np.median(frame.reshape(-1, 3), axis=0) - BACKGROUNDS[background]).max() <= 3
 
 
-def test_the_matrix_and_range_are_written_down(tmp_path: Path) -> None:
+def test_the_matrix_and_range_are_tagged_in_the_file(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", _clip(), fps=8, crf=10)
     with av.open(str(tmp_path / "a.mp4")) as container:
         picture = next(container.decode(video=0))
@@ -86,14 +86,14 @@ def test_the_matrix_and_range_are_written_down(tmp_path: Path) -> None:
         (np.zeros((3, 31, 32, 3), np.uint8), "31x32"),
     ],
 )
-def test_frames_it_cannot_hold_are_refused(tmp_path: Path, frames: np.ndarray, message: str) -> None:
+def test_frames_of_a_wrong_shape_or_type_are_refused(tmp_path: Path, frames: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         write_video(tmp_path / "a.mp4", frames, fps=8, crf=10)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    """A real failure of the file system, in the middle of a video; the next one is not affected by it."""
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
+    """The file system really fails in the middle of a video; the next video is not affected."""
     (tmp_path / "a.mp4").write_bytes(b"old")
     with full_at(4096), pytest.raises(OSError, match="File too large"):
         write_video(tmp_path / "a.mp4", _noise(40), fps=8, crf=10)
@@ -118,7 +118,7 @@ def full_at(size: int) -> Iterator[None]:
 
 
 def _noise(frames: int, height: int = 32, width: int = 32) -> NDArray[np.uint8]:
-    """Frames that compress badly: the file is nearly as large as they are."""
+    """Return frames that compress badly: the file is nearly as large as the frames."""
     return np.random.default_rng(0).integers(0, 256, (frames, height, width, 3), dtype=np.uint8)
 
 
@@ -126,7 +126,7 @@ def _noise(frames: int, height: int = 32, width: int = 32) -> NDArray[np.uint8]:
     ("lengths", "fps"),
     [([1] * 41, 8), ([8, 8, 8, 8, 9], 30), ([40, 1], 1), ([1, 40], 24), ([13, 5, 23], 16), ([41], 25)],
 )
-def test_f16_the_division_into_chunks_changes_no_byte(tmp_path: Path, lengths: list[int], fps: int) -> None:
+def test_f16_the_division_into_chunks_does_not_change_the_bytes(tmp_path: Path, lengths: list[int], fps: int) -> None:
     frames = _noise(41, 34, 18)
     write_video(tmp_path / "whole.mp4", frames, fps=fps, crf=16)
     chunks = np.split(frames, np.cumsum(lengths)[:-1])
@@ -140,9 +140,7 @@ def test_f16_the_division_into_chunks_changes_no_byte(tmp_path: Path, lengths: l
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, MemoryError, RuntimeError, ValueError])
 @pytest.mark.parametrize("after", [0, 1, 30])
-def test_f16_a_video_that_stops_half_way_leaves_the_old_file(
-    tmp_path: Path, stop: type[BaseException], after: int
-) -> None:
+def test_f16_an_interrupted_video_keeps_the_old_file(tmp_path: Path, stop: type[BaseException], after: int) -> None:
     def chunks() -> Iterator[NDArray[np.uint8]]:
         yield from np.split(_noise(after), after) if after else ()
         unfinished = [path.name for path in tmp_path.iterdir() if path.name != "a.mp4"]
@@ -164,15 +162,17 @@ def test_f16_a_video_that_stops_half_way_leaves_the_old_file(
         ([_noise(2), _noise(0)], "F at least 1"),
     ],
 )
-def test_f16_chunks_it_cannot_hold_are_refused(tmp_path: Path, chunks: list[NDArray[np.uint8]], message: str) -> None:
+def test_f16_chunks_of_a_wrong_shape_or_type_are_refused(
+    tmp_path: Path, chunks: list[NDArray[np.uint8]], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         write_video(tmp_path / "a.mp4", iter(chunks), fps=8, crf=10)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("fps", [1, 8, 30])
-def test_f16_encoding_needs_the_memory_of_a_chunk(tmp_path: Path, fps: int) -> None:
-    """Python's and numpy's memory for 1600 frames is that for 64; the file itself is larger than the limit."""
+def test_f16_encoding_needs_the_memory_of_one_chunk(tmp_path: Path, fps: int) -> None:
+    """1600 frames need no more memory of Python and numpy than 64; the file is larger than the limit."""
     peaks = []
     for frames in (64, 1600):
         tracemalloc.start()
@@ -191,10 +191,8 @@ def test_f16_files_of_killed_processes_are_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("room", [10, 100, 5_000, 40_000, 80_000])
-def test_f16_a_disk_that_fills_up_is_the_only_error(
-    tmp_path: Path, room: int, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Closing what was begun must not raise, or print, an error of its own."""
+def test_f16_a_full_disk_causes_one_error_only(tmp_path: Path, room: int, capfd: pytest.CaptureFixture[str]) -> None:
+    """The close of the unfinished file must not raise or print another error."""
     written = 0
 
     class Full(io.BytesIO):

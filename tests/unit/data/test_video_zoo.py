@@ -1,4 +1,4 @@
-"""The gate over a zoo of good, odd and bad videos, and over videos with flipped bits."""
+"""Resampling of valid, unusual and damaged videos, and of videos with flipped bits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CROP = ResampleConfig(aspect="crop", crf=8, hdr="tone_map", interlaced="deinterl
 
 
 def _gate(folder: Path, names: list[str], out: Path, *, video: VideoShape = VIDEO) -> dict[str, str]:
-    """name → verdict, from what is left in ``out``; every clip that was kept is whole."""
+    """Return the verdict on each video by name, and check that every kept clip is complete."""
     rows = [{"id": f"{i:06d}", "path": name, "caption": "a video", "source": name} for i, name in enumerate(names)]
     manifest.write_rows(folder / manifest.NAME, rows)
     resample_folder(folder, out, video=video, config=CROP, compute=HERE, seconds=30)
@@ -36,19 +36,19 @@ def _gate(folder: Path, names: list[str], out: Path, *, video: VideoShape = VIDE
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_every_animal_has_the_verdict_it_deserves(tmp_path: Path) -> None:
+def test_every_video_has_the_expected_verdict(tmp_path: Path) -> None:
     (tmp_path / "zoo").mkdir()
     zoo = fill(tmp_path / "zoo")
     assert len(zoo.verdicts) >= 60
     before = time.monotonic()
     found = _gate(zoo.folder, list(zoo.verdicts), tmp_path / "out")
     assert found == zoo.verdicts
-    assert time.monotonic() - before < 30 * len(zoo.verdicts)  # none took its time limit
+    assert time.monotonic() - before < 30 * len(zoo.verdicts)  # no video reached its time limit
     assert "timeout" not in found.values()
 
 
-def test_most_flipped_bits_are_found_without_a_sum(tmp_path: Path) -> None:
-    """200 copies with 1 to 40 wrong bits anywhere, of a folder whose sums nobody knows: at least four in five are found."""
+def test_most_flipped_bits_are_detected_without_a_checksum(tmp_path: Path) -> None:
+    """At least four in five of 200 copies with 1 to 40 wrong bits are rejected, although no checksums are known."""
     (tmp_path / "folder").mkdir()
     content = write_source(tmp_path / "whole.mp4", textured(), fps=8).read_bytes()
     dice = random.Random(0)
@@ -60,7 +60,7 @@ def test_most_flipped_bits_are_found_without_a_sum(tmp_path: Path) -> None:
             damaged[dice.randrange(len(damaged))] ^= 1 << dice.randrange(8)
         names.append(f"{number:03d}.mp4")
         (tmp_path / "folder" / names[-1]).write_bytes(damaged)
-    whole = VideoShape(height=32, width=32, frames=24, fps=8)  # every picture of them counts
+    whole = VideoShape(height=32, width=32, frames=24, fps=8)  # every frame is used
     found = _gate(tmp_path / "folder", names, tmp_path / "out", video=whole)
     assert found.pop("whole.mp4") == KEPT
     assert sum(verdict != KEPT for verdict in found.values()) >= 160

@@ -1,4 +1,4 @@
-"""run_killable: every job ends in a result or in a reason, whatever it does to its process."""
+"""run_killable yields a result or a reason for every job, even if the job kills its process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MEMORY = 2**30
 def _work(job: str) -> str:
     if job == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)
-    if job == "hang":  # holding the interpreter lock, as a decoder in C can
+    if job == "hang":  # hold the interpreter lock, as a decoder in C can
         ctypes.PyDLL(None).sleep(60)
     if job == "gorge":
         bytearray(2 * MEMORY)
@@ -30,25 +30,25 @@ def _work(job: str) -> str:
     return f"{job}!"
 
 
-def test_a_crash_a_hang_and_too_much_memory_cost_one_job_each() -> None:
+def test_a_crash_a_hang_and_too_much_memory_lose_one_job_each() -> None:
     jobs = ["a", "hang", "b", "crash", "c", "gorge", "d", "e"]
     results = dict(run_killable(_work, jobs, workers=2, seconds=1.5, memory=MEMORY))
     assert results.keys() == set(jobs)
     assert {job: results[job] for job in "abcde"} == {job: f"{job}!" for job in "abcde"}
-    assert results["hang"] == Lost(code="timeout", reason="it took more than 1.5 seconds and was stopped")
-    assert results["crash"] == Lost(code="crashed", reason=f"its worker process died (exit code {-signal.SIGSEGV})")
-    assert results["gorge"] == Lost(code="memory", reason="it took more than 1 GiB of memory")
+    assert results["hang"] == Lost(code="timeout", reason="the work took more than 1.5 seconds and was stopped")
+    assert results["crash"] == Lost(code="crashed", reason=f"the worker process died (exit code {-signal.SIGSEGV})")
+    assert results["gorge"] == Lost(code="memory", reason="the work needed more than 1 GiB of memory")
     assert not multiprocessing.active_children()
 
 
-def test_an_exception_is_raised_here_and_ends_the_workers() -> None:
+def test_an_exception_is_raised_in_the_parent_and_ends_the_workers() -> None:
     with pytest.raises(OSError, match="No space left") as caught:
         list(run_killable(_work, ["a", "raise", "hang", "hang"], workers=2, seconds=30, memory=MEMORY))
     assert caught.value.errno == 28
     assert not multiprocessing.active_children()
 
 
-def test_no_jobs_start_no_worker() -> None:
+def test_without_jobs_no_worker_starts() -> None:
     assert list(run_killable(_work, [], workers=2, seconds=1, memory=MEMORY)) == []
 
 

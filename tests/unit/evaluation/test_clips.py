@@ -64,5 +64,5 @@ def test_renderings_are_reproducible_and_differ_from_training_clips() -> None:
 
 
 def test_captions_outside_the_toy_world_are_refused() -> None:
-    with pytest.raises(ValueError, match="no caption of the toy world"):
+    with pytest.raises(ValueError, match="not a caption of the toy world"):
         list(renderings(["a dog"], VIDEO, crf=10))

@@ -1,4 +1,4 @@
-"""Clips to latents: what is done is skipped, what is encoded does not depend on who was done before."""
+"""Encoding of clips: finished clips are skipped, and the latents do not depend on which clips are finished."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_every_clip_has_a_shard_with_its_caption(job: LatentEncoder, world: Path
         torch.testing.assert_close(shard.latents.float(), encode(vae, clip)[0], rtol=1e-3, atol=1e-3)
 
 
-def test_a_killed_extraction_goes_on_and_gives_the_same_bytes(job: LatentEncoder, tmp_path: Path) -> None:
+def test_a_killed_extraction_continues_and_gives_the_same_bytes(job: LatentEncoder, tmp_path: Path) -> None:
     extract_latents(job, CONFIG, HERE)
     whole = contents(job.out)
     resumed = replace(job, out=tmp_path / "resumed")
@@ -65,11 +65,13 @@ def test_a_killed_extraction_goes_on_and_gives_the_same_bytes(job: LatentEncoder
 
 def test_a_clip_of_another_size_is_named(job: LatentEncoder) -> None:
     wrong = replace(job, video=VideoShape(height=32, width=32, frames=17, fps=8))
-    with pytest.raises(ValueError, match=r"clip 00000 is \(13, 32, 32, 3\), not \(17, 32, 32, 3\); run resample"):
+    with pytest.raises(
+        ValueError, match=r"clip 00000 has shape \(13, 32, 32, 3\), not \(17, 32, 32, 3\); run resample"
+    ):
         extract_latents(wrong, CONFIG, HERE)
 
 
-def test_a_damaged_clip_costs_no_other(job: LatentEncoder, world: Path, tmp_path: Path) -> None:
+def test_a_damaged_clip_is_the_only_one_rejected(job: LatentEncoder, world: Path, tmp_path: Path) -> None:
     extract_latents(job, LatentConfig(batch_size=1), HERE)
     damaged = replace(job, clips=tmp_path / "clips", out=tmp_path / "damaged")
     shutil.copytree(world / "clips", damaged.clips)
@@ -84,7 +86,7 @@ def test_a_damaged_clip_costs_no_other(job: LatentEncoder, world: Path, tmp_path
     assert row["id"] not in [path.stem for path in indexed(damaged.out)]
 
 
-def test_half_precision_is_near(job: LatentEncoder, tmp_path: Path) -> None:
+def test_half_precision_gives_similar_latents(job: LatentEncoder, tmp_path: Path) -> None:
     extract_latents(job, CONFIG, HERE)
     half = replace(job, out=tmp_path / "half", precision=Precision.BFLOAT16)
     extract_latents(half, CONFIG, HERE)

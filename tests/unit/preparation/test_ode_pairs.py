@@ -1,4 +1,4 @@
-"""Teacher trajectories: the states of a direct solve, from noise that belongs to the pair's number."""
+"""ODE pairs have the states of a direct solve, from noise that depends on the number of the pair."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @torch.no_grad()
 def test_a_pair_is_a_guided_euler_solve(job: OdePairSolver, world: Path) -> None:
-    """Written out: four steps of shift 3 at sigmas 1, .9, .75, .5, 0, guided by uncond + 3 (cond - uncond)."""
+    """The test solves four steps at sigmas 1, .9, .75, .5, 0 (shift 3), with uncond + 3 (cond - uncond)."""
     assert generate_ode_pairs(job, read_captions(world / "clips"), CONFIG, HERE) == {
         "pairs": 10,
         "rejected": 0,
@@ -69,7 +69,7 @@ def test_a_pair_is_a_guided_euler_solve(job: OdePairSolver, world: Path) -> None
         torch.testing.assert_close(shard.latents.float(), expected, rtol=2e-3, atol=2e-3)
 
 
-def test_a_killed_solve_goes_on_and_gives_the_same_bytes(job: OdePairSolver, world: Path, tmp_path: Path) -> None:
+def test_a_killed_solve_continues_and_gives_the_same_bytes(job: OdePairSolver, world: Path, tmp_path: Path) -> None:
     generate_ode_pairs(job, read_captions(world / "clips"), CONFIG, HERE)
     whole = contents(job.out)
     resumed = replace(job, out=tmp_path / "resumed")
@@ -90,7 +90,7 @@ def test_pairs_with_one_caption_differ_and_seeds_differ(job: OdePairSolver, worl
     assert not torch.equal(first.latents, read_shard(shard_path(other.out, pair_name(0))).latents)
 
 
-def test_packed_pairs_fit_the_schedule_that_made_them(
+def test_packed_pairs_have_the_timesteps_of_their_schedule(
     job: OdePairSolver, world: Path, tmp_path: Path, schedule: ScheduleConfig
 ) -> None:
     generate_ode_pairs(job, read_captions(world / "clips"), CONFIG, HERE)

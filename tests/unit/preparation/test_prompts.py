@@ -1,4 +1,4 @@
-"""Every prompt a run needs is embedded once; what cannot be read is said."""
+"""Every prompt of a run is embedded once, and an error names unreadable input."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def encode(
     return PromptStore(tmp_path / name)
 
 
-def test_captions_evaluation_and_negative_prompt_are_there(world: Path, tmp_path: Path) -> None:
+def test_captions_evaluation_prompts_and_negative_prompt_are_embedded(world: Path, tmp_path: Path) -> None:
     store = encode(world, tmp_path)
     assert store.evaluation == ["a red ball", "a blue cube"]
     captions = [row["caption"] for row in read_manifest(world / "clips")]
@@ -62,7 +62,7 @@ def test_captions_evaluation_and_negative_prompt_are_there(world: Path, tmp_path
     assert torch.count_nonzero(found[-1, 1:]) == 0  # the empty prompt is one token
 
 
-def test_a_negative_prompt_in_any_script(world: Path, tmp_path: Path) -> None:
+def test_the_negative_prompt_can_have_any_script(world: Path, tmp_path: Path) -> None:
     store = encode(world, tmp_path, negative_prompt="色调艳丽，过曝")
     assert store.negative == "色调艳丽，过曝"
     assert store([store.negative]).abs().sum() > 0
@@ -76,7 +76,7 @@ def test_two_runs_write_the_same_bytes(world: Path, tmp_path: Path) -> None:
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
 
 
-def test_a_pretrained_encoder_is_taken_when_there_is_one(world: Path, tmp_path: Path) -> None:
+def test_a_pretrained_encoder_is_used_if_there_is_one(world: Path, tmp_path: Path) -> None:
     tokenizer = build_tokenizer(["a red ball", "a blue cube"])
     tokenizer.save_pretrained(tmp_path / "model" / "tokenizer")
     build_text_encoder(CONFIG, len(tokenizer), seed=7).save_pretrained(tmp_path / "model" / "text_encoder")
@@ -85,7 +85,7 @@ def test_a_pretrained_encoder_is_taken_when_there_is_one(world: Path, tmp_path: 
     assert not torch.equal(theirs(["a red ball"]), ours(["a red ball"]))
 
 
-def test_the_encoder_is_kept_and_gives_the_same_embeddings(world: Path, tmp_path: Path) -> None:
+def test_the_saved_encoder_gives_the_same_embeddings(world: Path, tmp_path: Path) -> None:
     store = encode(world, tmp_path)
     folder = tmp_path / "out_encoder"
     encoder, tokenizer = load_text_encoder(folder / "text_encoder", folder / "tokenizer", torch.float32)
@@ -95,12 +95,14 @@ def test_the_encoder_is_kept_and_gives_the_same_embeddings(world: Path, tmp_path
     assert torch.equal(encode(world, tmp_path, name="again", init=init)(["a red ball"]), store(["a red ball"]))
     files = [path for name in ("out", "again") for path in (tmp_path / f"{name}_encoder").rglob("*.*")]
     assert len(files) == 8
-    assert [path for path in files if str(tmp_path).encode() in path.read_bytes()] == []  # no machine's path in them
+    assert [path for path in files if str(tmp_path).encode() in path.read_bytes()] == []  # no absolute path in any file
 
 
 @pytest.mark.parametrize("given", ["text_encoder", "tokenizer"])
-def test_row28_half_of_a_text_encoder_is_refused(world: Path, tmp_path: Path, given: str) -> None:
-    """Without its tokenizer an encoder knows no words; without its encoder a tokenizer would be passed over."""
+def test_row28_an_encoder_without_tokenizer_and_the_reverse_are_refused(
+    world: Path, tmp_path: Path, given: str
+) -> None:
+    """An encoder without its tokenizer cannot be used; a tokenizer without its encoder would be ignored silently."""
     tokenizer = build_tokenizer(["a red ball"])
     encoder = build_text_encoder(CONFIG, len(tokenizer), seed=7)
     {"text_encoder": encoder, "tokenizer": tokenizer}[given].save_pretrained(tmp_path / "model" / given)
@@ -114,14 +116,14 @@ def test_row28_half_of_a_text_encoder_is_refused(world: Path, tmp_path: Path, gi
     assert not (tmp_path / "out_encoder").exists()
 
 
-def test_row28_an_encoder_s_own_folder_has_no_tokenizer(world: Path, tmp_path: Path) -> None:
+def test_row28_the_folder_of_an_encoder_alone_is_refused(world: Path, tmp_path: Path) -> None:
     build_text_encoder(CONFIG, 9, seed=7).save_pretrained(tmp_path / "alone")
     with pytest.raises(ValueError, match=r"alone, which holds config.json, .* but neither tokenizer.json nor"):
         encode(world, tmp_path, init=Init(folder=tmp_path / "alone", hub=None, revision=None))
 
 
 @pytest.mark.parametrize("tokens", [0, -1, -512])
-def test_row29_prompts_of_no_length_are_refused(world: Path, tmp_path: Path, tokens: int) -> None:
+def test_row29_less_than_one_token_is_refused(world: Path, tmp_path: Path, tokens: int) -> None:
     config = PromptConfig(
         init=SCRATCH, captions=world / "clips", more_captions=world / "clips",
         evaluation_prompts=tmp_path / "none.txt", negative_prompt="",
@@ -134,10 +136,10 @@ def test_row29_prompts_of_no_length_are_refused(world: Path, tmp_path: Path, tok
     assert not (tmp_path / "kept").exists()
 
 
-# --- where captions come from -----------------------------------------------------------------------------------------
+# --- sources of captions ----------------------------------------------------------------------------------------------
 
 
-def test_captions_of_clips_of_an_lmdb_and_of_a_text_file(world: Path, tmp_path: Path) -> None:
+def test_captions_are_read_from_clips_an_lmdb_or_a_text_file(world: Path, tmp_path: Path) -> None:
     captions = [row["caption"] for row in read_manifest(world / "clips")]
     assert read_captions(world / "clips") == captions
     assert read_captions(world / "lmdb" / "latents") == captions
@@ -146,7 +148,7 @@ def test_captions_of_clips_of_an_lmdb_and_of_a_text_file(world: Path, tmp_path: 
 
 
 def test_more_captions_are_encoded_but_not_listed(world: Path, tmp_path: Path) -> None:
-    """Those of a second LMDB, say: training on it finds them; what is drawn for pairs stays what captions says."""
+    """Training on a second LMDB finds its embeddings, but ODE pairs use only the prompts of ``captions``."""
     (tmp_path / "first.txt").write_text("a red ball", encoding="utf-8")
     config = PromptConfig(
         init=SCRATCH, captions=tmp_path / "first.txt", more_captions=world / "lmdb" / "pairs",
@@ -166,7 +168,7 @@ def test_more_captions_are_encoded_but_not_listed(world: Path, tmp_path: Path) -
         )  # fmt: skip
 
 
-def test_captions_that_are_nowhere_are_named(tmp_path: Path) -> None:
+def test_a_missing_source_of_captions_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"encode_prompts.captions is .*, which has neither manifest.jsonl"):
         read_captions(tmp_path)
     with pytest.raises(ValueError, match=r"encode_prompts.captions is .*nothing, which does not exist"):
@@ -176,7 +178,7 @@ def test_captions_that_are_nowhere_are_named(tmp_path: Path) -> None:
         read_captions(tmp_path)
 
 
-def test_prompt_files_that_hold_nothing_are_named(tmp_path: Path) -> None:
+def test_missing_and_empty_prompt_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"--prompts is .*none.txt, which does not exist"):
         read_prompt_file(tmp_path / "none.txt", "--prompts")
     (tmp_path / "empty.txt").write_text("\n  \n")

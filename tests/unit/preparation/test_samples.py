@@ -1,4 +1,4 @@
-"""Samples on disk: rows and files agree, noise belongs to a prompt's place and not to its batch or model."""
+"""Samples: rows and files agree, and the noise depends on the number of a sample, not on the batch or the model."""
 
 from __future__ import annotations
 
@@ -76,10 +76,10 @@ def test_a_teacher_writes_no_rollouts(world: Path, video: VideoShape, schedule: 
     assert not (tmp_path / "t" / "rollouts").exists()
 
 
-def test_a_causal_model_of_many_steps_writes_rollouts_too(
+def test_a_causal_teacher_also_writes_rollouts(
     world: Path, video: VideoShape, schedule: ScheduleConfig, tmp_path: Path
 ) -> None:
-    """The student's weights, sampled in many steps with guidance: the same files, other videos."""
+    """The student's weights are sampled in many steps with guidance: the files are the same, the videos are not."""
     pipeline, prompts = pipeline_of(world, "student", schedule), PromptStore(world / "prompts")
     made = {}
     for name, few_steps, scale in (("few", True, 2.0), ("many", False, 2.0), ("unguided", False, 1.0)):
@@ -105,10 +105,10 @@ def test_the_batch_size_does_not_change_a_video(
         assert np.abs(one - five).mean() < 0.5
 
 
-def test_prompts_are_taken_in_turn_each_time_with_other_noise(
+def test_repeated_prompts_have_different_noise(
     world: Path, video: VideoShape, schedule: ScheduleConfig, tmp_path: Path
 ) -> None:
-    """Nine videos of eight prompts: the ninth shows the first prompt again, and is another video."""
+    """The ninth video of eight prompts has the first prompt again, but is a different video."""
     prompts, config = PromptStore(world / "prompts"), replace(CONFIG, videos=9, rollouts=0)
     pipeline = pipeline_of(world, "student", schedule)
     assert sample(pipeline, prompts, video, config, seed=0, few_steps=True, out=tmp_path / "x") == {"videos": 9}
@@ -144,7 +144,7 @@ def test_f16_rollouts_are_written_in_constant_memory(world: Path, schedule: Sche
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError, RuntimeError])
 @pytest.mark.parametrize("after", [0, 1, 3])
-def test_f16_rollouts_that_stop_half_way_leave_no_file(
+def test_f16_interrupted_rollouts_write_no_file(
     world: Path,
     video: VideoShape,
     schedule: ScheduleConfig,
@@ -153,7 +153,7 @@ def test_f16_rollouts_that_stop_half_way_leave_no_file(
     stop: type[BaseException],
     after: int,
 ) -> None:
-    """None of the batch's videos stands there, whole or in part."""
+    """No video of the interrupted batch exists, neither complete nor partial."""
     whole = CausVidPipeline.rollout
 
     def stopping(self: CausVidPipeline, *args: Any, **kwargs: Any) -> Iterator[torch.Tensor]:
@@ -169,10 +169,10 @@ def test_f16_rollouts_that_stop_half_way_leave_no_file(
 
 
 @pytest.mark.parametrize("seed", [0, 5, 2**40])
-def test_f17_samples_keep_the_noise_of_their_number(
+def test_f17_the_noise_of_a_sample_depends_on_its_number(
     world: Path, video: VideoShape, schedule: ScheduleConfig, tmp_path: Path, seed: int
 ) -> None:
-    """Recorded scores belong to this noise: it is drawn by number, for samples and rollouts apart."""
+    """Recorded scores were computed with this noise, which depends on the number, for samples and for rollouts."""
     pipeline, prompts = pipeline_of(world, "student", schedule), PromptStore(world / "prompts")
     config = replace(CONFIG, videos=2, batch_size=1)
     sample(pipeline, prompts, video, config, seed=seed, few_steps=True, out=tmp_path / "made")

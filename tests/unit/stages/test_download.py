@@ -115,7 +115,7 @@ def test_invalid_params_are_one_sentence_and_nothing_is_written(
 
 def test_an_empty_folder_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
-    with pytest.raises(SystemExit, match=r"download: download.folder is .*mine; no video \(.*\) lies in or below it"):
+    with pytest.raises(SystemExit, match=r"download: download.folder is .*mine, which has no video \(.*\); name"):
         _run(tmp_path, download__source="folder", download__folder=str(tmp_path / "mine"))
 
 

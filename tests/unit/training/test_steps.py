@@ -267,7 +267,7 @@ def test_teacher_times_cover_the_schedule_evenly(kinds: dict[str, Any], tmp_path
 def test_pairs_at_other_times_than_the_schedule_s_are_refused(kinds: dict[str, Any], tmp_path: Path) -> None:
     job = kinds["ode"].job(tmp_path)
     other = ScheduleConfig(shift=3.0, solver_steps=4, denoising_timesteps=(1000, 900, 750), context_timestep=0.0)
-    with pytest.raises(ValueError, match=r"\[1000.0, 750.0, 500.0, 0.0\].*asks for \[1000.*, 900.*, 750.*, 0.0\]"):
+    with pytest.raises(ValueError, match=r"\[1000.0, 750.0, 500.0, 0.0\].*needs \[1000.*, 900.*, 750.*, 0.0\]"):
         kinds["ode"].step(replace(job, record=replace(job.record, schedule=other)))
     with pytest.raises(ValueError, match="model.frames_per_block is 3; 4 latent frames divide into blocks of 1, 2, 4"):
         kinds["ode"].step(with_blocks(job, 3))

@@ -22,7 +22,8 @@ from causvid.compute.parallel import cores
 from causvid.data.generated import write_clips
 from causvid.data.stores.latent_store import LatentStore, Record, write_store
 from causvid.data.videos import manifest
-from causvid.preparation.latents import LatentConfig, LatentEncoder, extract_latents
+from causvid.preparation.latents.config import LatentConfig
+from causvid.preparation.latents.encoding import LatentEncoder, extract_latents
 from causvid.runtime.shapes import VideoShape
 
 TOY = VideoShape(height=32, width=32, frames=33, fps=16)

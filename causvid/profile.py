@@ -23,11 +23,11 @@ from causvid.methods.dmd.config import DmdConfig
 from causvid.methods.ode_init.config import OdeConfig
 from causvid.methods.teacher.config import TeacherConfig
 from causvid.methods.vae.config import VaeConfig
-from causvid.preparation.latents import LatentConfig
-from causvid.preparation.ode_pairs import OdePairConfig
-from causvid.preparation.prompts import PromptConfig
-from causvid.preparation.samples import SampleConfig
-from causvid.reporting.page import ReportConfig
+from causvid.preparation.latents.config import LatentConfig
+from causvid.preparation.ode_pairs.config import OdePairConfig
+from causvid.preparation.prompts.config import PromptConfig
+from causvid.preparation.samples.config import SampleConfig
+from causvid.reporting.config import ReportConfig
 from causvid.runtime.shapes import VideoShape
 
 

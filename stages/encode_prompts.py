@@ -12,7 +12,8 @@ import typer
 from causvid.compute.device import Precision
 from causvid.harness.declaration import Metrics, Section, Stage, Writes, command
 from causvid.harness.stage import StageRun
-from causvid.preparation.prompts import PromptConfig, encode_prompts
+from causvid.preparation.prompts.config import PromptConfig
+from causvid.preparation.prompts.encoding import encode_prompts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,8 @@ import typer
 from causvid.compute.device import Precision
 from causvid.harness.declaration import Metrics, Reads, Section, Stage, Writes, command
 from causvid.harness.stage import StageRun
-from causvid.preparation.latents import LatentConfig, LatentEncoder, extract_latents
+from causvid.preparation.latents.config import LatentConfig
+from causvid.preparation.latents.encoding import LatentEncoder, extract_latents
 from causvid.runtime.shapes import VideoShape
 
 

@@ -14,7 +14,8 @@ from causvid.data.stores.prompt_store import PromptStore
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.harness.declaration import Metrics, Reads, Section, Stage, Writes, command
 from causvid.harness.stage import StageRun
-from causvid.preparation.ode_pairs import OdePairConfig, OdePairSolver, generate_ode_pairs
+from causvid.preparation.ode_pairs.config import OdePairConfig
+from causvid.preparation.ode_pairs.solving import OdePairSolver, generate_ode_pairs
 from causvid.record import MANY, read_record, values_of
 from causvid.runtime.shapes import LatentShape, VideoShape
 from causvid.wan.vae.vae import load_vae, temporal_stride

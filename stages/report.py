@@ -13,6 +13,7 @@ from causvid.diffusion.schedule import ScheduleConfig
 from causvid.harness.declaration import Metrics, Reads, Section, Stage, Writes, command
 from causvid.harness.stage import StageRun
 from causvid.reporting import page, tables
+from causvid.reporting.config import ReportConfig
 from causvid.runtime.files import write_text
 from causvid.runtime.shapes import VideoShape
 
@@ -33,7 +34,7 @@ class Report(Stage):
     profile: Annotated[str, Section("profile")]
     video: Annotated[VideoShape, Section("video")]
     schedule: Annotated[ScheduleConfig, Section("schedule")]
-    config: Annotated[page.ReportConfig, Section("report")]
+    config: Annotated[ReportConfig, Section("report")]
 
     def run(self, stage: StageRun) -> None:
         """Write the page in both formats."""

@@ -16,7 +16,8 @@ from causvid.diffusion.schedule import ScheduleConfig
 from causvid.harness.declaration import Item, Metrics, Option, Reads, Section, Stage, Writes, command
 from causvid.harness.stage import StageRun
 from causvid.pipeline import load_pipeline
-from causvid.preparation.samples import SampleConfig, sample
+from causvid.preparation.samples.config import SampleConfig
+from causvid.preparation.samples.sampling import sample
 from causvid.record import FEW, read_record, values_of
 from causvid.runtime.shapes import VideoShape
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import PositiveInt
 
 from causvid.compute import device as devices
-from causvid.pipeline import CausVidPipeline
 from causvid.runtime.seeding import generator
 from causvid.runtime.shapes import VideoShape
+
+if TYPE_CHECKING:  # importing diffusers takes seconds, and the params are checked without it
+    from causvid.pipeline import CausVidPipeline
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,17 +36,6 @@ SHEET_PROMPTS, SHEET_FRAMES = 4, 9
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportConfig:
-    """Params section ``report``.
-
-    Attributes:
-        rows: Number of prompts whose videos are shown.
-    """
-
-    rows: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class Show:
     """Videos of one sample id.
 

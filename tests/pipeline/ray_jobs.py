@@ -17,8 +17,10 @@ import psutil
 from causvid.compute.device import Precision
 from causvid.compute.parallel import BadItem, Compute, map_groups
 from causvid.data.captions import read_captions
-from causvid.preparation.latents import LatentConfig, LatentEncoder, extract_latents
-from causvid.preparation.ode_pairs import OdePairConfig, OdePairSolver, generate_ode_pairs
+from causvid.preparation.latents.config import LatentConfig
+from causvid.preparation.latents.encoding import LatentEncoder, extract_latents
+from causvid.preparation.ode_pairs.config import OdePairConfig
+from causvid.preparation.ode_pairs.solving import OdePairSolver, generate_ode_pairs
 from causvid.runtime.shapes import LatentShape
 from tests.conftest import ONE_WORKER, SCHEDULE, VIDEO
 

@@ -19,7 +19,8 @@ import torch
 from causvid.data.stores.prompt_store import PromptStore
 from causvid.generate.videos import generate
 from causvid.pipeline import CausVidPipeline
-from causvid.preparation.samples import SampleConfig, sample
+from causvid.preparation.samples.config import SampleConfig
+from causvid.preparation.samples.sampling import sample
 from causvid.runtime.shapes import VideoShape
 
 CLIP = VideoShape(height=64, width=64, frames=61, fps=8)

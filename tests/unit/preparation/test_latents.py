@@ -13,7 +13,8 @@ from causvid.compute.device import Precision
 from causvid.data.shards import REJECTED, indexed, read_shard, shard_path
 from causvid.data.videos.manifest import read_manifest, read_rows
 from causvid.data.videos.video_reader import read_frames
-from causvid.preparation.latents import LatentConfig, LatentEncoder, extract_latents
+from causvid.preparation.latents.config import LatentConfig
+from causvid.preparation.latents.encoding import LatentEncoder, extract_latents
 from causvid.runtime.shapes import VideoShape
 from causvid.wan.vae.vae import encode, load_vae, to_unit
 from tests.conftest import ONE_WORKER

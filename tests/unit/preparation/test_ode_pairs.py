@@ -17,7 +17,8 @@ from causvid.data.stores.prompt_store import PromptStore
 from causvid.data.videos.manifest import read_manifest
 from causvid.diffusion.guidance import guide
 from causvid.diffusion.schedule import ScheduleConfig
-from causvid.preparation.ode_pairs import OdePairConfig, OdePairSolver, generate_ode_pairs, pair_name
+from causvid.preparation.ode_pairs.config import OdePairConfig
+from causvid.preparation.ode_pairs.solving import OdePairSolver, generate_ode_pairs, pair_name
 from causvid.runtime.seeding import normal
 from causvid.runtime.shapes import LatentShape
 from causvid.wan.transformer.wan import load_transformer

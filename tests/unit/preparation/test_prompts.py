@@ -13,7 +13,8 @@ from causvid.compute.device import Precision
 from causvid.data.captions import read_captions
 from causvid.data.stores.prompt_store import PromptStore, read_prompt_file
 from causvid.data.videos.manifest import read_manifest
-from causvid.preparation.prompts import PromptConfig, encode_prompts
+from causvid.preparation.prompts.config import PromptConfig
+from causvid.preparation.prompts.encoding import encode_prompts
 from causvid.training.pretrained import Init
 from causvid.wan.text_encoder import build_text_encoder, build_tokenizer, embed, load_text_encoder
 

@@ -21,7 +21,8 @@ from causvid.data.videos.video_writer import write_video
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.methods.vae.reconstructions import write_reconstructions
 from causvid.pipeline import CausVidPipeline, load_pipeline
-from causvid.preparation.samples import SampleConfig, sample
+from causvid.preparation.samples.config import SampleConfig
+from causvid.preparation.samples.sampling import sample
 from causvid.record import read_record
 from causvid.runtime.seeding import generator
 from causvid.runtime.shapes import VideoShape

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ from causvid.compute import device as devices
 from causvid.data.captions import read_captions
 from causvid.data.stores.prompt_store import read_prompt_file, require_tokens, write_prompts
 from causvid.harness.progress import progress
-from causvid.training.pretrained import Init, contents
+from causvid.preparation.prompts.config import PromptConfig
+from causvid.training.pretrained import contents
 from causvid.wan.text_encoder import (
     build_text_encoder,
     build_tokenizer,
@@ -23,26 +23,6 @@ from causvid.wan.text_encoder import (
 )
 
 BATCH = 32
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromptConfig:
-    """Params section ``encode_prompts``.
-
-    Attributes:
-        init: Weights of the text encoder and its tokenizer.
-        captions: Training prompts: a folder of clips, an LMDB of this project or of the released code, or a text file
-            with one prompt per line.
-        more_captions: Further prompts to embed, from the same kinds of sources; an empty folder means none.
-        evaluation_prompts: Text file with one prompt per line.
-        negative_prompt: Prompt of the unconditional half of guidance; may be "".
-    """
-
-    init: Init
-    captions: Path
-    more_captions: Path
-    evaluation_prompts: Path
-    negative_prompt: str
 
 
 def encode_prompts(

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import PositiveInt
 
 from causvid.compute import device as devices
 from causvid.compute.parallel import Compute, map_groups
@@ -17,25 +16,11 @@ from causvid.data.stores.prompt_store import PromptStore
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.diffusion.velocity import guided
 from causvid.harness.progress import progress
+from causvid.preparation.ode_pairs.config import OdePairConfig
 from causvid.runtime.seeding import normal
 from causvid.runtime.shapes import LatentShape
 from causvid.sampling.ode_solver import solve_ode
 from causvid.wan.transformer.wan import load_transformer
-
-
-@dataclass(frozen=True, kw_only=True)
-class OdePairConfig:
-    """Params section ``generate_ode_pairs``.
-
-    Attributes:
-        pairs: Number of pairs.
-        batch_size: Pairs that a worker solves at once.
-        guidance_scale: Guidance w of the teacher: uncond + w (cond - uncond).
-    """
-
-    pairs: PositiveInt
-    batch_size: PositiveInt
-    guidance_scale: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,25 +57,25 @@ class OdePairSolver:
 
 
 class _Solving:
-    def __init__(self, job: OdePairSolver) -> None:
-        self.job, self.device = job, devices.pick()
-        self.teacher = load_transformer(job.teacher).to(self.device).requires_grad_(False).eval()
-        self.prompts = PromptStore(job.prompts)
+    def __init__(self, solver: OdePairSolver) -> None:
+        self.solver, self.device = solver, devices.pick()
+        self.teacher = load_transformer(solver.teacher).to(self.device).requires_grad_(False).eval()
+        self.prompts = PromptStore(solver.prompts)
 
     @torch.no_grad()
     def __call__(self, group: Sequence[tuple[int, str]]) -> Sequence[None]:
-        job, schedule = self.job, self.job.schedule
+        solver, schedule = self.solver, self.solver.schedule
         text = self.prompts([caption for _, caption in group]).to(self.device)
         negative = self.prompts([self.prompts.negative]).to(self.device)
-        noise = torch.stack([normal(job.latent.sizes, job.seed, "ode_pair", number) for number, _ in group])
-        velocity = guided(self.teacher, text, negative, job.guidance_scale)
-        with devices.autocast(self.device, job.precision):
+        noise = torch.stack([normal(solver.latent.sizes, solver.seed, "ode_pair", number) for number, _ in group])
+        velocity = guided(self.teacher, text, negative, solver.guidance_scale)
+        with devices.autocast(self.device, solver.precision):
             states = solve_ode(
                 velocity, noise.to(self.device), schedule.grid.sigmas(schedule.solver_steps), keep=schedule.columns()
             )
         notes = {"timesteps": json.dumps(schedule.stored_timesteps())}
         for (number, caption), trajectory in zip(group, states.cpu(), strict=True):
-            write_shard(job.out, pair_name(number), Shard(trajectory, {**notes, "caption": caption}))
+            write_shard(solver.out, pair_name(number), Shard(trajectory, {**notes, "caption": caption}))
         return ()
 
 
@@ -100,12 +85,12 @@ def pair_name(number: int) -> str:
 
 
 def generate_ode_pairs(
-    job: OdePairSolver, captions: Sequence[str], config: OdePairConfig, compute: Compute
+    solver: OdePairSolver, captions: Sequence[str], config: OdePairConfig, compute: Compute
 ) -> dict[str, float]:
     """Solve the pairs that have no shard yet, and write the index.
 
     Args:
-        job: The solver, with its folders and settings.
+        solver: The solver, with its folders and settings.
         captions: Captions, which the pairs use one after another and from the beginning again.
         config: Params section ``generate_ode_pairs``.
         compute: Number of workers.
@@ -118,20 +103,20 @@ def generate_ode_pairs(
         ValueError: No pair can be solved. If some can, the others are listed in rejected.jsonl.
     """
     items = [(number, captions[number % len(captions)]) for number in range(config.pairs)]
-    job.out.mkdir(parents=True, exist_ok=True)
+    solver.out.mkdir(parents=True, exist_ok=True)
     groups = [items[start : start + config.batch_size] for start in range(0, len(items), config.batch_size)]
-    missing = [g for g in groups if not all(shard_path(job.out, pair_name(number)).is_file() for number, _ in g)]
+    missing = [g for g in groups if not all(shard_path(solver.out, pair_name(number)).is_file() for number, _ in g)]
     rejected: dict[int, dict[str, str]] = {}
-    for handled in progress(map_groups(job, missing, compute), total=len(missing), what="generate_ode_pairs"):
+    for handled in progress(map_groups(solver, missing, compute), total=len(missing), what="generate_ode_pairs"):
         for (number, _), bad in handled.bad:
             rejected[number] = {"id": pair_name(number), "code": bad.code, "reason": bad.reason}
     kept = [{"id": pair_name(n), "caption": caption} for n, caption in items if n not in rejected]
     if not kept:
         raise ValueError(f"none of the {len(items)} pairs can be solved: {rejected[0]['reason']}")
-    finish(job.out, kept, rejected.values())
+    finish(solver.out, kept, rejected.values())
     return {
         "pairs": len(kept),
         "rejected": len(rejected),
         "resumed": len(items) - sum(map(len, missing)),
-        "states": len(job.schedule.columns()),
+        "states": len(solver.schedule.columns()),
     }

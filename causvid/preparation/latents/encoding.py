@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import PositiveInt
 
 from causvid.compute import device as devices
 from causvid.compute.parallel import BadItem, Compute, map_groups
@@ -18,19 +17,9 @@ from causvid.data.shards import Shard, finish, shard_path, write_shard
 from causvid.data.videos.manifest import read_manifest
 from causvid.data.videos.video_reader import read_frames
 from causvid.harness.progress import progress
+from causvid.preparation.latents.config import LatentConfig
 from causvid.runtime.shapes import VideoShape
 from causvid.wan.vae.vae import encode, load_vae, to_unit
-
-
-@dataclass(frozen=True, kw_only=True)
-class LatentConfig:
-    """Params section ``extract_latents``.
-
-    Attributes:
-        batch_size: Clips that a worker encodes at once.
-    """
-
-    batch_size: PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,27 +59,27 @@ class LatentEncoder:
 
 
 class _Encoding:
-    def __init__(self, job: LatentEncoder) -> None:
-        self.job = job
+    def __init__(self, encoder: LatentEncoder) -> None:
+        self.encoder = encoder
         self.device = devices.pick()
-        self.vae = load_vae(job.vae, job.precision.dtype).to(self.device)
+        self.vae = load_vae(encoder.vae, encoder.precision.dtype).to(self.device)
 
     @torch.no_grad()
     def __call__(self, loaded: Sequence[tuple[dict[str, Any], NDArray[np.uint8]]]) -> Sequence[None]:
         clips = torch.from_numpy(np.stack([frames for _, frames in loaded]))
         latents = encode(self.vae, to_unit(clips.to(self.device))).cpu()
         for (row, _), latent in zip(loaded, latents, strict=True):
-            write_shard(self.job.out, row["id"], Shard(latent, {"caption": row["caption"]}))
+            write_shard(self.encoder.out, row["id"], Shard(latent, {"caption": row["caption"]}))
         return ()
 
 
-def extract_latents(job: LatentEncoder, config: LatentConfig, compute: Compute) -> dict[str, float]:
+def extract_latents(encoder: LatentEncoder, config: LatentConfig, compute: Compute) -> dict[str, float]:
     """Encode the clips that have no shard yet, and write the index.
 
     The groups depend on the manifest only, so the result does not depend on the number of workers.
 
     Args:
-        job: The encoder, with its folders and settings.
+        encoder: The encoder, with its folders and settings.
         config: Params section ``extract_latents``.
         compute: Number of workers.
 
@@ -100,13 +89,13 @@ def extract_latents(job: LatentEncoder, config: LatentConfig, compute: Compute) 
     Raises:
         ValueError: No clip can be encoded. If some can, the others are listed in rejected.jsonl.
     """
-    rows = read_manifest(job.clips)
-    job.out.mkdir(parents=True, exist_ok=True)
+    rows = read_manifest(encoder.clips)
+    encoder.out.mkdir(parents=True, exist_ok=True)
     groups = [rows[start : start + config.batch_size] for start in range(0, len(rows), config.batch_size)]
-    missing = [g for g in groups if not all(shard_path(job.out, row["id"]).is_file() for row in g)]
+    missing = [g for g in groups if not all(shard_path(encoder.out, row["id"]).is_file() for row in g)]
     done = len(rows) - sum(map(len, missing))
     rejected: dict[str, dict[str, Any]] = {}
-    for handled in progress(map_groups(job, missing, compute), total=len(missing), what="extract_latents"):
+    for handled in progress(map_groups(encoder, missing, compute), total=len(missing), what="extract_latents"):
         for row, bad in handled.bad:
             rejected[row["id"]] = {"id": row["id"], "source": row["source"], "code": bad.code, "reason": bad.reason}
     kept = [{"id": row["id"], "caption": row["caption"]} for row in rows if row["id"] not in rejected]
@@ -115,5 +104,5 @@ def extract_latents(job: LatentEncoder, config: LatentConfig, compute: Compute) 
         raise ValueError(
             f"none of the {len(rows)} clips can be encoded, for example {first['source']}: {first['reason']}"
         )
-    finish(job.out, kept, rejected.values())
+    finish(encoder.out, kept, rejected.values())
     return {"clips": len(kept), "rejected": len(rejected), "resumed": done}

@@ -1,0 +1,28 @@
+"""Params of the stage ``encode_prompts``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from causvid.training.pretrained import Init
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptConfig:
+    """Params section ``encode_prompts``.
+
+    Attributes:
+        init: Weights of the text encoder and its tokenizer.
+        captions: Training prompts: a folder of clips, an LMDB of this project or of the released code, or a text file
+            with one prompt per line.
+        more_captions: Further prompts to embed, from the same kinds of sources; an empty folder means none.
+        evaluation_prompts: Text file with one prompt per line.
+        negative_prompt: Prompt of the unconditional half of guidance; may be "".
+    """
+
+    init: Init
+    captions: Path
+    more_captions: Path
+    evaluation_prompts: Path
+    negative_prompt: str

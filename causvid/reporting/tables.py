@@ -252,7 +252,7 @@ def claims(found: Mapping[str, Any], inputs: str) -> Table:
         rows=tuple(rows),
         note=f"A gap is the mean difference of two rows over the same seeds, positive in the direction of the claim. "
         f"The verdict is '{ablation.HOLDS}' or '{ablation.FAILS}' if the gap is more than two standard errors from "
-        f"zero. By chance alone, this is the case for one gap in six with three seeds, and for one in nine with five. "
+        f"zero. By chance alone, this is the case for one gap in five with three seeds, and for one in nine with five. "
         f"All seeds share the teacher and the ODE pairs. 'As good as' allows a loss of {ablation.LEVEL:.0%} of the "
         f"teacher's score.",
     )

@@ -272,9 +272,9 @@ def test_comments_and_notation_of_the_profile_are_kept(tmp_path: Path) -> None:
     imported(tmp_path, WARP)
     text = (tmp_path / "mine.yaml").read_text(encoding="utf-8")
     assert "# Converted from source.yaml by causvid.interop.original_config" in text
-    assert "This file is profiles/wan-1.3b.yaml" not in text
+    assert "This is profiles/wan-1.3b.yaml" not in text
     assert "  solver_steps: 52 # Euler steps of the teacher\n" in text
-    assert "  denoising_timesteps: [1000, 960, 888.889, 727.273] # the student's few steps" in text
+    assert "  denoising_timesteps: [1000, 960, 888.889, 727.273] # timesteps of the student" in text
     assert "    image_dim: null\n" in text
     ours = original_config.BASE.read_text(encoding="utf-8")
     assert text.count("#") == ours.count("#") - 1  # one line replaces the two at the top of the profile

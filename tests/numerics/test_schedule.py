@@ -60,7 +60,7 @@ def test_without_a_shift_steps_are_even() -> None:
 
 def test_a_step_that_is_no_solver_state_is_named_with_its_neighbours() -> None:
     with pytest.raises(
-        ValueError, match=r"denoising_timesteps has 750, .*solver_steps 50 .*shift 8; near it are \["
+        ValueError, match=r"denoising_timesteps has 750, .*solver_steps 50 .*shift 8; the nearest states are \["
     ) as error:
         schedule(denoising_timesteps=(1000, 750))
     assert "756.8" in str(error.value)
@@ -73,9 +73,9 @@ def test_a_step_that_is_no_solver_state_is_named_with_its_neighbours() -> None:
         ({"solver_steps": 0}, "schedule.solver_steps is 0; it must be at least 1"),
         ({"denoising_timesteps": ()}, "must start at 1000"),
         ({"denoising_timesteps": (757, 522)}, "must start at 1000"),
-        ({"denoising_timesteps": (1000, 522, 757)}, "must fall and stay above 0"),
-        ({"denoising_timesteps": (1000, 757, 757)}, "must fall and stay above 0"),
-        ({"denoising_timesteps": (1000, 757, 0)}, "must fall and stay above 0"),
+        ({"denoising_timesteps": (1000, 522, 757)}, "must decrease and be above 0"),
+        ({"denoising_timesteps": (1000, 757, 757)}, "must decrease and be above 0"),
+        ({"denoising_timesteps": (1000, 757, 0)}, "must decrease and be above 0"),
         ({"context_timestep": 1000.0}, r"schedule.context_timestep is 1000; it must be in \[0, 1000\)"),
         ({"context_timestep": -1.0}, "schedule.context_timestep is -1"),
     ],

@@ -1,4 +1,4 @@
-"""Finished files: written completely or not at all, and put in place by one rename."""
+"""Atomic writes: a target holds its old content or all of the new content, because one rename replaces it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 
 def publish(finished: Path, target: Path) -> None:
-    """Put the file or folder ``finished`` at ``target`` in one rename, its bytes on disk first.
+    """Move the file or folder ``finished`` to ``target`` by one rename, after its bytes are on disk.
 
-    Across file systems it is copied beside the target before the rename. An existing target is replaced; of a link
-    only the link is, and what it leads to stays.
+    If the two are on different file systems, ``finished`` is first copied next to ``target``. An existing target is
+    replaced. If the target is a link, the link is replaced and the file or folder that it points to is not changed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.name}.publishing")
@@ -30,7 +30,7 @@ def publish(finished: Path, target: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` so that ``path`` holds either its old content or all of the new one."""
+    """Write ``text`` to ``path`` atomically, in UTF-8."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
@@ -42,7 +42,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON with sorted keys, atomically. NaN and infinity are refused with ValueError."""
+    """Write ``value`` as indented JSON with sorted keys, atomically. Raises ValueError for NaN and infinity."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
 

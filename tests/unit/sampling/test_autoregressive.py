@@ -237,11 +237,11 @@ def test_a_block_waits_for_nothing_that_follows_it(
 def test_windows_and_noise_that_do_not_fit_are_named(
     student: CausalWanTransformer3DModel, schedule: ScheduleConfig
 ) -> None:
-    with pytest.raises(ValueError, match="window is None and sink is 0; .* noise that comes block by block need"):
+    with pytest.raises(ValueError, match="window is None and sink is 0; .* noise that comes block by block, needs one"):
         next(generate_blocks(student, TEXT, endless(1), schedule, draw_from(3)))
-    with pytest.raises(ValueError, match="window is None and sink is 2; a sink .* need a window"):
+    with pytest.raises(ValueError, match="window is None and sink is 2; set window: a sink"):
         next(generate_blocks(student, TEXT, NOISE, schedule, draw_from(3), sink=2))
-    with pytest.raises(ValueError, match="a block of noise has 3 latent frames; the student's have 2"):
+    with pytest.raises(ValueError, match="a block of noise has 3 latent frames; the blocks of the model have 2"):
         next(generate_blocks(student, TEXT, [NOISE[:, :, :3]], schedule, draw_from(3), window=6))
     with pytest.raises(ValueError, match="num_frames is 3"):
         next(generate_blocks(student, TEXT, endless(1), schedule, draw_from(3), window=3))

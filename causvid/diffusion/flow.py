@@ -26,7 +26,7 @@ def sigma_of(timestep: torch.Tensor) -> torch.Tensor:
 
 
 def add_noise(x0: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """Return x_t from ``x0`` and ``noise`` [B, C, F, H, W] at the noise level ``sigma``, as ``sigma_of`` shapes it."""
+    """Return x_t from ``x0`` and ``noise`` [B, C, F, H, W]; ``sigma`` must broadcast against them."""
     sigma = sigma.double()
     return ((1 - sigma) * x0.double() + sigma * noise.double()).to(x0.dtype)
 

@@ -1,4 +1,4 @@
-"""Atomic writes: a target holds its old content or all of the new content, because one rename replaces it."""
+"""Write files and folders completely or not at all: the new content gets its final name by one rename."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def publish(finished: Path, target: Path) -> None:
     """Move the file or folder ``finished`` to ``target`` by one rename, after its bytes are on disk.
 
     If the two are on different file systems, ``finished`` is first copied next to ``target``. An existing target is
-    replaced. If the target is a link, the link is replaced and the file or folder that it points to is not changed.
+    replaced; a folder is removed just before the rename. If the target is a link, only the link is replaced.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.name}.publishing")
@@ -30,7 +30,7 @@ def publish(finished: Path, target: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` atomically, in UTF-8."""
+    """Write ``text`` in UTF-8, so that ``path`` holds either its old content or all of the new content."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
@@ -42,7 +42,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON with sorted keys, atomically. Raises ValueError for NaN and infinity."""
+    """Write ``value`` as indented JSON with sorted keys, by ``write_text``. Raises ValueError for NaN and infinity."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
 

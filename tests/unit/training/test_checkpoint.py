@@ -116,16 +116,16 @@ def flip(path: Path) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "cut state": (lambda p: cut(p / STATE), f"{STATE} has [0-9]+ bytes of [0-9]+"),
-    "flipped bit": (lambda p: flip(p / STATE), f"{STATE} has another sum"),
-    "empty state": (lambda p: (p / STATE).write_bytes(b""), f"{STATE} has 0 bytes of [0-9]+"),
+    "cut state": (lambda p: cut(p / STATE), f"{STATE} has [0-9]+ bytes instead of [0-9]+"),
+    "flipped bit": (lambda p: flip(p / STATE), f"{STATE} has another checksum"),
+    "empty state": (lambda p: (p / STATE).write_bytes(b""), f"{STATE} has 0 bytes instead of [0-9]+"),
     "no state": (lambda p: (p / STATE).unlink(), f"no {STATE}"),
     "no manifest": (lambda p: (p / MANIFEST).unlink(), f"no {MANIFEST}"),
-    "cut manifest": (lambda p: cut(p / MANIFEST), f"{MANIFEST} is not what was written"),
+    "cut manifest": (lambda p: cut(p / MANIFEST), f"{MANIFEST} is not a valid manifest"),
     "flipped manifest": (lambda p: flip(p / MANIFEST), ".*"),
-    "empty manifest": (lambda p: (p / MANIFEST).write_text(""), f"{MANIFEST} is not what was written"),
-    "not even text": (lambda p: (p / MANIFEST).write_bytes(b"\xff\xfe\x00"), f"{MANIFEST} is not what was written"),
-    "another manifest": (lambda p: (p / MANIFEST).write_text("[]"), f"{MANIFEST} is not what was written"),
+    "empty manifest": (lambda p: (p / MANIFEST).write_text(""), f"{MANIFEST} is not a valid manifest"),
+    "not even text": (lambda p: (p / MANIFEST).write_bytes(b"\xff\xfe\x00"), f"{MANIFEST} is not a valid manifest"),
+    "another manifest": (lambda p: (p / MANIFEST).write_text("[]"), f"{MANIFEST} is not a valid manifest"),
     "a manifest of nothing": (
         lambda p: (p / MANIFEST).write_text('{"files": {}}'),
         f"{MANIFEST} does not list {STATE}",

@@ -50,7 +50,9 @@ def test_a_hub_model_is_fetched_at_its_commit_and_only_the_part_asked_for(
     expected = config_in(tmp_path / "transformer")
     assert init.locate("transformer") == expected
     assert asked == [("org/wan", "0fad780a", ["transformer/*"])]
-    with pytest.raises(ValueError, match=r"org/wan at 0fad780a has no folder vae/"):
+    with pytest.raises(
+        ValueError, match=r"init.hub is org/wan, which has no folder vae/ with a config.json at revision 0fad780a"
+    ):
         init.locate("vae")
 
 

@@ -134,11 +134,11 @@ def write_index(content: Any) -> Callable[[Path, WanTransformer3DModel], None]:
             rf"not found in .*left over.*to use {SINGLE}, delete the",
         ),
         (lambda folder, _: shard(folder, 2).unlink(), r"index.json names .*-00003-of-\d+.safetensors, not found in"),
-        (older_shard, r"-00001-of-.* and .*index.json disagree about .*not of the same save"),
+        (older_shard, r"-00001-of-.* and .*index.json disagree about .*belong to different saves"),
         (lose_a_tensor, r"-00002-of-.*disagree about"),
         (keep_a_tensor_twice, r"-00002-of-.*disagree about"),
         (cut, r"safetensors is cut short"),
-        (write_index({"weight_map": {"x": "../elsewhere.safetensors"}}), "a shard must lie beside its index"),
+        (write_index({"weight_map": {"x": "../elsewhere.safetensors"}}), "a shard must be in the folder of its index"),
         (write_index({"weights": {}}), r"index.json is damaged"),
         (write_index([1]), r"index.json is damaged"),
     ],
@@ -234,7 +234,9 @@ def test_f4_weights_without_a_place_are_refused(model: WanTransformer3DModel, tm
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "num_layers": 1}))
-    with pytest.raises(ValueError, match=r"has the weights blocks.1.* and 24 more, for which its config.json has no"):
+    with pytest.raises(
+        ValueError, match=r"has the weights blocks.1.* and 24 more, which a model with its config.json does not have"
+    ):
         load_transformer(tmp_path)
 
 

@@ -242,7 +242,7 @@ def test_rotary_offset_is_a_slice_of_the_whole_table(transformer_config: dict[st
         tokens = slice(start * height * width, (start + count) * height * width)
         for ours, theirs in zip(part, whole, strict=True):
             assert torch.equal(ours, theirs[:, tokens])
-    with pytest.raises(ValueError, match=r"frame 66 lies beyond the rotary table of 64 latent frames"):
+    with pytest.raises(ValueError, match=r"frame 66 is beyond the rotary table of 64 latent frames"):
         rotary_embedding(rope, frames=(range(60, 66),), height=height, width=width)
 
 

@@ -177,7 +177,7 @@ MISFITS: dict[str, tuple[Callable[[State], State], str | None, str]] = {
     "diff": (lambda s: {**prefixed(s), "transformer.blocks.0.norm2.diff": torch.ones(32)}, "transformer", "as blocks.0.norm2.diff"),
     "half a product, B": (lambda s: {k: v for k, v in prefixed(s).items() if k != Q + "B.weight"}, "transformer", "blocks.1.attn1.to_q.lora_B.weight is missing"),
     "half a product, A": (lambda s: {k: v for k, v in prefixed(s).items() if k != Q + "A.weight"}, "transformer", "blocks.1.attn1.to_q.lora_A.weight is missing"),
-    "another width": (lambda s: {**prefixed(s), Q + "A.weight": torch.ones(2, 33)}, "transformer", r"blocks.1.attn1.to_q has factors A \(2, 33\) and B \(32, 2\), its weight has shape \(32, 32\)"),
+    "another width": (lambda s: {**prefixed(s), Q + "A.weight": torch.ones(2, 33)}, "transformer", r"blocks.1.attn1.to_q has factors A \(2, 33\) and B \(32, 2\); its weight has shape \(32, 32\)"),
     "ranks that differ": (lambda s: {**prefixed(s), Q + "A.weight": torch.ones(3, 32)}, "transformer", r"A \(3, 32\) and B \(32, 2\)"),
     "no matrix": (lambda s: {**prefixed(s), Q + "A.weight": torch.ones(2)}, "transformer", r"A \(2,\)"),
     "LoKr": (lambda s: {"transformer.blocks.0.attn1.to_q.lokr_w1": torch.ones(2, 2)}, "transformer", "do not name a part of a LoRA"),
@@ -280,7 +280,7 @@ def test_f6_saving_with_an_adapter_is_refused_by_name(
         model.fuse_lora()
         model.unfuse_lora()
     with pytest.raises(
-        ValueError, match=r"LoRA adapters mine.*, not all fused into its weights; call transformer.fuse_"
+        ValueError, match=r"LoRA adapters mine.*, and not all are fused into its weights; call transformer.fuse_"
     ):
         pipeline.save_pretrained(tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -167,5 +167,5 @@ def test_what_cannot_slide_is_named(transformer_config: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"a call of 4 latent frames starts at start_frame 0"):
         student(x[:, :, :4], timestep=torch.zeros(1, 4), encoder_hidden_states=TEXT, kv_cache=cache)
     short = student_of(transformer_config, rope_max_seq_len=4)
-    with pytest.raises(ValueError, match=r"frame 6 lies beyond the rotary table of 4 latent frames; .*sink_frames"):
+    with pytest.raises(ValueError, match=r"frame 6 is beyond the rotary table of 4 latent frames; .*sink_frames"):
         run(short, cache_of(short, 6, 0), x)

@@ -1,4 +1,4 @@
-"""Training jobs on the toy world, and a tracker that keeps nothing."""
+"""Training runs on the toy world, and a tracker that keeps nothing."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class TrainingStep(Protocol):
 class Kind:
     """A method: a function that makes a run of it, its step object, and the function that trains."""
 
-    job: Callable[..., Any]
+    new_run: Callable[..., Any]
     step: Callable[[Any], TrainingStep]
     train: Callable[[Any], None]
 

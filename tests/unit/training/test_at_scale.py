@@ -35,7 +35,7 @@ WAN = params.read(params.PROFILES / "wan-1.3b.yaml")
 
 
 @pytest.fixture
-def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DmdRun:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DmdRun:
     """DMD of one clip of wan-1.3b. Its models are on the meta device and their folders empty.
 
     What a number decides is passed over: whether the loss is finite. What the meta device has not, too: autocast.
@@ -86,9 +86,9 @@ def counted(costs: float, trained: Flops) -> Any:
     return pytest.approx(costs + trained.forward - trained.attention / 2, rel=1e-4)
 
 
-def test_dmd(job: DmdRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dmd(run: DmdRun, monkeypatch: pytest.MonkeyPatch) -> None:
     """An iteration with the student's turn, and one without."""
-    step, plan = DmdStep(job), Plan(WAN)
+    step, plan = DmdStep(run), Plan(WAN)
     assert step.store.metadata["shape"] == [21, 16, 60, 104]
     models = {name: network(step, name) for name in ("student", "critic", "teacher")}
     for model in models.values():
@@ -101,18 +101,18 @@ def test_dmd(job: DmdRun, monkeypatch: pytest.MonkeyPatch) -> None:
     assert iterations[0] - iterations[1] == counted(plan.dmd.student, plan.clip.causal)
 
 
-def test_ode_regression(job: DmdRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_ode_regression(run: DmdRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """One step, from a student that is brought."""
-    plan, times = Plan(WAN), [*job.record.schedule.denoising_timesteps, 0.0]
+    plan, times = Plan(WAN), [*run.record.schedule.denoising_timesteps, 0.0]
     channels, *size = plan.latent.sizes
     states = torch.zeros(len(times), channels, *size)
     write_store([Record(states, "clip 0")], tmp_path / "pairs", timesteps=times, per_transaction=1)
-    student = job.inputs["student"]
+    student = run.inputs["student"]
     student.mkdir()
     (student / "config.json").touch()  # here is a model, it says; none is read
     init = {"folder": student, "hub": None, "revision": None}
     section = {**WAN["train_ode_init"], "init": init, "batch_size": 1}
-    run = with_inputs(job, pairs=tmp_path / "pairs")
+    run = with_inputs(run, pairs=tmp_path / "pairs")
     step = OdeStep(replace(run, config=params.build(OdeConfig, section, name="train_ode_init")))
     found = updates_of(monkeypatch, student=step.student.model)
     assert flops(step, 0) == counted(plan.clip.causal.training, plan.clip.causal)

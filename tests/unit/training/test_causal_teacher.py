@@ -31,7 +31,7 @@ def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
 
 def test_every_block_has_a_time_of_its_own_that_its_noise_follows(kinds: dict[str, Any], tmp_path: Path) -> None:
     kind = kinds["causal_teacher"]
-    step = kind.step(kind.job(tmp_path, batch_size=8))
+    step = kind.step(kind.new_run(tmp_path, batch_size=8))
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     step.teacher.model.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append((args[0], kwargs["timestep"])), with_kwargs=True
@@ -54,7 +54,7 @@ def test_every_block_has_a_time_of_its_own_that_its_noise_follows(kinds: dict[st
 
 def test_the_loss_is_the_flow_matching_loss_at_those_times(kinds: dict[str, Any], tmp_path: Path) -> None:
     kind = kinds["causal_teacher"]
-    step, seen = kind.step(kind.job(tmp_path)), []
+    step, seen = kind.step(kind.new_run(tmp_path)), []
     step.teacher.model.register_forward_hook(lambda _, __, out: seen.append(out[0].detach()))
     loss = step(0)["loss"].item()
     batch = read_batch(step.store, seed=0, step=0, size=4, device=torch.device("cpu"))
@@ -68,8 +68,8 @@ def test_zero_steps_make_a_causal_model_of_a_bidirectional_one(
 ) -> None:
     """A transformer's folder or a pipeline's; the weights stay, the class is the causal one."""
     shutil.copytree(world / "teacher", tmp_path / "init" / inside, dirs_exist_ok=True)
-    job = kinds["causal_teacher"].job(tmp_path, steps=0, init=from_folder(tmp_path / "init"))
-    kinds["causal_teacher"].train(job)
+    run = kinds["causal_teacher"].new_run(tmp_path, steps=0, init=from_folder(tmp_path / "init"))
+    kinds["causal_teacher"].train(run)
     exported = load_transformer(tmp_path / "export")
     assert isinstance(exported, CausalWanTransformer3DModel)
     assert exported.config.frames_per_block == 2
@@ -78,7 +78,7 @@ def test_zero_steps_make_a_causal_model_of_a_bidirectional_one(
 
 def test_a_causal_teacher_can_be_trained_on(kinds: dict[str, Any], world: Path, tmp_path: Path) -> None:
     kind = kinds["causal_teacher"]
-    kind.train(kind.job(tmp_path, steps=2, init=from_folder(world / "student")))
+    kind.train(kind.new_run(tmp_path, steps=2, init=from_folder(world / "student")))
     exported = load_transformer(tmp_path / "export")
     assert isinstance(exported, CausalWanTransformer3DModel)
     assert not same_weights(exported, load_transformer(world / "student"))
@@ -86,7 +86,7 @@ def test_a_causal_teacher_can_be_trained_on(kinds: dict[str, Any], world: Path, 
 
 def test_random_weights_are_those_of_the_bidirectional_teacher(kinds: dict[str, Any], tmp_path: Path) -> None:
     causal, plain = (
-        kinds[name].step(kinds[name].job(tmp_path)).teacher.model for name in ("causal_teacher", "teacher")
+        kinds[name].step(kinds[name].new_run(tmp_path)).teacher.model for name in ("causal_teacher", "teacher")
     )
     assert isinstance(causal, CausalWanTransformer3DModel)
     assert not isinstance(plain, CausalWanTransformer3DModel)
@@ -98,10 +98,10 @@ def test_blocks_that_do_not_fit_are_named(kinds: dict[str, Any], world: Path, tm
     with pytest.raises(ValueError, match=r"train_teacher.causal is true and model.frames_per_block is null"):
         teacher_record(CLIPS, 3.0, world / "prompts", Precision.FLOAT32, None, causal=True)
     with pytest.raises(ValueError, match="model.frames_per_block is 3; 4 latent frames divide into blocks of 1, 2, 4"):
-        kind.step(with_blocks(kind.job(tmp_path), 3))
+        kind.step(with_blocks(kind.new_run(tmp_path), 3))
     with pytest.raises(ValueError, match=r"with frames_per_block 2; .*causal True, has model.frames_per_block 4"):
-        kind.step(with_blocks(kind.job(tmp_path, init=brought), 4))
+        kind.step(with_blocks(kind.new_run(tmp_path, init=brought), 4))
     with pytest.raises(
         ValueError, match=r"causal model with frames_per_block 2; .*causal False, wants a bidirectional model"
     ):
-        kinds["teacher"].step(kinds["teacher"].job(tmp_path, init=brought))
+        kinds["teacher"].step(kinds["teacher"].new_run(tmp_path, init=brought))

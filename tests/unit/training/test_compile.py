@@ -33,10 +33,10 @@ def _compiled_anew() -> Iterator[None]:
 
 def train(name: str, kinds: dict[str, Any], work: Path, inputs: str = "data", **compute: Any) -> Any:
     changes = {"inputs": inputs} if "dmd" in name else {"optimizer": optimizer(learning_rate=1e-3)}
-    job = kinds[name].job(work, steps=STEPS, **changes)
-    job = replace(job, compute=replace(ONE_WORKER, **compute))
-    kinds[name].train(job)
-    return job
+    run = kinds[name].new_run(work, steps=STEPS, **changes)
+    run = replace(run, compute=replace(ONE_WORKER, **compute))
+    kinds[name].train(run)
+    return run
 
 
 def assert_same(name: str, plain: Path, compiled: Path) -> None:

@@ -18,18 +18,18 @@ FRAMES, BLOCK = 4, 2
 
 
 @pytest.fixture
-def job(kinds: dict[str, Any], world: Path, tmp_path: Path) -> Any:
-    """A DMD job whose teacher is a causal model of blocks of two."""
+def new_run(kinds: dict[str, Any], world: Path, tmp_path: Path) -> Any:
+    """A DMD run whose teacher is a causal model of blocks of two."""
     causal_student(load_transformer(world / "teacher"), BLOCK).save_pretrained(tmp_path / "teacher")
 
     def make(folder: str, **changes: Any) -> Any:
-        return with_inputs(kinds["dmd"].job(tmp_path / folder, **changes), teacher=tmp_path / "teacher")
+        return with_inputs(kinds["dmd"].new_run(tmp_path / folder, **changes), teacher=tmp_path / "teacher")
 
     return make
 
 
-def test_it_trains(kinds: dict[str, Any], job: Any) -> None:
-    step = kinds["dmd"].step(job("run"))
+def test_it_trains(kinds: dict[str, Any], new_run: Any) -> None:
+    step = kinds["dmd"].step(new_run("run"))
     asked: dict[str, set[tuple[int, ...]]] = {"teacher": set(), "critic": set()}
     for name, shapes in asked.items():
         assert isinstance(network(step, name), CausalWanTransformer3DModel)
@@ -44,8 +44,8 @@ def test_it_trains(kinds: dict[str, Any], job: Any) -> None:
     assert any(not torch.equal(value, critic[name]) for name, value in step.critic.model.state_dict().items())
 
 
-def test_images_train_too(kinds: dict[str, Any], job: Any) -> None:
-    step = kinds["dmd"].step(job("images", image_share=1.0))
+def test_images_train_too(kinds: dict[str, Any], new_run: Any) -> None:
+    step = kinds["dmd"].step(new_run("images", image_share=1.0))
     assert all(value.isfinite() for index in (0, 1) for value in step(index).values())
 
 
@@ -65,14 +65,14 @@ def scores(step: Any, sample: torch.Tensor) -> dict[str, torch.Tensor]:
     return {**found, "gradient": leaf.grad * out.normaliser}  # the normaliser is a mean over all frames
 
 
-def test_no_score_of_a_block_knows_a_later_one(kinds: dict[str, Any], job: Any, world: Path) -> None:
+def test_no_score_of_a_block_knows_a_later_one(kinds: dict[str, Any], new_run: Any, world: Path) -> None:
     """Another second block leaves the first one's scores and gradient as they were; a bidirectional teacher's move."""
     sample = torch.randn(1, 4, FRAMES, 4, 4, generator=torch.Generator().manual_seed(3))
     later, earlier = sample.clone(), sample.clone()
     later[:, :, BLOCK:] += 1
     earlier[:, :, :BLOCK] += 1
     causal, plain = (
-        kinds["dmd"].step(j) for j in (job("causal"), with_inputs(job("plain"), teacher=world / "teacher"))
+        kinds["dmd"].step(run) for run in (new_run("causal"), with_inputs(new_run("plain"), teacher=world / "teacher"))
     )
     for step in (causal, plain):
         step(0)  # a critic that has left the teacher: their difference is not zero
@@ -86,8 +86,8 @@ def test_no_score_of_a_block_knows_a_later_one(kinds: dict[str, Any], job: Any, 
         assert past.abs().max() > 1e-3 * before.abs().max()  # it does see the earlier one
 
 
-def test_the_critic_s_loss_of_a_block_has_no_gradient_to_a_later_one(kinds: dict[str, Any], job: Any) -> None:
-    step = kinds["dmd"].step(job("run"))
+def test_the_critic_s_loss_of_a_block_has_no_gradient_to_a_later_one(kinds: dict[str, Any], new_run: Any) -> None:
+    step = kinds["dmd"].step(new_run("run"))
     x_t = torch.randn(1, 4, FRAMES, 4, 4, generator=torch.Generator().manual_seed(3)).requires_grad_(True)
     velocity = conditional(step.critic.model, step.texts([step.captions[0]]))(x_t, torch.full((1,), 600.0))
     (gradient,) = torch.autograd.grad(velocity[:, :, :BLOCK].square().sum(), x_t)

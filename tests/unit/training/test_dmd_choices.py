@@ -22,12 +22,12 @@ from tests.unit.training.conftest import network, with_blocks, with_inputs
 
 @pytest.fixture
 def bidirectional(kinds: dict[str, Any], world: Path) -> Any:
-    """A DMD job whose student is a bidirectional transformer."""
+    """A DMD run whose student is a bidirectional transformer."""
 
-    def job(work: Path, **changes: Any) -> Any:
-        return with_blocks(with_inputs(kinds["dmd"].job(work, **changes), student=world / "teacher"), None)
+    def new_run(work: Path, **changes: Any) -> Any:
+        return with_blocks(with_inputs(kinds["dmd"].new_run(work, **changes), student=world / "teacher"), None)
 
-    return job
+    return new_run
 
 
 def watch(step: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -79,7 +79,7 @@ def test_a_rollout_shows_a_bidirectional_student_its_own_states(
 @pytest.mark.parametrize("student", ["causal", "bidirectional"])
 def test_a_rollout_reads_no_clip(student: str, kinds: dict[str, Any], bidirectional: Any, tmp_path: Path) -> None:
     step = kinds["dmd"].step(
-        {"causal": kinds["dmd"].job, "bidirectional": bidirectional}[student](tmp_path, inputs="rollout")
+        {"causal": kinds["dmd"].new_run, "bidirectional": bidirectional}[student](tmp_path, inputs="rollout")
     )
     batch = read_batch(step.store, seed=0, step=1, size=4, device=torch.device("cpu"))
     text = step.texts(batch.prompts)
@@ -95,8 +95,8 @@ def test_a_rollout_needs_no_prompt_of_the_latents(
     captions = ["a green cone", "a grey cone"]
     embeddings = {prompt: torch.full((3, 8), float(k)) for k, prompt in enumerate(["", *captions])}
     write_prompts(tmp_path / "prompts", embeddings, captions=captions, evaluation=[], negative="", tokens=4)
-    job = with_inputs(bidirectional(tmp_path, inputs="rollout"), prompts=tmp_path / "prompts")
-    step, asked = kinds["dmd"].step(job), list[str]()
+    run = with_inputs(bidirectional(tmp_path, inputs="rollout"), prompts=tmp_path / "prompts")
+    step, asked = kinds["dmd"].step(run), list[str]()
     texts = step.texts
     step.texts = type(
         "Recording", (), {"negative": texts.negative, "__call__": lambda _, p: asked.extend(p) or texts(p)}
@@ -108,8 +108,8 @@ def test_a_rollout_needs_no_prompt_of_the_latents(
         with pytest.raises(
             ValueError, match=r"has no embedding of 8 prompts of .*name where they stand as encode_prompts"
         ):
-            kinds[name].step(with_inputs(kinds[name].job(tmp_path), prompts=tmp_path / "prompts"))
-        kinds[name].step(with_inputs(kinds[name].job(tmp_path, steps=0), prompts=tmp_path / "prompts"))
+            kinds[name].step(with_inputs(kinds[name].new_run(tmp_path), prompts=tmp_path / "prompts"))
+        kinds[name].step(with_inputs(kinds[name].new_run(tmp_path, steps=0), prompts=tmp_path / "prompts"))
 
 
 def test_only_the_last_pass_of_a_simulation_is_trained(
@@ -131,7 +131,7 @@ def test_a_causal_rollout_is_the_sampler_s_with_the_run_s_own_noise(
     kinds: dict[str, Any], schedule: ScheduleConfig, tmp_path: Path
 ) -> None:
     """Noise of whole clips and of every renoising is named by purpose and sample; all frames count in the loss."""
-    step = kinds["dmd"].step(kinds["dmd"].job(tmp_path, inputs="rollout"))
+    step = kinds["dmd"].step(kinds["dmd"].new_run(tmp_path, inputs="rollout"))
     batch = read_batch(step.store, seed=0, step=1, size=4, device=torch.device("cpu"))
     text, renoise = step.texts(batch.prompts), count()
     seen = watch(step)
@@ -155,8 +155,8 @@ def test_the_exit_step_is_one_for_a_whole_iteration(
     kinds: dict[str, Any], schedule: ScheduleConfig, tmp_path: Path
 ) -> None:
     """Drawn anew for every iteration and purpose; all samples and blocks share it."""
-    job = kinds["dmd"].job(tmp_path, inputs="rollout", critic_only_steps=0, critic_updates_per_student_update=1)
-    step = kinds["dmd"].step(job)
+    run = kinds["dmd"].new_run(tmp_path, inputs="rollout", critic_only_steps=0, critic_updates_per_student_update=1)
+    step = kinds["dmd"].step(run)
     seen, exits = watch(step), []
     for index in range(12):
         seen.clear()
@@ -179,7 +179,7 @@ def test_the_exit_step_is_one_for_a_whole_iteration(
 
 def test_one_pass_per_block_of_a_causal_rollout_is_trained(kinds: dict[str, Any], tmp_path: Path) -> None:
     """All of the student's weights learn, and the critic's update asks the student for no gradient."""
-    step = kinds["dmd"].step(kinds["dmd"].job(tmp_path, inputs="rollout"))
+    step = kinds["dmd"].step(kinds["dmd"].new_run(tmp_path, inputs="rollout"))
     trained: list[bool] = []
     step.student.model.register_forward_hook(lambda _, __, out: trained.append(out[0].requires_grad))
     before = {name: parameter.detach().clone() for name, parameter in step.student.model.named_parameters()}
@@ -193,8 +193,8 @@ def test_one_pass_per_block_of_a_causal_rollout_is_trained(kinds: dict[str, Any]
 def test_clean_frames_are_none_in_a_causal_rollout(kinds: dict[str, Any], tmp_path: Path) -> None:
     losses = []
     for included in (True, False):
-        job = kinds["dmd"].job(tmp_path, inputs="rollout", clean_frames_in_loss=included)
-        losses.append(kinds["dmd"].step(job)(1)["student_loss"].item())
+        run = kinds["dmd"].new_run(tmp_path, inputs="rollout", clean_frames_in_loss=included)
+        losses.append(kinds["dmd"].step(run)(1)["student_loss"].item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
@@ -203,9 +203,9 @@ def test_frames_that_make_no_blocks_are_refused(
     inputs: str, kinds: dict[str, Any], world: Path, tmp_path: Path
 ) -> None:
     causal_student(load_transformer(world / "teacher"), 3).save_pretrained(tmp_path / "threes")
-    job = with_blocks(with_inputs(kinds["dmd"].job(tmp_path, inputs=inputs), student=tmp_path / "threes"), 3)
+    run = with_blocks(with_inputs(kinds["dmd"].new_run(tmp_path, inputs=inputs), student=tmp_path / "threes"), 3)
     with pytest.raises(ValueError, match="model.frames_per_block is 3; 4 latent frames divide into blocks of 1, 2, 4"):
-        kinds["dmd"].step(job)
+        kinds["dmd"].step(run)
 
 
 # --- samples that student and critic share ----------------------------------------------------------------------------
@@ -217,10 +217,10 @@ def test_student_and_critic_share_a_sample_at_times_and_noise_of_their_own(
     inputs: str, student: str, kinds: dict[str, Any], bidirectional: Any, tmp_path: Path
 ) -> None:
     """A cycle ends with the student's turn; the student is asked once in it, and no cycle spans two students."""
-    job = {"causal": kinds["dmd"].job, "bidirectional": bidirectional}[student](
+    run = {"causal": kinds["dmd"].new_run, "bidirectional": bidirectional}[student](
         tmp_path, steps=20, inputs=inputs, critic_only_steps=4, critic_updates_per_student_update=3, share_samples=True
     )
-    step = kinds["dmd"].step(job)
+    step = kinds["dmd"].step(run)
     learned: list[tuple[torch.Tensor, torch.Tensor]] = []
     scored: list[tuple[torch.Tensor, torch.Tensor]] = []
     step.critic.model.register_forward_pre_hook(
@@ -249,10 +249,10 @@ def test_student_and_critic_share_a_sample_at_times_and_noise_of_their_own(
 
 def test_sharing_samples_the_student_learns_what_it_would_from_its_own(kinds: dict[str, Any], tmp_path: Path) -> None:
     """The critic's updates in between neither use up the gradient nor change the sample's."""
-    shared = kinds["dmd"].step(kinds["dmd"].job(tmp_path, critic_only_steps=0, share_samples=True))
+    shared = kinds["dmd"].step(kinds["dmd"].new_run(tmp_path, critic_only_steps=0, share_samples=True))
     shared(0)
     values = shared(1)
-    alone = kinds["dmd"].step(kinds["dmd"].job(tmp_path, critic_only_steps=0))
+    alone = kinds["dmd"].step(kinds["dmd"].new_run(tmp_path, critic_only_steps=0))
     alone.critic.model.load_state_dict(shared.critic.model.state_dict())
     batch = alone._read(0)
     again = alone._update_student(1, [alone._sample(0, batch, batch, "critic", gradient=True)])
@@ -266,12 +266,12 @@ def test_sharing_samples_the_student_learns_what_it_would_from_its_own(kinds: di
 def test_a_bidirectional_student_by_ode_regression(kinds: dict[str, Any], world: Path, tmp_path: Path) -> None:
     """Zero steps give the teacher itself; in training no clip is all clean."""
     (tmp_path / "zero").mkdir()
-    job = with_blocks(kinds["ode"].job(tmp_path / "zero", steps=0), None)
-    kinds["ode"].train(job)
+    run = with_blocks(kinds["ode"].new_run(tmp_path / "zero", steps=0), None)
+    kinds["ode"].train(run)
     exported, teacher = (load_transformer(f) for f in (tmp_path / "zero" / "export", world / "teacher"))
     assert type(exported) is type(teacher)
     assert all(torch.equal(a, b) for a, b in zip(exported.parameters(), teacher.parameters(), strict=True))
-    step = kinds["ode"].step(with_blocks(kinds["ode"].job(tmp_path, batch_size=8), None))
+    step = kinds["ode"].step(with_blocks(kinds["ode"].new_run(tmp_path, batch_size=8), None))
     seen: list[torch.Tensor] = []
     step.student.model.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append(kwargs["timestep"]), with_kwargs=True
@@ -286,7 +286,7 @@ def test_a_student_can_be_brought(kinds: dict[str, Any], world: Path, tmp_path: 
     """Zero steps export it: training by DMD starts from a released student."""
     (tmp_path / "zero").mkdir()
     init = Init(folder=world / "student", hub=None, revision=None)
-    kinds["ode"].train(kinds["ode"].job(tmp_path / "zero", steps=0, init=init))
+    kinds["ode"].train(kinds["ode"].new_run(tmp_path / "zero", steps=0, init=init))
     exported, brought = (load_transformer(folder) for folder in (tmp_path / "zero" / "export", world / "student"))
     assert all(torch.equal(a, b) for a, b in zip(exported.parameters(), brought.parameters(), strict=True))
 
@@ -298,9 +298,9 @@ def test_a_brought_student_s_blocks_must_be_the_run_s(
     kinds: dict[str, Any], world: Path, tmp_path: Path, folder: str, has: str, wanted: int | None
 ) -> None:
     init = Init(folder=world / folder, hub=None, revision=None)
-    job = with_blocks(kinds["ode"].job(tmp_path, init=init), wanted)
+    run = with_blocks(kinds["ode"].new_run(tmp_path, init=init), wanted)
     with pytest.raises(ValueError, match=f"with frames_per_block {has}; model.frames_per_block is {wanted}"):
-        kinds["ode"].step(job)
+        kinds["ode"].step(run)
 
 
 # --- clean frames -----------------------------------------------------------------------------------------------------
@@ -310,14 +310,14 @@ def test_clean_frames_can_be_left_out_of_the_loss(kinds: dict[str, Any], tmp_pat
     """They have no gradient either way; left out, the means are over the others."""
     losses = {}
     for included in (True, False):
-        step = kinds["dmd"].step(kinds["dmd"].job(tmp_path, batch_size=8, clean_frames_in_loss=included))
+        step = kinds["dmd"].step(kinds["dmd"].new_run(tmp_path, batch_size=8, clean_frames_in_loss=included))
         losses[included] = step(1)["student_loss"].item()
     assert losses[False] != losses[True]
 
 
 def test_a_clean_frame_s_x0_is_the_frame_itself(kinds: dict[str, Any], tmp_path: Path) -> None:
     """At sigma 0 no velocity can move it: whether it counts in the loss is a matter of scale alone."""
-    step = kinds["dmd"].step(kinds["dmd"].job(tmp_path, batch_size=8))
+    step = kinds["dmd"].step(kinds["dmd"].new_run(tmp_path, batch_size=8))
     batch = read_batch(step.store, seed=0, step=1, size=8, device=torch.device("cpu"))
     sample = step.source(1, batch, step.texts(batch.prompts), "student")
     clean = ~step.source.noisy(batch, "student")
@@ -333,9 +333,9 @@ def test_a_clean_frame_s_x0_is_the_frame_itself(kinds: dict[str, Any], tmp_path:
 def test_images_are_first_frames_in_their_share_of_the_steps(
     student: str, inputs: str, kinds: dict[str, Any], bidirectional: Any, tmp_path: Path
 ) -> None:
-    job = {"causal": kinds["dmd"].job, "bidirectional": bidirectional}[student]
+    new_run = {"causal": kinds["dmd"].new_run, "bidirectional": bidirectional}[student]
     step = kinds["dmd"].step(
-        job(tmp_path, inputs=inputs, steps=40, image_share=0.5, critic_updates_per_student_update=1)
+        new_run(tmp_path, inputs=inputs, steps=40, image_share=0.5, critic_updates_per_student_update=1)
     )
     shown: dict[str, list[int]] = {"student": [], "teacher": [], "critic": []}
     for name, frames in shown.items():
@@ -352,4 +352,4 @@ def test_images_are_first_frames_in_their_share_of_the_steps(
 
 def test_a_share_is_between_0_and_1(kinds: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"train_dmd.image_share is 1.5"):
-        kinds["dmd"].job(tmp_path, image_share=1.5)
+        kinds["dmd"].new_run(tmp_path, image_share=1.5)

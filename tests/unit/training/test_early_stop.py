@@ -117,7 +117,7 @@ def test_twenty_of_twenty_stop_before_the_update(
     The teacher is asked at the student's steps only, which then come every time.
     """
     changes = {"critic_updates_per_student_update": 1, "critic_only_steps": 0} if name == "dmd" else {}
-    step = kinds[name].step(kinds[name].job(tmp_path, steps=STEPS, **changes))
+    step = kinds[name].step(kinds[name].new_run(tmp_path, steps=STEPS, **changes))
     moved = fingerprint(step)
     for index in range(STEPS):
         before = fingerprint(step)

@@ -44,7 +44,7 @@ FINGERPRINT = {
 
 def losses(kind: Any, work: Path) -> dict[str, list[float]]:
     """Every loss column of the curve of ``STEPS`` steps."""
-    kind.train(kind.job(work, steps=STEPS, checkpoint_every=STEPS))
+    kind.train(kind.new_run(work, steps=STEPS, checkpoint_every=STEPS))
     with (work / CURVE).open(newline="") as file:
         rows = list(csv.DictReader(file))
     return {name: [float(row[name]) for row in rows if row[name]] for name in rows[0] if name.endswith("loss")}

@@ -32,9 +32,9 @@ def test_several_passes_train_as_one(name: str, changes: dict[str, Any], kinds: 
     changes = changes | ({"optimizer": rate} if "dmd" not in name else {})
     curves, weights = [], []
     for passes in (1, 2, 4):
-        job = kinds[name].job(tmp_path / str(passes), steps=4, **changes)
-        job = replace(job, compute=replace(ONE_WORKER, gradient_accumulation_steps=passes))
-        step = kinds[name].step(job)
+        run = kinds[name].new_run(tmp_path / str(passes), steps=4, **changes)
+        run = replace(run, compute=replace(ONE_WORKER, gradient_accumulation_steps=passes))
+        step = kinds[name].step(run)
         last = {"dmd": "critic", "ode": "student"}.get(name.split("_")[0], "teacher")
         trained, seen = network(step, last), list[int]()
         trained.register_forward_pre_hook(
@@ -42,9 +42,9 @@ def test_several_passes_train_as_one(name: str, changes: dict[str, Any], kinds: 
         )
         step(0)
         assert seen == [4 // passes] * passes
-        kinds[name].train(job)
-        curves.append(curve(job.work))
-        weights.append(torch.load(job.work / "checkpoints" / "step-0000004" / "state.pt")["parts"])
+        kinds[name].train(run)
+        curves.append(curve(run.work))
+        weights.append(torch.load(run.work / "checkpoints" / "step-0000004" / "state.pt")["parts"])
     for rows, parts in zip(curves[1:], weights[1:], strict=True):
         for one, several in zip(curves[0], rows, strict=True):
             assert several == pytest.approx(one, rel=2e-3, abs=1e-6)
@@ -54,8 +54,8 @@ def test_several_passes_train_as_one(name: str, changes: dict[str, Any], kinds: 
 
 
 def test_a_batch_that_does_not_divide_is_refused(kinds: dict[str, Any], tmp_path: Path) -> None:
-    job = kinds["ode"].job(tmp_path)
-    step = kinds["ode"].step(replace(job, compute=replace(ONE_WORKER, gradient_accumulation_steps=3)))
+    run = kinds["ode"].new_run(tmp_path)
+    step = kinds["ode"].step(replace(run, compute=replace(ONE_WORKER, gradient_accumulation_steps=3)))
     with pytest.raises(ValueError, match=r"4 samples of a batch do not divide into 3 passes; change compute\.grad"):
         step(0)
 

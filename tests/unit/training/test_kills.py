@@ -46,14 +46,14 @@ def test_killed_runs_end_with_the_bytes_of_an_undisturbed_one(
     """As many runs as it takes, each killed until it is done. A run takes about as long as four kills are apart."""
     kind, dice, done, runs = kinds[name], random.Random(0), 0, 0
     began = time.monotonic()
-    kind.train(kind.job(tmp_path / "straight", steps=12))
+    kind.train(kind.new_run(tmp_path / "straight", steps=12))
     took = time.monotonic() - began
     expected = results(tmp_path / "straight")
     while done < kills:
         runs += 1
-        job, said = kind.job(tmp_path / f"{runs}", steps=12), tmp_path / f"{runs}.error"
+        run, said = kind.new_run(tmp_path / f"{runs}", steps=12), tmp_path / f"{runs}.error"
         while True:
-            child = started(lambda job=job: kind.train(job), said)
+            child = started(lambda run=run: kind.train(run), said)
             # Ever later: a fork of a large process may take longer to begin than a whole run here.
             time.sleep(dice.uniform(0, took / 2) * (1 + done / kills))
             os.kill(child, signal.SIGKILL)  # a child that has ended waits for us, and is not harmed
@@ -62,7 +62,7 @@ def test_killed_runs_end_with_the_bytes_of_an_undisturbed_one(
             if os.WIFEXITED(status):
                 break
             done += 1
-        assert results(job.work) == expected
+        assert results(run.work) == expected
 
 
 @pytest.mark.parametrize("name", ["teacher", "ode", "dmd"])
@@ -70,11 +70,11 @@ def test_a_file_that_a_kill_left_half_written_is_no_part_of_the_model(
     name: str, kinds: dict[str, Any], tmp_path: Path
 ) -> None:
     """safetensors writes to a hidden name beside the file, then renames."""
-    job = kinds[name].job(tmp_path / "run", steps=1)
-    (job.work / EXPORT).mkdir(parents=True)
-    (job.work / EXPORT / ".tmpLoWOEp").write_bytes(bytes(100))
-    kinds[name].train(job)
-    assert sorted(path.name for path in (job.work / EXPORT).iterdir()) == [
+    run = kinds[name].new_run(tmp_path / "run", steps=1)
+    (run.work / EXPORT).mkdir(parents=True)
+    (run.work / EXPORT / ".tmpLoWOEp").write_bytes(bytes(100))
+    kinds[name].train(run)
+    assert sorted(path.name for path in (run.work / EXPORT).iterdir()) == [
         "config.json",
         "diffusion_pytorch_model.safetensors",
         "training_record.json",

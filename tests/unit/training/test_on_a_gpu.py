@@ -30,11 +30,11 @@ def test_it_trains_in_bfloat16(name: str, again: str, compiled: bool, kinds: dic
         (Precision.FLOAT32, ONE_WORKER),
         (Precision.BFLOAT16, replace(ONE_WORKER, gradient_checkpointing=again, compile=compiled)),
     ):
-        job = kinds[name].job(tmp_path / precision, steps=4, precision=precision)
-        job = replace(job, compute=compute, watch=replace(job.watch, samples_every=2))
-        kinds[name].train(job)
-        kinds[name].train(replace(job, config=replace(job.config, steps=6)))  # goes on from its last checkpoint
-        curves.append(curve(job.work))
+        run = kinds[name].new_run(tmp_path / precision, steps=4, precision=precision)
+        run = replace(run, compute=compute, watch=replace(run.watch, samples_every=2))
+        kinds[name].train(run)
+        kinds[name].train(replace(run, config=replace(run.config, steps=6)))  # goes on from its last checkpoint
+        curves.append(curve(run.work))
     assert len(curves[0]) == len(curves[1]) == 6
     for exact, rounded in zip(*curves, strict=True):
         assert rounded.keys() == exact.keys()

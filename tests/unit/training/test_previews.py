@@ -40,12 +40,12 @@ def test_training_does_not_notice_that_it_is_watched(
     name: str, changes: dict[str, Any], kinds: dict[str, Any], tmp_path: Path
 ) -> None:
     """Curve and weights equal to the last byte; mp4s below .work and in MLflow, the last one of the exported model."""
-    alone, watched = (kinds[name].job(tmp_path / place, **changes) for place in ("alone", "watched"))
+    alone, watched = (kinds[name].new_run(tmp_path / place, **changes) for place in ("alone", "watched"))
     log = Log()
     watched = replace(watched, watch=replace(watched.watch, samples_every=4), tracker=log)
-    for job in (alone, watched):
-        kinds[name].train(job)
-    weights = [job.work / "export" / "diffusion_pytorch_model.safetensors" for job in (alone, watched)]
+    for run in (alone, watched):
+        kinds[name].train(run)
+    weights = [run.work / "export" / "diffusion_pytorch_model.safetensors" for run in (alone, watched)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     assert (alone.work / CURVE).read_bytes() == (watched.work / CURVE).read_bytes()
     assert not (alone.work / "previews").exists()
@@ -60,9 +60,9 @@ def test_training_does_not_notice_that_it_is_watched(
 
 def test_the_same_weights_show_the_same(kinds: dict[str, Any], tmp_path: Path) -> None:
     """No update moves weights at a learning rate of zero: every preview is the first one again."""
-    job = kinds["ode"].job(tmp_path)
-    still = replace(job.config, optimizer=replace(job.config.optimizer, learning_rate=0.0))
-    kinds["ode"].train(replace(job, config=still, watch=replace(job.watch, samples_every=3)))
+    run = kinds["ode"].new_run(tmp_path)
+    still = replace(run.config, optimizer=replace(run.config.optimizer, learning_rate=0.0))
+    kinds["ode"].train(replace(run, config=still, watch=replace(run.watch, samples_every=3)))
     one, two = (frames_of(tmp_path, f"step-000000{step}.mp4") for step in (3, 6))
     assert (one == two).all()
 
@@ -71,19 +71,19 @@ def test_without_a_vae_training_goes_on_unwatched(
     kinds: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Who enters with released latents has none."""
-    job = kinds["ode"].job(tmp_path / "work")
-    kinds["ode"].train(replace(with_inputs(job, vae=tmp_path / "none"), watch=replace(job.watch, samples_every=3)))
+    run = kinds["ode"].new_run(tmp_path / "work")
+    kinds["ode"].train(replace(with_inputs(run, vae=tmp_path / "none"), watch=replace(run.watch, samples_every=3)))
     assert f"no sample videos: {tmp_path / 'none'} does not exist" in capsys.readouterr().err
-    assert not (job.work / "previews").exists()
-    assert (job.work / CURVE).is_file()
+    assert not (run.work / "previews").exists()
+    assert (run.work / CURVE).is_file()
 
 
 def test_f5_another_vae_shows_nothing(
     kinds: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One that is left in data/checkpoints from another run would show noise, or worse, something like videos."""
-    job = kinds["ode"].job(tmp_path / "work")
-    other = replace(job.record, latents=Normalisation(mean=(1.0,) * 4, std=(1.0,) * 4))
-    kinds["ode"].train(replace(job, record=other, watch=replace(job.watch, samples_every=3)))
-    assert f"no sample videos: {job.inputs['vae']} is another VAE than that of the latents" in capsys.readouterr().err
-    assert not (job.work / "previews").exists()
+    run = kinds["ode"].new_run(tmp_path / "work")
+    other = replace(run.record, latents=Normalisation(mean=(1.0,) * 4, std=(1.0,) * 4))
+    kinds["ode"].train(replace(run, record=other, watch=replace(run.watch, samples_every=3)))
+    assert f"no sample videos: {run.inputs['vae']} is another VAE than that of the latents" in capsys.readouterr().err
+    assert not (run.work / "previews").exists()

@@ -30,12 +30,12 @@ OTHER_LATENTS = Normalisation(mean=(0.5,) * 4, std=(2.0,) * 4)
 def test_f5_every_export_has_the_record_of_its_training(
     kinds: dict[str, Any], tmp_path: Path, name: str, expected: TrainingRecord, steps: int
 ) -> None:
-    jobs = [kinds[name].job(tmp_path / place, steps=steps) for place in ("one", "two")]
-    for job in jobs:
-        job.work.mkdir()
-        kinds[name].train(job)
-    assert read_record(jobs[0].work / "export") == expected
-    one, two = ((job.work / "export" / FILE).read_bytes() for job in jobs)
+    runs = [kinds[name].new_run(tmp_path / place, steps=steps) for place in ("one", "two")]
+    for run in runs:
+        run.work.mkdir()
+        kinds[name].train(run)
+    assert read_record(runs[0].work / "export") == expected
+    one, two = ((run.work / "export" / FILE).read_bytes() for run in runs)
     assert one == two
 
 
@@ -44,7 +44,7 @@ def test_f5_the_record_follows_the_run(
 ) -> None:
     clips = Clips(video=replace(VIDEO, fps=16), latents=None)
     record = student_record(clips, schedule, world / "prompts", Precision.BFLOAT16, None)
-    run = with_inputs(kinds["dmd"].job(tmp_path, steps=0, precision=Precision.BFLOAT16), student=world / "teacher")
+    run = with_inputs(kinds["dmd"].new_run(tmp_path, steps=0, precision=Precision.BFLOAT16), student=world / "teacher")
     kinds["dmd"].train(replace(run, record=record))
     expected = replace(
         STUDENT, video=clips.video, precision=Precision.BFLOAT16, latents=None, frames_per_block=None, cache=None
@@ -55,7 +55,7 @@ def test_f5_the_record_follows_the_run(
 def test_a_student_whose_blocks_are_not_those_of_its_record_is_refused(
     kinds: dict[str, Any], world: Path, tmp_path: Path
 ) -> None:
-    run = with_inputs(kinds["dmd"].job(tmp_path), student=world / "teacher")
+    run = with_inputs(kinds["dmd"].new_run(tmp_path), student=world / "teacher")
     with pytest.raises(ValueError, match="has blocks of None latent frames, and its training record says 2"):
         kinds["dmd"].step(run)
 

@@ -75,31 +75,31 @@ def fingerprint(step: Any) -> dict[str, str]:
     }
 
 
-def run(job: Any, kind: Any, *, at: int | None = None, without: str | None = None) -> tuple[dict[str, str], str]:
-    """Train ``job`` in a fresh object; returns the fingerprint and the curve."""
-    step = kind.step(job)
+def trained(run: Any, kind: Any, *, at: int | None = None, without: str | None = None) -> tuple[dict[str, str], str]:
+    """Train ``run`` in a fresh object; returns the fingerprint and the curve."""
+    step = kind.step(run)
     mortal = Mortal(step, at=at, without=without)
-    train(mortal, job)
-    return fingerprint(step), (job.work / CURVE).read_text()
+    train(mortal, run)
+    return fingerprint(step), (run.work / CURVE).read_text()
 
 
-def killed(job: Any, kind: Any, at: int) -> None:
+def killed(run: Any, kind: Any, at: int) -> None:
     with pytest.raises(Killed):
-        run(job, kind, at=at)
+        trained(run, kind, at=at)
 
 
 @pytest.mark.parametrize("name", [*KINDS, "dmd_sharing_samples", "dmd_lora_critic"])
 def test_resumed_equals_never_stopped_and_two_runs_are_equal(name: str, kinds: dict[str, Any], tmp_path: Path) -> None:
     kind = kinds[name]
     torch.manual_seed(1)
-    straight = run(kind.job(tmp_path / "straight"), kind)
+    straight = trained(kind.new_run(tmp_path / "straight"), kind)
     torch.manual_seed(2)
-    assert run(kind.job(tmp_path / "again"), kind) == straight
-    stopped = kind.job(tmp_path / "stopped")
+    assert trained(kind.new_run(tmp_path / "again"), kind) == straight
+    stopped = kind.new_run(tmp_path / "stopped")
     killed(stopped, kind, at=3)  # one step after the checkpoint of 2, between two that share samples
     torch.manual_seed(3)
     killed(stopped, kind, at=5)
-    assert run(stopped, kind) == straight
+    assert trained(stopped, kind) == straight
     assert straight[1].count("\n") == 1 + 6  # a row for every step
 
 
@@ -109,15 +109,15 @@ def test_without_any_one_part_a_resumed_run_differs(
 ) -> None:
     """The negative control: if this passed with a part lost, the test above would prove nothing about it."""
     kind = kinds[name]
-    assert part in kind.step(kind.job(tmp_path)).state()
-    straight = run(kind.job(tmp_path / "straight"), kind)
-    stopped = kind.job(tmp_path / "stopped")
+    assert part in kind.step(kind.new_run(tmp_path)).state()
+    straight = trained(kind.new_run(tmp_path / "straight"), kind)
+    stopped = kind.new_run(tmp_path / "stopped")
     killed(stopped, kind, at=5)
-    assert run(stopped, kind, without=part)[0] != straight[0]
+    assert trained(stopped, kind, without=part)[0] != straight[0]
 
 
 def test_no_part_is_missing_from_the_list_above(kinds: dict[str, Any], tmp_path: Path) -> None:
-    found = [(name, part) for name in KINDS for part in kinds[name].step(kinds[name].job(tmp_path)).state()]
+    found = [(name, part) for name in KINDS for part in kinds[name].step(kinds[name].new_run(tmp_path)).state()]
     assert found == [(name, part) for name, part in KINDS_WITH_PARTS if name in KINDS]
 
 
@@ -126,9 +126,9 @@ def test_a_resumed_run_that_lost_its_place_differs(name: str, kinds: dict[str, A
     """The same negative control for what no part holds: samples, noise, learning rate and whose turn it is, all of
     which are functions of the step; and for the seed."""
     kind = kinds[name]
-    straight = run(kind.job(tmp_path / "straight"), kind)
+    straight = trained(kind.new_run(tmp_path / "straight"), kind)
     for place, changes, shift in (("step", {}, 1), ("seed", {"seed": 1}, 0)):
-        stopped = kind.job(tmp_path / place)
+        stopped = kind.new_run(tmp_path / place)
         killed(stopped, kind, at=5)
         step = kind.step(replace(stopped, **changes))
         train(Mortal(step, shift=shift), stopped)
@@ -136,9 +136,9 @@ def test_a_resumed_run_that_lost_its_place_differs(name: str, kinds: dict[str, A
 
 
 def test_a_run_killed_after_its_last_step_only_exports(kinds: dict[str, Any], tmp_path: Path) -> None:
-    kind, job = kinds["ode"], kinds["ode"].job(tmp_path)
-    run(job, kind)
+    kind, run = kinds["ode"], kinds["ode"].new_run(tmp_path)
+    trained(run, kind)
     (tmp_path / CURVE).rename(tmp_path / "before.csv")
-    kind.train(job)
+    kind.train(run)
     assert (tmp_path / CURVE).read_bytes() == (tmp_path / "before.csv").read_bytes()
     assert (tmp_path / "export" / "config.json").is_file()

@@ -36,17 +36,17 @@ def test_the_work_of_a_step_is_what_pytorch_counts(
 
     Of so small a model the way back to inputs, which we count and nobody asks for, is an eighth.
     """
-    job, steps = kinds[name].job(tmp_path, **changes), 21
-    if hasattr(job.config, "optimizer"):
-        job = replace(job, config=replace(job.config, optimizer=replace(job.config.optimizer, kind="adamw")))
-    step, counted = kinds[name].step(job), 0
+    run, steps = kinds[name].new_run(tmp_path, **changes), 21
+    if hasattr(run.config, "optimizer"):
+        run = replace(run, config=replace(run.config, optimizer=replace(run.config.optimizer, kind="adamw")))
+    step, counted = kinds[name].step(run), 0
     for index in range(steps):
         with FlopCounterMode(display=False) as counter:
             step(index)
         counted += counter.get_total_flops()
     work = [step.counts(index) for index in range(steps)]
     assert sum(each.flops or 0.0 for each in work) == pytest.approx(counted, rel=0.2)
-    assert {each.samples for each in work} == {job.config.batch_size}
+    assert {each.samples for each in work} == {run.config.batch_size}
 
 
 def test_rates_are_those_since_the_last_reading(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ def state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def test_zero_dmd_steps_export_the_student_exactly(kinds: dict[str, Any], world: Path, tmp_path: Path) -> None:
-    kinds["dmd"].train(kinds["dmd"].job(tmp_path, steps=0))
+    kinds["dmd"].train(kinds["dmd"].new_run(tmp_path, steps=0))
     assert same(weights(tmp_path / "export"), weights(world / "student"))
     exported = load_transformer(tmp_path / "export")
     assert isinstance(exported, CausalWanTransformer3DModel)
@@ -55,7 +55,7 @@ def test_zero_dmd_steps_export_the_student_exactly(kinds: dict[str, Any], world:
 
 
 def test_critic_only_steps_leave_the_student_as_it_was(kinds: dict[str, Any], world: Path, tmp_path: Path) -> None:
-    kinds["dmd"].train(kinds["dmd"].job(tmp_path, steps=2, critic_only_steps=2))
+    kinds["dmd"].train(kinds["dmd"].new_run(tmp_path, steps=2, critic_only_steps=2))
     assert same(weights(tmp_path / "export"), weights(world / "student"))
 
 
@@ -66,11 +66,11 @@ def test_score_times_out_of_range_or_order_are_refused(
     with pytest.raises(
         ValueError, match=r"train_dmd.score_timesteps is \[.*; give the smallest and the largest timestep"
     ):
-        kinds["dmd"].job(tmp_path, score_timesteps=score_timesteps)
+        kinds["dmd"].new_run(tmp_path, score_timesteps=score_timesteps)
 
 
 def test_zero_ode_steps_export_the_teacher_as_a_student(kinds: dict[str, Any], world: Path, tmp_path: Path) -> None:
-    kinds["ode"].train(kinds["ode"].job(tmp_path, steps=0))
+    kinds["ode"].train(kinds["ode"].new_run(tmp_path, steps=0))
     assert same(weights(tmp_path / "export"), weights(world / "teacher"))
     assert isinstance(load_transformer(tmp_path / "export"), CausalWanTransformer3DModel)
 
@@ -79,12 +79,12 @@ def test_zero_steps_export_what_init_names(kinds: dict[str, Any], world: Path, t
     (tmp_path / "t").mkdir()
     (tmp_path / "v").mkdir()
     found = Init(folder=world, hub=None, revision=None)
-    teacher = kinds["teacher"].job(
+    teacher = kinds["teacher"].new_run(
         tmp_path / "t", steps=0, init=Init(folder=world / "teacher", hub=None, revision=None)
     )
     kinds["teacher"].train(teacher)
     assert same(weights(tmp_path / "t" / "export"), weights(world / "teacher"))
-    kinds["vae"].train(kinds["vae"].job(tmp_path / "v", steps=0, init=found))
+    kinds["vae"].train(kinds["vae"].new_run(tmp_path / "v", steps=0, init=found))
     assert same(weights(tmp_path / "v" / "export"), weights(world / "vae"))
     assert load_vae(tmp_path / "v" / "export").config.latents_std == load_vae(world / "vae").config.latents_std
 
@@ -96,9 +96,9 @@ def test_zero_steps_export_what_init_names(kinds: dict[str, Any], world: Path, t
 def test_the_export_is_the_weight_average(name: str, trained: str, kinds: dict[str, Any], tmp_path: Path) -> None:
     """Average after the first update = the weights; then decay average + (1 - decay) weights."""
     step = kinds[name].step(
-        kinds[name].job(tmp_path, ema_decay=0.75, critic_only_steps=0)
+        kinds[name].new_run(tmp_path, ema_decay=0.75, critic_only_steps=0)
         if name == "dmd"
-        else kinds[name].job(tmp_path, ema_decay=0.75)
+        else kinds[name].new_run(tmp_path, ema_decay=0.75)
     )
     history = []
     for index in (0, 2, 4):  # DMD updates its student in every second step
@@ -115,7 +115,7 @@ def test_the_export_is_the_weight_average(name: str, trained: str, kinds: dict[s
 def test_dmd_moves_the_right_network_at_the_right_time(kinds: dict[str, Any], tmp_path: Path) -> None:
     """Critic in every step, student after ``critic_only_steps`` in every so many-th, teacher never."""
     step = kinds["dmd"].step(
-        kinds["dmd"].job(tmp_path, steps=20, critic_only_steps=2, critic_updates_per_student_update=3)
+        kinds["dmd"].new_run(tmp_path, steps=20, critic_only_steps=2, critic_updates_per_student_update=3)
     )
     teacher = state(network(step, "teacher"))
     updated = []
@@ -139,7 +139,7 @@ def test_the_student_sees_real_clips_noised_block_by_block(
     kinds: dict[str, Any], schedule: ScheduleConfig, world: Path, tmp_path: Path
 ) -> None:
     """As released: per block one of the denoising times or clean; clean blocks are the data untouched."""
-    step = kinds["dmd"].step(kinds["dmd"].job(tmp_path, batch_size=8))
+    step = kinds["dmd"].step(kinds["dmd"].new_run(tmp_path, batch_size=8))
     seen = []
     step.student.model.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append((args[0], kwargs["timestep"])), with_kwargs=True
@@ -175,7 +175,7 @@ def noise_in(x_t: torch.Tensor, x0: torch.Tensor, timestep: torch.Tensor) -> tor
 
 def test_scores_are_compared_at_fresh_noise_and_one_time_per_video(kinds: dict[str, Any], tmp_path: Path) -> None:
     """The teacher is asked with and without the prompt, the critic with it, both at the same point."""
-    step = kinds["dmd"].step(kinds["dmd"].job(tmp_path))
+    step = kinds["dmd"].step(kinds["dmd"].new_run(tmp_path))
     calls: dict[str, list[tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]]] = {}
     for name in ("student", "teacher", "critic"):
         network(step, name).register_forward_hook(
@@ -221,7 +221,7 @@ def test_bfloat16_uses_the_weights_of_now(kinds: dict[str, Any], tmp_path: Path)
         decay="constant",
     )
     step = kinds["dmd"].step(
-        kinds["dmd"].job(tmp_path, precision=Precision.BFLOAT16, student_optimizer=fast, critic_only_steps=0)
+        kinds["dmd"].new_run(tmp_path, precision=Precision.BFLOAT16, student_optimizer=fast, critic_only_steps=0)
     )
     samples = []
     step.student.model.register_forward_hook(
@@ -239,7 +239,7 @@ def test_bfloat16_uses_the_weights_of_now(kinds: dict[str, Any], tmp_path: Path)
 
 def test_prompt_dropout_takes_the_negative_prompt(kinds: dict[str, Any], tmp_path: Path) -> None:
     for dropout, expected in [(0.0, False), (1.0, True)]:
-        step = kinds["teacher"].step(kinds["teacher"].job(tmp_path, prompt_dropout=dropout))
+        step = kinds["teacher"].step(kinds["teacher"].new_run(tmp_path, prompt_dropout=dropout))
         seen: list[torch.Tensor] = []
         step.teacher.model.register_forward_pre_hook(
             lambda _, __, kwargs, seen=seen: seen.append(kwargs["encoder_hidden_states"]), with_kwargs=True
@@ -250,7 +250,7 @@ def test_prompt_dropout_takes_the_negative_prompt(kinds: dict[str, Any], tmp_pat
 
 
 def test_teacher_times_cover_the_schedule_evenly(kinds: dict[str, Any], tmp_path: Path) -> None:
-    step = kinds["teacher"].step(kinds["teacher"].job(tmp_path, batch_size=8))
+    step = kinds["teacher"].step(kinds["teacher"].new_run(tmp_path, batch_size=8))
     seen: list[torch.Tensor] = []
     step.teacher.model.register_forward_pre_hook(
         lambda _, __, kwargs: seen.append(kwargs["timestep"]), with_kwargs=True
@@ -265,12 +265,12 @@ def test_teacher_times_cover_the_schedule_evenly(kinds: dict[str, Any], tmp_path
 
 
 def test_pairs_at_other_times_than_the_schedule_s_are_refused(kinds: dict[str, Any], tmp_path: Path) -> None:
-    job = kinds["ode"].job(tmp_path)
+    run = kinds["ode"].new_run(tmp_path)
     other = ScheduleConfig(shift=3.0, solver_steps=4, denoising_timesteps=(1000, 900, 750), context_timestep=0.0)
     with pytest.raises(ValueError, match=r"\[1000.0, 750.0, 500.0, 0.0\].*asks for \[1000.*, 900.*, 750.*, 0.0\]"):
-        kinds["ode"].step(replace(job, record=replace(job.record, schedule=other)))
+        kinds["ode"].step(replace(run, record=replace(run.record, schedule=other)))
     with pytest.raises(ValueError, match="model.frames_per_block is 3; 4 latent frames divide into blocks of 1, 2, 4"):
-        kinds["ode"].step(with_blocks(job, 3))
+        kinds["ode"].step(with_blocks(run, 3))
 
 
 def test_a_frame_comes_from_the_chosen_state() -> None:
@@ -282,7 +282,7 @@ def test_a_frame_comes_from_the_chosen_state() -> None:
 
 
 def test_ode_inputs_are_states_of_one_trajectory(kinds: dict[str, Any], world: Path, tmp_path: Path) -> None:
-    step = kinds["ode"].step(kinds["ode"].job(tmp_path))
+    step = kinds["ode"].step(kinds["ode"].new_run(tmp_path))
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     step.student.model.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append((args[0], kwargs["timestep"])), with_kwargs=True
@@ -313,9 +313,9 @@ def test_a_latent_that_is_none_stops_training_before_a_weight_moves(
     name: str, kinds: dict[str, Any], world: Path, tmp_path: Path
 ) -> None:
     """The released DMD turns one NaN into a step of zeros and goes on."""
-    clean = kinds[name].job(tmp_path, batch_size=2)
-    job = with_inputs(clean, latents=poisoned(tmp_path / "lmdb", world, record=5))
-    step = kinds[name].step(job)
+    clean = kinds[name].new_run(tmp_path, batch_size=2)
+    run = with_inputs(clean, latents=poisoned(tmp_path / "lmdb", world, record=5))
+    step = kinds[name].step(run)
     before: dict[str, dict[str, torch.Tensor]] = {}
 
     def until_it_stops() -> None:
@@ -331,7 +331,7 @@ def test_a_latent_that_is_none_stops_training_before_a_weight_moves(
 
 
 def test_the_vae_trains_on_frames_then_on_clips(kinds: dict[str, Any], tmp_path: Path) -> None:
-    step = kinds["vae"].step(kinds["vae"].job(tmp_path))
+    step = kinds["vae"].step(kinds["vae"].new_run(tmp_path))
     sizes: list[torch.Size] = []
     step.model.register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape))
     for index in range(4):
@@ -340,10 +340,10 @@ def test_the_vae_trains_on_frames_then_on_clips(kinds: dict[str, Any], tmp_path:
 
 
 def test_a_trained_vae_knows_its_latents_statistics(kinds: dict[str, Any], tmp_path: Path) -> None:
-    job = kinds["vae"].job(tmp_path)
-    kinds["vae"].train(job)
+    run = kinds["vae"].new_run(tmp_path)
+    kinds["vae"].train(run)
     vae = load_vae(tmp_path / "export")
-    videos = [to_unit(torch.from_numpy(read_frames(clip)))[None] for clip in kinds["vae"].step(job).clips]
+    videos = [to_unit(torch.from_numpy(read_frames(clip)))[None] for clip in kinds["vae"].step(run).clips]
     latents = torch.cat([encode(vae, video) for video in videos])
     assert latents.mean(dim=(0, 2, 3, 4)).abs().max() < 1e-4
     torch.testing.assert_close(latents.std(dim=(0, 2, 3, 4)), torch.ones(4), rtol=1e-2, atol=0)
@@ -354,8 +354,8 @@ def test_a_trained_vae_knows_its_latents_statistics(kinds: dict[str, Any], tmp_p
 def test_gradient_checkpointing_does_not_change_training(name: str, kinds: dict[str, Any], tmp_path: Path) -> None:
     curves = []
     for kind in get_args(Checkpointing):
-        job = kinds[name].job(tmp_path / kind, steps=2)
-        job = replace(job, compute=replace(job.compute, gradient_checkpointing=kind))
-        kinds[name].train(job)
-        curves.append((job.work / CURVE).read_text())
+        run = kinds[name].new_run(tmp_path / kind, steps=2)
+        run = replace(run, compute=replace(run.compute, gradient_checkpointing=kind))
+        kinds[name].train(run)
+        curves.append((run.work / CURVE).read_text())
     assert curves == curves[:1] * 3

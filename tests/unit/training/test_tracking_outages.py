@@ -73,8 +73,8 @@ def train(kinds: dict[str, Any], root: Path, steps: int, gate: Gate = lambda _: 
     with child_run(
         "train_dmd", "smoke", root, {"steps": steps}, Made(key="k", inputs={}, upstream={}), work
     ) as tracker:
-        job = kinds["dmd"].job(work, steps=steps, checkpoint_every=steps)
-        kinds["dmd"].train(replace(job, tracker=Paced(tracker, gate)))
+        run = kinds["dmd"].new_run(work, steps=steps, checkpoint_every=steps)
+        kinds["dmd"].train(replace(run, tracker=Paced(tracker, gate)))
         tracker.log_results({**read_last(work / CURVE), "steps": steps})
     files = {path.name: path.read_bytes() for path in [work / CURVE, *(work / EXPORT).iterdir()]}
     with (work / CURVE).open(newline="") as file:

@@ -116,7 +116,7 @@ def test_two_ranks_train_as_one(
     changes: dict[str, Any] = {"inputs": inputs} if inputs else {"optimizer": adamw}
     if name == "vae":
         changes |= {"image_steps": 2}
-    alone, together = (kinds[name].job(tmp_path / place, steps=6, **changes) for place in ("alone", "together"))
+    alone, together = (kinds[name].new_run(tmp_path / place, steps=6, **changes) for place in ("alone", "together"))
     if name != "vae":
         again = "selective" if shard_weights else "none"
         together = replace(
@@ -135,7 +135,7 @@ def test_two_ranks_train_as_one(
     for one, two in zip(ours, theirs, strict=True):
         assert two == pytest.approx(one, rel=2e-3, abs=1e-6)
     weights, others = (
-        load_file(job.work / "export" / "diffusion_pytorch_model.safetensors") for job in (alone, together)
+        load_file(run.work / "export" / "diffusion_pytorch_model.safetensors") for run in (alone, together)
     )
     assert weights.keys() == others.keys()
     for key, value in weights.items():
@@ -148,7 +148,7 @@ def test_two_ranks_train_as_one(
 def test_workers_may_come_and_go(shard_weights: bool, kind: str, kinds: dict[str, Any], tmp_path: Path) -> None:
     """Two ranks to step 2, one to step 4, two to the end: the same samples, so the same losses and weights."""
     changes = {"optimizer": optimizer(kind, learning_rate=1e-3, decay="constant"), "steps": 6}
-    alone, moved = (kinds["teacher"].job(tmp_path / place, **changes) for place in ("alone", "moved"))
+    alone, moved = (kinds["teacher"].new_run(tmp_path / place, **changes) for place in ("alone", "moved"))
     moved = replace(moved, compute=replace(moved.compute, shard_weights=shard_weights))
     kinds["teacher"].train(alone)
 
@@ -162,7 +162,7 @@ def test_workers_may_come_and_go(shard_weights: bool, kind: str, kinds: dict[str
     assert [row["step"] for row in theirs] == [0, 1, 2, 3, 4, 5]
     for one, two in zip(ours, theirs, strict=True):
         assert two == pytest.approx(one, rel=1e-4)
-    weights, others = (load_file(job.work / "export" / "diffusion_pytorch_model.safetensors") for job in (alone, moved))
+    weights, others = (load_file(run.work / "export" / "diffusion_pytorch_model.safetensors") for run in (alone, moved))
     for key, value in weights.items():
         torch.testing.assert_close(others[key], value, rtol=1e-3, atol=1e-4)
 
@@ -199,7 +199,7 @@ def test_fifty_steps_at_the_profiles_learning_rates(
 ) -> None:
     """Every row of both curves; by then the parameters have moved."""
     changes = laptop_optimizers(name)
-    alone, together = (kinds[name].job(tmp_path / place, steps=50, **changes) for place in ("alone", "together"))
+    alone, together = (kinds[name].new_run(tmp_path / place, steps=50, **changes) for place in ("alone", "together"))
     together = replace(together, compute=replace(together.compute, shard_weights=shard_weights))
     kinds[name].train(alone)
     on_two_ranks(tmp_path / "ranks", lambda _: kinds[name].train(together))
@@ -210,8 +210,8 @@ def test_fifty_steps_at_the_profiles_learning_rates(
 def test_parts_in_bfloat16(name: str, kinds: dict[str, Any], tmp_path: Path) -> None:
     """Blocks are fetched and multiplied in it; losses are float32's but for that rounding, masters stay float32."""
     changes = {} if "dmd" in name else {"optimizer": optimizer(learning_rate=1e-3, decay="constant")}
-    exact = kinds[name].job(tmp_path / "exact", steps=4, **changes)
-    rounded = kinds[name].job(tmp_path / "rounded", steps=4, precision=Precision.BFLOAT16, **changes)
+    exact = kinds[name].new_run(tmp_path / "exact", steps=4, **changes)
+    rounded = kinds[name].new_run(tmp_path / "rounded", steps=4, precision=Precision.BFLOAT16, **changes)
     rounded = replace(rounded, compute=replace(rounded.compute, shard_weights=True))
     kinds[name].train(exact)
     on_two_ranks(tmp_path / "ranks", lambda _: kinds[name].train(rounded))

@@ -1,4 +1,4 @@
-"""``launch`` in a process of its own: Ray leaves threads behind, which disturb the tests that come after it."""
+"""Call ``launch`` in a separate process, because Ray leaves threads that would disturb later tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from causvid.compute.parallel import launch
 
 
 def launched(train: Callable[[Any], None], run: Any) -> subprocess.CompletedProcess[str]:
-    """The end of a process that launches ``train`` on ``run``; what it raises is the last line of its stderr."""
+    """Launch ``train`` on ``run`` in a process, and wait for its end. An error is the last line of its stderr."""
     run.work.mkdir(parents=True)
     (run.work / "run").write_bytes(pickle.dumps((train, run)))
     command = [sys.executable, "-m", __name__, str(run.work / "run")]
@@ -21,5 +21,5 @@ def launched(train: Callable[[Any], None], run: Any) -> subprocess.CompletedProc
 
 
 if __name__ == "__main__":
-    train, run = pickle.loads(Path(sys.argv[1]).read_bytes())  # our own, from a moment ago
+    train, run = pickle.loads(Path(sys.argv[1]).read_bytes())  # written by ``launched``
     launch(train, run, run.compute, name="test", storage=run.work / "ray")

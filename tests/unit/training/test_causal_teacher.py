@@ -1,4 +1,4 @@
-"""The causal teacher: fitted by diffusion forcing, started from a bidirectional one or from another causal one."""
+"""The causal teacher: trained by diffusion forcing, from a bidirectional, a causal or a random model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
 
 
-def test_every_block_has_a_time_of_its_own_that_its_noise_follows(kinds: dict[str, Any], tmp_path: Path) -> None:
+def test_every_block_has_its_own_timestep_and_noise_level(kinds: dict[str, Any], tmp_path: Path) -> None:
     kind = kinds["causal_teacher"]
     step = kind.step(kind.new_run(tmp_path, batch_size=8))
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -52,7 +52,7 @@ def test_every_block_has_a_time_of_its_own_that_its_noise_follows(kinds: dict[st
     assert not torch.equal(seen[0][1], seen[1][1])
 
 
-def test_the_loss_is_the_flow_matching_loss_at_those_times(kinds: dict[str, Any], tmp_path: Path) -> None:
+def test_the_loss_is_the_flow_matching_loss_at_these_timesteps(kinds: dict[str, Any], tmp_path: Path) -> None:
     kind = kinds["causal_teacher"]
     step, seen = kind.step(kind.new_run(tmp_path)), []
     step.teacher.model.register_forward_hook(lambda _, __, out: seen.append(out[0].detach()))
@@ -63,10 +63,10 @@ def test_the_loss_is_the_flow_matching_loss_at_those_times(kinds: dict[str, Any]
 
 
 @pytest.mark.parametrize("inside", [".", "transformer"])
-def test_zero_steps_make_a_causal_model_of_a_bidirectional_one(
+def test_zero_steps_convert_a_bidirectional_model_to_a_causal_one(
     kinds: dict[str, Any], world: Path, tmp_path: Path, inside: str
 ) -> None:
-    """A transformer's folder or a pipeline's; the weights stay, the class is the causal one."""
+    """The folder is that of a transformer or of a pipeline. The weights are unchanged, and the class is causal."""
     shutil.copytree(world / "teacher", tmp_path / "init" / inside, dirs_exist_ok=True)
     run = kinds["causal_teacher"].new_run(tmp_path, steps=0, init=from_folder(tmp_path / "init"))
     kinds["causal_teacher"].train(run)
@@ -76,7 +76,7 @@ def test_zero_steps_make_a_causal_model_of_a_bidirectional_one(
     assert same_weights(exported, load_transformer(world / "teacher"))
 
 
-def test_a_causal_teacher_can_be_trained_on(kinds: dict[str, Any], world: Path, tmp_path: Path) -> None:
+def test_the_training_of_a_causal_teacher_can_be_continued(kinds: dict[str, Any], world: Path, tmp_path: Path) -> None:
     kind = kinds["causal_teacher"]
     kind.train(kind.new_run(tmp_path, steps=2, init=from_folder(world / "student")))
     exported = load_transformer(tmp_path / "export")
@@ -84,7 +84,7 @@ def test_a_causal_teacher_can_be_trained_on(kinds: dict[str, Any], world: Path, 
     assert not same_weights(exported, load_transformer(world / "student"))
 
 
-def test_random_weights_are_those_of_the_bidirectional_teacher(kinds: dict[str, Any], tmp_path: Path) -> None:
+def test_random_weights_equal_those_of_the_bidirectional_teacher(kinds: dict[str, Any], tmp_path: Path) -> None:
     causal, plain = (
         kinds[name].step(kinds[name].new_run(tmp_path)).teacher.model for name in ("causal_teacher", "teacher")
     )
@@ -94,7 +94,7 @@ def test_random_weights_are_those_of_the_bidirectional_teacher(kinds: dict[str, 
 
 
 def test_blocks_that_do_not_fit_are_named(kinds: dict[str, Any], world: Path, tmp_path: Path) -> None:
-    kind, brought = kinds["causal_teacher"], from_folder(world / "student")  # of blocks of two
+    kind, brought = kinds["causal_teacher"], from_folder(world / "student")  # its blocks have two frames
     with pytest.raises(ValueError, match=r"train_teacher.causal is true and model.frames_per_block is null"):
         teacher_record(CLIPS, 3.0, world / "prompts", Precision.FLOAT32, None, causal=True)
     with pytest.raises(ValueError, match="model.frames_per_block is 3; 4 latent frames divide into blocks of 1, 2, 4"):

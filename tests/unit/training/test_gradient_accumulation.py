@@ -1,4 +1,4 @@
-"""A batch seen in several passes trains as one seen in one, to rounding."""
+"""Training in several micro-batches equals training in one, up to rounding."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ from tests.unit.training.conftest import curve, network, optimizer
         ("dmd_sharing_samples", {"inputs": "rollout"}),
     ],
 )
-def test_several_passes_train_as_one(name: str, changes: dict[str, Any], kinds: dict[str, Any], tmp_path: Path) -> None:
-    """Every value of the curve, and the weights; no pass sees more than its part."""
+def test_several_micro_batches_train_like_one(
+    name: str, changes: dict[str, Any], kinds: dict[str, Any], tmp_path: Path
+) -> None:
+    """All values of the curve and all weights are equal, and every forward pass sees one micro-batch."""
     rate = optimizer(learning_rate=1e-3, decay="constant")
     changes = changes | ({"optimizer": rate} if "dmd" not in name else {})
     curves, weights = [], []
@@ -53,19 +55,19 @@ def test_several_passes_train_as_one(name: str, changes: dict[str, Any], kinds: 
                 torch.testing.assert_close(parts[trainee][key], value, rtol=1e-3, atol=1e-3)
 
 
-def test_a_batch_that_does_not_divide_is_refused(kinds: dict[str, Any], tmp_path: Path) -> None:
+def test_a_batch_that_does_not_divide_into_micro_batches_is_rejected(kinds: dict[str, Any], tmp_path: Path) -> None:
     run = kinds["ode"].new_run(tmp_path)
     step = kinds["ode"].step(replace(run, compute=replace(ONE_WORKER, gradient_accumulation_steps=3)))
     with pytest.raises(ValueError, match=r"4 samples of a batch do not divide into 3 passes; change compute\.grad"):
         step(0)
 
 
-def test_less_than_one_pass_is_refused() -> None:
+def test_less_than_one_micro_batch_is_rejected() -> None:
     with pytest.raises(ValueError, match="gradient_accumulation_steps is 0; it must be at least 1"):
         replace(ONE_WORKER, gradient_accumulation_steps=0)
 
 
-def test_a_loss_that_is_none_stops_before_its_gradients() -> None:
+def test_a_loss_that_is_not_finite_stops_before_its_gradients_are_computed() -> None:
     model = torch.nn.Linear(1, 1)
     with pytest.raises(FloatingPointError, match="step 7: the loss is nan"):
         accumulate(model, [1.0, float("nan")], lambda part: model(torch.ones(1)).sum() * part, 7)  # type: ignore[list-item]

@@ -132,8 +132,8 @@ def _load(job: Job, group: Sequence[Any]) -> tuple[list[Any], list[tuple[Any, Ba
 def _here(job: Job, groups: Sequence[Sequence[Any]], compute: Compute) -> Iterator[Handled]:
     """Handle the groups in this process: on one thread per core, each with its worker, or on one thread with a GPU.
 
-    Torch uses one thread in each, as in a Ray actor. The order of a summation depends on the number of threads, and so
-    do the last bits of the sum and the bytes of the result.
+    Torch uses one thread in each, as in a Ray actor, because the order of a summation, and with it the last bits of
+    the sum and the bytes of the result, depends on the number of threads.
     """
     import torch
 
@@ -281,14 +281,14 @@ class _Pool:
         from ray.exceptions import RayError
 
         # In the order of assignment, because an actor handles one group after another.
-        given = {ref: theirs for ref, (actor, theirs) in self.busy.items() if actor is owner}
+        assigned = {ref: waiting for ref, (actor, waiting) in self.busy.items() if actor is owner}
         failed = [group] if group is not None else []
-        for reference, theirs in given.items():
+        for reference, waiting in assigned.items():
             del self.busy[reference]
             try:
                 yield ray.get(reference)
             except RayError:
-                failed.append(theirs)
+                failed.append(waiting)
         if failed:
             first = min(failed, key=lambda each: each.given)
             self.todo.extendleft(other for other in failed if other is not first)
@@ -345,8 +345,8 @@ def launch(train: Callable[[Any], None], job: Any, compute: Compute, *, name: st
         )
         trainer.fit()
     if refusal.is_file():
-        said = json.loads(refusal.read_text())
-        raise REFUSALS[said["kind"]](said["sentence"])
+        recorded = json.loads(refusal.read_text())
+        raise REFUSALS[recorded["kind"]](recorded["sentence"])
 
 
 @dataclass(frozen=True)

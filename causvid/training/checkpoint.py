@@ -91,7 +91,7 @@ class Writer:
 
 
 def copied(value: Any) -> Any:
-    """Copy nested containers, and every tensor in them to the CPU, so that the originals can be changed meanwhile."""
+    """Copy nested containers, and all tensors in them to the CPU. The originals can then be changed."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, Mapping):

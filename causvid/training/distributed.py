@@ -85,7 +85,7 @@ def shard(module: Module, blocks: nn.ModuleList, dtype: torch.dtype) -> Module:
     if world_size() > 1:
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-        # The warning is about outputs that are changed in place. No output is.
+        # The warning is for outputs that are changed in place, which never happens here.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         # Inputs of a block are not cast, because the embedding of the timesteps must not be rounded.
         policy = MixedPrecisionPolicy(
@@ -138,10 +138,12 @@ def total(value: torch.Tensor) -> torch.Tensor:
 
 
 def weight_of(count: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
-    """Return the weight of a mean in the mean over all ranks, if the ranks then average their gradients.
+    """Return the weight of a mean over some items of this rank in the mean over the items of all ranks.
+
+    The weight includes the number of ranks, because gradients are averaged over the ranks afterwards.
 
     Args:
-        count: Number of items in the mean; some of the items of this rank.
+        count: Number of items in the mean.
         held: Number of items of this rank.
     """
     return count * world_size() / total(held).clamp(min=1)

@@ -65,9 +65,9 @@ def _require_empty(root: Path, subfolder: str, marker: str) -> None:
             f"init.folder is {root}, which is a file; give the folder of a saved {subfolder} ('python -m "
             "causvid.interop.original_checkpoint import' creates one from a model.pt)"
         )
-    if found := [path.name for path in contents(root)]:
+    if names := [path.name for path in contents(root)]:
         raise ValueError(
-            f"init.folder is {root}, which holds {', '.join(found[:3])} but neither {marker} nor "
+            f"init.folder is {root}, which holds {', '.join(names[:3])} but neither {marker} nor "
             f"{subfolder}/{marker}; give the folder of a saved {subfolder}, or an empty one to train from scratch"
         )
 

@@ -178,8 +178,8 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
         """Return the velocity.
 
-        With gradients, the cache is not written, and must not be changed until the backward pass, because gradient
-        checkpointing reads it again.
+        With gradients, the cache is not written. The tokens that the block attends to must not be changed until the
+        backward pass, because gradient checkpointing reads them again. Later blocks may be written meanwhile.
 
         Args:
             hidden_states: Noisy latents [B, C, F, H, W]: all blocks of a video, or with ``kv_cache`` one block.

@@ -30,7 +30,7 @@ def block_causal_flex(query: torch.Tensor, key: torch.Tensor, value: torch.Tenso
         The output [B, tokens, heads, head_dim].
     """
     mask = block_mask(query.shape[1], block_tokens, query.device)
-    # Under autocast, normalised queries and keys are float32 and values are not. Other kernels cast them, this one not.
+    # Under autocast, normalised queries and keys are float32 and values are not. This kernel needs the same dtype.
     query, key, value = (x.type_as(value).transpose(1, 2) for x in (query, key, value))
     attend = _kernel(compiled=query.device.type != "cpu")
     out = attend(query, key, value, block_mask=mask)

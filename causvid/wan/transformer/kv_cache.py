@@ -101,8 +101,8 @@ class Window:
     def slot(self, start: int, frames: int, frame_tokens: int) -> Slot:
         """Return the slot of a block.
 
-        Until the cache is full, positions are those in the video. Then the block always has the last position in the
-        window, the other blocks of the ring have the positions before it in temporal order, and the sink has the first.
+        Until the cache is full, positions are those in the video. Then the sink has the first positions in the window,
+        and the blocks of the ring follow in temporal order, so that the new block always has the last position.
 
         Args:
             start: First latent frame of the block in the video.

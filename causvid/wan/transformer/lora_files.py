@@ -177,5 +177,5 @@ def _weight(module: nn.Module) -> torch.Tensor | None:
 
 def _count(wrong: list[str], of: Mapping[str, Any]) -> str:
     """Describe ``wrong`` keys: their number, one example and its naming style."""
-    style = next((f", {said}" for start, said in _STYLES.items() if wrong[0].startswith(start)), "")
+    style = next((f", {names}" for start, names in _STYLES.items() if wrong[0].startswith(start)), "")
     return f"{len(wrong)} of its {len(of)} keys (as {wrong[0]}{style})"

@@ -64,7 +64,7 @@ def causal_student(teacher: WanTransformer3DModel, frames_per_block: int) -> Cau
 
 
 def student_of(teacher: WanTransformer3DModel, frames_per_block: int | None) -> WanTransformer3DModel:
-    """Return a causal student that shares the weights of ``teacher``; ``teacher`` itself if there are no blocks."""
+    """Return a causal student with the weights of ``teacher``; ``teacher`` itself if ``frames_per_block`` is None."""
     return teacher if frames_per_block is None else causal_student(teacher, frames_per_block)
 
 

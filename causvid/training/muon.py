@@ -65,9 +65,8 @@ class Muon(torch.optim.Optimizer):
                 state["momentum_buffer"] = torch.zeros_like(matrix.grad)
             buffer = state["momentum_buffer"].lerp_(matrix.grad, 1 - momentum)
             update = matrix.grad.lerp(buffer, momentum)
-            updates.append(
-                update.full_tensor() if isinstance(update, DTensor) else update
-            )  # a shard has other singular values
+            # A shard has other singular values than the whole matrix.
+            updates.append(update.full_tensor() if isinstance(update, DTensor) else update)
         scale = UPDATE_RMS * math.sqrt(max(matrices[0].shape))
         for matrix, update in zip(matrices, orthogonalise(torch.stack(updates)), strict=True):
             matrix.mul_(1 - lr * weight_decay).add_(part_of(update, matrix), alpha=-lr * scale)

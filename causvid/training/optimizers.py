@@ -151,7 +151,7 @@ def is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
 
 
 def is_kernel(name: str, parameter: nn.Parameter) -> bool:
-    """Return whether a parameter of a VAE is a convolution kernel, but not next to the latents or with RGB outputs."""
+    """Return whether a parameter of a VAE is a convolution kernel that is not next to the latents or the RGB output."""
     return name.endswith("weight") and parameter.ndim >= 4 and "quant_conv" not in name and parameter.shape[0] > 3
 
 

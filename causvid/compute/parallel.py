@@ -1,6 +1,6 @@
-"""Two launchers, one function: in this process, or under Ray. ``compute.workers`` chooses; results do not change.
+"""Run work in this process or on several Ray workers, as ``compute.workers`` says. The results are the same.
 
-``map_groups`` spreads independent groups of items (videos to resample, clips to encode, prompts to solve) over workers.
+``map_groups`` distributes independent groups of items (videos, clips, prompts) over workers.
 ``launch`` runs one training function on every rank.
 """
 
@@ -20,25 +20,28 @@ from typing import Any, Literal, Protocol
 
 from causvid.runtime.files import write_json
 
-TRIES = 3  # of a group, and then of each of its items alone, whose worker dies
-RESTARTS = 100  # of a training whose workers die, from its last checkpoint
+TRIES = 3  # how often a group is tried if its worker dies, and then each of its items alone
+RESTARTS = 100  # how often a training is restarted from its last checkpoint if a worker dies
+# A training that raises one of these is not restarted, because it would raise the same error again.
 REFUSALS: dict[str, type[Exception]] = {kind.__name__: kind for kind in (ValueError, FloatingPointError)}
-AHEAD = 2  # groups a worker has before it: one at work, one read meanwhile
-
+AHEAD = 2  # groups assigned to a worker at a time: it handles one while the next one is loaded
 
 Checkpointing = Literal["none", "selective", "full"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """Params section ``compute``: how much of a machine to use. In no stage's params: it must not change a result.
+    """Params section ``compute``: the use of a machine. No stage depends on it, because it must not change a result.
 
-    workers: processes; gpus_per_worker: GPUs each of them holds; gradient_checkpointing: what a transformer in training
-    makes again in the backward pass instead of keeping it, nothing (none), all of a layer but its attention
-    (selective), or all (full); shard_weights: whether each worker keeps its part of a transformer in training and
-    fetches the rest block by block (FSDP), or all of it (DDP); gradient_accumulation_steps: in how many passes, one
-    after the other, a transformer in training sees a worker's share of a batch; compile: whether torch.compile makes
-    its layers; save_in_background: whether training goes on while a copy of its state is written.
+    Attributes:
+        workers: Number of processes.
+        gpus_per_worker: GPUs of each worker.
+        gradient_checkpointing: Activations of a layer that the backward pass computes again to save memory: none, all
+            but the outputs of the attention (selective), or all (full).
+        shard_weights: Whether a worker holds one shard of every weight (FSDP2) or all weights (DDP).
+        gradient_accumulation_steps: Number of micro-batches in which a worker processes its share of a batch.
+        compile: Whether the layers of transformers are compiled by ``torch.compile`` for training.
+        save_in_background: Whether training continues while a copy of its state is written.
     """
 
     workers: int
@@ -50,26 +53,23 @@ class Compute:
     save_in_background: bool
 
     def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise ValueError(f"compute.workers is {self.workers}; it must be at least 1")
-        if self.gradient_accumulation_steps < 1:
-            raise ValueError(
-                f"compute.gradient_accumulation_steps is {self.gradient_accumulation_steps}; it must be at least 1"
-            )
+        for name in ("workers", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"compute.{name} is {getattr(self, name)}; it must be at least 1")
 
     @property
     def threads(self) -> int:
-        """CPU threads each worker may use without taking them from another."""
+        """Return the CPU threads of each worker, if all workers share the cores equally."""
         return max(1, cores() // self.workers)
 
 
 def cores() -> int:
-    """CPUs this process may run on: fewer than the machine has, in a container or under a scheduler."""
+    """Return the number of CPUs on which this process may run. A container or a scheduler may allow only some."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class BadItem(Exception):
-    """This item cannot be handled; others can. code: a short stable word; the message: a sentence."""
+    """An item cannot be handled, while others can. ``code`` is a short stable word, and ``reason`` is a clause."""
 
     def __init__(self, code: str, reason: str) -> None:
         super().__init__(code, reason)
@@ -77,40 +77,40 @@ class BadItem(Exception):
 
 
 class Worker(Protocol):
-    """Holds its models and handles group after group. It may write files of its own: whole or not at all."""
+    """A function with loaded models that handles one group after another. It must write files atomically."""
 
     def __call__(self, loaded: Sequence[Any], /) -> Sequence[Any]:
-        """Handle what was loaded of one group."""
+        """Handle the loaded items of one group, and return the results."""
         ...
 
 
 class Job(Protocol):
-    """What is to be done with items; pickled to whoever does it."""
+    """The processing of items, pickled and sent to the workers."""
 
     def load(self, item: Any, /) -> Any:
-        """Read what ``item`` needs, on any CPU, without models. Raises BadItem."""
+        """Read the data of ``item``, on any CPU and without models. Raises BadItem if the item cannot be handled."""
         ...
 
     def worker(self) -> Worker:
-        """Load the models, in the worker's own process."""
+        """Load the models in the process of the worker, and return the worker."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Handled:
-    """A group that is done: what its worker returned, and the items that could not be handled, with the reason."""
+    """A finished group: the results of its worker, and the items that could not be handled, each with the reason."""
 
     results: Sequence[Any]
     bad: Sequence[tuple[Any, BadItem]]
 
 
 def map_groups(job: Job, groups: Sequence[Sequence[Any]], compute: Compute) -> Iterator[Handled]:
-    """Give every group to a worker of ``job``; yield it when it is done, in any order.
+    """Load and handle every group as ``job`` says, and yield each group when it is finished, in any order.
 
-    Groups are whole units: who handles one cannot change its bytes. Where workers hold GPUs, other CPUs load the next
-    group meanwhile. A worker or a node that dies is replaced and its group tried again, in the end item by item: an
-    item that takes its worker down ``TRIES`` times is bad, with code crashed. An exception in a worker is raised here,
-    in this process that of the first group that has one.
+    The result of a group does not depend on its worker. If workers have GPUs, other CPUs load the next groups at the
+    same time. If a worker or a node dies, it is replaced and its group is tried again, finally item by item. An item
+    whose worker dies ``TRIES`` times becomes a ``BadItem`` with the code crashed. An exception in a worker is raised
+    here; if all groups are handled in this process, it is always the exception of the first group that has one.
     """
     if compute.workers == 1 or len(groups) < 2:
         yield from _here(job, groups, compute)
@@ -130,16 +130,16 @@ def _load(job: Job, group: Sequence[Any]) -> tuple[list[Any], list[tuple[Any, Ba
 
 
 def _here(job: Job, groups: Sequence[Sequence[Any]], compute: Compute) -> Iterator[Handled]:
-    """A worker in each of this process's threads, or in one of them if it holds a GPU.
+    """Handle the groups in this process: on one thread per core, each with its worker, or on one thread with a GPU.
 
-    Torch has one thread in each, as in a Ray actor: how a sum is split over threads decides its last bits, and so the
-    bytes that are written.
+    Torch uses one thread in each, as in a Ray actor, because the order of a summation, and with it the last bits of
+    the sum and the bytes of the result, depends on the number of threads.
     """
     import torch
 
     count = 1 if compute.gpus_per_worker else compute.threads
     before, idle = torch.get_num_threads(), SimpleQueue[Worker]()
-    # All of them before the first group: loading a model changes torch's defaults for the whole process for a moment.
+    # All workers are created before the first group, because loading a model changes defaults of torch for a moment.
     for _ in range(min(count, len(groups))):
         idle.put(job.worker())
     readers = ThreadPoolExecutor(AHEAD) if compute.gpus_per_worker else None
@@ -174,7 +174,7 @@ def _here(job: Job, groups: Sequence[Sequence[Any]], compute: Compute) -> Iterat
         if readers is not None:
             readers.shutdown(cancel_futures=True)
         torch.set_num_threads(before)
-    # Groups begin in their order: every one before a failed one has ended by now, so the same mistake is always named.
+    # Groups start in order, so all groups before a failed one are finished: the error is the same in every run.
     for future in futures:
         if not future.cancelled():
             future.result()
@@ -202,10 +202,10 @@ class _Actor:
 class _Group:
     items: Sequence[Any]
     tries: int = 0
-    given: int = 0  # when it was given last: an actor dies over the first of those it has
+    given: int = 0  # number of its last assignment: an actor that dies was handling the first of its groups
 
     def after_a_crash(self) -> list[_Group]:
-        """What to try instead; nothing for a single item that has had its chances."""
+        """Return the groups to try next: this one, its items one by one, or none after the last try of one item."""
         self.tries += 1
         if self.tries < TRIES:
             return [self]
@@ -213,7 +213,7 @@ class _Group:
 
 
 class _Pool:
-    """Ray's actors for a job, the groups that wait, and those that an actor has before it."""
+    """The Ray actors of a job, the waiting groups, and the groups that are assigned to an actor."""
 
     def __init__(self, job: Job, groups: Sequence[Sequence[Any]], compute: Compute) -> None:
         import ray
@@ -222,11 +222,11 @@ class _Pool:
         self.actor = ray.remote(num_cpus=1, num_gpus=compute.gpus_per_worker)(_Actor)
         self.load = ray.remote(num_cpus=1)(_load)
         self.job, self.todo = ray.put(job), deque(_Group(group) for group in groups)
-        self.alive: list[Any] = []  # actors that have begun
-        self.starting: dict[Any, Any] = {}  # reference of its start → actor
+        self.alive: list[Any] = []  # actors that have started
+        self.starting: dict[Any, Any] = {}  # reference of the call of start → actor
         self.busy: dict[Any, tuple[Any, _Group]] = {}  # reference of the result → actor, group
-        self.count = 0  # of groups given
-        self.deaths = 0  # of actors, since something was done last
+        self.count = 0  # assignments of groups to actors
+        self.deaths = 0  # of actors since the last finished group
         for _ in range(min(compute.workers, len(groups))):
             self.start()
 
@@ -235,7 +235,7 @@ class _Pool:
         self.starting[fresh.start.remote()] = fresh
 
     def give(self, handle: Any) -> None:
-        """Fill up what ``handle`` has before it."""
+        """Assign groups to the actor ``handle`` until it has ``AHEAD`` groups."""
         while self.todo and sum(owner is handle for owner, _ in self.busy.values()) < AHEAD:
             group = self.todo.popleft()
             self.count += 1
@@ -247,7 +247,7 @@ class _Pool:
             self.busy[reference] = (handle, group)
 
     def run(self) -> Iterator[Handled]:
-        """Every group, in the order they finish."""
+        """Yield every group when it is finished."""
         import ray
         from ray.exceptions import RayError, RayTaskError
 
@@ -259,12 +259,12 @@ class _Pool:
             except RayTaskError as error:
                 if group is None or not isinstance(error.cause, RayError):
                     raise
-                yield from self.again(group)  # the process that loaded it died; the worker lives
+                yield from self.again(group)  # the process that loaded the group died, not the worker
                 self.give(owner)
-            except RayError as error:  # its process or its node is gone
+            except RayError as error:  # the process or the node of the actor died
                 yield from self.settle(owner, group)
                 self.replace(owner, group, error)
-                # Not to the new one alone: there may never be room for it again.
+                # The other actors take its groups, because the cluster may not have room for the new actor.
                 for other in self.alive:
                     self.give(other)
             else:
@@ -276,34 +276,34 @@ class _Pool:
                     yield done
 
     def settle(self, owner: Any, group: _Group | None) -> Iterator[Handled]:
-        """What an actor that died leaves: groups that were done, the one it died over, others that only waited."""
+        """Sort the groups of an actor that died: yield the finished ones, and put the others back."""
         import ray
         from ray.exceptions import RayError
 
-        # In the order they were given: it does one after another.
-        given = {ref: theirs for ref, (actor, theirs) in self.busy.items() if actor is owner}
+        # In the order of assignment, because an actor handles one group after another.
+        assigned = {ref: waiting for ref, (actor, waiting) in self.busy.items() if actor is owner}
         failed = [group] if group is not None else []
-        for reference, theirs in given.items():
+        for reference, waiting in assigned.items():
             del self.busy[reference]
             try:
                 yield ray.get(reference)
             except RayError:
-                failed.append(theirs)
+                failed.append(waiting)
         if failed:
             first = min(failed, key=lambda each: each.given)
             self.todo.extendleft(other for other in failed if other is not first)
             yield from self.again(first)
 
     def replace(self, owner: Any, group: _Group | None, error: Exception) -> None:
-        """Start another for an actor that died. Raises RuntimeError when they keep dying before they have begun."""
+        """Replace an actor that died. Raises RuntimeError if too many actors in a row die before they have started."""
         self.deaths += 1
         if group is None and self.deaths > TRIES * self.compute.workers * (AHEAD + 1):
-            raise RuntimeError(f"workers die before they have begun: {error}") from error
+            raise RuntimeError(f"Ray workers die before they have started: {error}") from error
         self.start()
         self.alive = [other for other in self.alive if other is not owner]
 
     def again(self, group: _Group) -> Iterator[Handled]:
-        """Put back a group that a process died over; yield it when it has had its chances."""
+        """Put back a group whose process died. After its last try, yield it with its item as a bad one."""
         tries = group.after_a_crash()
         self.todo.extend(tries)
         if not tries:
@@ -311,13 +311,15 @@ class _Pool:
 
 
 def launch(train: Callable[[Any], None], job: Any, compute: Compute, *, name: str, storage: Path) -> None:
-    """Run ``train(job)`` here, or on ``compute.workers`` ranks under Ray Train as run ``name`` below ``storage``.
+    """Run ``train(job)`` here, or on every rank of the Ray Train run ``name``, which stores its state in ``storage``.
 
-    ``job`` is a picklable record of paths and numbers; what ``train`` makes, it writes to the paths in it. When a rank
-    dies, all are started again: ``train`` must go on by itself where it was stopped.
+    Args:
+        train: Writes its results to the paths in ``job``. It must resume by itself: if a rank dies, all are restarted.
+        job: A picklable record of paths and settings.
 
-    Raises what ``train`` does. Under Ray a ValueError or FloatingPointError comes as it is, since no second try would
-    help, and anything else as Ray's own error after many tries.
+    Raises:
+        Exception: ``train`` raised it. Under Ray, ValueError and FloatingPointError are raised unchanged and at once,
+            and any other error after ``RESTARTS`` restarts, as an error of Ray.
     """
     if compute.workers == 1:
         train(job)
@@ -343,8 +345,8 @@ def launch(train: Callable[[Any], None], job: Any, compute: Compute, *, name: st
         )
         trainer.fit()
     if refusal.is_file():
-        said = json.loads(refusal.read_text())
-        raise REFUSALS[said["kind"]](said["sentence"])
+        recorded = json.loads(refusal.read_text())
+        raise REFUSALS[recorded["kind"]](recorded["sentence"])
 
 
 @dataclass(frozen=True)
@@ -356,7 +358,7 @@ class _Rank:
     def __call__(self, config: dict[str, Any]) -> None:
         import torch
 
-        if self.refusal.is_file():  # Ray has started us again; whoever called ``launch`` says it
+        if self.refusal.is_file():  # Ray restarted the ranks; ``launch`` raises the error from this file
             return
         torch.set_num_threads(self.threads)
         try:
@@ -367,27 +369,27 @@ class _Rank:
 
 
 class _ray:
-    """A Ray session: the running cluster that ``RAY_ADDRESS`` names, else a private one on this machine's loopback."""
+    """A Ray session: on the cluster at ``RAY_ADDRESS`` if that is set, else a private one on loopback."""
 
     def __init__(self, compute: Compute) -> None:
         self.compute = compute
 
     def __enter__(self) -> None:
-        # Before Ray is imported. Rank 0's progress lines as they are: no colours, no "repeated 6x".
+        # Ray reads these when it is imported. They keep rank 0's progress lines free of colours and of "repeated 6x".
         os.environ.update({"RAY_COLOR_PREFIX": "0", "RAY_DEDUP_LOGS": "0"})
         defaults, here = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_V2_ENABLED": "1", "RAY_AUTH_MODE": "token"}, {}
         if "RAY_ADDRESS" not in os.environ:
-            # On Linux Ray listens on every interface, whatever address it is told, but for this switch. A token of this
-            # process's: the one that Ray would make lies in a file that all users may read.
+            # On Linux only this switch makes Ray listen on loopback alone. The token is created here, because Ray would
+            # store its own token in a file that all users may read.
             defaults |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-            # "local": not another session that happens to run on this machine.
+            # "local": start a new session, even if another one runs on this machine.
             here = {"address": "local", "num_cpus": self.compute.workers + 1, "include_dashboard": False}
         os.environ.update({name: value for name, value in defaults.items() if name not in os.environ})
         import ray
 
-        def quiet() -> None:  # by value, not by name: Ray runs it before it can import our code
+        def quiet() -> None:  # a local function is pickled by value: Ray runs it before it can import this module
             name = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
-            logging.getLogger(name).setLevel(logging.ERROR)  # says every second that there is no dashboard to ask
+            logging.getLogger(name).setLevel(logging.ERROR)  # warns every second that there is no dashboard
 
         ray.init(logging_level="error", runtime_env={"worker_process_setup_hook": quiet}, **here)
 

@@ -1,7 +1,8 @@
 """Flow matching: x_t = (1 - sigma) x0 + sigma noise, velocity = noise - x0, sigma = t / 1000 exactly.
 
-Conversions run in float64 and return the input's dtype: dividing by a small sigma in bfloat16 would cost digits
-(x0 from velocity and back must be the identity). At sigma = 0, x0 = x_t whatever the velocity.
+The conversions compute in float64 and return the dtype of the first argument. A division by a small sigma in bfloat16
+would lose digits, and the conversion from velocity to x0 and back must be the identity. At sigma = 0, x0 equals x_t for
+every velocity.
 """
 
 from __future__ import annotations
@@ -12,22 +13,29 @@ TRAIN_TIMESTEPS = 1000
 
 
 def sigma_of(timestep: torch.Tensor) -> torch.Tensor:
-    """Noise level of ``timestep`` in float64. Shape [B] becomes [B, 1, 1, 1, 1] and [B, F] becomes [B, 1, F, 1, 1]."""
+    """Return the noise level at ``timestep`` in float64, shaped to broadcast against a video.
+
+    Args:
+        timestep: Timesteps in [0, 1000], [B] or [B, F].
+
+    Returns:
+        sigma, [B, 1, 1, 1, 1] or [B, 1, F, 1, 1].
+    """
     sigma = timestep.double() / TRAIN_TIMESTEPS
     return sigma.view(-1, 1, 1, 1, 1) if sigma.ndim == 1 else sigma[:, None, :, None, None]
 
 
 def add_noise(x0: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """x_t of ``x0`` and ``noise`` [B, C, F, H, W]; ``sigma`` broadcasts against them."""
+    """Return x_t from ``x0`` and ``noise`` [B, C, F, H, W]; ``sigma`` must broadcast against them."""
     sigma = sigma.double()
     return ((1 - sigma) * x0.double() + sigma * noise.double()).to(x0.dtype)
 
 
 def velocity_to_x0(x_t: torch.Tensor, velocity: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """Clean latent that ``velocity`` at ``x_t`` points to: x_t - sigma velocity."""
+    """Return the clean latent that ``velocity`` predicts at ``x_t``: x_t - sigma velocity."""
     return (x_t.double() - sigma.double() * velocity.double()).to(x_t.dtype)
 
 
 def x0_to_velocity(x_t: torch.Tensor, x0: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """Inverse of ``velocity_to_x0``; sigma must be positive."""
+    """Return the velocity that predicts ``x0`` at ``x_t``: (x_t - x0) / sigma. All of ``sigma`` must be positive."""
     return ((x_t.double() - x0.double()) / sigma.double()).to(x_t.dtype)

@@ -1,4 +1,4 @@
-"""Classifier-free guidance, in the one convention of this project."""
+"""Classifier-free guidance, in the convention that the whole project uses."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import torch
 
 
 def guide(uncond: torch.Tensor, cond: torch.Tensor, scale: float) -> torch.Tensor:
-    """uncond + scale (cond - uncond): scale 1 is the conditional prediction, 0 the unconditional one.
+    """Return uncond + scale (cond - uncond). Scale 1 is the conditional prediction, scale 0 the unconditional one.
 
-    The released DMD code writes cond + s (cond - uncond); its s is our scale - 1.
+    The released DMD code computes cond + s (cond - uncond), with s = scale - 1.
     """
     return uncond + scale * (cond - uncond)

@@ -1,4 +1,4 @@
-"""Which noise levels a solver visits, and which of its states the few-step student will see."""
+"""The noise levels of a solver, and the solver states on which the few-step student is trained."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import torch
 
 from causvid.diffusion.flow import TRAIN_TIMESTEPS
 
-# The released steps 757 and 522 are rounded states 756.757 and 521.739 of its 50-step grid.
+# Largest difference in timesteps. The released timesteps 757 and 522 are the states 756.757 and 521.739 of a 50-step
+# grid, rounded.
 COLUMN_TOLERANCE = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlowSchedule:
-    """A shifted flow-matching grid: sigma = shift s / (1 + (shift - 1) s) for even s (SD3 eq. 23)."""
+    """A shifted flow-matching grid: sigma = shift s / (1 + (shift - 1) s) for equally spaced s (SD3 eq. 23)."""
 
     shift: float
 
@@ -25,19 +26,25 @@ class FlowSchedule:
             raise ValueError(f"schedule.shift is {self.shift}; it must be positive (1 = no shift)")
 
     def shifted(self, s: torch.Tensor) -> torch.Tensor:
-        """sigma in [0, 1] of unshifted ``s`` in [0, 1]."""
+        """Return sigma in [0, 1] for the unshifted noise level ``s`` in [0, 1]."""
         return self.shift * s / (1 + (self.shift - 1) * s)
 
     def sigmas(self, steps: int) -> torch.Tensor:
-        """The ``steps`` + 1 noise levels of a solver, from exactly 1 down to exactly 0, float64."""
+        """Return the ``steps`` + 1 noise levels of a solver in float64, from exactly 1 down to exactly 0."""
         if steps < 1:
             raise ValueError(f"schedule.solver_steps is {steps}; it must be at least 1")
         return self.shifted(torch.linspace(1, 0, steps + 1, dtype=torch.float64))
 
     def trajectory_columns(self, steps: int, timesteps: Sequence[float]) -> list[int]:
-        """Indices among the ``steps`` + 1 solver states that hold ``timesteps``.
+        """Return the index of each of ``timesteps`` among the states of a solver.
 
-        Raises ValueError naming the timestep that is no state of this solver and the nearest ones that are.
+        Args:
+            steps: Steps of the solver, which has ``steps`` + 1 states.
+            timesteps: Timesteps in [0, 1000].
+
+        Raises:
+            ValueError: A timestep differs from every state by more than ``COLUMN_TOLERANCE``. The message lists the
+                states next to it.
         """
         states = self.sigmas(steps) * TRAIN_TIMESTEPS
         columns = []
@@ -49,7 +56,7 @@ class FlowSchedule:
                 )
                 raise ValueError(
                     f"schedule.denoising_timesteps has {timestep:g}, which is not a state of a solver with "
-                    f"schedule.solver_steps {steps} and schedule.shift {self.shift:g}; near it are {near}"
+                    f"schedule.solver_steps {steps} and schedule.shift {self.shift:g}; the nearest states are {near}"
                 )
             columns.append(column)
         return columns
@@ -59,8 +66,11 @@ class FlowSchedule:
 class ScheduleConfig:
     """Params section ``schedule``.
 
-    shift: of the teacher's solver grid; solver_steps: Euler steps; denoising_timesteps: the student's steps from noise
-    to clean, in (0, 1000]; context_timestep: time of the pass that writes a finished block into the KV cache.
+    Attributes:
+        shift: Shift of the solver's grid.
+        solver_steps: Euler steps of the solver.
+        denoising_timesteps: Timesteps of the student in (0, 1000], from noise to clean.
+        context_timestep: Timestep of the context pass, which writes a finished block into the KV cache.
     """
 
     shift: float
@@ -76,25 +86,25 @@ class ScheduleConfig:
             )
         if any(after >= before for before, after in pairwise(steps)) or steps[-1] <= 0:
             raise ValueError(
-                f"schedule.denoising_timesteps is {list(steps)}; it must fall and stay above 0 "
-                "(clean context is schedule.context_timestep)"
+                f"schedule.denoising_timesteps is {list(steps)}; its values must decrease and be above 0 "
+                "(schedule.context_timestep is the timestep of clean context)"
             )
         if not 0 <= self.context_timestep < TRAIN_TIMESTEPS:
             raise ValueError(
                 f"schedule.context_timestep is {self.context_timestep:g}; it must be in [0, {TRAIN_TIMESTEPS}): "
-                "0 is clean, noise would say nothing about the block"
+                f"0 is clean, and {TRAIN_TIMESTEPS} is pure noise, which has no information about the block"
             )
-        self.columns()  # every step must be a state of the solver
+        self.columns()  # raises if a denoising timestep is not a state of the solver
 
     @property
     def grid(self) -> FlowSchedule:
-        """The teacher's solver grid."""
+        """Return the grid of the solver."""
         return FlowSchedule(shift=self.shift)
 
     def columns(self) -> list[int]:
-        """Solver states stored in an ODE pair: one per denoising step, then the clean end."""
+        """Return the indices of the solver states in an ODE pair: one per denoising timestep, then the clean end."""
         return [*self.grid.trajectory_columns(self.solver_steps, self.denoising_timesteps), self.solver_steps]
 
     def stored_timesteps(self) -> list[float]:
-        """Times of the stored states, from 1000 down to exactly 0."""
+        """Return the timesteps of the states in an ODE pair, from 1000 down to exactly 0."""
         return (self.grid.sigmas(self.solver_steps)[self.columns()] * TRAIN_TIMESTEPS).tolist()

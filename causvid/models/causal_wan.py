@@ -1,7 +1,7 @@
-"""The module name of the causal student's class in exported pipelines, so that their model_index.json stays valid.
+"""The module under whose name exported pipelines list the class of the causal student.
 
-diffusers takes a class from the module that model_index.json names. The module must be imported before, and contain the
-base class ``ModelMixin``, by which diffusers recognises a model.
+diffusers loads a class from the module that model_index.json names, so this name must not change. The module must
+already be imported, and must contain the base class ``ModelMixin``, by which diffusers recognises a model.
 """
 
 from diffusers import ModelMixin as ModelMixin

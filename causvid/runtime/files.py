@@ -1,4 +1,4 @@
-"""Finished files: written completely or not at all, and put in place by one rename."""
+"""Write files and folders completely or not at all: the new content gets its final name by one rename."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 
 def publish(finished: Path, target: Path) -> None:
-    """Put the file or folder ``finished`` at ``target`` in one rename, its bytes on disk first.
+    """Move the file or folder ``finished`` to ``target`` by one rename, after its bytes are on disk.
 
-    Across file systems it is copied beside the target before the rename. An existing target is replaced; of a link
-    only the link is, and what it leads to stays.
+    If the two are on different file systems, ``finished`` is first copied next to ``target``. An existing target is
+    replaced; a folder is removed just before the rename. If the target is a link, only the link is replaced.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.name}.publishing")
@@ -30,7 +30,7 @@ def publish(finished: Path, target: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` so that ``path`` holds either its old content or all of the new one."""
+    """Write ``text`` in UTF-8, so that ``path`` holds either its old content or all of the new content."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
@@ -42,7 +42,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON with sorted keys, atomically. NaN and infinity are refused with ValueError."""
+    """Write ``value`` as indented JSON with sorted keys, by ``write_text``. Raises ValueError for NaN and infinity."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
 

@@ -1,6 +1,6 @@
-"""Pixels ↔ latents ↔ tokens ↔ blocks: the integer arithmetic of a causal video VAE and a patch transformer.
+"""Sizes of videos, latents and blocks: the integer arithmetic of a causal video VAE and a block-causal transformer.
 
-Sources: CausVid sec. 4.1 (blocks of latent frames), the Wan VAE's 1 + 4n frames → 1 + n latent frames.
+Sources: CausVid sec. 4.1 (blocks of latent frames); the Wan VAE, which encodes 1 + 4n frames to 1 + n latent frames.
 """
 
 from __future__ import annotations
@@ -10,9 +10,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class VideoShape:
-    """The one size every clip of a run has (params section ``video``).
+    """The size of every clip of a run (params section ``video``).
 
-    Attributes: height and width in pixels; frames in frames; fps in frames per second.
+    Attributes:
+        height: Pixels; an even number.
+        width: Pixels; an even number.
+        frames: Number of frames.
+        fps: Frames per second.
     """
 
     height: int
@@ -31,7 +35,7 @@ class VideoShape:
 
 @dataclass(frozen=True, kw_only=True)
 class LatentShape:
-    """A clip in latent space: channels, then frames, height and width in latent units."""
+    """The size of a clip in latent space: channels, latent frames, and height and width in latent pixels."""
 
     channels: int
     frames: int
@@ -40,9 +44,16 @@ class LatentShape:
 
     @classmethod
     def of(cls, video: VideoShape, *, channels: int, temporal_stride: int, spatial_stride: int) -> LatentShape:
-        """Latent size of ``video`` under a causal VAE that keeps the first frame and strides the rest.
+        """Return the size of ``video`` after a causal VAE, whose first latent frame encodes one frame.
 
-        Raises ValueError when the VAE would silently drop frames or pixels.
+        Args:
+            video: Size of the video.
+            channels: Channels of the latents.
+            temporal_stride: Frames in each later latent frame.
+            spatial_stride: Pixels in a latent pixel, along one side.
+
+        Raises:
+            ValueError: The VAE would silently drop frames or pixels.
         """
         if (video.frames - 1) % temporal_stride:
             low = (video.frames - 1) // temporal_stride * temporal_stride + 1
@@ -64,13 +75,18 @@ class LatentShape:
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
-        """(C, F, H, W), the order of every tensor in memory after its batch axis."""
+        """Return (C, F, H, W), the order of the axes of all latents in memory, after the batch axis."""
         return self.channels, self.frames, self.height, self.width
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockLayout:
-    """How latent frames fall into causal blocks (CausVid sec. 4.1: chunks)."""
+    """The division of latent frames into causal blocks (CausVid sec. 4.1, which calls a block a chunk).
+
+    Attributes:
+        frames: Latent frames of the clip.
+        frames_per_block: Latent frames of a block; must divide ``frames``.
+    """
 
     frames: int
     frames_per_block: int
@@ -85,23 +101,32 @@ class BlockLayout:
 
     @property
     def blocks(self) -> int:
-        """Number of blocks in a clip."""
+        """Return the number of blocks in a clip."""
         return self.frames // self.frames_per_block
 
     def starts(self) -> range:
-        """First latent frame of every block."""
+        """Return the index of the first latent frame of every block."""
         return range(0, self.frames, self.frames_per_block)
 
     def frame_ranges(self, temporal_stride: int) -> list[range]:
-        """Frames of the video that each block shows, the VAE keeping the first one and striding the rest."""
+        """Return the frames of the video that each block encodes.
+
+        The first latent frame encodes one frame, and every later one ``temporal_stride`` frames.
+        """
         ends = [(start + self.frames_per_block - 1) * temporal_stride + 1 for start in self.starts()]
         return [range(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def block_frames(video: VideoShape, *, temporal_stride: int, frames_per_block: int | None) -> list[range]:
-    """The frames of ``video`` that each block of latent frames shows; a ``frames_per_block`` of None is one block.
+    """Return the frames of ``video`` that each block of latent frames encodes.
 
-    Raises ValueError for frames that the VAE would drop or that do not divide into blocks.
+    Args:
+        video: Size of the video.
+        temporal_stride: Frames in each latent frame after the first.
+        frames_per_block: Latent frames of a block; None = one block for the whole video.
+
+    Raises:
+        ValueError: The VAE would drop frames, or the latent frames do not divide into blocks.
     """
     latent = LatentShape.of(video, channels=1, temporal_stride=temporal_stride, spatial_stride=1).frames
     return BlockLayout(frames=latent, frames_per_block=frames_per_block or latent).frame_ranges(temporal_stride)

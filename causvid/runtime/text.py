@@ -1,7 +1,8 @@
-"""The rule for text from outside: UTF-8 must be able to hold it, because manifests, prompts and MLflow store UTF-8.
+"""Check text from outside: UTF-8 must be able to encode it, because manifests, prompts and MLflow store UTF-8.
 
-A ``str`` of Python can hold more than UTF-8: halves of surrogate pairs, which JSON spells ``"\\ud83d"``, and bytes of
-another encoding in file names and arguments, which Python reads as U+DC80 to U+DCFF (PEP 383).
+Python's ``str`` can contain characters that UTF-8 cannot encode: halves of surrogate pairs, which JSON writes as
+``"\\ud83d"``, and bytes of another encoding in file names and arguments, which Python reads as U+DC80 to U+DCFF
+(PEP 383).
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-NOT_UTF8 = "not_utf8"  # code of a row that is rejected for its text
+NOT_UTF8 = "not_utf8"  # code of a row that is rejected because of its text
 
 
 def fault(text: str) -> str | None:
-    """The reason why UTF-8 cannot hold ``text``, as a clause that follows the name of the text; None when it can."""
+    """Explain why UTF-8 cannot encode ``text``, in a clause whose subject is the text. Returns None if UTF-8 can."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -26,22 +27,22 @@ def fault(text: str) -> str | None:
 
 
 def require(text: str, name: str) -> None:
-    """Refuse ``text``, which the user knows as ``name``, when UTF-8 cannot hold it.
+    """Check that UTF-8 can encode ``text``, which error messages call ``name``.
 
     Raises:
-        ValueError: Names ``name``, the text, the character and the remedy.
+        ValueError: UTF-8 cannot encode the text. The message has the name, the text, the character and the remedy.
     """
     if reason := fault(text):
         raise ValueError(f"{name} is {text!r}, which {reason}; give it in UTF-8")
 
 
 def escaped(text: str) -> str:
-    """``text`` with a backslash escape for every character that UTF-8 cannot hold. Other text stays as it is."""
+    """Return ``text`` with a backslash escape for every character that UTF-8 cannot encode; the rest is unchanged."""
     return text.encode(errors="backslashreplace").decode()
 
 
 def undecodable(content: bytes) -> str | None:
-    """The reason why ``content`` is not UTF-8, as a clause that follows its name; None when it is UTF-8."""
+    """Explain why ``content`` is not UTF-8, in a clause whose subject is the content. Returns None if it is UTF-8."""
     try:
         content.decode()
     except UnicodeDecodeError as error:
@@ -51,10 +52,10 @@ def undecodable(content: bytes) -> str | None:
 
 
 def decode(content: bytes, name: str) -> str:
-    """Decode ``content``, which the user knows as ``name``, from UTF-8 with or without a byte order mark.
+    """Decode ``content``, which error messages call ``name``, from UTF-8 with or without a byte order mark.
 
     Raises:
-        ValueError: Names ``name``, the first byte that is not UTF-8, its line and the remedy.
+        ValueError: ``content`` is not UTF-8. The message has the name, the first wrong byte, its line and the remedy.
     """
     if reason := undecodable(content):
         raise ValueError(f"{name} {reason}; save it as UTF-8")
@@ -66,10 +67,10 @@ def prompt_list(prompts: str | Iterable[str], name: str = "prompts") -> list[str
 
     Args:
         prompts: One prompt, or any number of them.
-        name: The argument's name, for the error.
+        name: Name of the argument, for error messages.
 
     Raises:
-        ValueError: If one of them is not a string.
+        ValueError: A prompt is not a string.
     """
     listed: list[Any] = list(prompts) if isinstance(prompts, Iterable) and not isinstance(prompts, str) else [prompts]
     for prompt in listed:

@@ -1,4 +1,7 @@
-"""The arguments of a pipeline's call must be of one batch; PyTorch's own errors would name a shape deep inside."""
+"""Check that the arguments of a pipeline call belong to one batch.
+
+Without this check, PyTorch would raise an error about a shape inside the transformer.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,16 @@ import torch
 
 
 def require_one_batch(prompt_embeds: Any, generators: Any, negative_embeds: Any, *, text_dim: int) -> None:
-    """Check the arguments of a pipeline's call.
+    """Check the arguments of a pipeline call.
 
     Args:
-        prompt_embeds: Should be [B, L, text_dim], one prompt per video.
-        generators: Should be a sequence of B generators.
-        negative_embeds: Should be [1 or B, L, text_dim], or None.
-        text_dim: Width of the embeddings that the transformer takes.
+        prompt_embeds: Must be [B, L, text_dim], one prompt for each video.
+        generators: Must be a sequence of B ``torch.Generator``.
+        negative_embeds: Must be [1 or B, L, text_dim], or None.
+        text_dim: Width of the embeddings that the transformer accepts.
 
     Raises:
-        ValueError: If one of them is something else, naming it.
+        ValueError: An argument has another type or shape. The message names the argument.
     """
     batch, tokens = _embeddings("prompt_embeds", prompt_embeds, text_dim)
     if not isinstance(generators, Sequence) or not all(isinstance(g, torch.Generator) for g in generators):
@@ -27,22 +30,22 @@ def require_one_batch(prompt_embeds: Any, generators: Any, negative_embeds: Any,
         )
     if len(generators) != batch:
         raise ValueError(
-            f"generators has {len(generators)} entries, prompt_embeds {batch} prompts; give one generator per prompt"
+            f"generators has {len(generators)} entries, prompt_embeds has {batch} prompts; give a generator per prompt"
         )
     if negative_embeds is None:
         return
-    found = _embeddings("negative_embeds", negative_embeds, text_dim)
-    if found not in ((1, tokens), (batch, tokens)):
+    negatives = _embeddings("negative_embeds", negative_embeds, text_dim)
+    if negatives not in ((1, tokens), (batch, tokens)):
         raise ValueError(
-            f"negative_embeds has shape {tuple(negative_embeds.shape)}; expected {[batch, tokens, text_dim]} as "
-            f"prompt_embeds has it, or {[1, tokens, text_dim]} for all prompts"
+            f"negative_embeds has shape {tuple(negative_embeds.shape)}; expected {[batch, tokens, text_dim]} like "
+            f"prompt_embeds, or {[1, tokens, text_dim]} for all prompts"
         )
 
 
 def _embeddings(name: str, value: Any, text_dim: int) -> tuple[int, int]:
-    """Batch and length of the embeddings ``value``."""
+    """Return B and L of the embeddings ``value`` [B, L, text_dim]."""
     if not isinstance(value, torch.Tensor):
-        raise ValueError(f"{name} is {value!r:.100}; expected embeddings, as the pipeline's embed() makes of prompts")
+        raise ValueError(f"{name} is {value!r:.100}; expected embeddings, as the pipeline's embed() returns them")
     if value.ndim != 3 or value.shape[2] != text_dim or 0 in value.shape:
         raise ValueError(f"{name} has shape {tuple(value.shape)}; expected [B, L, {text_dim}] with B and L at least 1")
     return value.shape[0], value.shape[1]

@@ -1,4 +1,4 @@
-"""Streaming with a KV cache (CausVid algorithm 2): denoise a block, write it into the cache, go on."""
+"""Block-by-block generation with a KV cache (CausVid algorithm 2): denoise a block, write it into the cache, repeat."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from causvid.sampling.ode_solver import solve_ode
 from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
 from causvid.wan.transformer.kv_cache import KVCache
 
-# (a block's velocity given its past, its noise [B, C, k, H, W]) -> the block. The velocity is of as many samples as
-# there are texts: with guidance 2 B, without the prompt and with it.
+# (velocity of a block given the earlier blocks, noise [B, C, k, H, W]) -> the block. With guidance the velocity takes
+# 2 B samples: first B without the prompt, then B with it.
 Denoise = Callable[[Velocity, torch.Tensor], torch.Tensor]
 
 
@@ -30,12 +30,23 @@ def generate_blocks(
     window: int | None = None,
     sink: int = 0,
 ) -> Iterator[torch.Tensor]:
-    """Yield a few-step student's blocks [B, C, k, H, W], each as soon as it is final.
+    """Yield the blocks [B, C, k, H, W] of a few-step student, each as soon as it is final.
 
-    text: [B, L, D]; noise: [B, C, F, H, W], or its blocks [B, C, k, H, W] one by one, without end if you like; draw(k)
-    gives fresh noise of k frames. ``context`` [B, C, n, H, W] are known first frames, whole blocks: they are yielded as
-    they are and only written into the cache. A video longer than ``window`` latent frames is made in the memory of that
-    many: its first ``sink`` frames and the latest ones. None: as many as the video has.
+    Args:
+        student: The causal student, with blocks of k latent frames.
+        text: Prompt embeddings [B, L, D].
+        noise: Initial noise: [B, C, F, H, W], or an iterable of blocks [B, C, k, H, W], which may be endless.
+        schedule: Denoising timesteps, and the timestep of the context pass.
+        draw: Function that returns new noise of the given number of latent frames.
+        context: Known first latent frames [B, C, n, H, W]; n must be a multiple of k. They are yielded unchanged, and
+            later blocks attend to them.
+        window: Latent frames in the cache; None = all of the video. In a longer video, a block attends to the ``sink``
+            and to the latest frames only.
+        sink: First latent frames, which always stay in the window.
+
+    Raises:
+        ValueError: The frames do not divide into blocks, or ``window`` is None although ``noise`` is an iterable or
+            there is a ``sink``.
     """
 
     def denoise(velocity: Velocity, part: torch.Tensor) -> torch.Tensor:
@@ -56,10 +67,16 @@ def solve_blocks(
     window: int | None = None,
     sink: int = 0,
 ) -> Iterator[torch.Tensor]:
-    """Yield a many-step causal model's blocks: each by Euler over the solver's grid, with guidance.
+    """Yield the blocks [B, C, k, H, W] of a many-step causal model: each by the Euler method, with guidance.
 
-    negative: [1 or B, L, D]. The half without the prompt has a past of its own in the cache: the same blocks, seen
-    without the prompt. guidance_scale 1 needs no such half. The rest is as in ``generate_blocks``.
+    With guidance the cache has 2 B entries, because the keys and values of a block depend on the prompt. The arguments
+    that are not listed here are those of ``generate_blocks``.
+
+    Args:
+        model: The causal model.
+        negative: Embeddings of the negative prompt [1 or B, L, D].
+        guidance_scale: Guidance w; with 1, the model is called without the negative prompt.
+        schedule: Grid of the solver, and the timestep of the context pass.
     """
     sigmas = schedule.grid.sigmas(schedule.solver_steps)
     guides = guidance_scale != 1
@@ -81,7 +98,7 @@ def _block_by_block(
     window: int | None,
     sink: int,
 ) -> Iterator[torch.Tensor]:
-    """The one loop; ``texts`` are as many as samples in the cache."""
+    """Yield the blocks; the cache has one entry for each of ``texts``."""
     per_block = model.config.frames_per_block
     known = context.shape[2] if context is not None else 0
     BlockLayout(frames=known or per_block, frames_per_block=per_block)
@@ -92,7 +109,7 @@ def _block_by_block(
         start = index * per_block
         if cache is None:
             cache = _make_cache(model, part, len(texts), frames, window, sink)
-        if finished is not None:  # once it is sure that a block follows
+        if finished is not None:  # the last block is not written: no block attends to it
             _remember(model, texts, cache, start - per_block, finished, schedule)
         if context is not None and start < known:
             finished = context[:, :, start : start + per_block]
@@ -109,11 +126,22 @@ def rollout_with_gradient(
     draw: Callable[[int], torch.Tensor],
     exit_step: int,
 ) -> torch.Tensor:
-    """The student's own video [B, C, F, H, W] as it is trained on (Self-Forcing, arXiv 2506.08009, algorithm 1).
+    """Generate a video that the student is then trained on (Self-Forcing, arXiv 2506.08009, algorithm 1).
 
-    A block is its x0 at step ``exit_step``, counted from 0. Gradients flow through that one prediction: neither through
-    the steps before it nor through the cache, into which the block is then written clean. At the last step the video is
-    that of ``generate_blocks`` for the same ``noise`` and ``draw``. One latent frame, a picture, is one block.
+    Every block is the x0 that the student predicts at one denoising timestep. Gradients flow through this prediction
+    only, not through the earlier timesteps and not through the cache.
+
+    Args:
+        student: The causal student.
+        text: Prompt embeddings [B, L, D].
+        noise: Initial noise [B, C, F, H, W]. A single latent frame, an image, is a block of one frame.
+        schedule: Denoising timesteps, and the timestep of the context pass.
+        draw: Function that returns new noise of the given number of latent frames.
+        exit_step: Index of the denoising timestep at which x0 is taken. With the last one, the video is that of
+            ``generate_blocks`` for the same ``noise`` and ``draw``.
+
+    Returns:
+        The video [B, C, F, H, W].
     """
     batch, _, frames, height, width = noise.shape
     layout = BlockLayout(frames=frames, frames_per_block=1 if frames == 1 else student.config.frames_per_block)
@@ -129,12 +157,15 @@ def rollout_with_gradient(
 
 
 def _parts(noise: torch.Tensor | Iterable[torch.Tensor], per_block: int) -> Iterator[torch.Tensor]:
+    """Yield the noise of each block."""
     if isinstance(noise, torch.Tensor):
         BlockLayout(frames=noise.shape[2], frames_per_block=per_block)
         noise = noise.split(per_block, dim=2)
     for part in noise:
         if part.shape[2] != per_block:
-            raise ValueError(f"a block of noise has {part.shape[2]} latent frames; the student's have {per_block}")
+            raise ValueError(
+                f"a block of noise has {part.shape[2]} latent frames; the blocks of the model have {per_block}"
+            )
         yield part
 
 
@@ -146,9 +177,11 @@ def _make_cache(
     window: int | None,
     sink: int,
 ) -> KVCache:
-    """Memory for ``batch`` videos of ``frames`` (None: unknown) of the size of ``part``, the first block of noise."""
+    """Return a cache for ``batch`` videos of ``frames`` latent frames (None: unknown) with the size of ``part``."""
     if window is None and (frames is None or sink):
-        raise ValueError(f"window is None and sink is {sink}; a sink and noise that comes block by block need a window")
+        raise ValueError(
+            f"window is None and sink is {sink}; set window: a sink, or noise that comes block by block, needs one"
+        )
     size = {"batch_size": batch, "height": part.shape[3], "width": part.shape[4]}
     if frames is not None and (window is None or frames <= window):
         return student.make_kv_cache(num_frames=frames, **size)
@@ -165,7 +198,10 @@ def _remember(
     finished: torch.Tensor,
     schedule: ScheduleConfig,
 ) -> None:
-    """Write the ``finished`` block at latent frame ``start`` into ``cache``, clean, once for each half of ``texts``."""
+    """Write the ``finished`` block at latent frame ``start`` into ``cache``, at the context timestep.
+
+    With guidance, ``texts`` has twice as many samples as ``finished``, and the block is written with both prompts.
+    """
     clean = torch.full((len(texts),), schedule.context_timestep, device=finished.device)
     write = conditional(student, texts, kv_cache=cache, start_frame=start)
     write(finished.repeat(len(texts) // len(finished), 1, 1, 1, 1), clean)

@@ -1,4 +1,4 @@
-"""The few-step sampler: predict x0, renoise to the next time, predict again."""
+"""The few-step sampler: predict x0, add noise up to the next timestep, predict again."""
 
 from __future__ import annotations
 
@@ -14,9 +14,18 @@ from causvid.diffusion.velocity import Velocity
 def few_step(
     velocity: Velocity, noise: torch.Tensor, timesteps: Sequence[float], draw: Callable[[], torch.Tensor]
 ) -> torch.Tensor:
-    """x0 [B, C, F, H, W] from ``noise`` along falling ``timesteps``; ``draw`` gives fresh noise between two of them.
+    """Generate x0 in a few steps.
 
-    Where gradients are enabled, they flow through the last prediction alone (Self-Forcing, arXiv 2506.08009).
+    If gradients are enabled, they flow through the last prediction only (Self-Forcing, arXiv 2506.08009).
+
+    Args:
+        velocity: Velocity of the student.
+        noise: Initial noise [B, C, F, H, W].
+        timesteps: Decreasing timesteps.
+        draw: Function that returns new noise of the shape of ``noise``; called between two timesteps.
+
+    Returns:
+        x0 [B, C, F, H, W].
     """
     with torch.no_grad():
         *_, x = noisy_states(velocity, noise, timesteps, draw)
@@ -26,9 +35,10 @@ def few_step(
 def noisy_states(
     velocity: Velocity, noise: torch.Tensor, timesteps: Sequence[float], draw: Callable[[], torch.Tensor]
 ) -> Iterator[torch.Tensor]:
-    """What the sampler shows the model at each of ``timesteps``, [B, C, F, H, W] each: pure noise, then its own x0
+    """Yield the input of the model at each of ``timesteps``, [B, C, F, H, W]: pure noise, then x0 with new noise.
 
-    renoised. A student trained on these sees what it will see when it samples (DMD2's backward simulation).
+    A student that is trained on these inputs has the same inputs in training and in sampling (DMD2's backward
+    simulation). The arguments are those of ``few_step``.
     """
     x = noise
     yield x

@@ -1,4 +1,4 @@
-"""The teacher's many-step sampler: Euler on the flow ODE."""
+"""The many-step sampler of the teacher: the Euler method on the flow ODE."""
 
 from __future__ import annotations
 
@@ -13,9 +13,16 @@ from causvid.diffusion.velocity import Velocity
 def solve_ode(
     velocity: Velocity, noise: torch.Tensor, sigmas: torch.Tensor, keep: Sequence[int] = (-1,)
 ) -> torch.Tensor:
-    """Integrate dx/dsigma = velocity from ``noise`` [B, C, F, H, W] along ``sigmas`` [n + 1] and keep some states.
+    """Integrate dx/dsigma = velocity, and return some of the states.
 
-    ``keep`` lists states of the n + 1 (negative counts from the end). Returns [B, len(keep), C, F, H, W].
+    Args:
+        velocity: Velocity of the model.
+        noise: Initial state [B, C, F, H, W].
+        sigmas: Decreasing noise levels of the states [n + 1].
+        keep: Indices of the states to return; a negative index counts from the end.
+
+    Returns:
+        States [B, len(keep), C, F, H, W].
     """
     wanted = {index % len(sigmas) for index in keep}
     x, kept = noise, {0: noise} if 0 in wanted else {}

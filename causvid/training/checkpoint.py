@@ -1,7 +1,7 @@
-"""Training state on disk: whole or absent, verified before it is used, the newest good one wins.
+"""Checkpoints of the training state. A training resumes from the newest checkpoint whose checksums are correct.
 
 A checkpoint is a folder ``step-<7 digits>`` with ``state.pt`` and ``manifest.json``, {"files": {name: {"bytes",
-"sha256"}}}. Weights are whole in it however many ranks kept them in parts, so any number of workers can go on from it.
+"sha256"}}}. It contains whole weights even if they were sharded, so that any number of workers can resume from it.
 """
 
 from __future__ import annotations
@@ -22,26 +22,31 @@ from causvid.runtime.files import publish, write_json
 from causvid.training.distributed import barrier, from_main, is_main, part_of, whole
 
 STATE, MANIFEST = "state.pt", "manifest.json"
-KEEP = 2  # the newest might be damaged by what killed the run
+KEEP = 2  # newest checkpoints, because a crash may damage the last one
 
 
 class Stateful(Protocol):
-    """A module, an optimizer, an average: what can be saved and restored."""
+    """An object whose state can be saved and restored, such as a module, an optimizer or a weight average."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What to save."""
+        """Return the state."""
         ...
 
     def load_state_dict(self, state: dict[str, Any], /) -> Any:
-        """Restore it."""
+        """Restore the state."""
         ...
 
 
 class Writer:
-    """Saves checkpoints into ``folder``, of which the newest ``KEEP`` stay, and those of every ``keep_every`` steps.
+    """Writes checkpoints, and deletes old ones.
 
-    made_from: sums, by name, of what decides how training goes on (params, prompts, teacher, …). in_background: a copy
-    of the state is written while training goes on; what goes wrong is raised by the next save or ``wait``.
+    Args:
+        folder: Folder of the checkpoints.
+        made_from: Checksums, by name, of everything that decides the result (params, prompts, teacher, …).
+        keep_every: Checkpoints after a multiple of this number of steps are never deleted. None = only the newest
+            ``KEEP`` are kept.
+        in_background: Whether training continues while a copy of the state is written. An error in writing is then
+            raised by the next ``save`` or ``wait``.
     """
 
     def __init__(
@@ -52,7 +57,7 @@ class Writer:
         self.writing: Future[None] | None = None
 
     def save(self, step: int, parts: Mapping[str, Stateful], history: Sequence[Mapping[str, float]]) -> None:
-        """Write ``parts`` and ``history`` as the state after ``step`` steps. Every rank must ask."""
+        """Write ``parts`` and ``history`` as the state after ``step`` steps. All ranks must call this method."""
         self.wait()
         state = {
             "step": step,
@@ -68,7 +73,7 @@ class Writer:
             self.writing = self.thread.submit(self._write, copied(state))
 
     def wait(self) -> None:
-        """Until the last save is on disk."""
+        """Wait until the last checkpoint is on disk."""
         if self.writing is not None:
             self.writing.result()
             self.writing = None
@@ -86,7 +91,7 @@ class Writer:
 
 
 def copied(value: Any) -> Any:
-    """``value``, nested containers of tensors, with every tensor copied to the CPU: what comes can go on changing."""
+    """Copy nested containers, and all tensors in them to the CPU. The originals can then be changed."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, Mapping):
@@ -99,22 +104,30 @@ def copied(value: Any) -> Any:
 def resume(
     folder: Path, parts: Mapping[str, Stateful], made_from: Mapping[str, str]
 ) -> tuple[int, list[dict[str, float]]]:
-    """Restore ``parts`` from the newest checkpoint that verifies; returns its step and history, or (0, []).
+    """Restore ``parts`` from the newest checkpoint that is not damaged. Damaged ones are reported on stderr.
 
-    Those that do not are named on stderr, each with the reason. Raises ValueError when it was made from other things
-    than ``made_from``, naming them.
+    Args:
+        folder: Folder of the checkpoints.
+        parts: Objects to restore, by the names under which they were saved.
+        made_from: Checksums, by name, of everything that decides the result.
+
+    Returns:
+        The number of finished steps and the history; (0, []) if there is no checkpoint.
+
+    Raises:
+        ValueError: The checkpoint has other checksums than ``made_from``.
     """
-    found = from_main(_newest(folder) if is_main() else None)
-    if found is None:
+    newest = from_main(_newest(folder) if is_main() else None)
+    if newest is None:
         return 0, []
-    # mmap: what ranks of one machine read is in its memory once. weights_only: nothing in the file is run as code.
-    state = torch.load(folder / found / STATE, map_location="cpu", weights_only=True, mmap=True)
+    # mmap: the ranks of one machine share the memory. weights_only: no code in the file is executed.
+    state = torch.load(folder / newest / STATE, map_location="cpu", weights_only=True, mmap=True)
     then = state["made_from"]
     other = sorted(name for name in then.keys() | made_from.keys() if then.get(name) != made_from.get(name))
     if other:
         raise ValueError(
-            f"{folder / found} was made from other {', '.join(other)} than this run is: give it those back, or move "
-            f"{folder} away to start anew"
+            f"{folder / newest} was made from other {', '.join(other)} than this run; restore them, or move {folder} "
+            "away to start the training again"
         )
     for name, part in parts.items():
         values = state["parts"][name]
@@ -126,6 +139,7 @@ def resume(
 
 
 def _newest(folder: Path) -> str | None:
+    """Return the name of the newest checkpoint that is not damaged."""
     for candidate in sorted(folder.glob("step-*"), reverse=True):
         fault = _fault(candidate)
         if not fault:
@@ -135,14 +149,14 @@ def _newest(folder: Path) -> str | None:
 
 
 def _fault(folder: Path) -> str:
-    """What is wrong with a checkpoint; nothing when it is as it was written."""
+    """Return the reason why a checkpoint is damaged; an empty string if its files have the listed checksums."""
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"]
         listed = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
     except OSError:
         return f"no {MANIFEST}"
     except (ValueError, KeyError, TypeError, AttributeError):
-        return f"{MANIFEST} is not what was written"
+        return f"{MANIFEST} is not a valid manifest"
     if STATE not in listed:
         return f"{MANIFEST} does not list {STATE}"
     for name, (size, digest) in listed.items():
@@ -150,9 +164,9 @@ def _fault(folder: Path) -> str:
         if not path.is_file():
             return f"no {name}"
         if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes of {size}"
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
         if _entry(path)["sha256"] != digest:
-            return f"{name} has another sum"
+            return f"{name} has another checksum"
     return ""
 
 

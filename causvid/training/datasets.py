@@ -1,4 +1,4 @@
-"""Which sample a training step sees: a function of (seed, global position), so there is no loader state to save."""
+"""The order of the samples: a function of (seed, global position), so that no loader state must be saved."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from causvid.runtime.seeding import generator
 
 
 def sample_index(seed: int, position: int, size: int) -> int:
-    """Index of the ``position``-th sample of a run over ``size`` samples: every epoch is a new permutation."""
+    """Return the index of one sample of a training. Every epoch is a new permutation of the data set.
+
+    Args:
+        seed: Seed of the permutations.
+        position: Number of samples before this one in the training, over all workers.
+        size: Samples in the data set.
+    """
     epoch, offset = divmod(position, size)
     return int(_permutation(seed, epoch, size)[offset])
 

@@ -1,4 +1,4 @@
-"""Ranks and what they share. Everything works in a single process, where it does nothing."""
+"""Communication between the ranks of a training. In a single process the functions do nothing."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def rank() -> int:
-    """This process among the training processes."""
+    """Return the rank of this process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """Return the number of ranks."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_main() -> bool:
-    """Whether this process writes files and logs."""
+    """Return whether this process is rank 0, which writes files and logs."""
     return rank() == 0
 
 
 def barrier() -> None:
-    """Wait for every rank."""
+    """Wait until all ranks have called this function."""
     if dist.is_initialized():
         dist.barrier()
 
 
 def share_of(batch: int) -> range:
-    """This rank's part of a global batch, as global positions. Raises ValueError when it does not divide evenly."""
+    """Return the positions of this rank's samples in a batch. Raises ValueError if they cannot be shared equally."""
     if batch % world_size():
         raise ValueError(
             f"the batch of {batch} does not divide over {world_size()} workers; change batch_size or compute.workers"
@@ -46,23 +46,26 @@ def share_of(batch: int) -> range:
 
 
 def replicate(module: Module, *, unused_parameters: bool = False) -> Module:
-    """Keep ``module`` equal on all ranks: gradients are averaged during backward (PyTorch DDP, applied in place).
+    """Replicate ``module`` on all ranks, in place: the backward pass averages the gradients (PyTorch's DDP).
 
-    unused_parameters: whether a forward pass may leave some of them out.
+    Args:
+        module: The module, with the same weights on all ranks.
+        unused_parameters: Whether a forward pass may use only some of the parameters.
     """
     if world_size() > 1:
         from torch.distributed._composable.replicate import replicate as composable_ddp
 
-        # True of 1x1 kernels, whose strides mean nothing.
+        # PyTorch gives this warning for 1x1 kernels, whose strides have no effect.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         composable_ddp(module, find_unused_parameters=unused_parameters)
     return module
 
 
 def synchronize_gradients(module: nn.Module, wanted: bool) -> None:
-    """Whether passes of a ``replicate``d ``module`` from now on average its gradients, or only add up this rank's.
+    """Choose whether later backward passes of a replicated ``module`` average its gradients over the ranks.
 
-    Of one in parts they always do: a rank has no room for all of them.
+    Otherwise each rank only adds its own gradients. The gradients of a sharded module are always averaged, because the
+    memory of one rank cannot hold all of them.
     """
     from torch.distributed._composable.replicate import DDP
 
@@ -71,17 +74,20 @@ def synchronize_gradients(module: nn.Module, wanted: bool) -> None:
 
 
 def shard(module: Module, blocks: nn.ModuleList, dtype: torch.dtype) -> Module:
-    """Keep a part of every weight on each rank, in place (FSDP2): a block's whole ones exist while it is at work.
+    """Shard the weights of ``module`` over the ranks, in place (FSDP2). A block is gathered only while it is used.
 
-    Blocks are fetched and multiplied in ``dtype``; masters, gradients and their average stay float32, and so does what
-    is outside of the blocks.
+    Args:
+        module: The module, with the same float32 weights on all ranks.
+        blocks: Parts of ``module`` that are gathered one at a time.
+        dtype: Data type in which blocks are gathered and computed. Shards, gradients and the weights outside of
+            ``blocks`` remain float32.
     """
     if world_size() > 1:
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-        # What a model returns is read, never written.
+        # The warning is for outputs that are changed in place, which never happens here.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-        # What a block is given keeps its type: the times' embedding must not be rounded.
+        # Inputs of a block are not cast, because the embedding of the timesteps must not be rounded.
         policy = MixedPrecisionPolicy(
             param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
@@ -92,9 +98,10 @@ def shard(module: Module, blocks: nn.ModuleList, dtype: torch.dtype) -> Module:
 
 
 def whole(value: Any) -> Any:
-    """``value``, nested containers of tensors, with every sharded tensor put together on the CPU; every rank must ask.
+    """Gather every sharded tensor in nested containers on the CPU of rank 0. All ranks must call this function.
 
-    The result is rank 0's; the others get None in the place of what was sharded.
+    Returns:
+        On rank 0 the containers with whole tensors; on other ranks the containers with None for each sharded tensor.
     """
     if isinstance(value, DTensor):
         full = value.full_tensor()
@@ -107,14 +114,14 @@ def whole(value: Any) -> Any:
 
 
 def part_of(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """This rank's part of ``value`` where ``like`` is sharded; every rank holds all of ``value``."""
+    """Return this rank's shard of ``value``, which is whole on every rank, or ``value`` if ``like`` is not sharded."""
     if not isinstance(like, DTensor) or isinstance(value, DTensor):
         return value
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def from_main(value: str | None) -> str | None:
-    """Rank 0's ``value``."""
+    """Return the ``value`` of rank 0 on every rank."""
     if world_size() == 1:
         return value
     box = [value]
@@ -123,7 +130,7 @@ def from_main(value: str | None) -> str | None:
 
 
 def total(value: torch.Tensor) -> torch.Tensor:
-    """Sum of every rank's ``value``."""
+    """Return the sum of ``value`` over all ranks, without gradient."""
     summed = value.detach().clone()
     if world_size() > 1:
         dist.all_reduce(summed)
@@ -131,13 +138,19 @@ def total(value: torch.Tensor) -> torch.Tensor:
 
 
 def weight_of(count: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
-    """What a mean over ``count`` of the ``held`` items of a rank is worth in the global mean, after gradients are
-    averaged over ranks."""
+    """Return the weight of a mean over some items of this rank in the mean over the items of all ranks.
+
+    The weight includes the number of ranks, because gradients are averaged over the ranks afterwards.
+
+    Args:
+        count: Number of items in the mean.
+        held: Number of items of this rank.
+    """
     return count * world_size() / total(held).clamp(min=1)
 
 
 def mean(values: Mapping[str, torch.Tensor]) -> dict[str, float]:
-    """Average of every rank's scalars, in one message; float64 so that one rank and two agree to rounding."""
+    """Return the means of scalars over all ranks, by one all-reduce in float64 so that rounding errors are small."""
     stacked = torch.stack([value.detach().double() for value in values.values()])
     if world_size() > 1:
         dist.all_reduce(stacked)

@@ -1,7 +1,7 @@
-"""Optimizers with their learning-rate law, as one thing that steps and can be saved.
+"""The optimizer of a module: Muon, AdamW or both, with a schedule of the learning rate.
 
-Muon orthogonalises the update of every matrix and takes matrices only, so a convolution kernel is shown to it as the
-matrix [outputs, the rest]. AdamW takes what is left.
+Muon accepts matrices only, so a convolution kernel [O, C, …] is passed to it as a matrix [O, C …]. AdamW updates the
+other parameters.
 """
 
 from __future__ import annotations
@@ -23,8 +23,16 @@ MUON_MOMENTUM = 0.95
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """Params entry ``optimizer``. learning_rate: the peak; betas: AdamW's; grad_clip: largest gradient norm;
-    warmup_steps: of linear warm-up; decay: what follows it.
+    """Params entry ``optimizer``.
+
+    Attributes:
+        kind: Optimizer of the matrices; AdamW always updates the other parameters.
+        learning_rate: Peak of the learning rate.
+        betas: Betas of AdamW.
+        weight_decay: Decoupled weight decay.
+        grad_clip: Largest norm of the gradient; a larger gradient is scaled down.
+        warmup_steps: Steps of linear warm-up.
+        decay: Schedule after the warm-up.
     """
 
     kind: Literal["muon", "adamw"]
@@ -37,7 +45,7 @@ class OptimizerConfig:
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """The rate at ``step`` of ``steps``: linear warm-up, then constant or half a cosine down to 0."""
+    """Return the rate at ``step`` of ``steps``: linear warm-up, then constant or half a cosine period down to 0."""
     warm = min(1.0, (step + 1) / (config.warmup_steps + 1))
     if config.decay == "constant":
         return config.learning_rate * warm
@@ -46,7 +54,14 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
 
 
 class Optimizer:
-    """Steps a module's parameters. ``is_matrix`` tells which go to Muon (by name and value), when that is asked for."""
+    """The optimizer of the trainable parameters of a module.
+
+    Args:
+        module: The module.
+        config: Params of the optimizer.
+        steps: Training steps, for the schedule of the learning rate.
+        is_matrix: Function of a parameter's name and value that chooses the parameters of Muon.
+    """
 
     def __init__(
         self,
@@ -74,15 +89,19 @@ class Optimizer:
                 )
             )
         if rest:
-            fused = rest[0].device.type != "cpu" or None  # None: torch's choice, on a CPU a loop
+            fused = rest[0].device.type != "cpu" or None  # None = the default of torch, a loop on a CPU
             self.optimizers.append(
                 torch.optim.AdamW(rest, lr=0.0, betas=config.betas, weight_decay=config.weight_decay, fused=fused)
             )
 
     def step(self, step: int) -> torch.Tensor:
-        """Apply the gradients at training step ``step`` and clear them; returns their norm before clipping.
+        """Apply the gradients at training step ``step``, and clear them.
 
-        Raises FloatingPointError, before any weight moves, when a gradient is not finite.
+        Returns:
+            The norm of the gradient before clipping, a scalar.
+
+        Raises:
+            FloatingPointError: A gradient is not finite. No weight was changed.
         """
         try:
             norm = nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip, error_if_nonfinite=True)
@@ -101,14 +120,14 @@ class Optimizer:
         return norm
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything the optimizers remember."""
+        """Return the states of the optimizers."""
         return {str(index): optimizer.state_dict() for index, optimizer in enumerate(self.optimizers)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Inverse of ``state_dict``."""
+        """Restore a state of ``state_dict``. Tensors in it are whole; every rank takes its shards of them."""
         for index, optimizer in enumerate(self.optimizers):
             saved, held = state[str(index)], [p for group in optimizer.param_groups for p in group["params"]]
-            # Copied: what comes may lie in a file.
+            # Cloned, because the loaded tensors may be mapped from a file.
             moments = {
                 number: {
                     name: (part_of(value, held[number]) if value.shape == held[number].shape else value).clone()
@@ -120,24 +139,24 @@ class Optimizer:
 
 
 def backward(loss: torch.Tensor, step: int) -> None:
-    """Gradients of ``loss``. Raises FloatingPointError, before there are any, when it is not finite at ``step``."""
+    """Compute the gradients of ``loss``. Raises FloatingPointError, and computes none, if the loss is not finite."""
     if not loss.isfinite():
         raise FloatingPointError(f"step {step}: the loss is {loss.item()}; no weight was changed")
     loss.backward()
 
 
 def is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """The weight matrices inside a transformer's blocks."""
+    """Return whether a parameter is a weight matrix in a block of a transformer."""
     return name.startswith("blocks.") and parameter.ndim == 2
 
 
 def is_kernel(name: str, parameter: nn.Parameter) -> bool:
-    """A VAE's convolution kernels, without the two that face the latents."""
+    """Return whether a parameter of a VAE is a convolution kernel that is not next to the latents or the RGB output."""
     return name.endswith("weight") and parameter.ndim >= 4 and "quant_conv" not in name and parameter.shape[0] > 3
 
 
 def _as_matrix(kernel: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """[O, C, …] as [O, the rest], columns in the order of ``like``'s memory, so that of ``like`` it is a view."""
+    """Return [O, C, …] as a matrix [O, C …] with columns in the memory order of ``like``: a view of ``like`` itself."""
     if like.is_contiguous():
         return kernel.reshape(kernel.shape[0], -1)
     return kernel.movedim(1, -1).reshape(kernel.shape[0], -1)

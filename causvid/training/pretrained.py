@@ -1,18 +1,21 @@
-"""Where weights come from: a local folder, a hub repository at a pinned revision, or nowhere (train from scratch)."""
+"""Initial weights: from a local folder, from a pinned revision of a hub repository, or random."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-MARKERS = {"tokenizer": "tokenizer.json"}  # a component is the folder with this file; the others have a config.json
+MARKERS = {"tokenizer": "tokenizer.json"}  # file by which a component is recognised; config.json for all others
 
 
 @dataclass(frozen=True, kw_only=True)
 class Init:
-    """Params entry ``init`` of a stage. An absent folder, or an empty one, and no hub mean random weights.
+    """Params entry ``init`` of a stage. Without a hub, a folder that is missing or empty means random weights.
 
-    folder: a diffusers folder (with or without the subfolders of a pipeline); hub: repository id; revision: its commit.
+    Attributes:
+        folder: A diffusers folder of one component, or of a pipeline with its components in subfolders.
+        hub: Id of a repository on the hub, which is used instead of the folder; None = use the folder.
+        revision: Commit of the repository.
     """
 
     folder: Path
@@ -22,21 +25,21 @@ class Init:
     def __post_init__(self) -> None:
         if self.hub is not None and self.revision is None:
             raise ValueError(
-                f"init.hub is {self.hub} without init.revision; name the commit, or the run cannot be repeated"
+                f"init.hub is {self.hub} without init.revision; name the commit, so that the run can be repeated"
             )
 
     def locate(self, subfolder: str) -> Path | None:
-        """Return the local folder of a component, which is downloaded first if ``hub`` is set.
+        """Return the local folder of a component. If ``hub`` is set, the component is downloaded first.
 
         Args:
-            subfolder: The component's name in a pipeline: vae, transformer, text_encoder or tokenizer.
+            subfolder: Name of the component in a pipeline: vae, transformer, text_encoder or tokenizer.
 
         Returns:
-            ``folder``/``subfolder`` or ``folder`` itself, whichever holds the component. None means random weights: the
-            folder does not exist or is empty except for a README.
+            ``folder``/``subfolder`` or ``folder``, whichever contains the component. None means random weights: the
+            folder is missing, or empty except for hidden files and READMEs.
 
         Raises:
-            ValueError: If the folder holds other files, or the repository has no such component.
+            ValueError: The folder contains other files, or the repository does not have the component.
         """
         root = self.folder
         if self.hub is not None:
@@ -49,7 +52,7 @@ class Init:
                 return folder
         if self.hub is not None:
             raise ValueError(
-                f"init.hub {self.hub} at {self.revision} has no folder {subfolder}/ with a model in it ({marker})"
+                f"init.hub is {self.hub}, which has no folder {subfolder}/ with a {marker} at revision {self.revision}"
             )
         _require_empty(root, subfolder, marker)
         return None
@@ -60,16 +63,16 @@ def _require_empty(root: Path, subfolder: str, marker: str) -> None:
     if root.is_file():
         raise ValueError(
             f"init.folder is {root}, which is a file; give the folder of a saved {subfolder} ('python -m "
-            "causvid.interop.original_checkpoint import' makes one of a model.pt)"
+            "causvid.interop.original_checkpoint import' creates one from a model.pt)"
         )
-    if found := [path.name for path in contents(root)]:
+    if names := [path.name for path in contents(root)]:
         raise ValueError(
-            f"init.folder is {root}, which holds {', '.join(found[:3])} but neither {marker} nor "
+            f"init.folder is {root}, which holds {', '.join(names[:3])} but neither {marker} nor "
             f"{subfolder}/{marker}; give the folder of a saved {subfolder}, or an empty one to train from scratch"
         )
 
 
 def contents(folder: Path) -> list[Path]:
-    """Return the entries of ``folder``, sorted, without hidden files and READMEs; none if there is no such folder."""
+    """Return the sorted entries of ``folder`` without hidden files and READMEs; an empty list if it does not exist."""
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
     return [path for path in entries if not path.name.startswith((".", "README"))]

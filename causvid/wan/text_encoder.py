@@ -1,6 +1,7 @@
-"""Prompts to embeddings (transformers' UMT5): pretrained, or a small frozen random one over the words of the captions.
+"""Encode prompts with UMT5 of transformers: a pretrained encoder, or a small one with random weights.
 
-A frozen random encoder gives every word its own direction, which is enough to condition on; it needs no download.
+The random encoder needs no download. It is not trained: each word has a different random embedding, which is enough to
+condition a small model. Its vocabulary consists of the words of all prompts that are encoded.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 
 
 def clean(prompt: str) -> str:
-    """Wan's prompt cleaning: mend broken Unicode, unescape HTML twice, collapse white space."""
+    """Clean a prompt as Wan does: repair broken Unicode, unescape HTML twice, and collapse white space."""
     text = html.unescape(html.unescape(ftfy.fix_text(prompt)))
     return re.sub(r"\s+", " ", text).strip()
 
 
 def build_tokenizer(prompts: str | Sequence[str]) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer over the words of ``prompts``, in sorted order; ends a prompt with ``</s>`` as T5 does."""
+    """Build a tokenizer whose vocabulary is the sorted words of ``prompts``. Like T5, it appends ``</s>``."""
     cleaned = [clean(prompt) for prompt in prompt_list(prompts)]
     words = sorted({word for prompt in cleaned for word, _ in Whitespace().pre_tokenize_str(prompt)})
     vocabulary = {word: index for index, word in enumerate([PAD, END, UNKNOWN, *words])}
@@ -45,7 +46,13 @@ def build_tokenizer(prompts: str | Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def build_text_encoder(config: Mapping[str, Any], vocabulary: int, seed: int) -> UMT5EncoderModel:
-    """A frozen UMT5 encoder of ``config`` with random weights that depend on ``seed`` only."""
+    """Build a frozen UMT5 encoder with random weights.
+
+    Args:
+        config: Arguments of ``UMT5Config``.
+        vocabulary: Number of tokens.
+        seed: Seed; the weights depend on nothing else.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "text_encoder"))
         encoder = UMT5EncoderModel(UMT5Config(**config, vocab_size=vocabulary, dropout_rate=0.0))
@@ -58,29 +65,29 @@ def load_text_encoder(
     """Load a pretrained encoder and its tokenizer from their folders.
 
     Args:
-        encoder: Folder of the encoder, as transformers saves it.
-        tokenizer: Folder with its tokenizer.json.
-        dtype: Data type of the encoder's weights.
+        encoder: Folder of the encoder in the format of transformers.
+        tokenizer: Folder of the tokenizer, with a tokenizer.json.
+        dtype: Data type of the weights.
 
     Returns:
         The encoder, frozen and in eval mode, and the tokenizer.
 
     Raises:
-        ValueError: If a file is missing or damaged, if the weights are of several saves, or if some are missing.
+        ValueError: If a file is missing or damaged, if weights are missing, or if they belong to different saves.
     """
     for folder, name in ((encoder, "config.json"), (tokenizer, "tokenizer.json")):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} holds no {name}; expected a text encoder (config.json) and its tokenizer.json")
     transformers_files(encoder)
     try:
-        model, found = UMT5EncoderModel.from_pretrained(encoder, dtype=dtype, output_loading_info=True)
-    # A foreign loader with many ways to fail on files that are cut or do not belong together.
+        model, report = UMT5EncoderModel.from_pretrained(encoder, dtype=dtype, output_loading_info=True)
+    # from_pretrained raises many kinds of errors for files that are cut short or do not belong together.
     except Exception as error:
         raise ValueError(f"{encoder} cannot be loaded as a text encoder: {_first_line(error)}") from error
-    # The folder may hold a whole UMT5. The weights of its decoder are not needed.
-    require_all_weights(encoder, missing=found["missing_keys"], unknown=())
+    # The folder may contain a complete UMT5. The weights of the decoder are not needed.
+    require_all_weights(encoder, missing=report["missing_keys"], unknown=())
     try:
-        # As its tokenizer.json has it: AutoTokenizer would give unknown characters T5's number in place of UMT5's.
+        # AutoTokenizer is not used, because it would give unknown characters the token of T5 instead of that of UMT5.
         words = PreTrainedTokenizerFast.from_pretrained(tokenizer)
     except Exception as error:
         raise ValueError(f"{tokenizer} cannot be loaded as a tokenizer: {_first_line(error)}") from error
@@ -92,7 +99,7 @@ def _first_line(error: Exception) -> str:
 
 
 def save_text_encoder(encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write ``folder``/text_encoder and ``folder``/tokenizer, as in a diffusers pipeline's folder; no path in them."""
+    """Write ``folder``/text_encoder and ``folder``/tokenizer, as in a diffusers pipeline, without any local path."""
     encoder.config._name_or_path = ""
     tokenizer.name_or_path = ""
     encoder.save_pretrained(folder / "text_encoder")
@@ -103,19 +110,19 @@ def save_text_encoder(encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerB
 def embed(
     encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerBase, prompts: str | Sequence[str], tokens: int
 ) -> list[torch.Tensor]:
-    """Embed ``prompts``, each by itself.
+    """Embed each of ``prompts``.
 
     Args:
         encoder: The text encoder.
-        tokenizer: Its tokenizer.
+        tokenizer: The tokenizer of this encoder.
         prompts: One prompt, or a sequence of at least one.
-        tokens: Length at which a longer prompt is cut.
+        tokens: Largest number of tokens; longer prompts are truncated.
 
     Returns:
-        One tensor [tokens of the prompt, D] per prompt, without padding, which is zero everywhere.
+        A tensor [tokens of the prompt, D] for each prompt, without padding. (Padding is zero in all embeddings.)
 
     Raises:
-        ValueError: If ``prompts`` is empty or holds anything but strings.
+        ValueError: If ``prompts`` is empty or contains anything but strings.
     """
     listed = prompt_list(prompts)
     if not listed:

@@ -1,8 +1,8 @@
 """Find the weight files of a saved model that ``from_pretrained`` of diffusers or transformers reads.
 
-A folder may hold weights of several saves: both libraries delete old shards when they save a model, but they keep an
-old single file and an old index. All code that reads weights uses these functions, so that it reads the same files, and
-files that do not belong together are refused by name.
+A folder may contain weights of several saves: when the two libraries save a model, they delete old shards, but keep an
+old single file and an old index. All code that reads weights uses these functions, so that it reads the same files as
+the libraries. Files of different saves raise an error that names them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import utils as transformers_names
 
-# Other files that may be weights, in the order in which an error lists them.
+# Files that may be weights in another format, in the order in which an error message lists them.
 _OTHERS = ("*.safetensors", "*.bin", "*.index*.json", "*.pt", "*.pth", "*.ckpt", "*.gguf")
 _SHARD = re.compile(r".+-(\d{5})-of-(\d{5})\.\w+")
 _VARIANT = re.compile(
@@ -39,7 +39,7 @@ def diffusers_files(folder: Path) -> list[Path]:
         The files, in the order in which diffusers reads them.
 
     Raises:
-        ValueError: If there is no such file, or if the index and its shards are not of one save.
+        ValueError: If there is no such file, or if the index and its shards belong to different saves.
     """
     index = folder / SAFE_WEIGHTS_INDEX_NAME
     if index.is_file():
@@ -54,7 +54,7 @@ def transformers_files(folder: Path) -> list[Path]:
     """Return the weight files that transformers' ``from_pretrained`` reads in ``folder``.
 
     transformers prefers the single safetensors file over the index, diffusers prefers the index. A folder with both is
-    refused, because one of the two is left over from an earlier save and nothing tells which one.
+    refused, because one of the two is left over from an earlier save, and it is unknown which one.
 
     Args:
         folder: A folder that ``save_pretrained`` of a transformers model wrote.
@@ -64,7 +64,7 @@ def transformers_files(folder: Path) -> list[Path]:
 
     Raises:
         ValueError: If there is no such file, if there is both a single file and an index, or if the index and its
-            shards are not of one save.
+            shards belong to different saves.
     """
     single, index = folder / transformers_names.SAFE_WEIGHTS_NAME, folder / transformers_names.SAFE_WEIGHTS_INDEX_NAME
     if single.is_file() and index.is_file():
@@ -92,10 +92,10 @@ def shards_of(index: Path, *, instead: Path) -> list[Path]:
         instead: The single file that may hold a later save of the whole model.
 
     Returns:
-        The shards, all of which exist. Each safetensors shard holds exactly the tensors that the index says.
+        The shards, all of which exist. Each safetensors shard contains exactly the tensors that the index lists.
 
     Raises:
-        ValueError: If the index is damaged, or if a shard is missing, damaged or not of the same save.
+        ValueError: If the index is damaged, or if a shard is missing, damaged or from another save.
     """
     wanted = _weight_map(index)
     files = [index.with_name(name) for name in sorted(wanted)]
@@ -111,8 +111,8 @@ def shards_of(index: Path, *, instead: Path) -> list[Path]:
         held = set(tensor_names(file))
         if differing := sorted(held ^ wanted[file.name]):
             raise ValueError(
-                f"{file} and {index.name} disagree about {_some(differing)}: they are not of the same save; save or "
-                "download the model again, into an empty folder"
+                f"{file} and {index.name} disagree about {_some(differing)}: they belong to different saves; save or "
+                "download the model again into an empty folder"
             )
     return files
 
@@ -121,28 +121,28 @@ def tensor_names(file: Path) -> list[str]:
     """Return the names of the tensors in a safetensors file, from its header alone.
 
     Raises:
-        ValueError: If the file is cut short or is no safetensors file.
+        ValueError: If the file is cut short or is not a safetensors file.
     """
     try:
         with safe_open(file, framework="pt") as tensors:
             return list(tensors.keys())
     except SafetensorError as error:
-        raise ValueError(f"{file} is cut short or no safetensors file ({error})") from error
+        raise ValueError(f"{file} is cut short or is not a safetensors file ({error})") from error
 
 
 def shard_number(name: str) -> tuple[int, int] | None:
     """Return (number, total) of a shard named like ``model-00001-of-00003.safetensors``; None for other names."""
-    found = _SHARD.fullmatch(name)
-    return (int(found[1]), int(found[2])) if found else None
+    match = _SHARD.fullmatch(name)
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def saved_class(folder: Path, kind: str, known: Iterable[type]) -> Any:
-    """Return the class that ``folder``/config.json names.
+    """Return the model class whose name is in ``folder``/config.json.
 
     Args:
         folder: A folder that ``save_pretrained`` of a diffusers model wrote.
-        kind: The user's word for such a model, for the error.
-        known: The classes that are expected.
+        kind: Kind of model, as error messages call it, such as VAE.
+        known: Classes that are accepted.
 
     Raises:
         ValueError: If there is no config.json, if it is damaged, or if it names another class.
@@ -156,7 +156,7 @@ def saved_class(folder: Path, kind: str, known: Iterable[type]) -> Any:
         raise ValueError(f"{path} is damaged ({error})") from error
     classes = {cls.__name__: cls for cls in known}
     if name not in classes:
-        remedy = ": 'python -m causvid.interop.original_checkpoint import' makes such a folder of Wan's own file"
+        remedy = ": 'python -m causvid.interop.original_checkpoint import' creates such a folder from a file of Wan"
         raise ValueError(
             f"{path} names the class {name}; expected one of {', '.join(sorted(classes))}, for a {kind}"
             f"{remedy if name == 'WanModel' else ''}"
@@ -165,28 +165,28 @@ def saved_class(folder: Path, kind: str, known: Iterable[type]) -> Any:
 
 
 def load_saved(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
-    """Load a diffusers model by its ``from_pretrained``, with every weight from the files.
+    """Load a diffusers model by ``from_pretrained``, and require that the files contain every weight.
 
     Args:
-        cls: The model's class.
+        cls: Class of the model.
         folder: The folder that ``save_pretrained`` wrote.
-        dtype: Data type of the weights, apart from those that diffusers keeps in float32.
+        dtype: Data type of the weights, except those that diffusers keeps in float32.
 
     Returns:
-        The model. Its config does not name ``folder``, so that saving it again gives the same bytes.
+        The model. Its config does not contain ``folder``, so that a saved copy has the same bytes.
 
     Raises:
-        ValueError: If files are missing or not of one save, or if their tensors are not exactly the model's.
+        ValueError: If files are missing or belong to different saves, or if the model has other tensors than the files.
     """
     diffusers_files(folder)
-    model, found = cls.from_pretrained(folder, torch_dtype=dtype, output_loading_info=True)
-    require_all_weights(folder, missing=found["missing_keys"], unknown=found["unexpected_keys"])
+    model, report = cls.from_pretrained(folder, torch_dtype=dtype, output_loading_info=True)
+    require_all_weights(folder, missing=report["missing_keys"], unknown=report["unexpected_keys"])
     model.register_to_config(_name_or_path=None)
     return model
 
 
 def require_all_weights(folder: Path, *, missing: Iterable[str], unknown: Iterable[str]) -> None:
-    """Raise ValueError, naming ``folder``, if weights are ``missing`` in its files or ``unknown`` to its config."""
+    """Raise ValueError if weights are ``missing`` in the files of ``folder``, or ``unknown`` to the model."""
     lacking, extra = sorted(missing), sorted(unknown)
     if any(".lora_" in key or ".base_layer." in key for key in extra):
         raise ValueError(
@@ -194,15 +194,15 @@ def require_all_weights(folder: Path, *, missing: Iterable[str], unknown: Iterab
             "unload_lora(), or after unload_lora() alone for the model without the adapter"
         )
     if lacking:
-        raise ValueError(f"{folder} lacks the weights {_some(lacking)}, which its config.json asks for")
+        raise ValueError(f"{folder} lacks the weights {_some(lacking)}, which a model with its config.json needs")
     if extra:
-        raise ValueError(f"{folder} has the weights {_some(extra)}, for which its config.json has no place")
+        raise ValueError(f"{folder} has the weights {_some(extra)}, which a model with its config.json does not have")
 
 
 def require_weights(name: str, model: nn.Module) -> None:
-    """Raise ValueError if the files of the component ``name`` lacked weights of ``model``.
+    """Raise ValueError if ``model``, the component ``name`` of a pipeline, was loaded without some of its weights.
 
-    ``from_pretrained`` of a pipeline only warns, and leaves such weights on the meta device.
+    In this case, ``from_pretrained`` of a pipeline only warns, and the missing weights are on the meta device.
     """
     if hasattr(model, "hf_device_map"):  # accelerate keeps weights on the meta device until they are needed
         return
@@ -214,7 +214,7 @@ def require_weights(name: str, model: nn.Module) -> None:
 
 
 def _weight_map(index: Path) -> dict[str, set[str]]:
-    """Return the names of the tensors in each file, by file name, as ``index`` lists them."""
+    """Return the names of the tensors in each file, as ``index`` lists them."""
     wanted: dict[str, set[str]] = {}
     try:
         entries = json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()
@@ -222,30 +222,31 @@ def _weight_map(index: Path) -> dict[str, set[str]]:
         raise ValueError(f"{index} is damaged ({error!r}); expected the index of a sharded model") from error
     for key, name in entries:
         if not isinstance(name, str) or PurePath(name).name != name:
-            raise ValueError(f"{index} names the shard {name!r}; a shard must lie beside its index")
+            raise ValueError(f"{index} names the shard {name!r}; a shard must be in the folder of its index")
         wanted.setdefault(name, set()).add(key)
     return wanted
 
 
 def _no_weights(folder: Path, single: str, index: str) -> str:
-    """Explain why ``from_pretrained`` finds no weights in ``folder``, from the names of the files there."""
+    """Explain, from the names of the files in ``folder``, why ``from_pretrained`` does not read any of them."""
     expected = f"expected {single}, or shards with {index}"
-    found = [path.name for pattern in _OTHERS for path in sorted(folder.glob(pattern))]
-    if not found:
+    others = [path.name for pattern in _OTHERS for path in sorted(folder.glob(pattern))]
+    if not others:
         return f"{folder} holds no weights; {expected}"
-    listed = f"{folder} holds no weights that from_pretrained reads, only {_some(found)}"
-    variant = next((match[1] for name in found if (match := _VARIANT.fullmatch(name))), None)
+    listed = f"{folder} holds no weights that from_pretrained reads, only {_some(others)}"
+    variant = next((match[1] for name in others if (match := _VARIANT.fullmatch(name))), None)
     if variant is not None:
         return f"{listed}: these are of the variant {variant!r}; save the model without a variant ({expected})"
-    if any(name.endswith(".bin.index.json") for name in found):
+    if any(name.endswith(".bin.index.json") for name in others):
         return f"{listed}: these are pickled shards; save the model again as safetensors ({expected})"
-    if any(map(shard_number, found)):
+    if any(map(shard_number, others)):
         return f"{listed}: these are shards without their index ({expected})"
-    if any(name in ("pytorch_lora_weights.safetensors", "adapter_model.safetensors") for name in found):
+    if any(name in ("pytorch_lora_weights.safetensors", "adapter_model.safetensors") for name in others):
         return f"{listed}: this is a LoRA adapter, not a whole model ({expected})"
     return f"{listed}; {expected}"
 
 
 def _some(names: list[str]) -> str:
+    """Join the first three names, and count the others."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more

@@ -1,4 +1,4 @@
-"""The causal student against diffusers' own model, against itself without a cache, and against the arrow of time.
+"""The causal student compared with the model of diffusers and with itself without a cache; it must also be causal.
 
 Shapes: B batch, C = 4 channels, F latent frames, H and W latent pixels, L text tokens.
 """
@@ -17,11 +17,11 @@ from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
 from causvid.wan.transformer.rope import rotary_embedding
 from causvid.wan.transformer.wan import build_transformer, causal_student
 
-TOLERANCE = 2e-6  # of outputs of size 1, float32
+TOLERANCE = 2e-6  # relative to the largest output, in float32
 
 
 def teacher_of(config: dict[str, Any], **changes: Any) -> WanTransformer3DModel:
-    """A bidirectional model whose every weight matters: diffusers starts biases at 0 and gains at 1."""
+    """Return a bidirectional model in which every weight matters. (In diffusers biases start at 0 and gains at 1.)"""
     model = build_transformer({**config, **changes}, seed=1)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -37,7 +37,7 @@ def inputs(batch: int, frames: int, height: int, width: int) -> tuple[torch.Tens
 
 
 def block_times(batch: int, frames: int, frames_per_block: int) -> torch.Tensor:
-    """A time per block and sample, 0 among them."""
+    """Return a timestep for every block of every sample, [B, F]; some of the timesteps are 0."""
     times = torch.tensor([0.0, 522.0, 757.0, 1000.0, 250.0, 20.0])
     rows = [times.roll(sample)[: frames // frames_per_block] for sample in range(batch)]
     return torch.stack(rows).repeat_interleave(frames_per_block, dim=1)
@@ -56,12 +56,12 @@ def assert_close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
     assert ((ours - theirs).abs().max() / scale).item() <= TOLERANCE
 
 
-# frames, latent height and width: 64 tokens a frame (a multiple of 128 for whole clips) and 15 (never one).
+# Frames, latent height and width. A frame has 64 tokens (so clips may have a multiple of 128 tokens) or 15 tokens.
 SIZES = [(6, 16, 16), (6, 6, 10)]
 
 
 class Shape(NamedTuple):
-    """A clip and the student's blocks, in latent units; a patch is 2 x 2 latent pixels."""
+    """The size of a clip and of the blocks, in latent frames and latent pixels. A patch is 2 x 2 latent pixels."""
 
     batch: int
     frames: int
@@ -90,11 +90,11 @@ def test_cached_equals_uncached(transformer_config: dict[str, Any], shape: Shape
     whole = forward(student, x, timestep, text)
 
     noisy = torch.randn(x.shape, generator=torch.Generator().manual_seed(4))
-    for sink in (None, 0):  # rotated once when written; rotated when read
+    for sink in (None, 0):  # keys rotated before they are written; keys rotated when they are read
         cache = student.make_kv_cache(batch_size=batch, num_frames=frames, height=height, width=width, sink_frames=sink)
         for start in range(0, frames, frames_per_block):
             block = slice(start, start + frames_per_block)
-            # A noisier pass first, as sampling does: the last write of a block is the one that counts.
+            # A first call with noise, as in sampling. The last write of a block is the one that is used.
             for video, times in ((noisy, torch.full_like(timestep, 999.0)), (x, timestep)):
                 streamed = forward(
                     student, video[:, :, block], times[:, block], text, kv_cache=cache, start_frame=start
@@ -104,7 +104,7 @@ def test_cached_equals_uncached(transformer_config: dict[str, Any], shape: Shape
 
 @torch.no_grad()
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_later_block_cannot_change_an_earlier_one_by_a_bit(transformer_config: dict[str, Any], shape: Shape) -> None:
+def test_a_later_block_changes_no_bit_of_an_earlier_one(transformer_config: dict[str, Any], shape: Shape) -> None:
     batch, frames, frames_per_block, height, width, head_dim = shape
     student = causal_student(teacher_of(transformer_config, attention_head_dim=head_dim), frames_per_block).eval()
     x, text = inputs(batch, frames, height, width)
@@ -118,7 +118,7 @@ def test_a_later_block_cannot_change_an_earlier_one_by_a_bit(transformer_config:
         after = forward(student, changed, other_times, text)
         assert torch.equal(after[:, :, :start], before[:, :, :start])
         assert not torch.allclose(after[:, :, start:later], before[:, :, start:later], atol=1e-2)
-        if later < frames:  # and the future does see it
+        if later < frames:  # and later blocks depend on it
             assert not torch.equal(after[:, :, later:], before[:, :, later:])
 
 
@@ -136,7 +136,9 @@ def test_no_gradient_reaches_later_noise(transformer_config: dict[str, Any], fra
 
 @torch.no_grad()
 @pytest.mark.parametrize("shape", SHAPES)
-def test_one_block_is_the_bidirectional_model(transformer_config: dict[str, Any], shape: Shape) -> None:
+def test_with_a_single_block_the_student_equals_the_bidirectional_model(
+    transformer_config: dict[str, Any], shape: Shape
+) -> None:
     batch, frames, _, height, width, head_dim = shape
     teacher = teacher_of(transformer_config, attention_head_dim=head_dim)
     student = causal_student(teacher, frames).eval()
@@ -146,8 +148,8 @@ def test_one_block_is_the_bidirectional_model(transformer_config: dict[str, Any]
 
 
 @torch.no_grad()
-def test_a_picture_is_a_block_of_its_own(transformer_config: dict[str, Any]) -> None:
-    """One latent frame in blocks of three, as images are mixed into training: the bidirectional model's answer."""
+def test_an_image_is_one_block(transformer_config: dict[str, Any]) -> None:
+    """With one latent frame, a student with blocks of three frames equals the bidirectional model."""
     teacher = build_transformer(transformer_config, 0).eval()
     student = causal_student(teacher, 3).eval()
     generator = torch.Generator().manual_seed(0)
@@ -160,7 +162,7 @@ def test_a_picture_is_a_block_of_its_own(transformer_config: dict[str, Any]) -> 
         student(x.repeat(1, 1, 2, 1, 1), timestep=times[:, None].repeat(1, 2), encoder_hidden_states=text)
 
 
-def test_state_dicts_load_both_ways(transformer_config: dict[str, Any]) -> None:
+def test_student_and_teacher_load_the_state_dict_of_the_other(transformer_config: dict[str, Any]) -> None:
     teacher, student = build_transformer(transformer_config, 1), CausalWanTransformer3DModel(**transformer_config)
     expected = {name: value.clone() for name, value in teacher.state_dict().items()}
     student.load_state_dict(teacher.state_dict(), strict=True)
@@ -168,11 +170,11 @@ def test_state_dicts_load_both_ways(transformer_config: dict[str, Any]) -> None:
     other.load_state_dict(student.state_dict(), strict=True)
     assert other.state_dict().keys() == expected.keys()
     assert all(torch.equal(other.state_dict()[name], value) for name, value in expected.items())
-    assert len(expected) == 27 * 2 + 15  # as in the released checkpoints: 27 tensors a block and 15 more
+    assert len(expected) == 27 * 2 + 15  # as in the released checkpoints: 27 tensors in each layer, and 15 others
 
 
 class _MaskedAttention(WanAttnProcessor):
-    """diffusers' processor with a dense mask on its self-attention."""
+    """The processor of diffusers with a dense mask in self-attention."""
 
     def __init__(self, allowed: torch.Tensor) -> None:
         super().__init__()
@@ -194,7 +196,7 @@ class _MaskedAttention(WanAttnProcessor):
 @torch.no_grad()
 @pytest.mark.parametrize("frames_per_block", [1, 2, 3, 6])
 @pytest.mark.parametrize("size", SIZES)
-def test_block_causal_equals_diffusers_with_a_mask_and_a_time_per_token(
+def test_block_causal_equals_diffusers_with_a_mask_and_a_timestep_per_token(
     transformer_config: dict[str, Any], frames_per_block: int, size: tuple[int, int, int]
 ) -> None:
     teacher = teacher_of(transformer_config)
@@ -233,16 +235,20 @@ def test_gradient_checkpointing_changes_no_gradient(transformer_config: dict[str
 
 
 @pytest.mark.parametrize("head_dim", [16, 32, 128])
-def test_rotary_offset_is_a_slice_of_the_whole_table(transformer_config: dict[str, Any], head_dim: int) -> None:
+def test_the_rotary_table_with_an_offset_is_a_slice_of_the_whole_table(
+    transformer_config: dict[str, Any], head_dim: int
+) -> None:
     rope = build_transformer({**transformer_config, "attention_head_dim": head_dim, "num_layers": 1}, 0).rope
     frames, height, width = 7, 3, 5
-    whole = rope(torch.zeros(1, 4, frames, 2 * height, 2 * width))  # diffusers' own, in latent pixels
+    whole = rope(
+        torch.zeros(1, 4, frames, 2 * height, 2 * width)
+    )  # the table of diffusers, for a size in latent pixels
     for start, count in [(0, 7), (2, 3), (6, 1)]:
         part = rotary_embedding(rope, frames=(range(start, start + count),), height=height, width=width)
         tokens = slice(start * height * width, (start + count) * height * width)
         for ours, theirs in zip(part, whole, strict=True):
             assert torch.equal(ours, theirs[:, tokens])
-    with pytest.raises(ValueError, match=r"frame 66 lies beyond the rotary table of 64 latent frames"):
+    with pytest.raises(ValueError, match=r"frame 66 is beyond the rotary table of 64 latent frames"):
         rotary_embedding(rope, frames=(range(60, 66),), height=height, width=width)
 
 
@@ -251,13 +257,13 @@ def test_modulation_has_one_row_per_frame(transformer_config: dict[str, Any]) ->
     student = causal_student(teacher_of(transformer_config), 2)
     rows = []
     student.condition_embedder.time_proj.register_forward_hook(lambda _, __, out: rows.append(out.shape))
-    x, text = inputs(2, 6, 4, 8)  # 8 tokens a frame
+    x, text = inputs(2, 6, 4, 8)  # 8 tokens in each frame
     forward(student, x, block_times(2, 6, 2), text)
     assert rows == [(2, 6, 6 * 32)]
 
 
 class _Sizes(TorchDispatchMode):
-    """Remembers the size of everything an operation returns."""
+    """Records the shapes of all tensors that operations return."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -270,18 +276,18 @@ class _Sizes(TorchDispatchMode):
 
 
 @torch.no_grad()
-def test_nothing_as_large_as_a_mask_is_made(transformer_config: dict[str, Any]) -> None:
+def test_no_tensor_is_as_large_as_a_mask(transformer_config: dict[str, Any]) -> None:
     student = causal_student(teacher_of(transformer_config), 2)
     x, text = inputs(1, 6, 20, 20)
     tokens = 6 * 10 * 10
     with _Sizes() as seen:
         forward(student, x, block_times(1, 6, 2), text)
-    assert (1, tokens, 32) in seen.sizes  # the spy sees the forward pass
+    assert (1, tokens, 32) in seen.sizes  # the recorder sees the forward pass
     assert max(size.numel() for size in seen.sizes) < tokens * tokens
 
 
 @torch.no_grad()
-def test_wrong_times_and_frames_are_named(transformer_config: dict[str, Any]) -> None:
+def test_wrong_timesteps_and_frames_are_named(transformer_config: dict[str, Any]) -> None:
     student = causal_student(teacher_of(transformer_config), 3)
     x, text = inputs(2, 4, 4, 4)
     with pytest.raises(ValueError, match=r"timestep has shape \(2,\); expected one per frame, \(2, 4\)"):
@@ -295,7 +301,7 @@ def test_wrong_times_and_frames_are_named(transformer_config: dict[str, Any]) ->
         forward(student, x[:1, :, :3], torch.zeros(1, 3), text[:1], kv_cache=cache)
 
 
-def test_models_the_student_cannot_be_are_refused(transformer_config: dict[str, Any]) -> None:
+def test_configs_that_a_student_does_not_support_are_rejected(transformer_config: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="patch_size is .*one latent frame per patch in time"):
         CausalWanTransformer3DModel(**{**transformer_config, "patch_size": [2, 2, 2]})
     with pytest.raises(ValueError, match="text-to-video"):

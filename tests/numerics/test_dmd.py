@@ -1,4 +1,4 @@
-"""DMD's gradient against distributions whose scores are known in closed form."""
+"""The gradient of DMD for distributions whose scores are known in closed form."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ SIZE = (3, 2, 2, 3, 2)  # [B, C, F, H, W]
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Independent normal data; its score and velocity at every noise level are known."""
+    """Independent normal data, whose score and velocity are known at every noise level."""
 
     mean: float
     deviation: float
 
     def score(self, x_t: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        """Gradient of the log density of (1 - sigma) x0 + sigma noise."""
+        """Return the gradient of the log density of (1 - sigma) x0 + sigma noise."""
         return -(x_t - (1 - sigma) * self.mean) / ((1 - sigma) ** 2 * self.deviation**2 + sigma**2)
 
     def velocity(self, x_t: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        """E[noise - x0 | x_t], by Tweedie: E[noise] = -sigma score, E[x0] = (x_t + sigma^2 score) / (1 - sigma)."""
+        """Return E[noise - x0 | x_t]. Tweedie: E[noise] = -sigma score, E[x0] = (x_t + sigma^2 score) / (1 - sigma)."""
         sigma = sigma_of(timestep)
         score = self.score(x_t.double(), sigma)
         return (-sigma * score - (x_t + sigma**2 * score) / (1 - sigma)).to(x_t.dtype)
@@ -65,7 +65,7 @@ def test_equal_scores_give_no_gradient() -> None:
     assert torch.count_nonzero(gradient_of(sample, noise, timestep, same, same)) == 0
 
 
-def test_the_normaliser_is_each_sample_s_own() -> None:
+def test_each_sample_has_its_own_normaliser() -> None:
     sample, noise, timestep = draw(2)
     teacher, critic = Gaussian(1.0, 0.5), Gaussian(-0.5, 1.3)
     before = gradient_of(sample, noise, timestep, teacher, critic)
@@ -76,7 +76,7 @@ def test_the_normaliser_is_each_sample_s_own() -> None:
     assert not torch.allclose(before[0], after[0])
 
 
-def test_the_loss_reports_what_it_says() -> None:
+def test_the_reported_values_of_the_loss() -> None:
     teacher, critic = Gaussian(1.0, 0.5), Gaussian(-0.5, 1.3)
     sample, noise, timestep = draw(3)
     out = dmd_loss(sample, noise, timestep, teacher=teacher.velocity, critic=critic.velocity)
@@ -94,10 +94,12 @@ def test_a_float32_sample_is_compared_in_float64() -> None:
     sample, noise, timestep = draw(4, torch.float32)
     out = dmd_loss(sample, noise, timestep, teacher=teacher.velocity, critic=critic.velocity)
     assert out.loss.dtype == torch.float64
-    assert torch.autograd.grad(out.loss, sample)[0].abs().max() > 0  # 1e-5 apart is not lost in 0.5 (x - (x - g))^2
+    assert (
+        torch.autograd.grad(out.loss, sample)[0].abs().max() > 0
+    )  # a difference of 1e-5 is not lost in 0.5 (x - (x - g))^2
 
 
-def test_a_sample_at_the_teacher_s_prediction_does_not_divide_by_zero() -> None:
+def test_a_sample_that_equals_the_prediction_of_the_teacher_causes_no_division_by_zero() -> None:
     sample, noise, timestep = draw(5)
     x_t = add_noise(sample.detach(), noise, sigma_of(timestep))
 
@@ -119,8 +121,8 @@ def test_neither_network_gets_a_gradient() -> None:
     assert sample.grad is not None
 
 
-def test_descending_moves_samples_to_the_teacher() -> None:
-    """With a critic that knows the samples' own distribution, their mean and spread become the teacher's."""
+def test_gradient_descent_moves_samples_to_the_distribution_of_the_teacher() -> None:
+    """With a critic that has the distribution of the samples, their mean and deviation become those of the teacher."""
     teacher, generator = Gaussian(2.0, 0.5), torch.Generator().manual_seed(7)
     sample = torch.randn(64, 1, 1, 4, 4, generator=generator, dtype=torch.float64)
     for _ in range(150):
@@ -135,8 +137,8 @@ def test_descending_moves_samples_to_the_teacher() -> None:
     assert sample.std().item() == pytest.approx(0.5, abs=0.1)
 
 
-def test_frames_that_do_not_count_get_no_gradient_and_change_no_mean() -> None:
-    """As if they were not there: the normaliser, the loss and the gradient of the others are those of a shorter video."""
+def test_excluded_frames_have_no_gradient_and_change_no_mean() -> None:
+    """The normaliser, the loss and the gradient of the other frames equal those of a video without excluded frames."""
     teacher, critic = Gaussian(1.0, 0.5), Gaussian(-0.5, 1.3)
     sample, noise, timestep = draw(7)
     scored = torch.tensor([[True, False]]).expand(SIZE[0], SIZE[2])
@@ -150,7 +152,7 @@ def test_frames_that_do_not_count_get_no_gradient_and_change_no_mean() -> None:
         torch.testing.assert_close(ours, expected)
 
 
-def test_no_frame_that_counts_is_no_loss() -> None:
+def test_if_all_frames_are_excluded_the_loss_is_zero() -> None:
     sample, noise, timestep = draw(8)
     scored = torch.zeros(SIZE[0], SIZE[2], dtype=torch.bool)
     teacher, critic = Gaussian(1.0, 0.5), Gaussian(-0.5, 1.3)

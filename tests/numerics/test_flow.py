@@ -1,4 +1,4 @@
-"""Flow-matching conversions: round trips, ends, and the guidance convention."""
+"""Flow-matching conversions, their values at sigma 0 and 1, the guidance convention, and the losses."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def test_velocity_and_x0_are_inverses_in_float64(timestep: float, seed: int) -> 
 
 
 @given(timestep=st.floats(0.0, 1000.0), seed=st.integers(0, 2**31))
-def test_the_true_velocity_points_at_x0(timestep: float, seed: int) -> None:
-    """x_t = (1 - sigma) x0 + sigma noise and velocity = noise - x0 give x0 back."""
+def test_the_true_velocity_gives_x0(timestep: float, seed: int) -> None:
+    """x_t = (1 - sigma) x0 + sigma noise and velocity = noise - x0 give x0."""
     x0, noise = draw(seed, 2)
     sigma = sigma_of(torch.full((2,), timestep, dtype=torch.float64))
     x_t = add_noise(x0, noise, sigma)
@@ -39,20 +39,20 @@ def test_the_true_velocity_points_at_x0(timestep: float, seed: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_ends_are_exact_and_keep_the_dtype(dtype: torch.dtype) -> None:
+def test_conversions_are_exact_at_sigma_0_and_1_and_keep_the_dtype(dtype: torch.dtype) -> None:
     x0, noise, velocity = draw(0, 3, dtype)
     zero, one = sigma_of(torch.tensor([0.0, 0.0])), sigma_of(torch.tensor([1000.0, 1000.0]))
     for out, expected in [
         (add_noise(x0, noise, zero), x0),
         (add_noise(x0, noise, one), noise),
-        (velocity_to_x0(x0, velocity, zero), x0),  # t = 0: x0 is x, whatever the velocity
+        (velocity_to_x0(x0, velocity, zero), x0),  # t = 0: x0 equals x_t for every velocity
     ]:
         assert out.dtype == dtype
         assert torch.equal(out, expected)
 
 
-def test_conversions_are_made_in_float64() -> None:
-    """In bfloat16 arithmetic the same conversion is off by percents: (x_t - x0) / 0.02 of numbers near 1."""
+def test_conversions_are_computed_in_float64() -> None:
+    """In bfloat16 the result has an error of percents: (x_t - x0) / 0.02 for numbers near 1."""
     sigma = torch.tensor(0.02, dtype=torch.float64)
     x_t, velocity = draw(1, 2, torch.bfloat16)
     exact = (x_t.double() - 0.02 * velocity.double()).to(torch.bfloat16)
@@ -70,7 +70,7 @@ def test_sigma_shapes() -> None:
     assert per_frame.dtype == torch.float64
 
 
-def test_each_frame_gets_its_own_noise_level() -> None:
+def test_each_frame_has_its_own_noise_level() -> None:
     x0, noise = draw(2, 2)
     x_t = add_noise(x0, noise, sigma_of(torch.tensor([[0.0, 1000.0, 500.0, 0.0]]).expand(2, -1)))
     assert torch.equal(x_t[:, :, 0], x0[:, :, 0])
@@ -79,7 +79,7 @@ def test_each_frame_gets_its_own_noise_level() -> None:
 
 
 def test_the_guidance_convention() -> None:
-    """scale 0 is unconditional, 1 conditional; the released DMD's cond + s (cond - uncond) is scale s + 1."""
+    """Scale 0 is unconditional, 1 conditional. cond + s (cond - uncond) in the released DMD is scale s + 1."""
     uncond, cond = draw(3, 2)
     assert torch.equal(guide(uncond, cond, 0), uncond)
     torch.testing.assert_close(guide(uncond, cond, 1), cond)
@@ -87,7 +87,7 @@ def test_the_guidance_convention() -> None:
 
 
 class _Echo(torch.nn.Module):
-    """A model whose velocity is its text's first number, and which counts its calls and rows."""
+    """A model whose velocity is the first number of the text. It counts its calls and samples."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class _Echo(torch.nn.Module):
         return (torch.zeros_like(x) + encoder_hidden_states[:, :1, :1, None, None],)
 
 
-def test_guided_runs_both_halves_in_one_batch_and_one_when_it_can() -> None:
+def test_guided_computes_both_halves_in_one_batch_and_only_one_for_scale_1() -> None:
     model, x = _Echo(), torch.zeros(SIZE)
     text, negative = torch.tensor([2.0, 3.0])[:, None, None], torch.tensor([[[1.0]]])
     out = guided(model, text, negative, 3.0)(x, torch.tensor([500.0, 500.0]))
@@ -116,7 +116,7 @@ def test_guided_runs_both_halves_in_one_batch_and_one_when_it_can() -> None:
     assert model.rows == [4, 2]
 
 
-def test_the_flow_matching_loss_is_zero_for_the_truth_and_its_error_otherwise() -> None:
+def test_the_flow_matching_loss_is_the_mean_squared_error_of_the_velocity() -> None:
     x0, noise = draw(4, 2, torch.float32)
     timestep = torch.tensor([100.0, 900.0])
     seen = {}
@@ -131,21 +131,22 @@ def test_the_flow_matching_loss_is_zero_for_the_truth_and_its_error_otherwise() 
     assert flow_matching_loss(lambda x, t: noise - x0 + 2, x0, noise, timestep).item() == pytest.approx(4)
 
 
-def test_the_ode_loss_scores_noisy_frames_only() -> None:
+def test_the_ode_loss_uses_noisy_frames_only() -> None:
     clean, states = draw(5, 2, torch.float32)
     timestep = torch.tensor([[0.0, 500.0, 500.0, 0.0], [0.0, 0.0, 0.0, 1000.0]])
     sigma = sigma_of(timestep)
     states = torch.where(sigma == 0, clean, states)
 
-    def velocity(error: float) -> torch.Tensor:  # whose x0 is off by ``error`` on noisy frames, and wild on clean ones
+    def velocity(error: float) -> torch.Tensor:
+        """Return a velocity whose x0 has the error ``error`` in noisy frames, and a large one in clean frames."""
         return torch.where(sigma == 0, torch.tensor(1e3), (states - clean - error) / sigma.clamp(min=0.1)).float()
 
     assert ode_regression_loss(lambda *_: velocity(0.0), states, timestep, clean).item() == pytest.approx(0, abs=1e-10)
     assert ode_regression_loss(lambda *_: velocity(3.0), states, timestep, clean).item() == pytest.approx(9, rel=1e-5)
 
 
-def test_the_ode_loss_of_nothing_but_context_is_zero() -> None:
-    """The released code's mean over no frame is NaN."""
+def test_the_ode_loss_of_clean_frames_only_is_zero() -> None:
+    """The released code gives NaN for a mean over no frames."""
     clean, weight = draw(6, 1, torch.float32)[0], torch.ones((), requires_grad=True)
     loss = ode_regression_loss(lambda x, t: weight * x, clean, torch.zeros(2, 4), clean)
     loss.backward()

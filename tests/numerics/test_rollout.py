@@ -1,7 +1,7 @@
-"""The rollout that DMD trains on: the sampler's own video, and the gradient of one prediction per block.
+"""The rollout on which DMD trains: it equals the video of the sampler, and one prediction per block has a gradient.
 
-The reference has no cache: one forward over the clean past and the noisy block, whose attention, written out here, lets
-no gradient into the past. Shapes: 3 blocks of 2 latent frames of 4 x 4, 8 tokens a block.
+The reference has no cache. It is one forward pass over the clean earlier blocks and the noisy block, with an attention
+that has no gradient to earlier blocks. Shapes: 3 blocks of 2 latent frames of 4 x 4 latent pixels, 8 tokens in a block.
 """
 
 from __future__ import annotations
@@ -22,17 +22,19 @@ from causvid.wan.transformer.wan import build_transformer, causal_student, for_t
 
 NOISE = torch.randn(2, 4, 6, 4, 4, generator=torch.Generator().manual_seed(1))
 TEXT = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(2))
-WEIGHT = torch.randn(2, 4, 6, 4, 4, generator=torch.Generator().manual_seed(3))  # of the x0 in the losses
+WEIGHT = torch.randn(
+    2, 4, 6, 4, 4, generator=torch.Generator().manual_seed(3)
+)  # weight of each value of x0 in the losses
 STEPS = (1000.0, 750.0, 500.0)
 SCHEDULE = ScheduleConfig(shift=3.0, solver_steps=4, denoising_timesteps=STEPS, context_timestep=20.0)
 
 Gradients = dict[str, torch.Tensor]
-Pass = tuple[int, float, torch.Tensor, torch.Tensor]  # start frame, time, input and output
+Pass = tuple[int, float, torch.Tensor, torch.Tensor]  # start frame, timestep, input and output of a call
 
 
 @pytest.fixture
 def student(transformer_config: dict[str, Any]) -> CausalWanTransformer3DModel:
-    """A student whose every weight matters: diffusers starts biases at 0 and gains at 1."""
+    """Return a student in which every weight matters. (In diffusers biases start at 0 and gains at 1.)"""
     model = build_transformer(transformer_config, seed=1)
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
@@ -66,7 +68,7 @@ def assert_same(ours: Gradients, theirs: Gradients) -> None:
 
 
 def passes_of(student: CausalWanTransformer3DModel) -> list[Pass]:
-    """Every pass from here on."""
+    """Record every later call of the student."""
     seen: list[Pass] = []
     student.register_forward_hook(
         lambda _, args, kwargs, out: seen.append(
@@ -78,7 +80,7 @@ def passes_of(student: CausalWanTransformer3DModel) -> list[Pass]:
 
 
 class DetachedPast:
-    """Attention by its definition, in which keys and values of all blocks but the last have no gradient."""
+    """Attention by its definition. The keys and values of all blocks but the last have no gradient."""
 
     def __call__(
         self, attn: WanAttention, x: torch.Tensor, _: None, __: None, rotary: Rotary, *, block_tokens: int, **___: None
@@ -99,29 +101,29 @@ class DetachedPast:
 
 
 def uncached(student: CausalWanTransformer3DModel, past: torch.Tensor, x_t: torch.Tensor, time: float) -> torch.Tensor:
-    """x0 of the block ``x_t`` at ``time`` after the clean ``past``, which passes no gradient on."""
+    """Return x0 of the block ``x_t`` at timestep ``time`` after the clean blocks ``past``, which have no gradient."""
     times = torch.cat([torch.full((2, past.shape[2]), 20.0), torch.full((2, 2), time)], dim=1)
     velocity = student(torch.cat([past, x_t], dim=2), timestep=times, encoder_hidden_states=TEXT, return_dict=False)[0]
     return velocity_to_x0(x_t, velocity[:, :, -2:], sigma_of(times[:, -2:]))
 
 
-def test_at_the_last_step_it_is_the_sampler_s_video(student: CausalWanTransformer3DModel) -> None:
-    """To the last bit, whether or not there are gradients."""
+def test_at_the_last_step_the_rollout_equals_the_video_of_the_sampler(student: CausalWanTransformer3DModel) -> None:
+    """The videos are equal bit for bit, with and without gradients."""
     with torch.no_grad():
         expected = torch.cat(list(generate_blocks(student, TEXT, NOISE, SCHEDULE, draw_from(5))), dim=2)
         assert torch.equal(rollout(student, exit_step=2), expected)
     ours = rollout(student, exit_step=2)
     assert ours.requires_grad
     assert torch.equal(ours, expected)
-    sampled = generate_blocks(student, TEXT, NOISE, SCHEDULE, draw_from(5))  # who forgets no_grad gets the same video
+    sampled = generate_blocks(student, TEXT, NOISE, SCHEDULE, draw_from(5))  # the same video without no_grad
     assert torch.equal(torch.cat(list(sampled), dim=2), expected)
 
 
 @pytest.mark.parametrize("exit_step", [0, 1, 2])
-def test_a_block_is_denoised_to_the_exit_step_and_written_clean(
+def test_a_block_is_denoised_to_the_exit_step_and_then_written(
     student: CausalWanTransformer3DModel, exit_step: int
 ) -> None:
-    """One pass per block has a gradient. Nothing follows the last block, so it is not written."""
+    """One forward pass for each block has a gradient. The last block is not written, because no block follows."""
     seen = passes_of(student)
     video = rollout(student, exit_step)
     passes = [*((time, time == STEPS[exit_step]) for time in STEPS[: exit_step + 1]), (20.0, False)]
@@ -133,10 +135,10 @@ def test_a_block_is_denoised_to_the_exit_step_and_written_clean(
 
 @pytest.mark.parametrize("frames", [slice(0, 2), slice(2, 4), slice(4, 6), slice(0, 6)])
 @pytest.mark.parametrize("exit_step", [0, 2])
-def test_its_gradient_is_that_of_a_computation_without_a_cache(
+def test_the_gradient_equals_that_of_a_computation_without_a_cache(
     student: CausalWanTransformer3DModel, exit_step: int, frames: slice
 ) -> None:
-    """Of a loss on one block, and on all of them: text projections included, the past held fixed."""
+    """Losses on one block and on all blocks are compared, for all weights. Earlier blocks are constants."""
     seen = passes_of(student)
     video = rollout(student, exit_step)
     ours = gradients(student, (video * WEIGHT)[:, :, frames].sum())
@@ -150,7 +152,7 @@ def test_its_gradient_is_that_of_a_computation_without_a_cache(
     assert_same(ours, gradients(student, (again * WEIGHT)[:, :, frames].sum()))
 
 
-def test_a_block_s_loss_reaches_no_other_block_s_prediction(student: CausalWanTransformer3DModel) -> None:
+def test_the_loss_of_a_block_has_no_gradient_to_other_blocks(student: CausalWanTransformer3DModel) -> None:
     seen = passes_of(student)
     video = rollout(student, exit_step=1)
     predictions = [out for _, _, _, out in seen if out.requires_grad]
@@ -171,7 +173,7 @@ def test_a_rollout_does_not_depend_on_noise_of_later_blocks(student: CausalWanTr
 def test_gradient_checkpointing_changes_no_gradient_of_a_rollout(
     student: CausalWanTransformer3DModel, kind: Checkpointing
 ) -> None:
-    """A pass is made again over the same memory: later blocks have been written by then, but behind it."""
+    """The backward pass reads the cache again. Later blocks have been written by then, but at later positions."""
     plain = gradients(student, (rollout(student, 1) * WEIGHT).sum())
     for_training(student, kind)
     made: list[int] = []
@@ -183,9 +185,11 @@ def test_gradient_checkpointing_changes_no_gradient_of_a_rollout(
     assert all(torch.equal(recomputed[name], gradient) for name, gradient in plain.items())
 
 
-@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch: a slower kernel for norm_q
-def test_in_bfloat16_every_weight_learns(student: CausalWanTransformer3DModel) -> None:
-    """autocast must not take a cast of a weight that it made without a gradient."""
+@pytest.mark.filterwarnings(
+    "ignore:Mismatch dtype between input and weight"
+)  # torch warns about a slower kernel for norm_q
+def test_in_bfloat16_every_weight_has_a_gradient(student: CausalWanTransformer3DModel) -> None:
+    """autocast must not use the cached cast of a weight from a pass without gradients."""
     exact = gradients(student, (rollout(student, 2) * WEIGHT).sum())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         video = rollout(student, 2)
@@ -194,8 +198,8 @@ def test_in_bfloat16_every_weight_learns(student: CausalWanTransformer3DModel) -
         assert torch.cosine_similarity(rough[name].flatten(), gradient.flatten(), dim=0) > 0.9, name
 
 
-def test_a_picture_is_one_block(student: CausalWanTransformer3DModel) -> None:
-    """One latent frame, whatever the student's blocks."""
+def test_an_image_is_one_block(student: CausalWanTransformer3DModel) -> None:
+    """One latent frame is a block, for every size of the student's blocks."""
     seen = passes_of(student)
     picture = rollout(student, 1, NOISE[:, :, :1])
     assert picture.shape == (2, 4, 1, 4, 4)

@@ -1,4 +1,4 @@
-"""Samplers on velocity functions whose answer is known."""
+"""Samplers for velocities with known solutions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def noise_like(seed: int) -> torch.Tensor:
 
 
 def test_euler_is_of_order_one_on_a_linear_ode() -> None:
-    """dx/dsigma = x carries x(1) to x(1) / e; halving the step halves the error."""
+    """The solution of dx/dsigma = x at 0 is x(1) / e. Steps of half the size halve the error."""
     start = noise_like(0)
     errors = []
     for steps in (50, 100, 200, 400):
@@ -38,7 +38,7 @@ def test_euler_is_exact_on_a_constant_velocity(shift: float) -> None:
     torch.testing.assert_close(end, clean, rtol=0, atol=1e-14)
 
 
-def test_kept_states_are_the_asked_ones_in_the_asked_order() -> None:
+def test_the_solver_returns_the_states_in_the_given_order() -> None:
     start, clean = noise_like(3), noise_like(4)
     sigmas = FlowSchedule(shift=3).sigmas(10)
     states = solve_ode(lambda *_: start - clean, start, sigmas, keep=[-1, 0, 4, 10, 4])
@@ -48,7 +48,7 @@ def test_kept_states_are_the_asked_ones_in_the_asked_order() -> None:
         torch.testing.assert_close(states[:, column], add_noise(clean, start, sigmas[index]), rtol=0, atol=1e-14)
 
 
-def test_the_solver_asks_for_the_velocity_at_the_noisier_end_of_each_step() -> None:
+def test_the_velocity_is_evaluated_at_the_noisier_end_of_each_step() -> None:
     asked = []
 
     def velocity(x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
@@ -63,7 +63,7 @@ def test_the_solver_asks_for_the_velocity_at_the_noisier_end_of_each_step() -> N
 
 
 @pytest.mark.parametrize("timesteps", [[1000], [1000, 757, 522], [1000, 750, 500, 250]])
-def test_few_steps_with_a_perfect_model_end_at_x0(timesteps: list[float]) -> None:
+def test_few_steps_with_an_exact_model_give_x0(timesteps: list[float]) -> None:
     clean, generator = noise_like(6), torch.Generator().manual_seed(7)
     asked = []
 
@@ -80,12 +80,12 @@ def test_few_steps_with_a_perfect_model_end_at_x0(timesteps: list[float]) -> Non
     out = few_step(perfect, noise_like(8), timesteps, draw)
     torch.testing.assert_close(out, clean, rtol=0, atol=1e-13)
     assert [t[0, 0].item() for t in asked] == timesteps
-    assert all(t.shape == (2, 2) for t in asked)  # a time per frame
-    assert len(drawn) == len(timesteps) - 1  # fresh noise between steps, none after the last
+    assert all(t.shape == (2, 2) for t in asked)  # a timestep for each frame
+    assert len(drawn) == len(timesteps) - 1  # new noise between steps, and none after the last
 
 
-def test_few_steps_renoise_to_the_next_time() -> None:
-    """The second call sees x0 of the first one at sigma 0.25 with the drawn noise."""
+def test_few_steps_add_noise_up_to_the_next_timestep() -> None:
+    """The input of the second call is the x0 of the first call with the drawn noise at sigma 0.25."""
     first, fresh = noise_like(9), noise_like(10)
     seen = []
 

@@ -1,4 +1,4 @@
-"""The released schedules' constants, and what refuses a schedule that does not fit its solver."""
+"""Constants of the released schedules, and errors for a schedule that does not fit its solver."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def schedule(**changes: Any) -> ScheduleConfig:
 
 
 def test_the_released_trajectory_columns() -> None:
-    """Released configuration: 50 Euler steps at shift 8 pass through 756.757 and 521.739 at states 36 and 44."""
+    """In the released configuration, 50 Euler steps at shift 8, states 36 and 44 are at 756.757 and 521.739."""
     assert times(8, 50)[36].item() == pytest.approx(756.757, abs=5e-4)
     assert times(8, 50)[44].item() == pytest.approx(521.739, abs=5e-4)
     assert schedule().columns() == [0, 36, 44, 50]
@@ -36,8 +36,8 @@ def test_the_released_trajectory_columns() -> None:
 
 
 @pytest.mark.parametrize(("shift", "expected"), [(8, [960, 888.889, 727.273]), (5, [937.5, 833.333, 625])])
-def test_the_warped_four_steps(shift: float, expected: list[float]) -> None:
-    """As released: 750, 500, 250 warped by the shift; they lie on every grid of a multiple of four steps."""
+def test_the_four_steps_after_the_shift(shift: float, expected: list[float]) -> None:
+    """The timesteps 750, 500 and 250 are shifted as in the released code. Grids with 4n steps have these states."""
     warped = FlowSchedule(shift=shift).shifted(torch.tensor([0.75, 0.5, 0.25], dtype=torch.float64)) * 1000
     assert warped.tolist() == pytest.approx(expected, abs=5e-4)
     for steps in (4, 48, 100):
@@ -46,7 +46,7 @@ def test_the_warped_four_steps(shift: float, expected: list[float]) -> None:
 
 
 @given(shift=st.floats(0.5, 20), steps=st.integers(1, 1000))
-def test_a_grid_falls_from_exactly_one_to_exactly_zero(shift: float, steps: int) -> None:
+def test_a_grid_decreases_from_exactly_one_to_exactly_zero(shift: float, steps: int) -> None:
     sigmas = FlowSchedule(shift=shift).sigmas(steps)
     assert sigmas.dtype == torch.float64
     assert sigmas.shape == (steps + 1,)
@@ -54,13 +54,13 @@ def test_a_grid_falls_from_exactly_one_to_exactly_zero(shift: float, steps: int)
     assert (sigmas.diff() < 0).all()
 
 
-def test_without_a_shift_steps_are_even() -> None:
+def test_without_a_shift_steps_are_equal() -> None:
     assert times(1, 4).tolist() == [1000, 750, 500, 250, 0]
 
 
-def test_a_step_that_is_no_solver_state_is_named_with_its_neighbours() -> None:
+def test_the_error_for_a_wrong_timestep_lists_the_nearest_states() -> None:
     with pytest.raises(
-        ValueError, match=r"denoising_timesteps has 750, .*solver_steps 50 .*shift 8; near it are \["
+        ValueError, match=r"denoising_timesteps has 750, .*solver_steps 50 .*shift 8; the nearest states are \["
     ) as error:
         schedule(denoising_timesteps=(1000, 750))
     assert "756.8" in str(error.value)
@@ -73,13 +73,13 @@ def test_a_step_that_is_no_solver_state_is_named_with_its_neighbours() -> None:
         ({"solver_steps": 0}, "schedule.solver_steps is 0; it must be at least 1"),
         ({"denoising_timesteps": ()}, "must start at 1000"),
         ({"denoising_timesteps": (757, 522)}, "must start at 1000"),
-        ({"denoising_timesteps": (1000, 522, 757)}, "must fall and stay above 0"),
-        ({"denoising_timesteps": (1000, 757, 757)}, "must fall and stay above 0"),
-        ({"denoising_timesteps": (1000, 757, 0)}, "must fall and stay above 0"),
+        ({"denoising_timesteps": (1000, 522, 757)}, "must decrease and be above 0"),
+        ({"denoising_timesteps": (1000, 757, 757)}, "must decrease and be above 0"),
+        ({"denoising_timesteps": (1000, 757, 0)}, "must decrease and be above 0"),
         ({"context_timestep": 1000.0}, r"schedule.context_timestep is 1000; it must be in \[0, 1000\)"),
         ({"context_timestep": -1.0}, "schedule.context_timestep is -1"),
     ],
 )
-def test_a_bad_schedule_is_refused(changes: dict[str, Any], message: str) -> None:
+def test_a_wrong_schedule_is_rejected(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         schedule(**changes)

@@ -1,4 +1,4 @@
-"""Windows cover the frame and fade into each other without a trace where their contents agree."""
+"""Tiles cover the frame, and blending equal contents gives the original frame."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from causvid.wan.vae.tiles import Window, blend, windows
 
 
 @given(st.integers(1, 200), st.integers(1, 200), st.integers(2, 10), st.integers(0, 40))
-def test_windows_cover_the_frame(height: int, width: int, overlap: int, more: int) -> None:
+def test_tiles_cover_the_frame(height: int, width: int, overlap: int, more: int) -> None:
     longest = 4 * overlap + more
     found = windows(height, width, longest=longest, overlap=overlap)
     for axis, length in enumerate((height, width)):
@@ -23,18 +23,20 @@ def test_windows_cover_the_frame(height: int, width: int, overlap: int, more: in
         assert spans[0][1] <= longest
         assert all(before[1] - after[0] >= overlap for before, after in pairwise(spans))
         assert all(first[1] <= third[0] for first, third in zip(spans, spans[2:], strict=False))
-        assert len(spans) == 1 or (len(spans) - 1) * (longest - overlap) + overlap < length  # one fewer would not do
+        assert (
+            len(spans) == 1 or (len(spans) - 1) * (longest - overlap) + overlap < length
+        )  # one tile less is not enough
     assert len(found) == len(set(found))
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 3))
-def test_parts_of_a_frame_blend_to_the_frame(height: int, width: int, scale: int) -> None:
+def test_blending_the_tiles_of_a_frame_gives_the_frame(height: int, width: int, scale: int) -> None:
     frame = torch.rand(2, 3, scale * height, scale * width, generator=torch.Generator().manual_seed(0))
     parts = [(window, window.of(frame, scale)) for window in windows(height, width, longest=16, overlap=4)]
     torch.testing.assert_close(blend(parts, scale), frame)
 
 
-def test_neighbours_fade_into_each_other() -> None:
+def test_weights_change_linearly_between_neighbours() -> None:
     left, right = Window((0, 1), (0, 6)), Window((0, 1), (2, 8))
     faded = blend([(left, torch.zeros(1, 6)), (right, torch.ones(1, 6))])
     torch.testing.assert_close(faded, torch.tensor([[0, 0, 0.125, 0.375, 0.625, 0.875, 1, 1]]))

@@ -1,4 +1,4 @@
-"""The VAE by chunks and by blocks against diffusers' own encode and decode, and the start that learns."""
+"""Encoding in chunks and decoding in blocks compared with diffusers, and the initialisation of a new VAE."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from causvid.wan.vae.vae import (
 
 FRAMES, SIDE = 17, 16  # 5 latent frames
 PLAIN = {"is_residual": False, "patch_size": None, "in_channels": 3, "out_channels": 3, "scale_factor_spatial": 4}
-WHOLE = 2**40  # a chunk size that never cuts
+WHOLE = 2**40  # a chunk size with one chunk only
 
 
 @pytest.fixture(scope="module", params=["residual with patches", "plain"])
 def vae(request: pytest.FixtureRequest, vae_config: dict[str, Any]) -> AutoencoderKLWan:
-    """Both families of Wan VAE, every weight of them at work (the built start has zero temporal taps)."""
+    """Return a VAE of each of the two families of Wan, with random values in all weights, also the temporal taps."""
     model = build_vae({**vae_config, **(PLAIN if request.param == "plain" else {})}, seed=0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -51,7 +51,7 @@ def large_clip(side: int) -> torch.Tensor:
 
 
 def calls_of(layer: torch.nn.Module) -> list[int]:
-    """Frames of every call of ``layer`` from now on."""
+    """Record the number of frames in every later call of ``layer``."""
     seen: list[int] = []
     layer.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[2]))
     return seen
@@ -61,7 +61,7 @@ def calls_of(layer: torch.nn.Module) -> list[int]:
 @pytest.mark.parametrize(
     ("chunk_pixels", "calls"), [(WHOLE, [1, 16]), (8 * SIDE * SIDE, [1, 8, 8]), (1, [1, 4, 4, 4, 4])]
 )
-def test_posterior_by_chunks_is_diffusers_encode(
+def test_the_posterior_in_chunks_equals_encode_of_diffusers(
     vae: AutoencoderKLWan, monkeypatch: pytest.MonkeyPatch, chunk_pixels: int, calls: list[int]
 ) -> None:
     monkeypatch.setattr(module, "CHUNK_PIXELS", chunk_pixels)
@@ -78,7 +78,7 @@ def test_posterior_by_chunks_is_diffusers_encode(
 @pytest.mark.parametrize(
     ("chunk_pixels", "calls"), [(WHOLE, [1, 4]), (8 * SIDE * SIDE, [1, 2, 2]), (1, [1, 1, 1, 1, 1])]
 )
-def test_decode_by_chunks_is_diffusers_decode(
+def test_decoding_in_chunks_equals_decode_of_diffusers(
     vae: AutoencoderKLWan, monkeypatch: pytest.MonkeyPatch, chunk_pixels: int, calls: list[int]
 ) -> None:
     monkeypatch.setattr(module, "CHUNK_PIXELS", chunk_pixels)
@@ -94,7 +94,7 @@ def test_decode_by_chunks_is_diffusers_decode(
 
 @torch.no_grad()
 @pytest.mark.parametrize("blocks", [[1, 1, 1, 1, 1], [3, 2], [2, 3], [5]])
-def test_streaming_by_blocks_is_decoding_the_whole(vae: AutoencoderKLWan, blocks: list[int]) -> None:
+def test_decoding_in_blocks_equals_decoding_the_whole_video(vae: AutoencoderKLWan, blocks: list[int]) -> None:
     latents = encode(vae, clip())
     decoder = StreamingDecoder(vae)
     parts = [decoder(block) for block in latents.split(blocks, dim=2)]
@@ -106,8 +106,8 @@ def test_streaming_by_blocks_is_decoding_the_whole(vae: AutoencoderKLWan, blocks
 
 
 @torch.no_grad()
-def test_large_frames_go_in_windows(vae: AutoencoderKLWan, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two windows a side, two latent cells shared: outside of those each is what it is alone, and so in a stream."""
+def test_large_frames_are_processed_in_tiles(vae: AutoencoderKLWan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are 2 x 2 tiles that share two latent pixels. Outside of these, the result is that of each tile alone."""
     stride = vae.config.scale_factor_spatial
     whole, alone = encode(vae, large := large_clip(14 * stride)), encode(vae, large[..., : 8 * stride, : 8 * stride])
     monkeypatch.setattr(module, "LONGEST_SIDE", 8 * stride)
@@ -125,7 +125,7 @@ def test_large_frames_go_in_windows(vae: AutoencoderKLWan, monkeypatch: pytest.M
 
 
 @torch.no_grad()
-def test_two_streams_do_not_disturb_each_other(vae: AutoencoderKLWan) -> None:
+def test_two_decoders_are_independent(vae: AutoencoderKLWan) -> None:
     first, second = encode(vae, clip())[:1], encode(vae, clip())[1:]
     one, two = StreamingDecoder(vae), StreamingDecoder(vae)
     mixed = [(one(a), two(b)) for a, b in zip(first.split(1, dim=2), second.split(1, dim=2), strict=True)]
@@ -149,12 +149,14 @@ def test_the_posterior_is_differentiable(vae: AutoencoderKLWan) -> None:
     posterior(vae, video).mean[:, :, 0].sum().backward()
     assert video.grad is not None
     assert video.grad[:, :, 0].abs().max() > 0
-    assert torch.count_nonzero(video.grad[:, :, 1:]) == 0  # causal: the first latent is of the first frame
+    assert (
+        torch.count_nonzero(video.grad[:, :, 1:]) == 0
+    )  # causal: the first latent frame depends on the first frame only
 
 
 @torch.no_grad()
-def test_a_built_vae_starts_as_an_image_autoencoder(vae_config: dict[str, Any]) -> None:
-    """Inflation: a still clip is the same latent frame again and again, equal to that of its single frame."""
+def test_a_new_vae_is_an_image_autoencoder(vae_config: dict[str, Any]) -> None:
+    """All latent frames of a clip without motion equal the latent frame of the single image."""
     model = build_vae({**vae_config, **PLAIN}, seed=3)
     image = clip(1)[:, :, :1]
     single, still = posterior(model, image).mean, posterior(model, image.expand(-1, -1, FRAMES, -1, -1)).mean
@@ -164,14 +166,14 @@ def test_a_built_vae_starts_as_an_image_autoencoder(vae_config: dict[str, Any]) 
 
 
 @torch.no_grad()
-def test_a_built_residual_vae_starts_without_motion(vae_config: dict[str, Any]) -> None:
-    """Its shortcuts pad the first frame with zeros; the other frames of a still clip are all the same."""
+def test_a_new_residual_vae_has_no_motion(vae_config: dict[str, Any]) -> None:
+    """The shortcuts pad the first frame with zeros. The other frames of a clip without motion are equal."""
     still = posterior(build_vae(vae_config, seed=3), clip(1)[:, :, :1].expand(-1, -1, FRAMES, -1, -1)).mean
     torch.testing.assert_close(still[:, :, 1:], still[:, :, 1:2].expand_as(still[:, :, 1:]), rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
-def test_a_built_vae_depends_on_its_seed_only(vae_config: dict[str, Any]) -> None:
+def test_a_new_vae_depends_on_the_seed_only(vae_config: dict[str, Any]) -> None:
     states = []
     for global_seed, seed in [(1, 5), (2, 5), (2, 6)]:
         torch.manual_seed(global_seed)
@@ -182,7 +184,7 @@ def test_a_built_vae_depends_on_its_seed_only(vae_config: dict[str, Any]) -> Non
     assert not all(torch.equal(states[0][name], states[2][name]) for name in states[0])
 
 
-def test_channels_last_changes_the_layout_only(vae_config: dict[str, Any], tmp_path: Any) -> None:
+def test_channels_last_changes_the_memory_layout_only(vae_config: dict[str, Any], tmp_path: Any) -> None:
     model = build_vae(vae_config, seed=4)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.save_pretrained(tmp_path)
@@ -200,19 +202,19 @@ def test_a_folder_without_a_vae_is_named(tmp_path: Any) -> None:
 
 
 @given(value=st.integers(0, 255))
-def test_pixels_round_trip(value: int) -> None:
+def test_pixels_are_converted_to_floats_and_back(value: int) -> None:
     frames = torch.full((2, 4, 6, 3), value, dtype=torch.uint8)
     frames[0, 1, 2, 0] = 255 - value
     assert to_unit(frames).shape == (3, 2, 4, 6)
     assert torch.equal(to_uint8(to_unit(frames)), frames)
 
 
-def test_pixels_out_of_range_are_clamped_and_halves_rounded() -> None:
+def test_pixels_are_clamped_and_rounded() -> None:
     video = torch.tensor([-3.0, -1.0, 0.0, 1.0, 3.0]).view(1, 5, 1, 1).expand(3, -1, -1, -1)
     assert to_uint8(video)[:, 0, 0, 0].tolist() == [0, 0, 128, 255, 255]
 
 
-def test_a_latent_channel_that_never_changes_is_named(vae_config: dict[str, Any]) -> None:
+def test_a_constant_latent_channel_is_named(vae_config: dict[str, Any]) -> None:
     model = build_vae(vae_config, seed=0)
     with pytest.raises(
         ValueError, match=r"latent channels \[2\] are the same for every clip; lower train_vae.kl_weight"
@@ -220,7 +222,7 @@ def test_a_latent_channel_that_never_changes_is_named(vae_config: dict[str, Any]
         set_latent_statistics(model, torch.zeros(4), torch.tensor([0.5, 1.0, 0.0, 3.0]))
 
 
-def test_a_vae_that_has_diverged_is_named(vae_config: dict[str, Any]) -> None:
+def test_latents_that_are_not_finite_are_named(vae_config: dict[str, Any]) -> None:
     vae = build_vae({**vae_config, "z_dim": 2}, seed=0)
     with pytest.raises(ValueError, match="latents are not finite: the VAE's training has diverged"):
         set_latent_statistics(vae, torch.zeros(2), torch.tensor([1.0, float("nan")]))

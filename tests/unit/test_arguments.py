@@ -98,8 +98,8 @@ def test_an_empty_list_of_prompts_is_refused(pipelines: dict[str, CausVidPipelin
 # --- Batches ----------------------------------------------------------------------------------------------------------
 
 BATCHES: dict[str, tuple[Callable[[], tuple[Any, Any, Any]], str]] = {
-    "fewer generators": (lambda: (TEXT, generators(1, 2), None), "generators has 2 entries, prompt_embeds 3 prompts"),
-    "more generators": (lambda: (TEXT[:1], generators(1, 2), None), "generators has 2 entries, prompt_embeds 1 prompts"),
+    "fewer generators": (lambda: (TEXT, generators(1, 2), None), "generators has 2 entries, prompt_embeds has 3 prompts"),
+    "more generators": (lambda: (TEXT[:1], generators(1, 2), None), "generators has 2 entries, prompt_embeds has 1 prompts"),
     "no generator": (lambda: (TEXT, [], None), "generators has 0 entries"),
     "a bare generator": (lambda: (TEXT[:1], generators(1)[0], None), r"generators is <torch.*expected a sequence of torch.Generator, one per video: \[generator\]"),
     "seeds": (lambda: (TEXT[:1], [1], None), r"generators is \[1\]; expected a sequence of torch.Generator"),

@@ -1,7 +1,8 @@
-"""Self-attention that never looks ahead of its block, and cross-attention that projects a prompt once.
+"""Block-causal self-attention, and cross-attention that computes the keys and values of a prompt once.
 
-Without a mask: block k's queries attend to the keys up to the end of block k, one plain attention call per block. No
-S x S mask is built, flash kernels apply, and it trains on a CPU. With the backend "flex", one kernel does all blocks.
+Block-causal attention needs no mask: the queries of block k attend to the keys up to the end of block k, by one call of
+plain attention for each block. Flash kernels can be used, and training works on a CPU. With the backend "flex", one
+kernel computes all blocks.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from causvid.wan.transformer.rope import Rotary, rotate
 
 
 class BlockCausalAttnProcessor:
-    """Self-attention over [B, tokens, dim]: by blocks when training, over a cache when streaming."""
+    """Self-attention over [B, tokens, dim]: of all blocks of a video, or of one block over a cache."""
 
     _attention_backend: AttentionBackendName | None = None
     _parallel_config = None
@@ -34,10 +35,19 @@ class BlockCausalAttnProcessor:
         slot: Slot | None = None,
         key_rotary: Rotary | None = None,
     ) -> torch.Tensor:
-        """Attend each block of ``block_tokens`` to itself and what came before it.
+        """Attend each block to itself and to all earlier blocks.
 
-        With ``cache``, ``hidden_states`` is one block that goes into its ``slot``. With ``key_rotary`` the cache keeps
-        keys as they are and rotates what it returns by that; else a key is rotated once, by ``rotary_emb``.
+        Args:
+            attn: The attention module of diffusers.
+            hidden_states: Tokens [B, tokens, dim]; with ``cache``, the tokens of one block.
+            encoder_hidden_states: Not used.
+            attention_mask: Not used.
+            rotary_emb: Rotary table of ``hidden_states``.
+            block_tokens: Tokens of a block.
+            cache: Keys and values of earlier blocks; the block is written into it.
+            slot: Place of the block in ``cache``.
+            key_rotary: Rotary table of all keys that the block attends to. With it, the cache contains keys before the
+                rotation; without it, keys are rotated by ``rotary_emb`` before they are written.
         """
         assert rotary_emb is not None
         query = rotate(_heads(attn, attn.norm_q(attn.to_q(hidden_states))), rotary_emb)
@@ -61,9 +71,9 @@ class BlockCausalAttnProcessor:
 
 
 class CachedTextAttnProcessor:
-    """Cross-attention whose keys and values of the prompt are made once per cache; with gradients, in every pass.
+    """Cross-attention that computes the keys and values of the prompt once for each cache.
 
-    Each pass then has a graph of its own, back to the projections' weights.
+    With gradients they are computed in every forward pass, so that each pass has a separate graph.
     """
 
     _attention_backend: AttentionBackendName | None = None
@@ -92,11 +102,12 @@ class CachedTextAttnProcessor:
 
 
 def _maskless(backend: AttentionBackendName | None) -> AttentionBackendName | None:
-    """FlexAttention is for masks: without one, the process's default backend. Any other choice holds everywhere."""
+    """Return the backend for attention without a mask: None, the default of the process, instead of FlexAttention."""
     return None if backend is AttentionBackendName.FLEX else backend
 
 
 def _heads(attn: WanAttention, x: torch.Tensor) -> torch.Tensor:
+    """Return ``x`` [B, tokens, dim] as [B, tokens, heads, head_dim]."""
     return x.unflatten(2, (attn.heads, -1))
 
 

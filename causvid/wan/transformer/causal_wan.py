@@ -1,7 +1,7 @@
-"""The causal student: diffusers' Wan transformer with block-causal attention, a time per frame, and a KV cache.
+"""The causal student: the Wan transformer of diffusers with block-causal attention, a timestep per frame, a KV cache.
 
-It adds no parameter: a bidirectional Wan state dict loads unchanged, and its own loads into a bidirectional one.
-Shapes: B batch, C channels, F latent frames, H and W latent pixels; P tokens per frame, D width.
+The causal and the bidirectional transformer have the same parameters, so each can load the state dict of the other.
+Shapes: B batch, C channels, F latent frames, H and W latent pixels, P tokens of a frame, D width, L prompt tokens.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from causvid.wan.transformer.rope import Rotary, rotary_embedding
 
 
 class CausalWanTransformerBlock(WanTransformerBlock):
-    """A Wan block whose modulation is one row per frame and whose attention is block-causal."""
+    """A layer of Wan with one row of modulation for each frame and block-causal attention."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -43,7 +43,18 @@ class CausalWanTransformerBlock(WanTransformerBlock):
         slot: Slot | None = None,
         key_rotary: Rotary | None = None,
     ) -> torch.Tensor:
-        """One layer over ``hidden_states`` [B, F P, D] with modulation ``temb`` [B, F, 6, D]."""
+        """Apply the layer.
+
+        Args:
+            hidden_states: Tokens [B, F P, D].
+            encoder_hidden_states: Embedded prompt [B, L, D].
+            temb: Modulation [B, F, 6, D].
+            rotary_emb: Rotary table of the tokens.
+            block_tokens: Tokens of a block.
+            cache: KV cache of this layer; None = the tokens are those of all blocks.
+            slot: Place of the block in ``cache``.
+            key_rotary: Rotary table of the keys in ``cache``; None = the cache contains rotated keys.
+        """
         frames = temb.shape[1]
         rows = (self.scale_shift_table + temb.float()).unsqueeze(2).unbind(3)  # six of [B, F, 1, D]
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = rows
@@ -64,7 +75,7 @@ class CausalWanTransformerBlock(WanTransformerBlock):
 
 
 class CausalWanTransformer3DModel(WanTransformer3DModel):
-    """Block-causal Wan. ``frames_per_block`` latent frames see each other and all earlier blocks, never a later one."""
+    """Block-causal Wan. The latent frames of a block attend to each other and to all earlier blocks."""
 
     __module__ = "causvid.models.causal_wan"  # diffusers writes this name into the model_index.json of a pipeline
 
@@ -122,10 +133,16 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
     def make_kv_cache(
         self, *, batch_size: int, num_frames: int, height: int, width: int, sink_frames: int | None = None
     ) -> KVCache:
-        """Memory for videos of ``num_frames`` latent frames of ``height`` x ``width`` latent pixels.
+        """Create a KV cache.
 
-        With ``sink_frames`` (0 or whole blocks) the videos may be endless: the cache keeps that many first frames and
-        the latest ones, ``num_frames`` in all. With None a block beyond ``num_frames`` raises ValueError.
+        Args:
+            batch_size: Number of videos.
+            num_frames: Latent frames in the cache.
+            height: Height in latent pixels.
+            width: Width in latent pixels.
+            sink_frames: None = the cache holds one video of ``num_frames``, and a later block raises ValueError. A
+                number, a multiple of ``frames_per_block`` or 0, is for endless videos: the cache keeps this many first
+                frames, and the latest ones.
         """
         per_block = self.config.frames_per_block
         return KVCache.allocate(
@@ -140,12 +157,12 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         )
 
     def set_attention_backend(self, backend: str) -> None:
-        """Use diffusers' attention ``backend``; "flex": FlexAttention for block-causal attention, the rest unchanged.
+        """Use an attention backend of diffusers. The backend "flex" is used for block-causal attention only.
 
-        diffusers also makes a backend the process's default. Not so flex: without a mask and uncompiled it would be the
-        slowest choice for a teacher beside this student.
+        diffusers also makes the backend the default of the process. This method prevents that for "flex", which without
+        a mask and without compilation would be the slowest choice for a teacher in the same process.
         """
-        with attention_backend() if backend.lower() == "flex" else nullcontext():  # puts the default back
+        with attention_backend() if backend.lower() == "flex" else nullcontext():  # restores the default
             super().set_attention_backend(backend)
 
     @apply_lora_scale("attention_kwargs")
@@ -159,17 +176,31 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         kv_cache: KVCache | None = None,
         start_frame: int = 0,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
-        """Velocity [B, C, F, H, W] of ``hidden_states`` at ``timestep`` [B, F] given the prompt [B, L, text_dim].
+        """Return the velocity.
 
-        Without ``kv_cache`` the frames are whole blocks from the video's start, seen block-causally. With it they are
-        one block at ``start_frame`` of the video: it attends to the cache and is written into it, over an earlier
-        call's at the same start. A sliding cache wants the blocks in order. With gradients nothing is written; until
-        their backward pass, what the block saw must stay in the cache (gradient checkpointing reads it again).
+        With gradients, the cache is not written. The tokens that the block attends to must not be changed until the
+        backward pass, because gradient checkpointing reads them again. Later blocks may be written meanwhile.
+
+        Args:
+            hidden_states: Noisy latents [B, C, F, H, W]: all blocks of a video, or with ``kv_cache`` one block.
+            timestep: Timestep of each frame [B, F].
+            encoder_hidden_states: Prompt embeddings [B, L, text_dim].
+            return_dict: Whether to return a ``Transformer2DModelOutput`` instead of a tuple.
+            attention_kwargs: ``scale`` of the LoRA adapters, as in diffusers.
+            kv_cache: Cache that the block attends to and is written into. A block replaces one with the same start. A
+                sliding cache needs the blocks in order.
+            start_frame: First latent frame of the block in the video.
+
+        Returns:
+            The velocity [B, C, F, H, W].
+
+        Raises:
+            ValueError: ``timestep`` has a wrong shape, or the frames do not divide into blocks or do not fit the cache.
         """
         batch, _, frames, height, width = hidden_states.shape
         if timestep.shape != (batch, frames):
             raise ValueError(f"timestep has shape {tuple(timestep.shape)}; expected one per frame, {(batch, frames)}")
-        block_frames = 1 if frames == 1 else self.config.frames_per_block  # a picture is a block of its own
+        block_frames = 1 if frames == 1 else self.config.frames_per_block  # an image is a block of one frame
         if kv_cache is None and frames % block_frames:
             raise ValueError(f"{frames} latent frames do not divide into blocks of {self.config.frames_per_block}")
         slot = kv_cache.slot(start_frame, frames) if kv_cache is not None else None

@@ -1,6 +1,6 @@
-"""Block-causal attention as one FlexAttention kernel: tiles that nobody may see are skipped, no S x S mask is built.
+"""Block-causal attention as one FlexAttention kernel, which skips masked tiles and needs no S x S mask.
 
-Worth it on a GPU for long training clips; ``model.set_attention_backend("flex")`` chooses it.
+It is faster on a GPU for long training clips. ``model.set_attention_backend("flex")`` selects it.
 """
 
 from __future__ import annotations
@@ -12,16 +12,25 @@ from typing import Any
 import torch
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-TILE = 128  # tokens; the kernel's granularity
+TILE = 128  # queries and keys of a tile, the unit in which the kernel skips scores
 
 
 def block_causal_flex(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, block_tokens: int) -> torch.Tensor:
-    """Attention [B, tokens, heads, head_dim] of each block of ``block_tokens`` to itself and what came before it.
+    """Attend each block to itself and to all earlier blocks.
 
-    Compiled on a GPU. On a CPU it is torch's slow reference, without gradients.
+    The kernel is compiled on a GPU. On a CPU the slow reference implementation of torch is used, without gradients.
+
+    Args:
+        query: Queries [B, tokens, heads, head_dim].
+        key: Keys [B, tokens, heads, head_dim].
+        value: Values [B, tokens, heads, head_dim].
+        block_tokens: Tokens of a block.
+
+    Returns:
+        The output [B, tokens, heads, head_dim].
     """
     mask = block_mask(query.shape[1], block_tokens, query.device)
-    # Under autocast normed queries and keys are float32 and values are not; this kernel, unlike others, does not cast.
+    # Under autocast, normalised queries and keys are float32 and values are not. This kernel needs the same dtype.
     query, key, value = (x.type_as(value).transpose(1, 2) for x in (query, key, value))
     attend = _kernel(compiled=query.device.type != "cpu")
     out = attend(query, key, value, block_mask=mask)
@@ -30,11 +39,11 @@ def block_causal_flex(query: torch.Tensor, key: torch.Tensor, value: torch.Tenso
 
 @cache
 def block_mask(tokens: int, block_tokens: int, device: torch.device) -> BlockMask:
-    """Which tiles of ``tokens`` x ``tokens`` scores a kernel computes, made from tiles alone.
+    """Return the tiles of the ``tokens`` x ``tokens`` scores that the kernel computes.
 
-    A tile is full when its first query sees its last key, partial when only its last query sees its first key. Tiles
-    over the end are never full, as the kernel has to look where tokens stop. Equals torch's create_block_mask, which
-    goes through all tokens x tokens pairs.
+    A tile is full if its first query attends to its last key, and partial if only its last query attends to its first
+    key. A tile that extends beyond the last token is partial, because the kernel must mask its end. The result equals
+    that of torch's ``create_block_mask``, which evaluates all pairs of tokens.
     """
     first = torch.arange(0, tokens, TILE, device=device)
     last = first + TILE - 1
@@ -52,7 +61,11 @@ def block_mask(tokens: int, block_tokens: int, device: torch.device) -> BlockMas
 
 
 def _ordered(tiles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """How many ``tiles`` [rows, columns] of each row are meant, and their columns first; both with [1, 1] in front."""
+    """Return the arguments of a ``BlockMask`` for ``tiles``, a boolean matrix.
+
+    These are the number of true tiles in each row [1, 1, rows], and the indices of all columns in each row, those of
+    the true tiles first [1, 1, rows, columns]. The leading axes are the batch and the heads.
+    """
     count = tiles.sum(dim=1, dtype=torch.int32)
     columns = tiles.int().argsort(dim=1, descending=True, stable=True).int()
     return count[None, None], columns[None, None]
@@ -60,6 +73,6 @@ def _ordered(tiles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 @cache
 def _kernel(*, compiled: bool) -> Callable[..., torch.Tensor]:
-    # Whole or not at all: what falls back to the reference would build tokens x tokens scores.
+    # fullgraph: a fall back to the reference would compute tokens x tokens scores, so it must raise an error.
     kernel: Any = torch.compile(flex_attention, dynamic=False, fullgraph=True) if compiled else flex_attention
     return kernel  # type: ignore[no-any-return]

@@ -1,11 +1,12 @@
-"""What the causal student remembers of finished blocks: keys and values, allocated once.
+"""The KV cache: keys and values of finished blocks, in memory that is allocated once.
 
-A plain cache holds one video from its first frame to its last. A cache with a window serves endless video: it keeps the
-first frames (the sink; StreamingLLM, arXiv 2309.17453) and, in a ring, the latest blocks. No data is moved: the newest
-block overwrites the oldest. A key's position then depends on how far the video has come, so it is rotated when read.
+A cache without a window holds all frames of one video. A cache with a window is for endless videos: it keeps the first
+frames (the sink; StreamingLLM, arXiv 2309.17453) and a ring buffer of the latest blocks, in which the newest block
+overwrites the oldest one. The position of a key in the window then changes during the video, so keys are stored before
+the rotation and are rotated when they are read.
 
-A pass with gradients reads the memory and leaves it as it is: what is remembered never has a gradient, and nothing that
-a backward pass needs is overwritten. Only passes without gradients write.
+Only forward passes without gradients write into the cache. A pass with gradients reads the cache and does not change
+it: cached tensors never have a gradient, and a backward pass never needs a tensor that was overwritten.
 """
 
 from __future__ import annotations
@@ -17,23 +18,32 @@ import torch
 
 @dataclass
 class LayerCache:
-    """One layer's memory: self-attention keys and values [B, tokens, heads, head_dim], and the prompt's."""
+    """The cache of one layer.
+
+    Attributes:
+        keys: Keys of the self-attention [B, tokens, heads, head_dim].
+        values: Values of the self-attention [B, tokens, heads, head_dim].
+        text: Keys and values of the cross-attention [B, L, heads, head_dim]; None until they are computed.
+    """
 
     keys: torch.Tensor
     values: torch.Tensor
     text: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def write(self, slot: Slot, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Put a block's keys and values into its ``slot`` (over what was there) and return all that the block sees.
+        """Write a block into its ``slot``, and return all keys and values that the block attends to.
 
-        Keys and values with a gradient are not written: what the block sees is then a copy of the memory with them in
-        their slot. Raises ValueError when the block does not fit.
+        If the keys or the values have a gradient, the cache is not changed, and the result is a copy of the cache that
+        includes them.
+
+        Raises:
+            ValueError: The block does not fit into the cache.
         """
         end = slot.start + keys.shape[1]
         if end > self.keys.shape[1] or keys.shape[0] != self.keys.shape[0]:
             raise ValueError(
                 f"tokens {slot.start}…{end} of a batch of {keys.shape[0]} do not fit a KV cache of "
-                f"{self.keys.shape[1]} tokens and a batch of {self.keys.shape[0]}; make the cache for this video, or "
+                f"{self.keys.shape[1]} tokens and a batch of {self.keys.shape[0]}; create the cache for this video, or "
                 "with sink_frames for an endless one"
             )
         if keys.requires_grad or values.requires_grad:
@@ -49,11 +59,14 @@ class LayerCache:
 
 @dataclass(frozen=True, kw_only=True)
 class Slot:
-    """Where a block lies in the cache and what it sees: a pure function of the frame it starts at.
+    """The place of a block in the cache. It depends only on the first latent frame of the block.
 
-    Attributes: start: its first token in the memory; seen: it sees the memory's tokens up to here; frame: the position
-    of its first latent frame; key_frames: positions of the latent frames it sees, in the memory's order, or None where
-    the memory holds rotated keys.
+    Attributes:
+        start: Index of the block's first token in the cache.
+        seen: The block attends to the tokens of the cache before this index.
+        frame: Position of the block's first latent frame, for the rotary embedding.
+        key_frames: Positions of the latent frames that the block attends to, in the order of the cache; None if the
+            cache contains rotated keys.
     """
 
     start: int
@@ -64,9 +77,12 @@ class Slot:
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """What a cache for endless video keeps, in latent frames: ``sink`` first ones and the latest, ``frames`` in all.
+    """The latent frames that a cache for endless videos keeps: the first ones and the latest ones.
 
-    Raises ValueError when these are no whole blocks of ``block`` frames, or leave none for the block at work.
+    Attributes:
+        frames: Latent frames in the cache, including the sink and the current block; a multiple of ``block``.
+        sink: First latent frames of the video, which are always kept; a multiple of ``block``.
+        block: Latent frames of a block.
     """
 
     frames: int
@@ -83,10 +99,18 @@ class Window:
             )
 
     def slot(self, start: int, frames: int, frame_tokens: int) -> Slot:
-        """Where the block at latent frame ``start`` of the video goes. Raises ValueError if that is no whole block.
+        """Return the slot of a block.
 
-        Until the memory is full, frames have their own positions. Then the block is always the last in the window, the
-        ring's others come before it in the order of time, and the sink stays where it was.
+        Until the cache is full, positions are those in the video. Then the sink has the first positions in the window,
+        and the blocks of the ring follow in temporal order, so that the new block always has the last position.
+
+        Args:
+            start: First latent frame of the block in the video.
+            frames: Latent frames of the block.
+            frame_tokens: Tokens of a latent frame.
+
+        Raises:
+            ValueError: The frames are not exactly one block.
         """
         if frames != self.block or start % self.block:
             raise ValueError(
@@ -96,7 +120,7 @@ class Window:
         if start + frames <= self.frames:
             seen = start + frames
             return Slot(start=start * frame_tokens, seen=seen * frame_tokens, frame=start, key_frames=(range(seen),))
-        newest = (start - self.sink) % (self.frames - self.sink) + frames  # frames of the ring up to the block's end
+        newest = (start - self.sink) % (self.frames - self.sink) + frames  # frames in the ring up to the block's end
         oldest = self.frames - newest
         return Slot(
             start=(self.sink + newest - frames) * frame_tokens,
@@ -108,7 +132,13 @@ class Window:
 
 @dataclass
 class KVCache:
-    """The memory of all layers for one batch of videos. ``window`` None: the whole video fits, nothing slides."""
+    """The cache of all layers for one batch of videos.
+
+    Attributes:
+        layers: Caches of the layers.
+        frame_tokens: Tokens of a latent frame.
+        window: Frames that are kept; None = the cache holds all frames of the video.
+    """
 
     layers: list[LayerCache]
     frame_tokens: int
@@ -127,17 +157,17 @@ class KVCache:
         like: torch.Tensor,
         window: Window | None = None,
     ) -> KVCache:
-        """Empty memory with the dtype and device of ``like``."""
+        """Create an empty cache for ``frames`` latent frames, with the dtype and device of ``like``."""
         size = (batch, frames * frame_tokens, heads, head_dim)
 
         def empty() -> torch.Tensor:
-            return torch.zeros(size, dtype=like.dtype, device=like.device)  # a sharded weight's new_zeros are sharded
+            return torch.zeros(size, dtype=like.dtype, device=like.device)  # unlike new_zeros, never sharded
 
         memory = [LayerCache(empty(), empty()) for _ in range(layers)]
         return cls(memory, frame_tokens, window)
 
     def slot(self, start_frame: int, frames: int) -> Slot:
-        """Where the block of ``frames`` at latent frame ``start_frame`` of the video goes."""
+        """Return the slot of the block of ``frames`` latent frames that starts at ``start_frame`` of the video."""
         if self.window is not None:
             return self.window.slot(start_frame, frames, self.frame_tokens)
         start, seen = start_frame * self.frame_tokens, (start_frame + frames) * self.frame_tokens

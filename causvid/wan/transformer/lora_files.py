@@ -1,8 +1,8 @@
-"""Load LoRA files into a Wan transformer, and refuse a file with a key that does not fit.
+"""Load LoRA files into a Wan transformer, and reject a file if any of its keys does not fit.
 
 diffusers' own ``load_lora_adapter`` drops keys without the prefix, only warns about keys that do not fit, and by
-default ignores the scaling (``lora_alpha``) in a safetensors file. A LoRA of which only a part, or nothing, was loaded
-then appears to work.
+default ignores the scaling (``lora_alpha``) in a safetensors file. The user then does not notice that only a part of
+the LoRA, or nothing, was loaded.
 """
 
 from __future__ import annotations
@@ -40,46 +40,46 @@ def load_lora_adapter(
     hotswap: bool = False,
     **kwargs: Any,
 ) -> None:
-    """Load a LoRA adapter in diffusers' key names, all of it or nothing.
+    """Load a LoRA adapter with the key names of diffusers, either completely or not at all.
 
-    This function has the arguments of diffusers' method of the same name. Unlike that method, it refuses a file if any
+    This function has the arguments of diffusers' method of the same name. Unlike that method, it rejects a file if any
     key does not fit, and it applies the scaling that ``save_lora_adapter`` writes into a safetensors file.
 
     Args:
         self: The transformer.
         pretrained_model_name_or_path_or_dict: A file, a folder, a repository on the hub, or the tensors by name.
-        prefix: First part of every key, without its dot; None for files of ``save_lora_adapter``, which have no prefix.
+        prefix: First part of every key, without the dot; None for files of ``save_lora_adapter``, which have no prefix.
         hotswap: Whether the weights replace those of the loaded adapter ``adapter_name``.
         **kwargs: The other arguments of diffusers' method.
 
     Raises:
-        ValueError: If the file cannot be read, or if a key has no place in the model, has another shape than its place
-            or lacks the other factor of its product. The model is then as it was.
+        ValueError: If the file cannot be read, if a key names no layer of the model, if a tensor has the wrong shape,
+            or if one of the two factors of a layer is missing. The model is then unchanged.
     """
     given = pretrained_model_name_or_path_or_dict
     source = "the LoRA" if isinstance(given, Mapping) else str(given)
     state, metadata = _read(given, source, kwargs)
-    if found := next(_misfits(self, state, prefix), None):
+    if misfit := next(_misfits(self, state, prefix), None):
         expected = ".".join(part for part in (prefix, "blocks.0.attn1.to_q", FACTORS[0]) if part)
-        raise ValueError(f"{source} does not fit {type(self).__name__}: {found}; expected keys like {expected}")
+        raise ValueError(f"{source} does not fit {type(self).__name__}: {misfit}; expected keys like {expected}")
     if prefix is not None and not any(key.startswith(f"{prefix}.") for key in metadata or ()):
-        metadata = None  # of another model in the same file, or of none
+        metadata = None  # the metadata describe another model in the same file, or there are none
     WanTransformer3DModel.load_lora_adapter(
         self, state, prefix=prefix, hotswap=hotswap, **{"metadata": metadata, **kwargs}
     )
 
 
 def check_lora_files(model: WanTransformer3DModel) -> None:
-    """Replace ``model.load_lora_adapter`` by the function above if ``model`` has diffusers' own class."""
+    """Replace ``model.load_lora_adapter`` by ``load_lora_adapter`` of this module if it is the method of diffusers."""
     if type(model).load_lora_adapter is not load_lora_adapter:
         model.load_lora_adapter = MethodType(load_lora_adapter, model)
 
 
 def without_fused_adapters(model: WanTransformer3DModel) -> WanTransformer3DModel:
-    """Return ``model``, or, if it has LoRA layers, a model without them that shares its fused weights.
+    """Return ``model`` if it has no LoRA layers, else a model without them that shares the fused weights.
 
     Raises:
-        ValueError: If ``model`` has an adapter that is not fused; its files could not be loaded.
+        ValueError: If ``model`` has an adapter that is not fused. Files of such a model could not be loaded.
     """
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     if not layers:
@@ -88,9 +88,9 @@ def without_fused_adapters(model: WanTransformer3DModel) -> WanTransformer3DMode
         if layer.disable_adapters or not layer.merged or set(layer.active_adapters) - set(layer.merged_adapters):
             adapters = ", ".join(model.peft_config)
             raise ValueError(
-                f"the transformer has the LoRA adapters {adapters}, not all fused into its weights; call "
+                f"the transformer has the LoRA adapters {adapters}, and not all are fused into its weights; call "
                 "transformer.fuse_lora() to save it with them, or transformer.unload_lora() to save it without "
-                "(transformer.save_lora_adapter saves one adapter by itself)"
+                "(transformer.save_lora_adapter saves a single adapter)"
             )
     weights = model.state_dict().items()
     with init_empty_weights():
@@ -101,7 +101,11 @@ def without_fused_adapters(model: WanTransformer3DModel) -> WanTransformer3DMode
 
 
 def _read(given: Source, source: str, kwargs: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
-    """Return the tensors by name, and the fields of a LoraConfig or None. Removes used arguments from ``kwargs``."""
+    """Read a LoRA, and remove the arguments that this function uses from ``kwargs``.
+
+    Returns:
+        The tensors by name, and the fields of a LoraConfig; None if the file has no metadata.
+    """
     names = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
     where = {name: kwargs.pop(name, None) for name in names}
     weight_name, use_safetensors = kwargs.pop("weight_name", None), kwargs.pop("use_safetensors", None)
@@ -117,7 +121,7 @@ def _read(given: Source, source: str, kwargs: dict[str, Any]) -> tuple[dict[str,
         state, metadata = _fetch_state_dict(
             source, weight_name, use_safetensors, user_agent={"framework": "pytorch"}, allow_pickle=False, **where
         )
-    # Parsers and the hub's client raise many kinds of errors for a file that is damaged or missing.
+    # The parsers and the client of the hub raise many kinds of errors if a file is damaged or missing.
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{source} cannot be read as a LoRA file ({reason[:300]})") from error
@@ -125,13 +129,13 @@ def _read(given: Source, source: str, kwargs: dict[str, Any]) -> tuple[dict[str,
 
 
 def _misfits(model: nn.Module, state: Mapping[str, torch.Tensor], prefix: str | None) -> Iterator[str]:
-    """Yield the reasons why ``state`` does not fit ``model``, the clearest first; none if every key fits."""
+    """Yield the reasons why ``state`` does not fit ``model``, and the most helpful one first."""
     if not state:
         yield "it holds no tensors"
     own = f"{prefix}." if prefix is not None else ""
     bare = _as_peft({key.removeprefix(own): value for key, value in state.items()})
     places = {name: module for name, module in model.named_modules() if _weight(module) is not None}
-    fits = {key: bool((found := _KEY.fullmatch(key)) and found["module"] in places) for key in bare}
+    fits = {key: bool((match := _KEY.fullmatch(key)) and match["module"] in places) for key in bare}
     if outside := [key for key in state if not key.startswith(own)]:
         remedy = "; give prefix=None" if len(outside) == len(state) and all(fits.values()) else ""
         yield f"{_count(outside, state)} do not start with {own!r}{remedy}"
@@ -142,7 +146,7 @@ def _misfits(model: nn.Module, state: Mapping[str, torch.Tensor], prefix: str | 
 
 
 def _bad_factors(name: str, state: Mapping[str, torch.Tensor], module: nn.Module) -> Iterator[str]:
-    """Yield the faults in the LoRA of the module ``name``: a weight [out, in, …] needs A [r, in] and B [out, r]."""
+    """Yield the errors in the factors of layer ``name``. A weight [out, in, …] needs A [r, in] and B [out, r]."""
     weight, factors = _weight(module), [state.get(f"{name}.{part}") for part in FACTORS]
     for part, factor in zip(FACTORS, factors, strict=True):
         if factor is None:
@@ -154,11 +158,11 @@ def _bad_factors(name: str, state: Mapping[str, torch.Tensor], module: nn.Module
     if min(first.ndim, second.ndim) < 2 or (second.shape[0], second.shape[1], first.shape[1]) != (
         weight.shape[0], rank, weight.shape[1],
     ):  # fmt: skip
-        yield f"{name} has factors A {shapes[0]} and B {shapes[1]}, its weight has shape {tuple(weight.shape)}"
+        yield f"{name} has factors A {shapes[0]} and B {shapes[1]}; its weight has shape {tuple(weight.shape)}"
 
 
 def _as_peft(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """``state`` with peft's names for the parts, as diffusers' ``load_lora_adapter`` converts older ones."""
+    """Return ``state`` with the key names of peft. Older names are converted as ``load_lora_adapter`` does."""
     if not state or "lora_A" in next(iter(state)):
         return state
     converted: dict[str, torch.Tensor] = convert_unet_state_dict_to_peft(state)
@@ -166,12 +170,12 @@ def _as_peft(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _weight(module: nn.Module) -> torch.Tensor | None:
-    """Return the weight that a LoRA of ``module`` changes; None if the module cannot have a LoRA."""
+    """Return the weight that a LoRA of ``module`` changes; None if ``module`` cannot have a LoRA."""
     layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
     return layer.weight if isinstance(layer, (nn.Linear, nn.Conv3d)) else None
 
 
 def _count(wrong: list[str], of: Mapping[str, Any]) -> str:
     """Describe ``wrong`` keys: their number, one example and its naming style."""
-    style = next((f", {said}" for start, said in _STYLES.items() if wrong[0].startswith(start)), "")
+    style = next((f", {names}" for start, names in _STYLES.items() if wrong[0].startswith(start)), "")
     return f"{len(wrong)} of its {len(of)} keys (as {wrong[0]}{style})"

@@ -1,4 +1,4 @@
-"""Rotary position embedding of any frames of a video, in any order."""
+"""Rotary position embeddings for any frames of a video, in any order."""
 
 from __future__ import annotations
 
@@ -11,20 +11,27 @@ Rotary = tuple[torch.Tensor, torch.Tensor]  # cos and sin, each [1, tokens, 1, h
 
 
 def rotary_embedding(rope: WanRotaryPosEmbed, *, frames: Sequence[range], height: int, width: int) -> Rotary:
-    """The table for the tokens of latent ``frames``: runs of positions, in the order in which the tokens lie.
+    """Return the rotary table for the tokens of some latent frames.
 
-    height and width in tokens. Equals diffusers' table for frames from 0 on. Raises ValueError beyond the table's end.
+    Args:
+        rope: The table of diffusers. For the first frames of a video, the result equals its forward pass.
+        frames: Positions of the latent frames, in the order of their tokens.
+        height: Rows of tokens in a frame.
+        width: Columns of tokens in a frame.
+
+    Raises:
+        ValueError: A position is beyond the end of the table.
     """
     last = max(run.stop for run in frames if run)
     if last > rope.max_seq_len:
         raise ValueError(
-            f"frame {last} lies beyond the rotary table of {rope.max_seq_len} latent frames; restart the positions "
+            f"frame {last} is beyond the rotary table of {rope.max_seq_len} latent frames; restart the positions "
             "(as a long rollout does), slide a window (sink_frames of the KV cache) or raise rope_max_seq_len"
         )
     for name, size in (("rows", height), ("columns", width)):
         if size > rope.max_seq_len:
             raise ValueError(
-                f"{size} {name} of tokens do not fit the rotary table of {rope.max_seq_len}; make it smaller"
+                f"{size} {name} of tokens do not fit the rotary table of {rope.max_seq_len}; use a smaller video"
             )
     parts = (rope.t_dim, rope.h_dim, rope.w_dim)
     count = sum(map(len, frames))
@@ -43,7 +50,7 @@ def rotary_embedding(rope: WanRotaryPosEmbed, *, frames: Sequence[range], height
 
 
 def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
-    """Rotate interleaved pairs of the last axis of ``x`` [B, tokens, heads, head_dim] in the table's float32."""
+    """Rotate interleaved pairs of the last axis of ``x`` [B, tokens, heads, head_dim]. The table is in float32."""
     cos, sin = rotary[0][..., 0::2], rotary[1][..., 1::2]
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).type_as(x)

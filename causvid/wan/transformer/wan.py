@@ -1,4 +1,4 @@
-"""The bidirectional Wan transformer (teacher, critic): build, load, and turn into a causal student."""
+"""Build and load Wan transformers, convert them to causal students, and prepare them for training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from causvid.runtime.seeding import derive_seed
 from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
 from causvid.wan.weight_files import load_saved, saved_class
 
-# What scaled_dot_product_attention runs, on whichever device.
+# The operators that scaled_dot_product_attention calls, on all devices.
 ATTENTIONS = [
     getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}").default
     for kernel in ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention")
@@ -25,24 +25,29 @@ ATTENTIONS = [
 
 
 def build_transformer(config: Mapping[str, Any], seed: int) -> WanTransformer3DModel:
-    """A bidirectional transformer of ``config`` (diffusers' keys) with random weights that depend on ``seed`` only."""
+    """Build a bidirectional transformer with random weights.
+
+    Args:
+        config: Arguments of ``WanTransformer3DModel``.
+        seed: Seed; the weights depend on nothing else.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "transformer"))
         return WanTransformer3DModel(**config)
 
 
 def load_transformer(folder: Path, dtype: torch.dtype = torch.float32) -> WanTransformer3DModel:
-    """Load the transformer saved in ``folder``: causal or bidirectional, as its config.json says.
+    """Load the transformer in ``folder``: causal or bidirectional, as config.json says.
 
     Args:
         folder: A diffusers folder of one model.
-        dtype: Data type of the weights, apart from those that diffusers keeps in float32.
+        dtype: Data type of the weights, except those that diffusers keeps in float32.
 
     Returns:
-        The transformer, in eval mode as ``from_pretrained`` gives it.
+        The transformer in eval mode.
 
     Raises:
-        ValueError: If there is no transformer of these two classes, or if its files are incomplete or of several saves.
+        ValueError: If there is no such transformer, or if its files are incomplete or belong to different saves.
     """
     cls = saved_class(folder, "transformer", (WanTransformer3DModel, CausalWanTransformer3DModel))
     model: WanTransformer3DModel = load_saved(cls, folder, dtype)
@@ -50,7 +55,7 @@ def load_transformer(folder: Path, dtype: torch.dtype = torch.float32) -> WanTra
 
 
 def causal_student(teacher: WanTransformer3DModel, frames_per_block: int) -> CausalWanTransformer3DModel:
-    """A causal student of the bidirectional ``teacher``'s weights: the same memory, not a copy."""
+    """Return a causal student that shares the weights of the bidirectional ``teacher``."""
     config = {key: value for key, value in teacher.config.items() if not key.startswith("_")}
     with init_empty_weights():
         student = CausalWanTransformer3DModel(**{**config, "frames_per_block": frames_per_block})
@@ -59,14 +64,19 @@ def causal_student(teacher: WanTransformer3DModel, frames_per_block: int) -> Cau
 
 
 def student_of(teacher: WanTransformer3DModel, frames_per_block: int | None) -> WanTransformer3DModel:
-    """The ``teacher`` as a student: causal with blocks of ``frames_per_block``, None = as it is, bidirectional."""
+    """Return a causal student with the weights of ``teacher``; ``teacher`` itself if ``frames_per_block`` is None."""
     return teacher if frames_per_block is None else causal_student(teacher, frames_per_block)
 
 
 def to_precision(model: WanTransformer3DModel, dtype: torch.dtype, *, trains: bool = False) -> WanTransformer3DModel:
-    """``model`` with its weights in ``dtype``, but for what diffusers keeps in float32 when it loads one (and RoPE).
+    """Convert the weights of ``model`` to ``dtype``, in place, except those that diffusers keeps in float32.
 
-    Of one that ``trains``, the frozen ones.
+    Buffers, such as the rotary table, are not converted.
+
+    Args:
+        model: The transformer.
+        dtype: Data type of the weights.
+        trains: Whether the model is trained. Then only the frozen weights are converted.
     """
     for name, parameter in model.named_parameters():
         if not (set(name.split(".")) & set(model._keep_in_fp32_modules) or (trains and parameter.requires_grad)):
@@ -77,15 +87,19 @@ def to_precision(model: WanTransformer3DModel, dtype: torch.dtype, *, trains: bo
 def for_training(
     model: WanTransformer3DModel, gradient_checkpointing: Checkpointing, *, compiled: bool = False
 ) -> WanTransformer3DModel:
-    """``model`` in training mode, remaking its activations in the backward pass if asked to.
+    """Set ``model`` to training mode, with gradient checkpointing if required.
 
-    selective keeps what the attentions gave: in long videos most of a layer's time, and little of what it makes. The
-    compiled kernel of backend flex is made again all the same. compiled: whether the layers will be.
+    Args:
+        model: The transformer, which is changed in place.
+        gradient_checkpointing: Activations that the backward pass computes again. With selective, it does not compute
+            the attention again, which in long videos takes most of the time of a layer but has small outputs. (The
+            attention of the backend "flex" is computed again nevertheless.)
+        compiled: Whether the layers will be compiled.
     """
     if gradient_checkpointing != "none":
         again = partial(checkpoint, use_reentrant=False)
         if gradient_checkpointing == "selective":
             again = partial(again, context_fn=partial(create_selective_checkpoint_contexts, ATTENTIONS))
-        # From outside of a compiled layer nobody can tell its attention from the rest.
+        # Compiled together, because checkpointing cannot recognise the attention inside a compiled layer.
         model.enable_gradient_checkpointing(torch.compile(again) if compiled else again)
     return model.train()

@@ -1,7 +1,7 @@
-"""Frames too large for memory in one piece: overlapping windows, each gone through alone, faded into each other.
+"""Split frames that are too large for the memory into overlapping tiles, and blend the results.
 
-A window sees nothing of the others, so a model with attention or statistics over the whole frame gives another result
-than in one piece; the fade hides the seams.
+Tiles are processed independently. A model with attention or statistics over the whole frame therefore gives another
+result than without tiles; blending hides the seams. In the code a tile is called a window.
 """
 
 from __future__ import annotations
@@ -15,30 +15,39 @@ import torch
 
 
 class Window(NamedTuple):
-    """A part of a frame: rows and columns, each (start, stop) in the cells of some grid."""
+    """A tile: a range of rows and a range of columns, each (start, stop), in pixels or in latent pixels."""
 
     rows: tuple[int, int]
     columns: tuple[int, int]
 
     def of(self, x: torch.Tensor, scale: int = 1) -> torch.Tensor:
-        """This part of ``x`` [..., H, W], which has ``scale`` times as many cells a side as the window's grid."""
+        """Return this tile of ``x`` [..., H, W]. One pixel of the tile is ``scale`` x ``scale`` pixels of ``x``."""
         (top, bottom), (left, right) = self
         return x[..., scale * top : scale * bottom, scale * left : scale * right]
 
 
 def windows(height: int, width: int, *, longest: int, overlap: int) -> list[Window]:
-    """As few windows as cover the frame with no side over ``longest`` and neighbours sharing ≥ ``overlap`` cells.
+    """Split a frame into the smallest number of tiles of one size, row by row.
 
-    All are of one size, row by row; the frame itself where it is small enough.
+    Args:
+        height: Height of the frame in pixels.
+        width: Width of the frame in pixels.
+        longest: Largest side of a tile. A smaller frame is one tile.
+        overlap: Smallest number of pixels that neighbouring tiles share.
     """
-    assert 0 < 4 * overlap <= longest, "no cell may lie in three windows of a row"
+    assert 0 < 4 * overlap <= longest, "no pixel may be in three tiles of a row"
     return [Window(*spans) for spans in product(*(_spans(length, longest, overlap) for length in (height, width)))]
 
 
 def blend(parts: Sequence[tuple[Window, torch.Tensor]], scale: int = 1) -> torch.Tensor:
-    """The frame [..., H, W] from what came of each of its ``windows``: one fades out where its neighbour fades in.
+    """Blend tiles into a frame. Where two tiles overlap, their weights change linearly from one to the other.
 
-    The parts have ``scale`` times as many cells a side as the windows' grid.
+    Args:
+        parts: All tiles of ``windows``, each with its pixels [..., h, w].
+        scale: One pixel of a tile is ``scale`` x ``scale`` pixels of its part.
+
+    Returns:
+        The frame [..., H, W].
     """
     rows, columns = (sorted({window[axis] for window, _ in parts}) for axis in (0, 1))
     first = parts[0][1]
@@ -50,6 +59,7 @@ def blend(parts: Sequence[tuple[Window, torch.Tensor]], scale: int = 1) -> torch
 
 
 def _spans(length: int, longest: int, overlap: int) -> list[tuple[int, int]]:
+    """Split one side of a frame into equal ranges (start, stop)."""
     if length <= longest:
         return [(0, length)]
     count = ceil((length - overlap) / (longest - overlap))
@@ -59,7 +69,7 @@ def _spans(length: int, longest: int, overlap: int) -> list[tuple[int, int]]:
 
 
 def _fade(span: tuple[int, int], spans: Sequence[tuple[int, int]], scale: int) -> torch.Tensor:
-    """Weights of the cells of ``span``; over all ``spans`` those of a cell add up to 1."""
+    """Return the weights of the pixels of ``span``. The weights of a pixel in all ``spans`` have the sum 1."""
     weights = torch.ones(scale * (span[1] - span[0]))
     place = spans.index(span)
     if place > 0:

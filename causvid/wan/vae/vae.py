@@ -1,9 +1,9 @@
-"""The causal video autoencoder (diffusers' AutoencoderKLWan): normalised latents, streaming, and a start that learns.
+"""The causal video autoencoder (AutoencoderKLWan of diffusers): initialisation, encoding, and decoding in blocks.
 
-Videos are [B, 3, F, H, W] in [-1, 1]; latents [B, C, f, h, w], normalised to zero mean and unit variance per channel.
-Both directions run over chunks of frames with the convolutions' own caches, so a block of latents decodes as soon as it
-is there and the result does not depend on the chunks (to rounding). Frames larger than 1280 a side go in overlapping
-windows, whose results are not quite those of the whole.
+Videos are [B, 3, F, H, W] in [-1, 1]. Latents are [B, C, f, h, w], normalised to mean 0 and variance 1 per channel.
+The encoder and the decoder process chunks of frames, and cache the inputs of their convolutions. A block of latents can
+therefore be decoded at once, and the result does not depend on the chunks, except for rounding. Frames with a side of
+more than 1280 pixels are split into overlapping tiles, which changes the result slightly.
 """
 
 from __future__ import annotations
@@ -21,25 +21,32 @@ from causvid.runtime.seeding import derive_seed
 from causvid.wan.vae.tiles import Window, blend, windows
 from causvid.wan.weight_files import load_saved, saved_class
 
-LOG_VARIANCE_START = -6.0  # an almost deterministic posterior: reconstruction first
-MEAN_GAIN = 3.0  # latents of useful size from the first step
-CHUNK_PIXELS = 2**21  # of one video at once; bounds the memory of a 480x832 clip, lets a 32x32 clip pass in one piece
-LONGEST_SIDE = 1280  # pixels; what a released VAE's own sizes need in one piece
-OVERLAP = 256  # pixels that neighbouring windows share
+LOG_VARIANCE_START = -6.0  # an almost deterministic posterior, so that training starts with the reconstruction
+MEAN_GAIN = 3.0  # factor of the initial means, so that latents have a useful size from the first step
+CHUNK_PIXELS = 2**21  # pixels of a chunk: limits the memory for a 480x832 clip; a 32x32 clip is one chunk
+LONGEST_SIDE = 1280  # pixels of a tile; the video sizes of the released models need no tiles
+OVERLAP = 256  # pixels that neighbouring tiles share
 
 
 class Posterior(NamedTuple):
-    """Un-normalised mean and log-variance, each [B, C, f, h, w]."""
+    """Mean and log-variance of the latents before normalisation, each [B, C, f, h, w]."""
 
     mean: torch.Tensor
     log_variance: torch.Tensor
 
 
 def build_vae(config: Mapping[str, Any], seed: int) -> AutoencoderKLWan:
-    """A VAE of ``config`` (diffusers' keys) with random weights inflated from an image autoencoder.
+    """Build a VAE with random weights that treats every frame like an image.
 
-    Every temporal kernel starts as its newest tap only, temporal strides as identity, so what single frames teach holds
-    for clips at once. Latent statistics start at mean 0 and deviation 1; ``set_latent_statistics`` fills them.
+    In temporal kernels all taps except the newest are zero, and temporal strides keep or repeat the newest frame. After
+    training on images, the VAE can therefore encode and decode clips.
+
+    Args:
+        config: Arguments of ``AutoencoderKLWan``.
+        seed: Seed; the weights depend on nothing else.
+
+    Returns:
+        The VAE. Its latent statistics are mean 0 and standard deviation 1 until ``set_latent_statistics`` is called.
     """
     channels = config["z_dim"]
     with torch.random.fork_rng(devices=[]):
@@ -60,17 +67,17 @@ def build_vae(config: Mapping[str, Any], seed: int) -> AutoencoderKLWan:
 
 
 def load_vae(folder: Path, dtype: torch.dtype = torch.float32) -> AutoencoderKLWan:
-    """Load the VAE saved in ``folder``, frozen, laid out for fast 3-D convolutions.
+    """Load the VAE in ``folder``: frozen, in eval mode, and with its weights in channels-last order.
 
     Raises:
-        ValueError: If there is no AutoencoderKLWan, or if its files are incomplete or of several saves.
+        ValueError: If there is no AutoencoderKLWan, or if its files are incomplete or belong to different saves.
     """
     vae = load_saved(saved_class(folder, "VAE", (AutoencoderKLWan,)), folder, dtype)
     return channels_last(vae).requires_grad_(False).eval()
 
 
 def channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:
-    """Lay 3-D convolution weights out channels last (1.3-2x faster on CPUs); values and state dict are unchanged."""
+    """Store the weights of 3-D convolutions in channels-last order, which is 1.3 to 2 times as fast on CPUs."""
     for module in vae.modules():
         if isinstance(module, nn.Conv3d):
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
@@ -78,7 +85,7 @@ def channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:
 
 
 def posterior(vae: AutoencoderKLWan, video: torch.Tensor) -> Posterior:
-    """Mean and log-variance of the latents of ``video``, differentiable."""
+    """Return the differentiable posterior of the latents of ``video`` [B, 3, F, H, W]."""
     stride = vae.config.scale_factor_spatial
     parts = [
         (window, _encode(vae, window.of(video, stride)))
@@ -89,7 +96,7 @@ def posterior(vae: AutoencoderKLWan, video: torch.Tensor) -> Posterior:
 
 
 def encoder_inputs(vae: AutoencoderKLWan, video: torch.Tensor) -> list[torch.Tensor]:
-    """``video`` as the encoder takes it with its caches: the first frame, then chunks of whole latent frames."""
+    """Split ``video`` into inputs of the encoder: the first frame, then chunks that become whole latent frames."""
     x = patchify(video, patch_size=vae.config.patch_size) if vae.config.patch_size else video
     x = x.contiguous(memory_format=torch.channels_last_3d)
     chunk = max(1, CHUNK_PIXELS // (video.shape[3] * video.shape[4]) // temporal_stride(vae)) * temporal_stride(vae)
@@ -97,25 +104,25 @@ def encoder_inputs(vae: AutoencoderKLWan, video: torch.Tensor) -> list[torch.Ten
 
 
 def encode(vae: AutoencoderKLWan, video: torch.Tensor) -> torch.Tensor:
-    """Normalised latents of ``video``: the posterior's mean, float32."""
+    """Return the normalised latents of ``video`` in float32: the mean of the posterior."""
     return normalise(vae, posterior(vae, video.to(vae.dtype)).mean.float())
 
 
 def normalise(vae: AutoencoderKLWan, raw: torch.Tensor) -> torch.Tensor:
-    """(raw - latents_mean) / latents_std per channel."""
+    """Normalise latents [B, C, f, h, w]: (raw - latents_mean) / latents_std for each channel."""
     mean, deviation = _statistics(vae)
     return (raw - mean.to(raw.device)) / deviation.to(raw.device)
 
 
 class StreamingDecoder:
-    """Decodes one video's latents block after block, each frame once; first block first."""
+    """A decoder of one batch of videos, which is called with their blocks of latents in order."""
 
     def __init__(self, vae: AutoencoderKLWan) -> None:
         self.vae = vae
         self.streams: dict[Window, _Stream] = {}
 
     def __call__(self, latents: torch.Tensor) -> torch.Tensor:
-        """Pixels of the next latent frames ``latents`` (normalised), [B, 3, F, H, W], not clamped."""
+        """Decode the next normalised latent frames [B, C, f, h, w] to pixels [B, 3, F, H, W], without clamping."""
         mean, deviation = _statistics(self.vae)
         raw = latents.float() * deviation.to(latents.device) + mean.to(latents.device)
         parts = [
@@ -126,15 +133,20 @@ class StreamingDecoder:
 
 
 def decode(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
-    """Pixels in [-1, 1] of a whole video's normalised latents, float32."""
+    """Decode the normalised latents of a complete video to pixels in [-1, 1], in float32."""
     return StreamingDecoder(vae)(latents).float().clamp(-1, 1)
 
 
 def set_latent_statistics(vae: AutoencoderKLWan, mean: torch.Tensor, deviation: torch.Tensor) -> None:
-    """Record per-channel statistics [C] of raw latents in the VAE's config, where diffusers keeps them.
+    """Store the statistics of the latents in the config of the VAE, as diffusers does.
 
-    Raises ValueError for a channel that never changes, whose latents could not be normalised, and for one that is not
-    finite.
+    Args:
+        vae: The VAE, which is changed in place.
+        mean: Mean of each channel before normalisation [C].
+        deviation: Standard deviation of each channel [C].
+
+    Raises:
+        ValueError: A statistic is not finite, or a channel is constant and cannot be normalised.
     """
     if not (mean.isfinite().all() and deviation.isfinite().all()):
         raise ValueError(
@@ -147,22 +159,22 @@ def set_latent_statistics(vae: AutoencoderKLWan, mean: torch.Tensor, deviation: 
 
 
 def temporal_stride(vae: AutoencoderKLWan) -> int:
-    """Frames per latent frame after the first."""
+    """Return the number of frames that each latent frame after the first encodes."""
     return int(2 ** sum(vae.config.temperal_downsample))
 
 
 def to_unit(frames: torch.Tensor) -> torch.Tensor:
-    """uint8 [..., F, H, W, 3] frames as float32 video [..., 3, F, H, W] in [-1, 1]."""
+    """Convert uint8 frames [..., F, H, W, 3] to a float32 video [..., 3, F, H, W] in [-1, 1]."""
     return frames.movedim(-1, -4).float() / 127.5 - 1
 
 
 def to_uint8(video: torch.Tensor) -> torch.Tensor:
-    """Video [..., 3, F, H, W] in [-1, 1] as uint8 frames [..., F, H, W, 3], rounded to nearest."""
+    """Convert a video [..., 3, F, H, W] in [-1, 1] to uint8 frames [..., F, H, W, 3], rounded to nearest."""
     return ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(-4, -1).contiguous()
 
 
 class _Stream:
-    """The decoder and the caches of its convolutions, for one window of one video."""
+    """The decoder with the caches of its convolutions for one tile of the videos."""
 
     def __init__(self, vae: AutoencoderKLWan) -> None:
         self.vae = vae
@@ -183,7 +195,7 @@ class _Stream:
 
 
 def _encode(vae: AutoencoderKLWan, video: torch.Tensor) -> torch.Tensor:
-    """Means and log-variances, [B, 2C, f, h, w], of a video small enough for one piece."""
+    """Encode one tile of a video to means and log-variances [B, 2C, f, h, w]."""
     cache: list[Any] = [None] * vae._cached_conv_counts["encoder"]
     return vae.quant_conv(
         torch.cat([vae.encoder(part, feat_cache=cache, feat_idx=[0]) for part in encoder_inputs(vae, video)], dim=2)
@@ -191,25 +203,26 @@ def _encode(vae: AutoencoderKLWan, video: torch.Tensor) -> torch.Tensor:
 
 
 def _windows(vae: AutoencoderKLWan, height: int, width: int) -> list[Window]:
-    """Windows of latent frames [height, width]."""
+    """Return the tiles of latent frames of ``height`` x ``width`` latent pixels."""
     stride = vae.config.scale_factor_spatial
     return windows(height, width, longest=LONGEST_SIDE // stride, overlap=OVERLAP // stride)
 
 
 def _statistics(vae: AutoencoderKLWan) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the mean and the standard deviation of the latents, each [1, C, 1, 1, 1]."""
     config, shape = vae.config, (1, -1, 1, 1, 1)
-    # Said, not left to torch's default: loading another model changes that for the whole process for a moment.
+    # The dtype is given, because torch's default changes for a moment while another thread loads a model.
     mean, deviation = (torch.tensor(x, dtype=torch.float32) for x in (config.latents_mean, config.latents_std))
     return mean.view(shape), deviation.view(shape)
 
 
 def _keep_newest_tap(conv: WanCausalConv3d) -> None:
     conv.weight[:, :, :-1] = 0
-    conv.weight[:, :, -1] *= 3**0.5  # the fan-in is a third of what the default initialisation assumed
+    conv.weight[:, :, -1] *= 3**0.5  # the default initialisation assumes three times this fan-in
 
 
 def _repeat_newest_frame(conv: WanCausalConv3d) -> None:
-    """Down (C → C): keep the newest frame of each pair. Up (C → 2C): show the newest frame twice."""
+    """Make a temporal stride keep the newest frame of each pair (down, C → C) or repeat each frame (up, C → 2C)."""
     conv.weight.zero_()
     conv.bias.zero_()
     for copy in range(conv.out_channels // conv.in_channels):

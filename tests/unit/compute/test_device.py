@@ -1,4 +1,4 @@
-"""Where tensors live and what precision means, on a machine without a GPU."""
+"""Devices and precision, on a machine without a GPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from causvid.params import build
 CPU = torch.device("cpu")
 
 
-def test_precision_is_of_matrix_products_only() -> None:
+def test_precision_applies_to_matrix_products_only() -> None:
     x = torch.randn(4, 4)
     with devices.autocast(CPU, Precision.FLOAT32):
         assert (x @ x).dtype == torch.float32
@@ -22,13 +22,13 @@ def test_precision_is_of_matrix_products_only() -> None:
     assert [p.dtype for p in Precision] == [torch.float32, torch.bfloat16]
 
 
-def test_precision_comes_from_params_by_name() -> None:
+def test_precision_is_read_from_params_by_name() -> None:
     assert build(Precision, "bfloat16", name="model.precision") is Precision.BFLOAT16
     with pytest.raises(ValueError, match=r"model.precision: .*'float32' or 'bfloat16' \(found 'fp16'\)"):
         build(Precision, "fp16", name="model.precision")
 
 
-def test_ranks_of_a_node_take_turns_on_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_of_a_node_use_its_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert devices.pick() == CPU
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -38,6 +38,6 @@ def test_ranks_of_a_node_take_turns_on_its_gpus(monkeypatch: pytest.MonkeyPatch)
         assert devices.pick() == torch.device("cuda", expected)
 
 
-def test_the_device_in_words() -> None:
+def test_the_name_of_a_device() -> None:
     assert devices.describe(CPU) == f"CPU, {torch.get_num_threads()} threads"
     devices.synchronize(CPU)

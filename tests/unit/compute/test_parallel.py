@@ -1,4 +1,4 @@
-"""Groups of work in this process; Ray has a test of its own among the pipeline's."""
+"""Groups of items and trainings in this process. The tests with Ray are in tests/pipeline/test_ray.py."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def compute(workers: int = 1) -> Compute:
 
 @dataclass
 class Work:
-    """A job that is a function of groups, with a worker made by ``make``; its loads are noted."""
+    """A ``Job`` whose workers are functions that ``make`` returns. It records the loaded items."""
 
     make: Callable[[], Callable[[Sequence[int]], object]]
     loads: list[int] = field(default_factory=list)
@@ -45,7 +45,7 @@ class Work:
 
 
 class Factory:
-    """Makes workers that note their groups and how torch was set, and fail on a group that holds 13."""
+    """Creates workers that record their groups and torch's threads, and fail if a group contains 13."""
 
     def __init__(self) -> None:
         self.made, self.groups, self.torch_threads = 0, list[Sequence[int]](), set[int]()
@@ -77,8 +77,8 @@ def test_every_group_is_handled_once(workers: int, groups: list[list[int]]) -> N
 
 
 @pytest.mark.usefixtures("_two_cores")
-def test_cores_take_a_group_each_and_torch_one_thread() -> None:
-    """Two workers wait for each other: it ends only if they run at the same time."""
+def test_each_core_handles_a_group_with_one_thread_of_torch() -> None:
+    """Two workers wait for each other, so that the test ends only if they run at the same time."""
     meeting, factory = threading.Barrier(2, timeout=30), Factory()
 
     def make() -> Callable[[Sequence[int]], object]:
@@ -100,14 +100,14 @@ def test_cores_take_a_group_each_and_torch_one_thread() -> None:
     assert (factory.made, factory.torch_threads) == (2, {1})
 
 
-def test_a_gpu_has_one_worker_at_a_time() -> None:
+def test_with_a_gpu_there_is_one_worker() -> None:
     factory = Factory()
     on_gpu = replace(ONE_WORKER, gpus_per_worker=1)
     assert [handled.results for handled in map_groups(Work(factory), [[1], [2, 3], [4]], on_gpu)] == [[1], [2, 3], [4]]
     assert (factory.made, factory.groups) == (1, [[1], [2, 3], [4]])
 
 
-def test_while_a_gpu_works_the_next_group_is_loaded_and_no_more() -> None:
+def test_with_a_gpu_exactly_one_group_is_loaded_ahead() -> None:
     loaded_ahead = list[int]()
 
     def handle(group: Sequence[int]) -> None:
@@ -123,7 +123,7 @@ def test_while_a_gpu_works_the_next_group_is_loaded_and_no_more() -> None:
 
 
 @pytest.mark.parametrize("gpus", [0, 1])
-def test_an_item_that_cannot_be_loaded_costs_no_other(gpus: int) -> None:
+def test_an_item_that_cannot_be_loaded_does_not_affect_others(gpus: int) -> None:
     factory = Factory()
     here = replace(ONE_WORKER, gpus_per_worker=gpus)
     done = list(map_groups(Work(factory), [[1, -2, 3], [-4], [5]], here))
@@ -133,8 +133,8 @@ def test_an_item_that_cannot_be_loaded_costs_no_other(gpus: int) -> None:
 
 
 @pytest.mark.usefixtures("_two_cores")
-def test_an_error_in_a_worker_is_raised_here_and_ends_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other worker waits until no more groups are handed out: none that was not begun by then may begin."""
+def test_an_error_in_a_worker_is_raised_and_no_more_groups_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other worker waits until no more groups are assigned. No group may start after that."""
     stopped, begun = threading.Event(), list[int]()
 
     class Pool(ThreadPoolExecutor):
@@ -152,11 +152,11 @@ def test_an_error_in_a_worker_is_raised_here_and_ends_the_work(monkeypatch: pyte
     monkeypatch.setattr(parallel, "ThreadPoolExecutor", Pool)
     with pytest.raises(ValueError, match="unlucky"):
         list(map_groups(Work(lambda: handle), [[13], *([k] for k in range(100, 400))], compute()))
-    assert len(begun) <= 1 + 2  # the failed one, and one in each thread
+    assert len(begun) <= 1 + 2  # the failed group, and one in each thread
 
 
 @pytest.mark.usefixtures("_two_cores")
-def test_of_several_errors_the_first_groups_is_raised() -> None:
+def test_the_error_of_the_first_failed_group_is_raised() -> None:
     second_failed = threading.Event()
 
     def handle(group: Sequence[int]) -> None:
@@ -169,7 +169,7 @@ def test_of_several_errors_the_first_groups_is_raised() -> None:
         list(map_groups(Work(lambda: handle), [[1], [2], [3]], compute()))
 
 
-def test_an_error_while_making_a_worker_is_raised_as_it_is() -> None:
+def test_an_error_in_creating_a_worker_is_raised_unchanged() -> None:
     def make() -> Callable[[Sequence[int]], object]:
         raise ValueError("no such folder")
 
@@ -178,12 +178,12 @@ def test_an_error_while_making_a_worker_is_raised_as_it_is() -> None:
 
 
 def test_one_worker_trains_in_this_process(tmp_path: Path) -> None:
-    jobs: list[str] = []
-    launch(jobs.append, "job", compute(), name="x", storage=tmp_path)
-    assert jobs == ["job"]
+    trained: list[str] = []
+    launch(trained.append, "run", compute(), name="x", storage=tmp_path)
+    assert trained == ["run"]
 
 
-def test_no_workers_are_refused() -> None:
+def test_less_than_one_worker_is_rejected() -> None:
     with pytest.raises(ValueError, match="compute.workers is 0; it must be at least 1"):
         compute(0)
     assert compute(10**6).threads == 1

@@ -1,4 +1,4 @@
-"""One time per sample for a model with a time per frame, and the other way round; through the losses that ask."""
+"""Timesteps [B] for a causal model and [B, F] for a bidirectional one, also in the losses that use both."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def causal(transformer_config: dict[str, Any]) -> CausalWanTransformer3DModel:
     return causal_student(build_transformer(transformer_config, 0), 2).eval()
 
 
-def test_the_losses_give_a_causal_model_their_one_time_for_all_frames(causal: CausalWanTransformer3DModel) -> None:
-    """Only the teacher differs: [B] and the same time for every frame [B, F] are one loss."""
+def test_losses_with_one_timestep_per_sample_work_with_a_causal_model(causal: CausalWanTransformer3DModel) -> None:
+    """Timesteps [B], and [B, F] with the same value in every frame, give the same loss."""
     seen: list[torch.Tensor] = []
     causal.register_forward_pre_hook(lambda _, __, kwargs: seen.append(kwargs["timestep"]), with_kwargs=True)
     teacher, critic = guided(causal, TEXT, NEGATIVE, 2.0), conditional(causal, TEXT)
@@ -47,7 +47,7 @@ def test_the_losses_give_a_causal_model_their_one_time_for_all_frames(causal: Ca
     assert torch.equal(seen[0], PER_FRAME.float().repeat(2, 1))  # without the prompt, then with it
 
 
-def test_a_bidirectional_model_is_given_one_time_per_sample(transformer_config: dict[str, Any]) -> None:
+def test_a_bidirectional_model_receives_one_timestep_per_sample(transformer_config: dict[str, Any]) -> None:
     model, seen = build_transformer(transformer_config, 0).eval(), []
     model.register_forward_pre_hook(lambda _, __, kwargs: seen.append(kwargs["timestep"]), with_kwargs=True)
     for times in (TIMES, PER_FRAME):
@@ -55,5 +55,5 @@ def test_a_bidirectional_model_is_given_one_time_per_sample(transformer_config: 
     assert all(torch.equal(times, TIMES.float()) for times in seen)
 
 
-def test_a_picture_has_one_time_too(causal: CausalWanTransformer3DModel) -> None:
+def test_an_image_also_has_one_timestep(causal: CausalWanTransformer3DModel) -> None:
     assert conditional(causal, TEXT)(X0[:, :, :1], TIMES).shape == (2, 4, 1, 4, 4)

@@ -1,4 +1,4 @@
-"""Draws are functions of their keys and of nothing else."""
+"""Draws depend on their keys only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from causvid.runtime.seeding import derive_seed, generator, normal
 KEYS = st.lists(st.integers(-5, 5) | st.text("ab/:1", max_size=3), min_size=1, max_size=3)
 
 
-def test_the_global_generator_is_neither_read_nor_moved() -> None:
+def test_the_global_generator_is_not_used() -> None:
     draws = []
     for seed in (1, 2):
         torch.manual_seed(seed)
@@ -22,18 +22,18 @@ def test_the_global_generator_is_neither_read_nor_moved() -> None:
 
 
 @given(first=KEYS, second=KEYS)
-def test_other_keys_give_another_seed(first: list[int | str], second: list[int | str]) -> None:
+def test_different_keys_give_different_seeds(first: list[int | str], second: list[int | str]) -> None:
     same = [(type(k), k) for k in first] == [(type(k), k) for k in second]
     assert (derive_seed(*first) == derive_seed(*second)) == same
 
 
-def test_a_number_is_not_its_digits() -> None:
+def test_a_number_and_a_string_of_its_digits_give_different_seeds() -> None:
     assert derive_seed(1, 2) != derive_seed("1", "2")
     assert derive_seed("a", "b") != derive_seed("b", "a")
 
 
-def test_the_seed_fits_torch_and_is_pinned() -> None:
-    """A change of the law would change every result made so far."""
+def test_seeds_fit_torch_and_never_change() -> None:
+    """Other seeds would change all recorded results."""
     assert derive_seed(0, "ode_pair", 3) == 8120615221232571146
     assert generator(0, "ode_pair", 3).initial_seed() == derive_seed(0, "ode_pair", 3)
 

@@ -1,4 +1,4 @@
-"""Integer arithmetic of clips, latents and blocks, and the sentences for sizes that do not fit."""
+"""Integer arithmetic of clips, latents and blocks, and the error messages for sizes that do not fit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def latent(of: VideoShape) -> LatentShape:
     return LatentShape.of(of, channels=16, temporal_stride=4, spatial_stride=8)
 
 
-def test_the_released_sizes() -> None:
+def test_the_sizes_of_the_released_models() -> None:
     assert latent(video()).sizes == (16, 21, 60, 104)
     layout = BlockLayout(frames=21, frames_per_block=3)
     assert layout.blocks == 7
@@ -25,42 +25,42 @@ def test_the_released_sizes() -> None:
 
 
 @given(latent_frames=st.integers(1, 50), stride=st.integers(1, 8))
-def test_the_first_frame_stands_alone(latent_frames: int, stride: int) -> None:
+def test_the_first_latent_frame_encodes_one_frame(latent_frames: int, stride: int) -> None:
     clip = video(frames=(latent_frames - 1) * stride + 1)
     assert LatentShape.of(clip, channels=1, temporal_stride=stride, spatial_stride=8).frames == latent_frames
 
 
 @pytest.mark.parametrize(("frames", "advice"), [(80, "use 77 or 81"), (82, "use 81 or 85"), (2, "use 1 or 5")])
-def test_frames_that_the_vae_would_drop_are_refused(frames: int, advice: str) -> None:
+def test_frames_that_the_vae_would_drop_are_rejected(frames: int, advice: str) -> None:
     with pytest.raises(ValueError, match=rf"video.frames is {frames}; the VAE needs 4n\+1 frames .*{advice}"):
         latent(video(frames=frames))
 
 
 @pytest.mark.parametrize("name", ["height", "width"])
-def test_pixels_that_the_vae_would_drop_are_refused(name: str) -> None:
+def test_pixels_that_the_vae_would_drop_are_rejected(name: str) -> None:
     with pytest.raises(ValueError, match=f"video.{name} is 484; the VAE needs a multiple of 8"):
         latent(video(**{name: 484}))
 
 
 @pytest.mark.parametrize("name", ["height", "width", "frames", "fps"])
-def test_nothing_is_smaller_than_one(name: str) -> None:
+def test_sizes_are_at_least_one(name: str) -> None:
     with pytest.raises(ValueError, match=f"video.{name} is 0; it must be at least 1"):
         video(**{name: 0})
 
 
 @pytest.mark.parametrize("name", ["height", "width"])
-def test_odd_sizes_cannot_be_h264(name: str) -> None:
+def test_odd_sizes_are_rejected(name: str) -> None:
     with pytest.raises(ValueError, match=f"video.{name} is 33; .*even number"):
         video(**{name: 33})
 
 
 @pytest.mark.parametrize("size", [0, 2, 4, 22, -3])
-def test_blocks_that_do_not_divide_the_clip_name_those_that_do(size: int) -> None:
+def test_the_error_for_wrong_blocks_lists_the_possible_ones(size: int) -> None:
     with pytest.raises(ValueError, match=rf"model.frames_per_block is {size}; 21 latent frames .*1, 3, 7, 21 frames"):
         BlockLayout(frames=21, frames_per_block=size)
 
 
-def test_blocks_show_these_frames() -> None:
+def test_frames_of_each_block() -> None:
     assert block_frames(video(frames=33), temporal_stride=4, frames_per_block=3) == [
         range(9), range(9, 21), range(21, 33),
     ]  # fmt: skip
@@ -69,14 +69,14 @@ def test_blocks_show_these_frames() -> None:
 
 
 @given(blocks=st.integers(1, 9), size=st.integers(1, 5), stride=st.integers(1, 8))
-def test_blocks_cover_the_clip_once(blocks: int, size: int, stride: int) -> None:
+def test_blocks_cover_every_frame_once(blocks: int, size: int, stride: int) -> None:
     clip = video(frames=(blocks * size - 1) * stride + 1)
     found = block_frames(clip, temporal_stride=stride, frames_per_block=size)
     assert [frame for block in found for frame in block] == list(range(clip.frames))
     assert [len(block) for block in found] == [(size - 1) * stride + 1] + [size * stride] * (blocks - 1)
 
 
-def test_frames_and_blocks_that_do_not_fit_are_refused() -> None:
+def test_frames_and_blocks_that_do_not_fit_are_rejected() -> None:
     with pytest.raises(ValueError, match="video.frames is 32"):
         block_frames(video(frames=32), temporal_stride=4, frames_per_block=3)
     with pytest.raises(ValueError, match="model.frames_per_block is 2"):

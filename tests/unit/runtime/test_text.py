@@ -1,4 +1,4 @@
-"""The rule about UTF-8: whatever a str of Python holds is accepted as it is, or refused with its place."""
+"""Text from outside: every string of Python is either accepted unchanged, or rejected with the place of the error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from causvid.runtime import text
 
-ANY = st.text(st.characters())  # halves of surrogate pairs among them
+ANY = st.text(st.characters())  # including halves of surrogate pairs
 
 
 @given(value=ANY)
@@ -21,7 +21,7 @@ ANY = st.text(st.characters())  # halves of surrogate pairs among them
 @example(value="one \udfff")
 @example(value="\ude00\ud83d turned round")
 @example(value="a \ud83d\ude00 of two halves")
-def test_f10_text_is_fit_for_utf8_or_its_fault_is_named(value: str) -> None:
+def test_text_is_accepted_or_the_wrong_character_is_named(value: str) -> None:
     reason, held = text.fault(value), not any("\ud800" <= character <= "\udfff" for character in value)
     assert (reason is None) == held
     assert text.escaped(value).encode().decode() == text.escaped(value)
@@ -41,7 +41,7 @@ def test_f10_text_is_fit_for_utf8_or_its_fault_is_named(value: str) -> None:
 @example(content=b"\xed\xa0\xbd")  # half of a surrogate pair
 @example(content=b"cut \xf0\x9f\x98")
 @example(content=b"\xef\xbb\xbfa mark")
-def test_f10_bytes_are_decoded_or_the_first_wrong_one_is_named(content: bytes) -> None:
+def test_bytes_are_decoded_or_the_first_wrong_byte_is_named(content: bytes) -> None:
     try:
         content.decode()
     except UnicodeDecodeError as error:
@@ -52,15 +52,15 @@ def test_f10_bytes_are_decoded_or_the_first_wrong_one_is_named(content: bytes) -
         assert text.decode(content, "it") == content.decode("utf-8-sig")
 
 
-def test_f10_the_byte_and_its_line_are_those_of_the_file() -> None:
+def test_the_error_names_the_byte_and_its_line() -> None:
     content = b"\xef\xbb\xbfone\ntwo\nthr\xe9e\n"
     with pytest.raises(ValueError, match=r"it is not a UTF-8 text \(.*: byte 0xE9 in line 3\); save it as UTF-8"):
         text.decode(content, "it")
 
 
 @pytest.mark.parametrize("prompt", [b"caf\xe9", b"\x83r\x83f\x83I", b"\xff\xfea", b"\xed\xa0\xbd half"])
-def test_f10_a_prompt_on_the_command_line_is_refused_at_once(tmp_path: Path, prompt: bytes) -> None:
-    """By name, before any weights are looked for, and with nothing left behind."""
+def test_a_wrong_prompt_on_the_command_line_is_rejected_at_once(tmp_path: Path, prompt: bytes) -> None:
+    """The error names the prompt, comes before weights are loaded, and no file is written."""
     command = [sys.executable, "-m", "causvid.generate.command", "generate", "--checkpoint", str(tmp_path / "none")]
     done = subprocess.run(
         [*map(os.fsencode, command), b"--out", os.fsencode(tmp_path / "out"), b"--prompt", prompt],
@@ -74,7 +74,7 @@ def test_f10_a_prompt_on_the_command_line_is_refused_at_once(tmp_path: Path, pro
 
 
 @pytest.mark.parametrize("name", ["caf\udce9", "\udcff\udcfe", "\udc83r"])
-def test_f10_the_last_line_of_a_run_is_printed_whatever_the_name_of_its_folder(name: str) -> None:
+def test_the_last_line_is_printed_for_every_folder_name(name: str) -> None:
     script = f"from causvid.generate.command import _say\n_say(lambda: {name!r} + ': 1 videos')"
     environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
     done = subprocess.run(

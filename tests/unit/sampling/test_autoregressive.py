@@ -1,4 +1,4 @@
-"""Streaming block by block: what is written into the cache, when, and with which noise."""
+"""Generation block by block: the calls of the model, the content of the cache, the noise, and the memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def student(transformer_config: dict[str, Any]) -> CausalWanTransformer3DModel:
 
 
 def calls_of(student: CausalWanTransformer3DModel) -> list[Call]:
-    """Start frame, times of frames, and input of every call from now on."""
+    """Record the start frame, the timesteps of the frames, and the input of every later call."""
     seen: list[Call] = []
     student.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append((kwargs["start_frame"], kwargs["timestep"][0].tolist(), args[0].clone())),
@@ -46,10 +46,10 @@ TEXT = torch.randn(1, 3, 8, generator=torch.Generator().manual_seed(2))
 
 
 @torch.no_grad()
-def test_each_block_is_denoised_then_written_clean(
+def test_each_block_is_denoised_and_then_written_to_the_cache(
     student: CausalWanTransformer3DModel, schedule: ScheduleConfig
 ) -> None:
-    """CausVid algorithm 2. Nothing follows the last block, so it is not written."""
+    """CausVid algorithm 2. The last block is not written, because no block attends to it."""
     seen = calls_of(student)
     blocks = list(generate_blocks(student, TEXT, NOISE, schedule, draw_from(3)))
     steps = [1000.0, 750.0, 500.0]
@@ -63,7 +63,7 @@ def test_each_block_is_denoised_then_written_clean(
 
 
 @torch.no_grad()
-def test_memory_is_allocated_once_and_the_prompt_projected_once(
+def test_the_cache_is_allocated_once_and_the_prompt_is_projected_once(
     student: CausalWanTransformer3DModel, schedule: ScheduleConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     allocated = []
@@ -84,11 +84,13 @@ def test_memory_is_allocated_once_and_the_prompt_projected_once(
 
 
 @torch.no_grad()
-def test_a_block_sees_the_clean_past(student: CausalWanTransformer3DModel, schedule: ScheduleConfig) -> None:
-    """The same without a cache: the last block's steps are an uncached forward over the clean past at t = 0."""
+def test_a_block_attends_to_clean_earlier_blocks(
+    student: CausalWanTransformer3DModel, schedule: ScheduleConfig
+) -> None:
+    """Compare with a computation without a cache, over the last block and the clean earlier blocks at t = 0."""
     *past, last = generate_blocks(student, TEXT, NOISE, schedule, draw_from(3))
     fresh = draw_from(3)
-    for _ in range(2 * 2):  # two blocks came before, with two draws each
+    for _ in range(2 * 2):  # the two earlier blocks, with two draws each
         fresh(2)
 
     def uncached(x_t: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
@@ -102,7 +104,7 @@ def test_a_block_sees_the_clean_past(student: CausalWanTransformer3DModel, sched
 
 
 @torch.no_grad()
-def test_known_blocks_are_passed_on_and_only_written(
+def test_known_blocks_are_yielded_unchanged_and_written_to_the_cache(
     student: CausalWanTransformer3DModel, schedule: ScheduleConfig
 ) -> None:
     context = torch.randn(1, 4, 2, 4, 4, generator=torch.Generator().manual_seed(4))
@@ -116,7 +118,7 @@ def test_known_blocks_are_passed_on_and_only_written(
 
 
 @torch.no_grad()
-def test_a_given_start_continues_as_the_generated_one_did(
+def test_a_known_start_is_continued_like_a_generated_one(
     student: CausalWanTransformer3DModel, schedule: ScheduleConfig
 ) -> None:
     first, *rest = generate_blocks(student, TEXT, NOISE, schedule, draw_from(3))
@@ -129,7 +131,7 @@ def test_a_given_start_continues_as_the_generated_one_did(
 
 
 @torch.no_grad()
-def test_the_context_time_is_the_schedule_s(student: CausalWanTransformer3DModel) -> None:
+def test_the_context_timestep_is_that_of_the_schedule(student: CausalWanTransformer3DModel) -> None:
     noisy = ScheduleConfig(shift=3.0, solver_steps=4, denoising_timesteps=(1000,), context_timestep=20.0)
     seen = calls_of(student)
     list(generate_blocks(student, TEXT, NOISE, noisy, draw_from(3)))
@@ -137,7 +139,9 @@ def test_the_context_time_is_the_schedule_s(student: CausalWanTransformer3DModel
 
 
 @torch.no_grad()
-def test_frames_that_make_no_blocks_are_refused(student: CausalWanTransformer3DModel, schedule: ScheduleConfig) -> None:
+def test_frames_that_do_not_divide_into_blocks_are_rejected(
+    student: CausalWanTransformer3DModel, schedule: ScheduleConfig
+) -> None:
     with pytest.raises(ValueError, match="5 latent frames divide into blocks of 1, 5 frames"):
         next(generate_blocks(student, TEXT, NOISE[:, :, :5], schedule, draw_from(0)))
     with pytest.raises(ValueError, match="frames_per_block is 2; 3 latent frames"):
@@ -151,7 +155,7 @@ def endless(seed: int) -> Iterator[torch.Tensor]:
 
 
 @torch.no_grad()
-def test_noise_that_comes_block_by_block_is_the_same_video(
+def test_noise_in_single_blocks_gives_the_same_video(
     student: CausalWanTransformer3DModel, schedule: ScheduleConfig
 ) -> None:
     whole = list(generate_blocks(student, TEXT, NOISE, schedule, draw_from(3)))
@@ -172,18 +176,18 @@ def test_a_window_as_long_as_the_video_changes_nothing(
 
 
 @torch.no_grad()
-def test_a_windowed_video_starts_as_the_plain_one_and_keeps_its_known_start(
+def test_a_window_changes_only_blocks_after_it_is_full(
     student: CausalWanTransformer3DModel, schedule: ScheduleConfig
 ) -> None:
     whole = list(generate_blocks(student, TEXT, NOISE, schedule, draw_from(3), NOISE[:, :, :2]))
     windowed = list(generate_blocks(student, TEXT, NOISE, schedule, draw_from(3), NOISE[:, :, :2], window=4, sink=0))
     assert torch.equal(windowed[0], NOISE[:, :, :2])
     assert torch.equal(windowed[1], whole[1])
-    assert not torch.allclose(windowed[2], whole[2], atol=1e-4)  # the first block is out of sight
+    assert not torch.allclose(windowed[2], whole[2], atol=1e-4)  # the first block is no longer in the window
 
 
 class _Sizes(TorchDispatchMode):
-    """The sizes of what operations return."""
+    """Records the sizes of all tensors that operations return."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -196,10 +200,10 @@ class _Sizes(TorchDispatchMode):
 
 
 @torch.no_grad()
-def test_an_endless_video_needs_no_more_memory_and_no_more_work(
+def test_an_endless_video_has_constant_memory_and_cost(
     transformer_config: dict[str, Any], schedule: ScheduleConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """40 latent frames with a rotary table of 8: from the full window on, every block costs the same."""
+    """40 latent frames with a rotary table of 8: all blocks have the same cost once the window is full."""
     student = causal_student(build_transformer({**transformer_config, "rope_max_seq_len": 8}, 0), 2).eval()
     caches = []
     make = student.make_kv_cache
@@ -220,10 +224,10 @@ def test_an_endless_video_needs_no_more_memory_and_no_more_work(
 
 
 @torch.no_grad()
-def test_a_block_waits_for_nothing_that_follows_it(
+def test_a_block_is_yielded_as_soon_as_it_is_final(
     student: CausalWanTransformer3DModel, schedule: ScheduleConfig
 ) -> None:
-    """It is yielded before it is written, and the next block's noise is not drawn before it is asked for."""
+    """A block is yielded before it is written and before the noise of the next block is drawn."""
     drawn: list[int] = []
     noise = (drawn.append(1) or part for part in NOISE.split(2, dim=2))
     seen = calls_of(student)
@@ -234,14 +238,12 @@ def test_a_block_waits_for_nothing_that_follows_it(
 
 
 @torch.no_grad()
-def test_windows_and_noise_that_do_not_fit_are_named(
-    student: CausalWanTransformer3DModel, schedule: ScheduleConfig
-) -> None:
-    with pytest.raises(ValueError, match="window is None and sink is 0; .* noise that comes block by block need"):
+def test_wrong_windows_and_noise_are_named(student: CausalWanTransformer3DModel, schedule: ScheduleConfig) -> None:
+    with pytest.raises(ValueError, match="window is None and sink is 0; .* noise that comes block by block, needs one"):
         next(generate_blocks(student, TEXT, endless(1), schedule, draw_from(3)))
-    with pytest.raises(ValueError, match="window is None and sink is 2; a sink .* need a window"):
+    with pytest.raises(ValueError, match="window is None and sink is 2; set window: a sink"):
         next(generate_blocks(student, TEXT, NOISE, schedule, draw_from(3), sink=2))
-    with pytest.raises(ValueError, match="a block of noise has 3 latent frames; the student's have 2"):
+    with pytest.raises(ValueError, match="a block of noise has 3 latent frames; the blocks of the model have 2"):
         next(generate_blocks(student, TEXT, [NOISE[:, :, :3]], schedule, draw_from(3), window=6))
     with pytest.raises(ValueError, match="num_frames is 3"):
         next(generate_blocks(student, TEXT, endless(1), schedule, draw_from(3), window=3))

@@ -1,4 +1,4 @@
-"""Many steps block by block: Euler with guidance against the clean past, each half of the guidance with its own."""
+"""Many steps, block by block: the Euler method with guidance, and separate cache entries for the two prompts."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def model(transformer_config: dict[str, Any]) -> CausalWanTransformer3DModel:
 @torch.no_grad()
 @pytest.mark.parametrize("context_timestep", [0.0, 20.0])
 @pytest.mark.parametrize("scale", [1.0, 3.0])
-def test_a_block_is_solved_against_the_clean_past(
+def test_a_block_attends_to_clean_earlier_blocks(
     model: CausalWanTransformer3DModel, scale: float, context_timestep: float
 ) -> None:
-    """Without a cache: one block-causal forward over the clean blocks and the noisy one, for each half."""
+    """Compare with forward passes without a cache over the clean blocks and the noisy block, for both prompts."""
     schedule = ScheduleConfig(shift=3.0, solver_steps=5, denoising_timesteps=(1000,), context_timestep=context_timestep)
     blocks = list(solve_blocks(model, TEXT, NEGATIVE, scale, NOISE, schedule))
     assert len(blocks) == 3
@@ -57,20 +57,22 @@ def test_a_block_is_solved_against_the_clean_past(
 
 
 @torch.no_grad()
-def test_guidance_1_never_asks_without_the_prompt(model: CausalWanTransformer3DModel, schedule: ScheduleConfig) -> None:
+def test_with_guidance_1_the_negative_prompt_is_not_used(
+    model: CausalWanTransformer3DModel, schedule: ScheduleConfig
+) -> None:
     rows: list[int] = []
     model.register_forward_pre_hook(lambda _, args, kwargs: rows.append(len(args[0])), with_kwargs=True)
     plain = list(solve_blocks(model, TEXT, torch.full_like(NEGATIVE, float("nan")), 1.0, NOISE, schedule))
     assert set(rows) == {2}
     assert all(block.isfinite().all() for block in plain)
-    # Equal halves are the conditional prediction whatever the scale: text + w (text - text).
+    # If both prompts are equal, every scale gives the conditional prediction: text + w (text - text).
     equal = solve_blocks(model, TEXT, TEXT, 3.0, NOISE, schedule)
     for ours, expected in zip(plain, equal, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
 class _Constant:
-    """A causal model whose velocity is its text's first number; it notes what it is shown."""
+    """A causal model whose velocity is the first number of the text. It records its inputs."""
 
     def __init__(self) -> None:
         self.config, self.dtype = FrozenDict(frames_per_block=2), torch.float64
@@ -94,14 +96,14 @@ class _Constant:
 
 
 def test_a_constant_velocity_is_integrated_exactly(schedule: ScheduleConfig) -> None:
-    """From sigma 1 to 0 every block moves by the guided velocity, 1 + 3 (2 - 1) and 1 + 3 (5 - 1)."""
+    """From sigma 1 to 0, every block changes by the guided velocity: 1 + 3 (2 - 1) and 1 + 3 (5 - 1)."""
     model: Any = _Constant()
     text = torch.tensor([2.0, 5.0], dtype=torch.float64)[:, None, None]
     noise = NOISE.double()
     blocks = list(solve_blocks(model, text, torch.ones(1, 1, 1, dtype=torch.float64), 3.0, noise, schedule))
     moved = torch.tensor([4.0, 13.0], dtype=torch.float64)[:, None, None, None, None]
     torch.testing.assert_close(torch.cat(blocks, dim=2), noise - moved, rtol=0, atol=1e-13)
-    # Four steps a block and, where another follows, one clean pass with the finished block in both halves.
+    # Four steps for each block, and a context pass with the finished block for both prompts if a block follows.
     grid = [1000 * sigma for sigma in schedule.grid.sigmas(4).tolist()[:-1]]
     asked = [(start, times[0, 0].item()) for start, times, _ in model.calls]
     expected = [(start, time) for start in (0, 2, 4) for time in [*grid, 0.0]][:-1]
@@ -113,7 +115,7 @@ def test_a_constant_velocity_is_integrated_exactly(schedule: ScheduleConfig) -> 
 
 
 @torch.no_grad()
-def test_known_blocks_and_windows_are_as_with_few_steps(
+def test_known_blocks_and_windows_work_with_many_steps(
     model: CausalWanTransformer3DModel, schedule: ScheduleConfig
 ) -> None:
     whole = list(solve_blocks(model, TEXT, NEGATIVE, 3.0, NOISE, schedule))

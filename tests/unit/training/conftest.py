@@ -1,4 +1,4 @@
-"""Training jobs on the toy world, and a tracker that keeps nothing."""
+"""Training runs on the toy world, and a tracker that records nothing."""
 
 from __future__ import annotations
 
@@ -40,23 +40,23 @@ SCRATCH = Init(folder=Path("no such folder"), hub=None, revision=None)
 
 
 class SilentTracker:
-    """Stands for an MLflow run."""
+    """A tracker that ignores everything."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def log_results(self, results: Mapping[str, Any]) -> None:
-        """Nobody listens here."""
+        """Do nothing."""
 
     def log_artifact(self, path: Path, folder: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def log_model(self, name: str, path: Path, key: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class TrainingStep(Protocol):
-    """What every step object is."""
+    """The methods of every step object that the tests use."""
 
     def state(self) -> dict[str, Stateful]: ...
 
@@ -67,9 +67,9 @@ class TrainingStep(Protocol):
 
 @dataclass(frozen=True)
 class Kind:
-    """A method: a function that makes a run of it, its step object, and the function that trains."""
+    """A method: the function that returns a new run, the class of its step, and the function that trains."""
 
-    job: Callable[..., Any]
+    new_run: Callable[..., Any]
     step: Callable[[Any], TrainingStep]
     train: Callable[[Any], None]
 
@@ -108,7 +108,7 @@ def network(step: Any, name: str) -> Any:
 
 
 def laptop_optimizers(name: str) -> dict[str, OptimizerConfig]:
-    """Those that the laptop profile trains the kind ``name`` with."""
+    """Return the optimizers in the laptop profile for the kind ``name``."""
     section = {"teacher": "train_teacher", "ode": "train_ode_init", "dmd": "train_dmd"}[name]
     values = params.read(params.PROFILES / "laptop.yaml")[section]
     return {
@@ -119,13 +119,13 @@ def laptop_optimizers(name: str) -> dict[str, OptimizerConfig]:
 
 
 def curve(folder: Path) -> list[dict[str, float]]:
-    """A row a step."""
+    """Return the rows of the curve, one for each step."""
     with (folder / CURVE).open(newline="") as file:
         return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
 
 
 def assert_same_losses(one: Path, other: Path, *, steps: int) -> None:
-    """Every loss of ``steps`` steps, to a part in 100,000."""
+    """Compare every loss of ``steps`` steps, with a relative tolerance of 1e-5."""
     ours, theirs = curve(one), curve(other)
     assert len(ours) == len(theirs) == steps
     for mine, its in zip(ours, theirs, strict=True):
@@ -138,7 +138,7 @@ def assert_same_losses(one: Path, other: Path, *, steps: int) -> None:
 def kinds(
     world: Path, schedule: ScheduleConfig, transformer_config: dict[str, Any], vae_config: dict[str, Any]
 ) -> dict[str, Kind]:
-    """Teacher (bidirectional and causal), ODE, DMD (four ways) and VAE training on the toy world; every part of each one's state matters within six steps."""
+    """Return the kinds of training on the toy world. Six steps are enough for every part of the state to matter."""
     clips = Clips(video=VIDEO, latents=TEACHER.latents)
 
     def run(work: Path, config: Any, record: Any, inputs: Mapping[str, Path], **changes: Any) -> Run[Any, Any]:
@@ -192,7 +192,7 @@ def kinds(
         "dmd": Kind(dmd, DmdStep, train_dmd),
         "dmd_sharing_samples": Kind(partial(dmd, share_samples=True), DmdStep, train_dmd),
         "dmd_lora_critic": Kind(partial(dmd, critic_lora_rank=2), DmdStep, train_dmd),
-        # The first pass of the network is the teacher's, for the student's update.
+        # The student's update comes first, so the network is first used as the teacher.
         "dmd_lora_critic_asked_second": Kind(partial(dmd, critic_lora_rank=2, critic_only_steps=0), DmdStep, train_dmd),
         "vae": Kind(vae, VaeStep, train_vae),
     }

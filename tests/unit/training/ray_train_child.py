@@ -1,4 +1,4 @@
-"""``launch`` in a process of its own: Ray leaves threads behind, which disturb the tests that come after it."""
+"""Call ``launch`` in a separate process, because Ray leaves threads that would disturb later tests."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 from causvid.compute.parallel import launch
 
 
-def launched(train: Callable[[Any], None], job: Any) -> subprocess.CompletedProcess[str]:
-    """The end of a process that launches ``train`` on ``job``; what it raises is the last line of its stderr."""
-    job.work.mkdir(parents=True)
-    (job.work / "job").write_bytes(pickle.dumps((train, job)))
-    command = [sys.executable, "-m", __name__, str(job.work / "job")]
+def launched(train: Callable[[Any], None], run: Any) -> subprocess.CompletedProcess[str]:
+    """Launch ``train`` on ``run`` in a process, and wait for its end. An error is the last line of its stderr."""
+    run.work.mkdir(parents=True)
+    (run.work / "run").write_bytes(pickle.dumps((train, run)))
+    command = [sys.executable, "-m", __name__, str(run.work / "run")]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 if __name__ == "__main__":
-    train, job = pickle.loads(Path(sys.argv[1]).read_bytes())  # our own, from a moment ago
-    launch(train, job, job.compute, name="test", storage=job.work / "ray")
+    train, run = pickle.loads(Path(sys.argv[1]).read_bytes())  # written by ``launched``
+    launch(train, run, run.compute, name="test", storage=run.work / "ray")

@@ -1,4 +1,4 @@
-"""Training steps at the released size on the meta device: the real code, shapes, gradients and FLOPs, no numbers."""
+"""Training steps with the size of the released model on the meta device, to check shapes, gradients and FLOPs."""
 
 from __future__ import annotations
 
@@ -36,10 +36,11 @@ WAN = params.read(params.PROFILES / "wan-1.3b.yaml")
 
 
 @pytest.fixture
-def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DmdRun:
-    """DMD of one clip of wan-1.3b. Its models are on the meta device and their folders empty.
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DmdRun:
+    """Return a DMD run on one clip of wan-1.3b, with models on the meta device and empty folders.
 
-    What a number decides is passed over: whether the loss is finite. What the meta device has not, too: autocast.
+    The check of finite losses is disabled, because tensors have no values, and so is autocast, which the meta device
+    does not support.
     """
 
     def load(folder: Path) -> WanTransformer3DModel:
@@ -57,7 +58,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DmdRun:
 
 
 def updates_of(monkeypatch: pytest.MonkeyPatch, **networks: torch.nn.Module) -> list[dict[str, int]]:
-    """Of every update from now on, how many weights of each network have a gradient. Weights stay as they are."""
+    """Record for every later update how many weights of each network have a gradient. Weights are not changed."""
     found: list[dict[str, int]] = []
 
     def step(optimizer: Optimizer, _: int) -> torch.Tensor:
@@ -71,25 +72,26 @@ def updates_of(monkeypatch: pytest.MonkeyPatch, **networks: torch.nn.Module) -> 
 
 
 def flops(run: Callable[[int], Any], index: int) -> float:
-    """Counted by PyTorch during step ``index``."""
+    """Return the FLOPs that PyTorch counts during step ``index``."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         run(index)
     return float(counter.get_total_flops())
 
 
 def counted(costs: float, trained: Flops) -> Any:
-    """What the counter shows for an update of ``costs`` that trains a network by a pass of ``trained``.
+    """Return the count that PyTorch should give for an update that costs ``costs`` FLOPs.
 
-    Full checkpointing makes the layers once more; and attention as plain matrix products keeps its scores, which costs
-    lets be made again: backward is 2 times forward, not 2.5. Blocks of causal attention add up to the costs' closed
-    form. A part in 10,000 for the ends of a network: its times' embedding, and an input that needs no gradient.
+    ``trained`` are the FLOPs of a forward pass of the trained network. Full checkpointing adds one forward pass. For
+    attention as plain matrix products, the backward pass costs 2 forward passes, while ``costs`` assumes 2.5, because
+    a fused kernel computes the scores again. The tolerance of 1e-4 is for the first and last layers: the embedding of
+    the timestep, and an input that needs no gradient.
     """
     return pytest.approx(costs + trained.forward - trained.attention / 2, rel=1e-4)
 
 
-def test_dmd(job: DmdRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An iteration with the student's turn, and one without."""
-    step, plan = DmdStep(job), Plan(Profile.of(WAN))
+def test_dmd(run: DmdRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One iteration with an update of the student, and one without."""
+    step, plan = DmdStep(run), Plan(Profile.of(WAN))
     assert step.store.metadata["shape"] == [21, 16, 60, 104]
     models = {name: network(step, name) for name in ("student", "critic", "teacher")}
     for model in models.values():
@@ -102,18 +104,18 @@ def test_dmd(job: DmdRun, monkeypatch: pytest.MonkeyPatch) -> None:
     assert iterations[0] - iterations[1] == counted(plan.dmd.student, plan.clip.causal)
 
 
-def test_ode_regression(job: DmdRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """One step, from a student that is brought."""
-    plan, times = Plan(Profile.of(WAN)), [*job.record.schedule.denoising_timesteps, 0.0]
+def test_ode_regression(run: DmdRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One step, with a given initial student."""
+    plan, times = Plan(Profile.of(WAN)), [*run.record.schedule.denoising_timesteps, 0.0]
     channels, *size = plan.latent.sizes
     states = torch.zeros(len(times), channels, *size)
     write_store([Record(states, "clip 0")], tmp_path / "pairs", timesteps=times, per_transaction=1)
-    student = job.inputs["student"]
+    student = run.inputs["student"]
     student.mkdir()
-    (student / "config.json").touch()  # here is a model, it says; none is read
+    (student / "config.json").touch()  # marks the folder as a model; its weights are not read
     init = {"folder": student, "hub": None, "revision": None}
     section = {**WAN["train_ode_init"], "init": init, "batch_size": 1}
-    run = with_inputs(job, pairs=tmp_path / "pairs")
+    run = with_inputs(run, pairs=tmp_path / "pairs")
     step = OdeStep(replace(run, config=params.build(OdeConfig, section, name="train_ode_init")))
     found = updates_of(monkeypatch, student=step.student.model)
     assert flops(step, 0) == counted(plan.clip.causal.training, plan.clip.causal)

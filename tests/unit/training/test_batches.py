@@ -1,4 +1,4 @@
-"""Batches by position: shares of ranks add up to the whole, noise belongs to a sample and not to its place."""
+"""Batches by position: the ranks share a batch, and noise depends on the sample and not on its place in the batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from causvid.training import distributed
 CPU = torch.device("cpu")
 
 
-def test_two_ranks_read_the_halves_of_one_rank_s_batch(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_ranks_read_the_two_halves_of_a_batch(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = LatentStore(world / "lmdb" / "latents")
     whole = read_batch(store, seed=0, step=3, size=6, device=CPU)
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
@@ -33,7 +33,7 @@ def test_two_ranks_read_the_halves_of_one_rank_s_batch(world: Path, monkeypatch:
         read_batch(store, seed=0, step=0, size=5, device=CPU)
 
 
-def test_an_epoch_of_batches_sees_every_clip_once(world: Path) -> None:
+def test_an_epoch_of_batches_contains_every_clip_once(world: Path) -> None:
     store = LatentStore(world / "lmdb" / "latents")
     prompts = [p for step in range(4) for p in read_batch(store, seed=0, step=step, size=2, device=CPU).prompts]
     assert sorted(prompts) == sorted(store[k].prompt for k in range(len(store)))
@@ -49,7 +49,7 @@ def test_noise_differs_by_sample_purpose_and_seed(world: Path) -> None:
     assert batch.noise(0, "teacher", (5,)).shape == (2, 5)
 
 
-def test_texts_are_the_stores(world: Path) -> None:
+def test_texts_equal_those_of_the_store(world: Path) -> None:
     store = PromptStore(world / "prompts")
     texts = Texts(store, CPU, None)
     a, b = store.evaluation[:2]

@@ -1,4 +1,4 @@
-"""The causal teacher: fitted by diffusion forcing, started from a bidirectional one or from another causal one."""
+"""The causal teacher: trained by diffusion forcing, from a bidirectional, a causal or a random model."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
 
 
-def test_every_block_has_a_time_of_its_own_that_its_noise_follows(kinds: dict[str, Any], tmp_path: Path) -> None:
+def test_every_block_has_its_own_timestep_and_noise_level(kinds: dict[str, Any], tmp_path: Path) -> None:
     kind = kinds["causal_teacher"]
-    step = kind.step(kind.job(tmp_path, batch_size=8))
+    step = kind.step(kind.new_run(tmp_path, batch_size=8))
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     step.teacher.model.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append((args[0], kwargs["timestep"])), with_kwargs=True
@@ -52,9 +52,9 @@ def test_every_block_has_a_time_of_its_own_that_its_noise_follows(kinds: dict[st
     assert not torch.equal(seen[0][1], seen[1][1])
 
 
-def test_the_loss_is_the_flow_matching_loss_at_those_times(kinds: dict[str, Any], tmp_path: Path) -> None:
+def test_the_loss_is_the_flow_matching_loss_at_these_timesteps(kinds: dict[str, Any], tmp_path: Path) -> None:
     kind = kinds["causal_teacher"]
-    step, seen = kind.step(kind.job(tmp_path)), []
+    step, seen = kind.step(kind.new_run(tmp_path)), []
     step.teacher.model.register_forward_hook(lambda _, __, out: seen.append(out[0].detach()))
     loss = step(0)["loss"].item()
     batch = read_batch(step.store, seed=0, step=0, size=4, device=torch.device("cpu"))
@@ -63,30 +63,30 @@ def test_the_loss_is_the_flow_matching_loss_at_those_times(kinds: dict[str, Any]
 
 
 @pytest.mark.parametrize("inside", [".", "transformer"])
-def test_zero_steps_make_a_causal_model_of_a_bidirectional_one(
+def test_zero_steps_convert_a_bidirectional_model_to_a_causal_one(
     kinds: dict[str, Any], world: Path, tmp_path: Path, inside: str
 ) -> None:
-    """A transformer's folder or a pipeline's; the weights stay, the class is the causal one."""
+    """The folder is that of a transformer or of a pipeline. The weights are unchanged, and the class is causal."""
     shutil.copytree(world / "teacher", tmp_path / "init" / inside, dirs_exist_ok=True)
-    job = kinds["causal_teacher"].job(tmp_path, steps=0, init=from_folder(tmp_path / "init"))
-    kinds["causal_teacher"].train(job)
+    run = kinds["causal_teacher"].new_run(tmp_path, steps=0, init=from_folder(tmp_path / "init"))
+    kinds["causal_teacher"].train(run)
     exported = load_transformer(tmp_path / "export")
     assert isinstance(exported, CausalWanTransformer3DModel)
     assert exported.config.frames_per_block == 2
     assert same_weights(exported, load_transformer(world / "teacher"))
 
 
-def test_a_causal_teacher_can_be_trained_on(kinds: dict[str, Any], world: Path, tmp_path: Path) -> None:
+def test_the_training_of_a_causal_teacher_can_be_continued(kinds: dict[str, Any], world: Path, tmp_path: Path) -> None:
     kind = kinds["causal_teacher"]
-    kind.train(kind.job(tmp_path, steps=2, init=from_folder(world / "student")))
+    kind.train(kind.new_run(tmp_path, steps=2, init=from_folder(world / "student")))
     exported = load_transformer(tmp_path / "export")
     assert isinstance(exported, CausalWanTransformer3DModel)
     assert not same_weights(exported, load_transformer(world / "student"))
 
 
-def test_random_weights_are_those_of_the_bidirectional_teacher(kinds: dict[str, Any], tmp_path: Path) -> None:
+def test_random_weights_equal_those_of_the_bidirectional_teacher(kinds: dict[str, Any], tmp_path: Path) -> None:
     causal, plain = (
-        kinds[name].step(kinds[name].job(tmp_path)).teacher.model for name in ("causal_teacher", "teacher")
+        kinds[name].step(kinds[name].new_run(tmp_path)).teacher.model for name in ("causal_teacher", "teacher")
     )
     assert isinstance(causal, CausalWanTransformer3DModel)
     assert not isinstance(plain, CausalWanTransformer3DModel)
@@ -94,14 +94,14 @@ def test_random_weights_are_those_of_the_bidirectional_teacher(kinds: dict[str, 
 
 
 def test_blocks_that_do_not_fit_are_named(kinds: dict[str, Any], world: Path, tmp_path: Path) -> None:
-    kind, brought = kinds["causal_teacher"], from_folder(world / "student")  # of blocks of two
+    kind, brought = kinds["causal_teacher"], from_folder(world / "student")  # its blocks have two frames
     with pytest.raises(ValueError, match=r"train_teacher.causal is true and model.frames_per_block is null"):
         teacher_record(CLIPS, 3.0, world / "prompts", Precision.FLOAT32, None, causal=True)
     with pytest.raises(ValueError, match="model.frames_per_block is 3; 4 latent frames divide into blocks of 1, 2, 4"):
-        kind.step(with_blocks(kind.job(tmp_path), 3))
+        kind.step(with_blocks(kind.new_run(tmp_path), 3))
     with pytest.raises(ValueError, match=r"with frames_per_block 2; .*causal True, has model.frames_per_block 4"):
-        kind.step(with_blocks(kind.job(tmp_path, init=brought), 4))
+        kind.step(with_blocks(kind.new_run(tmp_path, init=brought), 4))
     with pytest.raises(
         ValueError, match=r"causal model with frames_per_block 2; .*causal False, wants a bidirectional model"
     ):
-        kinds["teacher"].step(kinds["teacher"].job(tmp_path, init=brought))
+        kinds["teacher"].step(kinds["teacher"].new_run(tmp_path, init=brought))

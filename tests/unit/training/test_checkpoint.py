@@ -1,4 +1,4 @@
-"""Checkpoints on disk: the newest good one wins, whatever was done to the others."""
+"""Checkpoints on disk: the newest one that is not damaged is restored."""
 
 from __future__ import annotations
 
@@ -34,14 +34,16 @@ def saved(folder: Path, *steps: int) -> None:
 
 
 def resumed(folder: Path) -> tuple[int, float, int]:
-    """Step, first weight and length of the history that come back."""
+    """Return the step, the first weight and the length of the history that are restored."""
     net = module(-1.0)
     step, history = resume(folder, {"net": net}, MADE_FROM)
     return step, net.weight[0, 0].item(), len(history)
 
 
-def test_in_the_background_the_state_of_then_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the file is being written, weights move on; the file holds those of the save, as one of the foreground does."""
+def test_a_background_save_writes_the_state_at_the_time_of_the_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights change while the file is written, and the file contains those at the time of the call."""
     go, real = threading.Event(), torch.save
     monkeypatch.setattr(torch, "save", lambda state, path: go.wait(30) and real(state, path))
     net, ours = module(1.0), writer(tmp_path, in_background=True)
@@ -54,7 +56,7 @@ def test_in_the_background_the_state_of_then_is_written(tmp_path: Path, monkeypa
     assert resumed(tmp_path) == (1, 1.0, 1)
 
 
-def test_what_goes_wrong_in_the_background_is_said_by_the_next_save(
+def test_an_error_in_a_background_save_is_raised_by_the_next_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -79,7 +81,7 @@ def test_what_goes_wrong_in_the_background_is_said_by_the_next_save(
         ({}, "other code, data/checkpoints/teacher, data/prompts, params than"),
     ],
 )
-def test_a_checkpoint_of_another_training_is_refused_by_name(now: dict[str, str], named: str, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_training_is_rejected(now: dict[str, str], named: str, tmp_path: Path) -> None:
     saved(tmp_path, 2)
     net = module(-1.0)
     with pytest.raises(ValueError, match=named):
@@ -88,18 +90,18 @@ def test_a_checkpoint_of_another_training_is_refused_by_name(now: dict[str, str]
     assert resumed(tmp_path)[0] == 2
 
 
-def test_nothing_saved_is_a_beginning(tmp_path: Path) -> None:
+def test_without_checkpoints_training_starts_at_step_zero(tmp_path: Path) -> None:
     assert resumed(tmp_path / "none") == (0, -1.0, 0)
 
 
-def test_the_newest_comes_back_and_only_the_last_few_are_kept(tmp_path: Path) -> None:
+def test_the_newest_is_restored_and_only_the_last_few_are_kept(tmp_path: Path) -> None:
     saved(tmp_path, 2, 4, 10)
     assert resumed(tmp_path) == (10, 10.0, 10)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-0000004", "step-0000010"]
     assert KEEP == 2
 
 
-def test_numbers_of_the_history_come_back_to_the_bit(tmp_path: Path) -> None:
+def test_numbers_of_the_history_are_restored_bit_for_bit(tmp_path: Path) -> None:
     history = [{"step": 0, "loss": 0.1 + 0.2, "grad_norm": 1e-323}]
     writer(tmp_path).save(1, {"net": module(1)}, history)
     assert resume(tmp_path, {"net": module(0)}, MADE_FROM)[1] == history
@@ -116,16 +118,16 @@ def flip(path: Path) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "cut state": (lambda p: cut(p / STATE), f"{STATE} has [0-9]+ bytes of [0-9]+"),
-    "flipped bit": (lambda p: flip(p / STATE), f"{STATE} has another sum"),
-    "empty state": (lambda p: (p / STATE).write_bytes(b""), f"{STATE} has 0 bytes of [0-9]+"),
+    "cut state": (lambda p: cut(p / STATE), f"{STATE} has [0-9]+ bytes instead of [0-9]+"),
+    "flipped bit": (lambda p: flip(p / STATE), f"{STATE} has another checksum"),
+    "empty state": (lambda p: (p / STATE).write_bytes(b""), f"{STATE} has 0 bytes instead of [0-9]+"),
     "no state": (lambda p: (p / STATE).unlink(), f"no {STATE}"),
     "no manifest": (lambda p: (p / MANIFEST).unlink(), f"no {MANIFEST}"),
-    "cut manifest": (lambda p: cut(p / MANIFEST), f"{MANIFEST} is not what was written"),
+    "cut manifest": (lambda p: cut(p / MANIFEST), f"{MANIFEST} is not a valid manifest"),
     "flipped manifest": (lambda p: flip(p / MANIFEST), ".*"),
-    "empty manifest": (lambda p: (p / MANIFEST).write_text(""), f"{MANIFEST} is not what was written"),
-    "not even text": (lambda p: (p / MANIFEST).write_bytes(b"\xff\xfe\x00"), f"{MANIFEST} is not what was written"),
-    "another manifest": (lambda p: (p / MANIFEST).write_text("[]"), f"{MANIFEST} is not what was written"),
+    "empty manifest": (lambda p: (p / MANIFEST).write_text(""), f"{MANIFEST} is not a valid manifest"),
+    "not even text": (lambda p: (p / MANIFEST).write_bytes(b"\xff\xfe\x00"), f"{MANIFEST} is not a valid manifest"),
+    "another manifest": (lambda p: (p / MANIFEST).write_text("[]"), f"{MANIFEST} is not a valid manifest"),
     "a manifest of nothing": (
         lambda p: (p / MANIFEST).write_text('{"files": {}}'),
         f"{MANIFEST} does not list {STATE}",
@@ -135,7 +137,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_newest_gives_way_to_the_one_before(
+def test_if_the_newest_is_damaged_the_previous_one_is_restored(
     tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saved(tmp_path, 2, 4)
@@ -146,8 +148,8 @@ def test_a_damaged_newest_gives_way_to_the_one_before(
     assert re.search(rf"step-0000004 is damaged \({reason}\); trying the checkpoint before it", said), said
 
 
-def test_a_hundred_damaged_ones_give_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Bytes of the state cut off, turned over or overwritten, anywhere."""
+def test_a_hundred_damaged_checkpoints_are_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Bytes of the state are cut off, inverted or overwritten at random positions."""
     saved(tmp_path, 2, 4)
     state, dice = tmp_path / "step-0000004" / STATE, random.Random(0)
     good = state.read_bytes()
@@ -166,21 +168,21 @@ def test_a_hundred_damaged_ones_give_way(tmp_path: Path, capsys: pytest.CaptureF
     assert resumed(tmp_path) == (4, 4.0, 4)
 
 
-def test_a_damaged_one_is_replaced_when_training_comes_by_again(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_replaced_when_its_step_is_reached_again(tmp_path: Path) -> None:
     saved(tmp_path, 2, 4)
     flip(tmp_path / "step-0000004" / STATE)
     saved(tmp_path, 4)
     assert resumed(tmp_path) == (4, 4.0, 4)
 
 
-def test_all_damaged_is_a_beginning(tmp_path: Path) -> None:
+def test_if_all_are_damaged_training_starts_at_step_zero(tmp_path: Path) -> None:
     saved(tmp_path, 2, 4)
     for folder in tmp_path.iterdir():
         cut(folder / STATE)
     assert resumed(tmp_path) == (0, -1.0, 0)
 
 
-def test_leftovers_of_a_killed_save_are_ignored_and_cleared(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_save_are_ignored_and_deleted(tmp_path: Path) -> None:
     saved(tmp_path, 2)
     for leftover in (".building", ".step-0000004.publishing"):
         (tmp_path / leftover).mkdir()
@@ -202,7 +204,7 @@ class Payload:
 
 
 def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
-    """Whoever can write into the folder can write a fitting sum too."""
+    """An attacker who can write into the folder can also write the matching checksum."""
     saved(tmp_path / "c", 2)
     marker, folder = tmp_path / "ran", tmp_path / "c" / "step-0000002"
     torch.save({"parts": {"net": Payload(marker)}}, folder / STATE)
@@ -212,7 +214,7 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
     assert not marker.exists()
 
 
-def test_a_module_of_another_shape_is_refused(tmp_path: Path) -> None:
+def test_a_module_of_another_shape_is_rejected(tmp_path: Path) -> None:
     saved(tmp_path, 2)
     with pytest.raises(RuntimeError, match="size mismatch"):
         resume(tmp_path, {"net": torch.nn.Linear(3, 2)}, MADE_FROM)

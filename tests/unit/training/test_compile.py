@@ -1,4 +1,4 @@
-"""Compiled layers train as plain ones, to rounding, whatever is made again and wherever weights lie."""
+"""Compiled layers train like plain ones up to rounding, with every kind of checkpointing and distribution."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tests.conftest import ONE_WORKER
 from tests.unit.training.conftest import curve, optimizer
 from tests.unit.training.test_two_ranks import on_two_ranks
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch's compiler trips over torch's own
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch's compiler causes warnings of torch itself
 
 STEPS = 3
 
 
 @pytest.fixture(autouse=True)
-def _compiled_anew() -> Iterator[None]:
-    """By this process alone: two ranks are forks of it, and a fork has none of its threads."""
+def _compiled_again() -> Iterator[None]:
+    """Compile in this process, because two ranks are forks of it, and a fork has none of its compiler threads."""
     with torch._inductor.config.patch(compile_threads=1):
         torch._dynamo.reset()
         yield
@@ -33,10 +33,10 @@ def _compiled_anew() -> Iterator[None]:
 
 def train(name: str, kinds: dict[str, Any], work: Path, inputs: str = "data", **compute: Any) -> Any:
     changes = {"inputs": inputs} if "dmd" in name else {"optimizer": optimizer(learning_rate=1e-3)}
-    job = kinds[name].job(work, steps=STEPS, **changes)
-    job = replace(job, compute=replace(ONE_WORKER, **compute))
-    kinds[name].train(job)
-    return job
+    run = kinds[name].new_run(work, steps=STEPS, **changes)
+    run = replace(run, compute=replace(ONE_WORKER, **compute))
+    kinds[name].train(run)
+    return run
 
 
 def assert_same(name: str, plain: Path, compiled: Path) -> None:
@@ -44,7 +44,7 @@ def assert_same(name: str, plain: Path, compiled: Path) -> None:
         assert other == pytest.approx(one, rel=2e-3, abs=1e-6), name
 
 
-def test_a_compiled_student_trains_as_a_plain_one(kinds: dict[str, Any], tmp_path: Path) -> None:
+def test_a_compiled_student_trains_like_a_plain_one(kinds: dict[str, Any], tmp_path: Path) -> None:
     train("ode", kinds, tmp_path / "plain")
     train("ode", kinds, tmp_path / "compiled", compile=True)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
@@ -63,7 +63,7 @@ def test_a_compiled_student_trains_as_a_plain_one(kinds: dict[str, Any], tmp_pat
         ("dmd_lora_critic", "data"),
     ],
 )
-def test_compiled_layers_train_as_plain_ones(
+def test_compiled_layers_train_like_plain_ones(
     name: str, inputs: str, again: str, kinds: dict[str, Any], tmp_path: Path
 ) -> None:
     train(name, kinds, tmp_path / "plain", inputs)
@@ -72,9 +72,9 @@ def test_compiled_layers_train_as_plain_ones(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shard_weights", [False, True], ids=["whole", "in parts"])
+@pytest.mark.parametrize("shard_weights", [False, True], ids=["replicated", "sharded"])
 @pytest.mark.parametrize("again", ["none", "selective"])
-def test_compiled_on_two_ranks(shard_weights: bool, again: str, kinds: dict[str, Any], tmp_path: Path) -> None:
+def test_compiled_layers_on_two_ranks(shard_weights: bool, again: str, kinds: dict[str, Any], tmp_path: Path) -> None:
     train("ode", kinds, tmp_path / "plain")
     compute = {"compile": True, "gradient_checkpointing": again, "shard_weights": shard_weights}
     on_two_ranks(tmp_path / "ranks", lambda _: train("ode", kinds, tmp_path / "compiled", **compute))
@@ -82,8 +82,8 @@ def test_compiled_on_two_ranks(shard_weights: bool, again: str, kinds: dict[str,
 
 
 @pytest.mark.slow
-def test_selective_keeps_the_attentions_of_compiled_layers(transformer_config: dict[str, Any]) -> None:
-    """Checkpointing goes round the compiled layer from inside of what is compiled; else none would be kept."""
+def test_selective_checkpointing_keeps_the_attention_of_compiled_layers(transformer_config: dict[str, Any]) -> None:
+    """Checkpointing is compiled together with the layer; otherwise the attention would be computed again."""
     x, text = torch.ones(1, 4, 4, 4, 4), torch.ones(1, 5, 8)
     computed = {}
     for again in ("none", "selective", "full"):

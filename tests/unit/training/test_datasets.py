@@ -1,4 +1,4 @@
-"""The order of samples: every epoch a permutation of its own, a function of seed and position only."""
+"""The order of samples: every epoch is another permutation, which depends on the seed and the position only."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from causvid.training.datasets import sample_index
 
 
 @given(seed=st.integers(0, 2**40), size=st.integers(1, 40), epoch=st.integers(0, 1000))
-def test_an_epoch_sees_every_sample_once(seed: int, size: int, epoch: int) -> None:
+def test_an_epoch_contains_every_sample_once(seed: int, size: int, epoch: int) -> None:
     order = [sample_index(seed, epoch * size + k, size) for k in range(size)]
     assert sorted(order) == list(range(size))
 
 
 def test_epochs_and_seeds_differ() -> None:
-    """Without a set_epoch the released sampler repeats one order for ever."""
+    """The released code never calls set_epoch, so its sampler repeats the same order."""
     orders = {tuple(sample_index(seed, e * 20 + k, 20) for k in range(20)) for seed in (0, 1) for e in range(3)}
     assert len(orders) == 6
 
 
-def test_a_position_can_be_asked_alone_and_again() -> None:
+def test_a_position_can_be_read_alone_and_again() -> None:
     forward = [sample_index(3, k, 7) for k in range(50)]
     torch.manual_seed(0)
     torch.rand(5)

@@ -1,4 +1,4 @@
-"""DMD against a causal teacher (the paper's Table 4): only the teacher differs, and the critic that starts as it."""
+"""DMD with a causal teacher (Table 4 of the paper), and a critic that is initialised with its weights."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ FRAMES, BLOCK = 4, 2
 
 
 @pytest.fixture
-def job(kinds: dict[str, Any], world: Path, tmp_path: Path) -> Any:
-    """A DMD job whose teacher is a causal model of blocks of two."""
+def new_run(kinds: dict[str, Any], world: Path, tmp_path: Path) -> Any:
+    """Return a function that returns DMD runs whose teacher is a causal model with blocks of two frames."""
     causal_student(load_transformer(world / "teacher"), BLOCK).save_pretrained(tmp_path / "teacher")
 
     def make(folder: str, **changes: Any) -> Any:
-        return with_inputs(kinds["dmd"].job(tmp_path / folder, **changes), teacher=tmp_path / "teacher")
+        return with_inputs(kinds["dmd"].new_run(tmp_path / folder, **changes), teacher=tmp_path / "teacher")
 
     return make
 
 
-def test_it_trains(kinds: dict[str, Any], job: Any) -> None:
-    step = kinds["dmd"].step(job("run"))
+def test_dmd_trains_with_a_causal_teacher(kinds: dict[str, Any], new_run: Any) -> None:
+    step = kinds["dmd"].step(new_run("run"))
     asked: dict[str, set[tuple[int, ...]]] = {"teacher": set(), "critic": set()}
     for name, shapes in asked.items():
         assert isinstance(network(step, name), CausalWanTransformer3DModel)
@@ -40,17 +40,17 @@ def test_it_trains(kinds: dict[str, Any], job: Any) -> None:
     values = [step(index) for index in range(3)]
     assert all(value.isfinite() for row in values for value in row.values())
     assert [("student_loss" in row) for row in values] == [False, True, False]
-    assert asked == {"teacher": {(8, FRAMES)}, "critic": {(4, FRAMES)}}  # guidance asks the teacher twice at once
+    assert asked == {"teacher": {(8, FRAMES)}, "critic": {(4, FRAMES)}}  # guidance doubles the batch of the teacher
     assert any(not torch.equal(value, critic[name]) for name, value in step.critic.model.state_dict().items())
 
 
-def test_images_train_too(kinds: dict[str, Any], job: Any) -> None:
-    step = kinds["dmd"].step(job("images", image_share=1.0))
+def test_batches_of_images_can_be_trained_on(kinds: dict[str, Any], new_run: Any) -> None:
+    step = kinds["dmd"].step(new_run("images", image_share=1.0))
     assert all(value.isfinite() for index in (0, 1) for value in step(index).values())
 
 
 def scores(step: Any, sample: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What teacher and critic answer for ``sample``, and the gradient that the student gets from both."""
+    """Return the outputs of teacher and critic for ``sample``, and the gradient of the student."""
     text = step.texts([step.captions[0]])
     teacher: Velocity = guided(network(step, "teacher"), text, step.texts.negative(), 2.0)
     critic = conditional(step.critic.model, text)
@@ -65,17 +65,17 @@ def scores(step: Any, sample: torch.Tensor) -> dict[str, torch.Tensor]:
     return {**found, "gradient": leaf.grad * out.normaliser}  # the normaliser is a mean over all frames
 
 
-def test_no_score_of_a_block_knows_a_later_one(kinds: dict[str, Any], job: Any, world: Path) -> None:
-    """Another second block leaves the first one's scores and gradient as they were; a bidirectional teacher's move."""
+def test_the_score_of_a_block_does_not_depend_on_later_blocks(kinds: dict[str, Any], new_run: Any, world: Path) -> None:
+    """Another second block changes the scores and the gradient of the first with a bidirectional teacher only."""
     sample = torch.randn(1, 4, FRAMES, 4, 4, generator=torch.Generator().manual_seed(3))
     later, earlier = sample.clone(), sample.clone()
     later[:, :, BLOCK:] += 1
     earlier[:, :, :BLOCK] += 1
     causal, plain = (
-        kinds["dmd"].step(j) for j in (job("causal"), with_inputs(job("plain"), teacher=world / "teacher"))
+        kinds["dmd"].step(run) for run in (new_run("causal"), with_inputs(new_run("plain"), teacher=world / "teacher"))
     )
     for step in (causal, plain):
-        step(0)  # a critic that has left the teacher: their difference is not zero
+        step(0)  # after an update the critic differs from the teacher, so that the gradient is not zero
         step(1)
     for name in ("teacher", "critic", "gradient"):
         before, after = (scores(causal, x)[name][:, :, :BLOCK] for x in (sample, later))
@@ -83,11 +83,11 @@ def test_no_score_of_a_block_knows_a_later_one(kinds: dict[str, Any], job: Any, 
         moved = (scores(plain, later)[name] - scores(plain, sample)[name])[:, :, :BLOCK]
         assert moved.abs().max() > 1e-3 * before.abs().max()
         past = (scores(causal, earlier)[name] - scores(causal, sample)[name])[:, :, BLOCK:]
-        assert past.abs().max() > 1e-3 * before.abs().max()  # it does see the earlier one
+        assert past.abs().max() > 1e-3 * before.abs().max()  # it does depend on the earlier block
 
 
-def test_the_critic_s_loss_of_a_block_has_no_gradient_to_a_later_one(kinds: dict[str, Any], job: Any) -> None:
-    step = kinds["dmd"].step(job("run"))
+def test_the_critic_loss_of_a_block_has_no_gradient_to_later_blocks(kinds: dict[str, Any], new_run: Any) -> None:
+    step = kinds["dmd"].step(new_run("run"))
     x_t = torch.randn(1, 4, FRAMES, 4, 4, generator=torch.Generator().manual_seed(3)).requires_grad_(True)
     velocity = conditional(step.critic.model, step.texts([step.captions[0]]))(x_t, torch.full((1,), 600.0))
     (gradient,) = torch.autograd.grad(velocity[:, :, :BLOCK].square().sum(), x_t)

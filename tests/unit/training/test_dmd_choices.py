@@ -1,4 +1,4 @@
-"""Choices by name: the student's own rollout as its input, a student to start from, clean frames, images."""
+"""Options of DMD: rollouts as input, a given initial student, shared samples, clean frames in the loss, and images."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from tests.unit.training.conftest import network, with_blocks, with_inputs
 
 @pytest.fixture
 def bidirectional(kinds: dict[str, Any], world: Path) -> Any:
-    """A DMD job whose student is a bidirectional transformer."""
+    """Return a function that returns DMD runs whose student is a bidirectional transformer."""
 
-    def job(work: Path, **changes: Any) -> Any:
-        return with_blocks(with_inputs(kinds["dmd"].job(work, **changes), student=world / "teacher"), None)
+    def new_run(work: Path, **changes: Any) -> Any:
+        return with_blocks(with_inputs(kinds["dmd"].new_run(work, **changes), student=world / "teacher"), None)
 
-    return job
+    return new_run
 
 
 def watch(step: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Every (x_t, timestep) the student is shown from here on."""
+    """Record the inputs (x_t, timestep) of every later call of the student."""
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     step.student.model.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append((args[0].clone(), kwargs["timestep"].clone())), with_kwargs=True
@@ -42,7 +42,7 @@ def watch(step: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
 # --- a bidirectional student ------------------------------------------------------------------------------------------
 
 
-def test_a_bidirectional_student_has_one_noisy_time_for_a_whole_clip(
+def test_a_bidirectional_student_has_one_timestep_above_zero_for_all_frames(
     kinds: dict[str, Any], bidirectional: Any, schedule: ScheduleConfig, tmp_path: Path
 ) -> None:
     step = kinds["dmd"].step(bidirectional(tmp_path, batch_size=8))
@@ -53,10 +53,10 @@ def test_a_bidirectional_student_has_one_noisy_time_for_a_whole_clip(
     assert {t for _, timestep in seen for t in timestep.tolist()} == set(schedule.denoising_timesteps)
 
 
-def test_a_rollout_shows_a_bidirectional_student_its_own_states(
+def test_a_bidirectional_rollout_has_the_states_of_the_sampler_as_inputs(
     kinds: dict[str, Any], bidirectional: Any, schedule: ScheduleConfig, tmp_path: Path
 ) -> None:
-    """Its x0 at one step, renoised to the next, is what it sees there: made again here step by step."""
+    """The input at a timestep is the x0 of the timestep before, with noise. This test computes it step by step."""
     step = kinds["dmd"].step(bidirectional(tmp_path, batch_size=8, inputs="rollout"))
     batch = read_batch(step.store, seed=0, step=1, size=8, device=torch.device("cpu"))
     text, student = step.texts(batch.prompts), conditional(step.student.model, step.texts(batch.prompts))
@@ -79,7 +79,7 @@ def test_a_rollout_shows_a_bidirectional_student_its_own_states(
 @pytest.mark.parametrize("student", ["causal", "bidirectional"])
 def test_a_rollout_reads_no_clip(student: str, kinds: dict[str, Any], bidirectional: Any, tmp_path: Path) -> None:
     step = kinds["dmd"].step(
-        {"causal": kinds["dmd"].job, "bidirectional": bidirectional}[student](tmp_path, inputs="rollout")
+        {"causal": kinds["dmd"].new_run, "bidirectional": bidirectional}[student](tmp_path, inputs="rollout")
     )
     batch = read_batch(step.store, seed=0, step=1, size=4, device=torch.device("cpu"))
     text = step.texts(batch.prompts)
@@ -88,15 +88,15 @@ def test_a_rollout_reads_no_clip(student: str, kinds: dict[str, Any], bidirectio
     assert torch.equal(step.source.noisy(batch, "critic"), step.source.noisy(other, "critic"))
 
 
-def test_a_rollout_needs_no_prompt_of_the_latents(
+def test_a_rollout_does_not_need_the_prompts_of_the_latents(
     kinds: dict[str, Any], bidirectional: Any, world: Path, tmp_path: Path
 ) -> None:
-    """It trains on encode_prompts.captions; real data asks for the LMDB's prompts, and before the first step."""
+    """Rollouts use the captions of encode_prompts. Real clips need the prompts of the LMDB before the first step."""
     captions = ["a green cone", "a grey cone"]
     embeddings = {prompt: torch.full((3, 8), float(k)) for k, prompt in enumerate(["", *captions])}
     write_prompts(tmp_path / "prompts", embeddings, captions=captions, evaluation=[], negative="", tokens=4)
-    job = with_inputs(bidirectional(tmp_path, inputs="rollout"), prompts=tmp_path / "prompts")
-    step, asked = kinds["dmd"].step(job), list[str]()
+    run = with_inputs(bidirectional(tmp_path, inputs="rollout"), prompts=tmp_path / "prompts")
+    step, asked = kinds["dmd"].step(run), list[str]()
     texts = step.texts
     step.texts = type(
         "Recording", (), {"negative": texts.negative, "__call__": lambda _, p: asked.extend(p) or texts(p)}
@@ -106,11 +106,11 @@ def test_a_rollout_needs_no_prompt_of_the_latents(
     assert set(asked) == set(captions)
     for name in ("teacher", "ode", "dmd"):
         with pytest.raises(ValueError, match=r"has no embedding of 8 prompts of .*set encode_prompts.captions or"):
-            kinds[name].step(with_inputs(kinds[name].job(tmp_path), prompts=tmp_path / "prompts"))
-        kinds[name].step(with_inputs(kinds[name].job(tmp_path, steps=0), prompts=tmp_path / "prompts"))
+            kinds[name].step(with_inputs(kinds[name].new_run(tmp_path), prompts=tmp_path / "prompts"))
+        kinds[name].step(with_inputs(kinds[name].new_run(tmp_path, steps=0), prompts=tmp_path / "prompts"))
 
 
-def test_only_the_last_pass_of_a_simulation_is_trained(
+def test_only_the_last_forward_pass_of_a_bidirectional_rollout_has_a_gradient(
     kinds: dict[str, Any], bidirectional: Any, tmp_path: Path
 ) -> None:
     step = kinds["dmd"].step(bidirectional(tmp_path, inputs="rollout"))
@@ -122,14 +122,14 @@ def test_only_the_last_pass_of_a_simulation_is_trained(
     assert critic_update == [False, False, False]
 
 
-# --- a causal student's rollout ---------------------------------------------------------------------------------------
+# --- rollouts of a causal student -------------------------------------------------------------------------------------
 
 
-def test_a_causal_rollout_is_the_sampler_s_with_the_run_s_own_noise(
+def test_a_causal_rollout_equals_the_sampler_with_the_noise_of_the_run(
     kinds: dict[str, Any], schedule: ScheduleConfig, tmp_path: Path
 ) -> None:
-    """Noise of whole clips and of every renoising is named by purpose and sample; all frames count in the loss."""
-    step = kinds["dmd"].step(kinds["dmd"].job(tmp_path, inputs="rollout"))
+    """All noise is drawn by purpose and sample, and all frames are in the loss."""
+    step = kinds["dmd"].step(kinds["dmd"].new_run(tmp_path, inputs="rollout"))
     batch = read_batch(step.store, seed=0, step=1, size=4, device=torch.device("cpu"))
     text, renoise = step.texts(batch.prompts), count()
     seen = watch(step)
@@ -149,19 +149,19 @@ def test_a_causal_rollout_is_the_sampler_s_with_the_run_s_own_noise(
     assert scored.all()
 
 
-def test_the_exit_step_is_one_for_a_whole_iteration(
+def test_all_blocks_and_samples_of_an_iteration_share_the_exit_step(
     kinds: dict[str, Any], schedule: ScheduleConfig, tmp_path: Path
 ) -> None:
-    """Drawn anew for every iteration and purpose; all samples and blocks share it."""
-    job = kinds["dmd"].job(tmp_path, inputs="rollout", critic_only_steps=0, critic_updates_per_student_update=1)
-    step = kinds["dmd"].step(job)
+    """The exit step is drawn again for every iteration and purpose."""
+    run = kinds["dmd"].new_run(tmp_path, inputs="rollout", critic_only_steps=0, critic_updates_per_student_update=1)
+    step = kinds["dmd"].step(run)
     seen, exits = watch(step), []
     for index in range(12):
         seen.clear()
         step(index)
         assert all((timestep == timestep[0, 0]).all() for _, timestep in seen)
         times = [timestep[0, 0].item() for _, timestep in seen]
-        rollouts = []  # passes of the student's update, then of the critic's: two blocks, one written in between
+        rollouts = []  # the calls of each update: two blocks, with a context pass between them
         for _ in ("student", "critic"):
             steps = times.index(0.0)
             assert times[: 2 * steps + 1] == [*times[:steps], 0.0, *times[:steps]]
@@ -175,9 +175,11 @@ def test_the_exit_step_is_one_for_a_whole_iteration(
     assert student != critic
 
 
-def test_one_pass_per_block_of_a_causal_rollout_is_trained(kinds: dict[str, Any], tmp_path: Path) -> None:
-    """All of the student's weights learn, and the critic's update asks the student for no gradient."""
-    step = kinds["dmd"].step(kinds["dmd"].job(tmp_path, inputs="rollout"))
+def test_one_forward_pass_for_each_block_of_a_causal_rollout_has_a_gradient(
+    kinds: dict[str, Any], tmp_path: Path
+) -> None:
+    """All weights of the student are trained, and the update of the critic needs no gradient of the student."""
+    step = kinds["dmd"].step(kinds["dmd"].new_run(tmp_path, inputs="rollout"))
     trained: list[bool] = []
     step.student.model.register_forward_hook(lambda _, __, out: trained.append(out[0].requires_grad))
     before = {name: parameter.detach().clone() for name, parameter in step.student.model.named_parameters()}
@@ -188,22 +190,22 @@ def test_one_pass_per_block_of_a_causal_rollout_is_trained(kinds: dict[str, Any]
     assert not any(torch.equal(parameter, before[name]) for name, parameter in step.student.model.named_parameters())
 
 
-def test_clean_frames_are_none_in_a_causal_rollout(kinds: dict[str, Any], tmp_path: Path) -> None:
+def test_a_causal_rollout_has_no_clean_frames(kinds: dict[str, Any], tmp_path: Path) -> None:
     losses = []
     for included in (True, False):
-        job = kinds["dmd"].job(tmp_path, inputs="rollout", clean_frames_in_loss=included)
-        losses.append(kinds["dmd"].step(job)(1)["student_loss"].item())
+        run = kinds["dmd"].new_run(tmp_path, inputs="rollout", clean_frames_in_loss=included)
+        losses.append(kinds["dmd"].step(run)(1)["student_loss"].item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
 @pytest.mark.parametrize("inputs", ["data", "rollout"])
-def test_frames_that_make_no_blocks_are_refused(
+def test_frames_that_do_not_divide_into_blocks_are_rejected(
     inputs: str, kinds: dict[str, Any], world: Path, tmp_path: Path
 ) -> None:
     causal_student(load_transformer(world / "teacher"), 3).save_pretrained(tmp_path / "threes")
-    job = with_blocks(with_inputs(kinds["dmd"].job(tmp_path, inputs=inputs), student=tmp_path / "threes"), 3)
+    run = with_blocks(with_inputs(kinds["dmd"].new_run(tmp_path, inputs=inputs), student=tmp_path / "threes"), 3)
     with pytest.raises(ValueError, match="model.frames_per_block is 3; 4 latent frames divide into blocks of 1, 2, 4"):
-        kinds["dmd"].step(job)
+        kinds["dmd"].step(run)
 
 
 # --- samples that student and critic share ----------------------------------------------------------------------------
@@ -211,14 +213,14 @@ def test_frames_that_make_no_blocks_are_refused(
 
 @pytest.mark.parametrize("student", ["causal", "bidirectional"])
 @pytest.mark.parametrize("inputs", ["data", "rollout"])
-def test_student_and_critic_share_a_sample_at_times_and_noise_of_their_own(
+def test_student_and_critic_share_samples_but_draw_their_own_noise(
     inputs: str, student: str, kinds: dict[str, Any], bidirectional: Any, tmp_path: Path
 ) -> None:
-    """A cycle ends with the student's turn; the student is asked once in it, and no cycle spans two students."""
-    job = {"causal": kinds["dmd"].job, "bidirectional": bidirectional}[student](
+    """A cycle ends with an update of the student, which is called once in the cycle."""
+    run = {"causal": kinds["dmd"].new_run, "bidirectional": bidirectional}[student](
         tmp_path, steps=20, inputs=inputs, critic_only_steps=4, critic_updates_per_student_update=3, share_samples=True
     )
-    step = kinds["dmd"].step(job)
+    step = kinds["dmd"].step(run)
     learned: list[tuple[torch.Tensor, torch.Tensor]] = []
     scored: list[tuple[torch.Tensor, torch.Tensor]] = []
     step.critic.model.register_forward_pre_hook(
@@ -245,12 +247,12 @@ def test_student_and_critic_share_a_sample_at_times_and_noise_of_their_own(
         assert not torch.equal(before[0], after[0])
 
 
-def test_sharing_samples_the_student_learns_what_it_would_from_its_own(kinds: dict[str, Any], tmp_path: Path) -> None:
-    """The critic's updates in between neither use up the gradient nor change the sample's."""
-    shared = kinds["dmd"].step(kinds["dmd"].job(tmp_path, critic_only_steps=0, share_samples=True))
+def test_sharing_samples_does_not_change_the_gradient_of_the_student(kinds: dict[str, Any], tmp_path: Path) -> None:
+    """The earlier updates of the critic do not change the samples or their graph."""
+    shared = kinds["dmd"].step(kinds["dmd"].new_run(tmp_path, critic_only_steps=0, share_samples=True))
     shared(0)
     values = shared(1)
-    alone = kinds["dmd"].step(kinds["dmd"].job(tmp_path, critic_only_steps=0))
+    alone = kinds["dmd"].step(kinds["dmd"].new_run(tmp_path, critic_only_steps=0))
     alone.critic.model.load_state_dict(shared.critic.model.state_dict())
     batch = alone._read(0)
     again = alone._update_student(1, [alone._sample(0, batch, batch, "critic", gradient=True)])
@@ -258,18 +260,18 @@ def test_sharing_samples_the_student_learns_what_it_would_from_its_own(kinds: di
     assert again["student_grad_norm"].item() == pytest.approx(values["student_grad_norm"].item(), rel=1e-6)
 
 
-# --- a student to start from ------------------------------------------------------------------------------------------
+# --- the initial student ------------------------------------------------------------------------------------------
 
 
-def test_a_bidirectional_student_by_ode_regression(kinds: dict[str, Any], world: Path, tmp_path: Path) -> None:
-    """Zero steps give the teacher itself; in training no clip is all clean."""
+def test_ode_regression_of_a_bidirectional_student(kinds: dict[str, Any], world: Path, tmp_path: Path) -> None:
+    """Zero steps export the teacher, and in training no clip is clean."""
     (tmp_path / "zero").mkdir()
-    job = with_blocks(kinds["ode"].job(tmp_path / "zero", steps=0), None)
-    kinds["ode"].train(job)
+    run = with_blocks(kinds["ode"].new_run(tmp_path / "zero", steps=0), None)
+    kinds["ode"].train(run)
     exported, teacher = (load_transformer(f) for f in (tmp_path / "zero" / "export", world / "teacher"))
     assert type(exported) is type(teacher)
     assert all(torch.equal(a, b) for a, b in zip(exported.parameters(), teacher.parameters(), strict=True))
-    step = kinds["ode"].step(with_blocks(kinds["ode"].job(tmp_path, batch_size=8), None))
+    step = kinds["ode"].step(with_blocks(kinds["ode"].new_run(tmp_path, batch_size=8), None))
     seen: list[torch.Tensor] = []
     step.student.model.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append(kwargs["timestep"]), with_kwargs=True
@@ -280,11 +282,11 @@ def test_a_bidirectional_student_by_ode_regression(kinds: dict[str, Any], world:
     assert min(timestep.min().item() for timestep in seen) > 0
 
 
-def test_a_student_can_be_brought(kinds: dict[str, Any], world: Path, tmp_path: Path) -> None:
-    """Zero steps export it: training by DMD starts from a released student."""
+def test_training_can_start_from_a_given_student(kinds: dict[str, Any], world: Path, tmp_path: Path) -> None:
+    """With zero steps the given student is exported, so that DMD can start from a released student."""
     (tmp_path / "zero").mkdir()
     init = Init(folder=world / "student", hub=None, revision=None)
-    kinds["ode"].train(kinds["ode"].job(tmp_path / "zero", steps=0, init=init))
+    kinds["ode"].train(kinds["ode"].new_run(tmp_path / "zero", steps=0, init=init))
     exported, brought = (load_transformer(folder) for folder in (tmp_path / "zero" / "export", world / "student"))
     assert all(torch.equal(a, b) for a, b in zip(exported.parameters(), brought.parameters(), strict=True))
 
@@ -292,30 +294,30 @@ def test_a_student_can_be_brought(kinds: dict[str, Any], world: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("folder", "has", "wanted"), [("teacher", "None", 2), ("student", "2", None), ("student", "2", 4)]
 )
-def test_a_brought_student_s_blocks_must_be_the_run_s(
+def test_a_given_student_must_have_the_blocks_of_the_run(
     kinds: dict[str, Any], world: Path, tmp_path: Path, folder: str, has: str, wanted: int | None
 ) -> None:
     init = Init(folder=world / folder, hub=None, revision=None)
-    job = with_blocks(kinds["ode"].job(tmp_path, init=init), wanted)
+    run = with_blocks(kinds["ode"].new_run(tmp_path, init=init), wanted)
     with pytest.raises(ValueError, match=f"with frames_per_block {has}; model.frames_per_block is {wanted}"):
-        kinds["ode"].step(job)
+        kinds["ode"].step(run)
 
 
 # --- clean frames -----------------------------------------------------------------------------------------------------
 
 
-def test_clean_frames_can_be_left_out_of_the_loss(kinds: dict[str, Any], tmp_path: Path) -> None:
-    """They have no gradient either way; left out, the means are over the others."""
+def test_clean_frames_can_be_excluded_from_the_loss(kinds: dict[str, Any], tmp_path: Path) -> None:
+    """Clean frames never have a gradient. If they are excluded, means are over the other frames."""
     losses = {}
     for included in (True, False):
-        step = kinds["dmd"].step(kinds["dmd"].job(tmp_path, batch_size=8, clean_frames_in_loss=included))
+        step = kinds["dmd"].step(kinds["dmd"].new_run(tmp_path, batch_size=8, clean_frames_in_loss=included))
         losses[included] = step(1)["student_loss"].item()
     assert losses[False] != losses[True]
 
 
-def test_a_clean_frame_s_x0_is_the_frame_itself(kinds: dict[str, Any], tmp_path: Path) -> None:
-    """At sigma 0 no velocity can move it: whether it counts in the loss is a matter of scale alone."""
-    step = kinds["dmd"].step(kinds["dmd"].job(tmp_path, batch_size=8))
+def test_the_x0_of_a_clean_frame_is_the_frame(kinds: dict[str, Any], tmp_path: Path) -> None:
+    """At sigma 0 the velocity has no effect, so including clean frames in the loss changes its scale only."""
+    step = kinds["dmd"].step(kinds["dmd"].new_run(tmp_path, batch_size=8))
     batch = read_batch(step.store, seed=0, step=1, size=8, device=torch.device("cpu"))
     sample = step.source(1, batch, step.texts(batch.prompts), "student")
     clean = ~step.source.noisy(batch, "student")
@@ -328,12 +330,12 @@ def test_a_clean_frame_s_x0_is_the_frame_itself(kinds: dict[str, Any], tmp_path:
 
 @pytest.mark.parametrize("inputs", ["data", "rollout"])
 @pytest.mark.parametrize("student", ["causal", "bidirectional"])
-def test_images_are_first_frames_in_their_share_of_the_steps(
+def test_a_share_of_the_steps_trains_on_first_frames_as_images(
     student: str, inputs: str, kinds: dict[str, Any], bidirectional: Any, tmp_path: Path
 ) -> None:
-    job = {"causal": kinds["dmd"].job, "bidirectional": bidirectional}[student]
+    new_run = {"causal": kinds["dmd"].new_run, "bidirectional": bidirectional}[student]
     step = kinds["dmd"].step(
-        job(tmp_path, inputs=inputs, steps=40, image_share=0.5, critic_updates_per_student_update=1)
+        new_run(tmp_path, inputs=inputs, steps=40, image_share=0.5, critic_updates_per_student_update=1)
     )
     shown: dict[str, list[int]] = {"student": [], "teacher": [], "critic": []}
     for name, frames in shown.items():
@@ -348,6 +350,6 @@ def test_images_are_first_frames_in_their_share_of_the_steps(
     assert 0.25 <= share <= 0.75
 
 
-def test_a_share_is_between_0_and_1(kinds: dict[str, Any], tmp_path: Path) -> None:
+def test_a_share_of_images_outside_0_to_1_is_rejected(kinds: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"train_dmd.image_share is 1.5"):
-        kinds["dmd"].job(tmp_path, image_share=1.5)
+        kinds["dmd"].new_run(tmp_path, image_share=1.5)

@@ -1,4 +1,4 @@
-"""What is not finite stops a training before its update: no weight, moment or average has moved."""
+"""A value that is not finite stops a training before the update of any weight, moment or average."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STEPS = 20
 
 @contextmanager
 def poisoned_loss(step: Any, poison: float, patch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Its gradient stays finite."""
+    """Make the loss infinite or NaN while its gradient stays finite."""
     place, backward = (
         {"DmdStep": dmd, "VaeStep": vae}.get(type(step).__name__, batches),
         optimizers.backward,
@@ -44,7 +44,7 @@ def last_network(step: Any) -> torch.nn.Module:
 
 @contextmanager
 def poisoned_gradient(step: Any, poison: float, patch: pytest.MonkeyPatch) -> Iterator[None]:
-    """One value of the last network's largest weight."""
+    """Change one value in the gradient of the largest weight of the last network."""
     weight = max(last_network(step).parameters(), key=torch.numel)
 
     def spoil(gradient: torch.Tensor) -> torch.Tensor:
@@ -59,7 +59,7 @@ def poisoned_gradient(step: Any, poison: float, patch: pytest.MonkeyPatch) -> It
 
 @contextmanager
 def poisoned_latent(step: Any, poison: float, patch: pytest.MonkeyPatch) -> Iterator[None]:
-    """One value of the batch."""
+    """Change one value of the batch."""
     place = {"TeacherStep": teacher, "OdeStep": ode_init, "DmdStep": dmd}[type(step).__name__]
     read: Callable[..., Batch] = place.read_batch  # type: ignore[attr-defined]
 
@@ -76,7 +76,7 @@ def poisoned_latent(step: Any, poison: float, patch: pytest.MonkeyPatch) -> Iter
 
 @contextmanager
 def poisoned_output(model: torch.nn.Module, poison: float) -> Iterator[None]:
-    """A corner of what a network returns."""
+    """Change one corner of the output of a network."""
 
     def spoil(_: object, __: object, output: Any) -> Any:
         spoilt = (output[0] if isinstance(output, tuple) else output).clone()
@@ -109,15 +109,15 @@ def poisoned_vae(step: Any, poison: float, patch: pytest.MonkeyPatch) -> Any:
         ("teacher", poisoned_gradient),
     ],
 )
-def test_twenty_of_twenty_stop_before_the_update(
+def test_training_stops_before_an_update_with_a_value_that_is_not_finite(
     name: str, where: Callable[..., Any], kinds: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At every step in turn, NaN and infinity in turn; then the step is made in peace.
+    """At each step one of NaN and the infinities is inserted, and then the step is repeated without it.
 
-    The teacher is asked at the student's steps only, which then come every time.
+    The student is updated in every step, because the teacher is called only in updates of the student.
     """
     changes = {"critic_updates_per_student_update": 1, "critic_only_steps": 0} if name == "dmd" else {}
-    step = kinds[name].step(kinds[name].job(tmp_path, steps=STEPS, **changes))
+    step = kinds[name].step(kinds[name].new_run(tmp_path, steps=STEPS, **changes))
     moved = fingerprint(step)
     for index in range(STEPS):
         before = fingerprint(step)

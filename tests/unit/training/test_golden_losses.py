@@ -1,8 +1,8 @@
-"""The first 20 losses of every way to train, as they were when the file beside this one was recorded.
+"""The first 20 losses of every method equal the recorded losses in golden_losses.json.
 
-A change of the mathematics moves them by percents; another version or processor moves them by rounding. A change that is
-meant is recorded with ``CAUSVID_RECORD=1 python -m pytest tests/unit/training/test_golden_losses.py`` and told in the
-commit.
+A change of the mathematics changes the losses by percents; another version or processor changes them by rounding.
+Record an intended change with ``CAUSVID_RECORD=1 python -m pytest tests/unit/training/test_golden_losses.py``, and
+describe it in the commit.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from causvid.training.trainer import CURVE
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 STEPS = 20
-SAME, OTHER = 1e-5, 5e-3  # relative tolerance: in the recorded environment, in another one
+SAME, OTHER = 1e-5, 5e-3  # relative tolerances in the recorded environment and in another one
 
 
 def processor() -> str:
-    """The CPU and what its kernels may choose from; empty where Linux does not tell."""
+    """Return the name and the instruction sets of the CPU; an empty string if Linux does not list them."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.is_file() else []
     told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     return f"{told.get('model name', '')} {hashlib.sha256(told.get('flags', '').encode()).hexdigest()[:12]}".strip()
 
 
-# Everything that may move a last bit: with these equal, the numbers are.
+# Everything that may change the last bits of the losses.
 FINGERPRINT = {
     "torch": torch.__version__.split("+")[0],
     "diffusers": diffusers.__version__,
@@ -43,15 +43,15 @@ FINGERPRINT = {
 
 
 def losses(kind: Any, work: Path) -> dict[str, list[float]]:
-    """Every loss column of the curve of ``STEPS`` steps."""
-    kind.train(kind.job(work, steps=STEPS, checkpoint_every=STEPS))
+    """Train for ``STEPS`` steps, and return the losses in the curve."""
+    kind.train(kind.new_run(work, steps=STEPS, checkpoint_every=STEPS))
     with (work / CURVE).open(newline="") as file:
         rows = list(csv.DictReader(file))
     return {name: [float(row[name]) for row in rows if row[name]] for name in rows[0] if name.endswith("loss")}
 
 
 @pytest.mark.parametrize("name", ["vae", "teacher", "causal_teacher", "ode", "dmd"])
-def test_the_first_losses_are_the_recorded_ones(name: str, kinds: dict[str, Any], tmp_path: Path) -> None:
+def test_the_first_losses_equal_the_recorded_ones(name: str, kinds: dict[str, Any], tmp_path: Path) -> None:
     found = losses(kinds[name], tmp_path)
     assert all(len(set(values)) > 1 for values in found.values())
     if "CAUSVID_RECORD" in os.environ:

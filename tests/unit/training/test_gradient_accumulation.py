@@ -1,4 +1,4 @@
-"""A batch seen in several passes trains as one seen in one, to rounding."""
+"""Training in several micro-batches equals training in one, up to rounding."""
 
 from __future__ import annotations
 
@@ -26,15 +26,17 @@ from tests.unit.training.conftest import curve, network, optimizer
         ("dmd_sharing_samples", {"inputs": "rollout"}),
     ],
 )
-def test_several_passes_train_as_one(name: str, changes: dict[str, Any], kinds: dict[str, Any], tmp_path: Path) -> None:
-    """Every value of the curve, and the weights; no pass sees more than its part."""
+def test_several_micro_batches_train_like_one(
+    name: str, changes: dict[str, Any], kinds: dict[str, Any], tmp_path: Path
+) -> None:
+    """All values of the curve and all weights are equal, and every forward pass sees one micro-batch."""
     rate = optimizer(learning_rate=1e-3, decay="constant")
     changes = changes | ({"optimizer": rate} if "dmd" not in name else {})
     curves, weights = [], []
     for passes in (1, 2, 4):
-        job = kinds[name].job(tmp_path / str(passes), steps=4, **changes)
-        job = replace(job, compute=replace(ONE_WORKER, gradient_accumulation_steps=passes))
-        step = kinds[name].step(job)
+        run = kinds[name].new_run(tmp_path / str(passes), steps=4, **changes)
+        run = replace(run, compute=replace(ONE_WORKER, gradient_accumulation_steps=passes))
+        step = kinds[name].step(run)
         last = {"dmd": "critic", "ode": "student"}.get(name.split("_")[0], "teacher")
         trained, seen = network(step, last), list[int]()
         trained.register_forward_pre_hook(
@@ -42,9 +44,9 @@ def test_several_passes_train_as_one(name: str, changes: dict[str, Any], kinds: 
         )
         step(0)
         assert seen == [4 // passes] * passes
-        kinds[name].train(job)
-        curves.append(curve(job.work))
-        weights.append(torch.load(job.work / "checkpoints" / "step-0000004" / "state.pt")["parts"])
+        kinds[name].train(run)
+        curves.append(curve(run.work))
+        weights.append(torch.load(run.work / "checkpoints" / "step-0000004" / "state.pt")["parts"])
     for rows, parts in zip(curves[1:], weights[1:], strict=True):
         for one, several in zip(curves[0], rows, strict=True):
             assert several == pytest.approx(one, rel=2e-3, abs=1e-6)
@@ -53,19 +55,19 @@ def test_several_passes_train_as_one(name: str, changes: dict[str, Any], kinds: 
                 torch.testing.assert_close(parts[trainee][key], value, rtol=1e-3, atol=1e-3)
 
 
-def test_a_batch_that_does_not_divide_is_refused(kinds: dict[str, Any], tmp_path: Path) -> None:
-    job = kinds["ode"].job(tmp_path)
-    step = kinds["ode"].step(replace(job, compute=replace(ONE_WORKER, gradient_accumulation_steps=3)))
+def test_a_batch_that_does_not_divide_into_micro_batches_is_rejected(kinds: dict[str, Any], tmp_path: Path) -> None:
+    run = kinds["ode"].new_run(tmp_path)
+    step = kinds["ode"].step(replace(run, compute=replace(ONE_WORKER, gradient_accumulation_steps=3)))
     with pytest.raises(ValueError, match=r"4 samples of a batch do not divide into 3 passes; change compute\.grad"):
         step(0)
 
 
-def test_less_than_one_pass_is_refused() -> None:
+def test_less_than_one_micro_batch_is_rejected() -> None:
     with pytest.raises(ValueError, match="gradient_accumulation_steps is 0; it must be at least 1"):
         replace(ONE_WORKER, gradient_accumulation_steps=0)
 
 
-def test_a_loss_that_is_none_stops_before_its_gradients() -> None:
+def test_a_loss_that_is_not_finite_stops_before_its_gradients_are_computed() -> None:
     model = torch.nn.Linear(1, 1)
     with pytest.raises(FloatingPointError, match="step 7: the loss is nan"):
         accumulate(model, [1.0, float("nan")], lambda part: model(torch.ones(1)).sum() * part, 7)  # type: ignore[list-item]

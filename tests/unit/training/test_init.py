@@ -1,4 +1,4 @@
-"""Weights to start from are an input: other weights in the same folder are another run."""
+"""Initial weights are an input: other weights in the same folder start a new training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.unit.training.conftest import SilentTracker
 def project(
     tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch, transformer_config: dict[str, Any], schedule: Any
 ) -> Path:
-    """The root of a project that fine-tunes the weights in init/ for two steps."""
+    """Return the root of a project that fine-tunes the weights in init/ for two steps."""
 
     @contextmanager
     def untracked(*_: object) -> Iterator[SilentTracker]:

@@ -1,4 +1,4 @@
-"""Training killed at any moment, again and again: the bytes are those of a run that nobody disturbed."""
+"""A training that is killed repeatedly at random moments gives the same bytes as an undisturbed one."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import pytest
 
 from causvid.training.trainer import CURVE, EXPORT
 
-# From Python 3.12 on a fork of a process with threads is warned about; these children only compute and end.
+# Python 3.12 and later warn if a process with threads forks. These children only compute, and then exit.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
 
 def started(work: Callable[[], None], said: Path) -> int:
-    """The pid of a process that does ``work`` and ends; what goes wrong there is written to ``said``."""
+    """Return the pid of a forked process that calls ``work``. An error is written to ``said``."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -40,41 +40,39 @@ def results(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("name", ["ode", "dmd", "dmd_sharing_samples"])
 @pytest.mark.parametrize("kills", [10, pytest.param(300, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
-def test_killed_runs_end_with_the_bytes_of_an_undisturbed_one(
+def test_killed_runs_give_the_bytes_of_an_undisturbed_one(
     name: str, kills: int, kinds: dict[str, Any], tmp_path: Path
 ) -> None:
-    """As many runs as it takes, each killed until it is done. A run takes about as long as four kills are apart."""
+    """Runs are killed and restarted until enough kills have happened. A run takes about as long as four kills."""
     kind, dice, done, runs = kinds[name], random.Random(0), 0, 0
     began = time.monotonic()
-    kind.train(kind.job(tmp_path / "straight", steps=12))
+    kind.train(kind.new_run(tmp_path / "straight", steps=12))
     took = time.monotonic() - began
     expected = results(tmp_path / "straight")
     while done < kills:
         runs += 1
-        job, said = kind.job(tmp_path / f"{runs}", steps=12), tmp_path / f"{runs}.error"
+        run, said = kind.new_run(tmp_path / f"{runs}", steps=12), tmp_path / f"{runs}.error"
         while True:
-            child = started(lambda job=job: kind.train(job), said)
-            # Ever later: a fork of a large process may take longer to begin than a whole run here.
+            child = started(lambda run=run: kind.train(run), said)
+            # The delay increases, because the fork of a large process may take longer than a complete run here.
             time.sleep(dice.uniform(0, took / 2) * (1 + done / kills))
-            os.kill(child, signal.SIGKILL)  # a child that has ended waits for us, and is not harmed
+            os.kill(child, signal.SIGKILL)  # has no effect on a child that has ended and waits to be reaped
             status = os.waitpid(child, 0)[1]
             assert not said.exists(), said.read_text()
             if os.WIFEXITED(status):
                 break
             done += 1
-        assert results(job.work) == expected
+        assert results(run.work) == expected
 
 
 @pytest.mark.parametrize("name", ["teacher", "ode", "dmd"])
-def test_a_file_that_a_kill_left_half_written_is_no_part_of_the_model(
-    name: str, kinds: dict[str, Any], tmp_path: Path
-) -> None:
-    """safetensors writes to a hidden name beside the file, then renames."""
-    job = kinds[name].job(tmp_path / "run", steps=1)
-    (job.work / EXPORT).mkdir(parents=True)
-    (job.work / EXPORT / ".tmpLoWOEp").write_bytes(bytes(100))
-    kinds[name].train(job)
-    assert sorted(path.name for path in (job.work / EXPORT).iterdir()) == [
+def test_a_partial_file_of_a_killed_run_is_not_exported(name: str, kinds: dict[str, Any], tmp_path: Path) -> None:
+    """safetensors writes a file under a hidden name, and then renames it."""
+    run = kinds[name].new_run(tmp_path / "run", steps=1)
+    (run.work / EXPORT).mkdir(parents=True)
+    (run.work / EXPORT / ".tmpLoWOEp").write_bytes(bytes(100))
+    kinds[name].train(run)
+    assert sorted(path.name for path in (run.work / EXPORT).iterdir()) == [
         "config.json",
         "diffusion_pytorch_model.safetensors",
         "training_record.json",

@@ -1,4 +1,4 @@
-"""A critic that is the teacher with a LoRA adapter: it learns, and the teacher in it stays as it was."""
+"""A critic that is the teacher with a LoRA adapter: the adapter is trained, and the teacher does not change."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def lora_weights(step: Any) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("shares", [False, True])
-def test_the_adapter_learns_and_the_teacher_stays(
+def test_the_adapter_is_trained_and_the_teacher_does_not_change(
     shares: bool, kinds: dict[str, Any], world: Path, tmp_path: Path
 ) -> None:
-    step = kinds["dmd_lora_critic"].step(kinds["dmd_lora_critic"].job(tmp_path, steps=8, share_samples=shares))
+    step = kinds["dmd_lora_critic"].step(kinds["dmd_lora_critic"].new_run(tmp_path, steps=8, share_samples=shares))
     text = step.texts(step._read(0).prompts[:2])
     teacher = conditional(load_transformer(world / "teacher"), text)
     before, base = (
@@ -47,43 +47,45 @@ def test_the_adapter_learns_and_the_teacher_stays(
         assert not torch.allclose(conditional(step.critic.model, text)(X, TIMES), teacher(X, TIMES), atol=1e-4)
 
 
-def test_it_trains_after_the_teacher_was_asked(kinds: dict[str, Any], tmp_path: Path) -> None:
-    """To ask the teacher the adapter is put aside; it must come back with its gradients."""
-    step = kinds["dmd_lora_critic"].step(kinds["dmd_lora_critic"].job(tmp_path))
+def test_the_adapter_has_gradients_after_a_call_of_the_teacher(kinds: dict[str, Any], tmp_path: Path) -> None:
+    """The adapter is disabled for the teacher, and must be enabled again with gradients."""
+    step = kinds["dmd_lora_critic"].step(kinds["dmd_lora_critic"].new_run(tmp_path))
     with torch.no_grad():
         step.scores.teacher(step.texts(step._read(0).prompts[:2]), step.texts.negative())(X, TIMES)
     assert all(weight.requires_grad == ("lora_" in name) for name, weight in step.critic.model.named_parameters())
 
 
-def test_it_fits_the_student_s_samples(kinds: dict[str, Any], tmp_path: Path) -> None:
-    """With a full critic's data: its loss falls, if not as low."""
+def test_the_critic_fits_the_samples_of_the_student(kinds: dict[str, Any], tmp_path: Path) -> None:
+    """The loss decreases, although less than that of a critic with separate weights."""
     losses = {}
     for name, rank in (("full", None), ("lora", 4)):
-        job = kinds["dmd"].job(
+        run = kinds["dmd"].new_run(
             tmp_path / name,
             steps=60,
             critic_only_steps=60,
             critic_lora_rank=rank,
             critic_optimizer=optimizer(decay="constant"),
         )
-        step = kinds["dmd"].step(job)
+        step = kinds["dmd"].step(run)
         found = [float(step(index)["critic_loss"]) for index in range(60)]
         losses[name] = sum(found[-10:]) / sum(found[:10])
     assert losses["full"] < losses["lora"] < 0.97
 
 
-def test_a_checkpoint_holds_no_frozen_weight(kinds: dict[str, Any], tmp_path: Path) -> None:
+def test_a_checkpoint_contains_no_frozen_weights(kinds: dict[str, Any], tmp_path: Path) -> None:
     kind = kinds["dmd_lora_critic"]
-    kind.train(kind.job(tmp_path, steps=2))
+    kind.train(kind.new_run(tmp_path, steps=2))
     parts = torch.load(tmp_path / "checkpoints" / "step-0000002" / "state.pt")["parts"]
     assert parts["critic_model"]
     assert all("lora_" in name for name in parts["critic_model"])
 
 
-@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch: a slower kernel for norm_q
-def test_frozen_weights_are_kept_in_the_products_precision(kinds: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.filterwarnings(
+    "ignore:Mismatch dtype between input and weight"
+)  # torch warns about a slower kernel for norm_q
+def test_frozen_weights_are_kept_in_the_precision_of_matrix_products(kinds: dict[str, Any], tmp_path: Path) -> None:
     for name in ("dmd", "dmd_lora_critic"):
-        step = kinds[name].step(kinds[name].job(tmp_path / name, precision=Precision.BFLOAT16))
+        step = kinds[name].step(kinds[name].new_run(tmp_path / name, precision=Precision.BFLOAT16))
         frozen = {n: p.dtype for n, p in network(step, "teacher").named_parameters() if not p.requires_grad}
         assert (
             frozen["blocks.0.attn1.to_q.base_layer.weight" if "lora" in name else "blocks.0.attn1.to_q.weight"]
@@ -96,11 +98,11 @@ def test_frozen_weights_are_kept_in_the_products_precision(kinds: dict[str, Any]
         assert all(value.isfinite() for found in values for value in found.values())
 
 
-def test_gradient_checkpointing_changes_nothing(kinds: dict[str, Any], tmp_path: Path) -> None:
+def test_gradient_checkpointing_does_not_change_the_training(kinds: dict[str, Any], tmp_path: Path) -> None:
     found = []
     for again in ("none", "selective", "full"):
-        job = kinds["dmd_lora_critic"].job(tmp_path / again)
-        step = kinds["dmd_lora_critic"].step(replace(job, compute=replace(ONE_WORKER, gradient_checkpointing=again)))
+        run = kinds["dmd_lora_critic"].new_run(tmp_path / again)
+        step = kinds["dmd_lora_critic"].step(replace(run, compute=replace(ONE_WORKER, gradient_checkpointing=again)))
         for index in range(3):
             step(index)
         found.append(lora_weights(step))

@@ -1,4 +1,4 @@
-"""Muon in the precision of the weights, against torch's in bfloat16 and against what orthogonal means."""
+"""Muon in float32 compared with torch.optim.Muon, and with the definition of an orthogonal matrix."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def matrices() -> list[nn.Parameter]:
 
 
 def steps(optimizer: torch.optim.Optimizer, weights: list[nn.Parameter], count: int = 5) -> list[torch.Tensor]:
-    """How the weights moved."""
+    """Return the changes of the weights."""
     generator = torch.Generator().manual_seed(1)
     before = [weight.detach().clone() for weight in weights]
     for _ in range(count):
@@ -29,7 +29,7 @@ def steps(optimizer: torch.optim.Optimizer, weights: list[nn.Parameter], count: 
     return [weight.detach() - old for weight, old in zip(weights, before, strict=True)]
 
 
-def test_it_is_torch_s_muon_but_for_that_one_s_rounding() -> None:
+def test_muon_equals_that_of_torch_up_to_rounding() -> None:
     ours, theirs = matrices(), matrices()
     moved = steps(Muon(ours, lr=1e-3, weight_decay=0.1, momentum=0.95), ours)
     peer = torch.optim.Muon(theirs, lr=1e-3, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
@@ -38,8 +38,8 @@ def test_it_is_torch_s_muon_but_for_that_one_s_rounding() -> None:
 
 
 @given(rows=st.integers(1, 20), columns=st.integers(1, 20), scale=st.sampled_from([1e-6, 1.0, 1e6]))
-def test_every_singular_value_comes_near_one(rows: int, columns: int, scale: float) -> None:
-    """Whatever the size of the gradient. Those far below the largest take longer than five iterations."""
+def test_all_singular_values_become_close_to_one(rows: int, columns: int, scale: float) -> None:
+    """This holds for every scale of the gradient, except for singular values far below the largest one."""
     generator = torch.Generator().manual_seed(rows * 100 + columns)
     left, _ = torch.linalg.qr(torch.randn(rows, rows, generator=generator))
     right, _ = torch.linalg.qr(torch.randn(columns, columns, generator=generator))
@@ -49,14 +49,14 @@ def test_every_singular_value_comes_near_one(rows: int, columns: int, scale: flo
     assert 0.6 < values.min() <= values.max() < 1.3
 
 
-def test_a_stack_is_its_matrices_one_by_one() -> None:
+def test_stacked_matrices_give_the_same_result_as_single_ones() -> None:
     stack = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     alone = torch.cat([orthogonalise(matrix[None]) for matrix in stack])
     torch.testing.assert_close(orthogonalise(stack), alone, rtol=1e-12, atol=1e-12)
     assert orthogonalise(stack).dtype == torch.float64
 
 
-def test_a_gradient_of_zeros_moves_nothing_and_a_missing_one_is_left_out() -> None:
+def test_a_zero_or_missing_gradient_changes_no_weight() -> None:
     weights = matrices()[:2]
     before = [weight.detach().clone() for weight in weights]
     optimizer = Muon(weights, lr=1e-3, weight_decay=0.0, momentum=0.95)
@@ -66,12 +66,12 @@ def test_a_gradient_of_zeros_moves_nothing_and_a_missing_one_is_left_out() -> No
     assert weights[1] not in optimizer.state
 
 
-def test_what_is_no_matrix_is_refused() -> None:
+def test_parameters_that_are_not_matrices_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"\(3,\)"):
         Muon([nn.Parameter(torch.zeros(3))], lr=1e-3, weight_decay=0.0, momentum=0.95)
 
 
-def test_a_closure_s_loss_is_returned() -> None:
+def test_the_loss_of_a_closure_is_returned() -> None:
     weight = matrices()[0]
 
     def closure() -> float:

@@ -1,4 +1,4 @@
-"""Every way to train, on an accelerator: in bfloat16 it learns what it does in float32 on a CPU, and resumes there."""
+"""Every method on a GPU: training in bfloat16 agrees with training in float32, and can be resumed."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tests.unit.training.conftest import curve
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.filterwarnings("ignore"),  # torch's compiler trips over torch's own
+    pytest.mark.filterwarnings("ignore"),  # torch's compiler causes warnings of torch itself
 ]
 
 
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("again", ["none", "selective", "full"])
 @pytest.mark.parametrize("name", ["teacher", "causal_teacher", "ode", "dmd", "dmd_sharing_samples", "dmd_lora_critic"])
-def test_it_trains_in_bfloat16(name: str, again: str, compiled: bool, kinds: dict[str, Any], tmp_path: Path) -> None:
+def test_training_in_bfloat16(name: str, again: str, compiled: bool, kinds: dict[str, Any], tmp_path: Path) -> None:
     if devices.pick().type == "cpu":
         pytest.skip("no accelerator")
     curves = []
@@ -30,11 +30,11 @@ def test_it_trains_in_bfloat16(name: str, again: str, compiled: bool, kinds: dic
         (Precision.FLOAT32, ONE_WORKER),
         (Precision.BFLOAT16, replace(ONE_WORKER, gradient_checkpointing=again, compile=compiled)),
     ):
-        job = kinds[name].job(tmp_path / precision, steps=4, precision=precision)
-        job = replace(job, compute=compute, watch=replace(job.watch, samples_every=2))
-        kinds[name].train(job)
-        kinds[name].train(replace(job, config=replace(job.config, steps=6)))  # goes on from its last checkpoint
-        curves.append(curve(job.work))
+        run = kinds[name].new_run(tmp_path / precision, steps=4, precision=precision)
+        run = replace(run, compute=compute, watch=replace(run.watch, samples_every=2))
+        kinds[name].train(run)
+        kinds[name].train(replace(run, config=replace(run.config, steps=6)))  # resumes from the last checkpoint
+        curves.append(curve(run.work))
     assert len(curves[0]) == len(curves[1]) == 6
     for exact, rounded in zip(*curves, strict=True):
         assert rounded.keys() == exact.keys()

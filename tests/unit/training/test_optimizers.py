@@ -1,4 +1,4 @@
-"""Muon on views of kernels, the learning-rate law, and gradients that are not finite."""
+"""Muon on views of kernels, the schedule of the learning rate, and gradients that are not finite."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ FORMATS = [torch.contiguous_format, torch.channels_last_3d]
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
-def test_muon_sees_a_kernel_as_a_matrix_of_the_same_memory(memory_format: torch.memory_format) -> None:
+def test_muon_updates_a_kernel_through_a_view_as_a_matrix(memory_format: torch.memory_format) -> None:
     module = convolution(memory_format)
     optimizer = Optimizer(module, config(), steps=10, is_matrix=all_matrices)
     ((parameter, view),) = optimizer.views
@@ -57,15 +57,15 @@ def test_muon_sees_a_kernel_as_a_matrix_of_the_same_memory(memory_format: torch.
     backward(module)
     optimizer.step(0)
     change = module.weight.detach() - before
-    assert change.abs().min() > 0  # the module's own weight moved
+    assert change.abs().min() > 0  # the weight of the module changed
     assert module.weight.is_contiguous(memory_format=memory_format)
-    # Orthogonalised: all singular values of the update are about alike, whatever those of the gradient were.
+    # The update is orthogonalised: its singular values are similar, although those of the gradient are not.
     values = torch.linalg.svdvals(change.flatten(1))
     assert values.max() / values.min() < 2
 
 
-def test_muon_s_update_does_not_depend_on_the_memory_format() -> None:
-    """A gradient whose columns are in another order than the weight's would give noise, not an error."""
+def test_the_update_of_muon_does_not_depend_on_the_memory_format() -> None:
+    """Columns of the gradient in another order than those of the weight would give wrong updates without an error."""
     weights = []
     for memory_format in FORMATS:
         module = convolution(memory_format)
@@ -78,7 +78,7 @@ def test_muon_s_update_does_not_depend_on_the_memory_format() -> None:
     assert torch.nn.functional.cosine_similarity(*weights, dim=0) > 0.99
 
 
-def test_a_step_goes_downhill() -> None:
+def test_a_step_decreases_the_loss() -> None:
     for kind in ("muon", "adamw"):
         module = convolution(torch.channels_last_3d)
         optimizer = Optimizer(module, config(kind=kind, learning_rate=0.01), steps=30, is_matrix=all_matrices)
@@ -92,14 +92,14 @@ def test_a_step_goes_downhill() -> None:
         assert losses[-1] < 0.5 * losses[0]
 
 
-def test_adamw_takes_everything_when_it_is_asked_to() -> None:
+def test_with_kind_adamw_all_parameters_use_adamw() -> None:
     module = convolution(torch.contiguous_format)
     optimizer = Optimizer(module, config(kind="adamw"), steps=10, is_matrix=all_matrices)
     assert [type(o).__name__ for o in optimizer.optimizers] == ["AdamW"]
     assert len(optimizer.optimizers[0].param_groups[0]["params"]) == 2
 
 
-def test_frozen_parameters_are_left_alone() -> None:
+def test_frozen_parameters_do_not_change() -> None:
     module = convolution(torch.contiguous_format)
     module.weight.requires_grad_(False)
     optimizer = Optimizer(module, config(), steps=10, is_matrix=all_matrices)
@@ -110,7 +110,7 @@ def test_frozen_parameters_are_left_alone() -> None:
     assert torch.equal(module.weight, before)
 
 
-def test_a_parameter_without_a_gradient_waits() -> None:
+def test_a_parameter_without_a_gradient_does_not_change() -> None:
     module = nn.ModuleList([convolution(torch.contiguous_format), convolution(torch.contiguous_format)])
     optimizer = Optimizer(module, config(weight_decay=0.1), steps=10, is_matrix=all_matrices)
     before = module[1].weight.detach().clone()
@@ -119,7 +119,7 @@ def test_a_parameter_without_a_gradient_waits() -> None:
     assert torch.equal(module[1].weight, before)
 
 
-def test_gradients_are_clipped_as_a_whole_and_cleared_and_their_norm_returned() -> None:
+def test_gradients_are_clipped_by_their_total_norm_and_cleared() -> None:
     module = convolution(torch.contiguous_format)
     optimizer = Optimizer(module, config(kind="adamw", grad_clip=1.0), steps=10, is_matrix=all_matrices)
     backward(module)
@@ -134,7 +134,7 @@ def test_gradients_are_clipped_as_a_whole_and_cleared_and_their_norm_returned() 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 @pytest.mark.parametrize("kind", ["muon", "adamw"])
-def test_a_gradient_that_is_not_finite_moves_no_weight(kind: str, poison: float) -> None:
+def test_a_gradient_that_is_not_finite_changes_no_weight(kind: str, poison: float) -> None:
     module = convolution(torch.channels_last_3d)
     optimizer = Optimizer(module, config(kind=kind), steps=10, is_matrix=all_matrices)
     backward(module)
@@ -149,11 +149,11 @@ def test_a_gradient_that_is_not_finite_moves_no_weight(kind: str, poison: float)
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
-def test_the_learning_rate_law() -> None:
+def test_the_schedule_of_the_learning_rate() -> None:
     law = config(learning_rate=1.0, warmup_steps=4, decay="cosine")
     rates = [learning_rate(law, step, 24) for step in range(24)]
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    assert rates[14] == pytest.approx(0.5)  # half of the cosine's way
+    assert rates[14] == pytest.approx(0.5)  # half-way through the decay
     assert rates[4:] == sorted(rates[4:], reverse=True)
     assert 0 < rates[-1] < 0.01
     flat = config(learning_rate=2.0, warmup_steps=0, decay="constant")
@@ -161,7 +161,7 @@ def test_the_learning_rate_law() -> None:
     assert learning_rate(config(warmup_steps=100, decay="cosine"), 5, 6) == pytest.approx(0.1 * 6 / 101)
 
 
-def test_the_law_reaches_every_optimizer() -> None:
+def test_the_learning_rate_is_set_in_every_optimizer() -> None:
     module = convolution(torch.contiguous_format)
     optimizer = Optimizer(module, config(decay="cosine"), steps=2, is_matrix=all_matrices)
     for step, expected in [(0, 0.1), (1, 0.1 * 0.5 * (1 + math.cos(math.pi / 2)))]:
@@ -170,7 +170,7 @@ def test_the_law_reaches_every_optimizer() -> None:
         assert [group["lr"] for o in optimizer.optimizers for group in o.param_groups] == pytest.approx([expected] * 2)
 
 
-def test_a_reloaded_optimizer_goes_on_to_the_bit() -> None:
+def test_a_restored_optimizer_continues_bit_for_bit() -> None:
     results = []
     for reload_at in (None, 2):
         module = convolution(torch.channels_last_3d)
@@ -186,15 +186,15 @@ def test_a_reloaded_optimizer_goes_on_to_the_bit() -> None:
     assert torch.equal(*results)
 
 
-def test_which_transformer_weights_are_matrices(transformer_config: dict[str, Any]) -> None:
+def test_transformer_weights_that_muon_updates(transformer_config: dict[str, Any]) -> None:
     named = dict(build_transformer(transformer_config, 0).named_parameters())
     chosen = {name for name, parameter in named.items() if is_block_matrix(name, parameter)}
     assert all(name.startswith("blocks.") and name.endswith(".weight") and named[name].ndim == 2 for name in chosen)
     assert len(chosen) == 2 * (8 + 2)  # two attentions of four matrices and a feed-forward of two, per layer
 
 
-def test_which_vae_weights_are_kernels(vae_config: dict[str, Any]) -> None:
-    """What was measured to learn: norm gains, biases, the quantising convolutions and those to RGB are AdamW's."""
+def test_vae_weights_that_muon_updates(vae_config: dict[str, Any]) -> None:
+    """Gains of norms, biases, the convolutions next to the latents and that to RGB use AdamW, which worked best."""
     vae = build_vae({**vae_config, "patch_size": None, "in_channels": 3, "out_channels": 3}, 0)
     named = dict(_Autoencoding(channels_last(vae)).named_parameters())
     chosen = {name for name, parameter in named.items() if is_kernel(name, parameter)}

@@ -1,4 +1,4 @@
-"""Where weights come from: folders, hub revisions, nowhere."""
+"""Initial weights from folders and from revisions on the hub, or random."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_a_hub_model_needs_its_commit(tmp_path: Path) -> None:
         Init(folder=tmp_path, hub="org/wan", revision=None)
 
 
-def test_a_pipeline_folder_a_model_folder_and_nothing(tmp_path: Path) -> None:
+def test_folders_of_a_pipeline_of_a_model_and_of_nothing(tmp_path: Path) -> None:
     inside = config_in(tmp_path / "pipeline" / "vae")
     assert folder_init(tmp_path / "pipeline").locate("vae") == inside
     alone = config_in(tmp_path / "alone")
@@ -36,7 +36,7 @@ def test_a_pipeline_folder_a_model_folder_and_nothing(tmp_path: Path) -> None:
     assert folder_init(tmp_path / "does not exist").locate("vae") is None
 
 
-def test_a_hub_model_is_fetched_at_its_commit_and_only_the_part_asked_for(
+def test_one_component_of_a_hub_repository_is_downloaded_at_its_commit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
@@ -50,11 +50,13 @@ def test_a_hub_model_is_fetched_at_its_commit_and_only_the_part_asked_for(
     expected = config_in(tmp_path / "transformer")
     assert init.locate("transformer") == expected
     assert asked == [("org/wan", "0fad780a", ["transformer/*"])]
-    with pytest.raises(ValueError, match=r"org/wan at 0fad780a has no folder vae/"):
+    with pytest.raises(
+        ValueError, match=r"init.hub is org/wan, which has no folder vae/ with a config.json at revision 0fad780a"
+    ):
         init.locate("vae")
 
 
-# --- F4: what counts as a model ---------------------------------------------------------------------------------------
+# --- folders without the component ------------------------------------------------------------------------------------
 
 
 def files_in(folder: Path, *names: str) -> Path:
@@ -68,7 +70,7 @@ def files_in(folder: Path, *names: str) -> Path:
 @pytest.mark.parametrize(
     ("names", "subfolder"),
     [
-        (["captions.json"], "vae"),  # any JSON file counted as a model
+        (["captions.json"], "vae"),  # a JSON file is not a model
         (["model_index.json", "transformer/config.json"], "vae"),
         (["transformer/diffusion_pytorch_model.safetensors.index.json"], "transformer"),
         (["diffusion_pytorch_model.safetensors"], "transformer"),
@@ -78,8 +80,8 @@ def files_in(folder: Path, *names: str) -> Path:
         (["model.pt"], "transformer"),
     ],
 )
-def test_f4_a_folder_without_the_component_is_no_empty_one(names: list[str], subfolder: str, tmp_path: Path) -> None:
-    """Random weights are for an empty folder; whoever put files there wanted them read."""
+def test_a_folder_with_other_files_is_rejected(names: list[str], subfolder: str, tmp_path: Path) -> None:
+    """Random weights are used for an empty folder only, because a user who adds files wants them to be read."""
     folder, marker = (
         files_in(tmp_path / "given", *names),
         "tokenizer.json" if subfolder == "tokenizer" else "config.json",
@@ -90,17 +92,17 @@ def test_f4_a_folder_without_the_component_is_no_empty_one(names: list[str], sub
 
 
 @pytest.mark.parametrize("names", [["README.md"], [".gitignore"], ["README.txt", ".gitkeep"]])
-def test_f4_an_empty_folder_is_scratch(names: list[str], tmp_path: Path) -> None:
+def test_an_empty_folder_means_random_weights(names: list[str], tmp_path: Path) -> None:
     assert folder_init(files_in(tmp_path / "scratch", *names)).locate("vae") is None
 
 
-def test_f4_a_file_in_place_of_a_folder_is_named(tmp_path: Path) -> None:
+def test_a_file_instead_of_a_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.pt").touch()
     with pytest.raises(ValueError, match=r"init.folder is .*model.pt, which is a file; .*original_checkpoint import"):
         folder_init(tmp_path / "model.pt").locate("transformer")
 
 
-def test_f4_a_tokenizer_is_where_its_file_is(tmp_path: Path) -> None:
+def test_a_tokenizer_is_found_by_its_file(tmp_path: Path) -> None:
     both = files_in(tmp_path / "both", "config.json", "tokenizer.json")
     assert folder_init(both).locate("tokenizer") == folder_init(both).locate("text_encoder") == both
     apart = files_in(tmp_path / "apart", "config.json", "tokenizer/tokenizer.json")

@@ -1,4 +1,4 @@
-"""Ray Train: workers that die cost the time since the last checkpoint, and what cannot be helped is said at once."""
+"""Ray Train: a training resumes from the last checkpoint if a worker dies, and stops at once at a user's mistake."""
 
 from __future__ import annotations
 
@@ -23,29 +23,31 @@ pytestmark = pytest.mark.timeout(1200)
 
 @pytest.fixture(autouse=True)
 def _our_modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers unpickle what stands in this tree."""
+    """Let workers import the modules of this repository."""
     monkeypatch.setenv("PYTHONPATH", str(Path.cwd()))
 
 
-def on_two(job: Any) -> Any:
-    return replace(job, compute=replace(job.compute, workers=2))
+def on_two(run: Any) -> Any:
+    return replace(run, compute=replace(run.compute, workers=2))
 
 
 def ranks() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):  # it may be gone by now
+        with suppress(psutil.Error):  # the process may have ended meanwhile
             if any("RayTrainWorker" in word for word in process.cmdline()):
                 found.append(process)
     return sorted(found, key=lambda process: process.pid)
 
 
 @pytest.mark.slow
-def test_a_rank_killed_ten_times(kinds: dict[str, Any], tmp_path: Path) -> None:
-    """Now one rank, now the other, each time right after a checkpoint that came since."""
+def test_a_rank_is_killed_ten_times(kinds: dict[str, Any], tmp_path: Path) -> None:
+    """The two ranks are killed alternately, each time after a new checkpoint."""
     kind, kills, back = kinds["dmd"], 10, list[float]()
-    jobs = [on_two(kind.job(tmp_path / name, steps=6 * kills, checkpoint_every=2)) for name in ("straight", "killed")]
-    checkpoints, running = jobs[1].work / "checkpoints", threading.Event()
+    runs = [
+        on_two(kind.new_run(tmp_path / name, steps=6 * kills, checkpoint_every=2)) for name in ("straight", "killed")
+    ]
+    checkpoints, running = runs[1].work / "checkpoints", threading.Event()
     running.set()
 
     def kill() -> None:
@@ -62,29 +64,29 @@ def test_a_rank_killed_ten_times(kinds: dict[str, Any], tmp_path: Path) -> None:
                 time.sleep(0.01)
             alive[number % len(alive)].kill()
 
-    done = launched(kind.train, jobs[0])
+    done = launched(kind.train, runs[0])
     assert done.returncode == 0, done.stderr
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    done = launched(kind.train, jobs[1])
+    done = launched(kind.train, runs[1])
     running.clear()
     assert done.returncode == 0, done.stderr
     killer.join(timeout=60)
     print(f"seconds from a kill to the next checkpoint: {[round(seconds, 1) for seconds in back[1:]]}")
     assert len(back) == kills
     straight, killed = (
-        {path.name: path.read_bytes() for path in [job.work / CURVE, *(job.work / EXPORT).iterdir()]} for job in jobs
+        {path.name: path.read_bytes() for path in [run.work / CURVE, *(run.work / EXPORT).iterdir()]} for run in runs
     )
     assert killed == straight
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shard_weights", [False, True], ids=["whole", "in parts"])
+@pytest.mark.parametrize("shard_weights", [False, True], ids=["replicated", "sharded"])
 @pytest.mark.parametrize("name", ["teacher", "ode", "dmd"])
 def test_fifty_steps_under_ray(name: str, shard_weights: bool, kinds: dict[str, Any], tmp_path: Path) -> None:
-    """At the laptop profile's own learning rates, two workers and one process; the weights have moved by then."""
+    """Two workers agree with one process at the learning rates of the laptop profile."""
     kind, changes = kinds[name], laptop_optimizers(name)
-    alone, together = (kind.job(tmp_path / place, steps=50, **changes) for place in ("alone", "together"))
+    alone, together = (kind.new_run(tmp_path / place, steps=50, **changes) for place in ("alone", "together"))
     kind.step(alone).export(tmp_path / "begin")
     kind.train(alone)
     together = on_two(replace(together, compute=replace(together.compute, shard_weights=shard_weights)))
@@ -98,7 +100,7 @@ def test_fifty_steps_under_ray(name: str, shard_weights: bool, kinds: dict[str, 
     assert all(not torch.equal(after[name], value) for name, value in before.items() if name.startswith("blocks."))
 
 
-def test_what_cannot_be_helped_is_said_at_once(kinds: dict[str, Any], tmp_path: Path) -> None:
-    job = on_two(kinds["ode"].job(tmp_path / "odd", steps=6, batch_size=3))
-    last = launched(kinds["ode"].train, job).stderr.splitlines()[-1]
+def test_a_mistake_of_the_user_is_reported_at_once(kinds: dict[str, Any], tmp_path: Path) -> None:
+    run = on_two(kinds["ode"].new_run(tmp_path / "odd", steps=6, batch_size=3))
+    last = launched(kinds["ode"].train, run).stderr.splitlines()[-1]
     assert last.startswith("ValueError: the batch of 3 does not divide over 2 workers")

@@ -1,4 +1,4 @@
-"""Every training leaves a record of what it was really trained on, and starts only from models that fit it."""
+"""Every training writes a record of its data and settings, and starts only from models that fit the record."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ OTHER_LATENTS = Normalisation(mean=(0.5,) * 4, std=(2.0,) * 4)
     ("name", "expected"),
     [("teacher", TEACHER), ("causal_teacher", CAUSAL_TEACHER), ("ode", STUDENT), ("dmd", STUDENT)],
 )
-def test_f5_every_export_has_the_record_of_its_training(
+def test_every_export_has_the_record_of_its_training(
     kinds: dict[str, Any], tmp_path: Path, name: str, expected: TrainingRecord, steps: int
 ) -> None:
-    jobs = [kinds[name].job(tmp_path / place, steps=steps) for place in ("one", "two")]
-    for job in jobs:
-        job.work.mkdir()
-        kinds[name].train(job)
-    assert read_record(jobs[0].work / "export") == expected
-    one, two = ((job.work / "export" / FILE).read_bytes() for job in jobs)
+    runs = [kinds[name].new_run(tmp_path / place, steps=steps) for place in ("one", "two")]
+    for run in runs:
+        run.work.mkdir()
+        kinds[name].train(run)
+    assert read_record(runs[0].work / "export") == expected
+    one, two = ((run.work / "export" / FILE).read_bytes() for run in runs)
     assert one == two
 
 
-def test_f5_the_record_follows_the_run(
+def test_the_record_is_that_of_the_run(
     kinds: dict[str, Any], schedule: ScheduleConfig, world: Path, tmp_path: Path
 ) -> None:
     clips = Clips(video=replace(VIDEO, fps=16), latents=None)
     record = student_record(clips, schedule, world / "prompts", Precision.BFLOAT16, None)
-    run = with_inputs(kinds["dmd"].job(tmp_path, steps=0, precision=Precision.BFLOAT16), student=world / "teacher")
+    run = with_inputs(kinds["dmd"].new_run(tmp_path, steps=0, precision=Precision.BFLOAT16), student=world / "teacher")
     kinds["dmd"].train(replace(run, record=record))
     expected = replace(
         STUDENT, video=clips.video, precision=Precision.BFLOAT16, latents=None, frames_per_block=None, cache=None
@@ -51,10 +51,10 @@ def test_f5_the_record_follows_the_run(
     assert read_record(tmp_path / "export") == expected, "a bidirectional student, of clips of another rate"
 
 
-def test_a_student_whose_blocks_are_not_those_of_its_record_is_refused(
+def test_a_student_with_other_blocks_than_its_record_is_rejected(
     kinds: dict[str, Any], world: Path, tmp_path: Path
 ) -> None:
-    run = with_inputs(kinds["dmd"].job(tmp_path), student=world / "teacher")
+    run = with_inputs(kinds["dmd"].new_run(tmp_path), student=world / "teacher")
     with pytest.raises(ValueError, match="has blocks of None latent frames, and its training record says 2"):
         kinds["dmd"].step(run)
 
@@ -69,10 +69,10 @@ def described(lmdb: Path, config: dict[str, Any], vae: Path, *, source: Source =
 
 
 @pytest.mark.parametrize("lmdb", ["latents", "pairs"])
-def test_f5_clips_are_those_of_the_lmdb_and_of_its_vae(
+def test_clips_have_the_size_of_the_lmdb_and_the_statistics_of_its_vae(
     world: Path, tmp_path: Path, vae_config: dict[str, Any], lmdb: str
 ) -> None:
-    """A released LMDB knows no VAE: the one that lies in data/checkpoints may be of another run."""
+    """A released LMDB has no VAE. The VAE in data/checkpoints may be that of another run."""
     statistics = {"latents_mean": [0.5] * 4, "latents_std": [2.0] * 4}
     folder = world / "lmdb" / lmdb
     ours = described(folder, {**vae_config, **statistics}, world / "vae")
@@ -95,7 +95,7 @@ def test_f5_clips_are_those_of_the_lmdb_and_of_its_vae(
         ({"frames": 14}, "video.frames is 14; the VAE needs 4n"),
     ],
 )
-def test_f5_latents_of_other_clips_are_refused(
+def test_latents_of_another_size_are_rejected(
     world: Path, vae_config: dict[str, Any], video: dict[str, int], said: str
 ) -> None:
     for source in Source:
@@ -103,14 +103,14 @@ def test_f5_latents_of_other_clips_are_refused(
             described(world / "lmdb" / "pairs", vae_config, world / "vae", source=source, **video)
 
 
-def test_f5_latents_of_other_channels_are_refused(world: Path, vae_config: dict[str, Any]) -> None:
+def test_latents_with_other_channels_are_rejected(world: Path, vae_config: dict[str, Any]) -> None:
     assert LatentStore(world / "lmdb" / "latents").metadata["shape"][1] == 4
     wrong = {**vae_config, "z_dim": 16}
     with pytest.raises(ValueError, match="model.vae.z_dim is 16; .* has 4"):
         described(world / "lmdb" / "latents", wrong, world / "vae", source=Source.RELEASED)
 
 
-# --- models to start from ---------------------------------------------------------------------------------------------
+# --- initial models ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_f5_latents_of_other_channels_are_refused(world: Path, vae_config: dict[
         (replace(STUDENT, schedule=replace(SCHEDULE, context_timestep=5)), "schedule.context_timestep 5, not 0"),
     ],
 )
-def test_f5_a_teacher_or_start_of_another_training_is_refused(
+def test_a_teacher_or_initial_model_that_does_not_fit_is_rejected(
     tmp_path: Path, theirs: TrainingRecord, said: str
 ) -> None:
     write_record(theirs, tmp_path)
@@ -135,7 +135,7 @@ def test_f5_a_teacher_or_start_of_another_training_is_refused(
 
 
 @pytest.mark.parametrize("theirs", [TEACHER, CAUSAL_TEACHER, STUDENT, replace(TEACHER, latents=None)])
-def test_f5_a_teacher_has_no_few_steps_and_its_own_blocks(tmp_path: Path, theirs: TrainingRecord) -> None:
+def test_a_teacher_may_have_other_blocks_and_no_few_steps(tmp_path: Path, theirs: TrainingRecord) -> None:
     write_record(theirs, tmp_path)
     for record in (STUDENT, replace(STUDENT, frames_per_block=None, cache=None)):
         require_same_training(tmp_path, record, steps=theirs.STEPS)
@@ -144,7 +144,7 @@ def test_f5_a_teacher_has_no_few_steps_and_its_own_blocks(tmp_path: Path, theirs
         require_same_training(tmp_path, STUDENT, steps=other)
 
 
-def test_f5_initial_weights_without_a_record_take_params_and_it_is_said(
+def test_initial_weights_without_a_record_are_accepted_with_a_message(
     tmp_path: Path, transformer_config: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     build_transformer(transformer_config, seed=0).save_pretrained(tmp_path)
@@ -175,7 +175,7 @@ def test_f5_initial_weights_without_a_record_take_params_and_it_is_said(
         (TEACHER, ""),
     ],
 )  # fmt: skip
-def test_f5_training_goes_on_at_another_size_and_says_what_differs(
+def test_training_at_another_size_is_accepted_with_a_message(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], theirs: TrainingRecord, said: str
 ) -> None:
     write_record(theirs, tmp_path)
@@ -184,7 +184,7 @@ def test_f5_training_goes_on_at_another_size_and_says_what_differs(
     assert found == (f"train_teacher.init is {tmp_path}, which was trained for {said}\n" if said else "")
 
 
-def test_f5_weights_of_another_vae_must_be_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_for_another_vae_must_be_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_record(replace(TEACHER, latents=OTHER_LATENTS), tmp_path)
     with pytest.raises(
         ValueError, match=r"trained for latents of another VAE .* train_ode_init.steps is 0: set these values as"
@@ -203,11 +203,11 @@ def test_f5_weights_of_another_vae_must_be_trained_on(tmp_path: Path, capsys: py
         (replace(TEACHER, schedule=FlowSchedule(shift=1.0)), "schedule.shift 1, not 3"),
     ],
 )
-def test_f5_weights_that_are_taken_as_they_are_get_no_other_record(
+def test_with_zero_steps_weights_of_another_training_are_rejected(
     tmp_path: Path, theirs: TrainingRecord, said: str
 ) -> None:
     write_record(theirs, tmp_path)
     with pytest.raises(ValueError, match=rf"which was trained for {said}, and train_ode_init.steps is 0"):
         check_origin(tmp_path, STUDENT, stage="train_ode_init", steps=0)
-    write_record(TEACHER, tmp_path)  # a bidirectional teacher becomes a student of blocks
+    write_record(TEACHER, tmp_path)  # a bidirectional teacher may become a student with blocks
     check_origin(tmp_path, STUDENT, stage="train_ode_init", steps=0)

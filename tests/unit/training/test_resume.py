@@ -1,4 +1,4 @@
-"""Stopped and resumed equals never stopped, bit for bit; and every part of the state is needed for it."""
+"""A resumed training equals an uninterrupted one bit for bit, and every part of the state is needed for that."""
 
 from __future__ import annotations
 
@@ -28,12 +28,14 @@ KINDS_WITH_PARTS = [
 
 
 class Killed(Exception):
-    """Stands for SIGKILL between two steps."""
+    """Simulates SIGKILL between two steps."""
 
 
 class Mortal:
-    """A step object that dies before step ``at``, takes every step for the one ``shift`` later, and fails to restore
-    the part ``without``."""
+    """A step object that raises ``Killed`` before step ``at``.
+
+    It adds ``shift`` to the number of every step, and does not restore the part ``without`` of the state.
+    """
 
     def __init__(self, step: Any, *, at: int | None = None, without: str | None = None, shift: int = 0) -> None:
         self.step, self.at, self.without, self.shift = step, at, without, shift
@@ -54,7 +56,7 @@ class Mortal:
 
 
 def tensors(value: Any) -> Iterator[torch.Tensor]:
-    """Every tensor of nested state, in order."""
+    """Yield the tensors of a nested state in order."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, Mapping):
@@ -66,7 +68,7 @@ def tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 def fingerprint(step: Any) -> dict[str, str]:
-    """sha256 of every part's state."""
+    """Return the SHA-256 of each part of the state."""
     return {
         name: hashlib.sha256(
             b"".join(t.detach().contiguous().numpy().tobytes() for t in tensors(part.state_dict()))
@@ -75,70 +77,76 @@ def fingerprint(step: Any) -> dict[str, str]:
     }
 
 
-def run(job: Any, kind: Any, *, at: int | None = None, without: str | None = None) -> tuple[dict[str, str], str]:
-    """Train ``job`` in a fresh object; returns the fingerprint and the curve."""
-    step = kind.step(job)
+def trained(run: Any, kind: Any, *, at: int | None = None, without: str | None = None) -> tuple[dict[str, str], str]:
+    """Train ``run`` with a new step object, and return the fingerprint and the curve."""
+    step = kind.step(run)
     mortal = Mortal(step, at=at, without=without)
-    train(mortal, job)
-    return fingerprint(step), (job.work / CURVE).read_text()
+    train(mortal, run)
+    return fingerprint(step), (run.work / CURVE).read_text()
 
 
-def killed(job: Any, kind: Any, at: int) -> None:
+def killed(run: Any, kind: Any, at: int) -> None:
     with pytest.raises(Killed):
-        run(job, kind, at=at)
+        trained(run, kind, at=at)
 
 
 @pytest.mark.parametrize("name", [*KINDS, "dmd_sharing_samples", "dmd_lora_critic"])
-def test_resumed_equals_never_stopped_and_two_runs_are_equal(name: str, kinds: dict[str, Any], tmp_path: Path) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one_and_its_repetition(
+    name: str, kinds: dict[str, Any], tmp_path: Path
+) -> None:
     kind = kinds[name]
     torch.manual_seed(1)
-    straight = run(kind.job(tmp_path / "straight"), kind)
+    straight = trained(kind.new_run(tmp_path / "straight"), kind)
     torch.manual_seed(2)
-    assert run(kind.job(tmp_path / "again"), kind) == straight
-    stopped = kind.job(tmp_path / "stopped")
-    killed(stopped, kind, at=3)  # one step after the checkpoint of 2, between two that share samples
+    assert trained(kind.new_run(tmp_path / "again"), kind) == straight
+    stopped = kind.new_run(tmp_path / "stopped")
+    killed(stopped, kind, at=3)  # one step after the checkpoint, between two steps that share samples
     torch.manual_seed(3)
     killed(stopped, kind, at=5)
-    assert run(stopped, kind) == straight
-    assert straight[1].count("\n") == 1 + 6  # a row for every step
+    assert trained(stopped, kind) == straight
+    assert straight[1].count("\n") == 1 + 6  # a header and a row for every step
 
 
 @pytest.mark.parametrize(("name", "part"), KINDS_WITH_PARTS)
-def test_without_any_one_part_a_resumed_run_differs(
+def test_a_resumed_run_without_one_part_of_the_state_differs(
     name: str, part: str, kinds: dict[str, Any], tmp_path: Path
 ) -> None:
-    """The negative control: if this passed with a part lost, the test above would prove nothing about it."""
+    """Negative control: the test above detects the loss of every part."""
     kind = kinds[name]
-    assert part in kind.step(kind.job(tmp_path)).state()
-    straight = run(kind.job(tmp_path / "straight"), kind)
-    stopped = kind.job(tmp_path / "stopped")
+    assert part in kind.step(kind.new_run(tmp_path)).state()
+    straight = trained(kind.new_run(tmp_path / "straight"), kind)
+    stopped = kind.new_run(tmp_path / "stopped")
     killed(stopped, kind, at=5)
-    assert run(stopped, kind, without=part)[0] != straight[0]
+    assert trained(stopped, kind, without=part)[0] != straight[0]
 
 
-def test_no_part_is_missing_from_the_list_above(kinds: dict[str, Any], tmp_path: Path) -> None:
-    found = [(name, part) for name in KINDS for part in kinds[name].step(kinds[name].job(tmp_path)).state()]
+def test_the_list_above_contains_every_part(kinds: dict[str, Any], tmp_path: Path) -> None:
+    found = [(name, part) for name in KINDS for part in kinds[name].step(kinds[name].new_run(tmp_path)).state()]
     assert found == [(name, part) for name, part in KINDS_WITH_PARTS if name in KINDS]
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_resumed_run_that_lost_its_place_differs(name: str, kinds: dict[str, Any], tmp_path: Path) -> None:
-    """The same negative control for what no part holds: samples, noise, learning rate and whose turn it is, all of
-    which are functions of the step; and for the seed."""
+def test_a_resumed_run_with_another_step_number_or_seed_differs(
+    name: str, kinds: dict[str, Any], tmp_path: Path
+) -> None:
+    """Negative control for everything that depends on the step or the seed instead of the state.
+
+    These are the samples, the noise, the learning rate and the order of the updates.
+    """
     kind = kinds[name]
-    straight = run(kind.job(tmp_path / "straight"), kind)
+    straight = trained(kind.new_run(tmp_path / "straight"), kind)
     for place, changes, shift in (("step", {}, 1), ("seed", {"seed": 1}, 0)):
-        stopped = kind.job(tmp_path / place)
+        stopped = kind.new_run(tmp_path / place)
         killed(stopped, kind, at=5)
         step = kind.step(replace(stopped, **changes))
         train(Mortal(step, shift=shift), stopped)
         assert fingerprint(step) != straight[0], place
 
 
-def test_a_run_killed_after_its_last_step_only_exports(kinds: dict[str, Any], tmp_path: Path) -> None:
-    kind, job = kinds["ode"], kinds["ode"].job(tmp_path)
-    run(job, kind)
+def test_a_run_that_was_killed_after_its_last_step_only_exports(kinds: dict[str, Any], tmp_path: Path) -> None:
+    kind, run = kinds["ode"], kinds["ode"].new_run(tmp_path)
+    trained(run, kind)
     (tmp_path / CURVE).rename(tmp_path / "before.csv")
-    kind.train(job)
+    kind.train(run)
     assert (tmp_path / CURVE).read_bytes() == (tmp_path / "before.csv").read_bytes()
     assert (tmp_path / "export" / "config.json").is_file()

@@ -1,4 +1,4 @@
-"""What training says of its pace: counted FLOPs against PyTorch's counter, rates against a clock, sizes of frames."""
+"""Reported speed: FLOPs compared with PyTorch's counter, rates compared with a clock; and sizes of samples."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ from causvid.wan.costs import Transformer
         ("dmd_sharing_samples", {"inputs": "rollout"}),
     ],
 )
-def test_the_work_of_a_step_is_what_pytorch_counts(
+def test_the_flops_of_a_step_equal_the_count_of_pytorch(
     name: str, changes: Mapping[str, Any], kinds: Mapping[str, Any], tmp_path: Path
 ) -> None:
-    """Over many steps, as exit steps are drawn; with AdamW, since Muon multiplies matrices, too.
+    """FLOPs are summed over many steps, because exit steps are random. AdamW has no matrix products, unlike Muon.
 
-    Of so small a model the way back to inputs, which we count and nobody asks for, is an eighth.
+    We also count the gradient with respect to the inputs, which is not computed. In this small model it is an eighth.
     """
-    job, steps = kinds[name].job(tmp_path, **changes), 21
-    if hasattr(job.config, "optimizer"):
-        job = replace(job, config=replace(job.config, optimizer=replace(job.config.optimizer, kind="adamw")))
-    step, counted = kinds[name].step(job), 0
+    run, steps = kinds[name].new_run(tmp_path, **changes), 21
+    if hasattr(run.config, "optimizer"):
+        run = replace(run, config=replace(run.config, optimizer=replace(run.config.optimizer, kind="adamw")))
+    step, counted = kinds[name].step(run), 0
     for index in range(steps):
         with FlopCounterMode(display=False) as counter:
             step(index)
         counted += counter.get_total_flops()
     work = [step.counts(index) for index in range(steps)]
     assert sum(each.flops or 0.0 for each in work) == pytest.approx(counted, rel=0.2)
-    assert {each.samples for each in work} == {job.config.batch_size}
+    assert {each.samples for each in work} == {run.config.batch_size}
 
 
-def test_rates_are_those_since_the_last_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rates_are_measured_since_the_last_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([100.0, 104.0, 104.0, 105.0, 105.0])
     monkeypatch.setattr(speed.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(speed, "peak_flops", lambda *_: 1e3)
@@ -71,7 +71,7 @@ def test_rates_are_those_since_the_last_reading(monkeypatch: pytest.MonkeyPatch)
     assert second == {"speed/samples_per_second": 3.0}
 
 
-def test_peaks_are_of_data_sheets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peak_flops_are_those_of_data_sheets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed.devices, "describe", lambda device: f"NVIDIA {device.names}")
     gpu = SimpleNamespace(type="cuda", names="H100 80GB HBM3")
     assert peak_flops(gpu, "bfloat16") == 989e12  # type: ignore[arg-type]
@@ -80,8 +80,8 @@ def test_peaks_are_of_data_sheets(monkeypatch: pytest.MonkeyPatch) -> None:
     assert peak_flops(torch.device("cpu"), "float32") == torch.get_num_threads() * 95e9
 
 
-def test_sizes_are_of_each_latent_frame() -> None:
-    """Frame 0 is all 1; of frame 1 a quarter is -4."""
+def test_sizes_are_measured_for_each_latent_frame() -> None:
+    """All of frame 0 is 1, and a quarter of frame 1 is -4."""
     x0 = torch.ones(2, 2, 2, 2, 2)
     x0[:, 0, 1, 0] = -4
     found = {name: value.item() for name, value in sizes(x0).items()}
@@ -93,7 +93,7 @@ def test_sizes_are_of_each_latent_frame() -> None:
     }
 
 
-def test_a_clip_s_cost_is_that_of_the_plan() -> None:
+def test_the_cost_of_a_clip_equals_that_of_the_plan() -> None:
     config = {
         "patch_size": (1, 2, 2), "num_attention_heads": 12, "attention_head_dim": 128, "in_channels": 16,
         "out_channels": 16, "text_dim": 4096, "freq_dim": 256, "ffn_dim": 8960, "num_layers": 30,

@@ -1,4 +1,4 @@
-"""What each way to train does in one step, and what zero steps leave."""
+"""One training step of each method, and the export after zero steps."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def test_zero_dmd_steps_export_the_student_exactly(kinds: dict[str, Any], world: Path, tmp_path: Path) -> None:
-    kinds["dmd"].train(kinds["dmd"].job(tmp_path, steps=0))
+    kinds["dmd"].train(kinds["dmd"].new_run(tmp_path, steps=0))
     assert same(weights(tmp_path / "export"), weights(world / "student"))
     exported = load_transformer(tmp_path / "export")
     assert isinstance(exported, CausalWanTransformer3DModel)
@@ -54,37 +54,37 @@ def test_zero_dmd_steps_export_the_student_exactly(kinds: dict[str, Any], world:
     assert (tmp_path / CURVE).read_text() == "step\n"
 
 
-def test_critic_only_steps_leave_the_student_as_it_was(kinds: dict[str, Any], world: Path, tmp_path: Path) -> None:
-    kinds["dmd"].train(kinds["dmd"].job(tmp_path, steps=2, critic_only_steps=2))
+def test_critic_only_steps_do_not_change_the_student(kinds: dict[str, Any], world: Path, tmp_path: Path) -> None:
+    kinds["dmd"].train(kinds["dmd"].new_run(tmp_path, steps=2, critic_only_steps=2))
     assert same(weights(tmp_path / "export"), weights(world / "student"))
 
 
 @pytest.mark.parametrize("score_timesteps", [(980.0, 20.0), (0.0, 980.0), (20.0, 1001.0)])
-def test_score_times_out_of_range_or_order_are_refused(
+def test_score_timesteps_out_of_range_or_order_are_rejected(
     kinds: dict[str, Any], tmp_path: Path, score_timesteps: tuple[float, float]
 ) -> None:
     with pytest.raises(
         ValueError, match=r"train_dmd.score_timesteps is \[.*; give the smallest and the largest timestep"
     ):
-        kinds["dmd"].job(tmp_path, score_timesteps=score_timesteps)
+        kinds["dmd"].new_run(tmp_path, score_timesteps=score_timesteps)
 
 
 def test_zero_ode_steps_export_the_teacher_as_a_student(kinds: dict[str, Any], world: Path, tmp_path: Path) -> None:
-    kinds["ode"].train(kinds["ode"].job(tmp_path, steps=0))
+    kinds["ode"].train(kinds["ode"].new_run(tmp_path, steps=0))
     assert same(weights(tmp_path / "export"), weights(world / "teacher"))
     assert isinstance(load_transformer(tmp_path / "export"), CausalWanTransformer3DModel)
 
 
-def test_zero_steps_export_what_init_names(kinds: dict[str, Any], world: Path, tmp_path: Path) -> None:
+def test_zero_steps_export_the_model_of_init(kinds: dict[str, Any], world: Path, tmp_path: Path) -> None:
     (tmp_path / "t").mkdir()
     (tmp_path / "v").mkdir()
     found = Init(folder=world, hub=None, revision=None)
-    teacher = kinds["teacher"].job(
+    teacher = kinds["teacher"].new_run(
         tmp_path / "t", steps=0, init=Init(folder=world / "teacher", hub=None, revision=None)
     )
     kinds["teacher"].train(teacher)
     assert same(weights(tmp_path / "t" / "export"), weights(world / "teacher"))
-    kinds["vae"].train(kinds["vae"].job(tmp_path / "v", steps=0, init=found))
+    kinds["vae"].train(kinds["vae"].new_run(tmp_path / "v", steps=0, init=found))
     assert same(weights(tmp_path / "v" / "export"), weights(world / "vae"))
     assert load_vae(tmp_path / "v" / "export").config.latents_std == load_vae(world / "vae").config.latents_std
 
@@ -94,14 +94,14 @@ def test_zero_steps_export_what_init_names(kinds: dict[str, Any], world: Path, t
 
 @pytest.mark.parametrize(("name", "trained"), [("teacher", "teacher"), ("ode", "student"), ("dmd", "student")])
 def test_the_export_is_the_weight_average(name: str, trained: str, kinds: dict[str, Any], tmp_path: Path) -> None:
-    """Average after the first update = the weights; then decay average + (1 - decay) weights."""
+    """After the first update the average equals the weights, then it is decay average + (1 - decay) weights."""
     step = kinds[name].step(
-        kinds[name].job(tmp_path, ema_decay=0.75, critic_only_steps=0)
+        kinds[name].new_run(tmp_path, ema_decay=0.75, critic_only_steps=0)
         if name == "dmd"
-        else kinds[name].job(tmp_path, ema_decay=0.75)
+        else kinds[name].new_run(tmp_path, ema_decay=0.75)
     )
     history = []
-    for index in (0, 2, 4):  # DMD updates its student in every second step
+    for index in (0, 2, 4):  # DMD updates the student in every second step
         step(index)
         history.append(state(network(step, trained)))
     for parameter, average in getattr(step, trained).average.module.state_dict().items():
@@ -112,10 +112,10 @@ def test_the_export_is_the_weight_average(name: str, trained: str, kinds: dict[s
 # --- DMD --------------------------------------------------------------------------------------------------------------
 
 
-def test_dmd_moves_the_right_network_at_the_right_time(kinds: dict[str, Any], tmp_path: Path) -> None:
-    """Critic in every step, student after ``critic_only_steps`` in every so many-th, teacher never."""
+def test_dmd_updates_each_network_in_the_right_steps(kinds: dict[str, Any], tmp_path: Path) -> None:
+    """The critic is updated in every step, the student in some steps after ``critic_only_steps``, the teacher never."""
     step = kinds["dmd"].step(
-        kinds["dmd"].job(tmp_path, steps=20, critic_only_steps=2, critic_updates_per_student_update=3)
+        kinds["dmd"].new_run(tmp_path, steps=20, critic_only_steps=2, critic_updates_per_student_update=3)
     )
     teacher = state(network(step, "teacher"))
     updated = []
@@ -135,11 +135,11 @@ def test_dmd_moves_the_right_network_at_the_right_time(kinds: dict[str, Any], tm
     )
 
 
-def test_the_student_sees_real_clips_noised_block_by_block(
+def test_inputs_of_the_student_are_real_clips_with_a_timestep_per_block(
     kinds: dict[str, Any], schedule: ScheduleConfig, world: Path, tmp_path: Path
 ) -> None:
-    """As released: per block one of the denoising times or clean; clean blocks are the data untouched."""
-    step = kinds["dmd"].step(kinds["dmd"].job(tmp_path, batch_size=8))
+    """As in the released code, each block has one of the denoising timesteps or is clean, with no noise."""
+    step = kinds["dmd"].step(kinds["dmd"].new_run(tmp_path, batch_size=8))
     seen = []
     step.student.model.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append((args[0], kwargs["timestep"])), with_kwargs=True
@@ -150,7 +150,7 @@ def test_the_student_sees_real_clips_noised_block_by_block(
     drawn: set[float] = set()
     for x_t, timestep in seen:
         assert timestep.shape == (8, 4)
-        assert torch.equal(timestep[:, 0::2], timestep[:, 1::2])  # blocks of two frames share a time
+        assert torch.equal(timestep[:, 0::2], timestep[:, 1::2])  # the two frames of a block share a timestep
         drawn |= set(timestep.flatten().tolist())
         for sample, times in zip(x_t, timestep, strict=True):
             clean = times == 0
@@ -158,7 +158,7 @@ def test_the_student_sees_real_clips_noised_block_by_block(
                 assert (clips[:, :, clean] == sample[:, clean]).flatten(1).all(dim=1).any()
             assert not (clips[:, :, ~clean] == sample[:, ~clean]).flatten(1).all(dim=1).any() or clean.all()
     assert drawn == {*schedule.denoising_timesteps, 0.0}
-    assert len(seen) == 2  # the student's own update and the critic's sample: fresh draws each
+    assert len(seen) == 2  # the update of the student, and the sample for the critic, with new draws
     assert not torch.equal(seen[0][1], seen[1][1])
     data = read_batch(step.store, seed=0, step=1, size=8, device=torch.device("cpu")).latents
     noisy = (seen[0][1] > 0) & (seen[1][1] > 0)
@@ -168,14 +168,14 @@ def test_the_student_sees_real_clips_noised_block_by_block(
 
 
 def noise_in(x_t: torch.Tensor, x0: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-    """The noise that was added to ``x0``; nonsense at t = 0."""
+    """Return the noise that was added to ``x0``; undefined at t = 0."""
     sigma = sigma_of(timestep)
     return (x_t - (1 - sigma) * x0) / sigma
 
 
-def test_scores_are_compared_at_fresh_noise_and_one_time_per_video(kinds: dict[str, Any], tmp_path: Path) -> None:
-    """The teacher is asked with and without the prompt, the critic with it, both at the same point."""
-    step = kinds["dmd"].step(kinds["dmd"].job(tmp_path))
+def test_scores_are_compared_at_new_noise_and_one_timestep_per_video(kinds: dict[str, Any], tmp_path: Path) -> None:
+    """The teacher is called with and without the prompt, and the critic with it, on the same noisy video."""
+    step = kinds["dmd"].step(kinds["dmd"].new_run(tmp_path))
     calls: dict[str, list[tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]]] = {}
     for name in ("student", "teacher", "critic"):
         network(step, name).register_forward_hook(
@@ -203,14 +203,14 @@ def test_scores_are_compared_at_fresh_noise_and_one_time_per_video(kinds: dict[s
     noisy = kwargs["timestep"] > 0
     used = noise_in(x_t, data, kwargs["timestep"]).transpose(1, 2)[noisy]
     assert (fresh.transpose(1, 2)[noisy] - used).abs().mean() > 0.5
-    # The critic's own turn: another sample, other noise, other times.
+    # The update of the critic has another sample, other noise and other timesteps.
     assert len(calls["critic"]) == len(calls["student"]) == 2
     assert not torch.equal(calls["critic"][1][1]["timestep"], time)
 
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch: a slower kernel for norm_q
-def test_bfloat16_uses_the_weights_of_now(kinds: dict[str, Any], tmp_path: Path) -> None:
-    """autocast keeps its casts of the weights until its context ends; in between the student moves."""
+def test_bfloat16_uses_the_current_weights(kinds: dict[str, Any], tmp_path: Path) -> None:
+    """autocast caches casts of the weights until its context ends, and the student may be updated before that."""
     fast = OptimizerConfig(
         kind="adamw",
         learning_rate=0.5,
@@ -221,25 +221,25 @@ def test_bfloat16_uses_the_weights_of_now(kinds: dict[str, Any], tmp_path: Path)
         decay="constant",
     )
     step = kinds["dmd"].step(
-        kinds["dmd"].job(tmp_path, precision=Precision.BFLOAT16, student_optimizer=fast, critic_only_steps=0)
+        kinds["dmd"].new_run(tmp_path, precision=Precision.BFLOAT16, student_optimizer=fast, critic_only_steps=0)
     )
     samples = []
     step.student.model.register_forward_hook(
         lambda _, args, kwargs, out: samples.append((args, kwargs, out[0].detach())), with_kwargs=True
     )
     step(0)
-    args, kwargs, sample = samples[-1]  # what the critic trained on, after the student's update
+    args, kwargs, sample = samples[-1]  # the sample of the critic, after the update of the student
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         now = step.student.model(*args, **kwargs)[0]
     torch.testing.assert_close(sample, now)
 
 
-# --- the others -------------------------------------------------------------------------------------------------------
+# --- the other methods ------------------------------------------------------------------------------------------------
 
 
-def test_prompt_dropout_takes_the_negative_prompt(kinds: dict[str, Any], tmp_path: Path) -> None:
+def test_prompt_dropout_uses_the_negative_prompt(kinds: dict[str, Any], tmp_path: Path) -> None:
     for dropout, expected in [(0.0, False), (1.0, True)]:
-        step = kinds["teacher"].step(kinds["teacher"].job(tmp_path, prompt_dropout=dropout))
+        step = kinds["teacher"].step(kinds["teacher"].new_run(tmp_path, prompt_dropout=dropout))
         seen: list[torch.Tensor] = []
         step.teacher.model.register_forward_pre_hook(
             lambda _, __, kwargs, seen=seen: seen.append(kwargs["encoder_hidden_states"]), with_kwargs=True
@@ -249,8 +249,8 @@ def test_prompt_dropout_takes_the_negative_prompt(kinds: dict[str, Any], tmp_pat
         assert {torch.equal(row, negative) for row in seen[0]} == {expected}
 
 
-def test_teacher_times_cover_the_schedule_evenly(kinds: dict[str, Any], tmp_path: Path) -> None:
-    step = kinds["teacher"].step(kinds["teacher"].job(tmp_path, batch_size=8))
+def test_timesteps_of_the_teacher_cover_the_schedule_evenly(kinds: dict[str, Any], tmp_path: Path) -> None:
+    step = kinds["teacher"].step(kinds["teacher"].new_run(tmp_path, batch_size=8))
     seen: list[torch.Tensor] = []
     step.teacher.model.register_forward_pre_hook(
         lambda _, __, kwargs: seen.append(kwargs["timestep"]), with_kwargs=True
@@ -264,25 +264,27 @@ def test_teacher_times_cover_the_schedule_evenly(kinds: dict[str, Any], tmp_path
     assert not torch.equal(*seen)
 
 
-def test_pairs_at_other_times_than_the_schedule_s_are_refused(kinds: dict[str, Any], tmp_path: Path) -> None:
-    job = kinds["ode"].job(tmp_path)
+def test_pairs_with_other_timesteps_than_the_schedule_are_rejected(kinds: dict[str, Any], tmp_path: Path) -> None:
+    run = kinds["ode"].new_run(tmp_path)
     other = ScheduleConfig(shift=3.0, solver_steps=4, denoising_timesteps=(1000, 900, 750), context_timestep=0.0)
     with pytest.raises(ValueError, match=r"\[1000.0, 750.0, 500.0, 0.0\].*needs \[1000.*, 900.*, 750.*, 0.0\]"):
-        kinds["ode"].step(replace(job, record=replace(job.record, schedule=other)))
+        kinds["ode"].step(replace(run, record=replace(run.record, schedule=other)))
     with pytest.raises(ValueError, match="model.frames_per_block is 3; 4 latent frames divide into blocks of 1, 2, 4"):
-        kinds["ode"].step(with_blocks(job, 3))
+        kinds["ode"].step(with_blocks(run, 3))
 
 
 def test_a_frame_comes_from_the_chosen_state() -> None:
-    trajectory = torch.arange(2 * 3 * 1 * 4).view(2, 3, 1, 4, 1, 1).float()  # of b, t, f: 12 b + 4 t + f
+    trajectory = torch.arange(2 * 3 * 1 * 4).view(2, 3, 1, 4, 1, 1).float()  # the value at (b, t, f) is 12 b + 4 t + f
     chosen = torch.tensor([[0, 0, 2, 2], [1, 1, 0, 0]])
     picked = pick_states(trajectory, chosen)
     assert picked.shape == (2, 1, 4, 1, 1)
     assert picked.flatten(1).tolist() == [[0, 1, 10, 11], [16, 17, 14, 15]]
 
 
-def test_ode_inputs_are_states_of_one_trajectory(kinds: dict[str, Any], world: Path, tmp_path: Path) -> None:
-    step = kinds["ode"].step(kinds["ode"].job(tmp_path))
+def test_inputs_of_ode_regression_are_states_of_one_trajectory(
+    kinds: dict[str, Any], world: Path, tmp_path: Path
+) -> None:
+    step = kinds["ode"].step(kinds["ode"].new_run(tmp_path))
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     step.student.model.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append((args[0], kwargs["timestep"])), with_kwargs=True
@@ -298,7 +300,7 @@ def test_ode_inputs_are_states_of_one_trajectory(kinds: dict[str, Any], world: P
 
 
 def poisoned(folder: Path, world: Path, record: int) -> Path:
-    """The world's latents with one number that is none."""
+    """Return a copy of the latents in which one number is NaN."""
     source = LatentStore(world / "lmdb" / "latents")
     clips = [source[k] for k in range(len(source))]
     bad = clips[record].latents.clone()
@@ -309,13 +311,13 @@ def poisoned(folder: Path, world: Path, record: int) -> Path:
 
 
 @pytest.mark.parametrize("name", ["teacher", "dmd"])
-def test_a_latent_that_is_none_stops_training_before_a_weight_moves(
+def test_a_latent_that_is_nan_stops_training_before_an_update(
     name: str, kinds: dict[str, Any], world: Path, tmp_path: Path
 ) -> None:
-    """The released DMD turns one NaN into a step of zeros and goes on."""
-    clean = kinds[name].job(tmp_path, batch_size=2)
-    job = with_inputs(clean, latents=poisoned(tmp_path / "lmdb", world, record=5))
-    step = kinds[name].step(job)
+    """The released DMD replaces a NaN by an update with zeros, and continues."""
+    clean = kinds[name].new_run(tmp_path, batch_size=2)
+    run = with_inputs(clean, latents=poisoned(tmp_path / "lmdb", world, record=5))
+    step = kinds[name].step(run)
     before: dict[str, dict[str, torch.Tensor]] = {}
 
     def until_it_stops() -> None:
@@ -331,7 +333,7 @@ def test_a_latent_that_is_none_stops_training_before_a_weight_moves(
 
 
 def test_the_vae_trains_on_frames_then_on_clips(kinds: dict[str, Any], tmp_path: Path) -> None:
-    step = kinds["vae"].step(kinds["vae"].job(tmp_path))
+    step = kinds["vae"].step(kinds["vae"].new_run(tmp_path))
     sizes: list[torch.Size] = []
     step.model.register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape))
     for index in range(4):
@@ -339,11 +341,11 @@ def test_the_vae_trains_on_frames_then_on_clips(kinds: dict[str, Any], tmp_path:
     assert sizes == [(4, 3, 1, 32, 32)] * 3 + [(2, 3, 13, 32, 32)]
 
 
-def test_a_trained_vae_knows_its_latents_statistics(kinds: dict[str, Any], tmp_path: Path) -> None:
-    job = kinds["vae"].job(tmp_path)
-    kinds["vae"].train(job)
+def test_a_trained_vae_has_the_statistics_of_its_latents(kinds: dict[str, Any], tmp_path: Path) -> None:
+    run = kinds["vae"].new_run(tmp_path)
+    kinds["vae"].train(run)
     vae = load_vae(tmp_path / "export")
-    videos = [to_unit(torch.from_numpy(read_frames(clip)))[None] for clip in kinds["vae"].step(job).clips]
+    videos = [to_unit(torch.from_numpy(read_frames(clip)))[None] for clip in kinds["vae"].step(run).clips]
     latents = torch.cat([encode(vae, video) for video in videos])
     assert latents.mean(dim=(0, 2, 3, 4)).abs().max() < 1e-4
     torch.testing.assert_close(latents.std(dim=(0, 2, 3, 4)), torch.ones(4), rtol=1e-2, atol=0)
@@ -354,8 +356,8 @@ def test_a_trained_vae_knows_its_latents_statistics(kinds: dict[str, Any], tmp_p
 def test_gradient_checkpointing_does_not_change_training(name: str, kinds: dict[str, Any], tmp_path: Path) -> None:
     curves = []
     for kind in get_args(Checkpointing):
-        job = kinds[name].job(tmp_path / kind, steps=2)
-        job = replace(job, compute=replace(job.compute, gradient_checkpointing=kind))
-        kinds[name].train(job)
-        curves.append((job.work / CURVE).read_text())
+        run = kinds[name].new_run(tmp_path / kind, steps=2)
+        run = replace(run, compute=replace(run.compute, gradient_checkpointing=kind))
+        kinds[name].train(run)
+        curves.append((run.work / CURVE).read_text())
     assert curves == curves[:1] * 3

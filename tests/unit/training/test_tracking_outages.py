@@ -1,4 +1,4 @@
-"""MLflow's store goes away while a student is trained: the weights are those of a run that nobody disturbed."""
+"""MLflow's store fails while a student is trained. The weights must equal those of an undisturbed training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from causvid.harness.tracking import Made, Tracker, child_run
 from causvid.training.trainer import CURVE, EXPORT, read_last
 from tests.unit.harness.mlflow_server import free_port, kill, start, wait_for
 
-# MLflow's own queries, which SQLAlchemy 2.1 warns about.
+# SQLAlchemy 2.1 warns about queries of MLflow.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The .*noload.* loader strategy is deprecated"),
     pytest.mark.timeout(3600),
@@ -36,7 +36,7 @@ FAST, SLOW = 12, 200  # steps
 
 @dataclass(frozen=True)
 class Paced:
-    """A tracker that calls ``gate`` before each row of the curve. It may wait; no number depends on it."""
+    """A tracker that calls ``gate`` before each row of the curve. ``gate`` may wait, which changes no number."""
 
     tracker: Tracker
     gate: Gate
@@ -48,7 +48,7 @@ class Paced:
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished training: the bytes that it left, its curve by column, and its tracker."""
+    """A finished training: the bytes of its files, the columns of its curve, and its tracker."""
 
     files: dict[str, bytes]
     curve: dict[str, list[tuple[int, float]]]
@@ -57,7 +57,7 @@ class Trained:
 
 @pytest.fixture
 def store(tmp_path: Path, migrated_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file of a store in a folder of its own."""
+    """Return the database file of a store in a separate folder."""
     monkeypatch.setenv("PYTHONPATH", str(Path(tracking.__file__).parents[2]))
     monkeypatch.delenv(tracking.PARENT_VARIABLE, raising=False)
     path = tmp_path / "mounted" / "mlflow.db"
@@ -68,13 +68,13 @@ def store(tmp_path: Path, migrated_database: Path, monkeypatch: pytest.MonkeyPat
 
 
 def train(kinds: dict[str, Any], root: Path, steps: int, gate: Gate = lambda _: None) -> Trained:
-    """Train a student in the project ``root``, as its stage does."""
+    """Train a student in the project ``root`` like the stage."""
     work = root / ".work" / "train_dmd" / "k"
     with child_run(
         "train_dmd", "smoke", root, {"steps": steps}, Made(key="k", inputs={}, upstream={}), work
     ) as tracker:
-        job = kinds["dmd"].job(work, steps=steps, checkpoint_every=steps)
-        kinds["dmd"].train(replace(job, tracker=Paced(tracker, gate)))
+        run = kinds["dmd"].new_run(work, steps=steps, checkpoint_every=steps)
+        kinds["dmd"].train(replace(run, tracker=Paced(tracker, gate)))
         tracker.log_results({**read_last(work / CURVE), "steps": steps})
     files = {path.name: path.read_bytes() for path in [work / CURVE, *(work / EXPORT).iterdir()]}
     with (work / CURVE).open(newline="") as file:
@@ -86,14 +86,14 @@ def train(kinds: dict[str, Any], root: Path, steps: int, gate: Gate = lambda _: 
 
 
 def send(root: Path) -> None:
-    """The one command."""
+    """Send the records that wait, like ``make send``."""
     command = [sys.executable, "-m", "causvid.harness.outbox"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
 def assert_whole(store: Path, trained: Trained) -> int:
-    """MLflow has each point of the curve, and no step of any metric twice. Returns the number of its rows."""
+    """Check that MLflow has each point of the curve exactly once, and return the number of rows."""
     api = client(f"sqlite:///{store}")
     everywhere = [experiment.experiment_id for experiment in api.search_experiments()]
     (run,) = api.search_runs(everywhere, f"tags.{TOKEN} = '{trained.tracker.journal.folder.name}'")
@@ -110,7 +110,7 @@ def assert_whole(store: Path, trained: Trained) -> int:
 
 
 class Locked:
-    """The database is held by another program from the first third of the training on, for some seconds."""
+    """Another program locks the database after the first third of the training, for some seconds."""
 
     def __init__(self, store: Path, steps: int, seconds: float) -> None:
         self.store, self.steps, self.seconds = store, steps, seconds
@@ -136,7 +136,7 @@ class Locked:
 @pytest.mark.parametrize(
     ("steps", "seconds"), [(FAST, 8.0), pytest.param(SLOW, 60.0, marks=pytest.mark.slow)], ids=["fast", "slow"]
 )
-def test_f7_the_store_is_locked_while_a_student_is_trained(
+def test_the_store_is_locked_during_training(
     steps: int, seconds: float, store: Path, kinds: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     undisturbed = train(kinds, tmp_path / "a", steps)
@@ -151,10 +151,10 @@ def test_f7_the_store_is_locked_while_a_student_is_trained(
 
 @pytest.mark.parametrize("when", ["start", "end"])
 @pytest.mark.parametrize("steps", [FAST, pytest.param(SLOW, marks=pytest.mark.slow)], ids=["fast", "slow"])
-def test_f7_the_store_is_absent_while_a_student_is_trained(
+def test_the_store_is_missing_during_training(
     steps: int, when: str, store: Path, kinds: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Until the middle, or from the middle on: a file stands where the folder was."""
+    """In the first or in the second half of the training, a file replaces the folder."""
     undisturbed = train(kinds, tmp_path / "a", steps)
     folder, away = store.parent, tmp_path / "away"
 
@@ -184,7 +184,7 @@ def test_f7_the_store_is_absent_while_a_student_is_trained(
 
 
 class Restarted:
-    """MLflow's server, killed and started again at random moments, all of them during the training."""
+    """An MLflow server that is killed and restarted at random moments during the training."""
 
     def __init__(self, store: Path, steps: int, kills: int) -> None:
         self.uri, self.steps, self.kills = f"sqlite:///{store}", steps, kills
@@ -209,7 +209,7 @@ class Restarted:
 
 
 @pytest.mark.slow
-def test_f7_the_server_is_killed_20_times_while_a_student_is_trained(
+def test_the_server_is_killed_20_times_during_training(
     store: Path,
     kinds: dict[str, Any],
     tmp_path: Path,

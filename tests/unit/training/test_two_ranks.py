@@ -1,4 +1,4 @@
-"""Two processes that train together: the same losses and weights as one, to rounding."""
+"""Training on two ranks gives the same losses and weights as in one process, up to rounding."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from causvid.training import distributed
 from causvid.training.trainer import train
 from tests.unit.training.conftest import assert_same_losses, curve, laptop_optimizers, optimizer
 
-# From Python 3.12 on a fork of a process with threads is warned about; these children only compute and end.
+# Python 3.12 and later warn if a process with threads forks. These children only compute, and then exit.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
 
 def on_two_ranks(folder: Path, work: Callable[[int], None]) -> None:
-    """Run ``work(rank)`` in two processes of one group; fails with what they said when one of them fails."""
+    """Call ``work(rank)`` in two processes of one group. An error of a process fails the test with its traceback."""
     folder.mkdir()
     children = []
     for rank in (0, 1):
@@ -53,7 +53,7 @@ def on_two_ranks(folder: Path, work: Callable[[int], None]) -> None:
     assert codes == [0, 0], said
 
 
-def test_shares_means_and_averaged_gradients(tmp_path: Path) -> None:
+def test_ranks_share_a_batch_and_average_means_and_gradients(tmp_path: Path) -> None:
     def work(rank: int) -> None:
         assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (rank, 2, rank == 0)
         assert list(distributed.share_of(6)) == [[0, 1, 2], [3, 4, 5]][rank]
@@ -68,8 +68,8 @@ def test_shares_means_and_averaged_gradients(tmp_path: Path) -> None:
             module.weight.fill_(rank + 1.0)
         assert distributed.replicate(module) is module
         with torch.no_grad():
-            module(torch.ones(1, 2))  # a pass without gradients in between does no harm
-        assert module.weight.tolist() == [[1.0, 1.0]]  # rank 0's weights are everybody's
+            module(torch.ones(1, 2))  # an additional forward pass without gradients has no effect
+        assert module.weight.tolist() == [[1.0, 1.0]]  # all ranks have the weights of rank 0
         module(torch.full((1, 2), rank + 1.0)).sum().backward()
         assert module.weight.grad is not None
         assert module.weight.grad.tolist() == [[1.5, 1.5]]
@@ -79,7 +79,7 @@ def test_shares_means_and_averaged_gradients(tmp_path: Path) -> None:
     on_two_ranks(tmp_path / "ranks", work)
 
 
-def test_alone_nothing_is_shared() -> None:
+def test_a_single_process_shares_nothing() -> None:
     module = nn.Linear(2, 1)
     assert distributed.replicate(module) is module
     assert list(distributed.share_of(3)) == [0, 1, 2]
@@ -103,20 +103,21 @@ def test_alone_nothing_is_shared() -> None:
         ("vae", None),
     ],
 )
-@pytest.mark.parametrize("shard_weights", [False, True], ids=["whole", "in parts"])
-def test_two_ranks_train_as_one(
+@pytest.mark.parametrize("shard_weights", [False, True], ids=["replicated", "sharded"])
+def test_two_ranks_train_like_one(
     name: str, inputs: str | None, shard_weights: bool, kinds: dict[str, Any], tmp_path: Path
 ) -> None:
-    """AdamW, so that rounding stays rounding; images then clips for the VAE, with a checkpoint and a resume between.
+    """Train images and then clips for the VAE, with a resume between them, and with AdamW, which keeps errors small.
 
-    A rollout makes several passes with gradients before one backward pass, and a shared one waits for it while the
-    critic makes its own. A rank's two samples come one after the other, and gradients are averaged after the second.
+    A rollout has several forward passes with gradients before one backward pass. With shared samples, updates of the
+    critic come between the two. A rank processes its two samples as micro-batches, and gradients are averaged after the
+    second one.
     """
     adamw = optimizer(learning_rate=1e-3, decay="constant")
     changes: dict[str, Any] = {"inputs": inputs} if inputs else {"optimizer": adamw}
     if name == "vae":
         changes |= {"image_steps": 2}
-    alone, together = (kinds[name].job(tmp_path / place, steps=6, **changes) for place in ("alone", "together"))
+    alone, together = (kinds[name].new_run(tmp_path / place, steps=6, **changes) for place in ("alone", "together"))
     if name != "vae":
         again = "selective" if shard_weights else "none"
         together = replace(
@@ -135,7 +136,7 @@ def test_two_ranks_train_as_one(
     for one, two in zip(ours, theirs, strict=True):
         assert two == pytest.approx(one, rel=2e-3, abs=1e-6)
     weights, others = (
-        load_file(job.work / "export" / "diffusion_pytorch_model.safetensors") for job in (alone, together)
+        load_file(run.work / "export" / "diffusion_pytorch_model.safetensors") for run in (alone, together)
     )
     assert weights.keys() == others.keys()
     for key, value in weights.items():
@@ -143,12 +144,14 @@ def test_two_ranks_train_as_one(
     assert sorted(p.name for p in (together.work / "checkpoints").iterdir()) == ["step-0000004", "step-0000006"]
 
 
-@pytest.mark.parametrize("shard_weights", [False, True], ids=["whole", "in parts"])
+@pytest.mark.parametrize("shard_weights", [False, True], ids=["replicated", "sharded"])
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_workers_may_come_and_go(shard_weights: bool, kind: str, kinds: dict[str, Any], tmp_path: Path) -> None:
-    """Two ranks to step 2, one to step 4, two to the end: the same samples, so the same losses and weights."""
+def test_the_number_of_workers_may_change_at_a_resume(
+    shard_weights: bool, kind: str, kinds: dict[str, Any], tmp_path: Path
+) -> None:
+    """Two ranks train to step 2, one to step 4, and two to the end. Losses and weights equal those of one process."""
     changes = {"optimizer": optimizer(kind, learning_rate=1e-3, decay="constant"), "steps": 6}
-    alone, moved = (kinds["teacher"].job(tmp_path / place, **changes) for place in ("alone", "moved"))
+    alone, moved = (kinds["teacher"].new_run(tmp_path / place, **changes) for place in ("alone", "moved"))
     moved = replace(moved, compute=replace(moved.compute, shard_weights=shard_weights))
     kinds["teacher"].train(alone)
 
@@ -162,12 +165,12 @@ def test_workers_may_come_and_go(shard_weights: bool, kind: str, kinds: dict[str
     assert [row["step"] for row in theirs] == [0, 1, 2, 3, 4, 5]
     for one, two in zip(ours, theirs, strict=True):
         assert two == pytest.approx(one, rel=1e-4)
-    weights, others = (load_file(job.work / "export" / "diffusion_pytorch_model.safetensors") for job in (alone, moved))
+    weights, others = (load_file(run.work / "export" / "diffusion_pytorch_model.safetensors") for run in (alone, moved))
     for key, value in weights.items():
         torch.testing.assert_close(others[key], value, rtol=1e-3, atol=1e-4)
 
 
-def test_parts_are_put_together_and_taken_apart(tmp_path: Path) -> None:
+def test_sharded_tensors_are_gathered_and_distributed(tmp_path: Path) -> None:
     def work(rank: int) -> None:
         module = nn.Sequential(nn.Linear(3, 5))
         expected = {
@@ -192,14 +195,14 @@ def test_parts_are_put_together_and_taken_apart(tmp_path: Path) -> None:
     on_two_ranks(tmp_path / "ranks", work)
 
 
-@pytest.mark.parametrize("shard_weights", [False, True], ids=["whole", "in parts"])
+@pytest.mark.parametrize("shard_weights", [False, True], ids=["replicated", "sharded"])
 @pytest.mark.parametrize("name", ["teacher", "ode", "dmd"])
-def test_fifty_steps_at_the_profiles_learning_rates(
+def test_fifty_steps_with_the_learning_rates_of_the_profile(
     name: str, shard_weights: bool, kinds: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Every row of both curves; by then the parameters have moved."""
+    """All rows of the curves agree; after fifty steps the parameters have changed much."""
     changes = laptop_optimizers(name)
-    alone, together = (kinds[name].job(tmp_path / place, steps=50, **changes) for place in ("alone", "together"))
+    alone, together = (kinds[name].new_run(tmp_path / place, steps=50, **changes) for place in ("alone", "together"))
     together = replace(together, compute=replace(together.compute, shard_weights=shard_weights))
     kinds[name].train(alone)
     on_two_ranks(tmp_path / "ranks", lambda _: kinds[name].train(together))
@@ -207,11 +210,11 @@ def test_fifty_steps_at_the_profiles_learning_rates(
 
 
 @pytest.mark.parametrize("name", ["teacher", "ode", "dmd", "dmd_lora_critic", "dmd_lora_critic_asked_second"])
-def test_parts_in_bfloat16(name: str, kinds: dict[str, Any], tmp_path: Path) -> None:
-    """Blocks are fetched and multiplied in it; losses are float32's but for that rounding, masters stay float32."""
+def test_sharded_training_in_bfloat16(name: str, kinds: dict[str, Any], tmp_path: Path) -> None:
+    """Blocks are gathered and computed in bfloat16. Losses agree up to its rounding, and stored weights are float32."""
     changes = {} if "dmd" in name else {"optimizer": optimizer(learning_rate=1e-3, decay="constant")}
-    exact = kinds[name].job(tmp_path / "exact", steps=4, **changes)
-    rounded = kinds[name].job(tmp_path / "rounded", steps=4, precision=Precision.BFLOAT16, **changes)
+    exact = kinds[name].new_run(tmp_path / "exact", steps=4, **changes)
+    rounded = kinds[name].new_run(tmp_path / "rounded", steps=4, precision=Precision.BFLOAT16, **changes)
     rounded = replace(rounded, compute=replace(rounded.compute, shard_weights=True))
     kinds[name].train(exact)
     on_two_ranks(tmp_path / "ranks", lambda _: kinds[name].train(rounded))

@@ -1,4 +1,4 @@
-"""FlexAttention by name: the same numbers as one plain call per block, and a mask made from tiles alone."""
+"""The backend "flex" gives the same result as one plain call for each block, and builds its mask from tiles only."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ from causvid.wan.transformer.flex_attention import block_causal_flex, block_mask
 from causvid.wan.transformer.wan import build_transformer, causal_student
 
 CPU = torch.device("cpu")
-# On a CPU it is the slow reference on purpose; torch says so once a process.
+# On a CPU the slow reference is used on purpose; torch warns about it once in a process.
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _autograd_starts_first() -> None:
-    """Autograd starts its threads at a process's first backward. After torch.compile it starts some that do not survive
-    a fork, and the tests with two ranks fork."""
+    """Start the threads of autograd, which the first backward pass of a process starts.
+
+    After torch.compile it starts threads that do not survive a fork, and the tests with two ranks fork.
+    """
     torch.ones(1, requires_grad=True).sum().backward()
 
 
@@ -46,10 +48,10 @@ def forward(student: CausalWanTransformer3DModel, height: int, width: int, **mor
 @torch.no_grad()
 @pytest.mark.parametrize("frames_per_block", [1, 3, 6])
 @pytest.mark.parametrize(("height", "width", "head_dim"), [(16, 16, 16), (16, 16, 128), (6, 10, 32), (14, 10, 64)])
-def test_flex_equals_one_call_per_block(
+def test_flex_equals_one_call_for_each_block(
     transformer_config: dict[str, Any], frames_per_block: int, height: int, width: int, head_dim: int
 ) -> None:
-    """6 frames of 64 tokens (384, three tiles), of 15 (90, less than one) and of 35 (210, one and a piece)."""
+    """6 frames have 384 tokens (three tiles), 90 (less than a tile) or 210 (a tile and a part of one)."""
     student = student_of(transformer_config, frames_per_block, head_dim)
     plain = forward(student, height, width)
     student.set_attention_backend("flex")
@@ -60,7 +62,7 @@ def test_flex_equals_one_call_per_block(
     ("tokens", "block_tokens"),
     [(384, 64), (384, 128), (384, 384), (90, 15), (210, 105), (1000, 1), (1000, 200), (512, 512), (130, 65)],
 )
-def test_the_mask_is_torch_s(tokens: int, block_tokens: int) -> None:
+def test_the_mask_equals_that_of_create_block_mask(tokens: int, block_tokens: int) -> None:
     def seen(batch: Any, head: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
         return key // block_tokens <= query // block_tokens
 
@@ -72,7 +74,7 @@ def test_the_mask_is_torch_s(tokens: int, block_tokens: int) -> None:
             assert torch.equal(getattr(ours, f"{name}_{part}"), getattr(expected, f"{name}_{part}")), name
 
 
-def test_a_mask_is_made_once_per_size_and_without_looking_at_pairs_of_tokens() -> None:
+def test_a_mask_is_built_once_for_each_size_from_tiles_only() -> None:
     sizes: list[int] = []
 
     class Spy(TorchDispatchMode):
@@ -91,8 +93,10 @@ def test_a_mask_is_made_once_per_size_and_without_looking_at_pairs_of_tokens() -
 
 
 @torch.no_grad()
-def test_only_what_has_a_mask_uses_flex(transformer_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Streaming and the prompt keep the default, and so do other models of the process."""
+def test_only_block_causal_attention_uses_flex(
+    transformer_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attention over a cache, cross-attention and other models in the process use the default backend."""
     flexed: list[int] = []
     backends: list[Any] = []
 
@@ -109,7 +113,7 @@ def test_only_what_has_a_mask_uses_flex(transformer_config: dict[str, Any], monk
     student = student_of(transformer_config, 2)
     student.set_attention_backend("flex")
     forward(student, 4, 4)
-    assert (len(flexed), backends) == (2, [None, None])  # two layers: self-attention; prompt
+    assert (len(flexed), backends) == (2, [None, None])  # self-attention of two layers; cross-attention of two layers
     cache = student.make_kv_cache(batch_size=2, num_frames=4, height=4, width=4)
     forward(student, 4, 4, kv_cache=cache)
     assert (len(flexed), backends) == (2, [None] * 6)
@@ -119,7 +123,7 @@ def test_only_what_has_a_mask_uses_flex(transformer_config: dict[str, Any], monk
 
 
 @torch.no_grad()
-def test_any_other_backend_holds_everywhere(
+def test_any_other_backend_is_used_for_all_attention(
     transformer_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backends = set()
@@ -135,7 +139,7 @@ def test_any_other_backend_holds_everywhere(
     try:
         torch.testing.assert_close(forward(student, 4, 4), plain, rtol=0, atol=1e-5)
     finally:
-        student.set_attention_backend("native")  # diffusers makes it the process's default
+        student.set_attention_backend("native")  # diffusers also makes the backend the default of the process
     assert backends == {AttentionBackendName._NATIVE_MATH}
     assert torch.equal(forward(student, 4, 4), plain)
     with pytest.raises(ValueError, match="must be one of"):

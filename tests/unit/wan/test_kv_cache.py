@@ -1,4 +1,4 @@
-"""The cache is allocated once, written in place, remembers the prompt, and takes nothing that has a gradient."""
+"""The KV cache is allocated once and written in place, also holds the prompt, and never holds a gradient."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def step(student: CausalWanTransformer3DModel, cache: KVCache, start: int, text:
     return out
 
 
-def test_memory_is_the_video_s(student: CausalWanTransformer3DModel) -> None:
+def test_a_cache_has_the_size_of_its_video(student: CausalWanTransformer3DModel) -> None:
     cache = student.make_kv_cache(batch_size=3, num_frames=6, height=4, width=8)
     assert len(cache.layers) == 2
     for layer in cache.layers:
@@ -40,7 +40,7 @@ def test_memory_is_the_video_s(student: CausalWanTransformer3DModel) -> None:
 
 
 @torch.no_grad()
-def test_calls_write_their_own_tokens_in_place(student: CausalWanTransformer3DModel) -> None:
+def test_a_call_writes_only_the_tokens_of_its_block_in_place(student: CausalWanTransformer3DModel) -> None:
     cache, text = student.make_kv_cache(batch_size=1, num_frames=6, height=4, width=4), torch.randn(1, 3, 8)
     memory = [layer.keys.data_ptr() for layer in cache.layers]
     step(student, cache, 0, text)
@@ -51,12 +51,12 @@ def test_calls_write_their_own_tokens_in_place(student: CausalWanTransformer3DMo
     assert torch.equal(cache.layers[1].keys[:, :8], first[:, :8])
     assert cache.layers[1].keys[:, 8:16].abs().min() > 0
     again = step(student, cache, 2, text)
-    assert torch.equal(step(student, cache, 2, text), again)  # the same start writes over itself
+    assert torch.equal(step(student, cache, 2, text), again)  # a second call at the same start replaces the block
     assert [layer.keys.data_ptr() for layer in cache.layers] == memory
 
 
 @torch.no_grad()
-def test_a_prompt_is_projected_once_per_cache(student: CausalWanTransformer3DModel) -> None:
+def test_a_prompt_is_projected_once_for_each_cache(student: CausalWanTransformer3DModel) -> None:
     projected: list[int] = []
     for block in student.blocks:
         for name in ("to_k", "to_v"):
@@ -71,8 +71,8 @@ def test_a_prompt_is_projected_once_per_cache(student: CausalWanTransformer3DMod
     assert len(projected) == 4 * 2
 
 
-def test_a_pass_with_gradients_reads_the_cache_and_leaves_it_as_it_is(student: CausalWanTransformer3DModel) -> None:
-    """Neither memory nor prompt is written, so any pass may follow before the backward pass."""
+def test_a_forward_pass_with_gradients_does_not_change_the_cache(student: CausalWanTransformer3DModel) -> None:
+    """Neither a block nor the prompt is written, so other forward passes may precede the backward pass."""
     cache, text = student.make_kv_cache(batch_size=1, num_frames=6, height=4, width=4), torch.randn(1, 3, 8)
     assert step(student, cache, 0, text).requires_grad
     assert all(layer.text is None and not layer.keys.any() and not layer.values.any() for layer in cache.layers)
@@ -93,9 +93,9 @@ def test_a_pass_with_gradients_reads_the_cache_and_leaves_it_as_it_is(student: C
     assert all(parameter.grad is not None for parameter in student.parameters())
 
 
-def test_training_without_a_cache_keeps_none(student: CausalWanTransformer3DModel) -> None:
+def test_without_a_cache_no_prompt_is_cached(student: CausalWanTransformer3DModel) -> None:
     text = torch.randn(1, 3, 8)
-    for scale in (1, -1):  # a kept prompt would answer the second call
+    for scale in (1, -1):  # a cached prompt would change the second result
         x = torch.ones(1, 4, 2, 4, 4)
         out = student(x, timestep=torch.full((1, 2), 500.0), encoder_hidden_states=scale * text, return_dict=False)[0]
         if scale == 1:

@@ -1,6 +1,6 @@
-"""LoRA adapters on the causal student, through diffusers' own methods.
+"""LoRA adapters on the causal student, through the methods of diffusers.
 
-Latents [2, 4, 4, 4, 4]: 2 blocks of 2 latent frames.
+Latents are [2, 4, 4, 4, 4]: 2 blocks of 2 latent frames.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def forward(student: CausalWanTransformer3DModel, **more: Any) -> torch.Tensor:
 
 
 def adapted(config: dict[str, Any]) -> CausalWanTransformer3DModel:
-    """A student with an adapter that matters: LoRA starts with B = 0."""
+    """Return a student with an adapter that changes its output. (A new LoRA has B = 0.)"""
     student = fresh(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(4)
@@ -51,7 +51,7 @@ def test_a_new_adapter_changes_nothing(transformer_config: dict[str, Any]) -> No
     assert torch.equal(forward(student), before)
 
 
-def test_only_the_adapter_learns_and_it_does(transformer_config: dict[str, Any]) -> None:
+def test_only_the_adapter_is_trained(transformer_config: dict[str, Any]) -> None:
     student = fresh(transformer_config)
     base = {name: value.clone() for name, value in student.state_dict().items()}
     student.add_adapter(LoraConfig(target_modules=TARGETS, r=4))
@@ -82,11 +82,11 @@ def test_a_saved_adapter_gives_the_same_video(transformer_config: dict[str, Any]
 
 
 @torch.no_grad()
-def test_the_adapter_s_strength(transformer_config: dict[str, Any]) -> None:
+def test_the_scale_of_an_adapter(transformer_config: dict[str, Any]) -> None:
     student, base = adapted(transformer_config), forward(fresh(transformer_config))
     full = forward(student)
     assert torch.equal(forward(student, attention_kwargs={"scale": 0.0}), base)
-    assert torch.equal(forward(student), full)  # a call's strength is that call's
+    assert torch.equal(forward(student), full)  # the scale applies to one call only
     half = forward(student, attention_kwargs={"scale": 0.5})
     assert not torch.allclose(half, full, atol=1e-3)
     assert not torch.allclose(half, base, atol=1e-3)

@@ -1,4 +1,4 @@
-"""LoRA files: every key has its place and its effect, or the file is refused and the model stays as it was."""
+"""LoRA files: every key has an effect, or the file is rejected and the model does not change."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NAMES = {"attn1": "self_attn", "attn2": "cross_attn", "to_q": "q", "to_out.0": "
 
 @pytest.fixture(params=["bidirectional", "causal"])
 def model(request: pytest.FixtureRequest, transformer_config: dict[str, Any]) -> WanTransformer3DModel:
-    """As a pipeline holds it."""
+    """Return a transformer that checks LoRA files, like that of a pipeline."""
     made = build_transformer(transformer_config, seed=0)
     if request.param == "causal":
         made = causal_student(made, frames_per_block=2)
@@ -36,7 +36,7 @@ def model(request: pytest.FixtureRequest, transformer_config: dict[str, Any]) ->
 
 @pytest.fixture(scope="module")
 def lora(transformer_config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of ``save_lora_adapter``: keys without a prefix, rank 2, lora_alpha 8 in its metadata."""
+    """Return a file of ``save_lora_adapter``: keys without a prefix, rank 2, lora_alpha 8 in the metadata."""
     made = build_transformer(transformer_config, seed=0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
@@ -69,7 +69,7 @@ def velocity(model: WanTransformer3DModel) -> torch.Tensor:
 
 
 def adapted(model: WanTransformer3DModel, state: State, scale: float) -> torch.Tensor:
-    """What ``model`` gives with W + scale B A in place of W."""
+    """Return the output of ``model`` with the weights W + scale B A."""
     other = copy.deepcopy(model)
     with torch.no_grad():
         for key in (key for key in state if key.endswith("lora_A.weight")):
@@ -78,7 +78,7 @@ def adapted(model: WanTransformer3DModel, state: State, scale: float) -> torch.T
     return velocity(other)
 
 
-# --- what fits works --------------------------------------------------------------------------------------------------
+# --- files that fit --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def adapted(model: WanTransformer3DModel, state: State, scale: float) -> torch.T
         (lambda file: str(file), None, 4.0),
         (lambda file: file, None, 4.0),
         (lambda file: file.parent, None, 4.0),
-        (lambda file: load_file(file), None, 1.0),  # tensors alone carry no lora_alpha
+        (lambda file: load_file(file), None, 1.0),  # tensors without a file have no lora_alpha
         (lambda file: prefixed(load_file(file)), "transformer", 1.0),
         (lambda file: prefixed(load_file(file), "base_model.model."), "base_model.model", 1.0),
         (
@@ -99,7 +99,7 @@ def adapted(model: WanTransformer3DModel, state: State, scale: float) -> torch.T
         ),
     ],
 )
-def test_a_lora_that_fits_has_its_effect(
+def test_a_lora_file_that_fits_is_applied(
     given: Callable[[Path], Any], prefix: str | None, scale: float, model: WanTransformer3DModel, lora: Path
 ) -> None:
     before, expected = velocity(model), adapted(model, load_file(lora), scale)
@@ -110,10 +110,10 @@ def test_a_lora_that_fits_has_its_effect(
     assert torch.equal(velocity(model), before)
 
 
-def test_a_file_of_a_diffusers_pipeline_keeps_its_alpha(
+def test_the_alpha_in_a_file_of_a_diffusers_pipeline_is_used(
     model: WanTransformer3DModel, lora: Path, tmp_path: Path
 ) -> None:
-    """save_lora_weights puts the prefix before the keys and before the metadata."""
+    """``save_lora_weights`` adds the prefix to the keys and to the metadata."""
     expected = adapted(model, load_file(lora), 4.0)
     metadata = {"r": 2, "lora_alpha": 8, "target_modules": TARGETS}
     WanPipeline.save_lora_weights(tmp_path, load_file(lora), transformer_lora_adapter_metadata=metadata)
@@ -132,7 +132,7 @@ def test_a_pickled_lora_is_read(model: WanTransformer3DModel, lora: Path, tmp_pa
     torch.testing.assert_close(velocity(model), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_hotswap_checks_the_second_file_too(model: WanTransformer3DModel, lora: Path) -> None:
+def test_hotswap_also_checks_the_second_file(model: WanTransformer3DModel, lora: Path) -> None:
     first = prefixed(load_file(lora))
     model.load_lora_adapter(first, adapter_name="a")
     second = {key: value * 2 for key, value in first.items()}
@@ -144,7 +144,7 @@ def test_hotswap_checks_the_second_file_too(model: WanTransformer3DModel, lora: 
     assert not torch.equal(velocity(model), expected)
 
 
-# --- F6: what does not fit is refused ---------------------------------------------------------------------------------
+# --- files that do not fit ---------------------------------------------------------------------------------
 
 BLOCK = "transformer.blocks.9.attn1.to_q.lora_"
 Q = "transformer.blocks.1.attn1.to_q.lora_"
@@ -158,7 +158,7 @@ def kohya(state: State) -> State:
 
 
 MISFITS: dict[str, tuple[Callable[[State], State], str | None, str]] = {
-    # No key fits. The first two are the report's.
+    # No key fits.
     "ComfyUI": (lambda s: prefixed(wan_names(s), "diffusion_model."), "transformer", "20 of its 20 keys .as diffusion_model.*, Wan's own names, as ComfyUI writes them. do not start with 'transformer.'"),
     "kohya": (kohya, "transformer", "the names of kohya-ss and musubi-tuner"),
     "no prefix": (lambda s: s, "transformer", "do not start with 'transformer.'; give prefix=None"),
@@ -177,7 +177,7 @@ MISFITS: dict[str, tuple[Callable[[State], State], str | None, str]] = {
     "diff": (lambda s: {**prefixed(s), "transformer.blocks.0.norm2.diff": torch.ones(32)}, "transformer", "as blocks.0.norm2.diff"),
     "half a product, B": (lambda s: {k: v for k, v in prefixed(s).items() if k != Q + "B.weight"}, "transformer", "blocks.1.attn1.to_q.lora_B.weight is missing"),
     "half a product, A": (lambda s: {k: v for k, v in prefixed(s).items() if k != Q + "A.weight"}, "transformer", "blocks.1.attn1.to_q.lora_A.weight is missing"),
-    "another width": (lambda s: {**prefixed(s), Q + "A.weight": torch.ones(2, 33)}, "transformer", r"blocks.1.attn1.to_q has factors A \(2, 33\) and B \(32, 2\), its weight has shape \(32, 32\)"),
+    "another width": (lambda s: {**prefixed(s), Q + "A.weight": torch.ones(2, 33)}, "transformer", r"blocks.1.attn1.to_q has factors A \(2, 33\) and B \(32, 2\); its weight has shape \(32, 32\)"),
     "ranks that differ": (lambda s: {**prefixed(s), Q + "A.weight": torch.ones(3, 32)}, "transformer", r"A \(3, 32\) and B \(32, 2\)"),
     "no matrix": (lambda s: {**prefixed(s), Q + "A.weight": torch.ones(2)}, "transformer", r"A \(2,\)"),
     "LoKr": (lambda s: {"transformer.blocks.0.attn1.to_q.lokr_w1": torch.ones(2, 2)}, "transformer", "do not name a part of a LoRA"),
@@ -185,7 +185,7 @@ MISFITS: dict[str, tuple[Callable[[State], State], str | None, str]] = {
 
 
 @pytest.mark.parametrize("name", MISFITS)
-def test_f6_a_lora_that_does_not_fit_is_refused(
+def test_a_lora_file_that_does_not_fit_is_rejected(
     name: str, model: WanTransformer3DModel, lora: Path, tmp_path: Path
 ) -> None:
     change, prefix, message = MISFITS[name]
@@ -196,12 +196,12 @@ def test_f6_a_lora_that_does_not_fit_is_refused(
             model.load_lora_adapter(given, prefix=prefix)
     assert torch.equal(velocity(model), before)
     assert not any("lora" in key for key in model.state_dict())
-    model.load_lora_adapter(prefixed(load_file(lora)))  # nothing is in the way of the next one
+    model.load_lora_adapter(prefixed(load_file(lora)))  # the next file can be loaded
     assert not torch.equal(velocity(model), before)
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 100, b"version https://git-lfs.github.com/spec/v1\n"])
-def test_f6_a_damaged_lora_is_named(content: bytes, model: WanTransformer3DModel, tmp_path: Path) -> None:
+def test_a_damaged_lora_file_is_named(content: bytes, model: WanTransformer3DModel, tmp_path: Path) -> None:
     for name in ("cut.safetensors", "cut.bin"):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=f"{name} cannot be read as a LoRA file"):
@@ -212,7 +212,7 @@ def test_f6_a_damaged_lora_is_named(content: bytes, model: WanTransformer3DModel
         model.load_lora_adapter("nowhere.safetensors")
 
 
-# --- F6: pipelines ----------------------------------------------------------------------------------------------------
+# --- pipelines ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -235,10 +235,10 @@ def generate(pipeline: CausVidPipeline) -> torch.Tensor:
 
 @pytest.mark.parametrize("way", ["made", "set", "registered", "loaded"])
 @pytest.mark.parametrize("causal", [False, True])
-def test_f6_no_way_of_a_pipeline_loads_nothing_without_an_error(
+def test_every_method_of_a_pipeline_raises_an_error_if_nothing_is_loaded(
     way: str, causal: bool, transformer_config: dict[str, Any], vae: Any, lora: Path, tmp_path: Path
 ) -> None:
-    """Also with a transformer of diffusers' own class that comes from elsewhere."""
+    """The transformer may have the class of diffusers and come from another source."""
 
     def plain() -> WanTransformer3DModel:
         made = build_transformer(transformer_config, seed=0)
@@ -264,7 +264,7 @@ def test_f6_no_way_of_a_pipeline_loads_nothing_without_an_error(
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
 @pytest.mark.parametrize("steps", ["loaded", "second not fused", "disabled", "unfused"])
-def test_f6_saving_with_an_adapter_is_refused_by_name(
+def test_a_pipeline_with_an_adapter_is_not_saved(
     steps: str, model: WanTransformer3DModel, vae: Any, lora: Path, tmp_path: Path
 ) -> None:
     pipeline = pipeline_with(model, vae)
@@ -280,7 +280,7 @@ def test_f6_saving_with_an_adapter_is_refused_by_name(
         model.fuse_lora()
         model.unfuse_lora()
     with pytest.raises(
-        ValueError, match=r"LoRA adapters mine.*, not all fused into its weights; call transformer.fuse_"
+        ValueError, match=r"LoRA adapters mine.*, and not all are fused into its weights; call transformer.fuse_"
     ):
         pipeline.save_pretrained(tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -288,7 +288,7 @@ def test_f6_saving_with_an_adapter_is_refused_by_name(
 
 
 @pytest.mark.parametrize("unloads", [False, True])
-def test_f6_a_fused_adapter_is_saved_as_plain_weights(
+def test_a_fused_adapter_is_saved_as_plain_weights(
     unloads: bool, model: WanTransformer3DModel, vae: Any, lora: Path, tmp_path: Path
 ) -> None:
     pipeline = pipeline_with(model, vae)
@@ -302,7 +302,7 @@ def test_f6_a_fused_adapter_is_saved_as_plain_weights(
     assert pipeline.transformer is model
     again = CausVidPipeline.from_pretrained(tmp_path / "out")
     again.set_progress_bar_config(disable=True)
-    assert (generate(again).int() - expected.int()).abs().max() <= 1  # levels of 255
+    assert (generate(again).int() - expected.int()).abs().max() <= 1  # of 255 levels
     assert (expected.int() - before.int()).abs().max() > 1
     saved = again.transformer.state_dict()
     weights = {key.replace(".base_layer.", "."): value for key, value in model.state_dict().items()}
@@ -311,10 +311,10 @@ def test_f6_a_fused_adapter_is_saved_as_plain_weights(
     assert without_fused_adapters(again.transformer) is again.transformer
 
 
-def test_f6_a_folder_saved_with_an_adapter_is_refused_by_name(
+def test_a_folder_that_was_saved_with_an_adapter_is_rejected(
     model: WanTransformer3DModel, vae: Any, lora: Path, tmp_path: Path
 ) -> None:
-    """By diffusers' own means, which write it without a word."""
+    """``save_pretrained`` of diffusers writes such a folder without a warning."""
     pipeline_with(model, vae).save_pretrained(tmp_path)
     model.load_lora_adapter(lora, prefix=None)
     model.save_pretrained(tmp_path / "transformer")

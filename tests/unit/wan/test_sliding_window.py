@@ -1,4 +1,4 @@
-"""A cache with a window: a video without end in the memory of a few blocks.
+"""A cache with a window: an endless video in the memory of a few blocks.
 
 Blocks have 2 latent frames of 4 x 4 latent pixels: 8 tokens.
 """
@@ -33,7 +33,7 @@ def cache_of(student: CausalWanTransformer3DModel, frames: int, sink: int | None
 def step(
     student: CausalWanTransformer3DModel, cache: KVCache, start: int, x: torch.Tensor, time: float = 500.0
 ) -> torch.Tensor:
-    """The output for block ``x`` at latent frame ``start``, after a noisy call at the same start, as in sampling."""
+    """Return the output for block ``x`` at latent frame ``start`` after a noisy call at the same start."""
     for content, at in ((x + 1, 900.0), (x, time)):
         out: torch.Tensor = student(
             content,
@@ -52,7 +52,7 @@ def run(student: CausalWanTransformer3DModel, cache: KVCache, x: torch.Tensor) -
 
 @torch.no_grad()
 @pytest.mark.parametrize(("window", "sink"), [(8, 0), (8, 2), (8, 6), (12, 4)])
-def test_while_the_video_fits_nothing_changes_by_a_bit(
+def test_a_window_that_the_video_fits_changes_no_bit(
     transformer_config: dict[str, Any], window: int, sink: int
 ) -> None:
     student, x = student_of(transformer_config), video(8)
@@ -63,8 +63,10 @@ def test_while_the_video_fits_nothing_changes_by_a_bit(
 
 
 @pytest.mark.parametrize("start", [4, 6, 8, 10])
-def test_a_pass_with_gradients_sees_the_same_window(transformer_config: dict[str, Any], start: int) -> None:
-    """Its slot may lie before others of the ring."""
+def test_a_forward_pass_with_gradients_attends_to_the_same_window(
+    transformer_config: dict[str, Any], start: int
+) -> None:
+    """The slot of the block may be before other slots of the ring."""
     student, x = student_of(transformer_config), video(12)
     cache = cache_of(student, 6, 2)
     with torch.no_grad():
@@ -76,10 +78,10 @@ def test_a_pass_with_gradients_sees_the_same_window(transformer_config: dict[str
 
 @torch.no_grad()
 @pytest.mark.parametrize(("window", "sink"), [(6, 0), (6, 2), (6, 4), (8, 2), (2, 0)])
-def test_a_window_is_the_sink_and_the_latest_blocks_as_one_video(
+def test_a_window_equals_a_video_of_the_sink_and_the_latest_blocks(
     transformer_config: dict[str, Any], window: int, sink: int
 ) -> None:
-    """With one layer a block's keys and values depend on that block alone, so the past can be built anew."""
+    """With one layer, the keys and values of a block depend on that block only, so a new cache can be built from it."""
     student, x = student_of(transformer_config, num_layers=1), video(18)
     sliding = run(student, cache_of(student, window, sink), x)
     for start in range(window, 18, BLOCK):
@@ -87,19 +89,19 @@ def test_a_window_is_the_sink_and_the_latest_blocks_as_one_video(
         kept = torch.cat([x[:, :, :sink], x[:, :, start + BLOCK - ring : start + BLOCK]], dim=2)
         expected = run(student, cache_of(student, window, None), kept)[-1]
         torch.testing.assert_close(sliding[start // BLOCK], expected, rtol=0, atol=2e-6)
-        if start > window:  # and one block further back would not do
+        if start > window:  # a window that is one block longer gives another result
             other = torch.cat([x[:, :, :sink], x[:, :, start - ring : start], x[:, :, start : start + BLOCK]], dim=2)
             longer = run(student, cache_of(student, window + BLOCK, None), other)[-1]
             assert not torch.allclose(sliding[start // BLOCK], longer, atol=1e-5)
 
 
 @torch.no_grad()
-def test_a_long_video_in_a_short_rotary_table_and_in_the_same_memory(
+def test_a_long_video_needs_neither_a_longer_rotary_table_nor_more_memory(
     transformer_config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     student, x = student_of(transformer_config, rope_max_seq_len=8), video(40)
     cache = cache_of(student, 8, 2)
-    monkeypatch.setattr(KVCache, "allocate", None)  # called again, it would raise
+    monkeypatch.setattr(KVCache, "allocate", None)  # a second call would raise
     memory = [(layer.keys.data_ptr(), layer.values.data_ptr()) for layer in cache.layers]
     shapes = [layer.keys.shape for layer in cache.layers]
     outs = run(student, cache, x)
@@ -120,15 +122,15 @@ def test_only_the_oldest_block_of_the_ring_is_overwritten(transformer_config: di
         changed = (cache.layers[1].keys != before).flatten(2).any(dim=2)[0].unflatten(0, (4, 8))
         assert torch.equal(changed.all(dim=1), changed.any(dim=1))
         written.append(changed.all(dim=1).nonzero().flatten().tolist())
-    assert written == [[1], [2], [3], [1]]  # blocks of the memory; 0 is the sink
+    assert written == [[1], [2], [3], [1]]  # blocks of the cache; 0 is the sink
 
 
 @pytest.mark.parametrize("sink", [0, 3, 6])
 @pytest.mark.parametrize("window", [9, 12])
-def test_a_slot_follows_from_the_start_alone(window: int, sink: int) -> None:
-    """Against a list that a careful person keeps: the frames in the memory, and which one is where."""
+def test_a_slot_depends_on_the_start_frame_only(window: int, sink: int) -> None:
+    """Compare the slots with a simulation that keeps a list of the frames in the cache."""
     layout = Window(frames=window, sink=sink, block=3)
-    memory: list[int] = []  # the video's frame in each frame of the memory
+    memory: list[int] = []  # the frame of the video in each frame of the cache
     for start in range(0, 60, 3):
         slot = layout.slot(start, 3, frame_tokens=5)
         assert slot == layout.slot(start, 3, frame_tokens=5)
@@ -138,20 +140,20 @@ def test_a_slot_follows_from_the_start_alone(window: int, sink: int) -> None:
         assert slot.key_frames is not None
         positions = [position for frames in slot.key_frames for position in frames]
         in_time = [frame for _, frame in sorted(zip(positions, memory, strict=True))]
-        assert sorted(positions) == list(range(len(memory)))  # from 0 without a hole: never beyond the window
+        assert sorted(positions) == list(range(len(memory)))  # positions are 0, 1, 2, … and never beyond the window
         assert in_time == sorted(memory)
         assert in_time[:sink] == list(range(min(sink, start + 3)))
         assert in_time[-3:] == list(new)
         assert positions[at : at + 3] == list(range(slot.frame, slot.frame + 3))
 
 
-def test_without_a_window_keys_are_kept_rotated(transformer_config: dict[str, Any]) -> None:
+def test_a_cache_without_a_window_holds_rotated_keys(transformer_config: dict[str, Any]) -> None:
     cache = cache_of(student_of(transformer_config), 6, None)
     assert cache.slot(2, BLOCK) == Slot(start=8, seen=16, frame=2, key_frames=None)
 
 
 @torch.no_grad()
-def test_what_cannot_slide_is_named(transformer_config: dict[str, Any]) -> None:
+def test_wrong_windows_and_blocks_are_named(transformer_config: dict[str, Any]) -> None:
     student, x = student_of(transformer_config), video(6)
     with pytest.raises(ValueError, match=r"tokens 24…32 .* do not fit a KV cache of 24 tokens .*sink_frames"):
         step(student, cache_of(student, 6, None), 6, x[:, :, :2])
@@ -167,5 +169,5 @@ def test_what_cannot_slide_is_named(transformer_config: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"a call of 4 latent frames starts at start_frame 0"):
         student(x[:, :, :4], timestep=torch.zeros(1, 4), encoder_hidden_states=TEXT, kv_cache=cache)
     short = student_of(transformer_config, rope_max_seq_len=4)
-    with pytest.raises(ValueError, match=r"frame 6 lies beyond the rotary table of 4 latent frames; .*sink_frames"):
+    with pytest.raises(ValueError, match=r"frame 6 is beyond the rotary table of 4 latent frames; .*sink_frames"):
         run(short, cache_of(short, 6, 0), x)

@@ -1,4 +1,4 @@
-"""Prompts to embeddings: words keep their direction, padding is not stored, nothing is drawn from global state."""
+"""Text encoder: an embedding depends on its prompt only, has no padding, and needs no global random state."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ def test_padding_is_not_stored() -> None:
     assert [e.shape for e in embed_with(PROMPTS)] == [(6, 8), (4, 8), (1, 8)]  # words and </s>
 
 
-def test_an_embedding_does_not_depend_on_its_batch_or_the_padding() -> None:
+def test_an_embedding_does_not_depend_on_the_batch_or_the_padding() -> None:
     together = embed_with(PROMPTS)
     for prompt, expected in zip(PROMPTS, together, strict=True):
         torch.testing.assert_close(embed_with([prompt])[0], expected)
         torch.testing.assert_close(embed_with([prompt], tokens=30)[0], expected)
 
 
-def test_the_empty_prompt_is_an_end_token() -> None:
+def test_the_empty_prompt_is_one_end_token() -> None:
     tokenizer = build_tokenizer(PROMPTS)
     assert tokenizer("")["input_ids"] == [tokenizer.eos_token_id]
     assert embed_with([""])[0].abs().sum() > 0
     torch.testing.assert_close(embed_with(["   "])[0], embed_with([""])[0])
 
 
-def test_unknown_words_share_one_token_and_others_do_not() -> None:
+def test_only_unknown_words_share_a_token() -> None:
     tokenizer = build_tokenizer(PROMPTS)
     ids = tokenizer("a green ball")["input_ids"]
     assert ids[1] == tokenizer.convert_tokens_to_ids(UNKNOWN)
     known = tokenizer("a red ball moves left blue cube")["input_ids"][:-1]
     assert len(set(known)) == 7
-    assert len(tokenizer) == 10  # and three special ones
+    assert len(tokenizer) == 10  # words, and three special tokens
     torch.testing.assert_close(*embed_with(["a green ball", "a lilac ball"]))
     red, blue = embed_with(["a red ball", "a blue ball"])
     assert (red - blue).abs().max() > 0.01
 
 
-def test_long_prompts_are_cut_and_still_end() -> None:
+def test_truncated_prompts_end_with_the_end_token() -> None:
     tokenizer = build_tokenizer(PROMPTS)
     cut = tokenizer(PROMPTS[0], truncation=True, max_length=3)["input_ids"]
     assert len(cut) == 3

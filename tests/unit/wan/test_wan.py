@@ -1,4 +1,4 @@
-"""Building, saving and loading transformers, and turning one into a student."""
+"""Build, save and load transformers, and convert them to students."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_random_weights_depend_on_the_seed_only(transformer_config: dict[str, An
     assert not equal(first, build_transformer(transformer_config, 1))
 
 
-def test_a_folder_is_loaded_as_what_it_says(transformer_config: dict[str, Any], tmp_path: Path) -> None:
+def test_a_folder_is_loaded_with_the_class_in_its_config(transformer_config: dict[str, Any], tmp_path: Path) -> None:
     teacher = build_transformer(transformer_config, 0)
     student = causal_student(teacher, 2)
     for model, name in [(teacher, "teacher"), (student, "student")]:
@@ -53,10 +53,8 @@ def test_a_folder_is_loaded_as_what_it_says(transformer_config: dict[str, Any], 
     assert load_transformer(tmp_path / "student").config.frames_per_block == 2
 
 
-def test_a_student_keeps_every_number_of_its_teacher_s_config(
-    transformer_config: dict[str, Any], tmp_path: Path
-) -> None:
-    """diffusers drops config keys that an __init__ does not spell out, and then builds a 14B model."""
+def test_a_student_has_the_config_of_its_teacher(transformer_config: dict[str, Any], tmp_path: Path) -> None:
+    """diffusers drops config keys that ``__init__`` does not list, and would then build a 14B model."""
     config = {**transformer_config, "eps": 1e-5, "cross_attn_norm": False, "rope_max_seq_len": 48}
     teacher = build_transformer(config, 0)
     student = causal_student(teacher, 3)
@@ -68,21 +66,21 @@ def test_a_student_keeps_every_number_of_its_teacher_s_config(
     assert student.rope.max_seq_len == 48
 
 
-def test_bidirectional_and_causal_folders_load_as_each_other(
+def test_bidirectional_and_causal_folders_load_with_the_other_class(
     transformer_config: dict[str, Any], tmp_path: Path
 ) -> None:
     teacher = build_transformer(transformer_config, 0)
     teacher.save_pretrained(tmp_path / "teacher")
     as_student = CausalWanTransformer3DModel.from_pretrained(tmp_path / "teacher")
     assert equal(as_student, teacher)
-    assert as_student.config.frames_per_block == 3  # the released default
+    assert as_student.config.frames_per_block == 3  # the value of the released models
     assert not any(p.is_meta for p in as_student.parameters())
     causal_student(teacher, 2).save_pretrained(tmp_path / "student")
     student_file = tmp_path / "student" / "diffusion_pytorch_model.safetensors"
     assert student_file.read_bytes() == (tmp_path / "teacher" / student_file.name).read_bytes()
 
 
-def test_half_precision_keeps_what_must_be_float32(transformer_config: dict[str, Any], tmp_path: Path) -> None:
+def test_some_weights_remain_float32_in_bfloat16(transformer_config: dict[str, Any], tmp_path: Path) -> None:
     causal_student(build_transformer(transformer_config, 0), 2).save_pretrained(tmp_path)
     loaded = load_transformer(tmp_path, torch.bfloat16)
     assert loaded.blocks[0].attn1.to_q.weight.dtype == torch.bfloat16
@@ -92,7 +90,7 @@ def test_half_precision_keeps_what_must_be_float32(transformer_config: dict[str,
     assert cache.layers[0].keys.dtype == torch.bfloat16
 
 
-def test_what_is_no_transformer_is_named(tmp_path: Path) -> None:
+def test_a_folder_without_a_transformer_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no transformer \(no config.json\)"):
         load_transformer(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKLWan"}))
@@ -100,7 +98,7 @@ def test_what_is_no_transformer_is_named(tmp_path: Path) -> None:
         load_transformer(tmp_path)
 
 
-def test_a_model_for_training(transformer_config: dict[str, Any]) -> None:
+def test_for_training_sets_training_mode_and_checkpointing(transformer_config: dict[str, Any]) -> None:
     model = for_training(build_transformer(transformer_config, 0).eval(), gradient_checkpointing="full")
     assert model.training
     assert model.gradient_checkpointing
@@ -112,7 +110,7 @@ def test_a_model_for_training(transformer_config: dict[str, Any]) -> None:
 
 
 class Counted(TorchDispatchMode):
-    """How often attention and other matrix products are computed."""
+    """Counts how often attention and other matrix products are computed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,8 +123,10 @@ class Counted(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("frames_per_block", [None, 2])
-def test_what_the_backward_pass_makes_again(transformer_config: dict[str, Any], frames_per_block: int | None) -> None:
-    """full: everything; selective: all but the attentions; the gradients are the same to the bit."""
+def test_activations_that_the_backward_pass_computes_again(
+    transformer_config: dict[str, Any], frames_per_block: int | None
+) -> None:
+    """With full all, with selective all but the attention; the gradients are equal bit for bit."""
     x, text = torch.ones(1, 4, 4, 4, 4), torch.ones(1, 5, 8)
     times = torch.full((1,) if frames_per_block is None else (1, 4), 500.0)
     forward, again, gradients = {}, {}, {}
@@ -148,15 +148,15 @@ def test_what_the_backward_pass_makes_again(transformer_config: dict[str, Any], 
         assert all(torch.equal(other, plain) for other in others)
 
 
-def test_tools_that_go_by_block_names_find_the_student_s(transformer_config: dict[str, Any]) -> None:
-    """Block compilation, sharding, device maps. diffusers' context parallelism is not for causal attention."""
+def test_the_student_names_its_blocks_for_other_tools(transformer_config: dict[str, Any]) -> None:
+    """Compilation, sharding and device maps use the names. Context parallelism does not support causal attention."""
     student = causal_student(build_transformer(transformer_config, 0), 2)
     name = type(student.blocks[0]).__name__
     assert student._repeated_blocks == student._no_split_modules == [name]
     assert student._cp_plan is None
 
 
-def test_where_a_model_was_loaded_from_is_not_saved_with_it(transformer_config: dict[str, Any], tmp_path: Path) -> None:
+def test_a_saved_config_has_no_local_path(transformer_config: dict[str, Any], tmp_path: Path) -> None:
     for folder in ("here", "there"):
         build_transformer(transformer_config, 0).save_pretrained(tmp_path / folder)
         load_transformer(tmp_path / folder).save_pretrained(tmp_path / f"{folder}_again")
@@ -164,7 +164,7 @@ def test_where_a_model_was_loaded_from_is_not_saved_with_it(transformer_config: 
     assert saved[0] == saved[1]
 
 
-def test_weights_that_are_missing_are_named(transformer_config: dict[str, Any], tmp_path: Path) -> None:
+def test_missing_weights_are_named(transformer_config: dict[str, Any], tmp_path: Path) -> None:
     build_transformer(transformer_config, 0).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "num_layers": 3}))
@@ -172,9 +172,11 @@ def test_weights_that_are_missing_are_named(transformer_config: dict[str, Any], 
         load_transformer(tmp_path)
 
 
-def test_processes_of_a_machine_share_what_they_load(transformer_config: dict[str, Any], tmp_path: Path) -> None:
-    """Neither loading weights nor making a causal student of them takes memory of this process's own (Linux counts it
-    as anonymous): what comes from a file is there once."""
+def test_processes_of_a_machine_share_loaded_weights(transformer_config: dict[str, Any], tmp_path: Path) -> None:
+    """Loaded weights are mapped from their file, also in a causal student, and take no private memory of a process.
+
+    Linux counts private memory as anonymous.
+    """
     usage = Path("/proc/self/smaps_rollup")
     if not usage.is_file():
         pytest.skip("needs Linux")
@@ -185,13 +187,13 @@ def test_processes_of_a_machine_share_what_they_load(transformer_config: dict[st
     config = {**transformer_config, "num_attention_heads": 8, "attention_head_dim": 64, "ffn_dim": 2048}
     build_transformer(config, 0).save_pretrained(tmp_path)
     size = (tmp_path / "diffusion_pytorch_model.safetensors").stat().st_size
-    causal_student(load_transformer(tmp_path), 2)  # what is made once in a process
+    causal_student(load_transformer(tmp_path), 2)  # allocations that happen once in a process
     before = own()
     student = causal_student(load_transformer(tmp_path), 2)
     assert own() - before < 0.2 * size
     with torch.no_grad():
         for parameter in student.parameters():
             parameter.add_(1.0)
-    assert own() - before > 0.8 * size  # written to, it is this process's
+    assert own() - before > 0.8 * size  # weights that are written become private memory
     equal_again = load_transformer(tmp_path)
     assert torch.equal(equal_again.proj_out.weight + 1.0, student.proj_out.weight)

@@ -1,4 +1,4 @@
-"""Folders of weights: every reader takes the files that from_pretrained takes; files of several saves are refused."""
+"""Weight files: all code reads the files that ``from_pretrained`` reads, and rejects files of different saves."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def model(transformer_config: dict[str, Any]) -> WanTransformer3DModel:
 
 
 def mark(model: torch.nn.Module, value: float) -> None:
-    """Tell a save from the others: the value of proj_out.bias."""
+    """Mark a model by the value of proj_out.bias, to recognise its save."""
     with torch.no_grad():
         model.proj_out.bias.fill_(value)  # type: ignore[union-attr, operator]
 
 
 def saves(folder: Path, model: WanTransformer3DModel, *how: dict[str, Any]) -> None:
-    """Save 1, 2, … into the same folder, each as ``how`` says."""
+    """Save models with the marks 1, 2, … in the same folder, each with the arguments in ``how``."""
     for number, options in enumerate(how, start=1):
         mark(model, number)
         model.save_pretrained(folder, **options)
@@ -50,17 +50,17 @@ def exported(folder: Path, tmp_path: Path) -> float:
     return float(state["model.head.head.bias"].mean())
 
 
-# --- F4: more than one save in a folder -------------------------------------------------------------------------------
+# --- several saves in one folder -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("how", "read"),
     [
-        ([{}, SHARDS], 2),  # the report's: a single file, then shards with an index
+        ([{}, SHARDS], 2),  # a single file, then shards with an index
         ([SHARDS, {"max_shard_size": "40KB"}], 2),
         ([{}, SHARDS, {"max_shard_size": "40KB"}], 3),
         ([PICKLED, {}], 2),
-        ([{}, PICKLED], 1),  # from_pretrained prefers safetensors, whichever is newer
+        ([{}, PICKLED], 1),  # from_pretrained prefers safetensors even if they are older
         ([PICKLED], 1),
         ([{"variant": "fp16"}, {}], 2),
         ([{}, {"variant": "ema"}], 1),
@@ -69,7 +69,7 @@ def exported(folder: Path, tmp_path: Path) -> float:
     ],
     ids=str,
 )
-def test_f4_export_and_loading_read_what_from_pretrained_reads(
+def test_export_and_loading_read_the_files_of_from_pretrained(
     how: list[dict[str, Any]], read: int, model: WanTransformer3DModel, tmp_path: Path
 ) -> None:
     saves(tmp_path / "m", model, *how)
@@ -79,7 +79,7 @@ def test_f4_export_and_loading_read_what_from_pretrained_reads(
     assert exported(tmp_path / "m", tmp_path) == read
 
 
-def test_f4_an_export_is_the_index_s_model_bit_for_bit(model: WanTransformer3DModel, tmp_path: Path) -> None:
+def test_an_export_equals_the_model_of_the_index_bit_for_bit(model: WanTransformer3DModel, tmp_path: Path) -> None:
     stale = load_state(model, tmp_path / "m")
     for weight in model.parameters():
         weight.data = torch.randn(weight.shape, generator=torch.Generator().manual_seed(weight.numel()))
@@ -100,7 +100,7 @@ def shard(folder: Path, number: int) -> Path:
 
 
 def older_shard(folder: Path, model: WanTransformer3DModel) -> None:
-    """A shard of the same name from another save, cut at other tensors."""
+    """Replace a shard by one of another save that contains other tensors."""
     model.save_pretrained(folder.parent / "old", max_shard_size="40KB")
     shutil.copy(shard(folder.parent / "old", 0), shard(folder, 0))
 
@@ -134,16 +134,16 @@ def write_index(content: Any) -> Callable[[Path, WanTransformer3DModel], None]:
             rf"not found in .*left over.*to use {SINGLE}, delete the",
         ),
         (lambda folder, _: shard(folder, 2).unlink(), r"index.json names .*-00003-of-\d+.safetensors, not found in"),
-        (older_shard, r"-00001-of-.* and .*index.json disagree about .*not of the same save"),
+        (older_shard, r"-00001-of-.* and .*index.json disagree about .*belong to different saves"),
         (lose_a_tensor, r"-00002-of-.*disagree about"),
         (keep_a_tensor_twice, r"-00002-of-.*disagree about"),
         (cut, r"safetensors is cut short"),
-        (write_index({"weight_map": {"x": "../elsewhere.safetensors"}}), "a shard must lie beside its index"),
+        (write_index({"weight_map": {"x": "../elsewhere.safetensors"}}), "a shard must be in the folder of its index"),
         (write_index({"weights": {}}), r"index.json is damaged"),
         (write_index([1]), r"index.json is damaged"),
     ],
 )
-def test_f4_shards_of_several_saves_are_refused_by_name(
+def test_shards_of_different_saves_are_rejected(
     change: Callable[[Path, WanTransformer3DModel], None], message: str, model: WanTransformer3DModel, tmp_path: Path
 ) -> None:
     folder = tmp_path / "m"
@@ -165,7 +165,7 @@ def test_f4_shards_of_several_saves_are_refused_by_name(
     ],
     ids=str,
 )
-def test_f4_weights_that_from_pretrained_does_not_read_are_named(
+def test_weights_that_from_pretrained_does_not_read_are_named(
     how: dict[str, Any], message: str, model: WanTransformer3DModel, tmp_path: Path
 ) -> None:
     model.save_pretrained(tmp_path, **how)
@@ -177,7 +177,7 @@ def test_f4_weights_that_from_pretrained_does_not_read_are_named(
         export_checkpoint(tmp_path, tmp_path / "out.pt")
 
 
-def test_f4_other_files_in_place_of_weights_are_named(model: WanTransformer3DModel, tmp_path: Path) -> None:
+def test_other_files_instead_of_weights_are_named(model: WanTransformer3DModel, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "m", **SHARDS)
     (tmp_path / "m" / INDEX).unlink()
     with pytest.raises(ValueError, match="these are shards without their index"):
@@ -190,10 +190,10 @@ def test_f4_other_files_in_place_of_weights_are_named(model: WanTransformer3DMod
         diffusers_files(tmp_path / "empty")
 
 
-# --- F4: the VAE and the text encoder ---------------------------------------------------------------------------------
+# --- the VAE and the text encoder ---------------------------------------------------------------------------------
 
 
-def test_f4_a_vae_is_read_by_its_index(vae_config: dict[str, Any], tmp_path: Path) -> None:
+def test_a_vae_is_read_by_its_index(vae_config: dict[str, Any], tmp_path: Path) -> None:
     vae = build_vae(vae_config, seed=0)
     vae.save_pretrained(tmp_path)
     with torch.no_grad():
@@ -207,7 +207,7 @@ def test_f4_a_vae_is_read_by_its_index(vae_config: dict[str, Any], tmp_path: Pat
 
 
 @pytest.mark.parametrize("key", ["decoder.conv_in.weight", "quant_conv.bias"])
-def test_f4_a_vae_without_all_its_weights_is_refused(key: str, vae_config: dict[str, Any], tmp_path: Path) -> None:
+def test_a_vae_with_missing_weights_is_rejected(key: str, vae_config: dict[str, Any], tmp_path: Path) -> None:
     build_vae(vae_config, seed=0).save_pretrained(tmp_path)
     state = load_file(tmp_path / SINGLE)
     del state[key]
@@ -220,7 +220,7 @@ def test_f4_a_vae_without_all_its_weights_is_refused(key: str, vae_config: dict[
         load_vae(tmp_path)
 
 
-def test_f4_a_folder_of_another_model_is_no_vae(model: WanTransformer3DModel, tmp_path: Path) -> None:
+def test_a_folder_of_another_model_is_not_loaded_as_a_vae(model: WanTransformer3DModel, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="names the class WanTransformer3DModel; expected one of AutoencoderKLWan"):
         load_vae(tmp_path)
@@ -229,12 +229,14 @@ def test_f4_a_folder_of_another_model_is_no_vae(model: WanTransformer3DModel, tm
         load_vae(tmp_path)
 
 
-def test_f4_weights_without_a_place_are_refused(model: WanTransformer3DModel, tmp_path: Path) -> None:
-    """A config of fewer layers would cut the model short, and diffusers would only warn."""
+def test_weights_that_the_model_does_not_have_are_rejected(model: WanTransformer3DModel, tmp_path: Path) -> None:
+    """With a config of fewer layers, diffusers would drop layers and only warn."""
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "num_layers": 1}))
-    with pytest.raises(ValueError, match=r"has the weights blocks.1.* and 24 more, for which its config.json has no"):
+    with pytest.raises(
+        ValueError, match=r"has the weights blocks.1.* and 24 more, which a model with its config.json does not have"
+    ):
         load_transformer(tmp_path)
 
 
@@ -252,8 +254,8 @@ def load_text(folder: Path) -> torch.Tensor:
     return weight
 
 
-def test_f4_a_text_encoder_saved_twice_is_refused_by_both_names(text: tuple[Any, Any, Path]) -> None:
-    """transformers reads the single file, also if it is the older one; nothing tells which one it is."""
+def test_a_text_encoder_that_was_saved_twice_is_rejected(text: tuple[Any, Any, Path]) -> None:
+    """transformers reads the single file even if it is the older one, and it is unknown which one that is."""
     encoder, _, folder = text
     with torch.no_grad():
         encoder.shared.weight += 7
@@ -263,14 +265,14 @@ def test_f4_a_text_encoder_saved_twice_is_refused_by_both_names(text: tuple[Any,
         load_text(folder)
     (folder / "model.safetensors").unlink()
     assert torch.equal(load_text(folder), encoder.shared.weight)
-    encoder.save_pretrained(folder)  # removes the shards, not the index
+    encoder.save_pretrained(folder)  # deletes the shards but not the index
     with pytest.raises(ValueError, match=both):
         load_text(folder)
     (folder / "model.safetensors.index.json").unlink()
     assert torch.equal(load_text(folder), encoder.shared.weight)
 
 
-def test_f4_a_text_encoder_without_all_its_weights_is_refused(text: tuple[Any, Any, Path]) -> None:
+def test_a_text_encoder_with_missing_weights_is_rejected(text: tuple[Any, Any, Path]) -> None:
     encoder, _, folder = text
     file, key = folder / "model.safetensors", "encoder.block.0.layer.0.SelfAttention.q.weight"
     state = load_file(file)
@@ -293,7 +295,9 @@ def test_f4_a_text_encoder_without_all_its_weights_is_refused(text: tuple[Any, A
         load_text(folder)
 
 
-def test_f4_loading_keeps_no_path(model: WanTransformer3DModel, vae_config: dict[str, Any], tmp_path: Path) -> None:
+def test_a_loaded_model_has_no_local_path(
+    model: WanTransformer3DModel, vae_config: dict[str, Any], tmp_path: Path
+) -> None:
     model.save_pretrained(tmp_path / "m")
     build_vae(vae_config, 0).save_pretrained(tmp_path / "v")
     for cls, name in ((WanTransformer3DModel, "m"), (AutoencoderKLWan, "v")):

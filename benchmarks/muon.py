@@ -16,8 +16,7 @@ from diffusers import WanTransformer3DModel
 
 from causvid.compute import device as devices
 from causvid.training.muon import Muon
-from causvid.training.optimizers import is_block_matrix
-from causvid.wan.transformer.wan import build_transformer
+from causvid.wan.transformer.wan import build_transformer, is_block_matrix
 
 REPEATS = 7
 

@@ -32,12 +32,12 @@ WORK = """
 import json, sys, time
 import torch
 from causvid import params
+from causvid.wan.formats.configs import latent_shape
 from causvid.wan.transformer.wan import build_transformer, causal_student
-from causvid.runtime.shapes import LatentShape, VideoShape
+from causvid.runtime.shapes import VideoShape
 values = params.read(__import__("pathlib").Path(sys.argv[1]))
 model, video = values["model"], VideoShape(**values["video"])
-latent = LatentShape.of(video, channels=model["vae"]["z_dim"],
-    temporal_stride=model["vae"]["scale_factor_temporal"], spatial_stride=model["vae"]["scale_factor_spatial"])
+latent = latent_shape(model["vae"], video)
 teacher = build_transformer(model["transformer"], seed=0)
 batch = values["train_dmd"]["batch_size"]
 noise = torch.randn(batch, *latent.sizes)

@@ -10,7 +10,8 @@ from causvid import params as params_file
 from causvid.data.stores.prompt_store import require_tokens
 from causvid.harness.inputs import path_problems
 from causvid.profile import PATHS, Profile
-from causvid.runtime.shapes import BlockLayout, LatentShape
+from causvid.runtime.shapes import BlockLayout
+from causvid.wan.formats.configs import mismatches, stride_problems, token_shape
 
 
 def read_profile(params: Path) -> Profile:
@@ -37,28 +38,20 @@ def checked(values: Mapping[str, Any]) -> Profile:
 def problems(profile: Profile) -> Iterator[str]:
     """Yield a sentence, with the remedy, for each rule that the sections of a params file break."""
     model, sample = profile.model, profile.sample
-    vae, transformer = model.vae, model.transformer
     try:
-        latent = latent_shape(profile)
+        latent = token_shape(model.vae, model.transformer, profile.video)
         BlockLayout(frames=latent.frames, frames_per_block=model.frames_per_block or latent.frames)
-        for name, size, patch in zip(("height", "width"), latent.sizes[2:], transformer["patch_size"][1:], strict=True):
-            if size % patch:
-                yield f"video.{name} makes {size} latent units; model.transformer.patch_size is {patch}"
     except ValueError as error:
         yield str(error)
     try:
         require_tokens(model.text_tokens)
     except ValueError as error:
         yield str(error)
-    for name in ("in_channels", "out_channels"):
-        if transformer[name] != vae["z_dim"]:
-            yield f"model.transformer.{name} is {transformer[name]}; it must be model.vae.z_dim, {vae['z_dim']}"
-    if transformer["text_dim"] != model.text_encoder["d_model"]:
-        yield f"model.transformer.text_dim must be model.text_encoder.d_model, {model.text_encoder['d_model']}"
-    strides = 2 ** sum(vae["temperal_downsample"]), 2 ** (len(vae["dim_mult"]) - 1) * (vae["patch_size"] or 1)
-    for name, stride in zip(("scale_factor_temporal", "scale_factor_spatial"), strides, strict=True):
-        if vae[name] != stride:
-            yield f"model.vae.{name} is {vae[name]}; this architecture strides by {stride}"
+    for it in mismatches(model.vae, model.transformer, model.text_encoder):
+        yield (
+            f"model.{it.section}.{it.key} is {it.value}; it must be model.{it.other_section}.{it.other_key}, {it.other}"
+        )
+    yield from stride_problems(model.vae)
     for name, count in (("sample.rollouts", sample.rollouts), ("report.rows", profile.report.rows)):
         if count > sample.videos:
             yield f"{name} is {count}; there are only sample.videos {sample.videos}"
@@ -84,15 +77,3 @@ def _batch_problems(profile: Profile) -> Iterator[str]:
                 f"{stage}.batch_size is {size}, {size // workers} for each of compute.workers {workers}; "
                 f"compute.gradient_accumulation_steps {parts} must divide that"
             )
-
-
-def latent_shape(profile: Profile) -> LatentShape:
-    """Return the shape of a clip's latents. Raises ValueError if the clip does not fit the strides of the VAE."""
-    vae = profile.model.vae
-    latent: LatentShape = LatentShape.of(
-        profile.video,
-        channels=vae["z_dim"],
-        temporal_stride=vae["scale_factor_temporal"],
-        spatial_stride=vae["scale_factor_spatial"],
-    )
-    return latent

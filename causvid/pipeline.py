@@ -24,12 +24,13 @@ from causvid.sampling.arguments import require_one_batch
 from causvid.sampling.autoregressive import generate_blocks, solve_blocks
 from causvid.sampling.few_step import few_step
 from causvid.sampling.ode_solver import solve_ode
+from causvid.wan.formats.configs import strides, token_shape
+from causvid.wan.formats.weight_files import require_weights
 from causvid.wan.text_encoder import embed
 from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
 from causvid.wan.transformer.lora_files import check_lora_files, without_fused_adapters
 from causvid.wan.transformer.wan import load_transformer
-from causvid.wan.vae.vae import StreamingDecoder, decode, encode, load_vae, temporal_stride, to_uint8
-from causvid.wan.weight_files import require_weights
+from causvid.wan.vae.vae import StreamingDecoder, decode, encode, load_vae, to_uint8
 
 # (known first latent frames or None, sink frames or None) -> latent blocks
 Blocks = Callable[[torch.Tensor | None, int | None], Iterator[torch.Tensor]]
@@ -133,18 +134,7 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     def latent_shape(self, video: VideoShape) -> LatentShape:
         """Return the latent size of ``video``. Raises ValueError if the VAE or the transformer does not support it."""
-        stride = self.vae.config.scale_factor_spatial
-        latent = LatentShape.of(
-            video, channels=self.vae.config.z_dim, temporal_stride=temporal_stride(self.vae), spatial_stride=stride
-        )
-        for name, size, patch in zip(
-            ("height", "width"), latent.sizes[2:], self.transformer.config.patch_size[1:], strict=True
-        ):
-            if size % patch:
-                raise ValueError(
-                    f"video.{name} is {size * stride}; the transformer needs a multiple of {stride * patch}"
-                )
-        return latent
+        return token_shape(self.vae.config, self.transformer.config, video)
 
     def embed(self, prompts: str | Sequence[str]) -> torch.Tensor:
         """Embed prompts with the pipeline's text encoder.
@@ -265,7 +255,7 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
             ValueError: The model is bidirectional, a block is as long as a window, or ``frames`` is at most one block.
         """
         blocks = self._sampler(prompt_embeds, video, generators, negative_embeds, guidance_scale, few_steps=few_steps)
-        overlap = temporal_stride(self.vae) * (self.transformer.config.frames_per_block - 1) + 1
+        overlap = strides(self.vae.config).temporal * (self.transformer.config.frames_per_block - 1) + 1
         if overlap >= video.frames:
             raise ValueError("a rollout needs clips of several blocks, but model.frames_per_block is the whole clip")
         if frames <= overlap:

@@ -24,7 +24,7 @@ import typer
 from causvid.compute import device
 from causvid.compute.device import Precision
 from causvid.compute.parallel import Checkpointing, Compute
-from causvid.consistency import latent_shape, read_profile
+from causvid.consistency import read_profile
 from causvid.costs import CPU, HALF, KINDS, SINGLE, Clip, Row, Workers, duration, scaled
 from causvid.methods.dmd.cost import DmdCost
 from causvid.methods.ode_init.cost import ode_init_row
@@ -33,6 +33,7 @@ from causvid.methods.vae.cost import vae_row
 from causvid.profile import Profile
 from causvid.runtime.shapes import BlockLayout
 from causvid.wan.costs import Transformer, VaeCost, text_encoder_parameters, vae_cost
+from causvid.wan.formats.configs import latent_shape
 
 VIDEO_BITS = 0.3  # H.264 bits per pixel at the qualities profiles use, a round figure
 MIXKIT_VIDEOS = 6484  # entries of the released captions file (CausVid repository, sample_dataset)
@@ -44,7 +45,7 @@ class Plan:
     def __init__(self, profile: Profile) -> None:
         model, compute = profile.model, profile.compute
         self.profile, self.video, self.schedule = profile, profile.video, profile.schedule
-        self.latent = latent_shape(profile)
+        self.latent = latent_shape(model.vae, profile.video)
         per_block = model.frames_per_block or self.latent.frames
         self.layout = BlockLayout(frames=self.latent.frames, frames_per_block=per_block)
         self.transformer = Transformer.of(model.transformer)

@@ -26,6 +26,7 @@ from causvid.data.stores.prompt_store import require_tokens
 from causvid.diffusion.schedule import FlowSchedule, ScheduleConfig
 from causvid.runtime.files import write_json
 from causvid.runtime.shapes import VideoShape
+from causvid.wan.formats.configs import latent_statistics
 
 T = TypeVar("T")
 FILE = "training_record.json"  # beside config.json
@@ -60,8 +61,8 @@ class Normalisation:
     @classmethod
     def of(cls, vae: Mapping[str, Any]) -> Normalisation | None:
         """Return the normalisation in the config of a VAE (keys of diffusers), or None without statistics."""
-        mean, std = vae.get("latents_mean"), vae.get("latents_std")
-        return None if mean is None or std is None else cls(mean=tuple(mean), std=tuple(std))
+        statistics = latent_statistics(vae)
+        return None if statistics is None else cls(mean=tuple(statistics[0]), std=tuple(statistics[1]))
 
     def is_close(self, other: Normalisation) -> bool:
         """Return whether both normalisations give the same latents, up to the rounding of float16."""

@@ -16,9 +16,9 @@ from causvid.harness.declaration import Metrics, Reads, Section, Stage, Writes, 
 from causvid.harness.stage import StageRun
 from causvid.preparation.ode_pairs.config import OdePairConfig
 from causvid.preparation.ode_pairs.solving import OdePairSolver, generate_ode_pairs
-from causvid.record import MANY, read_record, values_of
-from causvid.runtime.shapes import LatentShape, VideoShape
-from causvid.wan.vae.vae import load_vae, temporal_stride
+from causvid.record import MANY, read_record, read_vae_config, values_of
+from causvid.runtime.shapes import VideoShape
+from causvid.wan.formats.configs import latent_shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class GenerateOdePairs(Stage):
 
     def run(self, stage: StageRun) -> None:
         """Solve the ODE for the prompts whose shards do not exist yet."""
-        vae, record = load_vae(self.vae), read_record(self.teacher, steps=MANY)
+        record = read_record(self.teacher, steps=MANY)
         tokens = PromptStore(self.prompts).tokens
         record.require(self.teacher, values_of(self.schedule, self.video, tokens, self.precision))
         record.require_vae(self.teacher, self.vae)
@@ -48,12 +48,7 @@ class GenerateOdePairs(Stage):
             prompts=self.prompts.absolute(),
             out=stage.work.resolve() / "out",
             schedule=self.schedule,
-            latent=LatentShape.of(
-                self.video,
-                channels=vae.config.z_dim,
-                temporal_stride=temporal_stride(vae),
-                spatial_stride=vae.config.scale_factor_spatial,
-            ),
+            latent=latent_shape(read_vae_config(self.vae), self.video),
             guidance_scale=self.config.guidance_scale,
             precision=self.precision,
             seed=self.seed,

@@ -32,6 +32,7 @@ from causvid.record import (
     student_of_params,
     student_of_settings,
 )
+from causvid.wan.formats.configs import mismatches
 from causvid.wan.text_encoder import load_text_encoder
 from causvid.wan.transformer.wan import load_transformer, to_precision
 from causvid.wan.vae.vae import load_vae
@@ -221,16 +222,12 @@ def _text(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _require_fitting(pipeline: CausVidPipeline) -> None:
-    transformer = pipeline.transformer.config
-    for ours, size, part, theirs in (
-        ("in_channels", transformer.in_channels, "VAE's z_dim", pipeline.vae.config.z_dim),
-        ("out_channels", transformer.out_channels, "VAE's z_dim", pipeline.vae.config.z_dim),
-        ("text_dim", transformer.text_dim, "text encoder's d_model", pipeline.text_encoder.config.d_model),
-    ):
-        if size != theirs:
-            raise ValueError(
-                f"the transformer's {ours} is {size}, but the {part} is {theirs}; use parts that were trained together"
-            )
+    encoder = pipeline.text_encoder.config.to_dict()
+    for it in mismatches(pipeline.vae.config, pipeline.transformer.config, encoder):
+        raise ValueError(
+            f"the {it.key} of the {it.section} is {it.value}, but the {it.other_key} of the {it.other_section} is "
+            f"{it.other}; use models that were trained together"
+        )
 
 
 def _wan_beside(places: Sequence[Path]) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from causvid.wan.weight_files import shard_number
+from causvid.wan.formats.weight_files import shard_number
 
 JOIN = (
     "join the shards into one .safetensors file first: load each shard with safetensors.torch.load_file, and write all "

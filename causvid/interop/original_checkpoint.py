@@ -10,15 +10,13 @@ safetensors file with a bare state dict. A key is, for example, ``model.blocks.0
 
 from __future__ import annotations
 
-import itertools
 import json
-import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -29,47 +27,13 @@ from causvid.interop.checkpoint_files import check_tensors, read_file, read_tens
 from causvid.interop.layouts import entries_remedy, foreign_folder, require_wan_keys
 from causvid.params import build
 from causvid.runtime.files import publish, write_json
+from causvid.wan.formats.weight_files import diffusers_files, require_all_weights, saved_class
+from causvid.wan.released_names import count_blocks, infer_config, rename, transformer_keys, transformer_names
 from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
-from causvid.wan.weight_files import diffusers_files, require_all_weights, saved_class
 
 GENERATOR, CRITIC = "generator", "critic"
 PREFIX = "model."
 LAYOUT = "original_layout.json"  # beside an imported model: the ``Layout`` of the original file
-
-# Wan's name -> diffusers' name. A module has parameters ".weight" and ".bias"; a table is itself a parameter.
-_MODULES = {
-    "patch_embedding": "patch_embedding",
-    "text_embedding.0": "condition_embedder.text_embedder.linear_1",
-    "text_embedding.2": "condition_embedder.text_embedder.linear_2",
-    "time_embedding.0": "condition_embedder.time_embedder.linear_1",
-    "time_embedding.2": "condition_embedder.time_embedder.linear_2",
-    "time_projection.1": "condition_embedder.time_proj",
-    "head.head": "proj_out",
-}
-_TABLES = {"head.modulation": "scale_shift_table"}
-_ATTENTION = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0", "norm_q": "norm_q", "norm_k": "norm_k"}
-_BLOCK_MODULES = {
-    **{f"self_attn.{theirs}": f"attn1.{ours}" for theirs, ours in _ATTENTION.items()},
-    "norm3": "norm2",  # the only LayerNorm of a block with weights; it precedes cross-attention
-    **{f"cross_attn.{theirs}": f"attn2.{ours}" for theirs, ours in _ATTENTION.items()},
-    "ffn.0": "ffn.net.0.proj",
-    "ffn.2": "ffn.net.2",
-}
-_BLOCK_TABLES = {"modulation": "scale_shift_table"}
-
-
-def rename(key: str) -> str | None:
-    """Return diffusers' name of Wan's tensor ``key`` (without ``model.``); None if Wan has no tensor of that name."""
-    if key in _TABLES:
-        return _TABLES[key]
-    block = re.fullmatch(r"blocks\.(0|[1-9]\d*)\.(.+)", key)
-    name, modules, before = (block[2], _BLOCK_MODULES, f"blocks.{block[1]}.") if block else (key, _MODULES, "")
-    if block and name in _BLOCK_TABLES:
-        return before + _BLOCK_TABLES[name]
-    module, _, parameter = name.rpartition(".")
-    if parameter not in ("weight", "bias") or module not in modules:
-        return None
-    return f"{before}{modules[module]}.{parameter}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,36 +120,6 @@ def fit(
     return {ours: state[key] for ours, key in theirs.items()}
 
 
-def infer_config(state: Mapping[str, torch.Tensor], *, num_attention_heads: int) -> dict[str, Any]:
-    """Return diffusers' config of the Wan transformer with the weights ``state`` (under Wan's names).
-
-    The number of heads cannot be inferred from the shapes. Raises ValueError if a key is missing that is needed to
-    infer the config, or if the width cannot be divided into ``num_attention_heads`` heads of an even size.
-    """
-    patch = _shaped(state, "patch_embedding.weight", 5)
-    width, channels, *patch_size = patch
-    head_dim, rest = divmod(width, num_attention_heads) if num_attention_heads > 0 else (0, 1)
-    if rest or head_dim % 2:
-        raise ValueError(
-            f"num_attention_heads is {num_attention_heads}; it must divide the width {width} (of "
-            "patch_embedding.weight) into heads of an even size"
-        )
-    patch_elements = patch_size[0] * patch_size[1] * patch_size[2]
-    return {
-        "patch_size": tuple(patch_size),
-        "num_attention_heads": num_attention_heads,
-        "attention_head_dim": head_dim,
-        "in_channels": channels,
-        "out_channels": _shaped(state, "head.head.weight", 2)[0] // patch_elements,
-        "text_dim": _shaped(state, "text_embedding.0.weight", 2)[1],
-        "freq_dim": _shaped(state, "time_embedding.0.weight", 2)[1],
-        "ffn_dim": _shaped(state, "blocks.0.ffn.0.weight", 2)[0],
-        "num_layers": _count_blocks(state),
-        "cross_attn_norm": any(".norm3." in key for key in state),
-        "qk_norm": "rms_norm_across_heads" if any(".norm_q." in key for key in state) else None,
-    }
-
-
 def to_diffusers(
     state: Mapping[str, torch.Tensor], *, num_attention_heads: int, frames_per_block: int | None
 ) -> WanTransformer3DModel:
@@ -204,7 +138,9 @@ def to_diffusers(
             else CausalWanTransformer3DModel(**config, frames_per_block=frames_per_block)
         )
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    weights = fit("one text-to-video Wan transformer", state, _names(model), expected)
+    weights = fit(
+        "one text-to-video Wan transformer", state, transformer_names(model.state_dict(), len(model.blocks)), expected
+    )
     model.load_state_dict(weights, strict=True, assign=True)
     # The tables of RoPE are buffers that no file contains; they are still on the meta device.
     model.rope = type(model.rope)(config["attention_head_dim"], tuple(config["patch_size"]), model.rope.max_seq_len)
@@ -305,7 +241,8 @@ def _to_original(folder: Path, prefix: str) -> dict[str, torch.Tensor]:
     with torch.device("meta"):
         config = dict(WanTransformer3DModel.load_config(folder))
         config.pop("frames_per_block", None)  # no weight depends on it
-        theirs = _names(WanTransformer3DModel.from_config(config))
+        empty = WanTransformer3DModel.from_config(config)
+    theirs = transformer_names(empty.state_dict(), len(empty.blocks))
     unknown, missing = sorted(state.keys() - theirs.keys()), [ours for ours in theirs if ours not in state]
     if any(".base_layer." in key for key in unknown):
         require_all_weights(folder, missing=missing, unknown=unknown)
@@ -314,7 +251,7 @@ def _to_original(folder: Path, prefix: str) -> dict[str, torch.Tensor]:
     if missing:
         raise ValueError(f"{folder} lacks the weights {missing[0]} and {len(missing) - 1} more; save it again")
     ours = {key: name for name, key in theirs.items()}
-    return {prefix + key: state[ours[key]] for key in _all_keys(_count_blocks(ours)) if key in ours}
+    return {prefix + key: state[ours[key]] for key in transformer_keys(count_blocks(ours)) if key in ours}
 
 
 def _require_transformer(folder: Path) -> None:
@@ -328,39 +265,6 @@ def _require_transformer(folder: Path) -> None:
     if found := foreign_folder(folder):
         raise ValueError(f"{folder} is {found}; export takes the diffusers folder of a transformer")
     saved_class(folder, "diffusers transformer", (WanTransformer3DModel, CausalWanTransformer3DModel))
-
-
-def _names(model: WanTransformer3DModel) -> dict[str, str]:
-    """Return Wan's name of each weight of ``model``, by diffusers' name. Weights that Wan does not have are omitted."""
-    names = {rename(key): key for key in _all_keys(len(model.blocks))}
-    return {ours: names[ours] for ours in model.state_dict() if ours in names}
-
-
-def _count_blocks(keys: Iterable[str]) -> int:
-    """Count the blocks from 0 up to the first gap, so that one wrong key cannot imply a model of 10,000 layers."""
-    numbers = {match[1] for key in keys if (match := re.match(r"blocks\.(\d+)\.", key))}
-    return next(count for count in itertools.count() if str(count) not in numbers)
-
-
-def _all_keys(blocks: int) -> Iterator[str]:
-    """Yield every key that a text-to-video Wan model can have, in the order of Wan's code."""
-    both = ("weight", "bias")
-    for module in (name for name in _MODULES if name != "head.head"):
-        yield from (f"{module}.{part}" for part in both)
-    for block in range(blocks):
-        yield from (f"blocks.{block}.{table}" for table in _BLOCK_TABLES)
-        yield from (f"blocks.{block}.{module}.{part}" for module in _BLOCK_MODULES for part in both)
-    yield from _TABLES
-    yield from (f"head.head.{part}" for part in both)
-
-
-def _shaped(state: Mapping[str, torch.Tensor], key: str, axes: int) -> tuple[int, ...]:
-    if key not in state:
-        raise ValueError(f"missing {key}, which is needed to infer the size of the model")
-    shape = tuple(state[key].shape)
-    if len(shape) != axes or 0 in shape:
-        raise ValueError(f"{key} has shape {shape}; expected {axes} dimensions of at least 1")
-    return shape
 
 
 app = typer.Typer(add_completion=False, help="Import and export released checkpoints (model.pt).")

@@ -33,7 +33,8 @@ from causvid.diffusion.schedule import FlowSchedule, ScheduleConfig
 from causvid.interop.released_config import TRAININGS, Released, ReleasedDmd
 from causvid.params import PROFILES, build, read, read_mapping
 from causvid.runtime.files import publish, write_text
-from causvid.runtime.shapes import BlockLayout, LatentShape, VideoShape
+from causvid.runtime.shapes import BlockLayout, VideoShape
+from causvid.wan.formats.configs import latent_shape
 
 BASE = PROFILES / "wan-1.3b.yaml"
 # A released LMDB does not store the timesteps of its states. Those of this LMDB are known from its publication.
@@ -359,13 +360,8 @@ def _check(values: Mapping[str, Any]) -> None:
     """Raise the errors that the stages would raise for values that contradict each other."""
     build(ScheduleConfig, values["schedule"], name="schedule")
     build(Compute, values["compute"], name="compute")
-    vae, model = values["model"]["vae"], values["model"]
-    latent = LatentShape.of(
-        build(VideoShape, values["video"], name="video"),
-        channels=vae["z_dim"],
-        temporal_stride=vae["scale_factor_temporal"],
-        spatial_stride=vae["scale_factor_spatial"],
-    )
+    model = values["model"]
+    latent = latent_shape(model["vae"], build(VideoShape, values["video"], name="video"))
     BlockLayout(frames=latent.frames, frames_per_block=model["frames_per_block"] or latent.frames)
 
 

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderKLWan
-from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 from torch import nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -23,6 +22,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from causvid.interop.checkpoint_files import check_tensors, read_file
 from causvid.interop.original_checkpoint import fit
 from causvid.wan import text_encoder as saved_text_encoder
+from causvid.wan.released_names import TEXT_ENCODER_CONSTANTS, text_encoder_names, vae_name
 from causvid.wan.vae import vae as saved_vae
 
 VAE_FILE = "Wan2.1_VAE.pth"
@@ -33,20 +33,6 @@ TOKENIZER_FOLDER = "google/umt5-xxl"
 _TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
 _ORIGINAL = (VAE_FILE, TEXT_ENCODER_FILE, *(f"{TOKENIZER_FOLDER}/{name}" for name in _TOKENIZER_FILES))
 _DIFFUSERS = ("vae/config.json", "text_encoder/config.json", *(f"tokenizer/{name}" for name in _TOKENIZER_FILES))
-
-# Wan's name -> transformers' name, both without ".weight". The embedding is tied to encoder.embed_tokens.
-_MODULES = {"token_embedding": "shared", "norm": "encoder.final_layer_norm"}
-_BLOCK_MODULES = {
-    "norm1": "layer.0.layer_norm",
-    **{f"attn.{part}": f"layer.0.SelfAttention.{part}" for part in "qkvo"},
-    "pos_embedding.embedding": "layer.0.SelfAttention.relative_attention_bias",
-    "norm2": "layer.1.layer_norm",
-    "ffn.gate.0": "layer.1.DenseReluDense.wi_0",  # the factor with the GELU
-    "ffn.fc1": "layer.1.DenseReluDense.wi_1",
-    "ffn.fc2": "layer.1.DenseReluDense.wo",
-}
-# Constants of Wan's code that cannot be inferred from the weights.
-_FIXED = {"relative_attention_max_distance": 128, "layer_norm_epsilon": 1e-6, "feed_forward_proj": "gated-gelu"}
 
 
 class Components(NamedTuple):
@@ -113,7 +99,7 @@ def load_vae(folder: Path, config: Mapping[str, Any]) -> AutoencoderKLWan:
             )
     path = folder / VAE_FILE
     state = _read_state(path)
-    named = {_diffusers_name(key): key for key in state}
+    named = {vae_name(key): key for key in state}
     theirs = {ours: named.get(ours, f"{ours} (diffusers' name)") for ours in vae.state_dict()}
     _fill(vae, f"Wan's VAE of model.vae in {path}", state, theirs)
     return saved_vae.channels_last(vae.float()).requires_grad_(False).eval()
@@ -133,7 +119,7 @@ def load_text_encoder(
         ValueError: A file is missing or truncated, contains code, or has other keys than ``config`` implies, or
             ``config`` contradicts a constant of Wan's code.
     """
-    for name, value in _FIXED.items():
+    for name, value in TEXT_ENCODER_CONSTANTS.items():
         if config.get(name, value) != value:
             raise ValueError(f"model.text_encoder.{name} is {config[name]}; Wan's text encoder needs {value}")
     tokenizer = _load_tokenizer(folder / TOKENIZER_FOLDER)
@@ -143,26 +129,14 @@ def load_text_encoder(
     rows = {"vocab_size": embedding.shape[0]} if embedding is not None and embedding.ndim == 2 else {}
     with torch.device("meta"):
         encoder = UMT5EncoderModel(UMT5Config(**{**rows, **config, "dropout_rate": 0.0}))
-    _fill(encoder, f"Wan's text encoder of model.text_encoder in {path}", state, _text_names(encoder.config.num_layers))
+    _fill(
+        encoder,
+        f"Wan's text encoder of model.text_encoder in {path}",
+        state,
+        text_encoder_names(encoder.config.num_layers),
+    )
     encoder.tie_weights()
     return encoder.to(dtype).requires_grad_(False).eval(), tokenizer
-
-
-def _diffusers_name(key: str) -> str:
-    """Return diffusers' name of the VAE's weight ``key`` of Wan; ``key`` itself if Wan has no such weight."""
-    try:
-        (name,) = convert_wan_vae_to_diffusers({key: None})
-    except ValueError:  # the number of a block is not an integer
-        return key
-    return str(name)
-
-
-def _text_names(layers: int) -> dict[str, str]:
-    """Return Wan's name of every weight of an encoder with ``layers`` blocks, by transformers' name."""
-    modules = dict(_MODULES)
-    for block in range(layers):
-        modules |= {f"blocks.{block}.{key}": f"encoder.block.{block}.{ours}" for key, ours in _BLOCK_MODULES.items()}
-    return {f"{ours}.weight": f"{key}.weight" for key, ours in modules.items()}
 
 
 def _read_state(path: Path) -> dict[str, torch.Tensor]:

@@ -145,16 +145,6 @@ def backward(loss: torch.Tensor, step: int) -> None:
     loss.backward()
 
 
-def is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Return whether a parameter is a weight matrix in a block of a transformer."""
-    return name.startswith("blocks.") and parameter.ndim == 2
-
-
-def is_kernel(name: str, parameter: nn.Parameter) -> bool:
-    """Return whether a parameter of a VAE is a convolution kernel that is not next to the latents or the RGB output."""
-    return name.endswith("weight") and parameter.ndim >= 4 and "quant_conv" not in name and parameter.shape[0] > 3
-
-
 def _as_matrix(kernel: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Return [O, C, …] as a matrix [O, C …] with columns in the memory order of ``like``: a view of ``like`` itself."""
     if like.is_contiguous():

@@ -23,7 +23,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from causvid.runtime.seeding import derive_seed
 from causvid.runtime.text import prompt_list
-from causvid.wan.weight_files import require_all_weights, transformers_files
+from causvid.wan.formats.weight_files import require_all_weights, transformers_files
 
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 

@@ -82,7 +82,7 @@ def test_a_stage_can_build_its_sections_from_every_profile(stage: str, profile: 
 
 def test_few_edits_rerun_a_stage_without_need() -> None:
     """Dependencies on folders are short, and some of them cover a file that the stage does not import."""
-    assert sum(len(needless(stage)) for stage in STAGES) <= 17
+    assert sum(len(needless(stage)) for stage in STAGES) <= 19
 
 
 @pytest.mark.parametrize("stage", STAGES)

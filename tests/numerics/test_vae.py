@@ -10,6 +10,7 @@ from diffusers import AutoencoderKLWan
 from hypothesis import given
 from hypothesis import strategies as st
 
+from causvid.wan.formats.configs import strides
 from causvid.wan.vae import vae as module
 from causvid.wan.vae.vae import (
     StreamingDecoder,
@@ -20,7 +21,6 @@ from causvid.wan.vae.vae import (
     load_vae,
     posterior,
     set_latent_statistics,
-    temporal_stride,
     to_uint8,
     to_unit,
 )
@@ -98,7 +98,7 @@ def test_decoding_in_blocks_equals_decoding_the_whole_video(vae: AutoencoderKLWa
     latents = encode(vae, clip())
     decoder = StreamingDecoder(vae)
     parts = [decoder(block) for block in latents.split(blocks, dim=2)]
-    stride = temporal_stride(vae)
+    stride = strides(vae.config).temporal
     assert [part.shape[2] for part in parts] == [
         stride * n - (stride - 1 if k == 0 else 0) for k, n in enumerate(blocks)
     ]

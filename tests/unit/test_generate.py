@@ -639,7 +639,7 @@ def test_parts_that_do_not_fit_are_refused(toys: Toys, transformer_config: dict[
         app, ["generate", "--checkpoint", str(folder), "--prompt", "x", "--out", str(tmp_path / "o")]
     )
     assert (
-        "the transformer's text_dim is 8, but the text encoder's d_model is 16; use parts that were trained together"
+        "the text_dim of the transformer is 8, but the d_model of the text_encoder is 16; use models that were trained together"
         in done.output
     )
 

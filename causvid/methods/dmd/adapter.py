@@ -10,9 +10,7 @@ from diffusers import WanTransformer3DModel
 from peft import LoraConfig
 
 from causvid.runtime.seeding import derive_seed
-
-# The matrices of a Wan layer: projections of both attentions, and both matrices of the feed-forward.
-TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
+from causvid.wan.transformer.wan import LAYER_MATRICES
 
 
 def with_adapter(model: WanTransformer3DModel, rank: int, seed: int) -> WanTransformer3DModel:
@@ -20,7 +18,7 @@ def with_adapter(model: WanTransformer3DModel, rank: int, seed: int) -> WanTrans
     model.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "adapter"))
-        model.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS))
+        model.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=LAYER_MATRICES))
     return model
 
 

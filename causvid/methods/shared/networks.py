@@ -23,9 +23,9 @@ from causvid.diffusion.velocity import Velocity, conditional
 from causvid.record import TrainingRecord, write_record
 from causvid.training.checkpoint import Stateful
 from causvid.training.distributed import is_main, part_of, replicate, shard, synchronize_gradients, whole, world_size
-from causvid.training.optimizers import Optimizer, OptimizerConfig, is_block_matrix
+from causvid.training.optimizers import Optimizer, OptimizerConfig
 from causvid.training.run import Run
-from causvid.wan.transformer.wan import for_training, load_transformer, to_precision
+from causvid.wan.transformer.wan import for_training, is_block_matrix, load_transformer, to_precision
 
 
 class Trainee:

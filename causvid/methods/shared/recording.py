@@ -23,9 +23,9 @@ from causvid.record import (
     read_record,
     read_vae_config,
 )
-from causvid.runtime.shapes import LatentShape, VideoShape
+from causvid.runtime.shapes import VideoShape
+from causvid.wan.formats.configs import latent_shape, strides
 
-STRIDES = {"scale_factor_temporal": 4, "scale_factor_spatial": 8}  # diffusers' defaults for configs without them
 OTHER_VAE = "latents of another VAE (latents_mean and latents_std differ)"
 
 
@@ -58,15 +58,15 @@ def clips_of(latents: Path, video: VideoShape, source: Source, *, vae: Path, con
     Raises:
         ValueError: The clips in the LMDB have another size than ``video``, or the run has no VAE.
     """
-    config = STRIDES | (read_vae_config(vae) if source == Source.OURS else dict(config))
-    in_time, in_space = config["scale_factor_temporal"], config["scale_factor_spatial"]
-    LatentShape.of(video, channels=config["z_dim"], temporal_stride=in_time, spatial_stride=in_space)
+    config = read_vae_config(vae) if source == Source.OURS else config
+    temporal, spatial = strides(config)
+    latent_channels = latent_shape(config, video).channels
     frames, channels, height, width = LatentStore(latents).metadata["shape"][-4:]
     for name, ours_is, theirs in (
-        ("video.frames", video.frames, (frames - 1) * in_time + 1),
-        ("video.height", video.height, height * in_space),
-        ("video.width", video.width, width * in_space),
-        ("model.vae.z_dim", config["z_dim"], channels),
+        ("video.frames", video.frames, (frames - 1) * temporal + 1),
+        ("video.height", video.height, height * spatial),
+        ("video.width", video.width, width * spatial),
+        ("model.vae.z_dim", latent_channels, channels),
     ):
         if ours_is != theirs:
             raise ValueError(f"{name} is {ours_is}; {latents} has {theirs}: pack it again, or set {name} to {theirs}")

@@ -15,17 +15,20 @@ from causvid.data.videos.manifest import read_manifest, split
 from causvid.data.videos.video_reader import read_frames
 from causvid.methods.vae.config import VaeConfig
 from causvid.runtime.seeding import derive_seed, normal
+from causvid.runtime.shapes import VideoShape
 from causvid.speed import Counts
 from causvid.training.checkpoint import Stateful
 from causvid.training.datasets import sample_index
 from causvid.training.distributed import is_main, replicate, share_of
-from causvid.training.optimizers import Optimizer, backward, is_kernel
+from causvid.training.optimizers import Optimizer, backward
 from causvid.training.run import Run
 from causvid.training.trainer import train
+from causvid.wan.formats.configs import latent_shape
 from causvid.wan.vae.vae import (
     StreamingDecoder,
     build_vae,
     channels_last,
+    is_kernel,
     load_vae,
     normalise,
     posterior,
@@ -97,7 +100,9 @@ class VaeStep:
             clips = [clip[at : at + 1] for at, clip in zip(chosen, clips, strict=True)]
         video = to_unit(torch.from_numpy(np.stack(clips))).to(self.device)
         vae = self.model.vae
-        latent = latent_size(vae, video)
+        _, _, frames, height, width = video.shape
+        # The frame rate has no effect on the shape.
+        latent = latent_shape(vae.config, VideoShape(height=height, width=width, frames=frames, fps=1)).sizes
         noise = torch.stack([normal(latent, seed, "vae_noise", number) for number in numbers]).to(self.device)
         error, kl = self.model(video, noise)
         backward(error + config.kl_weight * kl, step)
@@ -108,14 +113,6 @@ class VaeStep:
         """Return the number of images or clips; their FLOPs are not counted."""
         config = self.run.config
         return Counts(config.image_batch_size if step < config.image_steps else config.batch_size, 0, None)
-
-
-def latent_size(vae: AutoencoderKLWan, video: torch.Tensor) -> tuple[int, int, int, int]:
-    """Return the size (C, f, h, w) of the latents of ``video`` [B, 3, F, H, W]."""
-    config = vae.config
-    _, _, frames, height, width = video.shape
-    space = config.scale_factor_spatial
-    return config.z_dim, (frames - 1) // config.scale_factor_temporal + 1, height // space, width // space
 
 
 def _initial(run: VaeRun) -> AutoencoderKLWan:

@@ -10,18 +10,22 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from diffusers import WanTransformer3DModel
+from torch import nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from causvid.compute.parallel import Checkpointing
 from causvid.runtime.seeding import derive_seed
+from causvid.wan.formats.weight_files import load_saved, saved_class
 from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
-from causvid.wan.weight_files import load_saved, saved_class
 
 # The operators that scaled_dot_product_attention calls, on all devices.
 ATTENTIONS = [
     getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}").default
     for kernel in ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention")
 ]
+
+# Names of the matrices of a layer: projections of both attentions, and both matrices of the feed-forward.
+LAYER_MATRICES = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
 
 
 def build_transformer(config: Mapping[str, Any], seed: int) -> WanTransformer3DModel:
@@ -103,3 +107,8 @@ def for_training(
         # Compiled together, because checkpointing cannot recognise the attention inside a compiled layer.
         model.enable_gradient_checkpointing(torch.compile(again) if compiled else again)
     return model.train()
+
+
+def is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Return whether a parameter of a transformer is a weight matrix inside one of its blocks."""
+    return name.startswith("blocks.") and parameter.ndim == 2

@@ -18,8 +18,9 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, Wa
 from torch import nn
 
 from causvid.runtime.seeding import derive_seed
+from causvid.wan.formats.configs import strides
+from causvid.wan.formats.weight_files import load_saved, saved_class
 from causvid.wan.vae.tiles import Window, blend, windows
-from causvid.wan.weight_files import load_saved, saved_class
 
 LOG_VARIANCE_START = -6.0  # an almost deterministic posterior, so that training starts with the reconstruction
 MEAN_GAIN = 3.0  # factor of the initial means, so that latents have a useful size from the first step
@@ -99,7 +100,8 @@ def encoder_inputs(vae: AutoencoderKLWan, video: torch.Tensor) -> list[torch.Ten
     """Split ``video`` into inputs of the encoder: the first frame, then chunks that become whole latent frames."""
     x = patchify(video, patch_size=vae.config.patch_size) if vae.config.patch_size else video
     x = x.contiguous(memory_format=torch.channels_last_3d)
-    chunk = max(1, CHUNK_PIXELS // (video.shape[3] * video.shape[4]) // temporal_stride(vae)) * temporal_stride(vae)
+    stride = strides(vae.config).temporal
+    chunk = max(1, CHUNK_PIXELS // (video.shape[3] * video.shape[4]) // stride) * stride
     return [x[:, :, :1], *(x[:, :, 1:].split(chunk, dim=2) if x.shape[2] > 1 else ())]
 
 
@@ -158,9 +160,9 @@ def set_latent_statistics(vae: AutoencoderKLWan, mean: torch.Tensor, deviation: 
     vae.register_to_config(latents_mean=mean.tolist(), latents_std=deviation.tolist())
 
 
-def temporal_stride(vae: AutoencoderKLWan) -> int:
-    """Return the number of frames that each latent frame after the first encodes."""
-    return int(2 ** sum(vae.config.temperal_downsample))
+def is_kernel(name: str, parameter: nn.Parameter) -> bool:
+    """Return whether a parameter of a VAE is a convolution kernel that is not next to the latents or the RGB output."""
+    return name.endswith("weight") and parameter.ndim >= 4 and "quant_conv" not in name and parameter.shape[0] > 3
 
 
 def to_unit(frames: torch.Tensor) -> torch.Tensor:
@@ -187,7 +189,8 @@ class _Stream:
         if not self.started:
             out.append(self.vae.decoder(x[:, :, :1], feat_cache=self.cache, feat_idx=[0], first_chunk=True))
             self.started, x = True, x[:, :, 1:]
-        pixels = raw.shape[3] * raw.shape[4] * self.vae.config.scale_factor_spatial**2 * temporal_stride(self.vae)
+        temporal, spatial = strides(self.vae.config)
+        pixels = raw.shape[3] * raw.shape[4] * spatial**2 * temporal
         for part in x.split(max(1, CHUNK_PIXELS // pixels), dim=2) if x.shape[2] else ():
             out.append(self.vae.decoder(part, feat_cache=self.cache, feat_idx=[0]))
         video = torch.cat(out, dim=2)

@@ -18,6 +18,7 @@ from causvid.generate.command import app as generate_app
 from causvid.interop import original_checkpoint as original
 from causvid.interop.checkpoint_files import read_file
 from causvid.interop.layouts import foreign_folder, require_known_layout
+from causvid.wan.released_names import rename
 from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
 from causvid.wan.transformer.wan import build_transformer, load_transformer
 from tests.unit.interop.test_original_checkpoint import BLOCK, HEADS, prefixed, same, weights
@@ -105,7 +106,7 @@ KEYS: dict[str, tuple[Callable[[State], State], str]] = {
     # Other models.
     "a VAE": (lambda s: {"encoder.conv1.weight": s["head.head.weight"], "conv2.bias": s["head.head.bias"]}, "but no key of a Wan transformer; pass the file of the transformer"),
     "a LoRA": (lambda s: {f"diffusion_model.{k[:-7]}.lora_A.weight": v for k, v in s.items() if k.endswith("q.weight")}, "the file contains a LoRA adapter, not a complete model"),
-    "diffusers' names": (lambda s: {original.rename(k) or k: v for k, v in s.items()}, "with the key names of diffusers, which needs no import"),
+    "diffusers' names": (lambda s: {rename(k) or k: v for k, v in s.items()}, "with the key names of diffusers, which needs no import"),
     "image to video": (lambda s: {**s, "img_emb.proj.0.weight": torch.ones(3)}, "the file contains an image-to-video Wan model"),
     "VACE": (lambda s: {**s, "vace_blocks.0.norm3.bias": torch.ones(3)}, "the file contains a VACE model"),
     "fp8 with scales": (lambda s: {**s, "blocks.0.self_attn.q.scale_weight": torch.ones(1)}, "quantised to fp8 with scales"),
@@ -291,7 +292,7 @@ def test_generate_names_an_unsupported_checkpoint(tmp_path: Path) -> None:
 
 def test_training_names_a_folder_in_wans_own_layout(tmp_path: Path) -> None:
     folder = sharded(tmp_path / "14B", config={"_class_name": "WanModel"})
-    with pytest.raises(ValueError, match=r"the class WanModel; expected .*original_checkpoint import' makes such a fo"):
+    with pytest.raises(ValueError, match=r"the class WanModel; expected .*original_checkpoint import' creates such a fo"):
         load_transformer(folder)
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from causvid.interop import original_checkpoint as original
+from causvid.wan.released_names import rename
 from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
 from causvid.wan.transformer.wan import load_transformer
 
@@ -330,4 +331,4 @@ def test_a_damaged_file_raises_an_error_or_gives_the_right_weights(data: st.Data
             load(path)
         return
     loaded = load(path).state_dict()
-    assert all(torch.equal(loaded[original.rename(key) or ""], value) for key, value in expected.items())
+    assert all(torch.equal(loaded[rename(key) or ""], value) for key, value in expected.items())

@@ -18,6 +18,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from causvid import params
 from causvid.interop import original_wan
+from causvid.wan import released_names
 from causvid.wan.text_encoder import build_text_encoder, build_tokenizer, embed
 from causvid.wan.vae.vae import build_vae, decode, encode
 from tests.unit.interop.wan_files import PROMPTS, TEXT, VAE, State, text_shapes, vae_shapes, write_wan_folder
@@ -100,7 +101,7 @@ def test_every_key_of_wans_text_encoder_maps_to_one_weight_of_the_same_shape(con
     with torch.device("meta"):
         encoder = UMT5EncoderModel(UMT5Config(**config))
     expected = {key: tuple(value.shape) for key, value in encoder.state_dict().items()}
-    names, theirs = original_wan._text_names(config["num_layers"]), text_shapes(config)
+    names, theirs = released_names.text_encoder_names(config["num_layers"]), text_shapes(config)
     assert sorted(names.values()) == sorted(theirs)
     assert expected.pop("encoder.embed_tokens.weight") == expected["shared.weight"]
     assert {ours: theirs[key] for ours, key in names.items()} == expected
@@ -158,7 +159,7 @@ def test_the_text_encoder_has_the_values_of_the_file(dtype: torch.dtype, folder:
     assert isinstance(encoder, UMT5EncoderModel)
     assert tokenizer("a red cube")["input_ids"] == build_tokenizer(PROMPTS)("a red cube")["input_ids"]
     state, ours = read(folder / original_wan.TEXT_ENCODER_FILE), encoder.state_dict()
-    names = original_wan._text_names(TEXT["num_layers"])
+    names = released_names.text_encoder_names(TEXT["num_layers"])
     assert all(torch.equal(ours[name], state[key].to(dtype)) for name, key in names.items())
     assert encoder.encoder.embed_tokens.weight is encoder.shared.weight
     assert not encoder.training

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from causvid.methods.vae.step import _Autoencoding
-from causvid.training.optimizers import Optimizer, OptimizerConfig, is_block_matrix, is_kernel, learning_rate
-from causvid.wan.transformer.wan import build_transformer
-from causvid.wan.vae.vae import build_vae, channels_last
+from causvid.training.optimizers import Optimizer, OptimizerConfig, learning_rate
+from causvid.wan.transformer.wan import build_transformer, is_block_matrix
+from causvid.wan.vae.vae import build_vae, channels_last, is_kernel
 
 
 def config(**changes: Any) -> OptimizerConfig:

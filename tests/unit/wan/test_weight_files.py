@@ -14,10 +14,10 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
 from causvid.interop.original_checkpoint import export_checkpoint, load_generator
+from causvid.wan.formats.weight_files import diffusers_files, load_saved
 from causvid.wan.text_encoder import build_text_encoder, build_tokenizer, load_text_encoder, save_text_encoder
 from causvid.wan.transformer.wan import build_transformer, load_transformer
 from causvid.wan.vae.vae import build_vae, load_vae
-from causvid.wan.weight_files import diffusers_files, load_saved
 
 SINGLE, INDEX = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json"
 TEXT = {"d_model": 16, "d_kv": 4, "num_heads": 4, "d_ff": 32, "num_layers": 2, "feed_forward_proj": "gated-gelu"}

@@ -17,9 +17,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from causvid.runtime.files import publish, write_json
-from causvid.training.distributed import barrier, from_main, is_main, part_of, whole
+from causvid.training.distributed import barrier, from_main, is_main, load_weights, whole, whole_weights
 
 STATE, MANIFEST = "state.pt", "manifest.json"
 KEEP = 2  # newest checkpoints, because a crash may damage the last one
@@ -63,14 +64,14 @@ class Writer:
             "step": step,
             "history": [dict(row) for row in history],
             "made_from": self.made_from,
-            "parts": {name: whole(part.state_dict()) for name, part in parts.items()},
+            "parts": {name: _state_of(part) for name, part in parts.items()},
         }
         if self.thread is None:
             if is_main():
                 self._write(state)
             barrier()
         elif is_main():
-            self.writing = self.thread.submit(self._write, copied(state))
+            self.writing = self.thread.submit(self._write, tree_map_only(torch.Tensor, _copied, state))
 
     def wait(self) -> None:
         """Wait until the last checkpoint is on disk."""
@@ -88,17 +89,6 @@ class Writer:
         for old in sorted(self.folder.glob("step-*"))[:-KEEP]:
             if self.keep_every is None or int(old.name.removeprefix("step-")) % self.keep_every:
                 shutil.rmtree(old)
-
-
-def copied(value: Any) -> Any:
-    """Copy nested containers, and all tensors in them to the CPU. The originals can then be changed."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, Mapping):
-        return {key: copied(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(copied(item) for item in value)
-    return value
 
 
 def resume(
@@ -130,12 +120,23 @@ def resume(
             "away to start the training again"
         )
     for name, part in parts.items():
-        values = state["parts"][name]
         if isinstance(part, nn.Module):
-            held = part.state_dict()
-            values = {key: part_of(value, held[key]) if key in held else value for key, value in values.items()}
-        part.load_state_dict(values)
+            load_weights(part, state["parts"][name])
+        else:
+            part.load_state_dict(state["parts"][name])
     return state["step"], state["history"]
+
+
+def _state_of(part: Stateful) -> dict[str, Any]:
+    """Return the state of ``part``. Frozen weights are omitted, because they can be loaded from their file."""
+    state: dict[str, Any]
+    state = whole_weights(part, frozen=False) if isinstance(part, nn.Module) else whole(part.state_dict())
+    return state
+
+
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    """Copy a tensor to the CPU. The original can then be changed."""
+    return tensor.detach().to("cpu", copy=True)
 
 
 def _newest(folder: Path) -> str | None:

@@ -9,7 +9,9 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed as dist
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._pytree import tree_map
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -100,17 +102,43 @@ def shard(module: Module, blocks: nn.ModuleList, dtype: torch.dtype) -> Module:
 def whole(value: Any) -> Any:
     """Gather every sharded tensor in nested containers on the CPU of rank 0. All ranks must call this function.
 
+    ``torch.distributed.checkpoint.state_dict`` cannot do this for an optimizer whose parameters are views of a module's
+    parameters, as those of Muon are.
+
     Returns:
         On rank 0 the containers with whole tensors; on other ranks the containers with None for each sharded tensor.
     """
-    if isinstance(value, DTensor):
-        full = value.full_tensor()
+
+    def gathered(leaf: Any) -> Any:
+        if not isinstance(leaf, DTensor):
+            return leaf
+        full = leaf.full_tensor()
         return full.cpu() if is_main() else None
-    if isinstance(value, Mapping):
-        return {key: whole(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(whole(item) for item in value)
-    return value
+
+    return tree_map(gathered, value)
+
+
+def whole_weights(module: nn.Module, *, frozen: bool) -> dict[str, Any]:
+    """Gather the weights and buffers of a module on the CPU of rank 0. All ranks must call this function.
+
+    Args:
+        module: A module, which may be sharded or replicated.
+        frozen: Whether to include the weights that are not trained.
+
+    Returns:
+        The state dict of the module; on other ranks an empty one.
+    """
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=not frozen)
+    return get_model_state_dict(module, options=options)
+
+
+def load_weights(module: nn.Module, state: dict[str, Any]) -> None:
+    """Load the result of ``whole_weights``, which every rank must pass. Frozen weights may be missing in it."""
+    trained = {name for name, weight in module.named_parameters() if weight.requires_grad}
+    options = StateDictOptions(full_state_dict=True, strict=False)
+    keys = set_model_state_dict(module, state, options=options)
+    assert not keys.unexpected_keys, keys
+    assert not trained.intersection(keys.missing_keys), keys
 
 
 def part_of(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,6 @@ distributed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from causvid.compute.parallel import Compute
 from causvid.diffusion.velocity import Velocity, conditional
 from causvid.record import TrainingRecord, write_record
 from causvid.training.checkpoint import Stateful
-from causvid.training.distributed import is_main, part_of, replicate, shard, synchronize_gradients, whole, world_size
+from causvid.training.distributed import is_main, replicate, shard, synchronize_gradients, whole_weights, world_size
 from causvid.training.optimizers import Optimizer, OptimizerConfig
 from causvid.training.run import Run
 from causvid.wan.transformer.wan import for_training, is_block_matrix, load_transformer, to_precision
@@ -83,10 +82,8 @@ class Trainee:
 
     def state(self, prefix: str = "") -> dict[str, Stateful]:
         """Return the weights that are trained, their average and the optimizer, each by its name after ``prefix``."""
-        frozen = any(not parameter.requires_grad for parameter in self.model.parameters())
-        weights: Stateful = Trained(self.model) if frozen else self.model
         average: dict[str, Stateful] = {} if self.average is None else {f"{prefix}average": self.average}
-        return {f"{prefix}model": weights, **average, f"{prefix}optimizer": self.optimizer}
+        return {f"{prefix}model": self.model, **average, f"{prefix}optimizer": self.optimizer}
 
     def export(self, folder: Path, record: TrainingRecord) -> None:
         """Save the weight average in diffusers' format with its training record. All ranks must call this method."""
@@ -127,29 +124,12 @@ def _distributed(model: WanTransformer3DModel, compute: Compute, precision: devi
     return replicate(model) if any(parameter.requires_grad for parameter in model.parameters()) else model
 
 
-class Trained:
-    """The weights of ``model`` that are trained, for a checkpoint. The frozen ones can be loaded from their file."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """Return the weights by name."""
-        return {name: weight.detach() for name, weight in self.weights.items()}
-
-    @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Restore whole weights; every rank takes its shards of them."""
-        for name, weight in self.weights.items():
-            weight.copy_(part_of(state[name].to(weight.device), weight))
-
-
 def save_whole(model: nn.Module, folder: Path, record: TrainingRecord) -> None:
     """Save a model in diffusers' format, and its training record.
 
     The model may be sharded over the ranks. All ranks must call this function; rank 0 writes.
     """
-    state = whole(model.state_dict())
+    state = whole_weights(model, frozen=True)
     if is_main():
         plain = _empty(model)
         plain.load_state_dict(state, assign=True)

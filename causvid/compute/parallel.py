@@ -20,7 +20,7 @@ from typing import Any, Literal, Protocol
 
 from causvid.runtime.files import write_json
 
-TRIES = 3  # how often a group is tried if its worker dies, and then each of its items alone
+TRIES = 3  # of a group whose worker dies, and then of each of its items alone; Ray's own retries never split a call
 RESTARTS = 100  # how often a training is restarted from its last checkpoint if a worker dies
 # A training that raises one of these is not restarted, because it would raise the same error again.
 REFUSALS: dict[str, type[Exception]] = {kind.__name__: kind for kind in (ValueError, FloatingPointError)}

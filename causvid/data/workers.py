@@ -2,6 +2,7 @@
 
 A worker process runs one job at a time. An alarm kills the process at the time limit, even if its interpreter is
 blocked, and a new process replaces it. Memory is limited too, because a header of a few bytes can request all of it.
+Pools of other libraries, such as pebble, have the time limit but no memory limit.
 """
 
 from __future__ import annotations

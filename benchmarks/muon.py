@@ -12,11 +12,10 @@ import time
 from pathlib import Path
 
 import torch
-from diffusers import WanTransformer3DModel
 
 from causvid.compute import device as devices
 from causvid.training.muon import Muon
-from causvid.wan.transformer.wan import build_transformer, is_block_matrix
+from causvid.wan.transformer.wan import Transformer, build_transformer, is_block_matrix
 
 REPEATS = 7
 
@@ -36,7 +35,7 @@ def seconds(optimizer: torch.optim.Optimizer, device: torch.device) -> float:
 def main(config: Path) -> None:
     """Measure both optimizers, and print one line."""
     device = devices.pick()
-    model = build_transformer(dict(WanTransformer3DModel.load_config(config.parent)), seed=0).to(device)
+    model = build_transformer(dict(Transformer.load_config(config.parent)), seed=0).to(device)
     matrices = [p for name, p in model.named_parameters() if is_block_matrix(name, p)]
     for matrix in matrices:
         matrix.grad = torch.randn_like(matrix)

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan, DiffusionPipeline, WanTransformer3DModel
+from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
-from transformers import UMT5EncoderModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 import causvid.models.causal_wan  # noqa: F401  diffusers loads classes of imported modules only
@@ -26,11 +25,10 @@ from causvid.sampling.few_step import few_step
 from causvid.sampling.ode_solver import solve_ode
 from causvid.wan.formats.configs import strides, token_shape
 from causvid.wan.formats.weight_files import require_weights
-from causvid.wan.text_encoder import embed
-from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
+from causvid.wan.text_encoder import TextEncoder, embed
 from causvid.wan.transformer.lora_files import check_lora_files, without_fused_adapters
-from causvid.wan.transformer.wan import load_transformer
-from causvid.wan.vae.vae import StreamingDecoder, decode, encode, load_vae, to_uint8
+from causvid.wan.transformer.wan import CausalTransformer, Transformer, load_transformer
+from causvid.wan.vae.vae import StreamingDecoder, Vae, decode, encode, load_vae, to_uint8
 
 # (known first latent frames or None, sink frames or None) -> latent blocks
 Blocks = Callable[[torch.Tensor | None, int | None], Iterator[torch.Tensor]]
@@ -45,13 +43,13 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
     """
 
     _optional_components = ["text_encoder", "tokenizer"]
-    transformer: WanTransformer3DModel
+    transformer: Transformer
 
     def __init__(
         self,
-        vae: AutoencoderKLWan,
-        transformer: WanTransformer3DModel,
-        text_encoder: UMT5EncoderModel | None = None,
+        vae: Vae,
+        transformer: Transformer,
+        text_encoder: TextEncoder | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         shift: float = 8.0,
         solver_steps: int = 50,
@@ -88,7 +86,7 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
         """Set an attribute. A component must have all its weights, and a transformer must check its LoRA files."""
         if isinstance(value, torch.nn.Module):
             require_weights(name, value)
-        if isinstance(value, WanTransformer3DModel):
+        if isinstance(value, Transformer):
             check_lora_files(value)
         super().__setattr__(name, value)
 
@@ -130,7 +128,7 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
     @property
     def is_causal(self) -> bool:
         """Whether the transformer streams blocks or denoises a clip at once."""
-        return isinstance(self.transformer, CausalWanTransformer3DModel)
+        return isinstance(self.transformer, CausalTransformer)
 
     def latent_shape(self, video: VideoShape) -> LatentShape:
         """Return the latent size of ``video``. Raises ValueError if the VAE or the transformer does not support it."""
@@ -324,12 +322,12 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
 
 
 def build_pipeline(
-    transformer: WanTransformer3DModel,
-    vae: AutoencoderKLWan,
+    transformer: Transformer,
+    vae: Vae,
     record: TeacherRecord | StudentRecord,
     schedule: ScheduleConfig,
     *,
-    text_encoder: UMT5EncoderModel | None = None,
+    text_encoder: TextEncoder | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> CausVidPipeline:
     """Build a pipeline with the settings of a training record.

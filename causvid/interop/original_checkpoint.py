@@ -20,7 +20,6 @@ from typing import Annotated
 
 import torch
 import typer
-from diffusers import WanTransformer3DModel
 from safetensors.torch import save_file
 
 from causvid.interop.checkpoint_files import check_tensors, read_file, read_tensors
@@ -29,7 +28,7 @@ from causvid.params import build
 from causvid.runtime.files import publish, write_json
 from causvid.wan.formats.weight_files import diffusers_files, require_all_weights, saved_class
 from causvid.wan.released_names import count_blocks, infer_config, rename, transformer_keys, transformer_names
-from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
+from causvid.wan.transformer.wan import CausalTransformer, Transformer
 
 GENERATOR, CRITIC = "generator", "critic"
 PREFIX = "model."
@@ -122,7 +121,7 @@ def fit(
 
 def to_diffusers(
     state: Mapping[str, torch.Tensor], *, num_attention_heads: int, frames_per_block: int | None
-) -> WanTransformer3DModel:
+) -> Transformer:
     """Return the frozen transformer with the weights ``state`` (under Wan's names) and their dtypes, in eval mode.
 
     The model is causal with blocks of ``frames_per_block`` latent frames, or bidirectional if this argument is None.
@@ -133,9 +132,9 @@ def to_diffusers(
     config = infer_config(state, num_attention_heads=num_attention_heads)
     with torch.device("meta"):
         model = (
-            WanTransformer3DModel(**config)
+            Transformer(**config)
             if frames_per_block is None
-            else CausalWanTransformer3DModel(**config, frames_per_block=frames_per_block)
+            else CausalTransformer(**config, frames_per_block=frames_per_block)
         )
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     weights = fit(
@@ -147,12 +146,10 @@ def to_diffusers(
     return model.requires_grad_(False).eval()
 
 
-def load_generator(
-    path: Path, *, num_attention_heads: int, frames_per_block: int, causal: bool = True
-) -> WanTransformer3DModel:
+def load_generator(path: Path, *, num_attention_heads: int, frames_per_block: int, causal: bool = True) -> Transformer:
     """Load the generator of a released checkpoint, in float32 and eval mode.
 
-    The result is a ``CausalWanTransformer3DModel``, or diffusers' bidirectional model if ``causal`` is False. Raises
+    The result is a ``CausalTransformer``, or diffusers' bidirectional model if ``causal`` is False. Raises
     ValueError under the conditions of ``read_original`` and ``to_diffusers``.
     """
     sections, _ = read_original(path)
@@ -239,9 +236,9 @@ def _to_original(folder: Path, prefix: str) -> dict[str, torch.Tensor]:
     _require_transformer(folder)
     state = {key: value for file in diffusers_files(folder) for key, value in read_tensors(file).items()}
     with torch.device("meta"):
-        config = dict(WanTransformer3DModel.load_config(folder))
+        config = dict(Transformer.load_config(folder))
         config.pop("frames_per_block", None)  # no weight depends on it
-        empty = WanTransformer3DModel.from_config(config)
+        empty = Transformer.from_config(config)
     theirs = transformer_names(empty.state_dict(), len(empty.blocks))
     unknown, missing = sorted(state.keys() - theirs.keys()), [ours for ours in theirs if ours not in state]
     if any(".base_layer." in key for key in unknown):
@@ -264,7 +261,7 @@ def _require_transformer(folder: Path) -> None:
         raise ValueError(f"{folder} is a diffusers pipeline; pass its transformer, {folder / 'transformer'}")
     if found := foreign_folder(folder):
         raise ValueError(f"{folder} is {found}; export takes the diffusers folder of a transformer")
-    saved_class(folder, "diffusers transformer", (WanTransformer3DModel, CausalWanTransformer3DModel))
+    saved_class(folder, "diffusers transformer", (Transformer, CausalTransformer))
 
 
 app = typer.Typer(add_completion=False, help="Import and export released checkpoints (model.pt).")

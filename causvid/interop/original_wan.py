@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import AutoencoderKLWan
 from torch import nn
-from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+from transformers import PreTrainedTokenizerFast, UMT5Config
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from causvid.interop.checkpoint_files import check_tensors, read_file
 from causvid.interop.original_checkpoint import fit
 from causvid.wan import text_encoder as saved_text_encoder
 from causvid.wan.released_names import TEXT_ENCODER_CONSTANTS, text_encoder_names, vae_name
+from causvid.wan.text_encoder import TextEncoder
 from causvid.wan.vae import vae as saved_vae
+from causvid.wan.vae.vae import Vae
 
 VAE_FILE = "Wan2.1_VAE.pth"
 TEXT_ENCODER_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
@@ -38,8 +39,8 @@ _DIFFUSERS = ("vae/config.json", "text_encoder/config.json", *(f"tokenizer/{name
 class Components(NamedTuple):
     """The models that a generator needs in addition. They are frozen and in eval mode, and the VAE is in float32."""
 
-    vae: AutoencoderKLWan
-    text_encoder: UMT5EncoderModel
+    vae: Vae
+    text_encoder: TextEncoder
     tokenizer: PreTrainedTokenizerBase
 
 
@@ -77,7 +78,7 @@ def load_components(
     return Components(saved_vae.load_vae(folder / "vae"), *encoder)
 
 
-def load_vae(folder: Path, config: Mapping[str, Any]) -> AutoencoderKLWan:
+def load_vae(folder: Path, config: Mapping[str, Any]) -> Vae:
     """Load the VAE of ``folder``/Wan2.1_VAE.pth, frozen, in float32 and in the memory format channels_last_3d.
 
     Args:
@@ -89,7 +90,7 @@ def load_vae(folder: Path, config: Mapping[str, Any]) -> AutoencoderKLWan:
             ``config`` implies.
     """
     with torch.device("meta"):
-        vae = AutoencoderKLWan(**config)
+        vae = Vae(**config)
     for name in ("latents_mean", "latents_std"):
         numbers = config.get(name) or []
         if len(numbers) != vae.config.z_dim:
@@ -107,7 +108,7 @@ def load_vae(folder: Path, config: Mapping[str, Any]) -> AutoencoderKLWan:
 
 def load_text_encoder(
     folder: Path, config: Mapping[str, Any], dtype: torch.dtype
-) -> tuple[UMT5EncoderModel, PreTrainedTokenizerBase]:
+) -> tuple[TextEncoder, PreTrainedTokenizerBase]:
     """Load the encoder of ``folder``/models_t5_umt5-xxl-enc-bf16.pth, frozen, and the tokenizer of google/umt5-xxl.
 
     Args:
@@ -128,7 +129,7 @@ def load_text_encoder(
     embedding = state.get("token_embedding.weight")
     rows = {"vocab_size": embedding.shape[0]} if embedding is not None and embedding.ndim == 2 else {}
     with torch.device("meta"):
-        encoder = UMT5EncoderModel(UMT5Config(**{**rows, **config, "dropout_rate": 0.0}))
+        encoder = TextEncoder(UMT5Config(**{**rows, **config, "dropout_rate": 0.0}))
     _fill(
         encoder,
         f"Wan's text encoder of model.text_encoder in {path}",

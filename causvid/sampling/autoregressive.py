@@ -11,8 +11,8 @@ from causvid.diffusion.velocity import Velocity, conditional, guide_halves
 from causvid.runtime.shapes import BlockLayout
 from causvid.sampling.few_step import few_step
 from causvid.sampling.ode_solver import solve_ode
-from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
 from causvid.wan.transformer.kv_cache import KVCache
+from causvid.wan.transformer.wan import CausalTransformer
 
 # (velocity of a block given the earlier blocks, noise [B, C, k, H, W]) -> the block. With guidance the velocity takes
 # 2 B samples: first B without the prompt, then B with it.
@@ -20,7 +20,7 @@ Denoise = Callable[[Velocity, torch.Tensor], torch.Tensor]
 
 
 def generate_blocks(
-    student: CausalWanTransformer3DModel,
+    student: CausalTransformer,
     text: torch.Tensor,
     noise: torch.Tensor | Iterable[torch.Tensor],
     schedule: ScheduleConfig,
@@ -56,7 +56,7 @@ def generate_blocks(
 
 
 def solve_blocks(
-    model: CausalWanTransformer3DModel,
+    model: CausalTransformer,
     text: torch.Tensor,
     negative: torch.Tensor,
     guidance_scale: float,
@@ -89,7 +89,7 @@ def solve_blocks(
 
 
 def _block_by_block(
-    model: CausalWanTransformer3DModel,
+    model: CausalTransformer,
     texts: torch.Tensor,
     noise: torch.Tensor | Iterable[torch.Tensor],
     denoise: Denoise,
@@ -119,7 +119,7 @@ def _block_by_block(
 
 
 def rollout_with_gradient(
-    student: CausalWanTransformer3DModel,
+    student: CausalTransformer,
     text: torch.Tensor,
     noise: torch.Tensor,
     schedule: ScheduleConfig,
@@ -170,7 +170,7 @@ def _parts(noise: torch.Tensor | Iterable[torch.Tensor], per_block: int) -> Iter
 
 
 def _make_cache(
-    student: CausalWanTransformer3DModel,
+    student: CausalTransformer,
     part: torch.Tensor,
     batch: int,
     frames: int | None,
@@ -191,7 +191,7 @@ def _make_cache(
 
 @torch.no_grad()
 def _remember(
-    student: CausalWanTransformer3DModel,
+    student: CausalTransformer,
     texts: torch.Tensor,
     cache: KVCache,
     start: int,

@@ -27,6 +27,8 @@ from causvid.wan.formats.weight_files import require_all_weights, transformers_f
 
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 
+TextEncoder = UMT5EncoderModel  # the name that other folders use
+
 
 def clean(prompt: str) -> str:
     """Clean a prompt as Wan does: repair broken Unicode, unescape HTML twice, and collapse white space."""

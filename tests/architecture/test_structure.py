@@ -135,6 +135,15 @@ def test_only_one_file_says_cuda() -> None:
     assert [p.relative_to(ROOT).as_posix() for p in files if "cuda" in p.read_text()] == ["causvid/compute/device.py"]
 
 
+def test_only_the_folder_of_the_backbone_knows_its_classes_and_keys() -> None:
+    """Other folders ask it; the formats of the released code and the name in exported pipelines are exceptions."""
+    words = r"WanTransformer3DModel|AutoencoderKLWan|UMT5EncoderModel|\[\"z_dim|\.z_dim|scale_factor_spatial|\"to_q|\"blocks\."
+    files = [path.relative_to(ROOT).as_posix() for path in (ROOT / "causvid").rglob("*.py")]
+    others = [name for name in files if not name.startswith(("causvid/wan/", "causvid/interop/", "causvid/models/"))]
+    code = {name: re.sub(r'""".*?"""|#.*', "", (ROOT / name).read_text(), flags=re.DOTALL) for name in others}
+    assert {name for name, text in code.items() if re.search(words, text)} == set()
+
+
 def test_the_model_core_needs_no_orchestration() -> None:
     """DESIGN: models, diffusion, losses, sampling and the pipeline run without Ray, DVC, Prefect, MLflow, LMDB, decord."""
     code = (

@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from diffusers import WanTransformer3DModel
 from peft import LoraConfig
 
 from causvid.runtime.seeding import derive_seed
-from causvid.wan.transformer.wan import LAYER_MATRICES
+from causvid.wan.transformer.wan import LAYER_MATRICES, Transformer
 
 
-def with_adapter(model: WanTransformer3DModel, rank: int, seed: int) -> WanTransformer3DModel:
+def with_adapter(model: Transformer, rank: int, seed: int) -> Transformer:
     """Freeze ``model`` and add a trainable adapter of ``rank``, random by ``seed``, that has no effect at first."""
     model.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
@@ -23,7 +22,7 @@ def with_adapter(model: WanTransformer3DModel, rank: int, seed: int) -> WanTrans
 
 
 @contextmanager
-def without_adapter(model: WanTransformer3DModel) -> Iterator[None]:
+def without_adapter(model: Transformer) -> Iterator[None]:
     """Disable the adapter of ``model`` inside the ``with`` statement.
 
     peft also makes the adapter's weights untrainable. They are made trainable again at once, because DDP and FSDP look

@@ -20,7 +20,7 @@ from causvid.runtime.shapes import BlockLayout
 from causvid.sampling.autoregressive import rollout_with_gradient
 from causvid.sampling.few_step import noisy_states
 from causvid.training.run import Run
-from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
+from causvid.wan.transformer.wan import CausalTransformer
 
 DmdRun = Run[DmdConfig, StudentRecord]
 
@@ -147,7 +147,7 @@ class Rollout:
             len(schedule.denoising_timesteps), (), generator=generator(seed, f"{purpose}_exit", step)
         )
         return rollout_with_gradient(
-            cast(CausalWanTransformer3DModel, self.student.model),
+            cast(CausalTransformer, self.student.model),
             text,
             batch.noise(seed, f"{purpose}_noise"),
             schedule,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from diffusers import WanTransformer3DModel
 
 from causvid.compute import device as devices
 from causvid.data.stores.latent_store import LatentStore
@@ -25,7 +24,7 @@ from causvid.training.checkpoint import Stateful
 from causvid.training.distributed import weight_of
 from causvid.training.run import Run
 from causvid.training.trainer import train
-from causvid.wan.transformer.wan import load_transformer, student_of
+from causvid.wan.transformer.wan import Transformer, load_transformer, student_of
 
 OdeRun = Run[OdeConfig, StudentRecord]
 
@@ -48,7 +47,7 @@ class OdeStep:
         self.student = Trainee(self._initial(), run, run.config.optimizer, ema_decay=run.config.ema_decay)
         self.clip = clip_of(self.student.model.config, shape, blocks, self.texts.length)
 
-    def _initial(self) -> WanTransformer3DModel:
+    def _initial(self) -> Transformer:
         """Return the student before training.
 
         Raises:

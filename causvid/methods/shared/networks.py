@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from diffusers import WanTransformer3DModel
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -24,7 +23,7 @@ from causvid.training.checkpoint import Stateful
 from causvid.training.distributed import is_main, replicate, shard, synchronize_gradients, whole_weights, world_size
 from causvid.training.optimizers import Optimizer, OptimizerConfig
 from causvid.training.run import Run
-from causvid.wan.transformer.wan import for_training, is_block_matrix, load_transformer, to_precision
+from causvid.wan.transformer.wan import Transformer, for_training, is_block_matrix, load_transformer, to_precision
 
 
 class Trainee:
@@ -39,7 +38,7 @@ class Trainee:
 
     def __init__(
         self,
-        model: WanTransformer3DModel,
+        model: Transformer,
         run: Run[Any, Any],
         optimizer: OptimizerConfig,
         *,
@@ -91,7 +90,7 @@ class Trainee:
         save_whole(self.average.module, folder, record)
 
 
-def load_frozen(folder: Path, run: Run[Any, Any]) -> WanTransformer3DModel:
+def load_frozen(folder: Path, run: Run[Any, Any]) -> Transformer:
     """Load a transformer that is not trained, and distribute it over the ranks as ``run.compute`` says.
 
     A model that every rank holds whole is kept in ``run.precision``.
@@ -99,7 +98,7 @@ def load_frozen(folder: Path, run: Run[Any, Any]) -> WanTransformer3DModel:
     return _distributed(load_transformer(folder).requires_grad_(False), run.compute, run.precision)
 
 
-def _averaged(model: WanTransformer3DModel, decay: float, compute: Compute) -> AveragedModel:
+def _averaged(model: Transformer, decay: float, compute: Compute) -> AveragedModel:
     """Return the weight average of ``model``, which is not yet distributed."""
     law = get_ema_multi_avg_fn(decay)
     if not _is_sharded(compute):
@@ -111,7 +110,7 @@ def _averaged(model: WanTransformer3DModel, decay: float, compute: Compute) -> A
     return average
 
 
-def _distributed(model: WanTransformer3DModel, compute: Compute, precision: devices.Precision) -> WanTransformer3DModel:
+def _distributed(model: Transformer, compute: Compute, precision: devices.Precision) -> Transformer:
     """Distribute ``model`` over the devices of the ranks, in place, as ``compute`` says.
 
     The frozen weights of a model that every rank holds whole are kept in ``precision``.

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffusers import WanTransformer3DModel
 
 from causvid.compute import device as devices
 from causvid.data.stores.latent_store import LatentStore
@@ -26,7 +25,7 @@ from causvid.speed import Counts, clip_of
 from causvid.training.checkpoint import Stateful
 from causvid.training.run import Run
 from causvid.training.trainer import train
-from causvid.wan.transformer.wan import build_transformer, causal_student, load_transformer
+from causvid.wan.transformer.wan import Transformer, build_transformer, causal_student, load_transformer
 
 TeacherRun = Run[TeacherConfig, TeacherRecord]
 
@@ -44,7 +43,7 @@ class TeacherStep:
         self.teacher = Trainee(self._initial(), run, run.config.optimizer, ema_decay=run.config.ema_decay)
         self.clip = clip_of(self.teacher.model.config, shape, blocks, self.texts.length)
 
-    def _initial(self) -> WanTransformer3DModel:
+    def _initial(self) -> Transformer:
         """Return the teacher before training.
 
         Raises:

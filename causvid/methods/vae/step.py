@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan
 from torch import nn
 
 from causvid.compute import device as devices
@@ -26,6 +25,7 @@ from causvid.training.trainer import train
 from causvid.wan.formats.configs import latent_shape
 from causvid.wan.vae.vae import (
     StreamingDecoder,
+    Vae,
     build_vae,
     channels_last,
     is_kernel,
@@ -44,7 +44,7 @@ VaeRun = Run[VaeConfig, None]
 class _Autoencoding(nn.Module):
     """The VAE as a module with one forward pass, over which DDP averages the gradients."""
 
-    def __init__(self, vae: AutoencoderKLWan) -> None:
+    def __init__(self, vae: Vae) -> None:
         super().__init__()
         self.vae = vae
 
@@ -115,7 +115,7 @@ class VaeStep:
         return Counts(config.image_batch_size if step < config.image_steps else config.batch_size, 0, None)
 
 
-def _initial(run: VaeRun) -> AutoencoderKLWan:
+def _initial(run: VaeRun) -> Vae:
     """Return the VAE that ``init`` names, or one with random weights."""
     found = run.config.init.locate("vae")
     return load_vae(found) if found else build_vae(run.network, run.seed)
@@ -127,7 +127,7 @@ def train_vae(run: VaeRun) -> None:
 
 
 @torch.no_grad()
-def _record_statistics(vae: AutoencoderKLWan, clips: Sequence[Path]) -> None:
+def _record_statistics(vae: Vae, clips: Sequence[Path]) -> None:
     device = next(vae.parameters()).device
     videos = (to_unit(torch.from_numpy(read_frames(clip)))[None].to(device) for clip in clips)
     means = torch.cat([posterior(vae, video).mean[0].flatten(1).cpu() for video in videos], dim=1)

@@ -24,6 +24,8 @@ ATTENTIONS = [
     for kernel in ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention")
 ]
 
+# The classes of this backbone, under the names that other folders use.
+Transformer, CausalTransformer = WanTransformer3DModel, CausalWanTransformer3DModel
 # Names of the matrices of a layer: projections of both attentions, and both matrices of the feed-forward.
 LAYER_MATRICES = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
 

@@ -22,6 +22,7 @@ from causvid.wan.formats.configs import strides
 from causvid.wan.formats.weight_files import load_saved, saved_class
 from causvid.wan.vae.tiles import Window, blend, windows
 
+Vae = AutoencoderKLWan  # the name that other folders use
 LOG_VARIANCE_START = -6.0  # an almost deterministic posterior, so that training starts with the reconstruction
 MEAN_GAIN = 3.0  # factor of the initial means, so that latents have a useful size from the first step
 CHUNK_PIXELS = 2**21  # pixels of a chunk: limits the memory for a 480x832 clip; a 32x32 clip is one chunk

@@ -292,7 +292,9 @@ def test_generate_names_an_unsupported_checkpoint(tmp_path: Path) -> None:
 
 def test_training_names_a_folder_in_wans_own_layout(tmp_path: Path) -> None:
     folder = sharded(tmp_path / "14B", config={"_class_name": "WanModel"})
-    with pytest.raises(ValueError, match=r"the class WanModel; expected .*original_checkpoint import' creates such a fo"):
+    with pytest.raises(
+        ValueError, match=r"the class WanModel; expected .*original_checkpoint import' creates such a fo"
+    ):
         load_transformer(folder)
 
 

@@ -54,9 +54,12 @@ class Watch:
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """What a stage's result is made from.
+    """The origin of a stage's result.
 
-    key: stands for all of it; inputs: digests by path; upstream: keys of the stages that made those, by stage.
+    Attributes:
+        key: Key of the stage's work, which depends on everything that decides the result.
+        inputs: Checksums of the inputs, by path.
+        upstream: Keys of the stages that produced the inputs, by stage.
     """
 
     key: str

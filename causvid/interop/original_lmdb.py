@@ -50,7 +50,7 @@ class Finding:
 
     code: str  # stable identifier
     sentence: str  # description for users
-    mended: bool  # whether an import repairs or skips the fault
+    repairable: bool  # whether an import repairs or skips the fault
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,26 +90,26 @@ def survey(folder: Path, *, row_shape: Sequence[int] | None = None) -> Survey:
         count = max(sizes) + 1 if count is None else count
         for index in sorted(i for i in sizes.keys() ^ prompts.keys() if i < count):
             has, lacks = ("latents", "prompt") if index in sizes else ("a prompt", "latents")
-            findings.append(Finding(code="half_row", sentence=f"row {index} has {has} but no {lacks}", mended=False))
+            findings.append(Finding(code="half_row", sentence=f"row {index} has {has} but no {lacks}", repairable=False))
         complete = sorted(i for i in sizes.keys() & prompts.keys() if i < count)
         reasons = ((i, text.undecodable(bytes(_value(transaction, "prompts", i)))) for i in complete)
         rejected = {i: f"its prompt {reason}" for i, reason in reasons if reason}
-        findings += [Finding(code="prompt", sentence=left_out(i, rejected[i]), mended=True) for i in rejected]
+        findings += [Finding(code="prompt", sentence=left_out(i, rejected[i]), repairable=True) for i in rejected]
         rows = tuple(i for i in complete if i not in rejected)
         stale, missing = sum(i >= count for i in sizes), count - sum(i < count for i in sizes.keys() | prompts.keys())
         if stale:
             sentence = f"{stale} rows of an earlier build follow the last of {count} rows; the import skips them"
-            findings.append(Finding(code="stale_rows", sentence=sentence, mended=True))
+            findings.append(Finding(code="stale_rows", sentence=sentence, repairable=True))
         if missing:
             sentence = (
                 f"{missing} of {count} rows are missing: the build was interrupted; the import renumbers the rest"
             )
-            findings.append(Finding(code="missing_rows", sentence=sentence, mended=True))
+            findings.append(Finding(code="missing_rows", sentence=sentence, repairable=True))
         expected = prod(shape) * DTYPE.itemsize
         for index in rows:
             if sizes[index] != expected:
                 sentence = f"row {index} has {sizes[index]} bytes; the shape {shape} in float16 has {expected}"
-                findings.append(Finding(code="row_size", sentence=sentence, mended=False))
+                findings.append(Finding(code="row_size", sentence=sentence, repairable=False))
     return Survey(rows=rows, rejected=rejected, row_shape=shape, findings=tuple(findings))
 
 
@@ -143,7 +143,7 @@ def import_store(
     if target.exists():
         raise FileExistsError(f"{target} exists; choose another folder or remove it")
     found = survey(source, row_shape=row_shape)
-    broken = [finding.sentence for finding in found.findings if not finding.mended]
+    broken = [finding.sentence for finding in found.findings if not finding.repairable]
     if broken or not found.rows:
         more = f"; and {len(broken) - 5} more" if len(broken) > 5 else ""
         raise ValueError(f"{source} cannot be imported: {'; '.join(broken[:5]) or 'there is no valid row'}{more}")
@@ -215,14 +215,14 @@ def _recorded(transaction: lmdb.Transaction, findings: list[Finding]) -> tuple[i
     if content is None or not re.fullmatch(r"\d{1,12}( \d{1,12})*", content):
         fault = "is missing" if content is None else f"is {content[:60]!r}"
         findings.append(
-            Finding(code="no_shape", sentence=f"latents_shape {fault}: the build was interrupted", mended=True)
+            Finding(code="no_shape", sentence=f"latents_shape {fault}: the build was interrupted", repairable=True)
         )
         return None, None
     count, *shape = map(int, content.split(" "))
     if shape:
         return count, tuple(shape)
     sentence = f"latents_shape is {content!r}, a count without a shape: the last input file had only duplicates"
-    findings.append(Finding(code="count_only", sentence=sentence, mended=True))
+    findings.append(Finding(code="count_only", sentence=sentence, repairable=True))
     return count, None
 
 
@@ -261,8 +261,8 @@ def check_command(source: Source, row_shape: RowShape = None) -> None:
         sys.exit(str(error))
     print(f"{source}: {len(found.rows)} rows of {AXES[len(found.row_shape)]} = {found.row_shape}")
     for finding in found.findings:
-        print(f"{'repaired by import' if finding.mended else 'NOT REPAIRED'}: {finding.sentence}")
-    if not all(finding.mended for finding in found.findings):
+        print(f"{'repaired by import' if finding.repairable else 'NOT REPAIRED'}: {finding.sentence}")
+    if not all(finding.repairable for finding in found.findings):
         sys.exit(1)
 
 

@@ -30,7 +30,7 @@ PROFILES = sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
 
 def test_the_same_name_for_stage_module_and_params_section() -> None:
     sections = YAML(typ="safe").load(ROOT / "profiles" / "laptop.yaml")
-    assert sorted([*PIPELINE, "table4"]) == STAGES  # of the ablation alone; it has no numbers of its own
+    assert sorted([*PIPELINE, "table4"]) == STAGES  # only the ablation has table4, which has no params section
     assert set(PIPELINE) - {"checksums"} <= set(sections)
 
 
@@ -107,7 +107,7 @@ def test_all_profiles_have_the_same_keys() -> None:
 
 
 def test_every_module_reaches_a_stage() -> None:
-    """Nothing lies around: each file of the package is used by a stage or is a command of its own."""
+    """Every file of the package is used by a stage, or is part of another command."""
     reached = set().union(*(import_closure(ROOT / "stages" / f"{stage}.py", ROOT) for stage in STAGES))
     ours = {p.relative_to(ROOT).as_posix() for p in (ROOT / "causvid").rglob("*.py") if p.stat().st_size}
     commands = {

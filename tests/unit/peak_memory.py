@@ -1,4 +1,4 @@
-"""Measures in a process of its own by how much peak memory grows with the length of a video.
+"""Measure in a separate process by how much peak memory grows with the length of a video.
 
     python -m tests.unit.peak_memory generate|sample FOLDER OUT
 

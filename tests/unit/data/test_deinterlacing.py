@@ -86,9 +86,9 @@ def test_f18_each_frame_shows_one_moment_and_keeps_its_time(tmp_path: Path, name
     stored = _timed(path, replace=False)
     assert all(shown.interlaced for _, _, shown in stored)
     assert _combs(_luma(stored[4][2].picture)) > 5
-    mended = _timed(path)
-    assert [times for *times, _ in mended] == [times for *times, _ in stored]
-    for index, (_, _, shown) in enumerate(mended):
+    deinterlaced = _timed(path)
+    assert [times for *times, _ in deinterlaced] == [times for *times, _ in stored]
+    for index, (_, _, shown) in enumerate(deinterlaced):
         luma = _luma(shown.picture)
         assert shown.interlaced
         assert _combs(luma) < 0.5, index
@@ -108,10 +108,10 @@ def test_f18_progressive_frames_among_interlaced_ones_are_unchanged(fields: str)
     # The header says interlaced if the first frame is interlaced, as in a file that FFmpeg wrote.
     order = 0 if fields.startswith("p") else 2
     whole = Deinterlacer(codec="h264", field_order=order, time_base=Fraction(1, 25), replace=True)
-    mended = list(whole(pictures))
-    assert [shown.interlaced for _, _, shown in mended] == [flag != "prog" for flag in flags]
-    assert [times for *times, _ in mended] == [times for *times, _ in pictures]
-    for (_, _, before), (_, _, after) in zip(pictures, mended, strict=True):
+    deinterlaced = list(whole(pictures))
+    assert [shown.interlaced for _, _, shown in deinterlaced] == [flag != "prog" for flag in flags]
+    assert [times for *times, _ in deinterlaced] == [times for *times, _ in pictures]
+    for (_, _, before), (_, _, after) in zip(pictures, deinterlaced, strict=True):
         assert np.array_equal(_luma(before), _luma(after.picture)) != after.interlaced
         assert _combs(_luma(after.picture)) < 0.5
 
@@ -127,9 +127,9 @@ def test_f18_the_header_decides_if_frames_have_no_flags(tmp_path: Path, order: i
         fps=25,
         header_order=order,
     )
-    mended = _timed(path)
-    assert len(mended) == COUNT
-    for index, (_, _, shown) in enumerate(mended):
+    deinterlaced = _timed(path)
+    assert len(deinterlaced) == COUNT
+    for index, (_, _, shown) in enumerate(deinterlaced):
         assert shown.interlaced
         assert np.abs(_luma(shown.picture) - _moment(2 * index)).mean() < 2
 

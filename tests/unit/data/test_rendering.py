@@ -244,7 +244,7 @@ def test_f18_the_peak_of_pq_is_that_of_its_metadata_if_possible(tmp_path: Path, 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "mov"])
 def test_f18_tags_in_the_container_alone_are_followed(tmp_path: Path, suffix: str) -> None:
-    """A remuxed HEVC stream has no colour tags of its own."""
+    """The HEVC stream inside the container has no colour tags."""
     signal = _patches(64, 64)
     bare = write_planes(
         tmp_path / "bare.mkv",

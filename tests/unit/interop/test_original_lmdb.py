@@ -68,7 +68,7 @@ def edit(folder: Path, changes: Mapping[str, bytes | None]) -> None:
 
 
 def codes(folder: Path, **changes: Any) -> list[tuple[str, bool]]:
-    return [(finding.code, finding.mended) for finding in survey(folder, **changes).findings]
+    return [(finding.code, finding.repairable) for finding in survey(folder, **changes).findings]
 
 
 def imported(source: Path, target: Path, **changes: Any) -> list[tuple[str, Rows]]:

@@ -25,7 +25,7 @@ def ends(videos: list[str], captions: list[str], *, bare: bool = True) -> dict[s
     "name",
     ["caf\u00e9.mp4", "\u304c.mov", "\uac00\uac01/\u00fc.webm", "\u1e69.mp4", "\u212b ngstr\u00f6m.mkv", "plain.mp4"],
 )
-def test_f20_a_name_matches_itself_in_every_unicode_form(name: str) -> None:
+def test_a_name_matches_itself_in_every_unicode_form(name: str) -> None:
     """Composed, decomposed, and a third form (the Ångström sign, or marks in another order)."""
     forms = {name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)}
     for video in forms:
@@ -35,7 +35,7 @@ def test_f20_a_name_matches_itself_in_every_unicode_form(name: str) -> None:
             assert ends([f"a/{video}"], [caption]) == {f"a/{video}": caption}
 
 
-def test_f20_names_that_differ_only_in_their_form_match_exactly() -> None:
+def test_names_that_differ_only_in_their_form_match_exactly() -> None:
     both = whole(COMPOSED, DECOMPOSED)
     assert match(both, both) == {COMPOSED: COMPOSED, DECOMPOSED: DECOMPOSED}
     for name in (COMPOSED, DECOMPOSED):
@@ -47,7 +47,7 @@ def test_f20_names_that_differ_only_in_their_form_match_exactly() -> None:
     assert match(third, whole("\u1e69.mp4", "s\u0323\u0307.mp4")) == {}
 
 
-def test_f20_a_preferred_name_in_another_form_wins_over_a_later_name_in_the_same_form() -> None:
+def test_a_preferred_name_in_another_form_wins_over_a_later_name_in_the_same_form() -> None:
     captions = [f"A/{COMPOSED}", f"B/{DECOMPOSED}", DECOMPOSED]
     assert ends([f"x/A/{DECOMPOSED}"], captions) == {f"x/A/{DECOMPOSED}": f"A/{COMPOSED}"}
 
@@ -69,7 +69,7 @@ def test_f20_a_preferred_name_in_another_form_wins_over_a_later_name_in_the_same
         (["x/A/v.mp4", "y/A/v.mp4"], ["y/A/v.mp4"], {"y/A/v.mp4": "y/A/v.mp4"}),
     ],
 )
-def test_f15_the_end_of_a_path_matches_only_if_it_is_unique(
+def test_the_end_of_a_path_matches_only_if_it_is_unique(
     videos: list[str], captions: list[str], expected: dict[str, str]
 ) -> None:
     assert ends(videos, captions) == expected
@@ -85,7 +85,7 @@ PATHS = st.lists(
 
 
 @given(videos=PATHS, captions=PATHS)
-def test_f15_no_two_videos_share_a_caption_and_order_does_not_matter(videos: list[str], captions: list[str]) -> None:
+def test_no_two_videos_share_a_caption_and_order_does_not_matter(videos: list[str], captions: list[str]) -> None:
     found = ends(videos, captions)
     assert len(set(found.values())) == len(found)
     assert found == ends(videos[::-1], captions[::-1])
@@ -93,14 +93,14 @@ def test_f15_no_two_videos_share_a_caption_and_order_does_not_matter(videos: lis
         assert found[video] == video
 
 
-def test_f15_a_path_of_many_folders_is_compared_by_its_last_ones() -> None:
+def test_a_path_of_many_folders_is_compared_by_its_last_ones() -> None:
     """All ends of such a path together would not fit in memory."""
     deep = "a/" * 300_000 + "v.mp4"
     assert ends([deep], ["a/v.mp4"]) == {deep: "a/v.mp4"}
     assert ends([deep], ["a/" * LONGEST_TAIL + "v.mp4"]) == {deep: "a/" * LONGEST_TAIL + "v.mp4"}
 
 
-def test_f15_many_equal_names_are_looked_up_in_an_index() -> None:
+def test_many_equal_names_are_looked_up_in_an_index() -> None:
     """A comparison of every pair (10**10 of them) would exceed the time limit of the test."""
     names = {f"{index}/v.mp4": ["v.mp4"] for index in range(100_000)}
     assert match(names, names) == {}

@@ -70,7 +70,7 @@ FIRST = {
 
 @pytest.mark.parametrize("name", FIRST)
 @pytest.mark.parametrize("instead", [False, True], ids=["before ftyp", "instead of ftyp"])
-def test_f21_a_file_with_any_first_box_is_mp4(tmp_path: Path, whole: Path, name: str, instead: bool) -> None:
+def test_a_file_with_any_first_box_is_mp4(tmp_path: Path, whole: Path, name: str, instead: bool) -> None:
     path = tmp_path / "a.mp4"
     path.write_bytes(_in_front(whole.read_bytes(), FIRST[name], instead_of_ftyp=instead))
     assert demuxer(path) == "mp4"
@@ -79,7 +79,7 @@ def test_f21_a_file_with_any_first_box_is_mp4(tmp_path: Path, whole: Path, name:
 
 
 @pytest.mark.parametrize("name", ["fragments", "sidx first", "moof boxes behind styp", "mdat of size 0", "wide mdat"])
-def test_f21_fragments_and_odd_sizes_are_mp4(tmp_path: Path, whole: Path, name: str) -> None:
+def test_fragments_and_odd_sizes_are_mp4(tmp_path: Path, whole: Path, name: str) -> None:
     options = {"movflags": "+faststart"} if name == "mdat of size 0" else FRAGMENTS
     frames = gray_frames(20, 48, 64)
     content = write_source(tmp_path / "origin.mp4", frames, fps=8, options=options, stream={"g": "5"}).read_bytes()
@@ -136,7 +136,7 @@ def _wide_first(content: bytes) -> bytes:
     ],
     ids=range(16),
 )
-def test_f21_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
+def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.mp4"
     path.write_bytes(content)
     with pytest.raises(Rejection, match="is not MP4, QuickTime, Matroska, WebM or AVI") as caught:
@@ -144,7 +144,7 @@ def test_f21_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     assert caught.value.code == "unreadable"
 
 
-def test_f21_ffmpeg_detects_every_accepted_file_as_mp4(tmp_path: Path, whole: Path) -> None:
+def test_ffmpeg_detects_every_accepted_file_as_mp4(tmp_path: Path, whole: Path) -> None:
     """FFmpeg detects the format if the first box is not larger than the part that FFmpeg probes."""
     for name, first in FIRST.items():
         if name in ("a large one", "many"):

@@ -71,7 +71,7 @@ def _combs(clip: np.ndarray) -> float:
     ("suffix", "codec", "transfer"),
     [("mp4", "libx265", 18), ("mkv", "libx265", 16), ("mov", "libx264", 18), ("mkv", "libsvtav1", 16)],
 )
-def test_f18_hdr_becomes_a_clip_of_bt709(tmp_path: Path, suffix: str, codec: str, transfer: int) -> None:
+def test_hdr_becomes_a_clip_of_bt709(tmp_path: Path, suffix: str, codec: str, transfer: int) -> None:
     source = _hdr(tmp_path / f"a.{suffix}", transfer, codec=codec)
     assert make_clip(source, tmp_path / "clip.mp4", video=VIDEO, config=CONVERT) == ["tone_map"]
     peak = hdr.PQ_PEAK if transfer == 16 else hdr.HLG_PEAK
@@ -84,7 +84,7 @@ def test_f18_hdr_becomes_a_clip_of_bt709(tmp_path: Path, suffix: str, codec: str
     ("suffix", "codec", "first"),
     [("mp4", "libx264", "tff"), ("mov", "libx264", "bff"), ("mkv", "mpeg2video", "tff"), ("avi", "mpeg2video", "bff")],
 )
-def test_f18_an_interlaced_video_becomes_a_clip_without_combing(
+def test_an_interlaced_video_becomes_a_clip_without_combing(
     tmp_path: Path, suffix: str, codec: str, first: str
 ) -> None:
     # The source has the size of the clip, so that scaling cannot hide combing.
@@ -97,7 +97,7 @@ def test_f18_an_interlaced_video_becomes_a_clip_without_combing(
         assert set(bright) == {(8 * index + step) % 32 for step in range(8)}, index
 
 
-def test_f18_a_rotated_interlaced_hdr_video_is_converted_completely(tmp_path: Path) -> None:
+def test_a_rotated_interlaced_hdr_video_is_converted_completely(tmp_path: Path) -> None:
     planes = halved(planes_of(_quarters(), "bt2020", full=False, bits=10))
     tags = (MATRICES["bt2020"], LIMITED, 18, 9)
     source = write_planes(
@@ -135,7 +135,7 @@ def test_f18_a_rotated_interlaced_hdr_video_is_converted_completely(tmp_path: Pa
         ("wide gamut", "yuv420p", (1, 1, 1, 12), False),
     ],
 )
-def test_f18_only_files_that_the_reader_decodes_correctly_are_copied(
+def test_only_files_that_the_reader_decodes_correctly_are_copied(
     tmp_path: Path, name: str, pix_fmt: str, tags: tuple[int, int, int, int], copied: bool
 ) -> None:
     matrix = {number: matrix for matrix, number in MATRICES.items()}.get(tags[0], "bt601")
@@ -157,7 +157,7 @@ def test_f18_only_files_that_the_reader_decodes_correctly_are_copied(
     assert np.abs(_middles(found) - 255 * _middles(expected)).max() < CODING, name
 
 
-def test_f18_an_interlaced_file_of_the_clip_size_is_not_copied(tmp_path: Path) -> None:
+def test_an_interlaced_file_of_the_clip_size_is_not_copied(tmp_path: Path) -> None:
     source = _interlaced(tmp_path / "a.mp4", size=32, count=9)
     assert make_clip(source, tmp_path / "clip.mp4", video=VIDEO, config=CONVERT) == ["deinterlace"]
     assert (tmp_path / "clip.mp4").read_bytes() != source.read_bytes()
@@ -184,7 +184,7 @@ def _mixed(tmp_path: Path) -> list[Path]:
     ]
 
 
-def test_f18_the_manifest_lists_the_conversions(tmp_path: Path) -> None:
+def test_the_manifest_lists_the_conversions(tmp_path: Path) -> None:
     raw = _folder(tmp_path, _mixed(tmp_path))
     resample_folder(raw, tmp_path / "out", video=VIDEO, config=CONVERT, compute=ONE_WORKER)
     rows = {row["source"]: row for row in manifest.read_manifest(tmp_path / "out")}
@@ -198,7 +198,7 @@ def test_f18_the_manifest_lists_the_conversions(tmp_path: Path) -> None:
     assert "converted" not in rows["plain.mp4"]
 
 
-def test_f18_hdr_and_interlaced_videos_can_be_rejected_with_a_reason(tmp_path: Path) -> None:
+def test_hdr_and_interlaced_videos_can_be_rejected_with_a_reason(tmp_path: Path) -> None:
     raw = _folder(tmp_path, _mixed(tmp_path))
     counts = resample_folder(raw, tmp_path / "out", video=VIDEO, config=REJECT, compute=ONE_WORKER)
     rejected = {row["source"]: row for row in manifest.read_rows(tmp_path / "out" / "rejected.jsonl")}
@@ -209,7 +209,7 @@ def test_f18_hdr_and_interlaced_videos_can_be_rejected_with_a_reason(tmp_path: P
     assert [row["source"] for row in manifest.read_manifest(tmp_path / "out")] == ["plain.mp4"]
 
 
-def test_f18_colours_that_change_within_a_video_are_converted(tmp_path: Path) -> None:
+def test_colours_that_change_within_a_video_are_converted(tmp_path: Path) -> None:
     """One stream contains two recordings, and the second one is HLG."""
     plain = halved(planes_of(_quarters(), "bt709", full=False, bits=10))
     bright = halved(planes_of(_quarters(), "bt2020", full=False, bits=10))

@@ -81,7 +81,7 @@ def _source(path: Path, name: str, fields: list[str]) -> Path:
 
 @pytest.mark.parametrize("first", ["tff", "bff"])
 @pytest.mark.parametrize(("name", "suffix"), [("h264", "mp4"), ("mpeg2", "mkv"), ("prores", "mov"), ("h264", "avi")])
-def test_f18_each_frame_shows_one_moment_and_keeps_its_time(tmp_path: Path, name: str, suffix: str, first: str) -> None:
+def test_each_frame_shows_one_moment_and_keeps_its_time(tmp_path: Path, name: str, suffix: str, first: str) -> None:
     path = _source(tmp_path / f"a.{suffix}", name, [first] * COUNT)
     stored = _timed(path, replace=False)
     assert all(shown.interlaced for _, _, shown in stored)
@@ -97,7 +97,7 @@ def test_f18_each_frame_shows_one_moment_and_keeps_its_time(tmp_path: Path, name
 
 
 @pytest.mark.parametrize("fields", ["ppptttpp", "tttpppp", "ptptptpt", "bbbpppbb"])
-def test_f18_progressive_frames_among_interlaced_ones_are_unchanged(fields: str) -> None:
+def test_progressive_frames_among_interlaced_ones_are_unchanged(fields: str) -> None:
     flags = [{"p": "prog", "t": "tff", "b": "bff"}[letter] for letter in fields]
     pictures: list[Timed] = []
     for index, flag in enumerate(flags):
@@ -117,7 +117,7 @@ def test_f18_progressive_frames_among_interlaced_ones_are_unchanged(fields: str)
 
 
 @pytest.mark.parametrize(("order", "first"), [(2, "tff"), (3, "bff"), (4, "bff"), (5, "tff")])
-def test_f18_the_header_decides_if_frames_have_no_flags(tmp_path: Path, order: int, first: str) -> None:
+def test_the_header_decides_if_frames_have_no_flags(tmp_path: Path, order: int, first: str) -> None:
     """FFmpeg's FFV1 frames have no interlaced flag, but the header of Matroska has one."""
     path = write_planes(
         tmp_path / "a.mkv",
@@ -134,7 +134,7 @@ def test_f18_the_header_decides_if_frames_have_no_flags(tmp_path: Path, order: i
         assert np.abs(_luma(shown.picture) - _moment(2 * index)).mean() < 2
 
 
-def test_f18_progressive_video_is_unchanged(tmp_path: Path) -> None:
+def test_progressive_video_is_unchanged(tmp_path: Path) -> None:
     path = write_planes(
         tmp_path / "a.mp4", [_whole(k) for k in range(COUNT)], codec="libx264", pix_fmt="yuv420p", fps=25
     )
@@ -146,7 +146,7 @@ def test_f18_progressive_video_is_unchanged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [2, 4, 6])
-def test_f18_frames_too_small_to_deinterlace_are_rejected(size: int) -> None:
+def test_frames_too_small_to_deinterlace_are_rejected(size: int) -> None:
     planes = [np.full((size, size), 90.0), *np.full((2, size // 2, size // 2), 128.0)]
     picture = flagged(picture_of(planes, "yuv420p"), "tff")
     whole = Deinterlacer(codec="h264", field_order=0, time_base=Fraction(1, 25), replace=True)
@@ -154,7 +154,7 @@ def test_f18_frames_too_small_to_deinterlace_are_rejected(size: int) -> None:
         list(whole([(Fraction(0), Fraction(1, 25), picture)]))
 
 
-def test_f18_a_change_of_size_among_interlaced_frames_is_rejected() -> None:
+def test_a_change_of_size_among_interlaced_frames_is_rejected() -> None:
     pictures = []
     for index, size in enumerate((32, 32, 48)):
         planes = [np.full((size, size), 90.0), *np.full((2, size // 2, size // 2), 128.0)]
@@ -167,7 +167,7 @@ def test_f18_a_change_of_size_among_interlaced_frames_is_rejected() -> None:
     assert caught.value.code == "changing_size"
 
 
-def test_f18_hevc_of_single_fields_is_rejected(tmp_path: Path) -> None:
+def test_hevc_of_single_fields_is_rejected(tmp_path: Path) -> None:
     path = write_planes(
         tmp_path / "a.mkv",
         [_whole(k) for k in range(COUNT)],

@@ -185,7 +185,7 @@ def test_an_unreachable_hub_is_reported(tmp_path: Path, monkeypatch: pytest.Monk
     assert max(pauses) <= hub.LONGEST_PAUSE
 
 
-def test_f4_the_command_publishes_a_complete_folder_or_none(
+def test_the_command_publishes_a_complete_folder_or_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "lmdb"

@@ -270,7 +270,7 @@ def write_with_one_map(
         (9, (3, 16, 9, 64, 64), 1),  # 3.5 MB: the map grows with every record
     ],
 )
-def test_f13_a_growing_map_and_a_large_map_give_the_same_bytes(
+def test_a_growing_map_and_a_large_map_give_the_same_bytes(
     tmp_path: Path, count: int, shape: tuple[int, ...], per_transaction: int
 ) -> None:
     written, times = records(count, shape), TIMES if len(shape) == 5 else None
@@ -287,7 +287,7 @@ def test_f13_a_growing_map_and_a_large_map_give_the_same_bytes(
     prompts=st.lists(st.text(max_size=600), min_size=1, max_size=5),
     per_transaction=st.integers(1, 70),
 )
-def test_f13_any_records_fit_into_the_map_and_keep_their_bytes(
+def test_any_records_fit_into_the_map_and_keep_their_bytes(
     count: int, shape: tuple[int, ...], prompts: list[str], per_transaction: int
 ) -> None:
     written = [record._replace(prompt=prompts[k % len(prompts)]) for k, record in enumerate(records(count, shape))]
@@ -332,12 +332,12 @@ def under_a_limit(room: int, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("room", [2**28, 8 * 10**9, 64 * 10**9, 200 * 10**9])
-def test_f13_a_store_is_written_and_read_under_an_address_space_limit(tmp_path: Path, room: int) -> None:
+def test_a_store_is_written_and_read_under_an_address_space_limit(tmp_path: Path, room: int) -> None:
     assert under_a_limit(room, tmp_path / "store") == "fine"
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
-def test_f13_a_limit_below_the_store_is_reported_and_a_second_try_succeeds(tmp_path: Path) -> None:
+def test_a_limit_below_the_store_is_reported_and_a_second_try_succeeds(tmp_path: Path) -> None:
     said = under_a_limit(50 * 2**20, tmp_path / "store")
     assert "store has " in said
     assert "raise the limit on virtual memory (ulimit -v" in said
@@ -359,7 +359,7 @@ except ValueError as error:
 """
 
 
-def test_f13_a_reader_without_address_space_does_not_call_the_store_damaged(tmp_path: Path) -> None:
+def test_a_reader_without_address_space_does_not_call_the_store_damaged(tmp_path: Path) -> None:
     write_store(records(40, (16, 9, 64, 64)), tmp_path / "s", timesteps=None, per_transaction=8)
     done = subprocess.run([sys.executable, "-c", READ, str(tmp_path / "s")], capture_output=True, text=True, check=True)
     assert (
@@ -368,7 +368,7 @@ def test_f13_a_reader_without_address_space_does_not_call_the_store_damaged(tmp_
     assert "raise the limit on virtual memory" in done.stdout
 
 
-def test_f13_leftovers_of_a_killed_writer_do_not_stop_the_next(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_writer_do_not_stop_the_next(tmp_path: Path) -> None:
     (tmp_path / "s.writing" / "compact").mkdir(parents=True)
     (tmp_path / "s.writing" / FILE).write_bytes(b"half")
     write_store(records(3), tmp_path / "s", timesteps=None, per_transaction=2)
@@ -376,7 +376,7 @@ def test_f13_leftovers_of_a_killed_writer_do_not_stop_the_next(tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
 
-def test_f13_a_failure_leaves_nothing_and_a_finished_store_is_not_replaced(tmp_path: Path) -> None:
+def test_a_failure_leaves_nothing_and_a_finished_store_is_not_replaced(tmp_path: Path) -> None:
     def broken() -> Iterator[Record]:
         yield from records(3)
         raise OSError("the disk is gone")
@@ -394,7 +394,7 @@ def test_f13_a_failure_leaves_nothing_and_a_finished_store_is_not_replaced(tmp_p
 
 
 @pytest.mark.parametrize("prompt", ["half \ud83d", "\udc00 the other half", "file \udce9 name"])
-def test_f10_a_prompt_that_utf8_cannot_hold_is_named_by_its_record(tmp_path: Path, prompt: str) -> None:
+def test_a_prompt_that_utf8_cannot_hold_is_named_by_its_record(tmp_path: Path, prompt: str) -> None:
     written = records(3)
     written[1] = written[1]._replace(prompt=prompt)
     with pytest.raises(ValueError, match=r"the prompt of record 1 is .*UTF-8 cannot hold it; give it in UTF-8"):
@@ -402,7 +402,7 @@ def test_f10_a_prompt_that_utf8_cannot_hold_is_named_by_its_record(tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_f10_a_prompt_that_is_not_utf8_is_damage_in_a_store_of_this_project(tmp_path: Path) -> None:
+def test_a_prompt_that_is_not_utf8_is_damage_in_a_store_of_this_project(tmp_path: Path) -> None:
     write_store(records(3), tmp_path / "s", timesteps=None, per_transaction=2)
     with lmdb.open(str(tmp_path / "s"), lock=False) as env, env.begin(write=True) as transaction:
         transaction.put(b"prompts_1_data", b"caf\xe9")

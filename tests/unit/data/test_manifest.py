@@ -35,7 +35,7 @@ def test_any_text_is_read_as_it_was_written(rows: list[dict[str, Any]]) -> None:
 )
 @example(rows=[{"reason": "half \ud83d"}, {"reason": "\udfff"}, {"source": "caf\udce9.mp4"}, {"source": "\\\udce9\\"}])
 @example(rows=[{"caption": "\x00 \x01 \r lone \x7f \u0085 \u2028 \u2029 \ufeff \uffff"}])
-def test_f10_rows_of_any_text_are_written_and_read_again(rows: list[dict[str, Any]]) -> None:
+def test_rows_of_any_text_are_written_and_read_again(rows: list[dict[str, Any]]) -> None:
     """A reason may quote text that UTF-8 cannot hold; the file is UTF-8 nevertheless."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / manifest.NAME
@@ -47,13 +47,13 @@ def test_f10_rows_of_any_text_are_written_and_read_again(rows: list[dict[str, An
 
 
 @pytest.mark.parametrize("caption", ["half \\ud83d", "\\udc00", "\\ude00\\ud83d"])
-def test_f10_a_manifest_whose_text_utf8_cannot_hold_is_refused(tmp_path: Path, caption: str) -> None:
+def test_a_manifest_whose_text_utf8_cannot_hold_is_refused(tmp_path: Path, caption: str) -> None:
     (tmp_path / manifest.NAME).write_text('{"id": "0", "caption": "fine"}\n{"id": "1", "caption": "' + caption + '"}\n')
     with pytest.raises(ValueError, match=r"manifest.jsonl: the row '1' is .*, which holds U\+D.*give it in UTF-8"):
         manifest.read_manifest(tmp_path)
 
 
-def test_f10_a_manifest_in_another_encoding_is_named_with_its_line(tmp_path: Path) -> None:
+def test_a_manifest_in_another_encoding_is_named_with_its_line(tmp_path: Path) -> None:
     (tmp_path / manifest.NAME).write_bytes(b'{"id": 0}\n{"caption": "caf\xe9"}\n')
     with pytest.raises(ValueError, match=r"manifest.jsonl is not a UTF-8 text \(.*: byte 0xE9 in line 2\)"):
         manifest.read_manifest(tmp_path)

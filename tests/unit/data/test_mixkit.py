@@ -294,7 +294,7 @@ def _passed(tmp_path: Path) -> list[tuple[str, str, str]]:
     ],
 )
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT])
-def test_f10_a_member_named_in_another_encoding_is_the_only_one_passed_over(
+def test_a_member_named_in_another_encoding_is_the_only_one_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: bytes, form: int
 ) -> None:
     shown = os.fsdecode(name)
@@ -316,7 +316,7 @@ def _member(name: str, form: int, content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
-def test_f10_a_member_that_is_passed_over_anyway_has_a_row_in_utf8(
+def test_a_member_that_is_passed_over_anyway_has_a_row_in_utf8(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: bytes
 ) -> None:
     odd = special("../\udce9.mp4", kind, "\udcff")
@@ -327,7 +327,7 @@ def test_f10_a_member_that_is_passed_over_anyway_has_a_row_in_utf8(
 
 
 @pytest.mark.parametrize("broken", ["half \ud83d", "\udc00 first", "\ude00\ud83d", "byte \udce9"])
-def test_f10_a_caption_that_utf8_cannot_hold_excludes_one_video(
+def test_a_caption_that_utf8_cannot_hold_excludes_one_video(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
     said = [
@@ -348,7 +348,7 @@ def test_f10_a_caption_that_utf8_cannot_hold_excludes_one_video(
     assert len(list((tmp_path / "raw" / "videos").iterdir())) == 2
 
 
-def test_f10_captions_none_of_which_utf8_can_hold_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_captions_none_of_which_utf8_can_hold_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = {"all_mixkit/Fish.tar": tar(("a.mp4", b"a")), "all_mixkit/c.json": json.dumps({"a.mp4": "\ud83d"}).encode()}
     with (
         _hub(monkeypatch, files),
@@ -396,7 +396,7 @@ def _said(
         ({"P": ["x.mp4"], "Q": ["A/v.mp4"]}, ["P/v.mp4"], {"P: x.mp4": None, "Q: A/v.mp4": None}),
     ],
 )  # fmt: skip
-def test_f15_a_caption_matches_a_full_path_or_a_unique_end(
+def test_a_caption_matches_a_full_path_or_a_unique_end(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     parts: dict[str, list[str]],
@@ -415,13 +415,13 @@ def test_f15_a_caption_matches_a_full_path_or_a_unique_end(
     ],
 )
 @pytest.mark.parametrize("path", ["A/v.mp4", "v.mp4"])
-def test_f15_with_a_limit_no_video_has_the_caption_of_an_unread_one(
+def test_with_a_limit_no_video_has_the_caption_of_an_unread_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: dict[str, list[str]], path: str
 ) -> None:
     assert set(_said(monkeypatch, tmp_path, parts, [path], limit=1).values()) == {None}
 
 
-def test_f15_bare_file_names_under_a_limit_are_ignored_with_a_message(
+def test_bare_file_names_under_a_limit_are_ignored_with_a_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     parts = {"P": ["A/v.mp4", "A/w.mp4"], "Q": ["x.mp4"]}
@@ -437,7 +437,7 @@ def test_f15_bare_file_names_under_a_limit_are_ignored_with_a_message(
     assert "download.limit" not in capsys.readouterr().err
 
 
-def test_f15_a_video_that_is_passed_over_keeps_its_caption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_video_that_is_passed_over_keeps_its_caption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = tar(special("A/v.mp4", tarfile.SYMTYPE, "x"), ("B/v.mp4", b"v"))
     files = {"all_mixkit/P.tar": content, "all_mixkit/c.json": json.dumps({"A/v.mp4": "of A"}).encode()}
     with _hub(monkeypatch, files):
@@ -445,7 +445,7 @@ def test_f15_a_video_that_is_passed_over_keeps_its_caption(tmp_path: Path, monke
     assert _rows(tmp_path) == [("P.tar/B/v.mp4", None)]
 
 
-def test_f15_copies_of_one_video_share_their_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies_of_one_video_share_their_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = {
         "all_mixkit/P.tar": tar(("A/v.mp4", b"same"), ("B/w.mp4", b"same")),
         "all_mixkit/c.json": json.dumps({"B/w.mp4": "of both"}).encode(),
@@ -460,7 +460,7 @@ def test_f15_copies_of_one_video_share_their_captions(tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize("name", ["caf\u00e9", "\u304c\u304e", "\uac00\ub098"])
 @pytest.mark.parametrize(("file", "caption"), [("NFC", "NFD"), ("NFD", "NFC")])
-def test_f20_a_member_matches_its_caption_in_the_other_unicode_form(
+def test_a_member_matches_its_caption_in_the_other_unicode_form(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, file: Any, caption: Any
 ) -> None:
     member, path = f"{normalize(file, name)}/v.mp4", f"Fish/{normalize(caption, name)}/v.mp4"
@@ -469,7 +469,7 @@ def test_f20_a_member_matches_its_caption_in_the_other_unicode_form(
 
 @pytest.mark.parametrize("name", ["caf\u00e9", "\u304c\u304e", "\uac00\ub098"])
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
-def test_f20_one_of_two_members_that_differ_only_in_form_has_the_caption(
+def test_one_of_two_members_that_differ_only_in_form_has_the_caption(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, form: Any
 ) -> None:
     members = [f"Fish/{normalize(f, name)}.mp4" for f in ("NFC", "NFD")]

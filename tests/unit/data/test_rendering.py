@@ -56,9 +56,7 @@ def _off(path: Path, expected: Array) -> float:
 
 
 @pytest.mark.parametrize(("matrix", "full", "bits"), list(itertools.product(MATRICES, (False, True), (8, 10))))
-def test_f18_each_matrix_range_and_depth_is_within_two_of_255(
-    tmp_path: Path, matrix: str, full: bool, bits: int
-) -> None:
+def test_each_matrix_range_and_depth_is_within_two_of_255(tmp_path: Path, matrix: str, full: bool, bits: int) -> None:
     planes = planes_of(_patches(), matrix, full=full, bits=bits)
     path = write_planes(
         tmp_path / "a.mkv",
@@ -71,7 +69,7 @@ def test_f18_each_matrix_range_and_depth_is_within_two_of_255(
 
 
 @pytest.mark.parametrize(("codec", "pix_fmt"), [("libx264", "yuv420p"), ("libx265", "yuv420p10le"), ("prores_ks", "")])
-def test_f18_the_tags_of_each_codec_are_followed(tmp_path: Path, codec: str, pix_fmt: str) -> None:
+def test_the_tags_of_each_codec_are_followed(tmp_path: Path, codec: str, pix_fmt: str) -> None:
     signal = _patches(160, 160, block=32)
     bits = 8 if pix_fmt == "yuv420p" else 10
     for matrix in ("bt601", "bt709", "bt2020"):
@@ -99,7 +97,7 @@ def test_f18_the_tags_of_each_codec_are_followed(tmp_path: Path, codec: str, pix
     ("width", "height", "matrix"),
     [(720, 576, "bt601"), (640, 480, "bt601"), (1280, 720, "bt709"), (608, 1080, "bt709"), (1280, 544, "bt709")],
 )
-def test_f18_the_size_decides_the_matrix_of_a_frame_without_tags(
+def test_the_size_decides_the_matrix_of_a_frame_without_tags(
     tmp_path: Path, width: int, height: int, matrix: str
 ) -> None:
     planes = planes_of(_patches(height, width), matrix, full=False, bits=8)
@@ -108,7 +106,7 @@ def test_f18_the_size_decides_the_matrix_of_a_frame_without_tags(
 
 
 @pytest.mark.parametrize(("bits", "full"), [(8, False), (8, True), (10, False), (10, True)])
-def test_f18_gray_follows_its_range(tmp_path: Path, bits: int, full: bool) -> None:
+def test_gray_follows_its_range(tmp_path: Path, bits: int, full: bool) -> None:
     signal = _patches()[..., :1].repeat(3, axis=2)
     luma = planes_of(signal, "bt601", full=full, bits=bits)[:1]
     path = write_planes(
@@ -122,7 +120,7 @@ def test_f18_gray_follows_its_range(tmp_path: Path, bits: int, full: bool) -> No
 
 
 @pytest.mark.parametrize("pix_fmt", ["gbrp", "gbrp10le", "gbrp12le"])
-def test_f18_rgb_is_unchanged(tmp_path: Path, pix_fmt: str) -> None:
+def test_rgb_is_unchanged(tmp_path: Path, pix_fmt: str) -> None:
     signal, top = _patches(), 2 ** {"gbrp": 8, "gbrp10le": 10, "gbrp12le": 12}[pix_fmt] - 1
     planes = [np.rint(signal[..., part] * top) for part in (1, 2, 0)]
     name, codec = ("a.avi", "utvideo") if pix_fmt == "gbrp" else ("a.mkv", "ffv1")
@@ -134,7 +132,7 @@ def test_f18_rgb_is_unchanged(tmp_path: Path, pix_fmt: str) -> None:
     ("primaries", "number", "matrix", "bits"),
     [("bt2020", 9, "bt2020", 10), ("bt2020", 9, "bt2020", 8), ("p3", 12, "bt709", 10)],
 )
-def test_f18_wide_gamut_sdr_becomes_bt709(
+def test_wide_gamut_sdr_becomes_bt709(
     tmp_path: Path, primaries: hdr.Primaries, number: int, matrix: str, bits: int
 ) -> None:
     inside = _patches()
@@ -169,7 +167,7 @@ def test_f18_wide_gamut_sdr_becomes_bt709(
         ("hlg", 18, "gray10le", False),
     ],
 )
-def test_f18_hdr_is_tone_mapped_by_the_formulas(
+def test_hdr_is_tone_mapped_by_the_formulas(
     tmp_path: Path, transfer: hdr.Transfer, number: int, pix_fmt: str, full: bool
 ) -> None:
     signal, bits = _patches(), 12 if "12" in pix_fmt else 10
@@ -202,7 +200,7 @@ def planes_signal(planes: list[Array], pix_fmt: str, *, full: bool, bits: int) -
 @pytest.mark.parametrize(
     ("transfer", "code", "gray"), [(18, 0.75, 230), (18, 0.38, 109), (16, 0.5807, 230), (16, 0.5081, 189)]
 )
-def test_f18_reference_levels_have_the_same_brightness_in_hlg_and_pq(
+def test_reference_levels_have_the_same_brightness_in_hlg_and_pq(
     tmp_path: Path, transfer: int, code: float, gray: int
 ) -> None:
     """In both, reference white (203 cd/m2) becomes gray 230, and 100 cd/m2 becomes gray 189; the peak is 1000."""
@@ -228,7 +226,7 @@ def test_f18_reference_levels_have_the_same_brightness_in_hlg_and_pq(
         ("hdr10=0", 10000),
     ],
 )
-def test_f18_the_peak_of_pq_is_that_of_its_metadata_if_possible(tmp_path: Path, said: str, peak: int) -> None:
+def test_the_peak_of_pq_is_that_of_its_metadata_if_possible(tmp_path: Path, said: str, peak: int) -> None:
     flat = np.full((SIZE, SIZE, 3), 0.5)
     path = write_planes(
         tmp_path / "a.mkv",
@@ -243,7 +241,7 @@ def test_f18_the_peak_of_pq_is_that_of_its_metadata_if_possible(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "mov"])
-def test_f18_tags_in_the_container_alone_are_followed(tmp_path: Path, suffix: str) -> None:
+def test_tags_in_the_container_alone_are_followed(tmp_path: Path, suffix: str) -> None:
     """The HEVC stream inside the container has no colour tags."""
     signal = _patches(64, 64)
     bare = write_planes(
@@ -271,7 +269,7 @@ def _colour_box(suffix: str) -> dict[str, str]:
     return {} if suffix == "mkv" else {"movflags": "+write_colr"}
 
 
-def test_f18_hdr_without_matrix_or_primaries_is_bt2020(tmp_path: Path) -> None:
+def test_hdr_without_matrix_or_primaries_is_bt2020(tmp_path: Path) -> None:
     path = write_planes(
         tmp_path / "a.mkv",
         [planes_of(_patches(), "bt2020", full=False, bits=10)],
@@ -284,9 +282,7 @@ def test_f18_hdr_without_matrix_or_primaries_is_bt2020(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("transfer", "refused"), [(UNSPECIFIED, True), (16, False), (18, False), (1, False)])
-def test_f18_dolby_vision_without_an_ordinary_base_layer_is_rejected(
-    tmp_path: Path, transfer: int, refused: bool
-) -> None:
+def test_dolby_vision_without_an_ordinary_base_layer_is_rejected(tmp_path: Path, transfer: int, refused: bool) -> None:
     """Profile 5 has no tags and stores IPT instead of Y'CbCr; the other profiles tag an ordinary base layer."""
     tags = (UNSPECIFIED, 0, UNSPECIFIED, UNSPECIFIED) if refused else (9, LIMITED, transfer, 9)
     planes = halved(planes_of(_patches(64, 64), "bt2020", full=False, bits=10))
@@ -330,7 +326,7 @@ def test_f18_dolby_vision_without_an_ordinary_base_layer_is_rejected(
         ((1, LIMITED, 17, 10), r"SMPTE ST 428-1"),
     ],
 )
-def test_f18_colours_that_cannot_be_converted_are_rejected(
+def test_colours_that_cannot_be_converted_are_rejected(
     tmp_path: Path, tags: tuple[int, int, int, int], said: str
 ) -> None:
     planes = planes_of(_patches(), "bt709", full=False, bits=8)

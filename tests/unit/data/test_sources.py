@@ -158,7 +158,7 @@ def test_many_missing_captions_are_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("broken", ["half \ud83d", "\udc00 the other half", "\ude00\ud83d turned round", "byte \udcff"])
 @pytest.mark.parametrize("as_list", [False, True])
-def test_f10_a_caption_that_utf8_cannot_hold_excludes_one_video(
+def test_a_caption_that_utf8_cannot_hold_excludes_one_video(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], broken: str, as_list: bool
 ) -> None:
     folder, captions = _folder(tmp_path, "a.mp4", "b.mp4", "c.mp4"), tmp_path / "captions.json"
@@ -193,7 +193,7 @@ def _bytes_file(folder: Path, name: bytes, content: bytes) -> None:
 
 @pytest.mark.parametrize("name", OTHER_NAMES)
 @pytest.mark.parametrize("beside", [False, True], ids=["captions file", "sidecars"])
-def test_f10_a_file_name_in_another_encoding_excludes_one_video(tmp_path: Path, name: bytes, beside: bool) -> None:
+def test_a_file_name_in_another_encoding_excludes_one_video(tmp_path: Path, name: bytes, beside: bool) -> None:
     folder, captions = _folder(tmp_path, "a.mp4", "z.mp4"), tmp_path / "captions.json"
     _bytes_file(folder, name, b"a video")
     if beside:
@@ -216,7 +216,7 @@ def test_f10_a_file_name_in_another_encoding_excludes_one_video(tmp_path: Path, 
         (b"half \xed\xa0\xbd", "byte 0xED in line 1"),
     ],
 )
-def test_f10_a_sidecar_in_another_encoding_excludes_one_video(tmp_path: Path, content: bytes, place: str) -> None:
+def test_a_sidecar_in_another_encoding_excludes_one_video(tmp_path: Path, content: bytes, place: str) -> None:
     folder = _folder(tmp_path, "a.mp4", "sub/b.mp4")
     (folder / "a.txt").write_text("an a")
     (folder / "sub" / "b.txt").write_bytes(content)
@@ -229,7 +229,7 @@ def test_f10_a_sidecar_in_another_encoding_excludes_one_video(tmp_path: Path, co
 
 
 @pytest.mark.parametrize("path", ["half \ud83d.mp4", "caf\udce9.mp4", "\udfff/v.mp4"])
-def test_f10_a_caption_path_that_utf8_cannot_hold_is_passed_over(tmp_path: Path, path: str) -> None:
+def test_a_caption_path_that_utf8_cannot_hold_is_passed_over(tmp_path: Path, path: str) -> None:
     captions = tmp_path / "captions.json"
     captions.write_text(json.dumps({"a.mp4": "an a", path: "none"}))
     assert [row["source"] for row in _take(_folder(tmp_path, "a.mp4"), captions)] == ["a.mp4"]
@@ -239,7 +239,7 @@ def test_f10_a_caption_path_that_utf8_cannot_hold_is_passed_over(tmp_path: Path,
 
 
 @pytest.mark.parametrize("captions", [{"a.mp4": "half \ud83d"}, {"a.mp4": "\udc80", "\ud800": "x"}])
-def test_f10_a_folder_without_one_usable_video_is_refused_and_nothing_is_copied(
+def test_a_folder_without_one_usable_video_is_refused_and_nothing_is_copied(
     tmp_path: Path, captions: dict[str, str]
 ) -> None:
     (tmp_path / "captions.json").write_text(json.dumps(captions))
@@ -251,7 +251,7 @@ def test_f10_a_folder_without_one_usable_video_is_refused_and_nothing_is_copied(
 @pytest.mark.parametrize(
     "content", ['{"a.mp4": "caf\xe9"}'.encode("latin-1"), '{"a.mp4": "\u3042"}'.encode("euc-jp"), b'{\n"\xff": ""}']
 )
-def test_f10_a_captions_file_in_another_encoding_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+def test_a_captions_file_in_another_encoding_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "captions.json").write_bytes(content)
     with pytest.raises(
         ValueError, match=r"captions.json is not a UTF-8 text \(.*: byte 0x.* in line [12]\); save it as"
@@ -260,7 +260,7 @@ def test_f10_a_captions_file_in_another_encoding_is_refused_by_name(tmp_path: Pa
 
 
 @pytest.mark.parametrize("path", [None, 3, ["a.mp4"]])
-def test_f10_a_path_that_is_not_a_string_is_refused(tmp_path: Path, path: Any) -> None:
+def test_a_path_that_is_not_a_string_is_refused(tmp_path: Path, path: Any) -> None:
     (tmp_path / "captions.json").write_text(json.dumps([{"path": path, "cap": "a"}]))
     with pytest.raises(ValueError, match=r"captions.json: the path .* is not a string"):
         _take(_folder(tmp_path, "a.mp4"), tmp_path / "captions.json")
@@ -269,7 +269,7 @@ def test_f10_a_path_that_is_not_a_string_is_refused(tmp_path: Path, path: Any) -
 @settings(max_examples=50, deadline=None)
 @given(captions=st.lists(st.text(st.characters(), min_size=1), min_size=1, max_size=5))
 @example(captions=["nul \x00", "a\rb", "c\u2028d", "e\x85f", "\x1b[31m", "\ufeff", "\ufffe"])
-def test_f10_any_captions_become_rows_or_reasons(captions: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_any_captions_become_rows_or_reasons(captions: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
     place = tmp_path_factory.mktemp("any")
     said = {f"{index}.mp4": caption for index, caption in enumerate(captions)} | {"fine.mp4": "fine"}
     (place / "captions.json").write_text(json.dumps(said))
@@ -294,7 +294,7 @@ FORMS = [("NFC", "NFD"), ("NFD", "NFC")]
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("file", "caption"), FORMS)
 @pytest.mark.parametrize("beside", [False, True], ids=["captions file", "sidecars"])
-def test_f20_a_name_matches_in_the_other_unicode_form(
+def test_a_name_matches_in_the_other_unicode_form(
     tmp_path: Path, name: str, file: Any, caption: Any, beside: bool
 ) -> None:
     video, other = f"{normalize(file, name)}/{normalize(file, name)}.mp4", f"{normalize(caption, name)}"
@@ -309,7 +309,7 @@ def test_f20_a_name_matches_in_the_other_unicode_form(
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("beside", [False, True], ids=["captions file", "sidecars"])
-def test_f20_two_files_that_differ_only_in_form_keep_their_captions(tmp_path: Path, name: str, beside: bool) -> None:
+def test_two_files_that_differ_only_in_form_keep_their_captions(tmp_path: Path, name: str, beside: bool) -> None:
     said = {f"{normalize(form, name)}.mp4": form for form in ("NFC", "NFD")}
     folder, captions = _folder(tmp_path, *said), tmp_path / "captions.json"
     if beside:
@@ -323,7 +323,7 @@ def test_f20_two_files_that_differ_only_in_form_keep_their_captions(tmp_path: Pa
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 @pytest.mark.parametrize("beside", [False, True], ids=["captions file", "sidecars"])
-def test_f20_a_caption_for_one_of_two_such_files_is_not_used_for_the_other(
+def test_a_caption_for_one_of_two_such_files_is_not_used_for_the_other(
     tmp_path: Path, name: str, form: Any, beside: bool
 ) -> None:
     folder, captions = _folder(tmp_path, *(f"{normalize(f, name)}.mp4" for f in ("NFC", "NFD"))), tmp_path / "c.json"
@@ -337,7 +337,7 @@ def test_f20_a_caption_for_one_of_two_such_files_is_not_used_for_the_other(
     assert not (tmp_path / "raw").exists()
 
 
-def test_f20_an_error_escapes_a_name_that_looks_like_another(tmp_path: Path) -> None:
+def test_an_error_escapes_a_name_that_looks_like_another(tmp_path: Path) -> None:
     captions = tmp_path / "captions.json"
     captions.write_text(json.dumps({"cafe\u0301.mp4": "a", "caf\u00e9.mp4": "b"}))
     with pytest.raises(ValueError, match=r"names videos that are not in .*: 'cafe\\u0301.mp4'"):
@@ -356,7 +356,7 @@ def test_f20_an_error_escapes_a_name_that_looks_like_another(tmp_path: Path) -> 
         (["v.MP4"], {"v.mp4": "a"}, "v.MP4"),
     ],
 )
-def test_f15_a_captions_file_is_matched_by_full_relative_paths(
+def test_a_captions_file_is_matched_by_full_relative_paths(
     tmp_path: Path, videos: list[str], captions: dict[str, str], missing: str
 ) -> None:
     (tmp_path / "captions.json").write_text(json.dumps(captions))
@@ -364,7 +364,7 @@ def test_f15_a_captions_file_is_matched_by_full_relative_paths(
         _take(_folder(tmp_path, *videos), tmp_path / "captions.json")
 
 
-def test_f15_a_sidecar_matches_only_in_its_folder(tmp_path: Path) -> None:
+def test_a_sidecar_matches_only_in_its_folder(tmp_path: Path) -> None:
     folder = _folder(tmp_path, "A/v.mp4", "B/v.mp4", "v.mp4")
     (folder / "A" / "v.txt").write_text("a")
     with pytest.raises(ValueError, match=r"in a .txt file beside B/v.mp4, v.mp4; write one"):

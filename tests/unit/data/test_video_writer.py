@@ -126,7 +126,7 @@ def _noise(frames: int, height: int = 32, width: int = 32) -> NDArray[np.uint8]:
     ("lengths", "fps"),
     [([1] * 41, 8), ([8, 8, 8, 8, 9], 30), ([40, 1], 1), ([1, 40], 24), ([13, 5, 23], 16), ([41], 25)],
 )
-def test_f16_the_division_into_chunks_does_not_change_the_bytes(tmp_path: Path, lengths: list[int], fps: int) -> None:
+def test_the_division_into_chunks_does_not_change_the_bytes(tmp_path: Path, lengths: list[int], fps: int) -> None:
     frames = _noise(41, 34, 18)
     write_video(tmp_path / "whole.mp4", frames, fps=fps, crf=16)
     chunks = np.split(frames, np.cumsum(lengths)[:-1])
@@ -140,7 +140,7 @@ def test_f16_the_division_into_chunks_does_not_change_the_bytes(tmp_path: Path, 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, MemoryError, RuntimeError, ValueError])
 @pytest.mark.parametrize("after", [0, 1, 30])
-def test_f16_an_interrupted_video_keeps_the_old_file(tmp_path: Path, stop: type[BaseException], after: int) -> None:
+def test_an_interrupted_video_keeps_the_old_file(tmp_path: Path, stop: type[BaseException], after: int) -> None:
     def chunks() -> Iterator[NDArray[np.uint8]]:
         yield from np.split(_noise(after), after) if after else ()
         unfinished = [path.name for path in tmp_path.iterdir() if path.name != "a.mp4"]
@@ -162,7 +162,7 @@ def test_f16_an_interrupted_video_keeps_the_old_file(tmp_path: Path, stop: type[
         ([_noise(2), _noise(0)], "F at least 1"),
     ],
 )
-def test_f16_chunks_of_a_wrong_shape_or_type_are_refused(
+def test_chunks_of_a_wrong_shape_or_type_are_refused(
     tmp_path: Path, chunks: list[NDArray[np.uint8]], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -171,7 +171,7 @@ def test_f16_chunks_of_a_wrong_shape_or_type_are_refused(
 
 
 @pytest.mark.parametrize("fps", [1, 8, 30])
-def test_f16_encoding_needs_the_memory_of_one_chunk(tmp_path: Path, fps: int) -> None:
+def test_encoding_needs_the_memory_of_one_chunk(tmp_path: Path, fps: int) -> None:
     """1600 frames need no more memory of Python and numpy than 64; the file is larger than the limit."""
     peaks = []
     for frames in (64, 1600):
@@ -182,7 +182,7 @@ def test_f16_encoding_needs_the_memory_of_one_chunk(tmp_path: Path, fps: int) ->
     assert peaks[1] - peaks[0] < 2**20 < (tmp_path / "a.mp4").stat().st_size
 
 
-def test_f16_files_of_killed_processes_are_removed(tmp_path: Path) -> None:
+def test_files_of_killed_processes_are_removed(tmp_path: Path) -> None:
     kept = ["a.mp4", ".hidden.mp4", "b.mp4.tmp-1", "videos.json"]
     for name in [*kept, ".a.mp4.tmp-1", ".00000-seed0.mp4.tmp-99999"]:
         (tmp_path / name).write_bytes(b"x")
@@ -191,7 +191,7 @@ def test_f16_files_of_killed_processes_are_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("room", [10, 100, 5_000, 40_000, 80_000])
-def test_f16_a_full_disk_causes_one_error_only(tmp_path: Path, room: int, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_causes_one_error_only(tmp_path: Path, room: int, capfd: pytest.CaptureFixture[str]) -> None:
     """The close of the unfinished file must not raise or print another error."""
     written = 0
 

@@ -100,9 +100,7 @@ def test_the_saved_encoder_gives_the_same_embeddings(world: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("given", ["text_encoder", "tokenizer"])
-def test_row28_an_encoder_without_tokenizer_and_the_reverse_are_refused(
-    world: Path, tmp_path: Path, given: str
-) -> None:
+def test_an_encoder_without_tokenizer_and_the_reverse_are_refused(world: Path, tmp_path: Path, given: str) -> None:
     """An encoder without its tokenizer cannot be used; a tokenizer without its encoder would be ignored silently."""
     tokenizer = build_tokenizer(["a red ball"])
     encoder = build_text_encoder(CONFIG, len(tokenizer), seed=7)
@@ -117,14 +115,14 @@ def test_row28_an_encoder_without_tokenizer_and_the_reverse_are_refused(
     assert not (tmp_path / "out_encoder").exists()
 
 
-def test_row28_the_folder_of_an_encoder_alone_is_refused(world: Path, tmp_path: Path) -> None:
+def test_the_folder_of_an_encoder_alone_is_refused(world: Path, tmp_path: Path) -> None:
     build_text_encoder(CONFIG, 9, seed=7).save_pretrained(tmp_path / "alone")
     with pytest.raises(ValueError, match=r"alone, which holds config.json, .* but neither tokenizer.json nor"):
         encode(world, tmp_path, init=Init(folder=tmp_path / "alone", hub=None, revision=None))
 
 
 @pytest.mark.parametrize("tokens", [0, -1, -512])
-def test_row29_less_than_one_token_is_refused(world: Path, tmp_path: Path, tokens: int) -> None:
+def test_less_than_one_token_is_refused(world: Path, tmp_path: Path, tokens: int) -> None:
     config = PromptConfig(
         init=SCRATCH, captions=world / "clips", more_captions=world / "clips",
         evaluation_prompts=tmp_path / "none.txt", negative_prompt="",
@@ -199,7 +197,7 @@ def test_missing_and_empty_prompt_files_are_named(tmp_path: Path) -> None:
         (b"one\r\ntwo\r\nhalf \xed\xa0\xbd\r\n", "byte 0xED in line 3"),
     ],
 )
-def test_f10_a_prompt_file_in_another_encoding_is_named_with_the_byte_and_its_line(
+def test_a_prompt_file_in_another_encoding_is_named_with_the_byte_and_its_line(
     tmp_path: Path, content: bytes, place: str
 ) -> None:
     (tmp_path / "p.txt").write_bytes(content)
@@ -207,7 +205,7 @@ def test_f10_a_prompt_file_in_another_encoding_is_named_with_the_byte_and_its_li
         read_prompt_file(tmp_path / "p.txt", "--prompts")
 
 
-def test_f10_a_prompt_may_hold_any_character_but_the_end_of_a_line(world: Path, tmp_path: Path) -> None:
+def test_a_prompt_may_hold_any_character_but_the_end_of_a_line(world: Path, tmp_path: Path) -> None:
     lines = [
         "nul \x00 bell \x07 delete \x7f",
         "sep\u2028arators\u2029 of \u0085 lines \x1c\x0b\x0c inside",

@@ -134,7 +134,7 @@ def test_reconstructions_measure_the_vae_before_compression(world: Path, video: 
 
 
 @pytest.mark.skipif(not STATUS.exists(), reason="reads the peak from /proc")
-def test_f16_rollouts_are_written_in_constant_memory(world: Path, schedule: ScheduleConfig, tmp_path: Path) -> None:
+def test_rollouts_are_written_in_constant_memory(world: Path, schedule: ScheduleConfig, tmp_path: Path) -> None:
     """Two rollouts of 793 frames of 64x64 need less than half of their bytes more than two of 122 frames."""
     pipeline_of(world, "student", schedule).save_pretrained(tmp_path / "toy")
     shutil.copytree(world / "prompts", tmp_path / "toy" / "prompts")
@@ -145,7 +145,7 @@ def test_f16_rollouts_are_written_in_constant_memory(world: Path, schedule: Sche
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError, RuntimeError])
 @pytest.mark.parametrize("after", [0, 1, 3])
-def test_f16_interrupted_rollouts_write_no_file(
+def test_interrupted_rollouts_write_no_file(
     world: Path,
     video: VideoShape,
     schedule: ScheduleConfig,
@@ -170,7 +170,7 @@ def test_f16_interrupted_rollouts_write_no_file(
 
 
 @pytest.mark.parametrize("seed", [0, 5, 2**40])
-def test_f17_the_noise_of_a_sample_depends_on_its_number(
+def test_the_noise_of_a_sample_depends_on_its_number(
     world: Path, video: VideoShape, schedule: ScheduleConfig, tmp_path: Path, seed: int
 ) -> None:
     """Recorded scores were computed with this noise, which depends on the number, for samples and for rollouts."""

@@ -92,6 +92,14 @@ def with_inputs(run: Any, **paths: Path) -> Any:
     return replace(run, inputs={**run.inputs, **paths})
 
 
+SHARED: dict[str, Any] = {"share_samples": True}  # options of DMD with shared samples
+
+
+def lora_critic(rank: int | None) -> dict[str, Any]:
+    """Return the options of DMD for a critic with an adapter; None = a critic with separate weights."""
+    return {"critic_lora_rank": rank}
+
+
 def with_blocks(run: Any, frames_per_block: int | None) -> Any:
     """Return ``run`` for a model with blocks of another size; None = bidirectional."""
     changes: dict[str, Any] = {"frames_per_block": frames_per_block}
@@ -190,9 +198,9 @@ def kinds(
         "causal_teacher": Kind(partial(teacher, causal=True), TeacherStep, train_teacher),
         "ode": Kind(ode, OdeStep, train_ode_init),
         "dmd": Kind(dmd, DmdStep, train_dmd),
-        "dmd_sharing_samples": Kind(partial(dmd, share_samples=True), DmdStep, train_dmd),
-        "dmd_lora_critic": Kind(partial(dmd, critic_lora_rank=2), DmdStep, train_dmd),
+        "dmd_sharing_samples": Kind(partial(dmd, **SHARED), DmdStep, train_dmd),
+        "dmd_lora_critic": Kind(partial(dmd, **lora_critic(2)), DmdStep, train_dmd),
         # The student's update comes first, so the network is first used as the teacher.
-        "dmd_lora_critic_asked_second": Kind(partial(dmd, critic_lora_rank=2, critic_only_steps=0), DmdStep, train_dmd),
+        "dmd_lora_critic_asked_second": Kind(partial(dmd, **lora_critic(2), critic_only_steps=0), DmdStep, train_dmd),
         "vae": Kind(vae, VaeStep, train_vae),
     }

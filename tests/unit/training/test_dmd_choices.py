@@ -17,7 +17,7 @@ from causvid.methods.shared.batches import read_batch
 from causvid.sampling.autoregressive import generate_blocks
 from causvid.training.pretrained import Init
 from causvid.wan.transformer.wan import causal_student, load_transformer
-from tests.unit.training.conftest import network, with_blocks, with_inputs
+from tests.unit.training.conftest import SHARED, network, with_blocks, with_inputs
 
 
 @pytest.fixture
@@ -218,7 +218,7 @@ def test_student_and_critic_share_samples_but_draw_their_own_noise(
 ) -> None:
     """A cycle ends with an update of the student, which is called once in the cycle."""
     run = {"causal": kinds["dmd"].new_run, "bidirectional": bidirectional}[student](
-        tmp_path, steps=20, inputs=inputs, critic_only_steps=4, critic_updates_per_student_update=3, share_samples=True
+        tmp_path, steps=20, inputs=inputs, critic_only_steps=4, critic_updates_per_student_update=3, **SHARED
     )
     step = kinds["dmd"].step(run)
     learned: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -249,7 +249,7 @@ def test_student_and_critic_share_samples_but_draw_their_own_noise(
 
 def test_sharing_samples_does_not_change_the_gradient_of_the_student(kinds: dict[str, Any], tmp_path: Path) -> None:
     """The earlier updates of the critic do not change the samples or their graph."""
-    shared = kinds["dmd"].step(kinds["dmd"].new_run(tmp_path, critic_only_steps=0, share_samples=True))
+    shared = kinds["dmd"].step(kinds["dmd"].new_run(tmp_path, critic_only_steps=0, **SHARED))
     shared(0)
     values = shared(1)
     alone = kinds["dmd"].step(kinds["dmd"].new_run(tmp_path, critic_only_steps=0))

@@ -13,7 +13,7 @@ from causvid.compute.device import Precision
 from causvid.diffusion.velocity import conditional
 from causvid.wan.transformer.wan import load_transformer
 from tests.conftest import ONE_WORKER
-from tests.unit.training.conftest import network, optimizer
+from tests.unit.training.conftest import SHARED, lora_critic, network, optimizer
 
 X = torch.randn(2, 4, 4, 4, 4, generator=torch.Generator().manual_seed(1))
 TIMES = torch.tensor([300.0, 900.0])
@@ -27,7 +27,8 @@ def lora_weights(step: Any) -> dict[str, torch.Tensor]:
 def test_the_adapter_is_trained_and_the_teacher_does_not_change(
     shares: bool, kinds: dict[str, Any], world: Path, tmp_path: Path
 ) -> None:
-    step = kinds["dmd_lora_critic"].step(kinds["dmd_lora_critic"].new_run(tmp_path, steps=8, share_samples=shares))
+    options = SHARED if shares else {}
+    step = kinds["dmd_lora_critic"].step(kinds["dmd_lora_critic"].new_run(tmp_path, steps=8, **options))
     text = step.texts(step._read(0).prompts[:2])
     teacher = conditional(load_transformer(world / "teacher"), text)
     before, base = (
@@ -63,7 +64,7 @@ def test_the_critic_fits_the_samples_of_the_student(kinds: dict[str, Any], tmp_p
             tmp_path / name,
             steps=60,
             critic_only_steps=60,
-            critic_lora_rank=rank,
+            **lora_critic(rank),
             critic_optimizer=optimizer(decay="constant"),
         )
         step = kinds["dmd"].step(run)

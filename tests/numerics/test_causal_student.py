@@ -1,4 +1,4 @@
-"""The causal student compared with the model of diffusers and with itself without a cache; it must also be causal.
+"""The causal student agrees with the model of diffusers, and with itself without a cache, and is causal.
 
 Shapes: B batch, C = 4 channels, F latent frames, H and W latent pixels, L text tokens.
 """
@@ -17,11 +17,11 @@ from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
 from causvid.wan.transformer.rope import rotary_embedding
 from causvid.wan.transformer.wan import build_transformer, causal_student
 
-TOLERANCE = 2e-6  # relative to the largest output, in float32
+TOLERANCE = 2e-6  # tolerance in float32, relative to the largest output
 
 
 def teacher_of(config: dict[str, Any], **changes: Any) -> WanTransformer3DModel:
-    """Return a bidirectional model in which every weight matters. (In diffusers biases start at 0 and gains at 1.)"""
+    """Return a bidirectional model in which every weight matters. (In diffusers, biases start at 0 and gains at 1.)"""
     model = build_transformer({**config, **changes}, seed=1)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -37,7 +37,7 @@ def inputs(batch: int, frames: int, height: int, width: int) -> tuple[torch.Tens
 
 
 def block_times(batch: int, frames: int, frames_per_block: int) -> torch.Tensor:
-    """Return a timestep for every block of every sample, [B, F]; some of the timesteps are 0."""
+    """Return a random timestep for each block of each sample, [B, F]; some timesteps are 0."""
     times = torch.tensor([0.0, 522.0, 757.0, 1000.0, 250.0, 20.0])
     rows = [times.roll(sample)[: frames // frames_per_block] for sample in range(batch)]
     return torch.stack(rows).repeat_interleave(frames_per_block, dim=1)
@@ -56,12 +56,12 @@ def assert_close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
     assert ((ours - theirs).abs().max() / scale).item() <= TOLERANCE
 
 
-# Frames, latent height and width. A frame has 64 tokens (so clips may have a multiple of 128 tokens) or 15 tokens.
+# Frames, latent height and latent width. A frame has 64 tokens (two frames have 128 tokens) or 15 tokens.
 SIZES = [(6, 16, 16), (6, 6, 10)]
 
 
 class Shape(NamedTuple):
-    """The size of a clip and of the blocks, in latent frames and latent pixels. A patch is 2 x 2 latent pixels."""
+    """The size of a clip and of its blocks, in latent frames and latent pixels. A patch has 2 x 2 latent pixels."""
 
     batch: int
     frames: int
@@ -72,11 +72,11 @@ class Shape(NamedTuple):
 
 
 SHAPES = [
-    pytest.param(Shape(2, 6, 1, 16, 16, 32), id="block of a frame, 6 x 64 tokens (3 x 128)"),
-    pytest.param(Shape(3, 6, 3, 6, 10, 64), id="blocks of 3, odd in patches, 6 x 15 tokens"),
-    pytest.param(Shape(1, 4, 2, 16, 32, 128), id="blocks of 2 x 128 tokens, the released head size"),
-    pytest.param(Shape(2, 5, 5, 10, 14, 96), id="the whole clip, odd in everything, 5 x 35 tokens"),
-    pytest.param(Shape(4, 9, 3, 2, 6, 48), id="a batch of 4, three blocks of 9 tokens"),
+    pytest.param(Shape(2, 6, 1, 16, 16, 32), id="blocks of 1 frame, 6 frames of 64 tokens"),
+    pytest.param(Shape(3, 6, 3, 6, 10, 64), id="blocks of 3 frames, 6 frames of 15 tokens"),
+    pytest.param(Shape(1, 4, 2, 16, 32, 128), id="blocks of 2 frames of 128 tokens, head size 128 of Wan"),
+    pytest.param(Shape(2, 5, 5, 10, 14, 96), id="one block of 5 frames of 35 tokens"),
+    pytest.param(Shape(4, 9, 3, 2, 6, 48), id="a batch of 4 clips, 3 blocks of 9 tokens"),
 ]
 
 
@@ -90,11 +90,11 @@ def test_cached_equals_uncached(transformer_config: dict[str, Any], shape: Shape
     whole = forward(student, x, timestep, text)
 
     noisy = torch.randn(x.shape, generator=torch.Generator().manual_seed(4))
-    for sink in (None, 0):  # keys rotated before they are written; keys rotated when they are read
+    for sink in (None, 0):  # keys are rotated before they are written; keys are rotated when they are read
         cache = student.make_kv_cache(batch_size=batch, num_frames=frames, height=height, width=width, sink_frames=sink)
         for start in range(0, frames, frames_per_block):
             block = slice(start, start + frames_per_block)
-            # A first call with noise, as in sampling. The last write of a block is the one that is used.
+            # The first call of a block writes noise to the cache, as in sampling. The last call overwrites the noise.
             for video, times in ((noisy, torch.full_like(timestep, 999.0)), (x, timestep)):
                 streamed = forward(
                     student, video[:, :, block], times[:, block], text, kv_cache=cache, start_frame=start
@@ -118,7 +118,7 @@ def test_a_later_block_changes_no_bit_of_an_earlier_one(transformer_config: dict
         after = forward(student, changed, other_times, text)
         assert torch.equal(after[:, :, :start], before[:, :, :start])
         assert not torch.allclose(after[:, :, start:later], before[:, :, start:later], atol=1e-2)
-        if later < frames:  # and later blocks depend on it
+        if later < frames:  # later blocks depend on the changed block
             assert not torch.equal(after[:, :, later:], before[:, :, later:])
 
 
@@ -170,11 +170,12 @@ def test_student_and_teacher_load_the_state_dict_of_the_other(transformer_config
     other.load_state_dict(student.state_dict(), strict=True)
     assert other.state_dict().keys() == expected.keys()
     assert all(torch.equal(other.state_dict()[name], value) for name, value in expected.items())
-    assert len(expected) == 27 * 2 + 15  # as in the released checkpoints: 27 tensors in each layer, and 15 others
+    # each layer has 27 tensors and the other modules have 15, as in the original CausVid checkpoints
+    assert len(expected) == 27 * 2 + 15
 
 
 class _MaskedAttention(WanAttnProcessor):
-    """The processor of diffusers with a dense mask in self-attention."""
+    """The attention processor of diffusers, with a dense mask in self-attention."""
 
     def __init__(self, allowed: torch.Tensor) -> None:
         super().__init__()
@@ -242,7 +243,7 @@ def test_the_rotary_table_with_an_offset_is_a_slice_of_the_whole_table(
     frames, height, width = 7, 3, 5
     whole = rope(
         torch.zeros(1, 4, frames, 2 * height, 2 * width)
-    )  # the table of diffusers, for a size in latent pixels
+    )  # diffusers computes this table for a size in latent pixels
     for start, count in [(0, 7), (2, 3), (6, 1)]:
         part = rotary_embedding(rope, frames=(range(start, start + count),), height=height, width=width)
         tokens = slice(start * height * width, (start + count) * height * width)
@@ -257,13 +258,13 @@ def test_modulation_has_one_row_per_frame(transformer_config: dict[str, Any]) ->
     student = causal_student(teacher_of(transformer_config), 2)
     rows = []
     student.condition_embedder.time_proj.register_forward_hook(lambda _, __, out: rows.append(out.shape))
-    x, text = inputs(2, 6, 4, 8)  # 8 tokens in each frame
+    x, text = inputs(2, 6, 4, 8)  # each frame has 8 tokens
     forward(student, x, block_times(2, 6, 2), text)
     assert rows == [(2, 6, 6 * 32)]
 
 
 class _Sizes(TorchDispatchMode):
-    """Records the shapes of all tensors that operations return."""
+    """Record the shapes of all tensors that operations return."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The gradient of DMD for distributions whose scores are known in closed form."""
+"""The gradient of DMD is correct for distributions whose scores are known in closed form."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIZE = (3, 2, 2, 3, 2)  # [B, C, F, H, W]
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Independent normal data, whose score and velocity are known at every noise level."""
+    """A normal distribution with independent values, whose score and velocity are known at every noise level."""
 
     mean: float
     deviation: float
@@ -45,7 +45,10 @@ def gradient_of(
 
 
 def test_the_gradient_is_the_difference_of_scores() -> None:
-    """CausVid eq. 4: x0 of critic - x0 of teacher = sigma^2 / (1 - sigma) (score of critic - score of teacher)."""
+    """The gradient follows equation 4 of the CausVid paper.
+
+    x0 of critic - x0 of teacher = sigma^2 / (1 - sigma) (score of critic - score of teacher).
+    """
     teacher, critic = Gaussian(1.0, 0.5), Gaussian(-0.5, 1.3)
     sample, noise, timestep = draw(0)
     got = gradient_of(sample, noise, timestep, teacher, critic)
@@ -96,7 +99,7 @@ def test_a_float32_sample_is_compared_in_float64() -> None:
     assert out.loss.dtype == torch.float64
     assert (
         torch.autograd.grad(out.loss, sample)[0].abs().max() > 0
-    )  # a difference of 1e-5 is not lost in 0.5 (x - (x - g))^2
+    )  # 0.5 (x - (x - g))^2 in float64 does not lose a difference of 1e-5
 
 
 def test_a_sample_that_equals_the_prediction_of_the_teacher_causes_no_division_by_zero() -> None:
@@ -122,7 +125,10 @@ def test_neither_network_gets_a_gradient() -> None:
 
 
 def test_gradient_descent_moves_samples_to_the_distribution_of_the_teacher() -> None:
-    """With a critic that has the distribution of the samples, their mean and deviation become those of the teacher."""
+    """The critic has the distribution of the samples.
+
+    The mean and the deviation of the samples converge to those of the teacher.
+    """
     teacher, generator = Gaussian(2.0, 0.5), torch.Generator().manual_seed(7)
     sample = torch.randn(64, 1, 1, 4, 4, generator=generator, dtype=torch.float64)
     for _ in range(150):
@@ -138,7 +144,7 @@ def test_gradient_descent_moves_samples_to_the_distribution_of_the_teacher() -> 
 
 
 def test_excluded_frames_have_no_gradient_and_change_no_mean() -> None:
-    """The normaliser, the loss and the gradient of the other frames equal those of a video without excluded frames."""
+    """Excluded frames change neither the normaliser nor the loss nor the gradient of the other frames."""
     teacher, critic = Gaussian(1.0, 0.5), Gaussian(-0.5, 1.3)
     sample, noise, timestep = draw(7)
     scored = torch.tensor([[True, False]]).expand(SIZE[0], SIZE[2])

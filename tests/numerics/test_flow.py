@@ -1,4 +1,4 @@
-"""Flow-matching conversions, their values at sigma 0 and 1, the guidance convention, and the losses."""
+"""Test flow-matching conversions, their values at sigma 0 and 1, the guidance convention, and the losses."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_velocity_and_x0_are_inverses_in_float64(timestep: float, seed: int) -> 
 
 @given(timestep=st.floats(0.0, 1000.0), seed=st.integers(0, 2**31))
 def test_the_true_velocity_gives_x0(timestep: float, seed: int) -> None:
-    """x_t = (1 - sigma) x0 + sigma noise and velocity = noise - x0 give x0."""
+    """If x_t = (1 - sigma) x0 + sigma noise and velocity = noise - x0, the conversion returns x0."""
     x0, noise = draw(seed, 2)
     sigma = sigma_of(torch.full((2,), timestep, dtype=torch.float64))
     x_t = add_noise(x0, noise, sigma)
@@ -45,14 +45,14 @@ def test_conversions_are_exact_at_sigma_0_and_1_and_keep_the_dtype(dtype: torch.
     for out, expected in [
         (add_noise(x0, noise, zero), x0),
         (add_noise(x0, noise, one), noise),
-        (velocity_to_x0(x0, velocity, zero), x0),  # t = 0: x0 equals x_t for every velocity
+        (velocity_to_x0(x0, velocity, zero), x0),  # at t = 0, x0 equals x_t for every velocity
     ]:
         assert out.dtype == dtype
         assert torch.equal(out, expected)
 
 
 def test_conversions_are_computed_in_float64() -> None:
-    """In bfloat16 the result has an error of percents: (x_t - x0) / 0.02 for numbers near 1."""
+    """A computation in bfloat16 would have an error of several percent: (x_t - x0) / 0.02 for numbers near 1."""
     sigma = torch.tensor(0.02, dtype=torch.float64)
     x_t, velocity = draw(1, 2, torch.bfloat16)
     exact = (x_t.double() - 0.02 * velocity.double()).to(torch.bfloat16)
@@ -79,7 +79,10 @@ def test_each_frame_has_its_own_noise_level() -> None:
 
 
 def test_the_guidance_convention() -> None:
-    """Scale 0 is unconditional, 1 conditional. cond + s (cond - uncond) in the released DMD is scale s + 1."""
+    """Scale 0 is unconditional, and scale 1 is conditional.
+
+    The original DMD code computes cond + s (cond - uncond), which is scale s + 1 here.
+    """
     uncond, cond = draw(3, 2)
     assert torch.equal(guide(uncond, cond, 0), uncond)
     torch.testing.assert_close(guide(uncond, cond, 1), cond)
@@ -87,7 +90,7 @@ def test_the_guidance_convention() -> None:
 
 
 class _Echo(torch.nn.Module):
-    """A model whose velocity is the first number of the text. It counts its calls and samples."""
+    """A model whose velocity is the first number of the text embedding. The model counts its calls and samples."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,7 +113,7 @@ def test_guided_computes_both_halves_in_one_batch_and_only_one_for_scale_1() -> 
     model, x = _Echo(), torch.zeros(SIZE)
     text, negative = torch.tensor([2.0, 3.0])[:, None, None], torch.tensor([[[1.0]]])
     out = guided(model, text, negative, 3.0)(x, torch.tensor([500.0, 500.0]))
-    assert out[:, 0, 0, 0, 0].tolist() == [4.0, 7.0]  # 1 + 3 (2 - 1), 1 + 3 (3 - 1)
+    assert out[:, 0, 0, 0, 0].tolist() == [4.0, 7.0]  # guidance with scale 3: 1 + 3 (2 - 1) = 4 and 1 + 3 (3 - 1) = 7
     out = guided(model, text, negative, 1.0)(x, torch.tensor([500.0, 500.0]))
     assert out[:, 0, 0, 0, 0].tolist() == [2.0, 3.0]
     assert model.rows == [4, 2]
@@ -138,7 +141,7 @@ def test_the_ode_loss_uses_noisy_frames_only() -> None:
     states = torch.where(sigma == 0, clean, states)
 
     def velocity(error: float) -> torch.Tensor:
-        """Return a velocity whose x0 has the error ``error`` in noisy frames, and a large one in clean frames."""
+        """Return a velocity whose x0 has the error ``error`` in noisy frames, and a large error in clean frames."""
         return torch.where(sigma == 0, torch.tensor(1e3), (states - clean - error) / sigma.clamp(min=0.1)).float()
 
     assert ode_regression_loss(lambda *_: velocity(0.0), states, timestep, clean).item() == pytest.approx(0, abs=1e-10)
@@ -146,7 +149,7 @@ def test_the_ode_loss_uses_noisy_frames_only() -> None:
 
 
 def test_the_ode_loss_of_clean_frames_only_is_zero() -> None:
-    """The released code gives NaN for a mean over no frames."""
+    """Check that the loss is 0. (The original CausVid code returns NaN, because a mean over zero frames is NaN.)"""
     clean, weight = draw(6, 1, torch.float32)[0], torch.ones((), requires_grad=True)
     loss = ode_regression_loss(lambda x, t: weight * x, clean, torch.zeros(2, 4), clean)
     loss.backward()

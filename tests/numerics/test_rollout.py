@@ -1,7 +1,8 @@
-"""The rollout on which DMD trains: it equals the video of the sampler, and one prediction per block has a gradient.
+"""The rollout of DMD equals the video of the sampler, and one prediction per block has a gradient.
 
-The reference has no cache. It is one forward pass over the clean earlier blocks and the noisy block, with an attention
-that has no gradient to earlier blocks. Shapes: 3 blocks of 2 latent frames of 4 x 4 latent pixels, 8 tokens in a block.
+The reference is computed without a cache, by one forward pass over the clean earlier blocks and the noisy block. Its
+attention has no gradient to earlier blocks. A video has 3 blocks; a block has 2 latent frames of 4 x 4 latent pixels,
+which are 8 tokens.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ Pass = tuple[int, float, torch.Tensor, torch.Tensor]  # start frame, timestep, i
 
 @pytest.fixture
 def student(transformer_config: dict[str, Any]) -> CausalWanTransformer3DModel:
-    """Return a student in which every weight matters. (In diffusers biases start at 0 and gains at 1.)"""
+    """Return a student in which every weight matters. (In diffusers, biases start at 0 and gains at 1.)"""
     model = build_transformer(transformer_config, seed=1)
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
@@ -68,7 +69,7 @@ def assert_same(ours: Gradients, theirs: Gradients) -> None:
 
 
 def passes_of(student: CausalWanTransformer3DModel) -> list[Pass]:
-    """Record every later call of the student."""
+    """Record every later forward pass of the student."""
     seen: list[Pass] = []
     student.register_forward_hook(
         lambda _, args, kwargs, out: seen.append(
@@ -80,7 +81,7 @@ def passes_of(student: CausalWanTransformer3DModel) -> list[Pass]:
 
 
 class DetachedPast:
-    """Attention by its definition. The keys and values of all blocks but the last have no gradient."""
+    """Compute attention by its definition. Only the keys and values of the last block have a gradient."""
 
     def __call__(
         self, attn: WanAttention, x: torch.Tensor, _: None, __: None, rotary: Rotary, *, block_tokens: int, **___: None
@@ -108,14 +109,15 @@ def uncached(student: CausalWanTransformer3DModel, past: torch.Tensor, x_t: torc
 
 
 def test_at_the_last_step_the_rollout_equals_the_video_of_the_sampler(student: CausalWanTransformer3DModel) -> None:
-    """The videos are equal bit for bit, with and without gradients."""
+    """The rollout and the video of the sampler are equal bit for bit, with and without gradients."""
     with torch.no_grad():
         expected = torch.cat(list(generate_blocks(student, TEXT, NOISE, SCHEDULE, draw_from(5))), dim=2)
         assert torch.equal(rollout(student, exit_step=2), expected)
     ours = rollout(student, exit_step=2)
     assert ours.requires_grad
     assert torch.equal(ours, expected)
-    sampled = generate_blocks(student, TEXT, NOISE, SCHEDULE, draw_from(5))  # the same video without no_grad
+    # generate_blocks returns the same video without gradients
+    sampled = generate_blocks(student, TEXT, NOISE, SCHEDULE, draw_from(5))
     assert torch.equal(torch.cat(list(sampled), dim=2), expected)
 
 
@@ -123,7 +125,10 @@ def test_at_the_last_step_the_rollout_equals_the_video_of_the_sampler(student: C
 def test_a_block_is_denoised_to_the_exit_step_and_then_written(
     student: CausalWanTransformer3DModel, exit_step: int
 ) -> None:
-    """One forward pass for each block has a gradient. The last block is not written, because no block follows."""
+    """One forward pass per block has a gradient.
+
+    The last block is not written to the cache, because no block follows.
+    """
     seen = passes_of(student)
     video = rollout(student, exit_step)
     passes = [*((time, time == STEPS[exit_step]) for time in STEPS[: exit_step + 1]), (20.0, False)]
@@ -138,7 +143,7 @@ def test_a_block_is_denoised_to_the_exit_step_and_then_written(
 def test_the_gradient_equals_that_of_a_computation_without_a_cache(
     student: CausalWanTransformer3DModel, exit_step: int, frames: slice
 ) -> None:
-    """Losses on one block and on all blocks are compared, for all weights. Earlier blocks are constants."""
+    """Compare losses on one block and on all blocks, for all weights. Earlier blocks are constants."""
     seen = passes_of(student)
     video = rollout(student, exit_step)
     ours = gradients(student, (video * WEIGHT)[:, :, frames].sum())
@@ -173,7 +178,7 @@ def test_a_rollout_does_not_depend_on_noise_of_later_blocks(student: CausalWanTr
 def test_gradient_checkpointing_changes_no_gradient_of_a_rollout(
     student: CausalWanTransformer3DModel, kind: Checkpointing
 ) -> None:
-    """The backward pass reads the cache again. Later blocks have been written by then, but at later positions."""
+    """The backward pass reads the cache again. By then, later blocks have been written, but at later positions."""
     plain = gradients(student, (rollout(student, 1) * WEIGHT).sum())
     for_training(student, kind)
     made: list[int] = []
@@ -189,7 +194,7 @@ def test_gradient_checkpointing_changes_no_gradient_of_a_rollout(
     "ignore:Mismatch dtype between input and weight"
 )  # torch warns about a slower kernel for norm_q
 def test_in_bfloat16_every_weight_has_a_gradient(student: CausalWanTransformer3DModel) -> None:
-    """autocast must not use the cached cast of a weight from a pass without gradients."""
+    """autocast must not use a cast of a weight that was cached in a forward pass without gradients."""
     exact = gradients(student, (rollout(student, 2) * WEIGHT).sum())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         video = rollout(student, 2)
@@ -199,7 +204,7 @@ def test_in_bfloat16_every_weight_has_a_gradient(student: CausalWanTransformer3D
 
 
 def test_an_image_is_one_block(student: CausalWanTransformer3DModel) -> None:
-    """One latent frame is a block, for every size of the student's blocks."""
+    """A single latent frame is one block, although the student has larger blocks."""
     seen = passes_of(student)
     picture = rollout(student, 1, NOISE[:, :, :1])
     assert picture.shape == (2, 4, 1, 4, 4)

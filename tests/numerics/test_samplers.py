@@ -1,4 +1,4 @@
-"""Samplers for velocities with known solutions."""
+"""Samplers give the known solutions of simple velocities."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def noise_like(seed: int) -> torch.Tensor:
 
 
 def test_euler_is_of_order_one_on_a_linear_ode() -> None:
-    """The solution of dx/dsigma = x at 0 is x(1) / e. Steps of half the size halve the error."""
+    """The solution of dx/dsigma = x at sigma 0 is x(1) / e. Steps of half the size halve the error."""
     start = noise_like(0)
     errors = []
     for steps in (50, 100, 200, 400):
@@ -80,12 +80,12 @@ def test_few_steps_with_an_exact_model_give_x0(timesteps: list[float]) -> None:
     out = few_step(perfect, noise_like(8), timesteps, draw)
     torch.testing.assert_close(out, clean, rtol=0, atol=1e-13)
     assert [t[0, 0].item() for t in asked] == timesteps
-    assert all(t.shape == (2, 2) for t in asked)  # a timestep for each frame
-    assert len(drawn) == len(timesteps) - 1  # new noise between steps, and none after the last
+    assert all(t.shape == (2, 2) for t in asked)  # each frame has its own timestep
+    assert len(drawn) == len(timesteps) - 1  # new noise is drawn between two steps, and not after the last step
 
 
 def test_few_steps_add_noise_up_to_the_next_timestep() -> None:
-    """The input of the second call is the x0 of the first call with the drawn noise at sigma 0.25."""
+    """The input of the second call is the x0 of the first call with new noise at sigma 0.25."""
     first, fresh = noise_like(9), noise_like(10)
     seen = []
 

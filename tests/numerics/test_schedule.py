@@ -1,4 +1,4 @@
-"""Constants of the released schedules, and errors for a schedule that does not fit its solver."""
+"""Schedules equal those of the original CausVid code, and a schedule that does not fit its solver raises an error."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ def schedule(**changes: Any) -> ScheduleConfig:
 
 
 def test_the_released_trajectory_columns() -> None:
-    """In the released configuration, 50 Euler steps at shift 8, states 36 and 44 are at 756.757 and 521.739."""
+    """The original configuration has 50 Euler steps at shift 8.
+
+    Its states 36 and 44 are at timesteps 756.757 and 521.739.
+    """
     assert times(8, 50)[36].item() == pytest.approx(756.757, abs=5e-4)
     assert times(8, 50)[44].item() == pytest.approx(521.739, abs=5e-4)
     assert schedule().columns() == [0, 36, 44, 50]
@@ -37,7 +40,7 @@ def test_the_released_trajectory_columns() -> None:
 
 @pytest.mark.parametrize(("shift", "expected"), [(8, [960, 888.889, 727.273]), (5, [937.5, 833.333, 625])])
 def test_the_four_steps_after_the_shift(shift: float, expected: list[float]) -> None:
-    """The timesteps 750, 500 and 250 are shifted as in the released code. Grids with 4n steps have these states."""
+    """The original CausVid code shifts the timesteps 750, 500 and 250. Grids with 4n steps contain the results."""
     warped = FlowSchedule(shift=shift).shifted(torch.tensor([0.75, 0.5, 0.25], dtype=torch.float64)) * 1000
     assert warped.tolist() == pytest.approx(expected, abs=5e-4)
     for steps in (4, 48, 100):

@@ -1,4 +1,4 @@
-"""Tiles cover the frame, and blending equal contents gives the original frame."""
+"""Tiles cover the frame, and blending the tiles of a frame gives the original frame."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_tiles_cover_the_frame(height: int, width: int, overlap: int, more: int)
         assert all(first[1] <= third[0] for first, third in zip(spans, spans[2:], strict=False))
         assert (
             len(spans) == 1 or (len(spans) - 1) * (longest - overlap) + overlap < length
-        )  # one tile less is not enough
+        )  # fewer tiles would not cover the length
     assert len(found) == len(set(found))
 
 

@@ -1,4 +1,4 @@
-"""Encoding in chunks and decoding in blocks compared with diffusers, and the initialisation of a new VAE."""
+"""Chunked encoding and blockwise decoding agree with diffusers, and a new VAE is initialised without motion."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from causvid.wan.vae.vae import (
     to_unit,
 )
 
-FRAMES, SIDE = 17, 16  # 5 latent frames
+FRAMES, SIDE = 17, 16  # 17 frames are 5 latent frames
 PLAIN = {"is_residual": False, "patch_size": None, "in_channels": 3, "out_channels": 3, "scale_factor_spatial": 4}
-WHOLE = 2**40  # a chunk size with one chunk only
+WHOLE = 2**40  # with this chunk size, a clip has one chunk
 
 
 @pytest.fixture(scope="module", params=["residual with patches", "plain"])
 def vae(request: pytest.FixtureRequest, vae_config: dict[str, Any]) -> AutoencoderKLWan:
-    """Return a VAE of each of the two families of Wan, with random values in all weights, also the temporal taps."""
+    """Return a VAE of each of the two Wan families. All weights are random, including the temporal weights."""
     model = build_vae({**vae_config, **(PLAIN if request.param == "plain" else {})}, seed=0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -107,7 +107,10 @@ def test_decoding_in_blocks_equals_decoding_the_whole_video(vae: AutoencoderKLWa
 
 @torch.no_grad()
 def test_large_frames_are_processed_in_tiles(vae: AutoencoderKLWan, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There are 2 x 2 tiles that share two latent pixels. Outside of these, the result is that of each tile alone."""
+    """A frame has 2 x 2 tiles that overlap by two latent pixels.
+
+    Outside the overlap, the result equals that of encoding each tile separately.
+    """
     stride = vae.config.scale_factor_spatial
     whole, alone = encode(vae, large := large_clip(14 * stride)), encode(vae, large[..., : 8 * stride, : 8 * stride])
     monkeypatch.setattr(module, "LONGEST_SIDE", 8 * stride)
@@ -151,12 +154,12 @@ def test_the_posterior_is_differentiable(vae: AutoencoderKLWan) -> None:
     assert video.grad[:, :, 0].abs().max() > 0
     assert (
         torch.count_nonzero(video.grad[:, :, 1:]) == 0
-    )  # causal: the first latent frame depends on the first frame only
+    )  # causality: the first latent frame depends on the first frame only
 
 
 @torch.no_grad()
 def test_a_new_vae_is_an_image_autoencoder(vae_config: dict[str, Any]) -> None:
-    """All latent frames of a clip without motion equal the latent frame of the single image."""
+    """Each latent frame of a clip without motion equals the latent frame of the same image."""
     model = build_vae({**vae_config, **PLAIN}, seed=3)
     image = clip(1)[:, :, :1]
     single, still = posterior(model, image).mean, posterior(model, image.expand(-1, -1, FRAMES, -1, -1)).mean
@@ -167,7 +170,7 @@ def test_a_new_vae_is_an_image_autoencoder(vae_config: dict[str, Any]) -> None:
 
 @torch.no_grad()
 def test_a_new_residual_vae_has_no_motion(vae_config: dict[str, Any]) -> None:
-    """The shortcuts pad the first frame with zeros. The other frames of a clip without motion are equal."""
+    """Latent frames of a clip without motion are equal, except the first: residual shortcuts pad it with zeros."""
     still = posterior(build_vae(vae_config, seed=3), clip(1)[:, :, :1].expand(-1, -1, FRAMES, -1, -1)).mean
     torch.testing.assert_close(still[:, :, 1:], still[:, :, 1:2].expand_as(still[:, :, 1:]), rtol=1e-4, atol=1e-4)
 

@@ -1,4 +1,4 @@
-"""A local server that answers the hub client's requests for a data set, and can simulate faults of the hub."""
+"""A local server answers the hub client's requests for a data set, and can simulate faults of the hub."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PAGE = b"<html><title>Bad gateway</title></html>"
 
 # Faults of a response. cut: the connection is lost in the middle. silent cut: the body is truncated, and Content-Length
+# has the truncated length. flip: one bit is wrong. page: the body is an HTML page with status 200. long: the body has
+# additional bytes at the end. whole: the server ignores the requested range. etag: the ETag of the file has changed. A
+# fault that is a number is the HTTP status of the response.
 # agrees with it. flip: one bit is wrong. page: status 200 and a page of HTML. long: additional bytes at the end. whole:
 # the server ignores the requested range. etag: the ETag of the file has changed. A number is the HTTP status.
 FAULTS = ("cut", "silent cut", "flip", "page", "long", "whole", "etag", "429", "500", "503")
@@ -27,10 +30,10 @@ class StandIn:
     """State of the server.
 
     Attributes:
-        files: Content of the served files, by path.
-        git: Paths of plain git files; all others are LFS files.
-        faults: Faults of the next requests, one for each, by path; "api" stands for listings and revisions.
-        asked: The requests so far.
+        files: Map of each path to the content of the served file.
+        git: Paths of plain git files; all other files are LFS files.
+        faults: Map of each path ("api" for listings and revisions) to a list with one fault per request.
+        asked: The requests received so far.
         retry_after: Value of the Retry-After header.
         url: URL of the server.
     """
@@ -43,14 +46,14 @@ class StandIn:
     url: str = ""
 
     def bytes_asked(self, path: str) -> list[str]:
-        """Return the Range header of every GET of the file at ``path``; "" if it has none."""
+        """Return the Range header of every GET request for the file at ``path``; "" if the header is missing."""
         wanted = f"GET /datasets/{REPO}/resolve/{COMMIT}/{path} "
         return [line.removeprefix(wanted) for line in self.asked if line.startswith(wanted)]
 
 
 @contextmanager
 def serve(files: dict[str, bytes]) -> Iterator[StandIn]:
-    """Serve ``files`` of the data set REPO at branch main on a loopback port."""
+    """Serve ``files`` as the branch main of the data set REPO, on a loopback port."""
     stand_in = StandIn(files=files)
 
     class Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""Write videos from given planes, with the colour tags and field orders of television, phones and cameras."""
+"""Write videos from integer planes, with the colour tags and field orders of television, phones and cameras."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-# Code points of ITU-T H.273, and the weights of red and blue in luma.
+# Code points defined by ITU-T H.273, and the weights of red and blue in luma.
 MATRICES = {"bt601": 6, "bt709": 1, "bt2020": 9, "fcc": 4, "smpte240m": 7}
 WEIGHTS = {
     "bt601": (0.299, 0.114),
@@ -28,7 +28,7 @@ UNSPECIFIED = 2
 
 
 def planes_of(signal: Array, matrix: str, *, full: bool, bits: int) -> list[Array]:
-    """Convert R'G'B' [H, W, 3] from 0 to 1 to integer Y, Cb and Cr, as BT.601, BT.709 and BT.2020 define them."""
+    """Convert R'G'B' [H, W, 3] from 0 to 1 to integer Y, Cb and Cr, as defined by BT.601, BT.709 and BT.2020."""
     of_red, of_blue = WEIGHTS[matrix]
     luma = signal @ np.array([of_red, 1 - of_red - of_blue, of_blue])
     blue = (signal[..., 2] - luma) / (2 * (1 - of_blue))
@@ -42,7 +42,7 @@ def planes_of(signal: Array, matrix: str, *, full: bool, bits: int) -> list[Arra
 
 
 def signal_of(planes: Sequence[Array], matrix: str, *, full: bool, bits: int) -> Array:
-    """Convert integer Y, Cb and Cr to R'G'B' [H, W, 3] from 0 to 1; the inverse of planes_of."""
+    """Convert integer Y, Cb and Cr to R'G'B' [H, W, 3] from 0 to 1. This function is the inverse of planes_of."""
     of_red, of_blue = WEIGHTS[matrix]
     top, middle, step = 2**bits - 1, 2 ** (bits - 1), 2 ** (bits - 8)
     if full:
@@ -55,7 +55,7 @@ def signal_of(planes: Sequence[Array], matrix: str, *, full: bool, bits: int) ->
 
 
 def halved(planes: Sequence[Array]) -> list[Array]:
-    """Convert 4:4:4 planes with equal colours in blocks of 2 x 2 to 4:2:0."""
+    """Convert 4:4:4 planes to 4:2:0. The four pixels of each block of 2 x 2 pixels must have the same colour."""
     return [planes[0], planes[1][::2, ::2], planes[2][::2, ::2]]
 
 
@@ -76,15 +76,15 @@ def write_planes(
 
     Args:
         path: The file to write.
-        pictures: Planes of every frame.
+        pictures: Integer planes of every frame.
         codec: FFmpeg's name of the encoder.
         pix_fmt: Pixel format.
         tags: Matrix, range, transfer function and primaries.
         fps: Frames per second.
-        stream: Options of the encoder.
-        fields: tff, bff or prog of every frame.
-        interlaced: Whether to encode interlaced.
-        header_order: AVFieldOrder of the header.
+        stream: Options for the encoder.
+        fields: Field order of every frame: tff, bff or prog.
+        interlaced: Whether the encoder writes interlaced frames.
+        header_order: AVFieldOrder to write into the header.
     """
     height, width = pictures[0][0].shape
     with av.open(str(path), "w") as container:
@@ -117,7 +117,7 @@ def picture_of(planes: Sequence[Array], pix_fmt: str) -> av.VideoFrame:
 
 
 def flagged(picture: av.VideoFrame, field: str | None) -> av.VideoFrame:
-    """Return the frame with the flags of tff, bff or prog; None keeps its flags."""
+    """Set the flags of the frame to tff, bff or prog, and return the frame. None keeps the flags of the frame."""
     if field is None:
         return picture
     graph = Graph()

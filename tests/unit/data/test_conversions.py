@@ -1,4 +1,4 @@
-"""HDR, wide-gamut and interlaced files are converted to clips and recorded as such, or rejected with a code."""
+"""HDR, wide-gamut and interlaced files are converted to clips and listed as converted, or rejected with a code."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ from tests.unit.data.source_files import gray_frames, rotate, write_source
 VIDEO = VideoShape(height=32, width=32, frames=9, fps=8)
 CONVERT = ResampleConfig(aspect="crop", crf=1, hdr="tone_map", interlaced="deinterlace")
 REJECT = replace(CONVERT, hdr="reject", interlaced="reject")
-# Largest error of 255, because clips are 8-bit H.264 with 4:2:0 colour, and decord rounds down.
+# Largest error, in steps of 1/255. Errors arise because clips are 8-bit H.264 with 4:2:0 colour, and decord rounds
+# down.
 CODING = 5.0
 
 
 def _quarters(size: int = 64) -> Array:
-    """Return R'G'B' of four quarters with different colours."""
+    """Return R'G'B' of a frame whose four quarters have different colours."""
     signal = np.empty((size, size, 3))
     half = size // 2
     signal[:half, :half], signal[:half, half:] = (0.2, 0.5, 0.6), (0.7, 0.3, 0.3)
@@ -48,7 +49,7 @@ def _hdr(path: Path, transfer: int, *, size: int = 64, count: int = 12, codec: s
 
 
 def _interlaced(path: Path, *, size: int = 64, count: int = 12, codec: str = "libx264", first: str = "tff") -> Path:
-    """Write an interlaced video in which a bar moves by four columns from field to field."""
+    """Write an interlaced video in which a bar moves by four columns from one field to the next field."""
     column, pictures = np.arange(size)[None], []
     for index in range(count):
         fields = [np.where((column + size - 4 * moment) % size < size // 4, 220.0, 40.0) * np.ones((size, 1))
@@ -87,12 +88,12 @@ def test_hdr_becomes_a_clip_of_bt709(tmp_path: Path, suffix: str, codec: str, tr
 def test_an_interlaced_video_becomes_a_clip_without_combing(
     tmp_path: Path, suffix: str, codec: str, first: str
 ) -> None:
-    # The source has the size of the clip, so that scaling cannot hide combing.
+    # The source has the size of the clip, so that no scaling can hide combing.
     source = _interlaced(tmp_path / f"a.{suffix}", size=32, codec=codec, first=first)
     assert make_clip(source, tmp_path / "clip.mp4", video=VIDEO, config=CONVERT) == ["deinterlace"]
     clip = read_frames(tmp_path / "clip.mp4")
     assert _combs(clip) < 1
-    for index, frame in enumerate(clip):  # the bar is at its position in the first field
+    for index, frame in enumerate(clip):  # in every frame, the bar has the position of the first field
         bright = np.flatnonzero(frame[..., 0].mean(axis=0) > 130)
         assert set(bright) == {(8 * index + step) % 32 for step in range(8)}, index
 
@@ -117,7 +118,7 @@ def test_a_rotated_interlaced_hdr_video_is_converted_completely(tmp_path: Path) 
     assert np.abs(_middles(found) - 255 * _middles(expected)).max() < CODING
 
 
-# --- Sources with the size, rate and length of a clip, some of which may be copied
+# --- Sources that already have the size, rate and length of a clip; only some may be copied
 
 
 @pytest.mark.parametrize(
@@ -163,7 +164,7 @@ def test_an_interlaced_file_of_the_clip_size_is_not_copied(tmp_path: Path) -> No
     assert (tmp_path / "clip.mp4").read_bytes() != source.read_bytes()
 
 
-# --- Rows of the manifest and of rejected.jsonl
+# --- Rows of manifest.jsonl and rejected.jsonl
 
 
 def _folder(tmp_path: Path, sources: list[Path]) -> Path:
@@ -210,7 +211,7 @@ def test_hdr_and_interlaced_videos_can_be_rejected_with_a_reason(tmp_path: Path)
 
 
 def test_colours_that_change_within_a_video_are_converted(tmp_path: Path) -> None:
-    """One stream contains two recordings, and the second one is HLG."""
+    """The stream consists of two recordings, and the second recording is HLG."""
     plain = halved(planes_of(_quarters(), "bt709", full=False, bits=10))
     bright = halved(planes_of(_quarters(), "bt2020", full=False, bits=10))
     parts = [

@@ -1,4 +1,4 @@
-"""Deinterlacing: each frame becomes a progressive one at the time of its first field, or the video is rejected."""
+"""Deinterlacing turns each frame into a progressive frame at the time of its first field, or rejects the video."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ HEIGHT, WIDTH, COUNT = 64, 96, 10
 
 
 def _moment(half: int) -> Array:
-    """Return the luma of field number ``half``: a bright bar that moves by three columns from field to field."""
+    """Return the luma of field number ``half``. A bright bar moves by three columns from field to field."""
     column = np.arange(WIDTH)[None]
     bar = (column >= 8 + 3 * half) & (column < 20 + 3 * half)
     return np.where(bar, 200.0, 50.0) * np.ones((HEIGHT, 1))
 
 
 def _woven(index: int, first: str) -> list[Array]:
-    """Return a 4:2:0 frame with the fields 2 index and 2 index + 1."""
+    """Return the 4:2:0 frame that consists of the fields 2 index and 2 index + 1."""
     luma = _moment(2 * index + 1)
     rows = slice(0, None, 2) if first == "tff" else slice(1, None, 2)
     luma[rows] = _moment(2 * index)[rows]
@@ -36,7 +36,7 @@ def _whole(index: int) -> list[Array]:
 
 
 def _combs(luma: np.ndarray) -> float:
-    """Return the mean difference of neighbouring rows minus that of neighbouring rows of one field."""
+    """Return the mean difference of neighbouring frame rows minus that difference of neighbouring field rows."""
     rows = luma.astype(float)
     return float(np.abs(np.diff(rows, axis=0)).mean() - np.abs(rows[2:] - rows[:-2]).mean())
 
@@ -93,7 +93,7 @@ def test_each_frame_shows_one_moment_and_keeps_its_time(tmp_path: Path, name: st
         assert shown.interlaced
         assert _combs(luma) < 0.5, index
         near, far = (np.abs(luma - _moment(moment)).mean() for moment in (2 * index, 2 * index + 1))
-        assert near < 2 < 6 < far, index  # the frame shows the first field, not the second one
+        assert near < 2 < 6 < far, index  # the frame shows the first field, and not the second field
 
 
 @pytest.mark.parametrize("fields", ["ppptttpp", "tttpppp", "ptptptpt", "bbbpppbb"])
@@ -105,7 +105,7 @@ def test_progressive_frames_among_interlaced_ones_are_unchanged(fields: str) -> 
         picture = flagged(picture_of(planes, "yuv420p"), flag)
         picture.pts, picture.time_base = index, Fraction(1, 25)
         pictures.append((Fraction(index, 25), Fraction(index + 1, 25), picture))
-    # The header says interlaced if the first frame is interlaced, as in a file that FFmpeg wrote.
+    # If the first frame is interlaced, the header says interlaced, as in a file that FFmpeg wrote.
     order = 0 if fields.startswith("p") else 2
     whole = Deinterlacer(codec="h264", field_order=order, time_base=Fraction(1, 25), replace=True)
     deinterlaced = list(whole(pictures))
@@ -118,7 +118,7 @@ def test_progressive_frames_among_interlaced_ones_are_unchanged(fields: str) -> 
 
 @pytest.mark.parametrize(("order", "first"), [(2, "tff"), (3, "bff"), (4, "bff"), (5, "tff")])
 def test_the_header_decides_if_frames_have_no_flags(tmp_path: Path, order: int, first: str) -> None:
-    """FFmpeg's FFV1 frames have no interlaced flag, but the header of Matroska has one."""
+    """FFmpeg's FFV1 frames have no interlaced flag, but the Matroska header has an interlaced flag."""
     path = write_planes(
         tmp_path / "a.mkv",
         [_woven(k, first) for k in range(COUNT)],

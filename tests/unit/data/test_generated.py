@@ -1,4 +1,4 @@
-"""Generated frames become clips, with one manifest row each."""
+"""Generated frames become clips, and each clip has one row in the manifest."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VIDEO = VideoShape(height=16, width=24, frames=5, fps=8)
 
 
 def frames(batch: int = 2) -> torch.Tensor:
-    """Return frames of one colour, which 4:2:0 and weak compression hardly change."""
+    """Return frames of a single colour, which 4:2:0 and weak compression hardly change."""
     colours = torch.tensor([[200, 40, 40], [40, 60, 200]], dtype=torch.uint8)
     return colours[:batch, None, None, None].expand(-1, 5, 16, 24, -1).contiguous()
 

@@ -1,4 +1,4 @@
-"""The formulas of HDR are compared with the numbers in the ITU recommendations."""
+"""The HDR formulas agree with the numbers in the ITU recommendations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_pq_values_are_those_of_bt2408(luminance: float, code: float) -> None:
 
 @pytest.mark.parametrize(("signal", "luminance"), [(0.0, 0.0), (0.38, 26), (0.5, 50.7), (0.75, 203), (1.0, 1000)])
 def test_hlg_levels_are_those_of_bt2408(signal: float, luminance: float) -> None:
-    """18 % gray has a signal of 38 % and 26 cd/m2; reference white has a signal of 75 % and 203 cd/m2."""
+    """18 % gray has a signal of 38 % and 26 cd/m2. Reference white has a signal of 75 % and 203 cd/m2."""
     assert hdr.hlg_eotf(np.full((1, 3), signal))[0] == pytest.approx(np.full(3, luminance), rel=0.02)
 
 
@@ -43,7 +43,7 @@ def test_the_tone_curve_keeps_dark_tones_and_ends_at_white(peak: float) -> None:
     assert np.all(np.diff(shown) >= 0)
     assert float(shown[-1]) == pytest.approx(hdr.SDR_WHITE, rel=1e-9)
     assert np.all(shown <= luminance + 1e-9)
-    # BT.2390: nothing changes below the knee at 1.5 * (peak of the target) - 0.5, in PQ relative to the source.
+    # By BT.2390, nothing changes below the knee at 1.5 * (peak of the target) - 0.5, in PQ relative to the source.
     relative = float(hdr.pq_inverse_eotf(np.array(203.0)) / hdr.pq_inverse_eotf(np.array(peak)))
     knee = float(hdr.pq_eotf((1.5 * relative - 0.5) * hdr.pq_inverse_eotf(np.array(peak))))
     dark = luminance < knee
@@ -65,7 +65,7 @@ def test_gray_and_hues_are_preserved(transfer: hdr.Transfer) -> None:
     np.testing.assert_allclose(shown, shown[:, :1] * np.ones(3), atol=1e-9)
     assert shown[0].max() == 0
     assert float(shown[-1].min()) == pytest.approx(1)
-    # A bright orange inside BT.709. Tone mapping must preserve the ratios of linear red, green and blue.
+    # The bright orange is inside BT.709. Tone mapping must preserve the ratios of linear red, green and blue.
     orange = np.array([[800.0, 300.0, 60.0]])
     stored = hdr.pq_inverse_eotf(orange @ np.linalg.inv(hdr.gamut_matrix("bt2020")).T)
     linear = hdr.to_bt709(stored, transfer="pq", primaries="bt2020", peak=1000) ** 2.4

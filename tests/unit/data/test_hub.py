@@ -1,4 +1,4 @@
-"""Downloads from a hub with faults: a file is correct or refused, and no data are downloaded twice."""
+"""A download from a faulty hub gives a correct file or an error, and no bytes are downloaded twice."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FILES = {
 
 @pytest.fixture(autouse=True)
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Return a list of the pauses in seconds, which take no time."""
+    """Return a list of the requested pauses in seconds. The test does not wait during these pauses."""
     made: list[float] = []
     monkeypatch.setattr(time, "sleep", made.append)
     return made
@@ -86,7 +86,8 @@ def test_a_bad_response_is_requested_again(
         stand_in.faults["parts/a.tar"] = [fault]
         assert fetch(commit) == CONTENT
         asked = stand_in.bytes_asked("parts/a.tar")
-    # Data from before the cut are kept. A full response or another ETag does no harm, because the checksum decides.
+    # Bytes received before the cut are kept. A full response or another ETag does no harm, because the checksum
+    # decides.
     assert asked == {"cut": ["", "bytes=150000-"], "whole": [""], "etag": [""]}.get(fault, ["", ""])
     assert left(tmp_path) == ["a.tar"]
 
@@ -107,10 +108,11 @@ def test_another_process_continues_an_interrupted_download(tmp_path: Path, monke
         part.write_bytes(CONTENT[:1000])
         assert fetch(commit) == CONTENT
         (tmp_path / COMMIT / "parts" / "a.tar").unlink()
-        part.write_bytes(b"x" + CONTENT[1:2000])  # damaged: detected at the end, and downloaded again
+        # the damaged first byte is detected at the end, and the file is downloaded again
+        part.write_bytes(b"x" + CONTENT[1:2000])
         assert fetch(commit) == CONTENT
         (tmp_path / COMMIT / "parts" / "a.tar").unlink()
-        part.write_bytes(CONTENT)  # killed before it could be renamed
+        part.write_bytes(CONTENT)  # the earlier process was killed before it could rename the complete file
         assert fetch(commit) == CONTENT
         assert stand_in.bytes_asked("parts/a.tar") == ["bytes=1000-", "bytes=2000-", ""]
 
@@ -135,7 +137,7 @@ def test_no_wrong_file_is_accepted_in_200_downloads(tmp_path: Path, monkeypatch:
 
 
 def test_every_flipped_bit_is_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mirror serves the same damaged file at every attempt. All 200 such files are refused and deleted."""
+    """A mirror serves the same damaged file at every attempt. All 200 damaged files are refused and deleted."""
     dice = random.Random(2)
     with opened(monkeypatch, tmp_path) as (stand_in, commit):
         (listed,) = commit.files("parts/a.tar")
@@ -198,7 +200,7 @@ def test_the_command_publishes_a_complete_folder_or_none(
         assert left(out) == ["a.tar", "b.tar", "c.txt", "empty.tar"]
         assert f"4 files of {REPO} at commit {COMMIT}" in capsys.readouterr().out
         assert [path.name for path in tmp_path.iterdir()] == ["lmdb"]
-        # Files of an earlier command with another pattern are not in the folder.
+        # The folder must not contain the files of an earlier command with another pattern.
         for pattern in ("parts/*.tar", "*.json", "parts/deep/*"):
             stand_in.faults["parts/c.txt"] = ["page"] * ATTEMPTS
             with pytest.raises(SystemExit, match="gave up after"):

@@ -1,4 +1,4 @@
-"""The LMDB of latents has exactly the released layout, and every damage is detected."""
+"""The LMDB of latents has exactly the layout of the original CausVid code, and every damage is detected."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from causvid.data.stores.latent_store import FILE, LatentStore, Record, read_prompts, write_store
 from causvid.runtime.files import publish
 
-# Python 3.12 warns about forks of processes with threads; these children only read and exit.
+# Python 3.12 warns about forks of processes with threads. The child processes of this file only read and exit.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
 TIMES = [1000.0, 750.0, 0.0]
@@ -60,7 +60,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_records_are_read_as_they_were_written(
     shape: tuple[int, ...], prompts: list[str], per_transaction: int
 ) -> None:
-    """Any shape and any prompts are possible, including equal and empty ones."""
+    """Records with any shape and any prompts can be stored, including equal and empty prompts."""
     written = [record._replace(prompt=p) for record, p in zip(records(len(prompts), shape), prompts, strict=True)]
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / "store"
@@ -75,8 +75,11 @@ def test_records_are_read_as_they_were_written(
 
 
 def test_the_released_keys_and_bytes(tmp_path: Path) -> None:
-    """Raw float16 [F, C, H, W], UTF-8 prompts, and shapes as text with the count first; this project adds checksums."""
-    latents = torch.arange(4 * 3 * 2 * 2, dtype=torch.float32).view(4, 3, 2, 2)  # [C, F, H, W] in memory
+    """Latents are raw float16 [F, C, H, W], prompts are UTF-8, and shapes are text that starts with the record count.
+
+    Only the checksums are an addition of this project.
+    """
+    latents = torch.arange(4 * 3 * 2 * 2, dtype=torch.float32).view(4, 3, 2, 2)  # the layout in memory is [C, F, H, W]
     write_store([Record(latents, "a"), Record(latents + 1, "é")], tmp_path / "s", timesteps=None, per_transaction=9)
     with lmdb.open(str(tmp_path / "s"), readonly=True, lock=False) as env, env.begin() as transaction:
         found = {bytes(key).decode(): bytes(value) for key, value in transaction.cursor()}
@@ -124,7 +127,7 @@ def test_timesteps_that_do_not_match_are_both_in_the_error(packed: Path, tmp_pat
 
 def test_a_store_can_be_used_in_other_processes(packed: Path) -> None:
     store = LatentStore(packed)
-    expected = store[3]  # opened in this process before it is sent
+    expected = store[3]  # this process opens the store before the store is sent to other processes
     assert torch.equal(pickle.loads(pickle.dumps(store))[3].latents, expected.latents)
     assert verdicts_of([lambda: assert_same(store, PACKED)]) == ["fine"]
     assert torch.equal(store[3].latents, expected.latents)
@@ -145,7 +148,10 @@ def test_a_store_that_is_replaced_is_opened_again(tmp_path: Path) -> None:
 
 
 def verdicts_of(reads: Sequence[Callable[[], None]]) -> list[str]:
-    """Call each of ``reads`` in another process; return 'fine', the text of the error, or how the process died."""
+    """Call each function of ``reads`` in another process, and return one verdict per function.
+
+    A verdict is 'fine', the text of the error, or the status with which the process died.
+    """
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -167,7 +173,7 @@ def verdicts_of(reads: Sequence[Callable[[], None]]) -> list[str]:
 
 
 def mutants_of(folder: Path, variants: Iterable[bytes]) -> list[str]:
-    """Read each of ``variants`` of a store, in the folders 0, 1, … of ``folder``; return the verdicts."""
+    """Write each variant of a store to a numbered folder in ``folder``, read the store, and return the verdicts."""
 
     def read(number: int, data: bytes) -> None:
         place = folder / str(number)
@@ -179,7 +185,7 @@ def mutants_of(folder: Path, variants: Iterable[bytes]) -> list[str]:
 
 
 def test_a_truncated_file_is_refused_and_kills_no_process(packed: Path, tmp_path: Path) -> None:
-    """A read beyond the end of a mapped file is a SIGBUS, which kills the process without an exception."""
+    """A read beyond the end of a mapped file raises the signal SIGBUS, which kills the process without an exception."""
     whole = (packed / FILE).read_bytes()
     sizes = [0, 1, 4095, 4096, 5000, 8192, 8193, len(whole) // 2, len(whole) - 4096, len(whole) - 1]
     verdicts = mutants_of(tmp_path, [whole, *(whole[:size] for size in sizes)])
@@ -195,7 +201,10 @@ def flipped(whole: bytes, position: int, bit: int) -> bytes:
 
 
 def test_a_flipped_bit_in_any_used_byte_is_detected(packed: Path, tmp_path: Path) -> None:
-    """Bits of known records and of every 31st byte: the records are unchanged, or a ValueError names the store."""
+    """Flip a bit in known records and in every 31st byte.
+
+    The records must be unchanged, or a ValueError names the store.
+    """
     whole = (packed / FILE).read_bytes()
     row = PACKED[5].latents.transpose(1, 2).half().numpy().tobytes()
     positions = [whole.find(b"prompt number 7") + 14, whole.find(b'{"count"') + 10, whole.find(row) + 3]
@@ -221,7 +230,7 @@ def test_a_folder_or_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
 
 
 def test_prompts_of_rows_beyond_the_count_are_not_read(tmp_path: Path) -> None:
-    """A released LMDB that was built twice into one folder has rows of the earlier build beyond its count."""
+    """An original CausVid LMDB that was built twice into one folder has rows of the earlier build beyond its count."""
     with lmdb.open(str(tmp_path), map_size=2**20, lock=False) as env, env.begin(write=True) as transaction:
         for index in range(12):
             transaction.put(f"prompts_{index}_data".encode(), f"p{index}".encode())
@@ -229,13 +238,13 @@ def test_prompts_of_rows_beyond_the_count_are_not_read(tmp_path: Path) -> None:
     assert read_prompts(tmp_path) == [f"p{index}" for index in range(11)]
 
 
-# --- Address space
+# --- Address space that LMDB needs
 
 
 def write_with_one_map(
     written: Sequence[Record], folder: Path, *, timesteps: Sequence[float] | None = None, per_transaction: int
 ) -> bytes:
-    """Return the compact copy of an LMDB whose map has a terabyte from the start."""
+    """Return the compact copy of an LMDB whose map has a size of one terabyte from the start."""
     scratch = folder.with_name(f"{folder.name} scratch")
     scratch.mkdir()
     folder.mkdir()
@@ -263,11 +272,12 @@ def write_with_one_map(
 @pytest.mark.parametrize(
     ("count", "shape", "per_transaction"),
     [
-        (5, (4, 3, 2, 2), 2),  # rows of 96 bytes: several in one page
-        (300, (16, 5, 4, 4), 7),  # 2560 bytes: one page per row, half of it empty
-        (2500, (4, 5, 5, 5), 1),  # 1000 bytes: pages with gaps, and more pages than LMDB's write buffer holds
-        (60, (16, 9, 32, 32), 9),  # 295 kB
-        (9, (3, 16, 9, 64, 64), 1),  # 3.5 MB: the map grows with every record
+        (5, (4, 3, 2, 2), 2),  # a row has 96 bytes, so that one page holds several rows
+        (300, (16, 5, 4, 4), 7),  # a row has 2560 bytes, so that each page holds one row and is half empty
+        # a row has 1000 bytes: pages have gaps, and there are more pages than LMDB's write buffer holds
+        (2500, (4, 5, 5, 5), 1),
+        (60, (16, 9, 32, 32), 9),  # a row has 295 kB
+        (9, (3, 16, 9, 64, 64), 1),  # a row has 3.5 MB, so that the map grows with every record
     ],
 )
 def test_a_growing_map_and_a_large_map_give_the_same_bytes(
@@ -321,9 +331,9 @@ except ValueError as error:
 
 
 def under_a_limit(room: int, folder: Path) -> str:
-    """Write and read a store of 47 MB in a process with limited address space; return the output of the process.
+    """Write and read a store of 47 MB in a process with limited address space, and return the output of the process.
 
-    ``room`` is the limit in bytes or, if it is below 4 GiB, the address space that is free at the start.
+    ``room`` is the limit in bytes or, if ``room`` is below 4 GiB, the number of free bytes at the start.
     """
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, str(room), str(folder)], capture_output=True, text=True, check=True
@@ -390,7 +400,7 @@ def test_a_failure_leaves_nothing_and_a_finished_store_is_not_replaced(tmp_path:
     assert_same(LatentStore(tmp_path / "s"), records(3))
 
 
-# --- Text
+# --- Text in stored prompts
 
 
 @pytest.mark.parametrize("prompt", ["half \ud83d", "\udc00 the other half", "file \udce9 name"])

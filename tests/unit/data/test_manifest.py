@@ -1,4 +1,4 @@
-"""manifest.jsonl keeps any text, and an error names the file and the line."""
+"""manifest.jsonl preserves any text, and an error about the manifest names the file and the line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROWS = st.lists(
     rows=[{"id": "1", "caption": "line\u2028separator and \u0085next line"}, {"id": "2", "caption": "\x1c\r\n\x0b"}]
 )
 def test_any_text_is_read_as_it_was_written(rows: list[dict[str, Any]]) -> None:
-    """Captions may contain characters at which str.splitlines splits, but which JSON does not escape."""
+    """Captions may contain characters at which str.splitlines splits and which JSON does not escape."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / manifest.NAME
         manifest.write_rows(path, rows)
@@ -36,12 +36,12 @@ def test_any_text_is_read_as_it_was_written(rows: list[dict[str, Any]]) -> None:
 @example(rows=[{"reason": "half \ud83d"}, {"reason": "\udfff"}, {"source": "caf\udce9.mp4"}, {"source": "\\\udce9\\"}])
 @example(rows=[{"caption": "\x00 \x01 \r lone \x7f \u0085 \u2028 \u2029 \ufeff \uffff"}])
 def test_rows_of_any_text_are_written_and_read_again(rows: list[dict[str, Any]]) -> None:
-    """A reason may quote text that UTF-8 cannot hold; the file is UTF-8 nevertheless."""
+    """A reason may quote text that UTF-8 cannot encode, and rejected.jsonl is valid UTF-8 nevertheless."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / manifest.NAME
         manifest.write_rows(path, rows)
         path.read_bytes().decode()
-        # JSON encodes a surrogate pair and its two separate halves in the same way.
+        # JSON encodes a surrogate pair and the two separate surrogates in the same way.
         joined = [{name: json.loads(json.dumps(value)) for name, value in row.items()} for row in rows]
         assert manifest.read_rows(path) == joined
 

@@ -1,4 +1,4 @@
-"""MixKit: the names and captions of the videos from its archives, and the safe handling of hostile archives."""
+"""MixKit videos get correct names and captions from their archives, and hostile archives are handled safely."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _fetch(tmp_path: Path, **changes: Any) -> dict[str, Any]:
 
 @contextmanager
 def _hub(monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes]) -> Iterator[StandIn]:
-    """Serve ``files``, and connect the client of this process, which has read HF_ENDPOINT when it was imported."""
+    """Serve ``files``, and replace the endpoint of the hub client, which read HF_ENDPOINT when it was imported."""
     with serve(files) as stand_in:
         monkeypatch.setattr(hub_module, "HfApi", partial(HfApi, endpoint=stand_in.url))
         yield stand_in
@@ -169,14 +169,14 @@ def test_missing_and_damaged_files_on_the_hub_are_reported(
         _fetch(tmp_path, **changes)
 
 
-# --- Hostile archives. Each also has a valid video, which is kept; the hostile member is named.
+# --- Hostile archives. Each archive also has a valid video, which is kept. An error names the hostile member.
 
 ABSOLUTE = f"{os.sep}absolute.mp4"
 HONEST = ("honest.mp4", b"honest")
 
 
 def _sparse(name: str) -> bytes:
-    """Return a GNU sparse member of 7 GiB that takes one block."""
+    """Return a sparse GNU tar member of 7 GiB that occupies one tar block."""
     info = tarfile.TarInfo(name)
     info.type, info.size = tarfile.GNUTYPE_SPARSE, 512
     header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
@@ -194,14 +194,14 @@ def _pax(name: str, records: dict[str, str]) -> bytes:
 
 
 def _huge(name: str) -> bytes:
-    """Return the header of a member of 100 GiB."""
+    """Return the header of a tar member of 100 GiB."""
     info = tarfile.TarInfo(name)
     info.size = 100 * 2**30
     return info.tobuf(tarfile.GNU_FORMAT)
 
 
 def _before(content: bytes) -> bytes:
-    """Return ``content``, then a valid video and the end of the archive."""
+    """Return ``content`` followed by a valid video and the end of the archive."""
     return content + tar(HONEST)
 
 
@@ -272,7 +272,7 @@ def test_a_hostile_archive_writes_nothing_outside_its_folder_and_is_named(
     assert sum(len(value) for path, value in found.items() if "/raw/" in path) < 10_000
 
 
-# --- Text that UTF-8 cannot hold
+# --- Text that UTF-8 cannot encode
 
 
 def _rows(tmp_path: Path) -> list[tuple[str, Any]]:
@@ -357,13 +357,16 @@ def test_captions_none_of_which_utf8_can_hold_are_refused(tmp_path: Path, monkey
         _fetch(tmp_path)
 
 
-# --- Captions match full paths, or unique ends of paths
+# --- Captions that match full paths or unique ends of paths
 
 
 def _said(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, parts: dict[str, list[str]], paths: list[str], **changes: Any
 ) -> dict[str, Any]:
-    """Return the caption of each video of ``parts`` (part → members); the text of a caption is its own path."""
+    """Return the caption of each video in ``parts`` (map of part to members).
+
+    Each caption text is the path of its caption.
+    """
     files = {
         f"all_mixkit/{part}.tar": tar(*((name, f"{part} {name}".encode()) for name in names))
         for part, names in parts.items()
@@ -376,7 +379,7 @@ def _said(
 @pytest.mark.parametrize(
     ("parts", "captions", "expected"),
     [
-        # As released: captions "<part>/<file>"; the part has the same folder, more folders, or none.
+        # As in the original MixKit captions "<part>/<file>", the part has the same folder, more folders, or no folder.
         ({"Fish": ["Fish/a.mp4", "mnt/Fish/b.mp4", "c.mp4"]}, ["Fish/a.mp4", "Fish/b.mp4", "Fish/c.mp4"],
          {"Fish: Fish/a.mp4": "Fish/a.mp4", "Fish: mnt/Fish/b.mp4": "Fish/b.mp4", "Fish: c.mp4": "Fish/c.mp4"}),
         ({"P": ["A/v.mp4", "B/v.mp4"]}, ["A/v.mp4"], {"P: A/v.mp4": "A/v.mp4", "P: B/v.mp4": None}),
@@ -389,7 +392,7 @@ def _said(
         ({"P": ["A/v.mp4"]}, ["/clips/A/v.mp4"], {"P: A/v.mp4": "/clips/A/v.mp4"}),
         ({"P": ["v.mp4"]}, ["/clips/v.mp4"], {"P: v.mp4": "/clips/v.mp4"}),
         ({"P": ["A/v.mp4"]}, ["B/v.mp4"], {"P: A/v.mp4": None}),
-        ({"Fish": ["v.mp4"]}, ["Fish/w.mp4", "Town/v.mp4"], {"Fish: v.mp4": None}),  # not a part
+        ({"Fish": ["v.mp4"]}, ["Fish/w.mp4", "Town/v.mp4"], {"Fish: v.mp4": None}),  # Town is not a part
         ({"P": ["A/v.mp4"]}, ["X/v.mp4", "Y/v.mp4"], {"P: A/v.mp4": None}),
         ({"P": ["v.mp4", "A/v.mp4"]}, ["v.mp4", "A/v.mp4"], {"P: v.mp4": "v.mp4", "P: A/v.mp4": "A/v.mp4"}),
         ({"P": ["v.mp4", "A/v.mp4"]}, ["v.mp4"], {"P: v.mp4": "v.mp4", "P: A/v.mp4": None}),
@@ -409,8 +412,8 @@ def test_a_caption_matches_a_full_path_or_a_unique_end(
 @pytest.mark.parametrize(
     "parts",
     [
-        {"P": ["B/v.mp4", "A/v.mp4"]},  # after the limit in the same part
-        {"B": ["v.mp4"], "P": ["A/v.mp4"]},  # in a part that is not read
+        {"P": ["B/v.mp4", "A/v.mp4"]},  # the second video follows the limit in the same part
+        {"B": ["v.mp4"], "P": ["A/v.mp4"]},  # the second video is in a part that is not read
         {"B": ["v.mp4", "w.mp4"], "C": ["v.mp4"]},
     ],
 )
@@ -455,7 +458,7 @@ def test_copies_of_one_video_share_their_captions(tmp_path: Path, monkeypatch: p
     assert _rows(tmp_path) == [("P.tar/A/v.mp4", "of both")]
 
 
-# --- Composed and decomposed names
+# --- Captions and members with composed and decomposed names
 
 
 @pytest.mark.parametrize("name", ["caf\u00e9", "\u304c\u304e", "\uac00\ub098"])

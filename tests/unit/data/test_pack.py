@@ -1,4 +1,4 @@
-"""Packing: order, captions, and shards with different shapes or timesteps."""
+"""Packing keeps the order and captions of shards, and rejects shards with different shapes or timesteps."""
 
 from __future__ import annotations
 
@@ -39,7 +39,11 @@ def test_records_are_sorted_by_name_and_not_by_time(tmp_path: Path) -> None:
 
 
 def test_shards_with_equal_captions_are_separate_records(tmp_path: Path) -> None:
-    """The released packer keeps only the first of equal prompts, and may lose the shape with the last one."""
+    """Three equal captions give three records.
+
+    The original CausVid packer keeps only the first record with a prompt, and may lose the shape if the last prompt is
+    a repetition.
+    """
     fill(tmp_path / "shards", ["0001", "0002", "0003"], notes={"caption": "a red ball"})
     assert pack(tmp_path / "shards", tmp_path / "lmdb", per_transaction=2)["count"] == 3
 

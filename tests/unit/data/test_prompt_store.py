@@ -1,4 +1,4 @@
-"""Embeddings by prompt: padding is added when they are read, and a missing prompt is named."""
+"""Embeddings are read by prompt and then padded, and an error names a missing prompt."""
 
 from __future__ import annotations
 

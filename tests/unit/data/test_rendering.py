@@ -1,4 +1,4 @@
-"""The colours of decoded frames are compared with the formulas of ITU-R, pixel by pixel."""
+"""The colours of decoded frames agree with the ITU-R formulas in every pixel."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from tests.unit.data.picture_files import (
     write_planes,
 )
 
-TOLERANCE = 2.0  # of 255
+TOLERANCE = 2.0  # largest error in steps of 1/255
 SIZE = 48
 
 
 def _patches(height: int = SIZE, width: int = SIZE, block: int = 4) -> Array:
-    """Return R'G'B' from 0 to 1 in square blocks, which include black, white and full red, green and blue."""
+    """Return R'G'B' from 0 to 1 in square blocks; the colours include black, white, and full red, green and blue."""
     blocks = np.random.default_rng(0).uniform(0, 1, (height // block, width // block, 3))
     blocks[0, :5] = [(0, 0, 0), (1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
     return blocks.repeat(block, axis=0).repeat(block, axis=1)
 
 
 def _rendered(path: Path) -> tuple[NDArray[np.uint8], Colour, av.VideoFrame]:
-    """Render the first frame of a file at its stored size."""
+    """Decode and render the first frame of a file at the size stored in the file."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         header = Tags.of(stream.codec_context)
@@ -88,7 +88,7 @@ def test_the_tags_of_each_codec_are_followed(tmp_path: Path, codec: str, pix_fmt
         )
         shown, colour, _ = _rendered(path)
         assert (colour.matrix, colour.full, colour.conversion) == (matrix, False, None)
-        middles = (slice(16, None, 32), slice(16, None, 32))  # 4:2:0 mixes colours at the edges
+        middles = (slice(16, None, 32), slice(16, None, 32))  # 4:2:0 mixes colours at the edges of the patches
         expected = 255 * signal_of(planes, matrix, full=False, bits=bits)
         assert float(np.abs(shown[middles] - expected[middles]).max()) < TOLERANCE, matrix
 
@@ -150,10 +150,10 @@ def test_wide_gamut_sdr_becomes_bt709(
     stored = signal_of(planes, matrix, full=False, bits=bits)
     expected = np.clip(stored**2.4 @ hdr.gamut_matrix(primaries).T, 0, 1) ** (1 / 2.4)
     assert float(np.abs(found - 255 * expected).max()) < TOLERANCE
-    assert float(np.abs(found - 255 * inside).mean()) < 2  # the intended colours, before rounding
+    assert float(np.abs(found - 255 * inside).mean()) < 2  # agreement with the intended colours, before rounding
 
 
-# --- HDR
+# --- Tone mapping of HDR
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_hdr_is_tone_mapped_by_the_formulas(
 
 
 def planes_signal(planes: list[Array], pix_fmt: str, *, full: bool, bits: int) -> Array:
-    """Return R'G'B' from the integer planes in a file."""
+    """Convert integer planes, as stored in a file, to R'G'B'."""
     if pix_fmt == "gbrp10le":
         return np.stack([planes[2], planes[0], planes[1]], axis=-1) / 1023
     if pix_fmt == "gray10le":
@@ -203,7 +203,10 @@ def planes_signal(planes: list[Array], pix_fmt: str, *, full: bool, bits: int) -
 def test_reference_levels_have_the_same_brightness_in_hlg_and_pq(
     tmp_path: Path, transfer: int, code: float, gray: int
 ) -> None:
-    """In both, reference white (203 cd/m2) becomes gray 230, and 100 cd/m2 becomes gray 189; the peak is 1000."""
+    """In HLG and in PQ, reference white (203 cd/m2) becomes gray level 230, and 100 cd/m2 becomes gray level 189.
+
+    The peak is 1000 cd/m2.
+    """
     flat = np.full((SIZE, SIZE, 3), code)
     path = write_planes(
         tmp_path / "a.mp4",
@@ -242,7 +245,7 @@ def test_the_peak_of_pq_is_that_of_its_metadata_if_possible(tmp_path: Path, said
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "mov"])
 def test_tags_in_the_container_alone_are_followed(tmp_path: Path, suffix: str) -> None:
-    """The HEVC stream inside the container has no colour tags."""
+    """The HEVC stream inside the container has no colour tags; only the container has colour tags."""
     signal = _patches(64, 64)
     bare = write_planes(
         tmp_path / "bare.mkv",
@@ -283,7 +286,7 @@ def test_hdr_without_matrix_or_primaries_is_bt2020(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("transfer", "refused"), [(UNSPECIFIED, True), (16, False), (18, False), (1, False)])
 def test_dolby_vision_without_an_ordinary_base_layer_is_rejected(tmp_path: Path, transfer: int, refused: bool) -> None:
-    """Profile 5 has no tags and stores IPT instead of Y'CbCr; the other profiles tag an ordinary base layer."""
+    """Profile 5 has no colour tags and stores IPT instead of Y'CbCr; the other profiles tag an ordinary base layer."""
     tags = (UNSPECIFIED, 0, UNSPECIFIED, UNSPECIFIED) if refused else (9, LIMITED, transfer, 9)
     planes = halved(planes_of(_patches(64, 64), "bt2020", full=False, bits=10))
     plain = write_planes(
@@ -299,9 +302,7 @@ def test_dolby_vision_without_an_ordinary_base_layer_is_rejected(tmp_path: Path,
         track: Any = container.add_stream_from_template(source.streams.video[0])
         for stored in source.demux(video=0):
             if stored.size:
-                unit = bytes([62 << 1, 1, 0x19]) + bytes(
-                    range(1, 20)
-                )  # the presence of the metadata; the content does not matter
+                unit = bytes([62 << 1, 1, 0x19]) + bytes(range(1, 20))  # only the presence of the metadata matters
                 packet = av.Packet(bytes(stored) + len(unit).to_bytes(4, "big") + unit)
                 packet.pts, packet.dts, packet.time_base = stored.pts, stored.dts, stored.time_base
                 packet.is_keyframe, packet.stream = stored.is_keyframe, track

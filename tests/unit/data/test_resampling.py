@@ -1,4 +1,4 @@
-"""Resampling: the correct frames for every kind of source, and a reason for every rejected source."""
+"""Resampling selects the correct frames of every kind of source, and gives a reason for every rejected source."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def _clip(source: Path, *, video: VideoShape = VIDEO, config: ResampleConfig = C
 
 
 def _indices(clip: np.ndarray) -> list[int]:
-    """Return the index of the source frame that each frame shows."""
+    """Return, for each frame of the clip, the index of the source frame that the clip frame shows."""
     return [round((float(frame.mean()) - 16) / GRAY_STEP) for frame in clip]
 
 
-# --- Time
+# --- Selection of frames by time
 
 
 @given(
@@ -85,7 +85,8 @@ def test_a_constant_rate_becomes_the_rate_of_the_clip(tmp_path: Path, fps: int, 
 
 
 def test_a_variable_rate_is_followed_by_time_not_by_index(tmp_path: Path) -> None:
-    # Half a second at 16 per second, half a second without frames, then 8 per second: by index the gap would vanish.
+    # The source has half a second at 16 frames per second, half a second without frames, and then 8 frames per second.
+    # A selection by index would skip the gap.
     times = [Fraction(i, 16) for i in range(8)] + [1 + Fraction(i, 8) for i in range(8)]
     source = write_source(tmp_path / "a.mp4", gray_frames(16, 64, 64), times=times)
     assert _indices(_clip(source, video=VideoShape(height=32, width=32, frames=13, fps=8))) == [
@@ -93,7 +94,7 @@ def test_a_variable_rate_is_followed_by_time_not_by_index(tmp_path: Path) -> Non
     ]  # fmt: skip
 
 
-# --- Space
+# --- Cropping, squeezing and rotation
 
 
 @given(
@@ -144,7 +145,7 @@ def test_squeezing_changes_the_displayed_aspect_by_at_most_ten_per_cent(
 
 
 def _quarters(height: int, width: int, count: int = 20) -> np.ndarray:
-    """Return frames with red and green quarters above blue and white ones."""
+    """Return frames with red and green quarters above blue and white quarters."""
     frames = np.zeros((count, height, width, 3), np.uint8)
     top, left = height // 2, width // 2
     frames[:, :top, :left], frames[:, :top, left:] = (200, 0, 0), (0, 200, 0)
@@ -165,7 +166,8 @@ def test_a_rotated_video_becomes_upright(tmp_path: Path, degrees: int, expected:
     clip = _clip(source, video=VideoShape(height=64, width=32, frames=9, fps=8))
     assert clip.shape == (9, 64, 32, 3)
     assert _corners(clip[0]) == expected
-    assert _corners(read_frames(source)[0]) == expected  # decord rotates by itself, and confirms the direction
+    # decord applies the rotation itself, and confirms the direction
+    assert _corners(read_frames(source)[0]) == expected
 
 
 def test_a_rotated_video_of_the_clip_size_is_not_copied(tmp_path: Path) -> None:
@@ -196,7 +198,7 @@ def test_downscaling_does_not_alias(tmp_path: Path) -> None:
     assert int(clip.max()) - int(clip.min()) < 20
 
 
-# --- Sources that are copied
+# --- Sources that are copied without new encoding
 
 
 def test_only_a_finished_clip_is_copied(tmp_path: Path) -> None:
@@ -236,14 +238,14 @@ def _cut(path: Path, share: float) -> Path:
 
 
 def _bad_sources(folder: Path) -> dict[str, tuple[Path, str]]:
-    """Return {name: (path, expected code)}."""
+    """Return a map of each source name to the path and the expected code."""
     noise = np.random.default_rng(0).integers(0, 255, (60, 64, 64, 3), dtype=np.uint8)
     (folder / "empty.mp4").touch()
     (folder / "text.mp4").write_text("this is no video")
     (folder / "list.mp4").write_text(f"ffconcat version 1.0\nfile {folder}/short.mp4\n")
     write_source(folder / "short.mp4", gray_frames(8, 64, 64), fps=8)
     _cut(write_source(folder / "cut.mp4", noise), 0.5)
-    # The index is at the front of these two. They are truncated, although enough frames for a clip are left.
+    # The next two files have their index at the front. They are truncated, although enough frames for a clip are left.
     _cut(write_source(folder / "cut_late.mp4", noise, options={"movflags": "+faststart"}), 0.9)
     _cut(write_source(folder / "cut_late.mkv", noise), 0.7)
     wave = folder / "sound.mp4"
@@ -286,7 +288,7 @@ def test_a_video_too_wide_to_squeeze_is_rejected_but_can_be_cropped(tmp_path: Pa
 
 
 def test_the_four_real_clips(tmp_path: Path) -> None:
-    """At a tenth of the paper's size, 16:9 fits, 2.35:1 must be cropped, and four seconds are less than 81 frames."""
+    """At a tenth of the paper's clip size, 16:9 fits, 2.35:1 must be cropped, and four seconds are too short."""
     small = VideoShape(height=48, width=82, frames=81, fps=16)
     verdicts = {}
     for source, config in itertools.product(sorted(real_clips().glob("*.mp4")), (CROP, SQUEEZE)):
@@ -302,14 +304,14 @@ def test_the_four_real_clips(tmp_path: Path) -> None:
     assert verdicts["bikes", "squeeze"].startswith("wrong_aspect: the aspect ratio 2.353 of the video differs by 38%")
     assert verdicts["carphone_pristine", "squeeze"].startswith(
         "wrong_aspect: the aspect ratio 1.337"
-    )  # wide pixels: 4:3
+    )  # wide pixels give the aspect ratio 4:3
 
 
-# --- A whole folder
+# --- Folders of sources
 
 
 def _raw(folder: Path, sources: list[Path]) -> Path:
-    """Return a folder like that of the stage download; every source has the name of its file."""
+    """Return a folder like that of the stage download. The row of each source names the source file."""
     rows = []
     (folder / "videos").mkdir(parents=True)
     for index, source in enumerate(sources):
@@ -397,7 +399,7 @@ def test_a_video_that_hangs_or_has_no_caption_is_rejected(tmp_path: Path) -> Non
     good = write_source(tmp_path / "good.mp4", gray_frames(20, 48, 64), fps=8)
     raw = _raw(tmp_path / "raw", [good, good, good])
     rows = manifest.read_manifest(raw)
-    # A pipe without a writer blocks like a decoder that never returns.
+    # A pipe without a writer blocks, like a decoder that never returns.
     (raw / rows[0]["path"]).unlink()
     os.mkfifo(raw / rows[0]["path"])
     rows[1]["caption"] = None

@@ -1,4 +1,4 @@
-"""Shards are complete or absent, and the same content gives the same bytes."""
+"""A shard is complete or absent, and the same content gives the same bytes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_shard_is_read_as_it_was_written(notes: dict[str, str]) -> None:
 
 
 def test_the_same_content_gives_the_same_bytes(tmp_path: Path) -> None:
-    """safetensors alone writes several metadata entries in a different order each time."""
+    """Without the code under test, safetensors would write metadata entries in a different order each time."""
     notes = {"caption": "x", "timesteps": "[1]", "third": ""}
     other_strides = latents().transpose(2, 3).contiguous().transpose(2, 3)
     for name in range(20):
@@ -51,7 +51,7 @@ def test_a_killed_write_leaves_no_shard(tmp_path: Path, monkeypatch: pytest.Monk
     write_shard(tmp_path, "0001", Shard(latents(), {}))
     (tmp_path / ".tmpLoWOEp").write_bytes(b"safetensors was killed here")
     finish(tmp_path, [{"id": "0001", "caption": "x"}], [])
-    left = {path.name for path in tmp_path.iterdir()}  # the leftovers were deleted
+    left = {path.name for path in tmp_path.iterdir()}  # the write deleted the leftovers of the killed process
     assert left == {"0001.safetensors", "manifest.jsonl", "rejected.jsonl"}
 
 

@@ -1,4 +1,4 @@
-"""Sources: the files and rows in data/raw, and the errors for input that cannot be used."""
+"""Every source writes the expected files and rows to data/raw, and unusable input raises an error."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_config_without_videos_is_refused(changes: dict[str, Any], message: st
         _config(**changes)
 
 
-# --- The toy world
+# --- The source toy_world
 
 
 def test_one_and_two_workers_write_the_same_toy_world(tmp_path: Path) -> None:
@@ -72,11 +72,11 @@ def test_a_missing_file_of_captions_is_named(tmp_path: Path) -> None:
         toy_world_videos(tmp_path / "raw", config, video=VIDEO, seed=0, workers=1)
 
 
-# --- A folder
+# --- The source folder
 
 
 def _folder(tmp_path: Path, *names: str) -> Path:
-    """Return a folder of dummy video files; the sources do not read their content."""
+    """Return a folder of dummy video files. The source does not read the content of these files."""
     for name in names:
         path = tmp_path / "mine" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,8 @@ def test_a_folder_with_a_captions_file(tmp_path: Path) -> None:
     copy = tmp_path / "raw" / rows[1]["path"]
     assert copy.read_bytes() == b"deep/er/a.MOV"
     assert not copy.is_symlink()
-    assert copy.stat().st_ino != (folder / "deep/er/a.MOV").stat().st_ino  # an edit of one must not change the other
+    # if the copy were a link, an edit of one file would change the other file
+    assert copy.stat().st_ino != (folder / "deep/er/a.MOV").stat().st_ino
 
 
 def test_a_folder_with_sidecar_captions(tmp_path: Path) -> None:
@@ -153,7 +154,7 @@ def test_many_missing_captions_are_counted(tmp_path: Path) -> None:
         _take(folder, folder / "captions.json")
 
 
-# --- Text that UTF-8 cannot hold
+# --- Text that UTF-8 cannot encode
 
 
 @pytest.mark.parametrize("broken", ["half \ud83d", "\udc00 the other half", "\ude00\ud83d turned round", "byte \udcff"])
@@ -225,7 +226,7 @@ def test_a_sidecar_in_another_encoding_excludes_one_video(tmp_path: Path, conten
     assert passed["source"] == "sub/b.mp4"
     assert passed["reason"].startswith("the caption sub/b.txt is not a UTF-8 text")
     assert place in passed["reason"]
-    assert str(tmp_path) not in passed["reason"]  # outputs contain no absolute path
+    assert str(tmp_path) not in passed["reason"]  # outputs contain no absolute paths
 
 
 @pytest.mark.parametrize("path", ["half \ud83d.mp4", "caf\udce9.mp4", "\udfff/v.mp4"])
@@ -285,7 +286,7 @@ def test_any_captions_become_rows_or_reasons(captions: list[str], tmp_path_facto
     assert {row["source"] for row in manifest.read_rows(place / "raw" / PASSED_OVER)} == lines.keys() - held.keys()
 
 
-# --- Composed and decomposed names
+# --- Captions and files with composed and decomposed names
 
 NAMES = ["caf\u00e9", "\u304c\u304e", "\uac00\ub098", "a\u030a\u0323 b"]
 FORMS = [("NFC", "NFD"), ("NFD", "NFC")]
@@ -344,7 +345,7 @@ def test_an_error_escapes_a_name_that_looks_like_another(tmp_path: Path) -> None
         _take(_folder(tmp_path, "caf\u00e9.mp4"), captions)
 
 
-# --- Full paths
+# --- Captions that match full paths
 
 
 @pytest.mark.parametrize(
@@ -374,7 +375,7 @@ def test_a_sidecar_matches_only_in_its_folder(tmp_path: Path) -> None:
     assert [row["caption"] for row in _take(folder, tmp_path / "captions.json")] == ["a", "b", "neither"]
 
 
-# --- Links
+# --- Symbolic links in a folder
 
 
 def test_links_to_videos_folders_and_captions_are_followed(tmp_path: Path) -> None:
@@ -384,7 +385,7 @@ def test_links_to_videos_folders_and_captions_are_followed(tmp_path: Path) -> No
     blobs.mkdir()
     (disk / "deep" / "b.mp4").write_bytes(b"b")
     (disk / "deep" / "b.txt").write_text("a b")
-    (blobs / "0123").write_bytes(b"c")  # without a suffix, as in the caches of DVC and the hub
+    (blobs / "0123").write_bytes(b"c")  # the file has no suffix, as in the caches of DVC and the hub
     (folder / "more").symlink_to(disk)
     (folder / "c.mp4").symlink_to(blobs / "0123")
     (folder / "a.txt").write_text("an a")

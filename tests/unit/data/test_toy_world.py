@@ -1,4 +1,4 @@
-"""The toy world: its captions, its geometry on the torus, its reproducibility."""
+"""The toy world has fixed captions, moves shapes on a torus, and is reproducible."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ def test_the_three_sets_share_no_caption_and_contain_all() -> None:
 
 
 def test_the_sets_never_change() -> None:
-    # With other sets, the captions for scoring would include training captions of the shipped weights.
+    # If the three sets changed, the captions for scoring would include captions on which the shipped weights were
+    # trained.
     digest = hashlib.sha256("|".join("\n".join(_listed(name)) for name in SETS).encode()).hexdigest()
     assert digest == "dac227a5d311aa46604f10fda76bc15f8137c3a057e7d0ce7b53b39c5dec43d9"
 
@@ -91,7 +92,7 @@ def test_a_shape_keeps_its_area_and_centre_at_every_position(shape: str, x: floa
     assert covered.sum() == pytest.approx(area, rel=0.03)
     for coverage, size, center in ((covered.sum(0), width, x), (covered.sum(1), height, y)):
         offsets = (np.arange(size) - center + size / 2) % size - size / 2
-        assert abs(np.average(offsets, weights=coverage)) < 0.1  # pixels
+        assert abs(np.average(offsets, weights=coverage)) < 0.1  # tolerance in pixels
 
 
 def test_many_centres_give_many_masks() -> None:
@@ -113,7 +114,7 @@ def test_a_shape_moves_one_pixel_a_frame_round_the_torus(direction: str) -> None
     dx, dy = DIRECTIONS[direction]
     for index in (1, 20, 32):
         moved = np.roll(frames[0], (index * dy, index * dx), axis=(0, 1))
-        assert np.abs(moved.astype(int) - frames[index]).max() <= 1  # rounding of the wrapped position
+        assert np.abs(moved.astype(int) - frames[index]).max() <= 1  # the wrapped position is rounded
     assert np.array_equal(frames[0], frames[32])
 
 

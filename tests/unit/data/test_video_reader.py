@@ -1,4 +1,4 @@
-"""read_frames returns the written frames; for other files a ValueError names the file."""
+"""read_frames returns the frames that were written, and a ValueError names a file that cannot be read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from causvid.data.videos.video_writer import write_video
 
 @pytest.fixture
 def gradient() -> np.ndarray:
-    """Return uint8 [9, 32, 48, 3], smooth in space and time, so that 4:2:0 and H.264 change little."""
+    """Return uint8 [9, 32, 48, 3] with smooth changes in space and time, which 4:2:0 and H.264 hardly alter."""
     frame, row, column = np.meshgrid(np.arange(9), np.arange(32), np.arange(48), indexing="ij")
     return np.stack([60 + 4 * row, 40 + 3 * column, 100 + 8 * frame], axis=-1).astype(np.uint8)
 

@@ -1,4 +1,4 @@
-"""write_video gives the same bytes every time and a complete file or none, and 4:2:0 preserves the colours."""
+"""write_video writes the same bytes every time, writes a complete file or no file, and preserves colours in 4:2:0."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _clip(colour: str = "red", background: str = "navy") -> np.ndarray:
 
 
 def test_the_same_frames_give_the_same_bytes(tmp_path: Path) -> None:
-    # Many clips, each encoded several times: with x264's macroblock tree one in six encodings differs.
+    # Many clips are encoded several times, because with x264's macroblock tree one in six encodings differs.
     video = VideoShape(height=32, width=32, frames=33, fps=8)
     for index, caption in enumerate(toy_world.clip_captions(toy_world.captions(), 40, seed=0)):
         frames = toy_world.clip_frames(caption, index, video=video, seed=0)
@@ -93,7 +93,7 @@ def test_frames_of_a_wrong_shape_or_type_are_refused(tmp_path: Path, frames: np.
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
-    """The file system really fails in the middle of a video; the next video is not affected."""
+    """The file system fails in the middle of the first video. The next video is not affected."""
     (tmp_path / "a.mp4").write_bytes(b"old")
     with full_at(4096), pytest.raises(OSError, match="File too large"):
         write_video(tmp_path / "a.mp4", _noise(40), fps=8, crf=10)
@@ -103,12 +103,12 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     assert len(read_frames(tmp_path / "a.mp4")) == 40
 
 
-# --- chunks -----------------------------------------------------------------------------------------------------------
+# --- videos written in chunks -----------------------------------------------------------------------------------------
 
 
 @contextmanager
 def full_at(size: int) -> Iterator[None]:
-    """Let every file of this process fail when it grows beyond ``size`` bytes."""
+    """Make every write of this process fail that lets a file grow beyond ``size`` bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -118,7 +118,7 @@ def full_at(size: int) -> Iterator[None]:
 
 
 def _noise(frames: int, height: int = 32, width: int = 32) -> NDArray[np.uint8]:
-    """Return frames that compress badly: the file is nearly as large as the frames."""
+    """Return frames that compress badly, so that the file is nearly as large as the frames."""
     return np.random.default_rng(0).integers(0, 256, (frames, height, width, 3), dtype=np.uint8)
 
 
@@ -172,7 +172,10 @@ def test_chunks_of_a_wrong_shape_or_type_are_refused(
 
 @pytest.mark.parametrize("fps", [1, 8, 30])
 def test_encoding_needs_the_memory_of_one_chunk(tmp_path: Path, fps: int) -> None:
-    """1600 frames need no more memory of Python and numpy than 64; the file is larger than the limit."""
+    """Python and numpy need the same memory for 1600 frames as for 64 frames.
+
+    The video file is larger than the limit.
+    """
     peaks = []
     for frames in (64, 1600):
         tracemalloc.start()
@@ -192,7 +195,7 @@ def test_files_of_killed_processes_are_removed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("room", [10, 100, 5_000, 40_000, 80_000])
 def test_a_full_disk_causes_one_error_only(tmp_path: Path, room: int, capfd: pytest.CaptureFixture[str]) -> None:
-    """The close of the unfinished file must not raise or print another error."""
+    """Closing the unfinished file must neither raise nor print another error."""
     written = 0
 
     class Full(io.BytesIO):

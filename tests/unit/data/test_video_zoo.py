@@ -1,4 +1,4 @@
-"""Resampling of valid, unusual and damaged videos, and of videos with flipped bits."""
+"""Valid, unusual and damaged videos, and videos with flipped bits, are resampled or rejected as expected."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CROP = ResampleConfig(aspect="crop", crf=8, hdr="tone_map", interlaced="deinterl
 
 
 def _gate(folder: Path, names: list[str], out: Path, *, video: VideoShape = VIDEO) -> dict[str, str]:
-    """Return the verdict on each video by name, and check that every kept clip is complete."""
+    """Return the verdict on each video by name, and check that every clip that was kept is complete."""
     rows = [{"id": f"{i:06d}", "path": name, "caption": "a video", "source": name} for i, name in enumerate(names)]
     manifest.write_rows(folder / manifest.NAME, rows)
     resample_folder(folder, out, video=video, config=CROP, compute=HERE, seconds=30)
@@ -60,7 +60,7 @@ def test_most_flipped_bits_are_detected_without_a_checksum(tmp_path: Path) -> No
             damaged[dice.randrange(len(damaged))] ^= 1 << dice.randrange(8)
         names.append(f"{number:03d}.mp4")
         (tmp_path / "folder" / names[-1]).write_bytes(damaged)
-    whole = VideoShape(height=32, width=32, frames=24, fps=8)  # every frame is used
+    whole = VideoShape(height=32, width=32, frames=24, fps=8)  # a clip of this shape uses every frame
     found = _gate(tmp_path / "folder", names, tmp_path / "out", video=whole)
     assert found.pop("whole.mp4") == KEPT
     assert sum(verdict != KEPT for verdict in found.values()) >= 160

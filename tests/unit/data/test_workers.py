@@ -21,7 +21,7 @@ MEMORY = 2**30
 def _work(job: str) -> str:
     if job == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)
-    if job == "hang":  # hold the interpreter lock, as a decoder in C can
+    if job == "hang":  # the job holds the interpreter lock, as a decoder in C can
         ctypes.PyDLL(None).sleep(60)
     if job == "gorge":
         bytearray(2 * MEMORY)

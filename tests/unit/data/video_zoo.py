@@ -1,4 +1,4 @@
-"""Videos as people, phones, editors, broken disks and attackers make them, each with the expected verdict."""
+"""Write videos like those of people, phones, editors, broken disks and attackers, with the expected verdict on each."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def textured(count: int = SECONDS * RATE, height: int = 96, width: int = 128) ->
 
 
 class Zoo:
-    """A folder of videos, and the expected verdict on each, by file name."""
+    """A folder of videos, and a map of each file name to the expected verdict."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -57,7 +57,7 @@ class Zoo:
 
 
 def fill(folder: Path) -> Zoo:
-    """Write all videos into ``folder``."""
+    """Write all videos into ``folder``, and return the zoo."""
     zoo = Zoo(folder)
     for make in (_sound, _timed, _dressed, _no_videos, _cut, _changed, _odd):
         make(zoo)
@@ -65,11 +65,11 @@ def fill(folder: Path) -> Zoo:
 
 
 def _sound(zoo: Zoo) -> None:
-    """Valid videos in every container, codec, pixel format, size and rate in use."""
+    """Write valid videos in every container, codec, pixel format, size and rate in use."""
     for suffix in ("mp4", "mov", "m4v", "mkv"):
         zoo.write(f"h264.{suffix}")
     zoo.write("h264.avi", stream={"bf": "0"})
-    zoo.write("h264 out of order.avi", "damaged", stream={"bf": "2"})  # AVI cannot store the times of B-frames
+    zoo.write("h264 out of order.avi", "damaged", stream={"bf": "2"})  # AVI cannot store the timestamps of B-frames
     for name, codec, pix_fmt in (
         ("hevc.mp4", "libx265", "yuv420p"),
         ("av1.mp4", "libsvtav1", "yuv420p"),
@@ -108,7 +108,7 @@ def _sound(zoo: Zoo) -> None:
 
 
 def _timed(zoo: Zoo) -> None:
-    """Videos with timestamps other than k / rate."""
+    """Write videos whose timestamps differ from k / rate."""
     count = 5 * RATE
     phone = [Fraction(round(600 * k / RATE) + random.Random(k).randrange(-9, 9), 600) + 1 for k in range(count)]
     zoo.write("phone.mp4", frames=textured(count), times=phone)
@@ -120,7 +120,7 @@ def _timed(zoo: Zoo) -> None:
 
 
 def _dressed(zoo: Zoo) -> None:
-    """Valid videos with unusual containers, rotations, tracks and names."""
+    """Write valid videos with unusual containers, rotations, tracks and names."""
     zoo.write("index first.mp4", options={"movflags": "+faststart"})
     zoo.write("fragments.mp4", options={"movflags": "+frag_keyframe+empty_moov"})
     for degrees in (90, 180, 270):
@@ -172,7 +172,7 @@ def _no_videos(zoo: Zoo) -> None:
 
 
 def _cut(zoo: Zoo) -> None:
-    """Truncated and incomplete copies."""
+    """Write truncated and incomplete copies of videos."""
     for origin, share, verdict in (
         ("h264.mp4", 0.5, "unreadable"),
         ("h264.mov", 0.95, "unreadable"),
@@ -196,7 +196,7 @@ def _cut(zoo: Zoo) -> None:
 
 
 def _changed(zoo: Zoo) -> None:
-    """Videos with wrong headers or flipped bits."""
+    """Write videos with wrong headers or flipped bits."""
 
     def flip(count: int) -> Callable[[bytes], bytes]:
         def change(content: bytes) -> bytes:
@@ -235,14 +235,14 @@ def _zero(content: bytes, box: bytes, offset: int, count: int) -> bytes:
 
 
 def _more_samples(content: bytes) -> bytes:
-    """Let the table of sizes describe more bytes than the file has."""
+    """Change the table of sample sizes so that the table describes more bytes than the file has."""
     at = content.index(b"stsz") + 16
     count = struct.unpack(">I", content[at - 4 : at])[0]
     return content[:at] + struct.pack(">I", 2**28) * count + content[at + 4 * count :]
 
 
 def _ten_times_longer(content: bytes) -> bytes:
-    """Multiply Matroska's Duration (id 4489, a double) by ten."""
+    """Multiply Matroska's Duration (element id 4489, a double) by ten."""
     at = content.index(b"\x44\x89\x88") + 3
     return content[:at] + struct.pack(">d", 10 * struct.unpack(">d", content[at : at + 8])[0]) + content[at + 8 :]
 
@@ -276,7 +276,7 @@ def _mux(path: Path, *videos: np.ndarray, sound: bool = False, cover: bool = Fal
 
 
 def _joined(path: Path, parts: list[np.ndarray]) -> None:
-    """Write one stream whose frames change in size, like the recording of a window that is resized."""
+    """Write a stream whose frames change in size, like the recording of a window that is resized."""
     packets: list[bytes] = []
     for number, frames in enumerate(parts):
         raw = write_source(path.with_name(f"part{number}.h264"), frames, fps=RATE, stream={"bf": "0"})
@@ -294,7 +294,7 @@ def _joined(path: Path, parts: list[np.ndarray]) -> None:
 
 
 def _without_first(origin: Path, path: Path) -> None:
-    """Write a stream without its only key frame."""
+    """Copy a stream without its only key frame."""
     with av.open(str(origin)) as source, av.open(str(path), "w") as container:
         stream = container.add_stream_from_template(source.streams.video[0])
         for packet in itertools.islice(_packets(source), 1, None):
@@ -307,7 +307,7 @@ def _packets(container: Any) -> Iterator[Any]:
 
 
 def _huge_header(origin: Path, path: Path) -> None:
-    """Set Matroska's PixelWidth and PixelHeight (ids b0, ba) to 60000, which would need 11 GB per frame."""
+    """Set Matroska's PixelWidth and PixelHeight (element ids b0 and ba) to 60000, which would need 11 GB per frame."""
     content = origin.read_bytes()
     at = content.index(b"\xb0\x81\x80\xba\x81\x60")
     path.write_bytes(content[:at] + b"\xb0\x82\xea\x60\xba\x82\xea\x60"[:6] + content[at + 6 :])

@@ -1,4 +1,4 @@
-"""Checkpoints of related projects: the error for an unsupported layout names the layout and a remedy."""
+"""Errors for checkpoints of related projects name the unsupported layout and a remedy."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MISLEADING = ("does not exist", "truncated", "to infer the size")
 
 
 def import_(source: Path, tmp_path: Path) -> str:
-    """Return the error message of the import of ``source``, which must fail and leave no file."""
+    """Return the error message of the import of ``source``. The import must fail and write no file."""
     arguments = ["import", str(source), str(tmp_path / "ours"), "--num-attention-heads", str(HEADS)]
     done = CliRunner().invoke(original.app, arguments)
     assert done.exit_code == 1, done.output
@@ -39,7 +39,7 @@ def import_(source: Path, tmp_path: Path) -> str:
     return done.output
 
 
-# --- entries of a file ------------------------------------------------------------------------------------------------
+# --- entries of a checkpoint file -------------------------------------------------------------------------------------
 
 
 def state_dicts(*names: str, **others: Any) -> dict[str, Any]:
@@ -49,10 +49,10 @@ def state_dicts(*names: str, **others: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        # Additional or unknown entries.
+        # a checkpoint with additional or unknown entries
         (lambda: state_dicts("generator", "critic", "generator_ema"), "entries critic, generator, generator_ema; expected generator"),
         (lambda: state_dicts("generator_ema"), "torch.save({'generator': torch.load(FILE)['generator_ema']}, 'model.pt')"),
-        # Training states of other projects.
+        # training states of other projects
         (lambda: state_dicts("generator", step=100), "; step belong to a training state; save the model in a separate file: torch.save({'generator': torch.load(FILE)['generator']}"),
         (lambda: state_dicts("module", optimizer={"state": {}}, epoch=3), "torch.load(FILE)['module']"),
         (lambda: state_dicts("state_dict", **{"pytorch-lightning_version": "2.4"}), "torch.load(FILE)['state_dict']"),
@@ -82,7 +82,7 @@ def test_the_suggested_command_extracts_one_entry(tmp_path: Path) -> None:
 
 
 def inside(state: State, mark: str) -> State:
-    """Return the state dict of a model whose blocks are wrapped one by one, as by FSDP with a wrapping policy."""
+    """Return the state dict of a model whose blocks are wrapped separately, as by FSDP with a wrapping policy."""
     return {
         key.replace("blocks.0.", f"blocks.0.{mark}").replace("blocks.1.", f"blocks.1.{mark}"): v
         for key, v in state.items()
@@ -90,20 +90,20 @@ def inside(state: State, mark: str) -> State:
 
 
 KEYS: dict[str, tuple[Callable[[State], State], str]] = {
-    # The complete model is wrapped.
+    # a wrapper around the complete model
     "FSDP": (lambda s: prefixed(s, "_fsdp_wrapped_module."), "'_fsdp_wrapped_module.', for example _fsdp_wrapped_module."),
     "DDP": (lambda s: prefixed(s, "module."), "keys that start with 'module.' (DistributedDataParallel)"),
     "compile": (lambda s: prefixed(s, "_orig_mod."), "the model was wrapped in torch.compile when it was saved"),
     "ComfyUI": (lambda s: prefixed(s, "diffusion_model."), "keys that start with 'diffusion_model.' (ComfyUI)"),
     "ComfyUI in full": (lambda s: prefixed(s, "model.diffusion_model."), "'diffusion_model.' (ComfyUI)"),
-    # Parts of the model are wrapped, or several wrappers are nested.
+    # wrappers around parts of the model, and nested wrappers
     "FSDP of blocks": (lambda s: prefixed(inside(s, "_fsdp_wrapped_module.")), "FullyShardedDataParallel"),
     "FSDP of all": (lambda s: prefixed(inside(s, "_fsdp_wrapped_module."), "model._fsdp_wrapped_module."), "FullyShardedDataParallel"),
     "compiled blocks": (lambda s: inside(s, "_orig_mod."), "in torch.compile when it was saved; remove '_orig_mod.' from every key"),
     "checkpointed blocks": (lambda s: inside(s, "_checkpoint_wrapped_module."), "in activation checkpointing"),
     "DDP of a wrapper": (lambda s: prefixed(s, "module.model."), "keys that start with 'module.model.'"),
     "an unknown wrapper": (lambda s: prefixed(s, "student.net."), "keys that start with 'student.net.', for example student.net.time_projection.1.weight; remove the prefix"),
-    # Other models.
+    # checkpoints of other models
     "a VAE": (lambda s: {"encoder.conv1.weight": s["head.head.weight"], "conv2.bias": s["head.head.bias"]}, "but no key of a Wan transformer; pass the file of the transformer"),
     "a LoRA": (lambda s: {f"diffusion_model.{k[:-7]}.lora_A.weight": v for k, v in s.items() if k.endswith("q.weight")}, "the file contains a LoRA adapter, not a complete model"),
     "diffusers' names": (lambda s: {rename(k) or k: v for k, v in s.items()}, "with the key names of diffusers, which needs no import"),
@@ -132,11 +132,11 @@ def test_the_error_names_the_prefix_of_a_critic(tmp_path: Path) -> None:
     assert "critic has keys that start with 'module.'" in import_(tmp_path / "model.pt", tmp_path)
 
 
-# --- shards, folders, and files that point to other files -------------------------------------------------------------
+# --- shards, folders, and files that refer to other files -------------------------------------------------------------
 
 
 def sharded(folder: Path, *, config: dict[str, Any] | None = None, parts: int = 3) -> Path:
-    """Write a sharded model with an index and Wan's own key names, as in Wan2.1-T2V-14B."""
+    """Write a sharded model with an index and the key names of Wan's code, as in Wan2.1-T2V-14B."""
     folder.mkdir()
     keys, total = sorted(weights(1)), f"{parts:05d}"
     groups = {f"diffusion_pytorch_model-{n + 1:05d}-of-{total}.safetensors": keys[n::parts] for n in range(parts)}
@@ -163,7 +163,7 @@ def test_folder_index_and_shard_of_a_sharded_model_are_recognised(tmp_path: Path
         theirs, tmp_path
     )
     joined = {key: value for file in theirs.glob("*.safetensors") for key, value in load_file(file).items()}
-    save_file(joined, tmp_path / "joined.safetensors")  # the remedy of the message
+    save_file(joined, tmp_path / "joined.safetensors")  # the error message suggests this command
     sections, _ = original.read_original(tmp_path / "joined.safetensors")
     assert sections["generator"].keys() == weights(1).keys()
 
@@ -230,7 +230,7 @@ def test_the_error_names_the_target_of_a_broken_link(tmp_path: Path) -> None:
 @pytest.mark.parametrize("save", [torch.save, save_file])
 @pytest.mark.parametrize("name", ["0123abcd", "model.ckpt", "model.pt"])
 def test_the_content_of_a_file_decides_its_format(name: str, save: Callable[[Any, Path], None], tmp_path: Path) -> None:
-    """Files in a cache of the hub or of DVC are named after checksums, and suffixes are often wrong."""
+    """The caches of the hub and of DVC name files by checksums, and suffixes of other files are often wrong."""
     save(prefixed(weights(1)), tmp_path / name)
     sections, _ = original.read_original(tmp_path / name)
     assert same(dict(sorted(sections["generator"].items())), dict(sorted(weights(1).items())))
@@ -243,11 +243,11 @@ def test_a_torch_file_with_the_suffix_safetensors_is_an_error(tmp_path: Path) ->
     )
 
 
-# --- the other commands -----------------------------------------------------------------------------------------------
+# --- errors of export, generate and training --------------------------------------------------------------------------
 
 
 def export(source: Path, tmp_path: Path) -> str:
-    """Return the error message of the export of ``source``, which must fail and leave no file."""
+    """Return the error message of the export of ``source``. The export must fail and write no file."""
     done = CliRunner().invoke(original.app, ["export", str(source), str(tmp_path / "out.pt")])
     assert (done.exit_code, (tmp_path / "out.pt").exists()) == (1, False), done.output
     assert str(source) in done.output
@@ -299,7 +299,7 @@ def test_training_names_a_folder_in_wans_own_layout(tmp_path: Path) -> None:
 
 
 def test_supported_layouts_are_accepted(tmp_path: Path) -> None:
-    """A diffusers folder, also with a LoRA adapter beside the model or with shards, a file, and a missing path."""
+    """The check accepts a diffusers folder (also with shards or a LoRA adapter), a file, and a missing path."""
     folder = diffusers_folder(tmp_path)
     (folder / "pytorch_lora_weights.safetensors").touch()
     require_known_layout(folder)
@@ -315,7 +315,7 @@ def test_supported_layouts_are_accepted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("length", [0x3C, 0x3C20, 0x4F3C, 0x0A3C, 212000])
 def test_a_safetensors_header_whose_length_looks_like_text_is_not_a_web_page(tmp_path: Path, length: int) -> None:
-    """A safetensors file starts with the length of its header, whose bytes may be "<" or whitespace."""
+    """A safetensors file starts with the length of its header. The bytes of this length may be "<" or whitespace."""
     path = tmp_path / "model.safetensors"
     header = b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(length)
     path.write_bytes(length.to_bytes(8, "little") + header + struct.pack("<f", 1.5))

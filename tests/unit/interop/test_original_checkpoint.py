@@ -1,4 +1,4 @@
-"""Released checkpoints: import and export keep all keys and values, and invalid files raise descriptive errors."""
+"""Import and export of original CausVid checkpoints keep all keys and values, and invalid files raise clear errors."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Head(nn.Module):
 
 
 class Wan(nn.Module):
-    """A module without a forward pass whose weights have the names and shapes of Wan's own code."""
+    """A module without a forward pass. Its weights have the names and shapes of Wan's own code."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ def prefixed(state: dict[str, torch.Tensor], prefix: str = "model.") -> dict[str
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    """Return whether keys, their order, dtypes and bits are equal."""
+    """Return whether two state dicts have equal keys in equal order, equal dtypes and equal bits."""
     return list(one) == list(other) and all(
         one[key].dtype == other[key].dtype and torch.equal(one[key].view(torch.uint8), other[key].view(torch.uint8))
         for key in one
@@ -160,7 +160,7 @@ def test_the_format_of_torch_before_zip_files_is_read(tmp_path: Path) -> None:
     assert torch.equal(load(tmp_path / "model.pt").proj_out.bias, weights(1)["head.head.bias"])
 
 
-# --- errors -----------------------------------------------------------------------------------------------------------
+# --- errors for invalid checkpoints -----------------------------------------------------------------------------------
 
 
 def change(key: str, value: torch.Tensor | None) -> dict[str, torch.Tensor]:
@@ -288,7 +288,7 @@ def test_the_commands_import_and_export(tmp_path: Path) -> None:
     assert "exists" in again.stderr
 
 
-# --- fuzz -------------------------------------------------------------------------------------------------------------
+# --- random damage to checkpoints -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -302,7 +302,7 @@ def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_file_raises_an_error_or_gives_the_right_weights(data: st.DataObject, intact: Path) -> None:
-    """The damage is a truncation at any byte, or a key that is renamed, removed, added or of another shape."""
+    """The damage is a truncation at any byte, or one key that is renamed, removed, added or changed in shape."""
     expected = weights(1)
     kind = data.draw(st.sampled_from(["cut", "rename", "drop", "add", "shape"]))
     if kind == "cut":

@@ -1,4 +1,4 @@
-"""Conversion of released configs to params files, its report, and the errors for values without an equivalent."""
+"""Original CausVid configs become params files with a report; values without an equivalent raise errors."""
 
 from __future__ import annotations
 
@@ -85,7 +85,8 @@ WARP = CAUSAL_DMD | {
     "warp_denoising_step": True,
     "real_guidance_scale": 2.0,
 }
-# Differences from profiles/wan-1.3b.yaml by dotted key. The profile has the values of the causal configs.
+# Values of each converted config that differ from profiles/wan-1.3b.yaml, by dotted key. The profile has the values of
+# the causal configs.
 RELEASED_LATENTS = {
     "pack_lmdb.latents.source": "released",
     "pack_lmdb.latents.folder": "mixkit_latents_lmdb",
@@ -222,7 +223,7 @@ def test_absent_keys_have_their_released_defaults(tmp_path: Path) -> None:
     absent = ("timestep_shift", "num_frame_per_block", "warp_denoising_step")
     values, lines = imported(tmp_path, {key: value for key, value in CAUSAL_DMD.items() if key not in absent})
     assert values["train_dmd.score_shift"] == 1.0
-    assert values["schedule.shift"] == 8.0  # built into the released models
+    assert values["schedule.shift"] == 8.0  # the original CausVid models contain this default
     assert values["model.frames_per_block"] == 1
     assert "timestep_shift (absent): train_dmd.score_shift 8.0 -> 1.0" in line_of("timestep_shift", lines)
 
@@ -277,7 +278,8 @@ def test_comments_and_notation_of_the_profile_are_kept(tmp_path: Path) -> None:
     assert "  denoising_timesteps: [1000, 960, 888.889, 727.273] # timesteps of the student" in text
     assert "    image_dim: null\n" in text
     ours = original_config.BASE.read_text(encoding="utf-8")
-    assert text.count("#") == ours.count("#") - 1  # one line replaces the two at the top of the profile
+    # one comment line replaces the two comment lines at the top of the profile
+    assert text.count("#") == ours.count("#") - 1
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Released LMDBs with all faults of their builder: the import reads or repairs them, or raises an error."""
+"""The import reads or repairs original CausVid LMDBs with every fault of their builder, or raises an error."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def rows(count: int, shape: tuple[int, ...] = CLIP, seed: int = 0) -> Rows:
 
 
 def release(folder: Path, files: Sequence[Mapping[str, Rows]]) -> Path:
-    """Build an LMDB like the released script: repeated prompts are dropped, and the shape is that of the last file.
+    """Build an LMDB like the original CausVid script, which drops repeated prompts and stores the last file's shape.
 
     Args:
         folder: The folder to create.
@@ -61,7 +61,7 @@ def files(count: int, shape: tuple[int, ...] = CLIP) -> list[dict[str, Rows]]:
 
 
 def edit(folder: Path, changes: Mapping[str, bytes | None]) -> None:
-    """Set keys, or delete those whose value is None."""
+    """Set each key to its value, or delete a key whose value is None."""
     with lmdb.open(str(folder), map_size=2**26) as env, env.begin(write=True) as transaction:
         for key, value in changes.items():
             assert transaction.delete(key.encode()) if value is None else transaction.put(key.encode(), value)
@@ -72,7 +72,7 @@ def codes(folder: Path, **changes: Any) -> list[tuple[str, bool]]:
 
 
 def imported(source: Path, target: Path, **changes: Any) -> list[tuple[str, Rows]]:
-    """Import an LMDB and return the prompt and the row [F, C, H, W] of each record."""
+    """Import an LMDB, and return the prompt and the row [F, C, H, W] of each record."""
     import_store(source, target, **changes)
     store = LatentStore(target)
     records = [store[index] for index in range(len(store))]
@@ -99,7 +99,7 @@ def test_a_valid_lmdb_is_imported_bit_for_bit(tmp_path: Path, shape: tuple[int, 
 
 
 def test_the_released_reader_can_read_our_lmdb(tmp_path: Path) -> None:
-    """The released reader takes the number of rows and the shape from latents_shape, and reshapes float16 bytes."""
+    """The original CausVid reader gets row count and shape from latents_shape, and reshapes float16 bytes."""
     import_store(release(tmp_path / "theirs", files(3)), tmp_path / "ours")
     with lmdb.open(str(tmp_path / "ours"), readonly=True, lock=False) as env, env.begin() as transaction:
         count, *shape = map(int, transaction.get(b"latents_shape").decode().split())
@@ -193,7 +193,7 @@ def test_a_row_whose_prompt_is_not_utf8_is_rejected_with_a_reason(
     assert (row["id"], row["code"]) == (str(index), "not_utf8")
     assert reason in row["reason"]
     assert f"theirs: row {index} is left out: its prompt is not a UTF-8 text" in capsys.readouterr().err
-    # Prompts are encoded only for rows that are imported.
+    # read_prompts returns prompts of importable rows only, so the stage encodes no other prompt.
     assert read_prompts(source) == [text for text, _ in wanted] == read_prompts(tmp_path / "ours")
     assert f"row {index} is left out" in capsys.readouterr().err
 
@@ -233,7 +233,7 @@ def test_a_folder_without_a_released_lmdb_is_an_error(tmp_path: Path) -> None:
 def test_a_damaged_page_is_an_error(tmp_path: Path) -> None:
     source = release(tmp_path / "theirs", files(40))
     size = (source / "data.mdb").stat().st_size
-    with (source / "data.mdb").open("r+b") as file:  # overwrite the headers of all pages but the two of metadata
+    with (source / "data.mdb").open("r+b") as file:  # overwrite the headers of all pages except the two metadata pages
         for page in range(2 * 4096, size, 4096):
             file.seek(page)
             file.write(b"\xff" * 16)
@@ -270,7 +270,7 @@ def test_the_commands_check_and_import(tmp_path: Path) -> None:
 def test_a_damaged_lmdb_raises_an_error_or_gives_the_right_rows(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """The damage is a truncation at any byte, or a key that is removed, renamed or of another value."""
+    """The damage is a truncation at any byte, or one key that is removed, renamed or changed in value."""
     folder = tmp_path_factory.mktemp("fuzz")
     inputs = files(3)
     source = release(folder / "theirs", inputs)

@@ -1,4 +1,4 @@
-"""Wan2.1's own files: key names and shapes, equality of the results, and errors for invalid files."""
+"""Import of Wan2.1's own files keeps names, shapes and results, and invalid files raise clear errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RELEASED: dict[str, Any] = params.read(Path(__file__).parents[3] / "profiles" / 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder in Wan's own layout, with models of toy size."""
+    """Return a folder in Wan's own layout, with toy models."""
     write_wan_folder(tmp_path)
     return tmp_path
 
@@ -108,7 +108,10 @@ def test_every_key_of_wans_text_encoder_maps_to_one_weight_of_the_same_shape(con
 
 
 def bucket(distance: int) -> int:
-    """Return T5's bucket of a relative position: per sign, 8 exact distances, then 8 in steps of sqrt(2) up to 128."""
+    """Return the T5 bucket of a relative position.
+
+    For each sign, 8 buckets have exact distances, and 8 buckets have distances in steps of a factor sqrt(2) up to 128.
+    """
     size = abs(distance)
     place = size if size < 8 else min(15, 8 + (size * size // 64).bit_length() - 1)
     return place + (16 if distance > 0 else 0)
@@ -123,7 +126,7 @@ def gelu(x: torch.Tensor) -> torch.Tensor:
 
 
 def wan_text_encoder(state: State, ids: list[int]) -> torch.Tensor:
-    """Return the embeddings [L, D] of one unpadded prompt in float64, by the equations of wan/modules/t5.py."""
+    """Return the embeddings [L, D] of one prompt without padding in float64, by the equations of wan/modules/t5.py."""
     state = {key.removesuffix(".weight"): value.double() for key, value in state.items()}
     x = state["token_embedding"][ids]
     buckets = torch.tensor([[bucket(key - query) for key in range(len(ids))] for query in range(len(ids))])
@@ -132,7 +135,8 @@ def wan_text_encoder(state: State, ids: list[int]) -> torch.Tensor:
         h = normed(x, block["norm1"])
         heads = (h @ block[f"attn.{part}"].T for part in "qkv")
         query, key, value = (part.unflatten(1, (TEXT["num_heads"], TEXT["d_kv"])).transpose(0, 1) for part in heads)
-        scores = query @ key.mT + block["pos_embedding.embedding"][buckets].movedim(2, 0)  # no 1/sqrt(d)
+        # T5 does not divide scores by sqrt(d)
+        scores = query @ key.mT + block["pos_embedding.embedding"][buckets].movedim(2, 0)
         x = x + (scores.softmax(dim=-1) @ value).transpose(0, 1).flatten(1) @ block["attn.o"].T
         h = normed(x, block["norm2"])
         x = x + (gelu(h @ block["ffn.gate.0"].T) * (h @ block["ffn.fc1"].T)) @ block["ffn.fc2"].T
@@ -140,7 +144,7 @@ def wan_text_encoder(state: State, ids: list[int]) -> torch.Tensor:
 
 
 def test_the_text_encoder_gives_the_embeddings_of_wans_code(folder: Path) -> None:
-    """300 tokens have relative positions in every bucket."""
+    """A prompt of 300 tokens has relative positions in every bucket."""
     encoder, tokenizer = original_wan.load_text_encoder(folder, TEXT, torch.float32)
     state = read(folder / original_wan.TEXT_ENCODER_FILE)
     ids = torch.randint(len(tokenizer), (300,), generator=torch.Generator().manual_seed(2)).tolist()
@@ -190,7 +194,7 @@ def test_a_config_that_contradicts_the_text_encoder_is_an_error(
 
 
 def test_unknown_characters_have_the_token_id_of_umt5(folder: Path) -> None:
-    """The unknown token has the id 2 in T5Tokenizer, which tokenizer_config.json names, and the id 3 in UMT5."""
+    """The unknown token has id 2 in T5Tokenizer, which tokenizer_config.json names, and id 3 in UMT5."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), ("a", -3.0)]
     tokenizer = Tokenizer(Unigram(pieces, unk_id=3, byte_fallback=False))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -204,7 +208,7 @@ def test_unknown_characters_have_the_token_id_of_umt5(folder: Path) -> None:
     assert (loaded.pad_token_id, loaded.eos_token_id, loaded.unk_token_id) == (0, 1, 3)
 
 
-# --- the folder -------------------------------------------------------------------------------------------------------
+# --- the folder of Wan2.1 ---------------------------------------------------------------------------------------------
 
 
 def components(folder: Path) -> original_wan.Components:

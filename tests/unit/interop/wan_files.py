@@ -1,4 +1,4 @@
-"""Toy files in Wan2.1's own layout, with the key names of wan/modules/vae.py and t5.py."""
+"""Write toy files in Wan2.1's own layout, with the key names of wan/modules/vae.py and t5.py."""
 
 from __future__ import annotations
 
@@ -50,9 +50,10 @@ def head(name: str, width: int, channels: int) -> Iterator[tuple[str, tuple[int,
 
 
 def vae_encoder(widths: list[int], temporal: list[bool], channels: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield the weights of the encoder: stages of two residual blocks and, except the last, one downsampling layer.
+    """Yield the weights of the encoder of the VAE.
 
-    The layers of all stages are numbered consecutively.
+    The encoder has stages of two residual blocks and, except in the last stage, one downsampling layer. Layers are
+    numbered consecutively over all stages.
     """
     yield from conv("encoder.conv1", widths[0], 3, 3, 3, 3)
     index = 0
@@ -70,9 +71,10 @@ def vae_encoder(widths: list[int], temporal: list[bool], channels: int) -> Itera
 
 
 def vae_decoder(widths: list[int], temporal: list[bool], channels: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield the weights of the decoder: stages of three residual blocks and, except the last, one upsampling layer.
+    """Yield the weights of the decoder of the VAE.
 
-    An upsampling layer halves the number of channels.
+    The decoder has stages of three residual blocks and, except in the last stage, one upsampling layer, which halves
+    the number of channels.
     """
     yield from conv("decoder.conv1", widths[0], channels, 3, 3, 3)
     yield from middle("decoder", widths[0])
@@ -117,7 +119,10 @@ def random(shapes: dict[str, tuple[int, ...]], scale: float, dtype: torch.dtype 
 
 
 def write_wan_folder(folder: Path) -> None:
-    """Write the VAE, the text encoder and the tokenizer that a user of the released code has beside model.pt."""
+    """Write the VAE, the text encoder and the tokenizer.
+
+    A user of the original CausVid code has these files beside model.pt.
+    """
     tokenizer = build_tokenizer(PROMPTS)
     tokenizer.save_pretrained(folder / "google" / "umt5-xxl")
     torch.save(random(vae_shapes(VAE), 0.2), folder / original_wan.VAE_FILE)

@@ -1,4 +1,4 @@
-"""Training runs on the toy world, and a tracker that records nothing."""
+"""Define training runs on the toy world, and a tracker that records nothing."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class TrainingStep(Protocol):
 
 @dataclass(frozen=True)
 class Kind:
-    """A method: the function that returns a new run, the class of its step, and the function that trains."""
+    """Describe a method by the function that creates a run, the class of its steps, and the training function."""
 
     new_run: Callable[..., Any]
     step: Callable[[Any], TrainingStep]
@@ -88,20 +88,20 @@ def optimizer(kind: str = "adamw", **changes: Any) -> OptimizerConfig:
 
 
 def with_inputs(run: Any, **paths: Path) -> Any:
-    """Return ``run`` with other paths of inputs."""
+    """Return ``run`` with the input paths ``paths``."""
     return replace(run, inputs={**run.inputs, **paths})
 
 
-SHARED: dict[str, Any] = {"share_samples": True}  # options of DMD with shared samples
+SHARED: dict[str, Any] = {"share_samples": True}  # DMD options with which student and critic share samples
 
 
 def lora_critic(rank: int | None) -> dict[str, Any]:
-    """Return the options of DMD for a critic with an adapter; None = a critic with separate weights."""
+    """Return the DMD options for a critic with a LoRA adapter of ``rank``; None: a critic with separate weights."""
     return {"critic_lora_rank": rank}
 
 
 def with_blocks(run: Any, frames_per_block: int | None) -> Any:
-    """Return ``run`` for a model with blocks of another size; None = bidirectional."""
+    """Return ``run`` for a model with blocks of ``frames_per_block`` latent frames; None: a bidirectional model."""
     changes: dict[str, Any] = {"frames_per_block": frames_per_block}
     if hasattr(run.record, "cache"):
         changes["cache"] = None if frames_per_block is None else CacheRule()
@@ -109,14 +109,15 @@ def with_blocks(run: Any, frames_per_block: int | None) -> Any:
 
 
 def network(step: Any, name: str) -> Any:
-    """Return the module of a network of a step: "student", "critic" or "teacher"."""
+    """Return the network ``name`` of a step object: "student", "critic" or "teacher"."""
     if name == "teacher" and hasattr(step, "scores"):
-        return getattr(step.scores, "model", step.critic.model)  # a critic with an adapter is the teacher
+        # a critic with an adapter shares the weights of the teacher
+        return getattr(step.scores, "model", step.critic.model)
     return getattr(step, name).model
 
 
 def laptop_optimizers(name: str) -> dict[str, OptimizerConfig]:
-    """Return the optimizers in the laptop profile for the kind ``name``."""
+    """Return the optimizers that the laptop profile has for the kind ``name``."""
     section = {"teacher": "train_teacher", "ode": "train_ode_init", "dmd": "train_dmd"}[name]
     values = params.read(params.PROFILES / "laptop.yaml")[section]
     return {
@@ -127,7 +128,7 @@ def laptop_optimizers(name: str) -> dict[str, OptimizerConfig]:
 
 
 def curve(folder: Path) -> list[dict[str, float]]:
-    """Return the rows of the curve, one for each step."""
+    """Return the rows of the training curve in ``folder``, one row per step."""
     with (folder / CURVE).open(newline="") as file:
         return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
 
@@ -146,7 +147,7 @@ def assert_same_losses(one: Path, other: Path, *, steps: int) -> None:
 def kinds(
     world: Path, schedule: ScheduleConfig, transformer_config: dict[str, Any], vae_config: dict[str, Any]
 ) -> dict[str, Kind]:
-    """Return the kinds of training on the toy world. Six steps are enough for every part of the state to matter."""
+    """Return every kind of training on the toy world. Six steps are enough for every part of the state to matter."""
     clips = Clips(video=VIDEO, latents=TEACHER.latents)
 
     def run(work: Path, config: Any, record: Any, inputs: Mapping[str, Path], **changes: Any) -> Run[Any, Any]:
@@ -200,7 +201,7 @@ def kinds(
         "dmd": Kind(dmd, DmdStep, train_dmd),
         "dmd_sharing_samples": Kind(partial(dmd, **SHARED), DmdStep, train_dmd),
         "dmd_lora_critic": Kind(partial(dmd, **lora_critic(2)), DmdStep, train_dmd),
-        # The student's update comes first, so the network is first used as the teacher.
+        # The student is updated first, so the shared network is used as the teacher before it is used as the critic.
         "dmd_lora_critic_asked_second": Kind(partial(dmd, **lora_critic(2), critic_only_steps=0), DmdStep, train_dmd),
         "vae": Kind(vae, VaeStep, train_vae),
     }

@@ -13,7 +13,10 @@ from causvid.compute.parallel import launch
 
 
 def launched(train: Callable[[Any], None], run: Any) -> subprocess.CompletedProcess[str]:
-    """Launch ``train`` on ``run`` in a process, and wait for its end. An error is the last line of its stderr."""
+    """Launch ``train`` on ``run`` in a child process, and wait for its end.
+
+    The last line of stderr is the error, if any.
+    """
     run.work.mkdir(parents=True)
     (run.work / "run").write_bytes(pickle.dumps((train, run)))
     command = [sys.executable, "-m", __name__, str(run.work / "run")]
@@ -21,5 +24,5 @@ def launched(train: Callable[[Any], None], run: Any) -> subprocess.CompletedProc
 
 
 if __name__ == "__main__":
-    train, run = pickle.loads(Path(sys.argv[1]).read_bytes())  # written by ``launched``
+    train, run = pickle.loads(Path(sys.argv[1]).read_bytes())  # ``launched`` wrote this file
     launch(train, run, run.compute, name="test", storage=run.work / "ray")

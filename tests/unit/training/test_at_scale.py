@@ -1,4 +1,4 @@
-"""Training steps with the size of the released model on the meta device, to check shapes, gradients and FLOPs."""
+"""Training steps with models of 1.3B parameters on the meta device have the right shapes, gradients and FLOPs."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ WAN = params.read(params.PROFILES / "wan-1.3b.yaml")
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DmdRun:
     """Return a DMD run on one clip of wan-1.3b, with models on the meta device and empty folders.
 
-    The check of finite losses is disabled, because tensors have no values, and so is autocast, which the meta device
-    does not support.
+    Tensors on the meta device have no values, so the check of finite losses is disabled. autocast is disabled, because
+    the meta device does not support autocast.
     """
 
     def load(folder: Path) -> WanTransformer3DModel:
@@ -58,7 +58,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DmdRun:
 
 
 def updates_of(monkeypatch: pytest.MonkeyPatch, **networks: torch.nn.Module) -> list[dict[str, int]]:
-    """Record for every later update how many weights of each network have a gradient. Weights are not changed."""
+    """Record, for every later update, how many weights of each network have a gradient.
+
+    The update changes no weight.
+    """
     found: list[dict[str, int]] = []
 
     def step(optimizer: Optimizer, _: int) -> torch.Tensor:
@@ -82,15 +85,15 @@ def counted(costs: float, trained: Flops) -> Any:
     """Return the count that PyTorch should give for an update that costs ``costs`` FLOPs.
 
     ``trained`` are the FLOPs of a forward pass of the trained network. Full checkpointing adds one forward pass. For
-    attention as plain matrix products, the backward pass costs 2 forward passes, while ``costs`` assumes 2.5, because
-    a fused kernel computes the scores again. The tolerance of 1e-4 is for the first and last layers: the embedding of
-    the timestep, and an input that needs no gradient.
+    attention as plain matrix products, the backward pass costs 2 forward passes. ``costs`` assumes 2.5 forward passes,
+    because a fused kernel computes the attention scores again. The relative tolerance of 1e-4 covers the first and last
+    layers, for which ``costs`` is not exact: the embedding of the timestep, and the input, which needs no gradient.
     """
     return pytest.approx(costs + trained.forward - trained.attention / 2, rel=1e-4)
 
 
 def test_dmd(run: DmdRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One iteration with an update of the student, and one without."""
+    """Run one iteration that updates student and critic, and one iteration that updates the critic only."""
     step, plan = DmdStep(run), Plan(Profile.of(WAN))
     assert step.store.metadata["shape"] == [21, 16, 60, 104]
     models = {name: network(step, name) for name in ("student", "critic", "teacher")}
@@ -105,14 +108,14 @@ def test_dmd(run: DmdRun, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ode_regression(run: DmdRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """One step, with a given initial student."""
+    """Run one step of ODE regression that starts from a given student."""
     plan, times = Plan(Profile.of(WAN)), [*run.record.schedule.denoising_timesteps, 0.0]
     channels, *size = plan.latent.sizes
     states = torch.zeros(len(times), channels, *size)
     write_store([Record(states, "clip 0")], tmp_path / "pairs", timesteps=times, per_transaction=1)
     student = run.inputs["student"]
     student.mkdir()
-    (student / "config.json").touch()  # marks the folder as a model; its weights are not read
+    (student / "config.json").touch()  # marks the folder as a model; the test does not read the weights
     init = {"folder": student, "hub": None, "revision": None}
     section = {**WAN["train_ode_init"], "init": init, "batch_size": 1}
     run = with_inputs(run, pairs=tmp_path / "pairs")

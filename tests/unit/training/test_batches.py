@@ -1,4 +1,4 @@
-"""Batches by position: the ranks share a batch, and noise depends on the sample and not on its place in the batch."""
+"""Test how ranks share a batch, and that the noise of a sample does not depend on its place in the batch."""
 
 from __future__ import annotations
 

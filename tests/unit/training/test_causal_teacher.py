@@ -1,4 +1,4 @@
-"""The causal teacher: trained by diffusion forcing, from a bidirectional, a causal or a random model."""
+"""Test that diffusion forcing trains a causal teacher from a bidirectional, a causal or a random model."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_every_block_has_its_own_timestep_and_noise_level(kinds: dict[str, Any],
         step(index)
     for index, (x_t, times) in enumerate(seen):
         assert times.shape == (8, 4)
-        assert torch.equal(times[:, 0::2], times[:, 1::2])  # blocks of two frames
+        assert torch.equal(times[:, 0::2], times[:, 1::2])  # a block has two frames
         assert not torch.allclose(times[:, 0], times[:, 2])
         sigma = times.double() / 1000
         unshifted = sigma / (3 - 2 * sigma)  # inverse of shift 3
@@ -66,7 +66,7 @@ def test_the_loss_is_the_flow_matching_loss_at_these_timesteps(kinds: dict[str, 
 def test_zero_steps_convert_a_bidirectional_model_to_a_causal_one(
     kinds: dict[str, Any], world: Path, tmp_path: Path, inside: str
 ) -> None:
-    """The folder is that of a transformer or of a pipeline. The weights are unchanged, and the class is causal."""
+    """Convert the folder of a transformer and the folder of a pipeline. The weights do not change."""
     shutil.copytree(world / "teacher", tmp_path / "init" / inside, dirs_exist_ok=True)
     run = kinds["causal_teacher"].new_run(tmp_path, steps=0, init=from_folder(tmp_path / "init"))
     kinds["causal_teacher"].train(run)
@@ -94,7 +94,7 @@ def test_random_weights_equal_those_of_the_bidirectional_teacher(kinds: dict[str
 
 
 def test_blocks_that_do_not_fit_are_named(kinds: dict[str, Any], world: Path, tmp_path: Path) -> None:
-    kind, brought = kinds["causal_teacher"], from_folder(world / "student")  # its blocks have two frames
+    kind, brought = kinds["causal_teacher"], from_folder(world / "student")  # the student has blocks of two frames
     with pytest.raises(ValueError, match=r"train_teacher.causal is true and model.frames_per_block is null"):
         teacher_record(CLIPS, 3.0, world / "prompts", Precision.FLOAT32, None, causal=True)
     with pytest.raises(ValueError, match="model.frames_per_block is 3; 4 latent frames divide into blocks of 1, 2, 4"):

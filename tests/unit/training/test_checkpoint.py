@@ -1,4 +1,4 @@
-"""Checkpoints on disk: the newest one that is not damaged is restored."""
+"""Test that training resumes from the newest undamaged checkpoint on disk."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def saved(folder: Path, *steps: int) -> None:
 
 
 def resumed(folder: Path) -> tuple[int, float, int]:
-    """Return the step, the first weight and the length of the history that are restored."""
+    """Resume, and return the restored step, the restored first weight and the length of the restored history."""
     net = module(-1.0)
     step, history = resume(folder, {"net": net}, MADE_FROM)
     return step, net.weight[0, 0].item(), len(history)
@@ -43,7 +43,7 @@ def resumed(folder: Path) -> tuple[int, float, int]:
 def test_a_background_save_writes_the_state_at_the_time_of_the_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Weights change while the file is written, and the file contains those at the time of the call."""
+    """The file contains the weights at the time of the call, although the weights change while the file is written."""
     go, real = threading.Event(), torch.save
     monkeypatch.setattr(torch, "save", lambda state, path: go.wait(30) and real(state, path))
     net, ours = module(1.0), writer(tmp_path, in_background=True)
@@ -149,7 +149,7 @@ def test_if_the_newest_is_damaged_the_previous_one_is_restored(
 
 
 def test_a_hundred_damaged_checkpoints_are_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Bytes of the state are cut off, inverted or overwritten at random positions."""
+    """Bytes of the state file are cut off, inverted or overwritten at random positions."""
     saved(tmp_path, 2, 4)
     state, dice = tmp_path / "step-0000004" / STATE, random.Random(0)
     good = state.read_bytes()
@@ -194,7 +194,7 @@ def test_leftovers_of_a_killed_save_are_ignored_and_deleted(tmp_path: Path) -> N
 
 
 class Payload:
-    """Runs code when it is unpickled."""
+    """Run code when pickle loads this object."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -204,7 +204,7 @@ class Payload:
 
 
 def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
-    """An attacker who can write into the folder can also write the matching checksum."""
+    """A matching checksum gives no protection: whoever can write into the folder can also write the checksum."""
     saved(tmp_path / "c", 2)
     marker, folder = tmp_path / "ran", tmp_path / "c" / "step-0000002"
     torch.save({"parts": {"net": Payload(marker)}}, folder / STATE)

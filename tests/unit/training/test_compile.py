@@ -1,4 +1,4 @@
-"""Compiled layers train like plain ones up to rounding, with every kind of checkpointing and distribution."""
+"""Compiled layers train like uncompiled layers up to rounding, with every kind of checkpointing and distribution."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tests.conftest import ONE_WORKER
 from tests.unit.training.conftest import curve, optimizer
 from tests.unit.training.test_two_ranks import on_two_ranks
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch's compiler causes warnings of torch itself
+pytestmark = pytest.mark.filterwarnings("ignore")  # ignore warnings that torch's compiler causes within torch
 
 STEPS = 3
 
 
 @pytest.fixture(autouse=True)
 def _compiled_again() -> Iterator[None]:
-    """Compile in this process, because two ranks are forks of it, and a fork has none of its compiler threads."""
+    """Compile in this process: two ranks are forks of this process, and a fork has no compiler threads."""
     with torch._inductor.config.patch(compile_threads=1):
         torch._dynamo.reset()
         yield
@@ -83,7 +83,7 @@ def test_compiled_layers_on_two_ranks(shard_weights: bool, again: str, kinds: di
 
 @pytest.mark.slow
 def test_selective_checkpointing_keeps_the_attention_of_compiled_layers(transformer_config: dict[str, Any]) -> None:
-    """Checkpointing is compiled together with the layer; otherwise the attention would be computed again."""
+    """Checkpointing is compiled together with the layer; otherwise, the backward pass would compute attention again."""
     x, text = torch.ones(1, 4, 4, 4, 4), torch.ones(1, 5, 8)
     computed = {}
     for again in ("none", "selective", "full"):

@@ -1,4 +1,4 @@
-"""The order of samples: every epoch is another permutation, which depends on the seed and the position only."""
+"""Test that every epoch is a permutation of the samples that depends on the seed and the epoch only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_an_epoch_contains_every_sample_once(seed: int, size: int, epoch: int) -
 
 
 def test_epochs_and_seeds_differ() -> None:
-    """The released code never calls set_epoch, so its sampler repeats the same order."""
+    """Check that epochs differ. (The original CausVid code never calls set_epoch, so its sampler repeats one order.)"""
     orders = {tuple(sample_index(seed, e * 20 + k, 20) for k in range(20)) for seed in (0, 1) for e in range(3)}
     assert len(orders) == 6
 

@@ -1,4 +1,4 @@
-"""DMD with a causal teacher (Table 4 of the paper), and a critic that is initialised with its weights."""
+"""Test DMD with a causal teacher (Table 4 of the paper), whose weights also initialise the critic."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FRAMES, BLOCK = 4, 2
 
 @pytest.fixture
 def new_run(kinds: dict[str, Any], world: Path, tmp_path: Path) -> Any:
-    """Return a function that returns DMD runs whose teacher is a causal model with blocks of two frames."""
+    """Return a function that creates DMD runs whose teacher is a causal model with blocks of two frames."""
     causal_student(load_transformer(world / "teacher"), BLOCK).save_pretrained(tmp_path / "teacher")
 
     def make(folder: str, **changes: Any) -> Any:
@@ -50,7 +50,7 @@ def test_batches_of_images_can_be_trained_on(kinds: dict[str, Any], new_run: Any
 
 
 def scores(step: Any, sample: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return the outputs of teacher and critic for ``sample``, and the gradient of the student."""
+    """Return the outputs of teacher and critic for ``sample``, and the gradient of the DMD loss for the student."""
     text = step.texts([step.captions[0]])
     teacher: Velocity = guided(network(step, "teacher"), text, step.texts.negative(), 2.0)
     critic = conditional(step.critic.model, text)
@@ -66,7 +66,7 @@ def scores(step: Any, sample: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def test_the_score_of_a_block_does_not_depend_on_later_blocks(kinds: dict[str, Any], new_run: Any, world: Path) -> None:
-    """Another second block changes the scores and the gradient of the first with a bidirectional teacher only."""
+    """Only with a bidirectional teacher do scores and gradient of the first block depend on the second block."""
     sample = torch.randn(1, 4, FRAMES, 4, 4, generator=torch.Generator().manual_seed(3))
     later, earlier = sample.clone(), sample.clone()
     later[:, :, BLOCK:] += 1
@@ -75,7 +75,7 @@ def test_the_score_of_a_block_does_not_depend_on_later_blocks(kinds: dict[str, A
         kinds["dmd"].step(run) for run in (new_run("causal"), with_inputs(new_run("plain"), teacher=world / "teacher"))
     )
     for step in (causal, plain):
-        step(0)  # after an update the critic differs from the teacher, so that the gradient is not zero
+        step(0)  # the update makes the critic differ from the teacher, so that the gradient is not zero
         step(1)
     for name in ("teacher", "critic", "gradient"):
         before, after = (scores(causal, x)[name][:, :, :BLOCK] for x in (sample, later))
@@ -83,7 +83,7 @@ def test_the_score_of_a_block_does_not_depend_on_later_blocks(kinds: dict[str, A
         moved = (scores(plain, later)[name] - scores(plain, sample)[name])[:, :, :BLOCK]
         assert moved.abs().max() > 1e-3 * before.abs().max()
         past = (scores(causal, earlier)[name] - scores(causal, sample)[name])[:, :, BLOCK:]
-        assert past.abs().max() > 1e-3 * before.abs().max()  # it does depend on the earlier block
+        assert past.abs().max() > 1e-3 * before.abs().max()  # the score of a block depends on the earlier block
 
 
 def test_the_critic_loss_of_a_block_has_no_gradient_to_later_blocks(kinds: dict[str, Any], new_run: Any) -> None:

@@ -1,4 +1,4 @@
-"""Options of DMD: rollouts as input, a given initial student, shared samples, clean frames in the loss, and images."""
+"""Test the DMD options: rollouts, a given initial student, shared samples, clean frames in the loss, and images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.unit.training.conftest import SHARED, network, with_blocks, with_inpu
 
 @pytest.fixture
 def bidirectional(kinds: dict[str, Any], world: Path) -> Any:
-    """Return a function that returns DMD runs whose student is a bidirectional transformer."""
+    """Return a function that creates DMD runs with a bidirectional student."""
 
     def new_run(work: Path, **changes: Any) -> Any:
         return with_blocks(with_inputs(kinds["dmd"].new_run(work, **changes), student=world / "teacher"), None)
@@ -39,7 +39,7 @@ def watch(step: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return seen
 
 
-# --- a bidirectional student ------------------------------------------------------------------------------------------
+# --- rollouts of a bidirectional student ------------------------------------------------------------------------------
 
 
 def test_a_bidirectional_student_has_one_timestep_above_zero_for_all_frames(
@@ -56,7 +56,7 @@ def test_a_bidirectional_student_has_one_timestep_above_zero_for_all_frames(
 def test_a_bidirectional_rollout_has_the_states_of_the_sampler_as_inputs(
     kinds: dict[str, Any], bidirectional: Any, schedule: ScheduleConfig, tmp_path: Path
 ) -> None:
-    """The input at a timestep is the x0 of the timestep before, with noise. This test computes it step by step."""
+    """The input at a timestep is the noised x0 of the previous timestep. This test computes each input separately."""
     step = kinds["dmd"].step(bidirectional(tmp_path, batch_size=8, inputs="rollout"))
     batch = read_batch(step.store, seed=0, step=1, size=8, device=torch.device("cpu"))
     text, student = step.texts(batch.prompts), conditional(step.student.model, step.texts(batch.prompts))
@@ -91,7 +91,10 @@ def test_a_rollout_reads_no_clip(student: str, kinds: dict[str, Any], bidirectio
 def test_a_rollout_does_not_need_the_prompts_of_the_latents(
     kinds: dict[str, Any], bidirectional: Any, world: Path, tmp_path: Path
 ) -> None:
-    """Rollouts use the captions of encode_prompts. Real clips need the prompts of the LMDB before the first step."""
+    """Rollouts use the prompts in encode_prompts.captions.
+
+    Real clips need the prompts of the LMDB before the first step.
+    """
     captions = ["a green cone", "a grey cone"]
     embeddings = {prompt: torch.full((3, 8), float(k)) for k, prompt in enumerate(["", *captions])}
     write_prompts(tmp_path / "prompts", embeddings, captions=captions, evaluation=[], negative="", tokens=4)
@@ -128,7 +131,7 @@ def test_only_the_last_forward_pass_of_a_bidirectional_rollout_has_a_gradient(
 def test_a_causal_rollout_equals_the_sampler_with_the_noise_of_the_run(
     kinds: dict[str, Any], schedule: ScheduleConfig, tmp_path: Path
 ) -> None:
-    """All noise is drawn by purpose and sample, and all frames are in the loss."""
+    """The noise depends only on the seed, the purpose and the sample. The loss includes all frames."""
     step = kinds["dmd"].step(kinds["dmd"].new_run(tmp_path, inputs="rollout"))
     batch = read_batch(step.store, seed=0, step=1, size=4, device=torch.device("cpu"))
     text, renoise = step.texts(batch.prompts), count()
@@ -152,7 +155,7 @@ def test_a_causal_rollout_equals_the_sampler_with_the_noise_of_the_run(
 def test_all_blocks_and_samples_of_an_iteration_share_the_exit_step(
     kinds: dict[str, Any], schedule: ScheduleConfig, tmp_path: Path
 ) -> None:
-    """The exit step is drawn again for every iteration and purpose."""
+    """Every iteration and every purpose has a new random exit step."""
     run = kinds["dmd"].new_run(tmp_path, inputs="rollout", critic_only_steps=0, critic_updates_per_student_update=1)
     step = kinds["dmd"].step(run)
     seen, exits = watch(step), []
@@ -161,7 +164,7 @@ def test_all_blocks_and_samples_of_an_iteration_share_the_exit_step(
         step(index)
         assert all((timestep == timestep[0, 0]).all() for _, timestep in seen)
         times = [timestep[0, 0].item() for _, timestep in seen]
-        rollouts = []  # the calls of each update: two blocks, with a context pass between them
+        rollouts = []  # an update calls the student for the first block, for a context pass, and for the second block
         for _ in ("student", "critic"):
             steps = times.index(0.0)
             assert times[: 2 * steps + 1] == [*times[:steps], 0.0, *times[:steps]]
@@ -178,7 +181,7 @@ def test_all_blocks_and_samples_of_an_iteration_share_the_exit_step(
 def test_one_forward_pass_for_each_block_of_a_causal_rollout_has_a_gradient(
     kinds: dict[str, Any], tmp_path: Path
 ) -> None:
-    """All weights of the student are trained, and the update of the critic needs no gradient of the student."""
+    """The update of the student trains all weights. The update of the critic needs no gradient of the student."""
     step = kinds["dmd"].step(kinds["dmd"].new_run(tmp_path, inputs="rollout"))
     trained: list[bool] = []
     step.student.model.register_forward_hook(lambda _, __, out: trained.append(out[0].requires_grad))
@@ -216,7 +219,7 @@ def test_frames_that_do_not_divide_into_blocks_are_rejected(
 def test_student_and_critic_share_samples_but_draw_their_own_noise(
     inputs: str, student: str, kinds: dict[str, Any], bidirectional: Any, tmp_path: Path
 ) -> None:
-    """A cycle ends with an update of the student, which is called once in the cycle."""
+    """A cycle ends with an update of the student. The student generates samples once per cycle."""
     run = {"causal": kinds["dmd"].new_run, "bidirectional": bidirectional}[student](
         tmp_path, steps=20, inputs=inputs, critic_only_steps=4, critic_updates_per_student_update=3, **SHARED
     )
@@ -248,7 +251,7 @@ def test_student_and_critic_share_samples_but_draw_their_own_noise(
 
 
 def test_sharing_samples_does_not_change_the_gradient_of_the_student(kinds: dict[str, Any], tmp_path: Path) -> None:
-    """The earlier updates of the critic do not change the samples or their graph."""
+    """Updates of the critic, before the update of the student, change neither the samples nor their graph."""
     shared = kinds["dmd"].step(kinds["dmd"].new_run(tmp_path, critic_only_steps=0, **SHARED))
     shared(0)
     values = shared(1)
@@ -260,11 +263,11 @@ def test_sharing_samples_does_not_change_the_gradient_of_the_student(kinds: dict
     assert again["student_grad_norm"].item() == pytest.approx(values["student_grad_norm"].item(), rel=1e-6)
 
 
-# --- the initial student ------------------------------------------------------------------------------------------
+# --- a given initial student ------------------------------------------------------------------------------------------
 
 
 def test_ode_regression_of_a_bidirectional_student(kinds: dict[str, Any], world: Path, tmp_path: Path) -> None:
-    """Zero steps export the teacher, and in training no clip is clean."""
+    """Zero steps export the teacher as the student. In training, no clip has timestep 0."""
     (tmp_path / "zero").mkdir()
     run = with_blocks(kinds["ode"].new_run(tmp_path / "zero", steps=0), None)
     kinds["ode"].train(run)
@@ -283,7 +286,7 @@ def test_ode_regression_of_a_bidirectional_student(kinds: dict[str, Any], world:
 
 
 def test_training_can_start_from_a_given_student(kinds: dict[str, Any], world: Path, tmp_path: Path) -> None:
-    """With zero steps the given student is exported, so that DMD can start from a released student."""
+    """Zero steps export the given student. DMD can therefore start from a student of the original CausVid code."""
     (tmp_path / "zero").mkdir()
     init = Init(folder=world / "student", hub=None, revision=None)
     kinds["ode"].train(kinds["ode"].new_run(tmp_path / "zero", steps=0, init=init))
@@ -303,11 +306,11 @@ def test_a_given_student_must_have_the_blocks_of_the_run(
         kinds["ode"].step(run)
 
 
-# --- clean frames -----------------------------------------------------------------------------------------------------
+# --- clean frames in the loss -----------------------------------------------------------------------------------------
 
 
 def test_clean_frames_can_be_excluded_from_the_loss(kinds: dict[str, Any], tmp_path: Path) -> None:
-    """Clean frames never have a gradient. If they are excluded, means are over the other frames."""
+    """Clean frames never have a gradient. If the loss excludes clean frames, means are taken over the noisy frames."""
     losses = {}
     for included in (True, False):
         step = kinds["dmd"].step(kinds["dmd"].new_run(tmp_path, batch_size=8, clean_frames_in_loss=included))
@@ -316,7 +319,10 @@ def test_clean_frames_can_be_excluded_from_the_loss(kinds: dict[str, Any], tmp_p
 
 
 def test_the_x0_of_a_clean_frame_is_the_frame(kinds: dict[str, Any], tmp_path: Path) -> None:
-    """At sigma 0 the velocity has no effect, so including clean frames in the loss changes its scale only."""
+    """At sigma 0 the velocity has no effect on x0.
+
+    The option to include clean frames only changes the scale of the loss.
+    """
     step = kinds["dmd"].step(kinds["dmd"].new_run(tmp_path, batch_size=8))
     batch = read_batch(step.store, seed=0, step=1, size=8, device=torch.device("cpu"))
     sample = step.source(1, batch, step.texts(batch.prompts), "student")
@@ -325,7 +331,7 @@ def test_the_x0_of_a_clean_frame_is_the_frame(kinds: dict[str, Any], tmp_path: P
     assert torch.equal(sample.transpose(1, 2)[clean], batch.latents.transpose(1, 2)[clean])
 
 
-# --- images -----------------------------------------------------------------------------------------------------------
+# --- images in the training data --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("inputs", ["data", "rollout"])

@@ -1,4 +1,4 @@
-"""A value that is not finite stops a training before the update of any weight, moment or average."""
+"""Training stops before the update of any weight, moment or weight average if a value is not finite."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def poisoned_loss(step: Any, poison: float, patch: pytest.MonkeyPatch) -> Iterat
 
 
 def last_network(step: Any) -> torch.nn.Module:
-    """Return the network that the last update of a step changes."""
+    """Return the network that a step updates last."""
     if hasattr(step, "model"):
         return step.model  # type: ignore[no-any-return]  # a VAE
     return network(step, next(name for name in ("critic", "student", "teacher") if hasattr(step, name)))  # type: ignore[no-any-return]
@@ -44,7 +44,7 @@ def last_network(step: Any) -> torch.nn.Module:
 
 @contextmanager
 def poisoned_gradient(step: Any, poison: float, patch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Change one value in the gradient of the largest weight of the last network."""
+    """Change one value in the gradient of the largest weight of the network that the step updates last."""
     weight = max(last_network(step).parameters(), key=torch.numel)
 
     def spoil(gradient: torch.Tensor) -> torch.Tensor:
@@ -59,7 +59,7 @@ def poisoned_gradient(step: Any, poison: float, patch: pytest.MonkeyPatch) -> It
 
 @contextmanager
 def poisoned_latent(step: Any, poison: float, patch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Change one value of the batch."""
+    """Change the first latent pixel of every latent frame of the batch."""
     place = {"TeacherStep": teacher, "OdeStep": ode_init, "DmdStep": dmd}[type(step).__name__]
     read: Callable[..., Batch] = place.read_batch  # type: ignore[attr-defined]
 
@@ -76,7 +76,7 @@ def poisoned_latent(step: Any, poison: float, patch: pytest.MonkeyPatch) -> Iter
 
 @contextmanager
 def poisoned_output(model: torch.nn.Module, poison: float) -> Iterator[None]:
-    """Change one corner of the output of a network."""
+    """Change one corner of every frame that a network returns."""
 
     def spoil(_: object, __: object, output: Any) -> Any:
         spoilt = (output[0] if isinstance(output, tuple) else output).clone()
@@ -112,9 +112,9 @@ def poisoned_vae(step: Any, poison: float, patch: pytest.MonkeyPatch) -> Any:
 def test_training_stops_before_an_update_with_a_value_that_is_not_finite(
     name: str, where: Callable[..., Any], kinds: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At each step one of NaN and the infinities is inserted, and then the step is repeated without it.
+    """Insert NaN or an infinity at each step, and then repeat the step without this value.
 
-    The student is updated in every step, because the teacher is called only in updates of the student.
+    The student is updated in every step, because only updates of the student call the teacher.
     """
     changes = {"critic_updates_per_student_update": 1, "critic_only_steps": 0} if name == "dmd" else {}
     step = kinds[name].step(kinds[name].new_run(tmp_path, steps=STEPS, **changes))

@@ -1,8 +1,8 @@
-"""The first 20 losses of every method equal the recorded losses in golden_losses.json.
+"""The first 20 losses of every method equal the losses recorded in golden_losses.json.
 
-A change of the mathematics changes the losses by percents; another version or processor changes them by rounding.
-Record an intended change with ``CAUSVID_RECORD=1 python -m pytest tests/unit/training/test_golden_losses.py``, and
-describe it in the commit.
+A mathematical change of the code changes the losses by several percent. Another library version or another processor
+changes the losses by rounding errors only. After an intended change, explain the change in the commit message, and
+record the losses again with ``CAUSVID_RECORD=1 python -m pytest tests/unit/training/test_golden_losses.py``.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ SAME, OTHER = 1e-5, 5e-3  # relative tolerances in the recorded environment and 
 
 
 def processor() -> str:
-    """Return the name and the instruction sets of the CPU; an empty string if Linux does not list them."""
+    """Return the name of the CPU and a hash of its instruction sets; an empty string if Linux does not list them."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.is_file() else []
     told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     return f"{told.get('model name', '')} {hashlib.sha256(told.get('flags', '').encode()).hexdigest()[:12]}".strip()
 
 
-# Everything that may change the last bits of the losses.
+# The environment: everything that may change the last bits of the losses.
 FINGERPRINT = {
     "torch": torch.__version__.split("+")[0],
     "diffusers": diffusers.__version__,
@@ -43,7 +43,7 @@ FINGERPRINT = {
 
 
 def losses(kind: Any, work: Path) -> dict[str, list[float]]:
-    """Train for ``STEPS`` steps, and return the losses in the curve."""
+    """Train for ``STEPS`` steps, and return the losses of the training curve."""
     kind.train(kind.new_run(work, steps=STEPS, checkpoint_every=STEPS))
     with (work / CURVE).open(newline="") as file:
         rows = list(csv.DictReader(file))

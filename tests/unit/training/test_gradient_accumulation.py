@@ -1,4 +1,4 @@
-"""Training in several micro-batches equals training in one, up to rounding."""
+"""Training with several micro-batches per batch equals training with one micro-batch, up to rounding."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.unit.training.conftest import curve, network, optimizer
 def test_several_micro_batches_train_like_one(
     name: str, changes: dict[str, Any], kinds: dict[str, Any], tmp_path: Path
 ) -> None:
-    """All values of the curve and all weights are equal, and every forward pass sees one micro-batch."""
+    """All values of the training curve and all weights are equal. Every forward pass sees one micro-batch."""
     rate = optimizer(learning_rate=1e-3, decay="constant")
     changes = changes | ({"optimizer": rate} if "dmd" not in name else {})
     curves, weights = [], []

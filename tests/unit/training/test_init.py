@@ -1,4 +1,4 @@
-"""Initial weights are an input: other weights in the same folder start a new training."""
+"""Initial weights are an input of training: if the weights in the folder change, a new training starts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.unit.training.conftest import SilentTracker
 def project(
     tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch, transformer_config: dict[str, Any], schedule: Any
 ) -> Path:
-    """Return the root of a project that fine-tunes the weights in init/ for two steps."""
+    """Return the root folder of a project that trains the weights in init/ for two steps."""
 
     @contextmanager
     def untracked(*_: object) -> Iterator[SilentTracker]:

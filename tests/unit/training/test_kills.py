@@ -1,4 +1,4 @@
-"""A training that is killed repeatedly at random moments gives the same bytes as an undisturbed one."""
+"""A training that is killed repeatedly at random moments writes the same bytes as an undisturbed training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import pytest
 
 from causvid.training.trainer import CURVE, EXPORT
 
-# Python 3.12 and later warn if a process with threads forks. These children only compute, and then exit.
+# Python 3.12 and later warn if a process with threads forks. The child processes of this file are safe: they only
+# compute, and then exit.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
 
@@ -43,7 +44,7 @@ def results(folder: Path) -> dict[str, bytes]:
 def test_killed_runs_give_the_bytes_of_an_undisturbed_one(
     name: str, kills: int, kinds: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Runs are killed and restarted until enough kills have happened. A run takes about as long as four kills."""
+    """Restart runs until enough runs are killed. An undisturbed run takes about as long as four killed runs."""
     kind, dice, done, runs = kinds[name], random.Random(0), 0, 0
     began = time.monotonic()
     kind.train(kind.new_run(tmp_path / "straight", steps=12))
@@ -54,9 +55,10 @@ def test_killed_runs_give_the_bytes_of_an_undisturbed_one(
         run, said = kind.new_run(tmp_path / f"{runs}", steps=12), tmp_path / f"{runs}.error"
         while True:
             child = started(lambda run=run: kind.train(run), said)
-            # The delay increases, because the fork of a large process may take longer than a complete run here.
+            # The delay before the kill increases, because the fork of a large process may take longer than a complete
+            # training.
             time.sleep(dice.uniform(0, took / 2) * (1 + done / kills))
-            os.kill(child, signal.SIGKILL)  # has no effect on a child that has ended and waits to be reaped
+            os.kill(child, signal.SIGKILL)  # the signal has no effect on a child that has ended and waits to be reaped
             status = os.waitpid(child, 0)[1]
             assert not said.exists(), said.read_text()
             if os.WIFEXITED(status):
@@ -67,7 +69,7 @@ def test_killed_runs_give_the_bytes_of_an_undisturbed_one(
 
 @pytest.mark.parametrize("name", ["teacher", "ode", "dmd"])
 def test_a_partial_file_of_a_killed_run_is_not_exported(name: str, kinds: dict[str, Any], tmp_path: Path) -> None:
-    """safetensors writes a file under a hidden name, and then renames it."""
+    """safetensors writes a file under a hidden name, and then renames the file."""
     run = kinds[name].new_run(tmp_path / "run", steps=1)
     (run.work / EXPORT).mkdir(parents=True)
     (run.work / EXPORT / ".tmpLoWOEp").write_bytes(bytes(100))

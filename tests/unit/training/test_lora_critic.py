@@ -1,4 +1,4 @@
-"""A critic that is the teacher with a LoRA adapter: the adapter is trained, and the teacher does not change."""
+"""Test that only the adapter is trained if the critic is the teacher with a LoRA adapter."""
 
 from __future__ import annotations
 
@@ -49,7 +49,10 @@ def test_the_adapter_is_trained_and_the_teacher_does_not_change(
 
 
 def test_the_adapter_has_gradients_after_a_call_of_the_teacher(kinds: dict[str, Any], tmp_path: Path) -> None:
-    """The adapter is disabled for the teacher, and must be enabled again with gradients."""
+    """A call of the teacher disables the adapter.
+
+    The next call of the critic must enable the adapter with gradients.
+    """
     step = kinds["dmd_lora_critic"].step(kinds["dmd_lora_critic"].new_run(tmp_path))
     with torch.no_grad():
         step.scores.teacher(step.texts(step._read(0).prompts[:2]), step.texts.negative())(X, TIMES)
@@ -57,7 +60,7 @@ def test_the_adapter_has_gradients_after_a_call_of_the_teacher(kinds: dict[str, 
 
 
 def test_the_critic_fits_the_samples_of_the_student(kinds: dict[str, Any], tmp_path: Path) -> None:
-    """The loss decreases, although less than that of a critic with separate weights."""
+    """The loss of the adapter decreases, although less than the loss of a critic with separate weights."""
     losses = {}
     for name, rank in (("full", None), ("lora", 4)):
         run = kinds["dmd"].new_run(

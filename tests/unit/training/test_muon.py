@@ -1,4 +1,4 @@
-"""Muon in float32 compared with torch.optim.Muon, and with the definition of an orthogonal matrix."""
+"""Compare Muon in float32 with torch.optim.Muon, and with the definition of an orthogonal matrix."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def matrices() -> list[nn.Parameter]:
 
 
 def steps(optimizer: torch.optim.Optimizer, weights: list[nn.Parameter], count: int = 5) -> list[torch.Tensor]:
-    """Return the changes of the weights."""
+    """Return the total change of each weight after ``count`` optimizer steps."""
     generator = torch.Generator().manual_seed(1)
     before = [weight.detach().clone() for weight in weights]
     for _ in range(count):
@@ -39,7 +39,7 @@ def test_muon_equals_that_of_torch_up_to_rounding() -> None:
 
 @given(rows=st.integers(1, 20), columns=st.integers(1, 20), scale=st.sampled_from([1e-6, 1.0, 1e6]))
 def test_all_singular_values_become_close_to_one(rows: int, columns: int, scale: float) -> None:
-    """This holds for every scale of the gradient, except for singular values far below the largest one."""
+    """The result holds for every scale of the gradient, except for singular values far below the largest."""
     generator = torch.Generator().manual_seed(rows * 100 + columns)
     left, _ = torch.linalg.qr(torch.randn(rows, rows, generator=generator))
     right, _ = torch.linalg.qr(torch.randn(columns, columns, generator=generator))

@@ -1,4 +1,4 @@
-"""Every method on a GPU: training in bfloat16 agrees with training in float32, and can be resumed."""
+"""On a GPU, training with every method in bfloat16 agrees with training in float32, and can be resumed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.unit.training.conftest import curve
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.filterwarnings("ignore"),  # torch's compiler causes warnings of torch itself
+    pytest.mark.filterwarnings("ignore"),  # ignore warnings that torch's compiler causes within torch
 ]
 
 
@@ -33,7 +33,7 @@ def test_training_in_bfloat16(name: str, again: str, compiled: bool, kinds: dict
         run = kinds[name].new_run(tmp_path / precision, steps=4, precision=precision)
         run = replace(run, compute=compute, watch=replace(run.watch, samples_every=2))
         kinds[name].train(run)
-        kinds[name].train(replace(run, config=replace(run.config, steps=6)))  # resumes from the last checkpoint
+        kinds[name].train(replace(run, config=replace(run.config, steps=6)))  # the run resumes from the last checkpoint
         curves.append(curve(run.work))
     assert len(curves[0]) == len(curves[1]) == 6
     for exact, rounded in zip(*curves, strict=True):

@@ -1,4 +1,4 @@
-"""Muon on views of kernels, the schedule of the learning rate, and gradients that are not finite."""
+"""Test Muon on convolution kernels, the schedule of the learning rate, and gradients that are not finite."""
 
 from __future__ import annotations
 
@@ -57,15 +57,15 @@ def test_muon_updates_a_kernel_through_a_view_as_a_matrix(memory_format: torch.m
     backward(module)
     optimizer.step(0)
     change = module.weight.detach() - before
-    assert change.abs().min() > 0  # the weight of the module changed
+    assert change.abs().min() > 0  # the update changed the weight of the module
     assert module.weight.is_contiguous(memory_format=memory_format)
-    # The update is orthogonalised: its singular values are similar, although those of the gradient are not.
+    # Muon orthogonalises the update: the singular values of the update are similar; those of the gradient are not.
     values = torch.linalg.svdvals(change.flatten(1))
     assert values.max() / values.min() < 2
 
 
 def test_the_update_of_muon_does_not_depend_on_the_memory_format() -> None:
-    """Columns of the gradient in another order than those of the weight would give wrong updates without an error."""
+    """If gradient and weight had different column orders, the update would be wrong and no error would be raised."""
     weights = []
     for memory_format in FORMATS:
         module = convolution(memory_format)
@@ -153,7 +153,7 @@ def test_the_schedule_of_the_learning_rate() -> None:
     law = config(learning_rate=1.0, warmup_steps=4, decay="cosine")
     rates = [learning_rate(law, step, 24) for step in range(24)]
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    assert rates[14] == pytest.approx(0.5)  # half-way through the decay
+    assert rates[14] == pytest.approx(0.5)  # step 14 is half-way through the decay
     assert rates[4:] == sorted(rates[4:], reverse=True)
     assert 0 < rates[-1] < 0.01
     flat = config(learning_rate=2.0, warmup_steps=0, decay="constant")
@@ -190,11 +190,15 @@ def test_transformer_weights_that_muon_updates(transformer_config: dict[str, Any
     named = dict(build_transformer(transformer_config, 0).named_parameters())
     chosen = {name for name, parameter in named.items() if is_block_matrix(name, parameter)}
     assert all(name.startswith("blocks.") and name.endswith(".weight") and named[name].ndim == 2 for name in chosen)
-    assert len(chosen) == 2 * (8 + 2)  # two attentions of four matrices and a feed-forward of two, per layer
+    # each layer has two attentions with four matrices each, and a feed-forward network with two matrices
+    assert len(chosen) == 2 * (8 + 2)
 
 
 def test_vae_weights_that_muon_updates(vae_config: dict[str, Any]) -> None:
-    """Gains of norms, biases, the convolutions next to the latents and that to RGB use AdamW, which worked best."""
+    """AdamW updates gains of norms, biases, convolutions next to the latents, and the convolution that returns RGB.
+
+    This choice gave the best result.
+    """
     vae = build_vae({**vae_config, "patch_size": None, "in_channels": 3, "out_channels": 3}, 0)
     named = dict(_Autoencoding(channels_last(vae)).named_parameters())
     chosen = {name for name, parameter in named.items() if is_kernel(name, parameter)}

@@ -1,4 +1,4 @@
-"""Initial weights from folders and from revisions on the hub, or random."""
+"""Initial weights are read from a folder or from a revision on the hub, or are random."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def files_in(folder: Path, *names: str) -> Path:
     ],
 )
 def test_a_folder_with_other_files_is_rejected(names: list[str], subfolder: str, tmp_path: Path) -> None:
-    """Random weights are used for an empty folder only, because a user who adds files wants them to be read."""
+    """Only an empty folder means random weights, because a user who adds files to a folder wants to use these files."""
     folder, marker = (
         files_in(tmp_path / "given", *names),
         "tokenizer.json" if subfolder == "tokenizer" else "config.json",

@@ -1,4 +1,4 @@
-"""Preview videos: they have the right size, depend on the weights only, and do not change the training."""
+"""Preview videos have the right size, depend on the weights only, and do not change the training."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ def frames_of(work: Path, name: str) -> NDArray[np.uint8]:
 def test_previews_do_not_change_the_training(
     name: str, changes: dict[str, Any], kinds: dict[str, Any], tmp_path: Path
 ) -> None:
-    """The curve and the weights have the same bytes. The last preview shows the exported model."""
+    """Training with and without previews writes the same curve and weights.
+
+    The last preview shows the exported model.
+    """
     alone, watched = (kinds[name].new_run(tmp_path / place, **changes) for place in ("alone", "watched"))
     log = Log()
     watched = replace(watched, watch=replace(watched.watch, samples_every=4), tracker=log)
@@ -54,12 +57,12 @@ def test_previews_do_not_change_the_training(
     assert log.artifacts == [("previews", name) for name in names]
     first, last = (frames_of(watched.work, name) for name in names)
     height, width = first.shape[1:3]
-    assert (height, width) == (256, watched.watch.samples * 256)  # toy videos, enlarged
+    assert (height, width) == (256, watched.watch.samples * 256)  # the pixels of toy videos are enlarged
     assert (first != last).any(), "two updates later it makes other videos"
 
 
 def test_the_same_weights_give_the_same_preview(kinds: dict[str, Any], tmp_path: Path) -> None:
-    """With a learning rate of zero no weight changes, so all previews are equal."""
+    """A learning rate of zero changes no weight, so all previews are equal."""
     run = kinds["ode"].new_run(tmp_path)
     still = replace(run.config, optimizer=replace(run.config.optimizer, learning_rate=0.0))
     kinds["ode"].train(replace(run, config=still, watch=replace(run.watch, samples_every=3)))
@@ -70,7 +73,7 @@ def test_the_same_weights_give_the_same_preview(kinds: dict[str, Any], tmp_path:
 def test_without_a_vae_training_has_no_previews(
     kinds: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A training from released latents has no VAE."""
+    """A training on latents of the original CausVid code has no VAE."""
     run = kinds["ode"].new_run(tmp_path / "work")
     kinds["ode"].train(replace(with_inputs(run, vae=tmp_path / "none"), watch=replace(run.watch, samples_every=3)))
     assert f"no sample videos: {tmp_path / 'none'} does not exist" in capsys.readouterr().err
@@ -81,7 +84,7 @@ def test_without_a_vae_training_has_no_previews(
 def test_with_another_vae_there_are_no_previews(
     kinds: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The VAE of another run in data/checkpoints would decode to noise or to wrong videos."""
+    """The VAE in data/checkpoints may belong to another run. Its videos would then be noise or wrong."""
     run = kinds["ode"].new_run(tmp_path / "work")
     other = replace(run.record, latents=Normalisation(mean=(1.0,) * 4, std=(1.0,) * 4))
     kinds["ode"].train(replace(run, record=other, watch=replace(run.watch, samples_every=3)))

@@ -1,4 +1,4 @@
-"""Ray Train: a training resumes from the last checkpoint if a worker dies, and stops at once at a user's mistake."""
+"""Ray Train resumes from the last checkpoint if a worker dies, and stops immediately at an error of the user."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(1200)
 
 @pytest.fixture(autouse=True)
 def _our_modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let workers import the modules of this repository."""
+    """Allow workers to import the modules of this repository."""
     monkeypatch.setenv("PYTHONPATH", str(Path.cwd()))
 
 
@@ -34,7 +34,7 @@ def on_two(run: Any) -> Any:
 def ranks() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):  # the process may have ended meanwhile
+        with suppress(psutil.Error):  # the process may have ended in the meantime
             if any("RayTrainWorker" in word for word in process.cmdline()):
                 found.append(process)
     return sorted(found, key=lambda process: process.pid)
@@ -42,7 +42,7 @@ def ranks() -> list[psutil.Process]:
 
 @pytest.mark.slow
 def test_a_rank_is_killed_ten_times(kinds: dict[str, Any], tmp_path: Path) -> None:
-    """The two ranks are killed alternately, each time after a new checkpoint."""
+    """The test kills the two ranks alternately, each time after a new checkpoint."""
     kind, kills, back = kinds["dmd"], 10, list[float]()
     runs = [
         on_two(kind.new_run(tmp_path / name, steps=6 * kills, checkpoint_every=2)) for name in ("straight", "killed")
@@ -84,7 +84,7 @@ def test_a_rank_is_killed_ten_times(kinds: dict[str, Any], tmp_path: Path) -> No
 @pytest.mark.parametrize("shard_weights", [False, True], ids=["replicated", "sharded"])
 @pytest.mark.parametrize("name", ["teacher", "ode", "dmd"])
 def test_fifty_steps_under_ray(name: str, shard_weights: bool, kinds: dict[str, Any], tmp_path: Path) -> None:
-    """Two workers agree with one process at the learning rates of the laptop profile."""
+    """The losses of two workers and of one process agree at the learning rates of the laptop profile."""
     kind, changes = kinds[name], laptop_optimizers(name)
     alone, together = (kind.new_run(tmp_path / place, steps=50, **changes) for place in ("alone", "together"))
     kind.step(alone).export(tmp_path / "begin")

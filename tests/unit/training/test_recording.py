@@ -1,4 +1,4 @@
-"""Every training writes a record of its data and settings, and starts only from models that fit the record."""
+"""Every training writes a training record, and starts only from models whose record fits its own record."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_student_with_other_blocks_than_its_record_is_rejected(
 
 
 def described(lmdb: Path, config: dict[str, Any], vae: Path, *, source: Source = Source.OURS, **video: int) -> Clips:
-    """Return the clips of an LMDB for params.yaml with these values."""
+    """Return the description of the clips in an LMDB for params.yaml with the values ``video`` in its video section."""
     shape = VideoShape(**{"height": 32, "width": 32, "frames": 13, "fps": 8} | video)
     return clips_of(lmdb, shape, source, vae=vae, config=config)
 
@@ -72,7 +72,7 @@ def described(lmdb: Path, config: dict[str, Any], vae: Path, *, source: Source =
 def test_clips_have_the_size_of_the_lmdb_and_the_statistics_of_its_vae(
     world: Path, tmp_path: Path, vae_config: dict[str, Any], lmdb: str
 ) -> None:
-    """A released LMDB has no VAE. The VAE in data/checkpoints may be that of another run."""
+    """An LMDB of the original CausVid code names no VAE. The VAE in data/checkpoints may belong to another run."""
     statistics = {"latents_mean": [0.5] * 4, "latents_std": [2.0] * 4}
     folder = world / "lmdb" / lmdb
     ours = described(folder, {**vae_config, **statistics}, world / "vae")

@@ -1,4 +1,4 @@
-"""A resumed training equals an uninterrupted one bit for bit, and every part of the state is needed for that."""
+"""A resumed training equals an uninterrupted training bit for bit only if every part of the state is restored."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Killed(Exception):
 class Mortal:
     """A step object that raises ``Killed`` before step ``at``.
 
-    It adds ``shift`` to the number of every step, and does not restore the part ``without`` of the state.
+    The object adds ``shift`` to the number of every step, and does not restore the part ``without`` of the state.
     """
 
     def __init__(self, step: Any, *, at: int | None = None, without: str | None = None, shift: int = 0) -> None:
@@ -100,18 +100,18 @@ def test_a_resumed_run_equals_an_uninterrupted_one_and_its_repetition(
     torch.manual_seed(2)
     assert trained(kind.new_run(tmp_path / "again"), kind) == straight
     stopped = kind.new_run(tmp_path / "stopped")
-    killed(stopped, kind, at=3)  # one step after the checkpoint, between two steps that share samples
+    killed(stopped, kind, at=3)  # the kill is one step after the checkpoint, between two steps that share samples
     torch.manual_seed(3)
     killed(stopped, kind, at=5)
     assert trained(stopped, kind) == straight
-    assert straight[1].count("\n") == 1 + 6  # a header and a row for every step
+    assert straight[1].count("\n") == 1 + 6  # the curve has a header and one row per step
 
 
 @pytest.mark.parametrize(("name", "part"), KINDS_WITH_PARTS)
 def test_a_resumed_run_without_one_part_of_the_state_differs(
     name: str, part: str, kinds: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Negative control: the test above detects the loss of every part."""
+    """Negative control: a resume that omits one part of the state changes the result, for every part."""
     kind = kinds[name]
     assert part in kind.step(kind.new_run(tmp_path)).state()
     straight = trained(kind.new_run(tmp_path / "straight"), kind)
@@ -129,9 +129,9 @@ def test_the_list_above_contains_every_part(kinds: dict[str, Any], tmp_path: Pat
 def test_a_resumed_run_with_another_step_number_or_seed_differs(
     name: str, kinds: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Negative control for everything that depends on the step or the seed instead of the state.
+    """Negative control for everything that depends on the step number or the seed, and not on the state.
 
-    These are the samples, the noise, the learning rate and the order of the updates.
+    These quantities are the samples, the noise, the learning rate and the order of the updates.
     """
     kind = kinds[name]
     straight = trained(kind.new_run(tmp_path / "straight"), kind)

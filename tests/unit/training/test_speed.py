@@ -1,4 +1,4 @@
-"""Reported speed: FLOPs compared with PyTorch's counter, rates compared with a clock; and sizes of samples."""
+"""FLOPs agree with PyTorch's counter, rates agree with a clock, and x0 statistics are measured per frame."""
 
 from __future__ import annotations
 
@@ -33,9 +33,10 @@ from causvid.wan.costs import Transformer
 def test_the_flops_of_a_step_equal_the_count_of_pytorch(
     name: str, changes: Mapping[str, Any], kinds: Mapping[str, Any], tmp_path: Path
 ) -> None:
-    """FLOPs are summed over many steps, because exit steps are random. AdamW has no matrix products, unlike Muon.
+    """FLOPs are summed over many steps, because exit steps are random.
 
-    We also count the gradient with respect to the inputs, which is not computed. In this small model it is an eighth.
+    AdamW is used, because AdamW has no matrix products, unlike Muon. ``costs`` also counts the gradient with respect to
+    the inputs, which training does not compute. In this small model, this gradient is an eighth of the FLOPs.
     """
     run, steps = kinds[name].new_run(tmp_path, **changes), 21
     if hasattr(run.config, "optimizer"):
@@ -81,7 +82,7 @@ def test_peak_flops_are_those_of_data_sheets(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_sizes_are_measured_for_each_latent_frame() -> None:
-    """All of frame 0 is 1, and a quarter of frame 1 is -4."""
+    """In the test clip, all values of frame 0 are 1, and a quarter of the values of frame 1 are -4."""
     x0 = torch.ones(2, 2, 2, 2, 2)
     x0[:, 0, 1, 0] = -4
     found = {name: value.item() for name, value in sizes(x0).items()}

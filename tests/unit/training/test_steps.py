@@ -1,4 +1,4 @@
-"""One training step of each method, and the export after zero steps."""
+"""Test one training step of each method, and the export after zero steps."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in module.state_dict().items()}
 
 
-# --- zero steps -------------------------------------------------------------------------------------------------------
+# --- exports after zero steps -----------------------------------------------------------------------------------------
 
 
 def test_zero_dmd_steps_export_the_student_exactly(kinds: dict[str, Any], world: Path, tmp_path: Path) -> None:
@@ -89,12 +89,12 @@ def test_zero_steps_export_the_model_of_init(kinds: dict[str, Any], world: Path,
     assert load_vae(tmp_path / "v" / "export").config.latents_std == load_vae(world / "vae").config.latents_std
 
 
-# --- the weight average -----------------------------------------------------------------------------------------------
+# --- the exponential moving average of the weights --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "trained"), [("teacher", "teacher"), ("ode", "student"), ("dmd", "student")])
 def test_the_export_is_the_weight_average(name: str, trained: str, kinds: dict[str, Any], tmp_path: Path) -> None:
-    """After the first update the average equals the weights, then it is decay average + (1 - decay) weights."""
+    """After the first update the average equals the weights; later it is decay * average + (1 - decay) * weights."""
     step = kinds[name].step(
         kinds[name].new_run(tmp_path, ema_decay=0.75, critic_only_steps=0)
         if name == "dmd"
@@ -109,11 +109,14 @@ def test_the_export_is_the_weight_average(name: str, trained: str, kinds: dict[s
         torch.testing.assert_close(average, 0.75 * (0.75 * a + 0.25 * b) + 0.25 * c, rtol=1e-5, atol=1e-6)
 
 
-# --- DMD --------------------------------------------------------------------------------------------------------------
+# --- updates, inputs and scores of DMD --------------------------------------------------------------------------------
 
 
 def test_dmd_updates_each_network_in_the_right_steps(kinds: dict[str, Any], tmp_path: Path) -> None:
-    """The critic is updated in every step, the student in some steps after ``critic_only_steps``, the teacher never."""
+    """Each step updates the critic.
+
+    Some steps after ``critic_only_steps`` update the student. No step updates the teacher.
+    """
     step = kinds["dmd"].step(
         kinds["dmd"].new_run(tmp_path, steps=20, critic_only_steps=2, critic_updates_per_student_update=3)
     )
@@ -138,7 +141,7 @@ def test_dmd_updates_each_network_in_the_right_steps(kinds: dict[str, Any], tmp_
 def test_inputs_of_the_student_are_real_clips_with_a_timestep_per_block(
     kinds: dict[str, Any], schedule: ScheduleConfig, world: Path, tmp_path: Path
 ) -> None:
-    """As in the released code, each block has one of the denoising timesteps or is clean, with no noise."""
+    """As in the original CausVid code, each block has a denoising timestep, or timestep 0 and no noise."""
     step = kinds["dmd"].step(kinds["dmd"].new_run(tmp_path, batch_size=8))
     seen = []
     step.student.model.register_forward_pre_hook(
@@ -158,7 +161,7 @@ def test_inputs_of_the_student_are_real_clips_with_a_timestep_per_block(
                 assert (clips[:, :, clean] == sample[:, clean]).flatten(1).all(dim=1).any()
             assert not (clips[:, :, ~clean] == sample[:, ~clean]).flatten(1).all(dim=1).any() or clean.all()
     assert drawn == {*schedule.denoising_timesteps, 0.0}
-    assert len(seen) == 2  # the update of the student, and the sample for the critic, with new draws
+    assert len(seen) == 2  # the update of the student and the sample for the critic have separate random draws
     assert not torch.equal(seen[0][1], seen[1][1])
     data = read_batch(step.store, seed=0, step=1, size=8, device=torch.device("cpu")).latents
     noisy = (seen[0][1] > 0) & (seen[1][1] > 0)
@@ -168,13 +171,16 @@ def test_inputs_of_the_student_are_real_clips_with_a_timestep_per_block(
 
 
 def noise_in(x_t: torch.Tensor, x0: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-    """Return the noise that was added to ``x0``; undefined at t = 0."""
+    """Return the noise that was added to ``x0``. The noise is undefined at timestep 0."""
     sigma = sigma_of(timestep)
     return (x_t - (1 - sigma) * x0) / sigma
 
 
 def test_scores_are_compared_at_new_noise_and_one_timestep_per_video(kinds: dict[str, Any], tmp_path: Path) -> None:
-    """The teacher is called with and without the prompt, and the critic with it, on the same noisy video."""
+    """Teacher and critic see the same noisy video.
+
+    The teacher is called with and without the prompt, the critic with it.
+    """
     step = kinds["dmd"].step(kinds["dmd"].new_run(tmp_path))
     calls: dict[str, list[tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]]] = {}
     for name in ("student", "teacher", "critic"):
@@ -203,14 +209,15 @@ def test_scores_are_compared_at_new_noise_and_one_timestep_per_video(kinds: dict
     noisy = kwargs["timestep"] > 0
     used = noise_in(x_t, data, kwargs["timestep"]).transpose(1, 2)[noisy]
     assert (fresh.transpose(1, 2)[noisy] - used).abs().mean() > 0.5
-    # The update of the critic has another sample, other noise and other timesteps.
+    # The update of the critic uses another sample, other noise and other timesteps than the update of the student.
     assert len(calls["critic"]) == len(calls["student"]) == 2
     assert not torch.equal(calls["critic"][1][1]["timestep"], time)
 
 
-@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch: a slower kernel for norm_q
+# torch warns about a slower kernel for norm_q
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
 def test_bfloat16_uses_the_current_weights(kinds: dict[str, Any], tmp_path: Path) -> None:
-    """autocast caches casts of the weights until its context ends, and the student may be updated before that."""
+    """autocast caches casts of the weights until its context ends. The student may be updated before this end."""
     fast = OptimizerConfig(
         kind="adamw",
         learning_rate=0.5,
@@ -228,13 +235,13 @@ def test_bfloat16_uses_the_current_weights(kinds: dict[str, Any], tmp_path: Path
         lambda _, args, kwargs, out: samples.append((args, kwargs, out[0].detach())), with_kwargs=True
     )
     step(0)
-    args, kwargs, sample = samples[-1]  # the sample of the critic, after the update of the student
+    args, kwargs, sample = samples[-1]  # the sample for the critic, generated after the update of the student
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         now = step.student.model(*args, **kwargs)[0]
     torch.testing.assert_close(sample, now)
 
 
-# --- the other methods ------------------------------------------------------------------------------------------------
+# --- prompt dropout, ODE regression and VAE training ------------------------------------------------------------------
 
 
 def test_prompt_dropout_uses_the_negative_prompt(kinds: dict[str, Any], tmp_path: Path) -> None:
@@ -259,7 +266,7 @@ def test_timesteps_of_the_teacher_cover_the_schedule_evenly(kinds: dict[str, Any
         step(index)
     for times in seen:
         sigma = times.double() / 1000
-        unshifted = sigma / (3 - 2 * sigma)  # inverse of shift 3
+        unshifted = sigma / (3 - 2 * sigma)  # inverse of the shift with factor 3
         assert [int(u * 8) for u in unshifted.tolist()] == list(range(8))
     assert not torch.equal(*seen)
 
@@ -274,7 +281,8 @@ def test_pairs_with_other_timesteps_than_the_schedule_are_rejected(kinds: dict[s
 
 
 def test_a_frame_comes_from_the_chosen_state() -> None:
-    trajectory = torch.arange(2 * 3 * 1 * 4).view(2, 3, 1, 4, 1, 1).float()  # the value at (b, t, f) is 12 b + 4 t + f
+    # the value of sample b at timestep t and frame f is 12 b + 4 t + f
+    trajectory = torch.arange(2 * 3 * 1 * 4).view(2, 3, 1, 4, 1, 1).float()
     chosen = torch.tensor([[0, 0, 2, 2], [1, 1, 0, 0]])
     picked = pick_states(trajectory, chosen)
     assert picked.shape == (2, 1, 4, 1, 1)
@@ -300,7 +308,7 @@ def test_inputs_of_ode_regression_are_states_of_one_trajectory(
 
 
 def poisoned(folder: Path, world: Path, record: int) -> Path:
-    """Return a copy of the latents in which one number is NaN."""
+    """Return the path of a copy of the latents in which one value of ``record`` is NaN."""
     source = LatentStore(world / "lmdb" / "latents")
     clips = [source[k] for k in range(len(source))]
     bad = clips[record].latents.clone()
@@ -314,7 +322,7 @@ def poisoned(folder: Path, world: Path, record: int) -> Path:
 def test_a_latent_that_is_nan_stops_training_before_an_update(
     name: str, kinds: dict[str, Any], world: Path, tmp_path: Path
 ) -> None:
-    """The released DMD replaces a NaN by an update with zeros, and continues."""
+    """Training stops. (The original DMD code replaces a NaN update with zeros, and continues.)"""
     clean = kinds[name].new_run(tmp_path, batch_size=2)
     run = with_inputs(clean, latents=poisoned(tmp_path / "lmdb", world, record=5))
     step = kinds[name].step(run)

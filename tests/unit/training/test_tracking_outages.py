@@ -1,4 +1,4 @@
-"""MLflow's store fails while a student is trained. The weights must equal those of an undisturbed training."""
+"""A trained student has the same weights if MLflow's store fails during the training as without a failure."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from causvid.harness.tracking import Made, Tracker, child_run
 from causvid.training.trainer import CURVE, EXPORT, read_last
 from tests.unit.harness.mlflow_server import free_port, kill, start, wait_for
 
-# SQLAlchemy 2.1 warns about queries of MLflow.
+# MLflow sends queries about which SQLAlchemy 2.1 warns.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The .*noload.* loader strategy is deprecated"),
     pytest.mark.timeout(3600),
 ]
 
 Gate = Callable[[int], None]
-FAST, SLOW = 12, 200  # steps
+FAST, SLOW = 12, 200  # numbers of training steps
 
 
 @dataclass(frozen=True)
 class Paced:
-    """A tracker that calls ``gate`` before each row of the curve. ``gate`` may wait, which changes no number."""
+    """A tracker that calls ``gate`` before each row of the curve. ``gate`` may wait, and changes no number."""
 
     tracker: Tracker
     gate: Gate
@@ -48,7 +48,7 @@ class Paced:
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished training: the bytes of its files, the columns of its curve, and its tracker."""
+    """The results of a training: the bytes of its files, the columns of its curve, and its tracker."""
 
     files: dict[str, bytes]
     curve: dict[str, list[tuple[int, float]]]
@@ -57,7 +57,7 @@ class Trained:
 
 @pytest.fixture
 def store(tmp_path: Path, migrated_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the database file of a store in a separate folder."""
+    """Return the database file of an MLflow store in a separate folder."""
     monkeypatch.setenv("PYTHONPATH", str(Path(tracking.__file__).parents[2]))
     monkeypatch.delenv(tracking.PARENT_VARIABLE, raising=False)
     path = tmp_path / "mounted" / "mlflow.db"
@@ -68,7 +68,7 @@ def store(tmp_path: Path, migrated_database: Path, monkeypatch: pytest.MonkeyPat
 
 
 def train(kinds: dict[str, Any], root: Path, steps: int, gate: Gate = lambda _: None) -> Trained:
-    """Train a student in the project ``root`` like the stage."""
+    """Train a student in the project ``root`` in the same way as the stage train_dmd."""
     work = root / ".work" / "train_dmd" / "k"
     with child_run(
         "train_dmd", "smoke", root, {"steps": steps}, Made(key="k", inputs={}, upstream={}), work
@@ -86,14 +86,14 @@ def train(kinds: dict[str, Any], root: Path, steps: int, gate: Gate = lambda _: 
 
 
 def send(root: Path) -> None:
-    """Send the records that wait, like ``make send``."""
+    """Send all unsent records to MLflow, like ``make send``."""
     command = [sys.executable, "-m", "causvid.harness.outbox"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
 def assert_whole(store: Path, trained: Trained) -> int:
-    """Check that MLflow has each point of the curve exactly once, and return the number of rows."""
+    """Check that MLflow has each point of the curve exactly once, and return the number of rows in MLflow."""
     api = client(f"sqlite:///{store}")
     everywhere = [experiment.experiment_id for experiment in api.search_experiments()]
     (run,) = api.search_runs(everywhere, f"tags.{TOKEN} = '{trained.tracker.journal.folder.name}'")
@@ -110,7 +110,7 @@ def assert_whole(store: Path, trained: Trained) -> int:
 
 
 class Locked:
-    """Another program locks the database after the first third of the training, for some seconds."""
+    """Lock the database from another thread for ``seconds`` seconds after the first third of the training."""
 
     def __init__(self, store: Path, steps: int, seconds: float) -> None:
         self.store, self.steps, self.seconds = store, steps, seconds
@@ -154,7 +154,7 @@ def test_the_store_is_locked_during_training(
 def test_the_store_is_missing_during_training(
     steps: int, when: str, store: Path, kinds: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """In the first or in the second half of the training, a file replaces the folder."""
+    """During the first or the second half of the training, a file replaces the folder of the store."""
     undisturbed = train(kinds, tmp_path / "a", steps)
     folder, away = store.parent, tmp_path / "away"
 
@@ -184,7 +184,7 @@ def test_the_store_is_missing_during_training(
 
 
 class Restarted:
-    """An MLflow server that is killed and restarted at random moments during the training."""
+    """Kill and restart an MLflow server at random moments during the training."""
 
     def __init__(self, store: Path, steps: int, kills: int) -> None:
         self.uri, self.steps, self.kills = f"sqlite:///{store}", steps, kills

@@ -1,4 +1,4 @@
-"""The training loop: logging, checkpoints, and the stop at a value that is not finite."""
+"""The training loop logs each step, writes checkpoints, and stops at a value that is not finite."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WATCH = Watch(samples_every=0, samples=1, keep_checkpoints_every=None)
 
 
 class Counter:
-    """A step object whose state is one number. It returns ``values(step)``."""
+    """A step object whose state is a single number. Each step returns ``values(step)``."""
 
     def __init__(self, values: Any) -> None:
         self.values, self.module, self.seen = values, torch.nn.Linear(1, 1, bias=False), list[int]()
@@ -85,7 +85,10 @@ def test_a_long_run_logs_about_a_hundred_rows_including_the_last_step(tmp_path: 
 
 
 def test_a_value_that_only_some_steps_return_is_logged(tmp_path: Path) -> None:
-    """The student is updated in steps 1, 6, 11, …, and never in the logged steps 0, 5, 10, …"""
+    """The student is updated in steps 1, 6, 11, ….
+
+    The logged steps are 0, 5, 10, …, so no logged step has an update.
+    """
     counter = Counter(lambda step: {"critic": 1.0} | ({"student": float(step)} if step % 5 == 1 else {}))
     trained(tmp_path, counter, 500)
     rows = (tmp_path / CURVE).read_text().splitlines()
@@ -96,7 +99,10 @@ def test_a_value_that_only_some_steps_return_is_logged(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("killed_at", [4, 33, 299])
 def test_a_resumed_run_has_the_same_curve_for_every_step_of_the_kill(tmp_path: Path, killed_at: int) -> None:
-    """A row contains values of earlier steps. A checkpoint may be written between such a step and the row."""
+    """A row of the curve contains values of earlier steps.
+
+    A checkpoint may be written between such a step and its row.
+    """
 
     def values(step: int) -> dict[str, float]:
         return {"critic": 1.0} | ({"student": float(step)} if step % 5 == 1 else {})

@@ -1,4 +1,4 @@
-"""Training on two ranks gives the same losses and weights as in one process, up to rounding."""
+"""Training on two ranks has the same losses and weights as training in one process, up to rounding."""
 
 from __future__ import annotations
 
@@ -22,12 +22,16 @@ from causvid.training import distributed
 from causvid.training.trainer import train
 from tests.unit.training.conftest import assert_same_losses, curve, laptop_optimizers, optimizer
 
-# Python 3.12 and later warn if a process with threads forks. These children only compute, and then exit.
+# Python 3.12 and later warn if a process with threads forks. The child processes of this file are safe: they only
+# compute, and then exit.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 
 
 def on_two_ranks(folder: Path, work: Callable[[int], None]) -> None:
-    """Call ``work(rank)`` in two processes of one group. An error of a process fails the test with its traceback."""
+    """Call ``work(rank)`` in two processes of one process group.
+
+    An error in a process fails the test with its traceback.
+    """
     folder.mkdir()
     children = []
     for rank in (0, 1):
@@ -68,7 +72,7 @@ def test_ranks_share_a_batch_and_average_means_and_gradients(tmp_path: Path) -> 
             module.weight.fill_(rank + 1.0)
         assert distributed.replicate(module) is module
         with torch.no_grad():
-            module(torch.ones(1, 2))  # an additional forward pass without gradients has no effect
+            module(torch.ones(1, 2))  # this additional forward pass without gradients has no effect
         assert module.weight.tolist() == [[1.0, 1.0]]  # all ranks have the weights of rank 0
         module(torch.full((1, 2), rank + 1.0)).sum().backward()
         assert module.weight.grad is not None
@@ -107,11 +111,12 @@ def test_a_single_process_shares_nothing() -> None:
 def test_two_ranks_train_like_one(
     name: str, inputs: str | None, shard_weights: bool, kinds: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Train images and then clips for the VAE, with a resume between them, and with AdamW, which keeps errors small.
+    """Test every method; the VAE trains on images, is resumed, and trains on clips.
 
-    A rollout has several forward passes with gradients before one backward pass. With shared samples, updates of the
-    critic come between the two. A rank processes its two samples as micro-batches, and gradients are averaged after the
-    second one.
+    All methods except DMD use AdamW here, because AdamW does not amplify rounding errors. A rollout has several forward
+    passes with gradients before one backward pass. With shared samples, the critic is updated between the rollout and
+    this backward pass. Each rank processes its two samples as two micro-batches, and gradients are averaged after the
+    second micro-batch.
     """
     adamw = optimizer(learning_rate=1e-3, decay="constant")
     changes: dict[str, Any] = {"inputs": inputs} if inputs else {"optimizer": adamw}
@@ -149,7 +154,10 @@ def test_two_ranks_train_like_one(
 def test_the_number_of_workers_may_change_at_a_resume(
     shard_weights: bool, kind: str, kinds: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Two ranks train to step 2, one to step 4, and two to the end. Losses and weights equal those of one process."""
+    """Train on two ranks to step 2, on one rank to step 4, and on two ranks to the end.
+
+    Losses and weights equal those of a training in one process.
+    """
     changes = {"optimizer": optimizer(kind, learning_rate=1e-3, decay="constant"), "steps": 6}
     alone, moved = (kinds["teacher"].new_run(tmp_path / place, **changes) for place in ("alone", "moved"))
     moved = replace(moved, compute=replace(moved.compute, shard_weights=shard_weights))
@@ -200,7 +208,7 @@ def test_sharded_tensors_are_gathered_and_distributed(tmp_path: Path) -> None:
 def test_fifty_steps_with_the_learning_rates_of_the_profile(
     name: str, shard_weights: bool, kinds: dict[str, Any], tmp_path: Path
 ) -> None:
-    """All rows of the curves agree; after fifty steps the parameters have changed much."""
+    """All rows of the training curves agree. After fifty steps the parameters differ much from their initial values."""
     changes = laptop_optimizers(name)
     alone, together = (kinds[name].new_run(tmp_path / place, steps=50, **changes) for place in ("alone", "together"))
     together = replace(together, compute=replace(together.compute, shard_weights=shard_weights))
@@ -211,7 +219,10 @@ def test_fifty_steps_with_the_learning_rates_of_the_profile(
 
 @pytest.mark.parametrize("name", ["teacher", "ode", "dmd", "dmd_lora_critic", "dmd_lora_critic_asked_second"])
 def test_sharded_training_in_bfloat16(name: str, kinds: dict[str, Any], tmp_path: Path) -> None:
-    """Blocks are gathered and computed in bfloat16. Losses agree up to its rounding, and stored weights are float32."""
+    """Sharded blocks are gathered and computed in bfloat16, and stored in float32.
+
+    Losses agree up to bfloat16 rounding.
+    """
     changes = {} if "dmd" in name else {"optimizer": optimizer(learning_rate=1e-3, decay="constant")}
     exact = kinds[name].new_run(tmp_path / "exact", steps=4, **changes)
     rounded = kinds[name].new_run(tmp_path / "rounded", steps=4, precision=Precision.BFLOAT16, **changes)

@@ -1,4 +1,4 @@
-"""Comparison of MLflow runs: results of all stages, origins of numbers, and a self-contained page."""
+"""A comparison of MLflow runs shows results of all stages and origins of numbers on a self-contained page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from causvid.harness.delivery import TOKEN
 from causvid.reporting.published import read_published
 from causvid.reporting.tables import NOT_MEASURED, NOT_RUN, Cell, Table
 
-# SQLAlchemy 2.1 warns about queries of MLflow.
+# MLflow sends queries about which SQLAlchemy 2.1 warns.
 pytestmark = pytest.mark.filterwarnings("ignore:The .*noload.* loader strategy is deprecated")
 PUBLISHED = read_published(params.ROOT / "data/inputs/published.yaml")
 UI = "http://127.0.0.1:5000"
@@ -36,7 +36,7 @@ def api(mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any
 
 @pytest.fixture
 def stage(api: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
-    """Return a function that creates a finished run of a stage below the run ``parent`` and returns its id."""
+    """Return a function that creates a finished run of a stage below the run ``parent`` and returns the run id."""
 
     def make(name: str, parent: str, key: str, upstream: dict[str, str], **logged: Any) -> str:
         monkeypatch.setenv(tracking.PARENT_VARIABLE, parent)
@@ -64,13 +64,16 @@ def experiment(api: Any) -> str:
 
 
 def repro(api: Any) -> str:
-    """Create a run without stages and return its id."""
+    """Create a run without stages, and return the run id."""
     return str(api.create_run(experiment(api), run_name="repro").info.run_id)
 
 
 @pytest.fixture
 def two(api: Any, stage: Make, tmp_path: Path) -> tuple[str, str]:
-    """Ids of two runs. The second trained with another guidance scale and took the data of the first over."""
+    """Return the ids of two runs.
+
+    The second run uses another guidance scale for training, and reuses the data of the first run.
+    """
     first, second = (repro(api) for _ in range(2))
     vbench = {"scores": {"temporal_flickering": 0.5}}
     for parent, key, scale, grey in ((first, "a", 2.0, 50), (second, "b", 3.0, 200)):
@@ -103,7 +106,7 @@ def test_runs_are_selected_by_experiment_id_and_filter(api: Any, two: tuple[str,
     both = [run.run_id for run in runs.collect(api, ["causvid/toy"])]
     assert both == list(two)
     assert [run.run_id for run in runs.collect(api, [two[1], two[1]])] == [two[1]]
-    assert [run.run_id for run in runs.collect(api, [" ".join(two)])] == list(two)  # make passes one string
+    assert [run.run_id for run in runs.collect(api, [" ".join(two)])] == list(two)  # make passes both ids in one string
     trained = runs.collect(api, ["tags.dvc_stage = 'train_dmd'"])
     assert [sorted(run.results) for run in trained] == [["clips", "train_dmd"]] * 2
 
@@ -148,7 +151,7 @@ def test_the_tables_compare_params_keys_and_scores(api: Any, two: tuple[str, str
     assert "published, not measured here" in table(found, "Quality: student, DMD").note
     assert ("judge.colour", "0.5", "0.75", "+0.25") in table(found, "evaluate@dmd").rows
     titles = {it.title for it in (*found.tables, *found.further)}
-    assert not titles & {"Speed", "Quality: teacher"}  # neither run measured them
+    assert not titles & {"Speed", "Quality: teacher"}  # neither run measured speed or teacher quality
 
 
 def test_every_number_has_its_origin(api: Any, two: tuple[str, str]) -> None:

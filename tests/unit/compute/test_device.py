@@ -1,4 +1,4 @@
-"""Devices and precision, on a machine without a GPU."""
+"""A machine without a GPU selects the CPU and the requested precision."""
 
 from __future__ import annotations
 

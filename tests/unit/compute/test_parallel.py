@@ -1,4 +1,7 @@
-"""Groups of items and trainings in this process. The tests with Ray are in tests/pipeline/test_ray.py."""
+"""Groups of items and trainings run correctly in this process.
+
+tests/pipeline/test_ray.py contains the tests with Ray.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ def compute(workers: int = 1) -> Compute:
 
 @dataclass
 class Work:
-    """A ``Job`` whose workers are functions that ``make`` returns. It records the loaded items."""
+    """A ``Job`` whose workers are functions that ``make`` returns. The job records the loaded items."""
 
     make: Callable[[], Callable[[Sequence[int]], object]]
     loads: list[int] = field(default_factory=list)
@@ -45,7 +48,7 @@ class Work:
 
 
 class Factory:
-    """Creates workers that record their groups and torch's threads, and fail if a group contains 13."""
+    """Create workers that record their groups and torch's threads. A worker fails if its group contains the item 13."""
 
     def __init__(self) -> None:
         self.made, self.groups, self.torch_threads = 0, list[Sequence[int]](), set[int]()
@@ -78,7 +81,7 @@ def test_every_group_is_handled_once(workers: int, groups: list[list[int]]) -> N
 
 @pytest.mark.usefixtures("_two_cores")
 def test_each_core_handles_a_group_with_one_thread_of_torch() -> None:
-    """Two workers wait for each other, so that the test ends only if they run at the same time."""
+    """Two workers wait for each other, so the test ends only if both workers run at the same time."""
     meeting, factory = threading.Barrier(2, timeout=30), Factory()
 
     def make() -> Callable[[Sequence[int]], object]:
@@ -134,7 +137,10 @@ def test_an_item_that_cannot_be_loaded_does_not_affect_others(gpus: int) -> None
 
 @pytest.mark.usefixtures("_two_cores")
 def test_an_error_in_a_worker_is_raised_and_no_more_groups_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other worker waits until no more groups are assigned. No group may start after that."""
+    """After the error of one worker, no group may start.
+
+    The other worker waits until no more groups are assigned.
+    """
     stopped, begun = threading.Event(), list[int]()
 
     class Pool(ThreadPoolExecutor):
@@ -152,7 +158,7 @@ def test_an_error_in_a_worker_is_raised_and_no_more_groups_start(monkeypatch: py
     monkeypatch.setattr(parallel, "ThreadPoolExecutor", Pool)
     with pytest.raises(ValueError, match="unlucky"):
         list(map_groups(Work(lambda: handle), [[13], *([k] for k in range(100, 400))], compute()))
-    assert len(begun) <= 1 + 2  # the failed group, and one in each thread
+    assert len(begun) <= 1 + 2  # the failed group, and one group in each of two threads
 
 
 @pytest.mark.usefixtures("_two_cores")

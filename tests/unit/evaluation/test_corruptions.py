@@ -1,4 +1,4 @@
-"""Corruptions must lower the scores that they are meant to lower, and stronger corruptions must lower them more."""
+"""Each corruption lowers the scores that it should lower, and a stronger corruption lowers them more."""
 
 from __future__ import annotations
 

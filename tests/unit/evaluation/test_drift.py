@@ -17,7 +17,7 @@ from causvid.evaluation.drift import blocks_of, drift, statistics, window_starts
 from causvid.runtime.shapes import VideoShape
 
 WINDOW = 9
-BLOCKS = [range(5), range(5, 9)]  # frames of each block of a window
+BLOCKS = [range(5), range(5, 9)]  # frames of the two blocks of a window
 CAPTION = "a yellow circle moves right over a gray background"
 Frames = NDArray[np.uint8]
 
@@ -74,7 +74,7 @@ def test_the_judge_detects_an_object_that_disappears(write: Callable[..., Path])
     assert found is not None
     assert [window["seen"] for window in found["judge"]] == [1, 1, 0]
     seen = [block["seen"] for block in found["blocks"]]
-    # The fifth block has frames 17 to 20, and the object disappears at frame 18.
+    # The fifth block contains frames 17 to 20, and the object disappears at frame 18.
     assert seen == [1, 1, 1, 1, pytest.approx(1 / 4), 0]
     assert found["judge"][2]["area_cv"] is None
 
@@ -105,7 +105,7 @@ def test_later_blocks_are_as_long_as_the_last_block_of_a_clip() -> None:
 
 def test_statistics_in_closed_form() -> None:
     frames = np.zeros((2, 4, 4, 3), dtype=np.uint8)
-    frames[:, :, 2:, 0] = 255  # the right half is red
+    frames[:, :, 2:, 0] = 255  # the right half of each frame is red
     assert statistics(frames) == pytest.approx(
         {"brightness": 1 / 6, "saturation": 1 / 2, "sharpness": (1 / 3 / 3 + 0) / 2}, abs=1e-6
     )

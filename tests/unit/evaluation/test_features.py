@@ -23,9 +23,9 @@ def clips(count: int) -> list[np.ndarray]:
 
 def test_features_do_not_depend_on_the_batch(world: Path) -> None:
     net = FeatureNet(world / "vae")
-    videos = clips(BATCH_PIXELS // clips(1)[0][..., 0].size + 2)  # more than a batch
+    videos = clips(BATCH_PIXELS // clips(1)[0][..., 0].size + 2)  # the videos do not fit into one batch
     together = net(iter(videos))
-    assert together.shape == (len(videos), 8)  # four channels
+    assert together.shape == (len(videos), 8)  # the features are two statistics of four channels
     assert together.dtype == np.float64
     alone = np.concatenate([net([frames]) for frames in videos])
     assert together == pytest.approx(alone, rel=1e-4, abs=1e-6)
@@ -34,7 +34,10 @@ def test_features_do_not_depend_on_the_batch(world: Path) -> None:
 
 
 def test_features_are_the_activations_in_the_complete_encoder(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The encoder runs over chunks with caches, and stopping it early keeps the caches that its first stage needs."""
+    """The encoder runs over chunks with caches.
+
+    An encoder that stops early keeps the caches that its first stage needs.
+    """
     monkeypatch.setattr(vae_module, "CHUNK_PIXELS", 4 * 32 * 32)
     vae, passed, videos = load_vae(world / "vae"), list[torch.Tensor](), np.stack(clips(2))
     vae.encoder.down_blocks[0].register_forward_hook(lambda _module, _inputs, out: passed.append(out))
@@ -68,8 +71,9 @@ def test_damaged_weights_stop_the_run(tmp_path: Path, world: Path) -> None:
 
 def test_pooling_in_closed_form() -> None:
     hidden = torch.zeros(1, 2, 3, 4, 4)
-    hidden[:, 0, :, :, 2:] = 6.0  # half of each frame: standard deviation 3, no change in time
-    hidden[:, 1, 1] = 5.0  # constant frames that change by 5 and back
+    # half of each frame has the value 6: the standard deviation is 3, and nothing changes in time
+    hidden[:, 0, :, :, 2:] = 6.0
+    hidden[:, 1, 1] = 5.0  # constant frames, which change by 5 and back
     assert pool(hidden).tolist() == [[3.0, 0.0, 0.0, 5.0]]
     assert pool(hidden[:, :, :1]).tolist() == [[3.0, 0.0, 0.0, 0.0]]
 

@@ -36,7 +36,7 @@ def verdict_of(frames: NDArray[np.uint8], scene: Scene) -> Verdict:
 
 @pytest.fixture(scope="module")
 def decoded(tmp_path_factory: pytest.TempPathFactory) -> Clips:
-    """Clips of a third of all captions, after H.264 with colour at half resolution, as the pipeline stores them."""
+    """Return clips of a third of all captions, decoded from H.264 with halved colour resolution, as in the pipeline."""
     path = tmp_path_factory.mktemp("clips") / "clip.mp4"
     clips = []
     for index, caption in enumerate(toy_world.captions()[::3]):
@@ -136,7 +136,8 @@ def test_a_vanishing_object_is_seen_in_the_frames_that_show_it() -> None:
 
 
 def test_jerky_motion_has_the_right_direction_but_not_the_right_velocity() -> None:
-    frames = np.repeat(rendered(RED_SQUARE)[::2], 2, axis=0)  # static for one step, then a jump of two pixels
+    # the object stands still for one step, and then jumps by two pixels
+    frames = np.repeat(rendered(RED_SQUARE)[::2], 2, axis=0)
     verdict = verdict_of(frames, RED_SQUARE)
     assert verdict.motion
     assert verdict.velocity == 0.0
@@ -153,7 +154,7 @@ def test_size_flicker_is_measured() -> None:
     parts = [toy_world.render(RED_SQUARE, video=VIDEO, start_xy=(9, 9), radius=radius) for radius in (5.0, 7.0)]
     frames = np.where((np.arange(33) % 2).astype(bool)[:, None, None, None], *parts)
     verdict = verdict_of(frames, RED_SQUARE)
-    # The areas alternate in the ratio 25 : 49, with the mean 37 and the standard deviation 12.
+    # The areas have the ratio 25 : 49 in alternation; their mean is 37 and their standard deviation is 12.
     assert verdict.area_cv == pytest.approx(12 / 37, rel=0.05)
 
 
@@ -196,7 +197,7 @@ def test_averages_are_computed_per_block() -> None:
     means = judge.judge_videos([frames, rendered(RED_SQUARE)], [RED_SQUARE.caption] * 2, blocks)
     assert means is not None
     assert [block["seen"] for block in means["blocks"]] == [1, 0.5, 1]
-    # One of the twelve steps into the third block is not right, because the frame before it shows no object.
+    # One of the twelve steps into the third block counts as wrong, because the frame before the step shows no object.
     assert [block["velocity"] for block in means["blocks"]] == [1, 0.5, (11 + 12) / 24]
     first, second, third = (block["frame_psnr"] for block in means["blocks"])
     assert first == pytest.approx(third, abs=0.1)
@@ -213,7 +214,7 @@ def test_a_first_block_of_one_frame_has_no_velocity() -> None:
 
 
 def in_pieces(scene: Scene, keep: str) -> NDArray[np.uint8]:
-    """Return the scene without a part of its object."""
+    """Return the scene with a part of its object removed."""
     frames, start = rendered(scene), (10.3, 20.6)
     centers = toy_world.positions(scene, video=VIDEO, start_xy=start)
     dx = (np.arange(32) - centers[:, :1] + 16) % 32 - 16
@@ -261,7 +262,8 @@ def test_temporal_psnr_compares_all_frames_with_the_true_motion() -> None:
     assert moving.temporal_psnr == pytest.approx(moving.frame_psnr, abs=0.5)
     assert still.frame_psnr == pytest.approx(moving.frame_psnr, abs=0.5)
     assert still.temporal_psnr < moving.temporal_psnr - 10
-    late = np.concatenate([frames[:25], np.repeat(frames[24:25], 8, axis=0)])  # the object stops after three quarters
+    # the object stops after three quarters of the clip
+    late = np.concatenate([frames[:25], np.repeat(frames[24:25], 8, axis=0)])
     assert still.temporal_psnr < verdict_of(late, RED_SQUARE).temporal_psnr < moving.temporal_psnr - 3
 
 

@@ -1,4 +1,4 @@
-"""Timing: the teacher runs its many steps and the student its few steps, as the results report."""
+"""The latency is measured with many teacher steps and few student steps, as the results report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from causvid.runtime.shapes import VideoShape
 def test_teacher_and_student_run_the_reported_numbers_of_steps(
     teacher: str, calls_of_teacher: int, world: Path, video: VideoShape, schedule: ScheduleConfig
 ) -> None:
-    """A causal teacher runs four steps per block in two blocks and one context pass; guidance doubles the batch."""
+    """A causal teacher runs four steps in each of two blocks and one context pass. Guidance doubles the batch."""
     rows: dict[str, list[int]] = {"teacher": [], "student": []}
     pipelines = {}
     for name, folder in (("teacher", teacher), ("student", "student")):

@@ -54,7 +54,9 @@ def test_a_constant_feature_has_a_small_distance() -> None:
 
 
 def test_the_interval_has_the_width_of_the_sampling_variation() -> None:
-    # With one feature, the distance is close to (shift / standard deviation of the reference)^2. Due to the sampling
+    # With one feature, the distance is close to (shift / standard deviation of the reference)^2. Both means and the
+    # standard deviation have sampling errors, so the variance of the distance is (2 shift)^2 2 / n + (2 shift^2)^2 / (2
+    # n).
     # errors of both means and of this deviation, its variance is (2 shift)^2 2 / n + (2 shift^2)^2 / (2 n).
     draw, count, shift = np.random.default_rng(0), 400, 3.0
     found = []
@@ -86,7 +88,7 @@ def test_few_videos_have_a_distance_without_an_interval() -> None:
 
 def test_flicker_is_the_mean_change_between_frames() -> None:
     frames = np.zeros((3, 4, 4, 3), dtype=np.uint8)
-    frames[1] = 255  # changes by 1 and back
+    frames[1] = 255  # the frames change by 1 and back
     assert quality.flicker(frames) == 1.0
     frames[2] = 255
     assert quality.flicker(frames) == 0.5

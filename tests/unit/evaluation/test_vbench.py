@@ -1,4 +1,4 @@
-"""The protocol between this process and VBench's interpreter, tested with stand-ins for the packages."""
+"""This process and VBench's interpreter exchange scores and errors correctly; stand-ins replace the packages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from causvid.evaluation.vbench import EvaluateConfig
 
 ROWS = [{"path": "a.mp4", "caption": "one"}, {"path": "b.mp4", "caption": "two"}]
 AMT = "amt_model/amt-s.pth"
-# The parts of torch and vbench that the runner uses.
+# These stand-ins define the parts of torch and vbench that the runner uses.
 STAND_IN = {
     "torch/__init__.py": """
 grad = True
@@ -63,7 +63,7 @@ def compute_temporal_flickering(info, device, cache):
 
 @pytest.fixture
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Folder of a package vbench that shadows the real one. Tests add modules for its dimensions."""
+    """Return the folder of a package vbench that shadows the real package. Tests add modules for the dimensions."""
     folder = tmp_path / "packages"
     for name, text in STAND_IN.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -173,7 +173,7 @@ def test_a_failed_dimension_is_skipped_with_a_reason(
         HEAD + f"def compute_motion_smoothness(info, device, cache):\n    {body}\n"
     )
     found = scored(tmp_path, config(weights, "motion_smoothness", "temporal_flickering"))
-    assert found["scores"] == {"temporal_flickering": 0.25}  # the next dimension is still scored
+    assert found["scores"] == {"temporal_flickering": 0.25}  # the next dimension still has a score
     assert reason in found["skipped"]["motion_smoothness"]
     assert "\n" not in found["skipped"]["motion_smoothness"]
 
@@ -267,7 +267,7 @@ def endless(folder: Path) -> str:
 
 
 def has_ended(pid: int) -> bool:
-    """Return whether the process has ended, or is a zombie."""
+    """Return whether the process ``pid`` has ended, or is a zombie."""
     for _ in range(100):
         try:
             if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
@@ -280,7 +280,7 @@ def has_ended(pid: int) -> bool:
 
 
 def test_the_runner_imports_only_the_standard_library() -> None:
-    """The runner imports torch and VBench inside functions, so that this interpreter can import it, too."""
+    """The runner imports torch and VBench inside functions, so that this interpreter can import the runner, too."""
     names = set()
     for node in ast.walk(ast.parse(vbench.RUNNER.read_text())):
         if isinstance(node, ast.Import):

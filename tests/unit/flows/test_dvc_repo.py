@@ -1,4 +1,4 @@
-"""The plan of a flow, as read from DVC, and the repair of DVC's lock files."""
+"""A flow reads its plan from DVC, and repairs DVC's lock files."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_the_plan_of_the_second_pipeline_includes_its_upstream_stages_in_the_fir
     assert [stage.name for stage in plan.stages] == tiny_pipeline.SECOND_STAGES
     row = plan.stages[-1]
     assert row.upstream == ("ablation/dvc.yaml:params@y", "download")
-    assert row.metrics == (root / "rows" / "y.json",)  # relative to wdir, not to the folder of dvc.yaml
+    assert row.metrics == (root / "rows" / "y.json",)  # the path is relative to wdir, not to the folder of dvc.yaml
     assert (plan.changed, plan.profile) == (True, "tiny")
     subprocess.run([tiny_pipeline.DVC, "repro", "--quiet", "ablation/dvc.yaml"], cwd=root, check=True)
     assert not read_plan(root, ["ablation/dvc.yaml"]).changed
@@ -134,7 +134,7 @@ def test_the_plan_has_the_status_of_the_stages_and_the_commit(tmp_path: Path) ->
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with valid lock files of DVC."""
+    """Return a folder with valid lock files of DVC."""
     root = tmp_path_factory.mktemp("bare")
     (root / "ablation").mkdir()
     write_locks(root)
@@ -157,7 +157,7 @@ def test_repair_does_not_change_valid_files(bare: Path) -> None:
 
 
 def test_repair_releases_the_locks_of_zombies_and_of_reused_pids(bare: Path) -> None:
-    """DVC regards a zombie as a running process, and PID 1 of many containers reaps no zombies."""
+    """DVC regards a zombie as a running process, and in many containers the process with PID 1 reaps no zombies."""
     zombie, alive = subprocess.Popen(["true"]), subprocess.Popen(["sleep", "60"])
     gone = subprocess.Popen(["true"])
     gone.wait()
@@ -228,7 +228,7 @@ def test_a_project_without_git_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_stage_that_dvc_always_regards_as_changed_is_run_before_the_status_is_read(tmp_path: Path) -> None:
-    """The stage and its downstream stages are settled if its outs have not changed."""
+    """An ``always_changed`` stage and its downstream stages are settled if the outs of this stage have not changed."""
     root = tiny_pipeline.make(tmp_path / "project")
     text = (root / "dvc.yaml").read_text()
     head = "stages:\n  look:\n    cmd: cat source > seen.txt\n    always_changed: true\n    outs: [seen.txt]\n"

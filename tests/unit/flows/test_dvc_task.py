@@ -1,4 +1,4 @@
-"""The task of a DVC stage: outcome, output, timeout, cancellation, and the lock of the GPUs."""
+"""The task of a DVC stage reports outcome and output, obeys timeout and cancellation, and locks the GPUs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from flows.dvc_repo import Stage, read_plan, repair
 from flows.dvc_task import Record, StageFailed, StageTimedOut, classify, command, push, run_dvc
 from tests.unit.flows import tiny_pipeline
 
-# A stage that ignores interrupts, and writes its pid and the pid of its child to a file.
+# This stage ignores interrupts, and writes its pid and the pid of its child to a file.
 STUBBORN = "trap '' INT TERM; sleep 600 & echo $$ $! > ../pids; wait; sleep 600"
 
 
@@ -33,7 +33,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def downloaded(root: Path) -> Path:
-    """A project in which ``train`` can run, because the outs of ``download`` exist."""
+    """Return a project in which ``train`` can run, because the outs of ``download`` exist."""
     (root / "clips.txt").write_text("3\n")
     return root
 
@@ -56,7 +56,7 @@ def alive(pid: int) -> bool:
 
 
 def assert_dead(pids: list[int]) -> None:
-    """Wait until the killed processes have ended."""
+    """Wait until all killed processes have ended."""
     deadline = time.monotonic() + 5
     while running := [pid for pid in pids if alive(pid)]:
         assert time.monotonic() < deadline, f"{running} still run"
@@ -164,7 +164,7 @@ def test_the_error_of_a_failed_stage_has_the_last_lines(downloaded: Path) -> Non
 
 
 def test_the_error_of_a_failed_stage_mentions_a_full_disk(downloaded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """DVC may report a full disk as "No possible cache link types"."""
+    """If a disk is full, DVC may report "No possible cache link types"."""
     tiny_pipeline.change(downloaded, "train", cmd="exit 3")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Mock(free=4095))
     with pytest.raises(StageFailed) as caught:
@@ -243,7 +243,7 @@ def test_dvc_is_killed_with_the_flow(downloaded: Path) -> None:
     flow.send_signal(signal.SIGKILL)
     flow.wait()
     assert_dead([dvc])
-    os.killpg(group, signal.SIGKILL)  # sleep survives dvc
+    os.killpg(group, signal.SIGKILL)  # the process of sleep survives dvc
 
 
 HOLDER = """
@@ -278,7 +278,7 @@ def test_gpu_stages_run_one_at_a_time_and_a_killed_flow_releases_the_lock(
         lines.append(line)
         stop.set()
 
-    with dvc_task.turn(stage(root, "download"), log=log, stop=stop):  # needs no GPU
+    with dvc_task.turn(stage(root, "download"), log=log, stop=stop):  # the stage download needs no GPU
         assert lines == []
     with pytest.raises(CancelledError), dvc_task.turn(stage(root, "train@b"), log=log, stop=stop):
         pass

@@ -1,4 +1,4 @@
-"""The progress bar of a stage on Prefect's page."""
+"""Log lines of a stage move its progress bar on Prefect's page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flows.progress import LINE, ProgressBar
 
 @pytest.fixture
 def moves(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The positions of the bar in percent, in the order of the updates."""
+    """Return the list of positions of the bar in percent, in the order of the updates."""
     seen: list[float] = []
 
     def create(percent: float, **_: Any) -> UUID:
@@ -41,7 +41,7 @@ def test_the_bar_is_updated_at_intervals_and_ends_at_100_percent(
     bar = ProgressBar("evaluate@dmd")
     assert bar.key == "progress-evaluate-dmd"
     bar("frames: 10/40, 7 s left")
-    bar("frames: 12/40, 7 s left")  # too soon
+    bar("frames: 12/40, 7 s left")  # this line comes before the end of the update interval
     monkeypatch.setattr(progress, "EVERY", 0.0)
     bar("frames: 30/40, 2 s left")
     bar("more: 50/40, 0 s left")

@@ -1,4 +1,4 @@
-"""Images of the report in Prefect's artifacts."""
+"""Images of the report are embedded in Prefect's artifacts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``make ui``: the password, the processes of the servers, errors at their start, and the deployments."""
+"""``make ui`` creates the password, starts and stops the servers, reports errors, and creates the deployments."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_server_that_ends_at_once_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_process_and_its_child_end_with_the_block(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Both processes ignore SIGTERM."""
+    """The stop kills a server and its child process, which both ignore SIGTERM."""
     code = (
         "import signal, subprocess, sys, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "child = subprocess.Popen([sys.executable, '-c', 'import signal, time; "

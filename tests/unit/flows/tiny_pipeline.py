@@ -1,4 +1,4 @@
-"""A DVC pipeline of four stages that finish at once: download, two trained models, report."""
+"""Create a DVC pipeline of four stages that end immediately: download, two trained models, report."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ train: {cmd: 'true'}
 
 
 def make(root: Path) -> Path:
-    """Create the repository ``root``, in which no stage has been run."""
+    """Create the git repository ``root`` with a DVC pipeline in which no stage has been run."""
     (root / ".dvc").mkdir(parents=True)
-    # These are the files of 'dvc init', which takes a second.
+    # The test writes the files of 'dvc init' itself, because the command takes a second.
     (root / ".dvc" / "config").touch()
     (root / ".dvc" / ".gitignore").write_text("/config.local\n/tmp\n/cache\n")
     (root / ".dvcignore").write_text(".prefect\nmlruns\n")
@@ -51,7 +51,7 @@ def make(root: Path) -> Path:
     return root
 
 
-# A second pipeline, whose first stage writes the params file of the second stage. Paths are relative to the root.
+# The first stage of this second pipeline writes the params file of its second stage. Paths are relative to the root.
 SECOND = """\
 stages:
   params:
@@ -72,7 +72,7 @@ SECOND_STAGES = ["download", *(f"ablation/dvc.yaml:{name}@{row}" for name in ("p
 
 
 def add_second(root: Path) -> None:
-    """Add the second pipeline to the repository."""
+    """Add the second pipeline to the repository ``root``."""
     for folder in ("ablation", "rows"):
         (root / folder).mkdir()
     (root / "ablation" / "dvc.yaml").write_text(SECOND)
@@ -81,7 +81,7 @@ def add_second(root: Path) -> None:
 
 
 def change(root: Path, section: str, **values: object) -> None:
-    """Change entries of a section of params.yaml."""
+    """Change entries in a section of params.yaml."""
     yaml = YAML()
     params = yaml.load(root / "params.yaml")
     params[section].update(values)
@@ -89,7 +89,7 @@ def change(root: Path, section: str, **values: object) -> None:
 
 
 def commit(root: Path) -> None:
-    """Commit all files."""
+    """Commit all files to git."""
     subprocess.run(["git", "-C", str(root), "add", "-A"], check=True)
     author = ["-c", "user.name=tester", "-c", "user.email=tester@example.org"]
     subprocess.run(["git", "-C", str(root), *author, "commit", "--quiet", "-m", "tiny"], check=True)

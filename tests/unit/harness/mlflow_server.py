@@ -23,7 +23,7 @@ def free_port() -> int:
 
 
 def start(uri: str, port: int, *options: str) -> subprocess.Popen[bytes]:
-    """Start a server of the store ``uri`` in a new process group. It answers after some seconds."""
+    """Start a server of the store ``uri`` in a new process group. The server answers after some seconds."""
     command = [str(Path(sys.executable).with_name("mlflow")), "server", "--port", str(port), "--workers", "1"]
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     environment.pop("MLFLOW_TRACKING_URI", None)

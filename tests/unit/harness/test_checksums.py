@@ -1,4 +1,4 @@
-"""Checksums of files and folders depend on content only, and follow links."""
+"""Checksums of files and folders depend on content only, and links are followed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OLD, NEW = b"o" * REMEMBERED_FROM, b"n" * REMEMBERED_FROM
 
 @pytest.fixture
 def take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checksums:
-    """Return checksums that remember every file at once, also one that has just changed."""
+    """Return checksums that remember every file immediately, even a file that has just changed."""
     monkeypatch.setattr(checksums, "SETTLED", -1.0)
     return Checksums(tmp_path / "memory" / "checksums.db")
 
@@ -74,7 +74,7 @@ def test_an_unchanged_large_file_is_read_once(tmp_path: Path, take: Checksums, m
 
 
 def test_a_file_that_has_just_changed_is_not_remembered(tmp_path: Path) -> None:
-    """The next change of the file may leave its times the same."""
+    """A later change of the file may keep the same times, so the checksum of a recent file is not remembered."""
     (tmp_path / "weights").write_bytes(OLD)
     Checksums(tmp_path / "memory").of(tmp_path / "weights")
     assert not (tmp_path / "memory").exists()
@@ -129,7 +129,7 @@ def test_a_link_has_the_checksum_of_its_target(tmp_path: Path, take: Checksums) 
     assert take.of(tmp_path / "file") == take.of(elsewhere / "a")
     holder = tmp_path / "holder"
     holder.mkdir()
-    (holder / "sub").symlink_to(elsewhere)  # DVC does not follow it
+    (holder / "sub").symlink_to(elsewhere)  # DVC does not follow a link inside a folder
     before = take.of(holder)
     (elsewhere / "a").write_text("2")
     assert take.of(holder) != before

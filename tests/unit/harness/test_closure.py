@@ -1,4 +1,4 @@
-"""The import closure of a stage: the files whose edit reruns it."""
+"""The import closure of a stage contains the files whose edit reruns the stage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from causvid.harness.closure import import_closure
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """Return a repository with one stage that reaches three modules, one only inside a function, and a neutral one."""
+    """Return a repository with one stage, three imported modules (one imported in a function), and a neutral module."""
     files = {
         "stages/__init__.py": "",
         "stages/toy.py": "import torch\nfrom causvid.models.net import Net\nimport causvid.harness.tracking\n",

@@ -1,4 +1,4 @@
-"""Variables that are set before libraries are imported: no proxy for loopback, short spins, no usage data."""
+"""Variables are set before libraries are imported: no proxy for loopback, short spins of threads, no usage data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from causvid.harness.environment import SPINS, prepare
 from causvid.params import ROOT
 
 PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
-DEAD = "http://127.0.0.1:9"  # no process listens there
+DEAD = "http://127.0.0.1:9"  # no process listens on this port
 
 
 @pytest.fixture

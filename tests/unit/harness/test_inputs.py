@@ -1,4 +1,4 @@
-"""Paths in params.yaml: each is listed, counts by its content, and is refused by name if it is invalid."""
+"""Each path in params.yaml is listed, compared by its content, and refused by name if the path is invalid."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def values() -> dict[str, Any]:
 
 
 def some(*names: str) -> dict[str, PathRule]:
-    """Return the rules of these paths."""
+    """Return the rules of the paths ``names``."""
     return {name: PATHS[name] for name in names}
 
 
@@ -56,7 +56,7 @@ def test_the_list_of_paths_is_complete() -> None:
 
 @pytest.mark.parametrize("name", [name for name, rule in PATHS.items() if not rule.counted_by])
 def test_every_stage_that_reads_a_path_depends_on_its_checksum(name: str) -> None:
-    """The params of a stage in dvc.yaml name the sections that it reads."""
+    """The params of a stage in dvc.yaml name the sections that the stage reads."""
     for stage, stanza in PIPELINE.items():
         body = stanza.get("do", stanza)
         keys = [key for key in body.get("params", []) if isinstance(key, str)]

@@ -1,4 +1,4 @@
-"""Stages continue if MLflow's store is absent, locked, full or of another version; no record is lost or duplicated."""
+"""A stage continues if MLflow's store is absent, locked, full or of another version, and no record is lost."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from causvid.harness.mlflow_store import client
 from causvid.harness.tracking import Made, Tracker, child_run, end_parent, start_parent
 from tests.unit.harness.mlflow_server import free_port, kill, start, wait_for
 
-# MLflow's own queries, which SQLAlchemy 2.1 warns about.
+# MLflow sends queries about which SQLAlchemy 2.1 warns.
 pytestmark = pytest.mark.filterwarnings("ignore:The .*noload.* loader strategy is deprecated")
 
 MADE = Made(key="k", inputs={"data/x": "0" * 32}, upstream={})
@@ -36,7 +36,7 @@ STEPS = 4
 
 @pytest.fixture
 def project(tmp_path: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Return the root of a project in which no dvc process runs the stages, and MLflow does not retry."""
+    """Return the root of a project in which the stages run without dvc, and MLflow does not retry."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tracking, "_repro_parent", lambda *_: None)
     for name, value in sender.QUIET.items():
@@ -72,7 +72,7 @@ def curve(uri: str, tracker: Tracker, name: str = "loss") -> list[tuple[int, flo
 
 
 def assert_complete(uri: str, tracker: Tracker) -> None:
-    """Assert that MLflow has each record of ``stage`` once."""
+    """Assert that MLflow has each record of ``stage`` exactly once."""
     api, run = client(uri), run_of(uri, tracker)
     assert (run.info.status, run.data.params["seed"]) == ("FINISHED", "0")
     assert curve(uri, tracker) == [(step, 1 / (step + 1)) for step in range(STEPS)]
@@ -102,7 +102,7 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def content(path: Path, other: bytes) -> Iterator[None]:
-    """Replace the content of a file in the context."""
+    """Replace the content of the file ``path`` inside the context."""
     original = path.read_bytes()
     path.write_bytes(other)
     os.utime(path, (0, 0))
@@ -203,7 +203,7 @@ def test_a_stage_continues_without_a_store_and_the_next_one_sends_its_records(
 def test_a_fault_in_the_middle_of_a_curve_loses_and_duplicates_no_row(
     name: str, project: Path, store: tuple[Path, str]
 ) -> None:
-    """Rows that were sent before the fault are not sent again; the rest follows."""
+    """Rows that were sent before the fault are not sent again. The remaining rows are sent later."""
     path, uri = store
     more = {f"grad_norm/layer {layer}": 0.5 for layer in range(100)}
     with child_run("train_dmd", "smoke", project, {}, MADE, project / ".work/train_dmd/k") as tracker:
@@ -260,7 +260,7 @@ def test_an_absent_artifact_store_delays_no_metric(
 def test_parent_runs_that_began_without_a_store_are_sent_later(
     project: Path, store: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A flow with two stages, of which the first fails, while the store is absent."""
+    """The store is absent during a flow with two stages, the first of which fails."""
     path, uri = store
     with absent(path):
         flow = start_parent("distill", "smoke", project, {})
@@ -284,7 +284,7 @@ def test_parent_runs_that_began_without_a_store_are_sent_later(
 
 
 def test_a_rank_in_another_process_writes_to_the_same_run(project: Path, store: tuple[Path, str]) -> None:
-    """Rows of both processes are sent in the order of their times, also if all of them are sent at the end."""
+    """MLflow receives the rows of both processes in the order of their times, also if all rows are sent at the end."""
     work = project / ".work/train_dmd/k"
     with absent(store[0]), child_run("train_dmd", "smoke", project, {}, MADE, work) as tracker:
         code = (
@@ -337,7 +337,7 @@ def test_a_full_disk_of_the_work_folder_stops_the_stage(
         stage(project)
 
 
-# Tests with the stage and the sender in separate processes, as in a real run.
+# The following tests run the stage and the sender in separate processes, as in a real run.
 
 TRAINING = """\
 import sys, time
@@ -356,7 +356,7 @@ with child_run("train_dmd", "smoke", root, {}, Made(key="k", inputs={}, upstream
 
 @pytest.fixture
 def beside(project: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int, float], subprocess.Popen[str]]:
-    """Return a function that starts a training in a separate process, with its own sender process."""
+    """Return a function that starts a training in a separate process. The training has its own sender process."""
     monkeypatch.setenv("PYTHONPATH", str(Path(tracking.__file__).parents[2]))
     (project / "training.py").write_text(TRAINING)
 
@@ -392,7 +392,7 @@ def test_a_store_that_is_locked_for_a_while_gets_the_complete_curve(beside: Begi
 def test_a_server_that_is_absent_then_killed_and_restarted_gets_the_complete_curve(
     beside: Begin, store: tuple[Path, str], project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The curve becomes complete while the training runs, without a further command."""
+    """The curve in MLflow becomes complete while the training runs, without another command."""
     port = free_port()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     process = beside(10_000, 0.05)
@@ -436,7 +436,7 @@ def _rows(uri: str, tracker: Tracker) -> int:
 def test_killed_processes_lose_no_record_that_the_stage_wrote(
     who: str, beside: Begin, store: tuple[Path, str], project: Path
 ) -> None:
-    """The stage continues its run when it is started again."""
+    """When the stage is started again, the stage continues its MLflow run."""
     process = beside(10_000, 0.05)
     tracker = begun(process)
     while _rows(store[1], tracker) < 3:
@@ -472,7 +472,7 @@ def test_a_sender_that_cannot_start_prints_one_line(
 def test_a_stage_waits_only_for_a_limited_time_for_its_sender(
     project: Path, store: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A sender that hangs is killed after a limit."""
+    """A stage kills its sender after a time limit if the sender hangs."""
     hangs = project / "hangs.sh"
     hangs.write_text("#!/bin/sh\nexec sleep 600\n")
     hangs.chmod(0o755)

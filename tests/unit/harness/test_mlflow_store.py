@@ -1,4 +1,4 @@
-"""MLflow's store: its URI in any folder, its creation by several processes at once, and schemas of other versions."""
+"""MLflow's store has a valid URI in any folder, can be created by several processes at once, and checks its schema."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from causvid.harness.mlflow_store import StoreError, client, own_uri, tracking_u
 from flows import servers
 from tests.unit.harness.mlflow_server import free_port, kill, serving, start, wait_for
 
-# MLflow's own queries, which SQLAlchemy 2.1 warns about.
+# MLflow sends queries about which SQLAlchemy 2.1 warns.
 pytestmark = pytest.mark.filterwarnings("ignore:The .*noload.* loader strategy is deprecated")
 
-# A stage with all records that MLflow receives, for the folder in which it runs.
+# This stage sends every kind of record to MLflow, and uses the folder in which the stage runs.
 STAGE = """\
 import sys
 from pathlib import Path
@@ -34,7 +34,7 @@ with child_run(name, "smoke", root, {"seed": 0}, Made(key="k", inputs={}, upstre
     it.log_metrics({"loss": 0.5}, 1)
     it.log_artifact(root / "picture.txt", "samples")
 """
-# Folder names with characters that have a meaning in URIs, ini files or shells.
+# These folder names contain characters that have a meaning in URIs, ini files or shells.
 NAMES = [
     "feature%2Fx",
     "a?b=c&d#e",
@@ -67,7 +67,7 @@ def assert_ended_well(process: subprocess.Popen[str]) -> None:
 
 
 def names(root: Path) -> dict[str, str]:
-    """Return the status of the runs in the store of a project, by their names."""
+    """Return a map of run name to run status for the store of a project."""
     api = client(own_uri(root))
     found = api.search_runs([experiment.experiment_id for experiment in api.search_experiments()])
     assert len(found) == len({run.info.run_name for run in found}), "a run is stored twice"
@@ -90,7 +90,7 @@ def test_the_store_is_in_the_project_for_any_folder_name(name: str, tmp_path: Pa
 
 
 def test_a_new_store_and_a_server_work_in_a_folder_of_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """MLflow creates the tables through an ini file, where % has a meaning; its server passes the URI on."""
+    """MLflow creates the tables through an ini file, in which % has a meaning. MLflow's server passes the URI on."""
     root = tmp_path / "b%41c ?#&'\"ü" / "c%%d"
     root.mkdir(parents=True)
     monkeypatch.chdir(root)
@@ -124,7 +124,7 @@ def test_the_default_uri_is_absolute_and_the_user_can_replace_it(
 def test_two_processes_can_create_a_store_at_the_same_time(
     beside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The pairs are two stages, or a stage and a flow that ends, ``make ui``, or MLflow's server."""
+    """The two processes are two stages, or a stage and a flow that ends, ``make ui``, or MLflow's server."""
     monkeypatch.chdir(tmp_path)
     expected = {"download": "FINISHED"}
     with _beside(beside, tmp_path) as other:
@@ -141,7 +141,7 @@ def test_two_processes_can_create_a_store_at_the_same_time(
 
 @contextmanager
 def _beside(kind: str, root: Path) -> Iterator[subprocess.Popen[str] | None]:
-    if kind == "server":  # the server must start successfully too
+    if kind == "server":  # the server must start successfully, too
         port = free_port()
         server = start(own_uri(root), port)
         try:
@@ -164,7 +164,7 @@ def _beside(kind: str, root: Path) -> Iterator[subprocess.Popen[str] | None]:
 
 
 def test_a_process_waits_for_tables_that_another_one_is_creating(tmp_path: Path, migrated_database: Path) -> None:
-    """The file is first empty, as MLflow's server leaves it for a moment, then incomplete, then complete."""
+    """The database file is first empty, as after the start of MLflow's server, then incomplete, then complete."""
     path, complete = tmp_path / "mlflow.db", migrated_database.read_bytes()
     path.touch()
     contents = [with_schema(tmp_path / "part", migrated_database, "451aebb31d03", drop="logged_models"), complete]
@@ -191,13 +191,13 @@ def test_an_old_empty_file_becomes_a_store(tmp_path: Path) -> None:
 
 
 def set_old_times(path: Path) -> None:
-    """Set the times of a file as if no process had written to it recently."""
+    """Set the times of a file as if no process had written to the file recently."""
     before = time.time() - 2 * mlflow_store.BEING_MADE
     os.utime(path, (before, before))
 
 
 def with_schema(path: Path, source: Path, version: str, drop: str | None = None) -> bytes:
-    """Write a store of another version of MLflow to ``path``, and return its content."""
+    """Write a store of another version of MLflow to ``path``, and return the content of the file."""
     path.write_bytes(source.read_bytes())
     with closing(sqlite3.connect(path)) as database, database:
         database.execute("update alembic_version set version_num = ?", (version,))
@@ -214,7 +214,7 @@ def with_schema(path: Path, source: Path, version: str, drop: str | None = None)
 def test_a_store_of_another_version_is_refused_and_unchanged(
     version: str, drop: str | None, tmp_path: Path, migrated_database: Path
 ) -> None:
-    """MLflow itself would upgrade an older store that lacks a table, because it seems to be a new store."""
+    """MLflow itself would upgrade an older store without a certain table, because such a store seems to be new."""
     path = tmp_path / "mlflow.db"
     before = with_schema(path, migrated_database, version, drop)
     with pytest.raises(StoreError, match=rf"mlflow.db has schema {version}, .*mlflow db upgrade"):

@@ -1,4 +1,4 @@
-"""Lines that progress bars print in a log."""
+"""Progress bars print lines at intervals if the output is a log."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from causvid.harness.progress import meter, progress
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Replace the clock. The first entry of the list is the number of seconds from one reading to the next."""
+    """Replace the clock. The first entry of the returned list is the number of seconds between two readings."""
     step, now = [3.0], [0.0]
 
     def tick() -> float:

@@ -1,4 +1,4 @@
-"""Reading dvc.lock: checksums of outs, and keys of upstream stages."""
+"""dvc.lock gives the checksums of outs and the keys of upstream stages."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def root(tmp_path: Path) -> Path:
 def test_digests_has_the_checksums_of_outs_by_path(root: Path) -> None:
     found = recorded.digests(recorded.read_lock(root))
     assert (found["data/clips"], found["reports/evaluate/dmd.json"]) == ("b.dir", "g")
-    assert "in.txt" not in found  # no stage writes it
+    assert "in.txt" not in found  # no stage writes this path
 
 
 @pytest.mark.parametrize(
@@ -46,9 +46,9 @@ def test_digests_has_the_checksums_of_outs_by_path(root: Path) -> None:
     [
         ("in.txt", {}),
         ("data/clips", {"clips": "k1"}),
-        ("data/clips_too", {"other": "k2"}),  # the name begins like that of another out
-        ("data/samples/dmd/rollouts", {"clips": "k1"}),  # a folder inside an out; sample@dmd has no key
-        ("reports/evaluate", {"clips": "k1", "evaluate@dmd": "k3"}),  # a folder of outs
+        ("data/clips_too", {"other": "k2"}),  # the name starts with the name of another out
+        ("data/samples/dmd/rollouts", {"clips": "k1"}),  # the path is a folder inside an out; sample@dmd has no key
+        ("reports/evaluate", {"clips": "k1", "evaluate@dmd": "k3"}),  # the path is a folder that contains outs
     ],
 )
 def test_upstream_has_the_keys_of_the_stages_that_lead_to_an_input(

@@ -1,4 +1,4 @@
-"""The context of every stage: its key, its metrics, and one sentence instead of a traceback for a mistake of the user."""
+"""The context of a stage computes its key, publishes its metrics, and reports a mistake of the user in one sentence."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from causvid.harness import mlflow_store, stage
 from causvid.harness.stage import StageRun, stage_run
 from causvid.runtime.shapes import VideoShape
 
-# MLflow's own queries, which SQLAlchemy 2.1 warns about.
+# MLflow sends queries about which SQLAlchemy 2.1 warns.
 pytestmark = pytest.mark.filterwarnings("ignore:The .*noload.* loader strategy is deprecated")
 
 
@@ -88,7 +88,7 @@ def test_an_unchanged_stage_has_the_same_key_and_a_changed_one_another(project: 
     run_stage(body, item="other")
     text = Path("params.yaml").read_text(encoding="utf-8")
     Path("params.yaml").write_text(text.replace("workers: 1", "workers: 2"), encoding="utf-8")
-    run_stage(body)  # the key does not depend on compute
+    run_stage(body)  # the key does not depend on the section compute
     Path("params.yaml").write_text(text.replace("  fps: 8", "  fps: 9"), encoding="utf-8")
     run_stage(body)
     assert keys[0] == keys[1] == keys[3]
@@ -115,7 +115,7 @@ def raising(error: BaseException) -> Callable[[StageRun], None]:
 
 
 def assert_one_sentence(stop: pytest.ExceptionInfo[SystemExit], words: str) -> None:
-    """Assert that the stage ends by ``sys.exit(sentence)``: one sentence, exit code 1, no traceback."""
+    """Assert that the stage ends by ``sys.exit(sentence)`` with one sentence, exit code 1 and no traceback."""
     assert isinstance(stop.value.code, str)
     assert stop.value.code.startswith("toy: ")
     assert words in stop.value.code
@@ -135,7 +135,7 @@ def test_checksums_of_dvc_lock_count_if_dvc_runs_the_stage(
     monkeypatch.setattr(stage, "_die_with_parent", lambda: None)
     without_dvc = key()
     (project / "dvc.lock").write_text(lock.format("aa"))
-    assert key() == without_dvc  # outside of DVC, the content counts
+    assert key() == without_dvc  # without DVC, the content of the input decides
     assert last_run(mlflow_uri).data.tags["upstream"] == "{}"
     monkeypatch.setenv("DVC_STAGE", "toy")
     under_dvc = key()
@@ -159,7 +159,7 @@ def test_a_mistake_of_the_user_is_one_sentence(project: Path, mlflow_uri: str) -
     [
         OSError(errno.ENOSPC, "No space left on device"),
         OSError(errno.EDQUOT, "Disk quota exceeded"),
-        # Errors of the libraries that write most files, observed on a full file system of 1 MB.
+        # These errors of the libraries that write most files were observed on a full file system of 1 MB.
         RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
         type("SafetensorError", (Exception,), {})(
             "Error while serializing: I/O error: No space left on device (os error 28)"

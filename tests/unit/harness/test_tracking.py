@@ -1,4 +1,4 @@
-"""Records that MLflow receives: experiments, parent and child runs, tags."""
+"""MLflow receives the correct experiments, parent and child runs, and tags."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from causvid.harness.mlflow_store import client
 from causvid.harness.sender import send_waiting
 from causvid.harness.tracking import Made, Tracker, child_run, end_parent, git_tags, start_parent
 
-# MLflow's own queries, which SQLAlchemy 2.1 warns about.
+# MLflow sends queries about which SQLAlchemy 2.1 warns.
 pytestmark = pytest.mark.filterwarnings("ignore:The .*noload.* loader strategy is deprecated")
 
 
 class FakeProcess:
-    """Stand-in for a process that is a parent of a stage."""
+    """Replace a process that is a parent of a stage."""
 
     def __init__(self, pid: int, command: list[str]) -> None:
         self.pid, self.command = pid, command
@@ -37,7 +37,7 @@ class FakeProcess:
 
 
 def under(monkeypatch: pytest.MonkeyPatch, *above: FakeProcess) -> None:
-    """Make ``above`` the parent processes of the stages in this test, the nearest first."""
+    """Let ``above`` be the parent processes of the stages in this test, nearest parent first."""
 
     class Here:
         def parents(self) -> list[FakeProcess]:
@@ -71,7 +71,7 @@ def run_of(uri: str, tracker: Tracker) -> Any:
 
 
 def points(uri: str, tracker: Tracker, name: str) -> list[tuple[int, float]]:
-    """Return the history of a metric as pairs of step and value."""
+    """Return the history of a metric as (step, value) pairs."""
     return [(m.step, m.value) for m in client(uri).get_metric_history(run_of(uri, tracker).info.run_id, name)]
 
 
@@ -82,7 +82,8 @@ def test_a_child_records_its_stage_params_and_metrics(
     params = {"seed": 0, "video": {"fps": 8}, "long": "x" * 9000}
     with child_run("sample@dmd", "smoke", tmp_path, params, MADE, tmp_path) as tracker:
         tracker.log_metrics({"loss": 2.0}, 1)
-        pickle.loads(pickle.dumps(tracker)).log_metrics({"loss": 0.5}, 2)  # as a Ray worker does
+        # a Ray worker uses a pickled tracker in this way
+        pickle.loads(pickle.dumps(tracker)).log_metrics({"loss": 0.5}, 2)
     (run,) = runs(mlflow_uri)["sample@dmd"]
     assert (run.data.tags["dvc_stage"], run.data.tags["key"]) == ("sample@dmd", "k3y")
     assert "mlflow.parentRunId" not in run.data.tags  # no parent process is dvc
@@ -241,7 +242,7 @@ def test_an_interrupted_stage_continues_its_run_below_the_new_parent(
 def test_steps_that_are_repeated_after_a_kill_are_one_row_each(
     mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """This also holds for rows that were not sent, and for the last values, which the stage reports as results."""
+    """The check includes rows that were not sent, and the last values, which the stage reports as results."""
     under(monkeypatch)
     interrupted_training(tmp_path)
     with child_run("train_dmd", "smoke", tmp_path, {"a": 1}, MADE, tmp_path) as tracker:
@@ -258,7 +259,7 @@ def test_steps_that_are_repeated_after_a_kill_are_one_row_each(
 def test_a_deleted_run_is_created_again_with_its_complete_curve(
     mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, migrated_database: Path
 ) -> None:
-    """The run was deleted on MLflow's page, or with the whole store."""
+    """A user deleted the run on MLflow's page, or deleted the complete store."""
     under(monkeypatch)
     tracker = interrupted_training(tmp_path)
     if how == "deleted":
@@ -316,7 +317,7 @@ def test_scores_of_an_item_are_linked_to_its_upstream_model(
     for key in ("old", "new"):
         made = Made(key=key, inputs={}, upstream={})
         with child_run("train_dmd", "smoke", tmp_path, {}, made, tmp_path) as tracker:
-            for _ in range(2):  # as if the stage was killed after the first call
+            for _ in range(2):  # the second call simulates a stage that was killed after the first call
                 tracker.log_model("dmd", Path("data/checkpoints/dmd"), key)
     made = Made(key="k", inputs={}, upstream={"train_dmd": "old", "download": "d"})
     for stage in ("evaluate@dmd", "evaluate@clips", "report"):
@@ -359,7 +360,7 @@ def test_a_run_has_a_note_on_its_inputs_and_system_metrics(
 def test_a_record_that_mlflow_refuses_prints_one_line_and_the_others_are_kept(
     mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """MLflow refuses models, as an old server does, and a metric of an invalid name."""
+    """MLflow refuses models, as an old server does, and refuses a metric with an invalid name."""
     from mlflow.exceptions import MlflowException
     from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND
     from mlflow.tracking import MlflowClient

@@ -1,4 +1,4 @@
-"""Keys of stages, locks of work folders, and publication by rename."""
+"""A stage has a key, locks its work folder, and publishes results by rename."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_missing_input_and_an_empty_one_have_different_keys(project: Path) -> 
 
 
 def test_a_known_checksum_replaces_reading_the_content(project: Path) -> None:
-    """Large inputs that DVC has just verified are not read again."""
+    """DVC has just verified large inputs, so these inputs are not read again."""
     known = key_of(project, known={"data/in": "aa"})
     assert known != key_of(project)
     (project / "data/in/a").write_text("other")

@@ -1,4 +1,4 @@
-"""Distributions of the timesteps of training."""
+"""Timesteps of training have the intended distributions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ def test_the_frames_of_a_block_share_a_choice_and_blocks_do_not() -> None:
 
 
 def test_score_timesteps_have_the_released_distribution() -> None:
-    """The released code has shift 8, clamped to [20, 980]: 14 % of the draws are 980, the quartiles 727, 889, 960."""
+    """The original CausVid code has shift 8 and clamps timesteps to [20, 980].
+
+    14 % of the drawn timesteps are 980, and the quartiles are 727, 889 and 960.
+    """
     times = torch.stack([score_timestep(8.0, 20, 980, generator(0, "score", k)) for k in range(4000)])
     assert times.dtype == torch.float64
     assert times.min() >= 20
@@ -48,11 +51,11 @@ def test_a_batch_has_one_timestep_in_every_stratum(shift: float) -> None:
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_every_block_has_one_timestep_in_every_stratum_and_blocks_are_independent(shift: float) -> None:
-    """Diffusion forcing: over a batch, each block covers the schedule; the blocks of a sample are independent."""
+    """In diffusion forcing, each block covers the schedule over a batch. The blocks of a sample are independent."""
     layout, batch = BlockLayout(frames=6, frames_per_block=2), 512
     times = stratified_block_timesteps(layout, batch, shift, [generator(1, "b", k) for k in range(3)])
     assert (times.shape, times.dtype) == ((batch, 6), torch.float64)
-    assert torch.equal(times[:, 0::2], times[:, 1::2])  # a block's frames share its time
+    assert torch.equal(times[:, 0::2], times[:, 1::2])  # all frames of a block share a timestep
     sigma = times[:, ::2] / 1000
     unshifted = sigma / (shift - (shift - 1) * sigma)
     for block in unshifted.T:

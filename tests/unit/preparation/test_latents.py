@@ -1,4 +1,4 @@
-"""Encoding of clips: finished clips are skipped, and the latents do not depend on which clips are finished."""
+"""Encoding skips finished clips, and the latents do not depend on which clips are finished."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ def test_a_killed_extraction_continues_and_gives_the_same_bytes(job: LatentEncod
     whole = contents(job.out)
     resumed = replace(job, out=tmp_path / "resumed")
     resumed.out.mkdir()
-    kept = [path.name for path in shards(job.out)][:4]  # the first group of three, and one of the second
+    # keep all clips of the first group of three, and one clip of the second group
+    kept = [path.name for path in shards(job.out)][:4]
     for name in kept:
         (resumed.out / name).write_bytes(whole[name])
     (resumed.out / f"{shards(job.out)[4].stem}.killed.tmp").write_bytes(b"half a shard")

@@ -1,4 +1,4 @@
-"""ODE pairs have the states of a direct solve, from noise that depends on the number of the pair."""
+"""ODE pairs have the states of a directly solved ODE, and the noise of a pair depends on its number."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from causvid.wan.transformer.wan import load_transformer
 from tests.conftest import ONE_WORKER
 
 HERE = ONE_WORKER
-CONFIG = OdePairConfig(pairs=10, batch_size=4, guidance_scale=3.0)  # two more pairs than captions
+# the number of pairs is the number of captions plus two
+CONFIG = OdePairConfig(pairs=10, batch_size=4, guidance_scale=3.0)
 SIZE = LatentShape(channels=4, frames=4, height=4, width=4)
 
 
@@ -43,7 +44,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @torch.no_grad()
 def test_a_pair_is_a_guided_euler_solve(job: OdePairSolver, world: Path) -> None:
-    """The test solves four steps at sigmas 1, .9, .75, .5, 0 (shift 3), with uncond + 3 (cond - uncond)."""
+    """The reference has sigmas 1, 0.9, 0.75, 0.5, 0 (shift 3) and the guided velocity uncond + 3 (cond - uncond)."""
     assert generate_ode_pairs(job, read_captions(world / "clips"), CONFIG, HERE) == {
         "pairs": 10,
         "rejected": 0,

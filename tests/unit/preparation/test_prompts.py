@@ -60,7 +60,7 @@ def test_captions_evaluation_prompts_and_negative_prompt_are_embedded(world: Pat
     found = store([*captions, *store.evaluation, store.negative])
     assert found.shape == (11, 8, 8)
     assert len({row.numpy().tobytes() for row in found}) == 11
-    assert torch.count_nonzero(found[-1, 1:]) == 0  # the empty prompt is one token
+    assert torch.count_nonzero(found[-1, 1:]) == 0  # the empty prompt has one token
 
 
 def test_the_negative_prompt_can_have_any_script(world: Path, tmp_path: Path) -> None:
@@ -96,12 +96,16 @@ def test_the_saved_encoder_gives_the_same_embeddings(world: Path, tmp_path: Path
     assert torch.equal(encode(world, tmp_path, name="again", init=init)(["a red ball"]), store(["a red ball"]))
     files = [path for name in ("out", "again") for path in (tmp_path / f"{name}_encoder").rglob("*.*")]
     assert len(files) == 8
-    assert [path for path in files if str(tmp_path).encode() in path.read_bytes()] == []  # no absolute path in any file
+    # no file contains an absolute path
+    assert [path for path in files if str(tmp_path).encode() in path.read_bytes()] == []
 
 
 @pytest.mark.parametrize("given", ["text_encoder", "tokenizer"])
 def test_an_encoder_without_tokenizer_and_the_reverse_are_refused(world: Path, tmp_path: Path, given: str) -> None:
-    """An encoder without its tokenizer cannot be used; a tokenizer without its encoder would be ignored silently."""
+    """An encoder without its tokenizer cannot be used.
+
+    A tokenizer without its encoder would be ignored without an error.
+    """
     tokenizer = build_tokenizer(["a red ball"])
     encoder = build_text_encoder(CONFIG, len(tokenizer), seed=7)
     {"text_encoder": encoder, "tokenizer": tokenizer}[given].save_pretrained(tmp_path / "model" / given)
@@ -147,7 +151,7 @@ def test_captions_are_read_from_clips_an_lmdb_or_a_text_file(world: Path, tmp_pa
 
 
 def test_more_captions_are_encoded_but_not_listed(world: Path, tmp_path: Path) -> None:
-    """Training on a second LMDB finds its embeddings, but ODE pairs use only the prompts of ``captions``."""
+    """Training can use the prompts of a second LMDB, but ODE pairs use only the prompts of ``captions``."""
     (tmp_path / "first.txt").write_text("a red ball", encoding="utf-8")
     config = PromptConfig(
         init=SCRATCH, captions=tmp_path / "first.txt", more_captions=world / "lmdb" / "pairs",

@@ -1,4 +1,4 @@
-"""Samples: rows and files agree, and the noise depends on the number of a sample, not on the batch or the model."""
+"""Rows and files of samples agree, and the noise depends on the number of a sample, not on the batch or the model."""
 
 from __future__ import annotations
 
@@ -80,7 +80,10 @@ def test_a_teacher_writes_no_rollouts(world: Path, video: VideoShape, schedule: 
 def test_a_causal_teacher_also_writes_rollouts(
     world: Path, video: VideoShape, schedule: ScheduleConfig, tmp_path: Path
 ) -> None:
-    """The student's weights are sampled in many steps with guidance: the files are the same, the videos are not."""
+    """Sample the weights of a student in many steps with guidance.
+
+    The files have the same names as in few steps, but other videos.
+    """
     pipeline, prompts = pipeline_of(world, "student", schedule), PromptStore(world / "prompts")
     made = {}
     for name, few_steps, scale in (("few", True, 2.0), ("many", False, 2.0), ("unguided", False, 1.0)):
@@ -109,7 +112,7 @@ def test_the_batch_size_does_not_change_a_video(
 def test_repeated_prompts_have_different_noise(
     world: Path, video: VideoShape, schedule: ScheduleConfig, tmp_path: Path
 ) -> None:
-    """The ninth video of eight prompts has the first prompt again, but is a different video."""
+    """The ninth video of eight prompts uses the first prompt again, but is a different video."""
     prompts, config = PromptStore(world / "prompts"), replace(CONFIG, videos=9, rollouts=0)
     pipeline = pipeline_of(world, "student", schedule)
     assert sample(pipeline, prompts, video, config, seed=0, few_steps=True, out=tmp_path / "x") == {"videos": 9}
@@ -135,7 +138,10 @@ def test_reconstructions_measure_the_vae_before_compression(world: Path, video: 
 
 @pytest.mark.skipif(not STATUS.exists(), reason="reads the peak from /proc")
 def test_rollouts_are_written_in_constant_memory(world: Path, schedule: ScheduleConfig, tmp_path: Path) -> None:
-    """Two rollouts of 793 frames of 64x64 need less than half of their bytes more than two of 122 frames."""
+    """Two rollouts of 793 frames need little more memory than two rollouts of 122 frames, for frames of 64 x 64 pixels.
+
+    The additional memory is less than half of the bytes of the additional frames.
+    """
     pipeline_of(world, "student", schedule).save_pretrained(tmp_path / "toy")
     shutil.copytree(world / "prompts", tmp_path / "toy" / "prompts")
     assert growth("sample", tmp_path / "toy", tmp_path / "out") < VIDEO_BYTES / 2
@@ -154,7 +160,7 @@ def test_interrupted_rollouts_write_no_file(
     stop: type[BaseException],
     after: int,
 ) -> None:
-    """No video of the interrupted batch exists, neither complete nor partial."""
+    """The folder contains no video of the interrupted batch, neither a complete file nor a part of a file."""
     whole = CausVidPipeline.rollout
 
     def stopping(self: CausVidPipeline, *args: Any, **kwargs: Any) -> Iterator[torch.Tensor]:
@@ -173,7 +179,10 @@ def test_interrupted_rollouts_write_no_file(
 def test_the_noise_of_a_sample_depends_on_its_number(
     world: Path, video: VideoShape, schedule: ScheduleConfig, tmp_path: Path, seed: int
 ) -> None:
-    """Recorded scores were computed with this noise, which depends on the number, for samples and for rollouts."""
+    """The noise depends on the number of a sample or rollout.
+
+    Recorded scores were computed with this noise.
+    """
     pipeline, prompts = pipeline_of(world, "student", schedule), PromptStore(world / "prompts")
     config = replace(CONFIG, videos=2, batch_size=1)
     sample(pipeline, prompts, video, config, seed=seed, few_steps=True, out=tmp_path / "made")

@@ -1,4 +1,4 @@
-"""A small finished run: metrics, curves and videos in the format of the stages, with invented numbers."""
+"""Create a small finished run: metrics, curves and videos in the format of the stages, with invented numbers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CAPTIONS = {"00000": "a red square moves left", "00001": "costs $5 & <b>more</b>
 
 
 def _evaluation(shift: float) -> dict[str, Any]:
-    """Return the scores of one set of videos, lowered by ``shift``."""
+    """Return the scores of one set of videos. All scores are lowered by ``shift``."""
     judge = {
         "colour": 1 - shift,
         "background": 1.0,
@@ -51,7 +51,7 @@ def _evaluation(shift: float) -> dict[str, Any]:
 
 @pytest.fixture
 def reports(tmp_path: Path) -> Path:
-    """The folder reports/ of a finished run."""
+    """Return the folder reports/ of a finished run."""
     folder = tmp_path / "reports"
     metrics: dict[str, Any] = {
         "download": {"videos": 12, "key": "a"},
@@ -84,7 +84,7 @@ def reports(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def ablated(reports: Path) -> Path:
-    """The folder reports/ of a run with an ablation."""
+    """Return the folder reports/ of a run with an ablation."""
     rows = {row: {"mean": 0.4 + k * 0.034, "se": 0.011} for k, row in enumerate(ROWS)}
     tests = [f"{claim.name}/{measure}" for claim in CLAIMS for measure in claim.measures]
     verdicts = [HOLDS, FAILS, UNRESOLVED]
@@ -120,7 +120,7 @@ def _add_videos(folder: Path, frames: int, brightness: int) -> None:
 
 @pytest.fixture
 def samples(tmp_path: Path) -> Path:
-    """The folder data/samples of a finished run."""
+    """Return the folder data/samples of a finished run."""
     folder = tmp_path / "samples"
     for number, name in enumerate(("reconstruction", "teacher", "ode_init", "dmd")):
         _add_videos(folder / name, 5, 40 * number)
@@ -134,25 +134,25 @@ Collect = Callable[[Path, Path], Content]
 
 @pytest.fixture
 def published() -> Path:
-    """File of the published numbers."""
+    """Return the path of a file with published numbers."""
     return PUBLISHED
 
 
 @pytest.fixture
 def evaluation() -> dict[str, Any]:
-    """Scores of one set of videos."""
+    """Return the scores of one set of videos."""
     return _evaluation(0.0)
 
 
 @pytest.fixture
 def captions() -> dict[str, str]:
-    """Captions of the samples by id."""
+    """Return the captions of the samples by id."""
     return CAPTIONS
 
 
 @pytest.fixture
 def collect() -> Collect:
-    """Return a function from the folders of reports and samples to the content of the report."""
+    """Return a function that maps the folders of reports and samples to the content of the report."""
 
     def from_folders(reports: Path, samples: Path) -> Content:
         return page.collect(reports, samples, PUBLISHED, profile="smoke", video=VIDEO, schedule=SCHEDULE, rows=2)
@@ -162,5 +162,5 @@ def collect() -> Collect:
 
 @pytest.fixture
 def content(collect: Collect, reports: Path, samples: Path) -> Content:
-    """Content of the report of the finished run."""
+    """Return the content of the report of the finished run."""
     return collect(reports, samples)

@@ -1,4 +1,4 @@
-"""Table 4: closed forms of means and errors, verdicts in both directions, and refused files."""
+"""Table 4 has correct means, errors and verdicts, and an inconsistent file is refused."""
 
 from __future__ import annotations
 
@@ -64,13 +64,14 @@ def test_mean_and_standard_error_have_their_textbook_values() -> None:
         ([0.10, 0.12, 0.11], HOLDS),
         ([-0.10, -0.12, -0.11], FAILS),
         ([0.10, -0.12, 0.11], UNRESOLVED),
-        ([0.0, 3.0, 3.0], UNRESOLVED),  # mean 2, se 1: exactly two standard errors are not enough
+        # the mean is 2 and the standard error is 1: a gap of exactly two standard errors is not resolved
+        ([0.0, 3.0, 3.0], UNRESOLVED),
         ([0.1, 3.0, 3.0], HOLDS),
         ([0.2], UNRESOLVED),
         ([0.0, 0.0, 0.0], UNRESOLVED),
         ([0.5, 0.5, 0.5], UNRESOLVED),
         ([0.5, 0.5 + 1e-16, 0.5], UNRESOLVED),
-        ([1e-17, 1.1e-17, 1e-17], UNRESOLVED),  # rounding errors of equal scores
+        ([1e-17, 1.1e-17, 1e-17], UNRESOLVED),  # equal scores differ by rounding errors
     ],
 )
 def test_a_verdict_needs_more_than_two_standard_errors(gaps: list[float], said: str) -> None:
@@ -106,12 +107,12 @@ def test_equal_gaps_of_all_seeds_are_not_resolved(gap: float, count: int, roundi
 
 
 def test_every_claim_can_hold_and_can_fail(write: Write) -> None:
-    """If the rows of a claim are exchanged, its verdict changes, whatever the other rows are."""
+    """If the two rows of a claim are exchanged, the verdict of the claim changes for all values of the other rows."""
     noise = [0.000, 0.002, 0.001]
     for claim in CLAIMS:
         for better, said in ((0.8, HOLDS), (0.4, FAILS)):
             rows = {row: [0.5 + value for value in noise] for row in ROWS}
-            # Not the same noise in both rows, because equal gaps are not resolved.
+            # The two rows have different noise, because equal gaps are not resolved.
             rows |= {claim.higher: [better + value**2 for value in noise], claim.lower: [0.6, 0.601, 0.602]}
             found = ablation.read_evaluations(write(rows), range(3), "rollout")
             claims = ablation.table4(found)["claims"]
@@ -119,7 +120,7 @@ def test_every_claim_can_hold_and_can_fail(write: Write) -> None:
 
 
 def test_as_good_as_the_teacher_allows_the_margin(write: Write) -> None:
-    """A loss of half the margin holds, and twice the margin fails, although both are losses in every seed."""
+    """A loss of half the margin holds and a loss of twice the margin fails, although both occur in every seed."""
     for short, said in ((0.5 * LEVEL, HOLDS), (2 * LEVEL, FAILS)):
         rows = {row: [0.5, 0.501, 0.502] for row in ROWS}
         rows |= {TEACHER: [0.8, 0.801, 0.802], STUDENT: [0.8 * (1 - short), 0.801 * (1 - short), 0.8021 * (1 - short)]}
@@ -128,18 +129,19 @@ def test_as_good_as_the_teacher_allows_the_margin(write: Write) -> None:
 
 
 def test_gaps_are_paired_by_seed(write: Write) -> None:
-    """A row that is slightly better in every seed is better, even if the seeds differ much more."""
+    """A row that is slightly better in every seed is better, even if the scores of different seeds differ much more."""
     rows = {row: [0.1, 0.5, 0.9] for row in ROWS}
     rows[STUDENT] = [0.111, 0.512, 0.913]
     made = ablation.table4(ablation.read_evaluations(write(rows), range(3), "rollout"))
     assert made["claims"]["no_ode_init_is_worse/temporal"] == HOLDS
     assert made["gaps"]["no_ode_init_is_worse/temporal"]["mean"] == pytest.approx(0.012)
     assert made["rows"][STUDENT]["temporal"]["se"] > 0.2
-    assert made["claims"]["many_step_causal_is_worse_than_bidirectional/text"] == UNRESOLVED  # equal scores
+    # equal scores give the verdict "not resolved"
+    assert made["claims"]["many_step_causal_is_worse_than_bidirectional/text"] == UNRESOLVED
 
 
 def test_the_result_file(write: Write) -> None:
-    """The result has seeds, prompts, seven rows of four measures and sixteen claims, and is JSON without NaN."""
+    """The result contains seeds, prompts, seven rows of four measures and sixteen claims, and is JSON without NaN."""
     found = ablation.read_evaluations(write({row: [0.1 * k, 0.2 * k] for k, row in enumerate(ROWS)}), (0, 1), "rollout")
     made = json.loads(json.dumps(ablation.table4(found), allow_nan=False))
     assert (made["seeds"], made["prompts"], made["videos"], list(made["rows"])) == (2, 32, 256, list(ROWS))
@@ -147,7 +149,7 @@ def test_the_result_file(write: Write) -> None:
     assert len(made["claims"]) == 5 * 3 + 1 == len(made["gaps"])
     assert set(made["claims"].values()) <= {HOLDS, FAILS, UNRESOLVED}
     curves = made["curves"]["many_step_causal"]
-    assert curves["blocks"]["velocity"][0] == {"mean": None, "se": None}  # a block of one frame has no step
+    assert curves["blocks"]["velocity"][0] == {"mean": None, "se": None}  # a block of one frame has no velocity
     assert curves["blocks"]["velocity"][1]["mean"] == pytest.approx(0.15)
     assert [point["mean"] for point in curves["windows"]["velocity"]] == pytest.approx(
         [0.15 - k / 100 for k in range(6)]
@@ -162,7 +164,7 @@ def test_one_seed_has_means_but_no_verdict(write: Write) -> None:
 
 
 def test_rows_of_dmd_depend_on_the_inputs(write: Write) -> None:
-    """Only rows without DMD are equal in both tables."""
+    """Only rows without DMD are equal in the tables of both inputs."""
     write({row: [0.5] for row in ROWS}, "rollout")
     folder = write({row: [0.7] for row in ROWS if row not in UNDISTILLED}, "data")
     both = [ablation.table4(ablation.read_evaluations(folder, (0,), inputs))["rows"] for inputs in ("rollout", "data")]

@@ -1,4 +1,4 @@
-"""Figures: every column is drawn, the right frames are shown, and equal data give equal bytes."""
+"""Figures draw every column and show the right frames, and equal data give equal bytes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_every_column_is_read_without_empty_cells(reports: Path) -> None:
 
 
 def test_the_first_column_must_be_step(tmp_path: Path) -> None:
-    """The error of another first column names the file."""
+    """The error for a curve file with another first column names the file."""
     path = tmp_path / "curve.csv"
     for text in ("loss,step\n1,2\n", ""):
         path.write_text(text)
@@ -35,7 +35,7 @@ def test_the_first_column_must_be_step(tmp_path: Path) -> None:
 
 
 def test_curves_are_reproducible(tmp_path: Path) -> None:
-    """The file contains no date, version or random ids, and one panel per column."""
+    """A figure file contains no date, no version and no random ids, and has one panel per column."""
     curves = {"train_dmd": {"critic_loss": ([0.0, 1.0], [2.0, 1.0]), "student_loss": ([0.0], [3.0])}, "train_vae": {}}
     for name in ("a.svg", "b.svg"):
         figures.draw_curves(curves, tmp_path / name)
@@ -48,7 +48,7 @@ def test_curves_are_reproducible(tmp_path: Path) -> None:
 
 
 def test_scores_along_a_video_are_reproducible_and_missing_points_are_omitted(tmp_path: Path) -> None:
-    """There is one panel per title, the first point is not connected, and missing points are not drawn."""
+    """A figure has one panel per title, does not connect the first point, and omits missing points."""
     points = [{"mean": 0.5, "se": 0.1}, {"mean": 0.7, "se": None}, {"mean": 0.8, "se": 0.05}]
     panels = {
         "velocity by block": {"student": points, "other": [{"mean": None, "se": None}, *points[1:]]},
@@ -68,11 +68,14 @@ def test_scores_along_a_video_are_reproducible_and_missing_points_are_omitted(tm
 
 
 def test_a_row_of_tiles_contains_the_first_and_the_last_frame() -> None:
-    """Three of nine frames are the first, the middle and the last, and small frames are enlarged by an integer."""
+    """A sheet shows the first, the middle and the last of nine frames.
+
+    Small frames are enlarged by an integer factor.
+    """
     row = figures.tile(video(9, 16, 32), 3)
     assert row.shape == (48, 3 * 96 + 2 * GAP, 4)
     assert [int(row[0, k * (96 + GAP), 0]) for k in range(3)] == [0, 4, 8]
-    assert set(np.unique(row[:, 96 : 96 + GAP, 3])) == {0}  # gaps are transparent
+    assert set(np.unique(row[:, 96 : 96 + GAP, 3])) == {0}  # gaps between frames are transparent
 
 
 @settings(deadline=None)  # the machine may be busy
@@ -104,14 +107,14 @@ def test_sheets_are_reproducible_and_keep_the_pixels_of_the_video(tmp_path: Path
 
 
 def test_a_sheet_without_videos_is_a_valid_image(tmp_path: Path) -> None:
-    """A run without samples still has a report."""
+    """A run without samples still has a report with figures."""
     figures.draw_sheet([], tmp_path / "none.png", columns=3)
     with Image.open(tmp_path / "none.png") as image:
         assert image.size[0] > 0
 
 
 def test_lines_of_several_runs_share_panels_and_colours(tmp_path: Path) -> None:
-    """There is one panel per title, and a label has the same colour in all panels."""
+    """A figure has one panel per title, and a label has the same colour in all panels."""
     lines = {"a": ([0.0, 1.0], [2.0, 1.0]), "b": ([0.0, 1.0], [3.0, 2.5])}
     panels = {"loss": lines, "gradient": {"b": lines["b"]}}
     for name in ("a.svg", "b.svg"):
@@ -126,8 +129,8 @@ def test_lines_of_several_runs_share_panels_and_colours(tmp_path: Path) -> None:
 
 
 def test_bars_of_several_runs_are_grouped_by_name(tmp_path: Path) -> None:
-    """The place of a missing score is empty."""
+    """The figure has an empty place for a missing score."""
     figures.draw_bars({"a": {"x": 0.5, "y": 0.7}, "b": {"y": 0.9}}, tmp_path / "a.svg")
     text = (tmp_path / "a.svg").read_text()
-    assert text.count(f"fill: {figures.LINES[0]}") == 2 + 1  # two bars and the legend
+    assert text.count(f"fill: {figures.LINES[0]}") == 2 + 1  # two bars and one legend entry
     assert text.count(f"fill: {figures.LINES[1]}") == 1 + 1

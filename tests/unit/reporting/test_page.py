@@ -1,4 +1,4 @@
-"""The report: a self-contained page with videos, tables and figures, which also names what is missing."""
+"""The report is a self-contained page with videos, tables and figures, and names everything that is missing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Collect = Callable[[Path, Path], Content]
 
 
 class Reader(HTMLParser):
-    """Collects the videos and all addresses that a browser would load."""
+    """Collect the videos and all addresses that a browser would load."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Reader(HTMLParser):
 
 
 def read(content: Content, folder: Path) -> Reader:
-    """Parse the page of ``content``."""
+    """Parse the page that ``content`` describes."""
     page.draw(content, folder)
     reader = Reader()
     reader.feed(page.html(content, folder))
@@ -46,7 +46,7 @@ def read(content: Content, folder: Path) -> Reader:
 
 
 def test_the_page_is_self_contained(content: Content, tmp_path: Path) -> None:
-    """All addresses are data URIs, and the style sheet loads nothing."""
+    """All addresses on the page are data URIs, and the style sheet loads no file."""
     reader = read(content, tmp_path / "figures")
     assert reader.loaded
     assert all(address.startswith("data:") for address in reader.loaded)
@@ -57,7 +57,10 @@ def test_the_page_is_self_contained(content: Content, tmp_path: Path) -> None:
 def test_the_videos_are_the_samples_and_play_automatically(
     content: Content, samples: Path, captions: dict[str, str], tmp_path: Path
 ) -> None:
-    """The page has two prompts of three models, then rollouts and reconstructions, with the bytes of the files."""
+    """The page shows two prompts of three models, then rollouts and reconstructions.
+
+    The videos on the page have the bytes of the files.
+    """
     reader = read(content, tmp_path / "figures")
     assert len(reader.videos) == content.videos_shown == 2 * 3 + 2 * 2 + 2
     assert all({"autoplay", "muted", "loop", "playsinline"} <= set(video) for video in reader.videos)
@@ -68,7 +71,7 @@ def test_the_videos_are_the_samples_and_play_automatically(
 
 
 def test_a_small_video_is_enlarged_by_a_whole_factor(content: Content, tmp_path: Path) -> None:
-    """Videos of 32 pixels are shown with 160 pixels and without interpolation."""
+    """Videos of 32 x 32 pixels are shown with 160 x 160 pixels and without interpolation."""
     reader = read(content, tmp_path / "figures")
     assert {video["width"] for video in reader.videos} == {"160"}
     assert "image-rendering: pixelated" in page.html(content, tmp_path / "figures")
@@ -97,7 +100,7 @@ def test_where_the_student_is_behind_is_said_in_words(content: Content, collect:
 
 
 def test_the_report_is_reproducible(content: Content, tmp_path: Path) -> None:
-    """Page, Markdown and figures of the same run have equal bytes."""
+    """Page, Markdown and figures of the same run have equal bytes when they are written again."""
     made = []
     for name in ("a", "b"):
         names = page.draw(content, tmp_path / name)
@@ -121,7 +124,10 @@ def test_an_empty_run_says_not_measured(collect: Collect, tmp_path: Path) -> Non
 def test_table_4_and_figure_4_are_shown_if_the_ablation_was_run(
     collect: Collect, ablated: Path, samples: Path, tmp_path: Path
 ) -> None:
-    """Page and Markdown have rows, claims and curves, and a second table if the other inputs were run, too."""
+    """Page and Markdown show rows, claims and curves of the ablation.
+
+    A second table appears if the students were also trained on the other inputs.
+    """
     content = collect(ablated, samples)
     names = page.draw(content, tmp_path / "figures")
     assert "figure4.svg" in names
@@ -145,7 +151,7 @@ def test_table_4_and_figure_4_are_shown_if_the_ablation_was_run(
 def test_the_place_of_a_model_without_samples_is_empty(
     collect: Collect, reports: Path, samples: Path, tmp_path: Path
 ) -> None:
-    """The videos of the other models are still shown."""
+    """If one model has no samples, the page still shows the videos of the other models."""
     shutil.rmtree(samples / "ode_init")
     content = collect(reports, samples)
     assert [path is None for path in content.samples[0].videos.values()] == [False, True, False]
@@ -153,14 +159,14 @@ def test_the_place_of_a_model_without_samples_is_empty(
 
 
 def test_only_prompts_with_videos_of_every_model_are_shown(collect: Collect, reports: Path, samples: Path) -> None:
-    """A missing video of one model does not shift the rows of the others."""
+    """A missing video of one model does not shift the rows of the other models."""
     rows = manifest.read_manifest(samples / "teacher")
     manifest.write_rows(samples / "teacher" / manifest.NAME, rows[1:])
     assert [show.id for show in collect(reports, samples).samples] == ["00001", "00002"]
 
 
 def test_markdown_has_figures_tables_and_sources(content: Content, tmp_path: Path) -> None:
-    """Figures have relative paths, and sources have their addresses."""
+    """Markdown refers to figures by relative paths, and to sources by addresses."""
     text = page.markdown(content, "figures", page.draw(content, tmp_path / "figures"))
     for words in (
         "](figures/samples.png)",
@@ -178,7 +184,7 @@ def test_markdown_has_figures_tables_and_sources(content: Content, tmp_path: Pat
 def test_figures_are_written_without_rollouts(
     collect: Collect, reports: Path, samples: Path, tmp_path: Path, name: str
 ) -> None:
-    """A run without students has no rollouts and no sheet of rollouts."""
+    """A run without students has no rollouts, and the report has no sheet of rollouts."""
     for student in ("ode_init", "dmd"):
         shutil.rmtree(samples / student / "rollouts")
     names = page.draw(collect(reports, samples), tmp_path / "figures")

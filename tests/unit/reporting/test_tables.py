@@ -17,12 +17,12 @@ from causvid.reporting.tables import NOT_MEASURED, Table
 
 
 def cells(table: Table, row: str) -> dict[str, str]:
-    """Return the cells of the first row whose first cell is ``row``, by column."""
+    """Return a map of column to cell for the first row whose first cell is ``row``."""
     return dict(zip(table.head, next(found for found in table.rows if found[0] == row), strict=True))
 
 
 def test_quality_rows_have_the_numbers_of_their_evaluations(reports: Path) -> None:
-    """The five sets are in order, each number is in its column, and null is shown as not measured."""
+    """The five sets of videos are in order, each number is in its column, and null appears as "not measured"."""
     table = tables.quality(tables.read_results(reports))
     assert [row[0] for row in table.rows] == [*tables.SETS.values(), "floor: real clips, frozen"]
     floor = cells(table, "floor: real clips, frozen")
@@ -44,7 +44,7 @@ def test_quality_rows_have_the_numbers_of_their_evaluations(reports: Path) -> No
 
 
 def test_missing_results_are_shown_as_not_measured(published: Path) -> None:
-    """Without results, all cells of measured numbers are "not measured" or "not run"."""
+    """Without results, every cell for a measured number is "not measured" or "not run"."""
     theirs = read_published(published)
     quality, speed = tables.quality({}), tables.latency({}, theirs)
     assert {cell for row in quality.rows for cell in row[1:]} == {NOT_MEASURED}
@@ -57,7 +57,7 @@ def test_missing_results_are_shown_as_not_measured(published: Path) -> None:
 
 
 def test_without_a_judge_the_other_scores_are_shown(evaluation: dict[str, Any]) -> None:
-    """``judge: null``, for captions outside the toy world, affects the columns of the judge only."""
+    """A null ``judge``, which captions outside the toy world cause, affects only the columns of the judge."""
     table = tables.quality({"evaluate/dmd": {**evaluation, "judge": None}})
     dmd = cells(table, "student, DMD")
     assert (dmd["colour"], dmd["Fréchet distance"], dmd["n"]) == (NOT_MEASURED, "3.25 (3.00 to 3.50)", "128")
@@ -78,7 +78,7 @@ def test_the_speed_table_has_measured_and_published_ratios(reports: Path, publis
 
 
 def test_rows_of_the_paper_have_the_scores_of_the_comparable_model(reports: Path, published: Path) -> None:
-    """ODE init is compared with ODE init, and DMD with DMD; rows of the ablation are in another table."""
+    """ODE init is compared with ODE init, and DMD is compared with DMD. Rows of the ablation are in another table."""
     table = tables.beside_paper(tables.read_results(reports), read_published(published))
     ode = cells(table, "4 steps, ODE init only")
     assert (ode["temporal"], ode["frame"], ode["text"], ode["ours"]) == ("92.9", "48.1", "25.3", "student, ODE init")
@@ -88,7 +88,7 @@ def test_rows_of_the_paper_have_the_scores_of_the_comparable_model(reports: Path
 
 
 def test_table_4_has_measured_and_published_columns(ablated: Path, published: Path) -> None:
-    """There are seven measured rows, six of which have published numbers."""
+    """Table 4 has seven measured rows, and six of them have published numbers."""
     found = tables.read_ablation(ablated)["rollout"]
     table = tables.table4(found, "rollout", read_published(published))
     assert [row[0] for row in table.rows] == list(ROWS.values())
@@ -132,7 +132,10 @@ def test_decimals_of_a_mean_depend_on_its_error(mean: float | None, se: float | 
 
 
 def test_vbench_scores_and_reasons(reports: Path) -> None:
-    """Scored dimensions have a column per set; a skipped dimension has a row per reason with its sets."""
+    """Each set of videos has a column of scored dimensions.
+
+    A row lists each reason for a skipped dimension with the affected sets.
+    """
     found = tables.read_results(reports)
     found["evaluate/dmd"]["vbench"]["skipped"] = {"aesthetic_quality": "crashed"}
     assert cells(tables.vbench(found), "temporal_flickering")["student, DMD"] == "0.9712"
@@ -143,7 +146,7 @@ def test_vbench_scores_and_reasons(reports: Path) -> None:
 
 
 def test_drift_shows_every_window_and_the_change(reports: Path) -> None:
-    """The table has statistics and scores of the judge."""
+    """The drift table has image statistics and scores of the judge."""
     table = tables.drift(tables.read_results(reports))
     assert table.head == ("model", "measure", "window 1", "window 2", "change")
     assert ("student, DMD", "brightness", "0.250", "0.500", "0.250") in table.rows
@@ -151,7 +154,7 @@ def test_drift_shows_every_window_and_the_change(reports: Path) -> None:
 
 
 def test_training_and_data_list_every_number(reports: Path) -> None:
-    """PSNR of the VAE is named, rejections have their codes, and text such as keys is omitted."""
+    """The table names the PSNR of the VAE, lists rejections by code, and omits text such as keys."""
     found = tables.read_results(reports)
     assert ("train_vae", "PSNR of held-out clips, dB", "28.61") in tables.training(found).rows
     assert ("generate_ode_pairs", "pairs", "896") in tables.training(found).rows
@@ -168,7 +171,7 @@ def test_only_metrics_of_declared_stages_are_read(reports: Path) -> None:
 
 
 def test_a_published_number_needs_a_source(tmp_path: Path, published: Path) -> None:
-    """The error names the unknown source."""
+    """The error names the unknown source of a published number."""
     path = tmp_path / "published.yaml"
     path.write_text(published.read_text().replace("source: causvid", "source: hearsay", 1))
     with pytest.raises(ValueError, match=r"hearsay.*known: causvid, self_forcing"):
@@ -182,7 +185,7 @@ def test_a_published_number_needs_a_source(tmp_path: Path, published: Path) -> N
     )
 )
 def test_markdown_keeps_its_columns(rows: list[list[str]]) -> None:
-    """A row of Markdown has as many unescaped bars as the head, whatever its cells contain."""
+    """A row of Markdown has as many unescaped bars as the head, for all contents of the cells."""
     text = Table(title="t", head=("a", "b"), rows=tuple((a, b) for a, b in rows)).markdown()
     lines = text.split("\n")
     assert len(lines) == len(rows) + 2
@@ -192,5 +195,5 @@ def test_markdown_keeps_its_columns(rows: list[list[str]]) -> None:
 @settings(deadline=None)  # the machine may be busy
 @given(st.floats(allow_nan=False, allow_infinity=False, min_value=-1e9, max_value=1e9), st.integers(0, 5))
 def test_numbers_are_rounded_to_the_given_decimals(value: float, decimals: int) -> None:
-    """The number in a cell differs by at most half a unit of its last digit."""
+    """The number in a cell differs from the measured number by at most half a unit of the last digit."""
     assert abs(float(tables.number(value, decimals).replace(",", "")) - value) <= 0.5 * 10**-decimals * (1 + 1e-6)

@@ -1,4 +1,4 @@
-"""Draws depend on their keys only."""
+"""Random draws depend on their keys only."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_number_and_a_string_of_its_digits_give_different_seeds() -> None:
 
 
 def test_seeds_fit_torch_and_never_change() -> None:
-    """Other seeds would change all recorded results."""
+    """A change of the derived seeds would change all recorded results."""
     assert derive_seed(0, "ode_pair", 3) == 8120615221232571146
     assert generator(0, "ode_pair", 3).initial_seed() == derive_seed(0, "ode_pair", 3)
 

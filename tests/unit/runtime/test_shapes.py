@@ -1,4 +1,4 @@
-"""Integer arithmetic of clips, latents and blocks, and the error messages for sizes that do not fit."""
+"""Sizes of clips, latents and blocks are computed correctly, and an error names a size that does not fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text from outside: every string of Python is either accepted unchanged, or rejected with the place of the error."""
+"""External text is accepted unchanged, or rejected with the place of the error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from causvid.runtime import text
 
-ANY = st.text(st.characters())  # including halves of surrogate pairs
+ANY = st.text(st.characters())  # these strings include unpaired surrogates
 
 
 @given(value=ANY)
@@ -38,7 +38,7 @@ def test_text_is_accepted_or_the_wrong_character_is_named(value: str) -> None:
 @example(content="café".encode("latin-1"))
 @example(content="ビデオ".encode("shift-jis"))
 @example(content="two\nlines".encode("utf-16"))
-@example(content=b"\xed\xa0\xbd")  # half of a surrogate pair
+@example(content=b"\xed\xa0\xbd")  # one half of a surrogate pair
 @example(content=b"cut \xf0\x9f\x98")
 @example(content=b"\xef\xbb\xbfa mark")
 def test_bytes_are_decoded_or_the_first_wrong_byte_is_named(content: bytes) -> None:
@@ -60,7 +60,7 @@ def test_the_error_names_the_byte_and_its_line() -> None:
 
 @pytest.mark.parametrize("prompt", [b"caf\xe9", b"\x83r\x83f\x83I", b"\xff\xfea", b"\xed\xa0\xbd half"])
 def test_a_wrong_prompt_on_the_command_line_is_rejected_at_once(tmp_path: Path, prompt: bytes) -> None:
-    """The error names the prompt, comes before weights are loaded, and no file is written."""
+    """The error names the prompt and is raised before weights are loaded. No file is written."""
     command = [sys.executable, "-m", "causvid.generate.command", "generate", "--checkpoint", str(tmp_path / "none")]
     done = subprocess.run(
         [*map(os.fsencode, command), b"--out", os.fsencode(tmp_path / "out"), b"--prompt", prompt],

@@ -1,4 +1,4 @@
-"""Generation block by block: the calls of the model, the content of the cache, the noise, and the memory."""
+"""Blockwise generation calls the model, fills the cache, draws noise and uses memory as expected."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ TEXT = torch.randn(1, 3, 8, generator=torch.Generator().manual_seed(2))
 def test_each_block_is_denoised_and_then_written_to_the_cache(
     student: CausalWanTransformer3DModel, schedule: ScheduleConfig
 ) -> None:
-    """CausVid algorithm 2. The last block is not written, because no block attends to it."""
+    """As in CausVid algorithm 2, each block is written except the last block, to which no block attends."""
     seen = calls_of(student)
     blocks = list(generate_blocks(student, TEXT, NOISE, schedule, draw_from(3)))
     steps = [1000.0, 750.0, 500.0]
@@ -87,10 +87,10 @@ def test_the_cache_is_allocated_once_and_the_prompt_is_projected_once(
 def test_a_block_attends_to_clean_earlier_blocks(
     student: CausalWanTransformer3DModel, schedule: ScheduleConfig
 ) -> None:
-    """Compare with a computation without a cache, over the last block and the clean earlier blocks at t = 0."""
+    """Compare with a computation without a cache over the last block and the clean earlier blocks at timestep 0."""
     *past, last = generate_blocks(student, TEXT, NOISE, schedule, draw_from(3))
     fresh = draw_from(3)
-    for _ in range(2 * 2):  # the two earlier blocks, with two draws each
+    for _ in range(2 * 2):  # skip the noise of the two earlier blocks, with two draws per block
         fresh(2)
 
     def uncached(x_t: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
@@ -183,11 +183,11 @@ def test_a_window_changes_only_blocks_after_it_is_full(
     windowed = list(generate_blocks(student, TEXT, NOISE, schedule, draw_from(3), NOISE[:, :, :2], window=4, sink=0))
     assert torch.equal(windowed[0], NOISE[:, :, :2])
     assert torch.equal(windowed[1], whole[1])
-    assert not torch.allclose(windowed[2], whole[2], atol=1e-4)  # the first block is no longer in the window
+    assert not torch.allclose(windowed[2], whole[2], atol=1e-4)  # the window no longer contains the first block
 
 
 class _Sizes(TorchDispatchMode):
-    """Records the sizes of all tensors that operations return."""
+    """Record the sizes of all tensors that operations return."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -203,7 +203,10 @@ class _Sizes(TorchDispatchMode):
 def test_an_endless_video_has_constant_memory_and_cost(
     transformer_config: dict[str, Any], schedule: ScheduleConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """40 latent frames with a rotary table of 8: all blocks have the same cost once the window is full."""
+    """The video has 40 latent frames, and the rotary table has 8.
+
+    All blocks have the same cost once the window is full.
+    """
     student = causal_student(build_transformer({**transformer_config, "rope_max_seq_len": 8}, 0), 2).eval()
     caches = []
     make = student.make_kv_cache
@@ -227,7 +230,7 @@ def test_an_endless_video_has_constant_memory_and_cost(
 def test_a_block_is_yielded_as_soon_as_it_is_final(
     student: CausalWanTransformer3DModel, schedule: ScheduleConfig
 ) -> None:
-    """A block is yielded before it is written and before the noise of the next block is drawn."""
+    """A block is yielded before the block is written to the cache and before the noise of the next block is drawn."""
     drawn: list[int] = []
     noise = (drawn.append(1) or part for part in NOISE.split(2, dim=2))
     seen = calls_of(student)

@@ -1,4 +1,4 @@
-"""Many steps, block by block: the Euler method with guidance, and separate cache entries for the two prompts."""
+"""Blockwise generation in many steps uses the Euler method with guidance, and a cache entry for each prompt."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_with_guidance_1_the_negative_prompt_is_not_used(
 
 
 class _Constant:
-    """A causal model whose velocity is the first number of the text. It records its inputs."""
+    """A causal model whose velocity is the first number of the text embedding. The model records its inputs."""
 
     def __init__(self) -> None:
         self.config, self.dtype = FrozenDict(frames_per_block=2), torch.float64
@@ -96,14 +96,14 @@ class _Constant:
 
 
 def test_a_constant_velocity_is_integrated_exactly(schedule: ScheduleConfig) -> None:
-    """From sigma 1 to 0, every block changes by the guided velocity: 1 + 3 (2 - 1) and 1 + 3 (5 - 1)."""
+    """From sigma 1 to 0, every block changes by the guided velocity: 1 + 3 (2 - 1) or 1 + 3 (5 - 1)."""
     model: Any = _Constant()
     text = torch.tensor([2.0, 5.0], dtype=torch.float64)[:, None, None]
     noise = NOISE.double()
     blocks = list(solve_blocks(model, text, torch.ones(1, 1, 1, dtype=torch.float64), 3.0, noise, schedule))
     moved = torch.tensor([4.0, 13.0], dtype=torch.float64)[:, None, None, None, None]
     torch.testing.assert_close(torch.cat(blocks, dim=2), noise - moved, rtol=0, atol=1e-13)
-    # Four steps for each block, and a context pass with the finished block for both prompts if a block follows.
+    # Each block has four steps. If a block follows, a context pass with the finished block is added for both prompts.
     grid = [1000 * sigma for sigma in schedule.grid.sigmas(4).tolist()[:-1]]
     asked = [(start, times[0, 0].item()) for start, times, _ in model.calls]
     expected = [(start, time) for start in (0, 2, 4) for time in [*grid, 0.0]][:-1]

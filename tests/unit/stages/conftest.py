@@ -1,4 +1,4 @@
-"""A project in which stages run on the toy world without MLflow."""
+"""Provide a project in which stages run on the toy world without MLflow."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from causvid.harness import stage as stage_module
 
 
 class SilentTracker:
-    """Stand-in for the tracker of an MLflow run."""
+    """Replace the tracker of an MLflow run, and send nothing."""
 
     def log_results(self, *_: object) -> None: ...
 
@@ -27,7 +27,7 @@ class SilentTracker:
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the root of a project with params for the toy world."""
+    """Return the root folder of a project with params for the toy world."""
 
     @contextmanager
     def untracked(*_: object) -> Iterator[SilentTracker]:

@@ -1,4 +1,4 @@
-"""Stage checksums: one file for each path of params.yaml, or one sentence before any stage runs."""
+"""The stage checksums writes one file per path in params.yaml, or prints one sentence before any stage runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FILES = (
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a project with the smoke profile and copies of the files that it names."""
+    """Return a project with the smoke profile and copies of the files that the profile names."""
     for name in FILES:
         shutil.copytree(ROOT / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
@@ -35,7 +35,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def take(**changes: Any) -> dict[str, str]:
-    """Run the stage on the smoke profile with ``changes``, and return the files that it wrote."""
+    """Run the stage on the smoke profile with ``changes``, and return the files that the stage wrote."""
     yaml = YAML()
     values = yaml.load(PROFILES / "smoke.yaml")
     for dotted, value in changes.items():
@@ -60,7 +60,7 @@ def test_each_path_has_a_file(project: Path) -> None:
 
 
 def rewritten(path: Path) -> None:
-    """Change the content, but not the size, the modification time and the inode."""
+    """Change the content of a file, but not the size, the modification time and the inode."""
     times = (path.stat().st_atime_ns, path.stat().st_mtime_ns)
     content = path.read_bytes()
     path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
@@ -68,7 +68,7 @@ def rewritten(path: Path) -> None:
 
 
 def replaced(path: Path) -> None:
-    """Change the content and the inode, but not the size and the modification time."""
+    """Change the content and the inode of a file, but not the size and the modification time."""
     beside = path.with_name(".beside")
     shutil.copy2(path, beside)
     rewritten(beside)
@@ -76,7 +76,7 @@ def replaced(path: Path) -> None:
 
 
 def removed_and_made(path: Path) -> None:
-    """Change the content, but not the size and the modification time; the file system may reuse the inode."""
+    """Change the content of a file, but not the size and the modification time. The file system may reuse the inode."""
     content, times = path.read_bytes(), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
     path.unlink()
     path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
@@ -91,14 +91,14 @@ def test_every_change_behind_a_path_changes_only_the_file_of_that_path(project: 
     changes = {name.replace(".", "__"): "data/inputs/mine"}
     states = []
     if PATHS[name].may_be_missing:
-        states.append(take(**changes))  # absent
+        states.append(take(**changes))  # in this state, the file is absent
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(b"x" * 2**20)
     states.append(take(**changes))
     for change in (rewritten, replaced, removed_and_made):
         change(file)
         states.append(take(**changes))
-        change(file)  # flips the same bit again, which restores the content
+        change(file)  # the second change flips the same bit again, which restores the content
     if PATHS[name].may_be_missing:
         shutil.rmtree(user) if kind == "folder" else user.unlink()
         states.append(take(**changes))

@@ -1,4 +1,4 @@
-"""Stage download: from params to data/raw and its metrics, or one sentence."""
+"""The stage download writes data/raw and its metrics from params, or prints one sentence."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.unit.data.source_files import real_clips
 
 @pytest.fixture(autouse=True)
 def _no_tracking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Disable tracking, and keep unfinished work in the folder of the test."""
+    """Disable tracking, and keep unfinished work in the temporary folder of the test."""
 
     @contextmanager
     def child_run(*_: object) -> Iterator[SimpleNamespace]:

@@ -1,4 +1,4 @@
-"""Stage evaluate: from a folder of videos to its scores, or one sentence."""
+"""The stage evaluate scores a folder of videos, or prints one sentence."""
 
 from __future__ import annotations
 
@@ -51,7 +51,10 @@ def write_folder(folder: Path, count: int, *, first: int = 0, frames: int = VIDE
 
 @pytest.fixture
 def run(tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
-    """Return a function that runs the stage on a folder, in a separate project with 20 samples and without VBench."""
+    """Return a function that runs the stage on a folder, in a separate project.
+
+    The project has 20 samples, and VBench is disabled.
+    """
     for name in ("stages", "causvid", "requirements"):
         (tmp_path / name).symlink_to(params.ROOT / name)
     monkeypatch.chdir(tmp_path)
@@ -94,7 +97,7 @@ def test_real_clips_set_the_ceiling_and_the_floors(tmp_path: Path, run: Callable
     assert found["table4"]["temporal"] > 95
     assert found["table4"]["diversity"] is None  # every caption appears once
     low, high = found["frechet_interval"]
-    assert 0 <= low < found["frechet_distance"] < high  # the reference has other starts
+    assert 0 <= low < found["frechet_distance"] < high  # the clips of the reference have other start positions
     assert found["frechet_note"] is None
     assert found["floors"]["vanished"]["judge"]["seen"] == 0
     assert all(found["floors"][name]["frechet_distance"] > 2 * high for name in ("frozen", "blurred", "noise"))
@@ -106,7 +109,7 @@ def test_real_clips_set_the_ceiling_and_the_floors(tmp_path: Path, run: Callable
 
 
 def test_samples_are_compared_with_their_captions_rendered(tmp_path: Path, run: Callable[..., dict[str, Any]]) -> None:
-    write_folder(tmp_path / "clips", 1)  # only the length of these clips is used
+    write_folder(tmp_path / "clips", 1)  # the stage uses only the number of frames of these clips
     write_folder(tmp_path / "samples", 24, first=40)
     write_folder(tmp_path / "dim", 24, first=40, dim=0.5)
     write_folder(tmp_path / "dim" / "rollouts", 2, frames=3 * VIDEO.frames)

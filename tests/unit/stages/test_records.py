@@ -166,7 +166,7 @@ def test_a_model_without_a_record_is_refused(data: Path, stage: str, model: str)
 
 @pytest.mark.parametrize("stage", ["sample", "measure_latency", "generate_ode_pairs", "train_ode_init", "train_dmd"])
 def test_a_model_beside_another_vae_is_refused(data: Path, stage: str) -> None:
-    """data/checkpoints has the VAE of another run, with weights of the same shapes."""
+    """The folder data/checkpoints contains the VAE of another run, with weights of the same shapes."""
     path = data / "checkpoints" / "vae" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "latents_mean": [0.25] * 4}))
     done = run(stage, data)
@@ -192,13 +192,13 @@ def test_a_causal_teacher_may_have_other_blocks(data: Path, world: Path) -> None
 
 
 def test_a_teacher_can_be_sampled_with_any_solver_settings(data: Path) -> None:
-    """The record of a teacher does not include denoising timesteps, solver steps and context timestep."""
+    """The training record of a teacher contains no denoising timesteps, no solver steps and no context timestep."""
     write_params(data.parent, schedule={**asdict(SCHEDULE), "denoising_timesteps": [1000, 900], "context_timestep": 10})
     assert run("generate_ode_pairs", data).exit_code == 0
 
 
 def test_a_stage_follows_links_to_models(data: Path) -> None:
-    """First each file is a link, as with a linked cache of DVC, then each folder."""
+    """At first each file is a link, as with a linked DVC cache. Then each folder is a link, too."""
     for number, file in enumerate(path for path in data.rglob("*") if path.is_file()):
         blob = data.parent / "cache" / f"{number:04d}"
         blob.parent.mkdir(exist_ok=True)

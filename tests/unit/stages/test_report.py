@@ -1,4 +1,4 @@
-"""Stage report: from the files of a finished run to the page, the Markdown and the figures."""
+"""The stage report writes the page, the Markdown and the figures from the files of a finished run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OUTS = {"out": "reports/index.html", "markdown": "reports/report.md", "figures":
 
 
 def run(*extra: str) -> tuple[int, str]:
-    """Run the stage as dvc.yaml does, in the current folder."""
+    """Run the stage in the current folder, as dvc.yaml does."""
     app = typer.Typer()
     app.command()(report.main)
     options = {"reports": "reports", "samples": "data/samples", "published": "published.yaml", **OUTS}
@@ -53,13 +53,16 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: list[tuple[st
     params.use("laptop", tmp_path / "params.yaml")
     (tmp_path / "published.yaml").write_text((params.ROOT / "data/inputs/published.yaml").read_text())
     (tmp_path / "reports").mkdir()
-    for code in ("stages", "causvid"):  # the stage's key covers its source
+    for code in ("stages", "causvid"):  # the key of the stage covers its source code
         (tmp_path / code).symlink_to(params.ROOT / code)
     return tmp_path
 
 
 def test_all_files_are_published_and_metrics_count_them(project: Path, kept: list[tuple[str, str]]) -> None:
-    """With one finished stage, its numbers appear, others are "not measured", and a second run replaces the first."""
+    """The page shows the numbers of the finished stage, and "not measured" for others.
+
+    A second run replaces the page.
+    """
     latency = {"device": "CPU", "teacher": {"first_frame_s": 4.0}, "ratio": {"first_frame": 8.0, "fps": 2.0}}
     (project / "reports/measure_latency").mkdir()
     path = project / "reports/measure_latency/metrics.json"
@@ -82,7 +85,7 @@ def test_all_files_are_published_and_metrics_count_them(project: Path, kept: lis
 
 
 def test_an_invalid_file_of_published_numbers_is_one_sentence(project: Path) -> None:
-    """The message names the file and the field; nothing is published."""
+    """The error message names the file and the field, and the stage publishes nothing."""
     (project / "published.yaml").write_text("sources: {}\nlatency: []\nquality: []\n")
     code, message = run()
     assert code == 1

@@ -1,4 +1,4 @@
-"""Stage resample: from data/raw to data/clips and its metrics, or one sentence."""
+"""The stage resample turns data/raw into data/clips and metrics, or prints one sentence."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.unit.data.source_files import gray_frames, write_source
 
 @pytest.fixture(autouse=True)
 def _no_tracking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Disable tracking, and keep unfinished work in the folder of the test."""
+    """Disable tracking, and keep unfinished work in the temporary folder of the test."""
 
     @contextmanager
     def child_run(*_: object) -> Iterator[SimpleNamespace]:
@@ -33,7 +33,10 @@ def _no_tracking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
-    """Return a folder with three videos: one wide, one square, one too short for the smoke profile's 21 frames."""
+    """Return a folder with three videos.
+
+    One video is wide, one is square, and one has fewer than the 21 frames of the smoke profile.
+    """
     folder = tmp_path / "raw"
     (folder / "videos").mkdir(parents=True)
     rows = []

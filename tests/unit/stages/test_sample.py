@@ -1,4 +1,4 @@
-"""Stage sample: an option selects few or many steps, and only causal models make rollouts."""
+"""An option of the stage sample selects few or many steps, and only causal models generate rollouts."""
 
 from __future__ import annotations
 

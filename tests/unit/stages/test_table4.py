@@ -1,4 +1,4 @@
-"""Stage table4: from the evaluations of rows and seeds to the committed result."""
+"""The stage table4 computes the committed result from the evaluations of rows and seeds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stages import table4
 
 
 def run(inputs: str, out: str) -> tuple[int, str]:
-    """Run the stage as ablation/dvc.yaml does, in the current folder."""
+    """Run the stage in the current folder, as ablation/dvc.yaml does."""
     app = typer.Typer()
     app.command()(table4.main)
     options = {"evaluations": "evaluate", "settings": "seeds.yaml", "inputs": inputs, "out": out}
@@ -29,7 +29,10 @@ def run(inputs: str, out: str) -> tuple[int, str]:
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a project with scores of two seeds for every row with inputs data; the second seed is slightly better."""
+    """Return a project with scores of two seeds for every row with inputs "data".
+
+    The second seed is slightly better.
+    """
 
     @contextmanager
     def no_tracking(*_: object) -> Iterator[SimpleNamespace]:
@@ -47,7 +50,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             (folder / f"{seed}.json").write_text(
                 json.dumps({"n": 8, "prompts": 4, "table4": score, "judge": None, "drift": None})
             )
-    for code in ("stages", "causvid"):  # the stage's key covers its source
+    for code in ("stages", "causvid"):  # the key of the stage covers its source code
         (tmp_path / code).symlink_to(params.ROOT / code)
     return tmp_path
 
@@ -56,7 +59,7 @@ def test_the_result_has_its_settings_and_means_over_seeds(project: Path) -> None
     assert run("data", "reports/ablate/table4_data.json") == (0, "None")
     made = json.loads((project / "reports/ablate/table4_data.json").read_text())
     assert (made["profile"], made["inputs"], made["seeds"], made["videos"]) == ("smoke", "data", 2, 8)
-    assert made["commit"] is None  # no git here
+    assert made["commit"] is None  # this project is not a git repository
     assert sorted(made["rows"]) == sorted(ROWS)
     assert made["rows"]["many_step_causal"]["temporal"] == pytest.approx({"mean": 1.055, "se": 0.015})
     assert len(made["key"]) == 16

@@ -1,4 +1,4 @@
-"""The backend "flex" gives the same result as one plain call for each block, and builds its mask from tiles only."""
+"""The backend "flex" gives the result of one attention call per block, and builds its mask from tiles only."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from causvid.wan.transformer.flex_attention import block_causal_flex, block_mask
 from causvid.wan.transformer.wan import build_transformer, causal_student
 
 CPU = torch.device("cpu")
-# On a CPU the slow reference is used on purpose; torch warns about it once in a process.
+# On a CPU, the slow reference implementation is used on purpose; torch warns about the reference once in a process.
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _autograd_starts_first() -> None:
-    """Start the threads of autograd, which the first backward pass of a process starts.
+    """Start the threads of autograd, which otherwise start in the first backward pass of a process.
 
-    After torch.compile it starts threads that do not survive a fork, and the tests with two ranks fork.
+    After torch.compile, the first backward pass starts threads that do not survive a fork, and the tests with two ranks
+    fork.
     """
     torch.ones(1, requires_grad=True).sum().backward()
 
@@ -51,7 +52,7 @@ def forward(student: CausalWanTransformer3DModel, height: int, width: int, **mor
 def test_flex_equals_one_call_for_each_block(
     transformer_config: dict[str, Any], frames_per_block: int, height: int, width: int, head_dim: int
 ) -> None:
-    """6 frames have 384 tokens (three tiles), 90 (less than a tile) or 210 (a tile and a part of one)."""
+    """Clips have 384 tokens (three tiles), 90 tokens (less than a tile) or 210 tokens (a tile and a part of a tile)."""
     student = student_of(transformer_config, frames_per_block, head_dim)
     plain = forward(student, height, width)
     student.set_attention_backend("flex")
@@ -88,7 +89,7 @@ def test_a_mask_is_built_once_for_each_size_from_tiles_only() -> None:
         made = len(sizes)
         assert block_mask(4567, 100, CPU) is mask
     assert made == len(sizes) > 0
-    assert max(sizes) <= 40**2  # tiles, not 4567^2
+    assert max(sizes) <= 40**2  # no tensor is larger than the mask of tiles; a dense mask would have 4567^2 elements
     assert block_mask(4567, 101, CPU) is not mask
 
 
@@ -113,7 +114,8 @@ def test_only_block_causal_attention_uses_flex(
     student = student_of(transformer_config, 2)
     student.set_attention_backend("flex")
     forward(student, 4, 4)
-    assert (len(flexed), backends) == (2, [None, None])  # self-attention of two layers; cross-attention of two layers
+    # two layers use self-attention with flex; two layers use cross-attention with the default backend
+    assert (len(flexed), backends) == (2, [None, None])
     cache = student.make_kv_cache(batch_size=2, num_frames=4, height=4, width=4)
     forward(student, 4, 4, kv_cache=cache)
     assert (len(flexed), backends) == (2, [None] * 6)
@@ -139,7 +141,7 @@ def test_any_other_backend_is_used_for_all_attention(
     try:
         torch.testing.assert_close(forward(student, 4, 4), plain, rtol=0, atol=1e-5)
     finally:
-        student.set_attention_backend("native")  # diffusers also makes the backend the default of the process
+        student.set_attention_backend("native")  # diffusers also changes the default backend of the process
     assert backends == {AttentionBackendName._NATIVE_MATH}
     assert torch.equal(forward(student, 4, 4), plain)
     with pytest.raises(ValueError, match="must be one of"):

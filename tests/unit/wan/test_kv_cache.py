@@ -1,4 +1,4 @@
-"""The KV cache is allocated once and written in place, also holds the prompt, and never holds a gradient."""
+"""The KV cache is allocated once and written in place, also stores the prompt, and never stores a gradient."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_call_writes_only_the_tokens_of_its_block_in_place(student: CausalWanT
     assert torch.equal(cache.layers[1].keys[:, :8], first[:, :8])
     assert cache.layers[1].keys[:, 8:16].abs().min() > 0
     again = step(student, cache, 2, text)
-    assert torch.equal(step(student, cache, 2, text), again)  # a second call at the same start replaces the block
+    assert torch.equal(step(student, cache, 2, text), again)  # a second call at the same start frame replaces the block
     assert [layer.keys.data_ptr() for layer in cache.layers] == memory
 
 
@@ -64,7 +64,7 @@ def test_a_prompt_is_projected_once_for_each_cache(student: CausalWanTransformer
     cache = student.make_kv_cache(batch_size=1, num_frames=6, height=4, width=4)
     text, other = torch.randn(1, 3, 8), torch.randn(1, 3, 8)
     outs = [step(student, cache, start, text) for start in (0, 2, 4, 4)]
-    assert len(projected) == 2 * 2  # layers, keys and values
+    assert len(projected) == 2 * 2  # two layers project keys and values of the prompt once
     assert torch.equal(outs[2], outs[3])
     fresh = student.make_kv_cache(batch_size=1, num_frames=6, height=4, width=4)
     assert not torch.allclose(step(student, fresh, 0, other), outs[0], atol=1e-4)
@@ -72,7 +72,7 @@ def test_a_prompt_is_projected_once_for_each_cache(student: CausalWanTransformer
 
 
 def test_a_forward_pass_with_gradients_does_not_change_the_cache(student: CausalWanTransformer3DModel) -> None:
-    """Neither a block nor the prompt is written, so other forward passes may precede the backward pass."""
+    """The pass writes neither a block nor the prompt. Other forward passes may therefore precede the backward pass."""
     cache, text = student.make_kv_cache(batch_size=1, num_frames=6, height=4, width=4), torch.randn(1, 3, 8)
     assert step(student, cache, 0, text).requires_grad
     assert all(layer.text is None and not layer.keys.any() and not layer.values.any() for layer in cache.layers)
@@ -95,7 +95,7 @@ def test_a_forward_pass_with_gradients_does_not_change_the_cache(student: Causal
 
 def test_without_a_cache_no_prompt_is_cached(student: CausalWanTransformer3DModel) -> None:
     text = torch.randn(1, 3, 8)
-    for scale in (1, -1):  # a cached prompt would change the second result
+    for scale in (1, -1):  # a prompt in a cache would change the second result
         x = torch.ones(1, 4, 2, 4, 4)
         out = student(x, timestep=torch.full((1, 2), 500.0), encoder_hidden_states=scale * text, return_dict=False)[0]
         if scale == 1:

@@ -1,6 +1,6 @@
-"""LoRA adapters on the causal student, through the methods of diffusers.
+"""The methods of diffusers load, train and save LoRA adapters on the causal student.
 
-Latents are [2, 4, 4, 4, 4]: 2 blocks of 2 latent frames.
+Latents are [2, 4, 4, 4, 4]: a video has 2 blocks of 2 latent frames.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def forward(student: CausalWanTransformer3DModel, **more: Any) -> torch.Tensor:
 
 
 def adapted(config: dict[str, Any]) -> CausalWanTransformer3DModel:
-    """Return a student with an adapter that changes its output. (A new LoRA has B = 0.)"""
+    """Return a student with an adapter that changes its output. (The matrix B of a new LoRA adapter is 0.)"""
     student = fresh(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(4)
@@ -56,7 +56,7 @@ def test_only_the_adapter_is_trained(transformer_config: dict[str, Any]) -> None
     base = {name: value.clone() for name, value in student.state_dict().items()}
     student.add_adapter(LoraConfig(target_modules=TARGETS, r=4))
     learning = {name: parameter for name, parameter in student.named_parameters() if parameter.requires_grad}
-    assert len(learning) == 2 * 2 * 4 * 2  # layers, attentions, projections, A and B
+    assert len(learning) == 2 * 2 * 4 * 2  # layers, attentions, projections, and the matrices A and B
     assert all("lora_" in name for name in learning)
     before = forward(student)
     before.square().mean().backward()

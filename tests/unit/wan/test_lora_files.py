@@ -1,4 +1,4 @@
-"""LoRA files: every key has an effect, or the file is rejected and the model does not change."""
+"""Every key of a LoRA file has an effect, or the file is rejected and the model does not change."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NAMES = {"attn1": "self_attn", "attn2": "cross_attn", "to_q": "q", "to_out.0": "
 
 @pytest.fixture(params=["bidirectional", "causal"])
 def model(request: pytest.FixtureRequest, transformer_config: dict[str, Any]) -> WanTransformer3DModel:
-    """Return a transformer that checks LoRA files, like that of a pipeline."""
+    """Return a transformer that checks LoRA files, as the transformer of a pipeline does."""
     made = build_transformer(transformer_config, seed=0)
     if request.param == "causal":
         made = causal_student(made, frames_per_block=2)
@@ -36,7 +36,10 @@ def model(request: pytest.FixtureRequest, transformer_config: dict[str, Any]) ->
 
 @pytest.fixture(scope="module")
 def lora(transformer_config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a file of ``save_lora_adapter``: keys without a prefix, rank 2, lora_alpha 8 in the metadata."""
+    """Return a file that ``save_lora_adapter`` wrote.
+
+    The keys have no prefix, the rank is 2, and the metadata contain lora_alpha 8.
+    """
     made = build_transformer(transformer_config, seed=0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
@@ -78,7 +81,7 @@ def adapted(model: WanTransformer3DModel, state: State, scale: float) -> torch.T
     return velocity(other)
 
 
-# --- files that fit --------------------------------------------------------------------------------------------------
+# --- LoRA files that fit the model ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -87,7 +90,7 @@ def adapted(model: WanTransformer3DModel, state: State, scale: float) -> torch.T
         (lambda file: str(file), None, 4.0),
         (lambda file: file, None, 4.0),
         (lambda file: file.parent, None, 4.0),
-        (lambda file: load_file(file), None, 1.0),  # tensors without a file have no lora_alpha
+        (lambda file: load_file(file), None, 1.0),  # a state dict without a file has no lora_alpha
         (lambda file: prefixed(load_file(file)), "transformer", 1.0),
         (lambda file: prefixed(load_file(file), "base_model.model."), "base_model.model", 1.0),
         (
@@ -113,7 +116,7 @@ def test_a_lora_file_that_fits_is_applied(
 def test_the_alpha_in_a_file_of_a_diffusers_pipeline_is_used(
     model: WanTransformer3DModel, lora: Path, tmp_path: Path
 ) -> None:
-    """``save_lora_weights`` adds the prefix to the keys and to the metadata."""
+    """``save_lora_weights`` adds a prefix to the keys and to the metadata."""
     expected = adapted(model, load_file(lora), 4.0)
     metadata = {"r": 2, "lora_alpha": 8, "target_modules": TARGETS}
     WanPipeline.save_lora_weights(tmp_path, load_file(lora), transformer_lora_adapter_metadata=metadata)
@@ -144,7 +147,7 @@ def test_hotswap_also_checks_the_second_file(model: WanTransformer3DModel, lora:
     assert not torch.equal(velocity(model), expected)
 
 
-# --- files that do not fit ---------------------------------------------------------------------------------
+# --- LoRA files that do not fit the model -----------------------------------------------------------------------------
 
 BLOCK = "transformer.blocks.9.attn1.to_q.lora_"
 Q = "transformer.blocks.1.attn1.to_q.lora_"
@@ -158,7 +161,7 @@ def kohya(state: State) -> State:
 
 
 MISFITS: dict[str, tuple[Callable[[State], State], str | None, str]] = {
-    # No key fits.
+    # no key of the file fits
     "ComfyUI": (lambda s: prefixed(wan_names(s), "diffusion_model."), "transformer", "20 of its 20 keys .as diffusion_model.*, Wan's own names, as ComfyUI writes them. do not start with 'transformer.'"),
     "kohya": (kohya, "transformer", "the names of kohya-ss and musubi-tuner"),
     "no prefix": (lambda s: s, "transformer", "do not start with 'transformer.'; give prefix=None"),
@@ -170,7 +173,7 @@ MISFITS: dict[str, tuple[Callable[[State], State], str | None, str]] = {
     "another prefix": (lambda s: prefixed(s, "unet."), "transformer", "expected keys like transformer.blocks.0.attn1.to_q.lora_A.weight"),
     "nothing": (lambda s: {}, "transformer", "it holds no tensors"),
     "whole weights": (lambda s: {"transformer.proj_out.weight": torch.ones(16, 32)}, "transformer", "1 of its 1 keys .as transformer.proj|as proj_out.weight"),
-    # Some keys fit.
+    # some keys of the file fit
     "text encoder beside it": (lambda s: {**prefixed(s), "text_encoder.layer.lora_A.weight": torch.ones(2, 2)}, "transformer", "1 of its 21 keys .as text_encoder.layer"),
     "a block that is not there": (lambda s: {**prefixed(s), BLOCK + "A.weight": torch.ones(2, 32), BLOCK + "B.weight": torch.ones(32, 2)}, "transformer", "2 of its 22 keys .as blocks.9.attn1.to_q.lora_A"),
     "alpha": (lambda s: {**prefixed(s), "transformer.blocks.0.attn1.to_q.alpha": torch.tensor(8.0)}, "transformer", "as blocks.0.attn1.to_q.alpha"),
@@ -196,7 +199,7 @@ def test_a_lora_file_that_does_not_fit_is_rejected(
             model.load_lora_adapter(given, prefix=prefix)
     assert torch.equal(velocity(model), before)
     assert not any("lora" in key for key in model.state_dict())
-    model.load_lora_adapter(prefixed(load_file(lora)))  # the next file can be loaded
+    model.load_lora_adapter(prefixed(load_file(lora)))  # after the error, another file can be loaded
     assert not torch.equal(velocity(model), before)
 
 
@@ -212,7 +215,7 @@ def test_a_damaged_lora_file_is_named(content: bytes, model: WanTransformer3DMod
         model.load_lora_adapter("nowhere.safetensors")
 
 
-# --- pipelines ----------------------------------------------------------------------------------------------------
+# --- pipelines with LoRA adapters -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +241,7 @@ def generate(pipeline: CausVidPipeline) -> torch.Tensor:
 def test_every_method_of_a_pipeline_raises_an_error_if_nothing_is_loaded(
     way: str, causal: bool, transformer_config: dict[str, Any], vae: Any, lora: Path, tmp_path: Path
 ) -> None:
-    """The transformer may have the class of diffusers and come from another source."""
+    """The transformer may have the class of diffusers and may be loaded from another source."""
 
     def plain() -> WanTransformer3DModel:
         made = build_transformer(transformer_config, seed=0)
@@ -302,7 +305,7 @@ def test_a_fused_adapter_is_saved_as_plain_weights(
     assert pipeline.transformer is model
     again = CausVidPipeline.from_pretrained(tmp_path / "out")
     again.set_progress_bar_config(disable=True)
-    assert (generate(again).int() - expected.int()).abs().max() <= 1  # of 255 levels
+    assert (generate(again).int() - expected.int()).abs().max() <= 1  # largest error in 255 levels
     assert (expected.int() - before.int()).abs().max() > 1
     saved = again.transformer.state_dict()
     weights = {key.replace(".base_layer.", "."): value for key, value in model.state_dict().items()}

@@ -1,6 +1,6 @@
-"""A cache with a window: an endless video in the memory of a few blocks.
+"""A cache with a window generates an endless video with the memory of a few blocks.
 
-Blocks have 2 latent frames of 4 x 4 latent pixels: 8 tokens.
+A block has 2 latent frames of 4 x 4 latent pixels, which are 8 tokens.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def cache_of(student: CausalWanTransformer3DModel, frames: int, sink: int | None
 def step(
     student: CausalWanTransformer3DModel, cache: KVCache, start: int, x: torch.Tensor, time: float = 500.0
 ) -> torch.Tensor:
-    """Return the output for block ``x`` at latent frame ``start`` after a noisy call at the same start."""
+    """Call the student with noise, call it again with block ``x`` at latent frame ``start``, and return the output."""
     for content, at in ((x + 1, 900.0), (x, time)):
         out: torch.Tensor = student(
             content,
@@ -66,7 +66,7 @@ def test_a_window_that_the_video_fits_changes_no_bit(
 def test_a_forward_pass_with_gradients_attends_to_the_same_window(
     transformer_config: dict[str, Any], start: int
 ) -> None:
-    """The slot of the block may be before other slots of the ring."""
+    """In the ring of the cache, the slot of the current block may precede slots of earlier blocks."""
     student, x = student_of(transformer_config), video(12)
     cache = cache_of(student, 6, 2)
     with torch.no_grad():
@@ -81,7 +81,10 @@ def test_a_forward_pass_with_gradients_attends_to_the_same_window(
 def test_a_window_equals_a_video_of_the_sink_and_the_latest_blocks(
     transformer_config: dict[str, Any], window: int, sink: int
 ) -> None:
-    """With one layer, the keys and values of a block depend on that block only, so a new cache can be built from it."""
+    """In one layer, keys and values of a block depend on that block only.
+
+    The expected cache can therefore be built from the sink and the latest blocks.
+    """
     student, x = student_of(transformer_config, num_layers=1), video(18)
     sliding = run(student, cache_of(student, window, sink), x)
     for start in range(window, 18, BLOCK):
@@ -101,7 +104,7 @@ def test_a_long_video_needs_neither_a_longer_rotary_table_nor_more_memory(
 ) -> None:
     student, x = student_of(transformer_config, rope_max_seq_len=8), video(40)
     cache = cache_of(student, 8, 2)
-    monkeypatch.setattr(KVCache, "allocate", None)  # a second call would raise
+    monkeypatch.setattr(KVCache, "allocate", None)  # another allocation would raise an error
     memory = [(layer.keys.data_ptr(), layer.values.data_ptr()) for layer in cache.layers]
     shapes = [layer.keys.shape for layer in cache.layers]
     outs = run(student, cache, x)
@@ -122,15 +125,15 @@ def test_only_the_oldest_block_of_the_ring_is_overwritten(transformer_config: di
         changed = (cache.layers[1].keys != before).flatten(2).any(dim=2)[0].unflatten(0, (4, 8))
         assert torch.equal(changed.all(dim=1), changed.any(dim=1))
         written.append(changed.all(dim=1).nonzero().flatten().tolist())
-    assert written == [[1], [2], [3], [1]]  # blocks of the cache; 0 is the sink
+    assert written == [[1], [2], [3], [1]]  # indices of blocks in the cache; block 0 is the sink
 
 
 @pytest.mark.parametrize("sink", [0, 3, 6])
 @pytest.mark.parametrize("window", [9, 12])
 def test_a_slot_depends_on_the_start_frame_only(window: int, sink: int) -> None:
-    """Compare the slots with a simulation that keeps a list of the frames in the cache."""
+    """Compare the slots with a simulation that lists the frames in the cache."""
     layout = Window(frames=window, sink=sink, block=3)
-    memory: list[int] = []  # the frame of the video in each frame of the cache
+    memory: list[int] = []  # index of the video frame in each frame of the cache
     for start in range(0, 60, 3):
         slot = layout.slot(start, 3, frame_tokens=5)
         assert slot == layout.slot(start, 3, frame_tokens=5)
@@ -140,7 +143,7 @@ def test_a_slot_depends_on_the_start_frame_only(window: int, sink: int) -> None:
         assert slot.key_frames is not None
         positions = [position for frames in slot.key_frames for position in frames]
         in_time = [frame for _, frame in sorted(zip(positions, memory, strict=True))]
-        assert sorted(positions) == list(range(len(memory)))  # positions are 0, 1, 2, … and never beyond the window
+        assert sorted(positions) == list(range(len(memory)))  # positions are 0, 1, 2, …, and stay below the window size
         assert in_time == sorted(memory)
         assert in_time[:sink] == list(range(min(sink, start + 3)))
         assert in_time[-3:] == list(new)

@@ -1,4 +1,4 @@
-"""Text encoder: an embedding depends on its prompt only, has no padding, and needs no global random state."""
+"""An embedding depends on its prompt only, has no padding, and needs no global random state."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def embed_with(prompts: list[str], tokens: int = 8, seed: int = 0) -> list[torch
 
 
 def test_padding_is_not_stored() -> None:
-    assert [e.shape for e in embed_with(PROMPTS)] == [(6, 8), (4, 8), (1, 8)]  # words and </s>
+    # each token is a word or the end token </s>
+    assert [e.shape for e in embed_with(PROMPTS)] == [(6, 8), (4, 8), (1, 8)]
 
 
 def test_an_embedding_does_not_depend_on_the_batch_or_the_padding() -> None:
@@ -42,7 +43,7 @@ def test_only_unknown_words_share_a_token() -> None:
     assert ids[1] == tokenizer.convert_tokens_to_ids(UNKNOWN)
     known = tokenizer("a red ball moves left blue cube")["input_ids"][:-1]
     assert len(set(known)) == 7
-    assert len(tokenizer) == 10  # words, and three special tokens
+    assert len(tokenizer) == 10  # the vocabulary has seven words and three special tokens
     torch.testing.assert_close(*embed_with(["a green ball", "a lilac ball"]))
     red, blue = embed_with(["a red ball", "a blue ball"])
     assert (red - blue).abs().max() > 0.01

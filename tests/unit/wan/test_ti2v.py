@@ -1,4 +1,4 @@
-"""The layout of Wan2.2 TI2V-5B at toy size: 48 latent channels, a spatial stride of 16, and a timestep for each token.
+"""Toy models with the layout of Wan2.2 TI2V-5B work: 48 latent channels, spatial stride 16, a timestep per token.
 
 Shapes: B batch, C = 48 channels, F latent frames, H and W latent pixels, L text tokens.
 """
@@ -52,13 +52,14 @@ VAE: dict[str, Any] = {
     "latents_mean": [0.0] * 48,
     "latents_std": [1.0] * 48,
 }
-VIDEO = VideoShape(height=64, width=64, frames=13, fps=8)  # 4 latent frames of 4 x 4, 4 tokens each
+# 4 latent frames of 4 x 4 latent pixels, with 4 tokens in each latent frame
+VIDEO = VideoShape(height=64, width=64, frames=13, fps=8)
 TIMES = torch.tensor([[0.0, 250.0, 500.0, 1000.0], [0.0, 100.0, 900.0, 900.0]])
 
 
 @pytest.fixture(scope="module")
 def teacher() -> WanTransformer3DModel:
-    """A bidirectional model all of whose weights have an effect."""
+    """Return a bidirectional model in which every weight has an effect."""
     model = build_transformer(TRANSFORMER, seed=1)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -86,7 +87,7 @@ def test_a_student_with_one_block_equals_the_teacher_with_a_timestep_for_each_to
     teacher: WanTransformer3DModel,
 ) -> None:
     x, text = inputs()
-    per_token = TIMES.repeat_interleave(4, dim=1)  # [B, F] to [B, tokens]
+    per_token = TIMES.repeat_interleave(4, dim=1)  # convert [B, F] to [B, tokens]
     student = causal_student(teacher, frames_per_block=4)
     torch.testing.assert_close(
         forward(student, x, TIMES, text), forward(teacher, x, per_token, text), rtol=0, atol=2e-6
@@ -109,7 +110,7 @@ def test_the_cached_student_equals_the_uncached_one(teacher: WanTransformer3DMod
         blocks.append(forward(student, x[:, :, start:end], times[:, start:end], text, **more))
     torch.testing.assert_close(torch.cat(blocks, 2), forward(student, x, times, text), rtol=0, atol=2e-6)
     later = x.clone()
-    later[:, :, 2:] += 1.0  # a later block does not change an earlier one
+    later[:, :, 2:] += 1.0  # a later block must not change an earlier block
     assert torch.equal(forward(student, later, times, text)[:, :, :2], forward(student, x, times, text)[:, :, :2])
 
 
@@ -179,7 +180,7 @@ def test_a_params_file_with_this_layout_is_accepted() -> None:
 
 
 def test_the_number_of_weights_of_the_released_model() -> None:
-    """5.0 billion, as the model card says (github.com/Wan-Video/Wan2.2)."""
+    """The model card states 5.0 billion parameters (github.com/Wan-Video/Wan2.2)."""
     config = {**TRANSFORMER, "num_attention_heads": 24, "attention_head_dim": 128, "text_dim": 4096, "freq_dim": 256}
     config |= {"ffn_dim": 14336, "num_layers": 30}
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Build, save and load transformers, and convert them to students."""
+"""Test that transformers are built, saved, loaded and converted to students."""
 
 from __future__ import annotations
 
@@ -54,7 +54,10 @@ def test_a_folder_is_loaded_with_the_class_in_its_config(transformer_config: dic
 
 
 def test_a_student_has_the_config_of_its_teacher(transformer_config: dict[str, Any], tmp_path: Path) -> None:
-    """diffusers drops config keys that ``__init__`` does not list, and would then build a 14B model."""
+    """diffusers drops config keys that ``__init__`` does not list.
+
+    If a key of the config were dropped, diffusers would use the value of the 14B model.
+    """
     config = {**transformer_config, "eps": 1e-5, "cross_attn_norm": False, "rope_max_seq_len": 48}
     teacher = build_transformer(config, 0)
     student = causal_student(teacher, 3)
@@ -73,7 +76,7 @@ def test_bidirectional_and_causal_folders_load_with_the_other_class(
     teacher.save_pretrained(tmp_path / "teacher")
     as_student = CausalWanTransformer3DModel.from_pretrained(tmp_path / "teacher")
     assert equal(as_student, teacher)
-    assert as_student.config.frames_per_block == 3  # the value of the released models
+    assert as_student.config.frames_per_block == 3  # the default is the value of the original CausVid models
     assert not any(p.is_meta for p in as_student.parameters())
     causal_student(teacher, 2).save_pretrained(tmp_path / "student")
     student_file = tmp_path / "student" / "diffusion_pytorch_model.safetensors"
@@ -110,7 +113,7 @@ def test_for_training_sets_training_mode_and_checkpointing(transformer_config: d
 
 
 class Counted(TorchDispatchMode):
-    """Counts how often attention and other matrix products are computed."""
+    """Count how often attention and other matrix products are computed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,7 +129,10 @@ class Counted(TorchDispatchMode):
 def test_activations_that_the_backward_pass_computes_again(
     transformer_config: dict[str, Any], frames_per_block: int | None
 ) -> None:
-    """With full all, with selective all but the attention; the gradients are equal bit for bit."""
+    """The backward pass recomputes all activations ("full") or all but the attention ("selective").
+
+    Gradients are equal bit for bit in all cases.
+    """
     x, text = torch.ones(1, 4, 4, 4, 4), torch.ones(1, 5, 8)
     times = torch.full((1,) if frames_per_block is None else (1, 4), 500.0)
     forward, again, gradients = {}, {}, {}
@@ -149,7 +155,10 @@ def test_activations_that_the_backward_pass_computes_again(
 
 
 def test_the_student_names_its_blocks_for_other_tools(transformer_config: dict[str, Any]) -> None:
-    """Compilation, sharding and device maps use the names. Context parallelism does not support causal attention."""
+    """Compilation, sharding and device maps use the module names.
+
+    Context parallelism does not support causal attention.
+    """
     student = causal_student(build_transformer(transformer_config, 0), 2)
     name = type(student.blocks[0]).__name__
     assert student._repeated_blocks == student._no_split_modules == [name]
@@ -173,9 +182,9 @@ def test_missing_weights_are_named(transformer_config: dict[str, Any], tmp_path:
 
 
 def test_processes_of_a_machine_share_loaded_weights(transformer_config: dict[str, Any], tmp_path: Path) -> None:
-    """Loaded weights are mapped from their file, also in a causal student, and take no private memory of a process.
+    """Loaded weights are mapped from their file, also in a causal student, and use no private memory.
 
-    Linux counts private memory as anonymous.
+    Linux counts private memory as anonymous memory.
     """
     usage = Path("/proc/self/smaps_rollup")
     if not usage.is_file():
@@ -187,13 +196,13 @@ def test_processes_of_a_machine_share_loaded_weights(transformer_config: dict[st
     config = {**transformer_config, "num_attention_heads": 8, "attention_head_dim": 64, "ffn_dim": 2048}
     build_transformer(config, 0).save_pretrained(tmp_path)
     size = (tmp_path / "diffusion_pytorch_model.safetensors").stat().st_size
-    causal_student(load_transformer(tmp_path), 2)  # allocations that happen once in a process
+    causal_student(load_transformer(tmp_path), 2)  # cause the allocations that happen once in a process
     before = own()
     student = causal_student(load_transformer(tmp_path), 2)
     assert own() - before < 0.2 * size
     with torch.no_grad():
         for parameter in student.parameters():
             parameter.add_(1.0)
-    assert own() - before > 0.8 * size  # weights that are written become private memory
+    assert own() - before > 0.8 * size  # weights that are overwritten become private memory
     equal_again = load_transformer(tmp_path)
     assert torch.equal(equal_again.proj_out.weight + 1.0, student.proj_out.weight)

@@ -1,4 +1,4 @@
-"""Weight files: all code reads the files that ``from_pretrained`` reads, and rejects files of different saves."""
+"""All code reads the weight files that ``from_pretrained`` reads, and rejects files of different saves."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def model(transformer_config: dict[str, Any]) -> WanTransformer3DModel:
 
 
 def mark(model: torch.nn.Module, value: float) -> None:
-    """Mark a model by the value of proj_out.bias, to recognise its save."""
+    """Set proj_out.bias to ``value``, so that a test recognises the save."""
     with torch.no_grad():
         model.proj_out.bias.fill_(value)  # type: ignore[union-attr, operator]
 
 
 def saves(folder: Path, model: WanTransformer3DModel, *how: dict[str, Any]) -> None:
-    """Save models with the marks 1, 2, … in the same folder, each with the arguments in ``how``."""
+    """Save models with the marks 1, 2, … to one folder. Each save has its own arguments in ``how``."""
     for number, options in enumerate(how, start=1):
         mark(model, number)
         model.save_pretrained(folder, **options)
@@ -50,17 +50,17 @@ def exported(folder: Path, tmp_path: Path) -> float:
     return float(state["model.head.head.bias"].mean())
 
 
-# --- several saves in one folder -------------------------------------------------------------------------------
+# --- several saves in one folder --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("how", "read"),
     [
-        ([{}, SHARDS], 2),  # a single file, then shards with an index
+        ([{}, SHARDS], 2),  # a single file is saved first, and then shards with an index
         ([SHARDS, {"max_shard_size": "40KB"}], 2),
         ([{}, SHARDS, {"max_shard_size": "40KB"}], 3),
         ([PICKLED, {}], 2),
-        ([{}, PICKLED], 1),  # from_pretrained prefers safetensors even if they are older
+        ([{}, PICKLED], 1),  # from_pretrained prefers a safetensors file, even if the safetensors file is older
         ([PICKLED], 1),
         ([{"variant": "fp16"}, {}], 2),
         ([{}, {"variant": "ema"}], 1),
@@ -100,7 +100,7 @@ def shard(folder: Path, number: int) -> Path:
 
 
 def older_shard(folder: Path, model: WanTransformer3DModel) -> None:
-    """Replace a shard by one of another save that contains other tensors."""
+    """Replace a shard by a shard of another save that contains other tensors."""
     model.save_pretrained(folder.parent / "old", max_shard_size="40KB")
     shutil.copy(shard(folder.parent / "old", 0), shard(folder, 0))
 
@@ -190,7 +190,7 @@ def test_other_files_instead_of_weights_are_named(model: WanTransformer3DModel, 
         diffusers_files(tmp_path / "empty")
 
 
-# --- the VAE and the text encoder ---------------------------------------------------------------------------------
+# --- weight files of the VAE and the text encoder ---------------------------------------------------------------------
 
 
 def test_a_vae_is_read_by_its_index(vae_config: dict[str, Any], tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_a_folder_of_another_model_is_not_loaded_as_a_vae(model: WanTransformer3
 
 
 def test_weights_that_the_model_does_not_have_are_rejected(model: WanTransformer3DModel, tmp_path: Path) -> None:
-    """With a config of fewer layers, diffusers would drop layers and only warn."""
+    """If the config has fewer layers than the file, diffusers would drop layers with no more than a warning."""
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "num_layers": 1}))
@@ -255,7 +255,7 @@ def load_text(folder: Path) -> torch.Tensor:
 
 
 def test_a_text_encoder_that_was_saved_twice_is_rejected(text: tuple[Any, Any, Path]) -> None:
-    """transformers reads the single file even if it is the older one, and it is unknown which one that is."""
+    """transformers would read the single file, even if the shards are newer. Which save is newer is unknown."""
     encoder, _, folder = text
     with torch.no_grad():
         encoder.shared.weight += 7
@@ -265,7 +265,7 @@ def test_a_text_encoder_that_was_saved_twice_is_rejected(text: tuple[Any, Any, P
         load_text(folder)
     (folder / "model.safetensors").unlink()
     assert torch.equal(load_text(folder), encoder.shared.weight)
-    encoder.save_pretrained(folder)  # deletes the shards but not the index
+    encoder.save_pretrained(folder)  # the save deletes the shards, but not the index
     with pytest.raises(ValueError, match=both):
         load_text(folder)
     (folder / "model.safetensors.index.json").unlink()

@@ -1,4 +1,4 @@
-"""The order of student and critic updates, as a function of the step number."""
+"""The step number decides whether student and critic are updated."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ def test_student_updates_counts_the_steps_that_update_the_student(turns: Turns, 
 
 @given(turns=ANY, step=st.integers(0, 60))
 def test_samples_come_from_a_step_of_the_same_cycle(turns: Turns, step: int) -> None:
-    """No student update is between the samples and their use, and samples of a student update have a gradient."""
+    """No update of the student occurs between the generation of samples and their use.
+
+    Samples for an update of the student have a gradient.
+    """
     made = turns.sampling_step(step)
     assert 0 <= made <= step
     assert turns.sampling_step(made) == made

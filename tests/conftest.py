@@ -1,4 +1,4 @@
-"""Toy models for all tests. They have the real classes and formats, but tiny sizes."""
+"""Provide toy models for all tests. Toy models have the real classes and formats, but tiny sizes."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ from causvid.runtime.shapes import VideoShape
 from causvid.wan.transformer.wan import build_transformer, causal_student
 from causvid.wan.vae.vae import build_vae
 
-# Ray clusters of tests listen on every interface, so they need a token. Ray reads these variables when it is imported.
+# Ray clusters of tests listen on every interface, so each cluster needs a token. Ray reads these variables at import.
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="of these tests")
 
-# No deadline, because a busy machine is not a failure; the same examples every time, so that a failure is reproducible.
+# There is no deadline, because a slow machine is not a failure. The examples are always the same, so that a failure can
+# be reproduced.
 settings.register_profile("causvid", deadline=None, derandomize=True)
 settings.load_profile("causvid")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the file test_flow.py first, and the other files that need the smoke run last.
+    """Run the file test_flow.py first, and run the other files that need the smoke run last.
 
-    With two workers, one executes that run, which takes minutes, while the other runs other tests.
+    One of two workers executes the smoke run, which takes minutes. Meanwhile, the other worker runs other tests.
     """
     asking = {item.path for item in items if "smoke" in getattr(item, "fixturenames", ())}
     items.sort(
@@ -44,7 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> Iterator[None]:
-    """Use one thread, which bit-exact comparisons need and which suits a shared machine."""
+    """Use one thread, because bit-exact comparisons need one thread and the machine is shared."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -95,7 +96,7 @@ ONE_WORKER = Compute(
     compile=False,
     save_in_background=False,
 )
-VIDEO = VideoShape(height=32, width=32, frames=13, fps=8)  # 4 latent frames of 4 x 4
+VIDEO = VideoShape(height=32, width=32, frames=13, fps=8)  # 4 latent frames of 4 x 4 latent pixels
 SCHEDULE = ScheduleConfig(shift=3.0, solver_steps=4, denoising_timesteps=(1000, 750, 500), context_timestep=0.0)
 TRAINED: dict[str, Any] = {  # fields that the training records of all toy models share
     "video": VIDEO,
@@ -122,7 +123,7 @@ def video() -> VideoShape:
 
 @pytest.fixture(scope="session")
 def schedule() -> ScheduleConfig:
-    """Return a schedule of four solver steps, three of which are the student's timesteps."""
+    """Return a schedule of four solver steps. The student uses three of their timesteps."""
     return SCHEDULE
 
 
@@ -130,10 +131,10 @@ def schedule() -> ScheduleConfig:
 def world(
     tmp_path_factory: pytest.TempPathFactory, transformer_config: dict[str, Any], vae_config: dict[str, Any]
 ) -> Path:
-    """Return a folder with the results of earlier stages; tests must not change it.
+    """Return a folder with the results of earlier stages. Tests must not change the folder.
 
-    It has clips, vae, prompts, lmdb/latents and lmdb/pairs, and with their training records teacher, causal_teacher and
-    student.
+    The folder contains clips, vae, prompts, lmdb/latents and lmdb/pairs. It also contains teacher, causal_teacher and
+    student, each with its training record.
     """
     root = tmp_path_factory.mktemp("world")
     generator = torch.Generator().manual_seed(0)

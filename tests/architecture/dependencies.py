@@ -1,8 +1,7 @@
-"""The content that dvc.yaml and ablation/dvc.yaml must have, computed from the declarations of the stages.
+"""Compute the required content of dvc.yaml and ablation/dvc.yaml from the declarations of the stages.
 
-    python -m tests.architecture.dependencies
-
-rewrites the dependencies and the params of every stage in both files. A test compares the files with ``required``.
+Run ``python -m tests.architecture.dependencies`` to write dependencies and params of every stage to both files. A test
+compares the files with ``required``.
 """
 
 from __future__ import annotations
@@ -25,8 +24,9 @@ from causvid.profile import PATHS
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ("dvc.yaml", "ablation/dvc.yaml")
 STAGES = sorted(path.stem for path in (ROOT / "stages").glob("*.py") if path.stem != "__init__")
-# A stage that imports all of a folder depends on the folder. It also depends on one of these folders if it imports all
-# but so many of its files, so that the lists stay short: an edit of such a file then reruns the stage without need.
+# A stage that imports all files of a folder depends on the folder. For each folder below, a stage may import all files
+# except the given number of files. An edit of a file that is not imported then reruns the stage without need, but the
+# lists stay short.
 ROUNDED_UP = {
     "causvid/data/videos": 1,
     "causvid/evaluation": 1,
@@ -42,7 +42,7 @@ ROUNDED_UP = {
 
 
 class Stanza(NamedTuple):
-    """The parts of a stage in dvc.yaml that its declaration decides, in the terms of that file.
+    """The parts of a stage in dvc.yaml that follow from its declaration, in the terms of dvc.yaml.
 
     Attributes:
         options: Names of the options in ``cmd``, without ``params``.
@@ -62,13 +62,13 @@ class Stanza(NamedTuple):
 
 
 def stage_class(stage: str) -> type[Stage] | None:
-    """Return the declaration in ``stages/<stage>.py``; None for ``checksums``, which is no such stage."""
+    """Return the declaration in ``stages/<stage>.py``; None for ``checksums``, which has no such declaration."""
     module = importlib.import_module(f"stages.{stage}")
     return next((it for it in vars(module).values() if isinstance(it, type) and it.__module__ == module.__name__), None)
 
 
 def options_of(command: str) -> dict[str, str]:
-    """Return the options of a command line by their names as Python spells them."""
+    """Return a map of Python name to value for the options of a command line."""
     return {name.replace("-", "_"): value for name, value in re.findall(r" --([a-z-]+) (\S+)", command)}
 
 
@@ -100,27 +100,30 @@ def required(stage: str, command: str, changed: Mapping[str, str] | None = None)
 
 
 def _user_paths(paths: Mapping[str, PathRule], changed: Mapping[str, str]) -> Iterator[str]:
-    """Yield the dependencies for paths in params.yaml: those that must exist, and the checksums of all."""
+    """Yield the dependencies for paths in params.yaml: all paths that must exist, and the checksums of all paths."""
     known = [entry for entry, rule in paths.items() if rule.counted_by is None]
     for entry in known:
         if not paths[entry].may_be_missing:
-            # DVC resolves no expression inside an expression; the stage's foreach provides the value.
+            # DVC does not resolve nested expressions, so the foreach of the stage provides the value.
             yield changed.get(entry) or ("${item}" if "${" in entry else f"${{{entry}}}")
     yield from (f"data/checksums/{entry}" for entry in known if not inputs.is_output(changed.get(entry, "")))
     yield from (rule.counted_by.as_posix() for rule in paths.values() if rule.counted_by)
 
 
 def code(stage: str) -> list[str]:
-    """Return the dependencies on code of the module ``stages/<stage>.py``, folders where possible, sorted."""
+    """Return the code that the module ``stages/<stage>.py`` depends on.
+
+    Folders replace files where possible, and the list is sorted.
+    """
     found = import_closure(ROOT / "stages" / f"{stage}.py", ROOT)
-    for folder, files in sorted(_folders().items()):  # an outer folder comes before those in it
+    for folder, files in sorted(_folders().items()):  # an outer folder comes before its inner folders
         if len(files) > 1 and len(files - found) <= ROUNDED_UP.get(folder, 0):
             found = {name for name in found if not name.startswith(f"{folder}/")} | {folder}
     return sorted(found)
 
 
 def needless(stage: str) -> set[str]:
-    """Return the files whose edit reruns ``stage`` although it does not import them."""
+    """Return the files whose edit reruns ``stage``, although ``stage`` does not import these files."""
     listed = code(stage)
     covered = {name for name in _files() if any(name == dep or name.startswith(f"{dep}/") for dep in listed)}
     return covered - import_closure(ROOT / "stages" / f"{stage}.py", ROOT)
@@ -160,7 +163,7 @@ def _files() -> list[str]:
 
 
 def _folders() -> dict[str, set[str]]:
-    """Return the files in and below every folder of the package that has no neutral file."""
+    """Return, for every folder of the package without a neutral file, all files in the folder and below."""
     folders: dict[str, set[str]] = defaultdict(set)
     for name in _files():
         for parent in Path(name).parents[:-2]:
@@ -169,7 +172,7 @@ def _folders() -> dict[str, set[str]]:
 
 
 def _rewrite(file: str) -> None:
-    """Rewrite the blocks ``deps:`` and the lines ``params:`` of one file; comments elsewhere stay."""
+    """Rewrite the blocks ``deps:`` and the lines ``params:`` of one file. Comments outside these lines are kept."""
     needs = [need for where, *_, need in stanzas() if where == file]
     lines, result, need = (ROOT / file).read_text().splitlines(), list[str](), None
     while lines:

@@ -1,4 +1,4 @@
-"""The ablation's pipeline: every row and seed is there, fed from where its name says, and the root's does not see it."""
+"""The ablation has every row and seed with the inputs that its name states, and the main pipeline does not use it."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ CASES = [(run, seed) for run in RUNS for seed in SETTINGS["seeds"]]
 
 @pytest.fixture(scope="module")
 def graph() -> Iterator[Any]:
-    """DVC's own graph of both pipelines; edges point from a stage to what it depends on."""
+    """Return DVC's own graph of both pipelines. An edge points from a stage to a dependency of the stage."""
     with chdir(ROOT), Repo(str(ROOT)) as repo:
         yield repo.index.graph
 
 
 @pytest.fixture(scope="module")
 def stages(graph: Any) -> dict[str, Any]:
-    """The ablation's stages by name."""
+    """Return the stages of the ablation by name."""
     prefix = "ablation/dvc.yaml:"
     return {it.addressing.removeprefix(prefix): it for it in graph if it.addressing.startswith(prefix)}
 
 
 def maker(stages: dict[str, Any], path: str) -> str:
-    """The command that makes ``path``."""
+    """Return the command of the stage that writes ``path``."""
     return next(it.cmd for it in stages.values() for out in it.outs if out.def_path == path)
 
 
@@ -47,7 +47,7 @@ def option(command: str, name: str) -> str:
 
 
 def test_the_roots_stages_depend_on_none_of_the_ablations(graph: Any) -> None:
-    """Its report shows the results; what DVC would count as a dependency, a 'dvc repro' in the root would run."""
+    """The report shows results of the ablation that are no DVC dependency, so 'dvc repro' does not run the ablation."""
     for stage in graph:
         if not stage.addressing.startswith("ablation/"):
             above = {it.addressing for it in networkx.descendants(graph, stage)}
@@ -73,7 +73,10 @@ def test_a_rows_changes_are_keys_of_every_profile(tmp_path: Path, row: str, prof
 
 @pytest.mark.parametrize(("run", "seed"), CASES)
 def test_every_row_and_seed_is_scored_from_its_own_model(stages: dict[str, Any], run: str, seed: int) -> None:
-    """evaluate <- samples <- model <- teacher and start, each of the same seed, all with the row's own params file."""
+    """An evaluation depends on samples, the samples on a model, the model on a teacher and an initial student.
+
+    All these stages have the same seed and use the params file of the same row.
+    """
     folder, steps = f"data/ablate/{run}/{seed}", "many" if run in (TEACHER, CAUSAL) else "few"
     scoring = maker(stages, f"ablation/evaluate/{run}/{seed}.json")
     sampling = maker(stages, option(scoring, "videos"))
@@ -98,11 +101,11 @@ def test_every_row_and_seed_is_scored_from_its_own_model(stages: dict[str, Any],
 
 
 def test_inputs_of_a_command_are_deps_and_outputs_are_outs(stages: dict[str, Any]) -> None:
-    """Whatever path a stage's command names, DVC knows of."""
+    """DVC knows every path that the command of a stage names."""
     for name, stage in stages.items():
         known = {it.def_path for it in (*stage.deps, *stage.outs)}
         named = {word for word in stage.cmd.split() if word.startswith(("data/", "ablation/evaluate"))}
-        # Training only shows videos with it, and starts without one from latents made elsewhere.
+        # training uses this path for preview videos only, and also starts without the path
         watched = {"data/checkpoints/vae"} if "stages.train_" in stage.cmd else set()
         assert named - watched <= known, name
 

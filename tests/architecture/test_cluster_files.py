@@ -43,7 +43,7 @@ def test_the_slurm_script_starts_ray_on_all_nodes_and_the_pipeline_on_the_first(
 
 
 def test_the_launcher_file_is_valid() -> None:
-    """Ray adds its defaults to the file and checks its schema."""
+    """Ray adds its defaults to the file, and checks the schema of the file."""
     file = prepare_config(loaded("launcher.yaml"))
     validate_config(file)
     assert file["max_workers"] == len(file["provider"]["worker_ips"])

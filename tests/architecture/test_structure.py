@@ -1,4 +1,4 @@
-"""Structure is tested like behaviour: imports, thin stages, params, deps in dvc.yaml, the map of the files."""
+"""The structure follows its rules: imports, short stages, params, dependencies in dvc.yaml, the map of the files."""
 
 from __future__ import annotations
 
@@ -23,14 +23,16 @@ from tests.architecture.dependencies import STAGES, needless, options_of, stage_
 ROOT = Path(__file__).resolve().parents[2]
 PIPELINE: dict[str, Any] = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 STANZAS = {name: stanza.get("do", stanza) for name, stanza in PIPELINE.items()}
-# The stages of both pipelines that run a stage module: content, and the content that follows from the declaration.
+# Every stage of both pipelines that runs a stage module, with its content and the content that its declaration
+# requires.
 EVERY = {f"{file}: {name}": (stanza, need) for file, name, _, stanza, need in stanzas()}
 PROFILES = sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
 
 
 def test_the_same_name_for_stage_module_and_params_section() -> None:
     sections = YAML(typ="safe").load(ROOT / "profiles" / "laptop.yaml")
-    assert sorted([*PIPELINE, "table4"]) == STAGES  # only the ablation has table4, which has no params section
+    # only the ablation has the stage table4, which has no params section
+    assert sorted([*PIPELINE, "table4"]) == STAGES
     assert set(PIPELINE) - {"checksums"} <= set(sections)
 
 
@@ -77,11 +79,11 @@ def test_a_stage_can_build_its_sections_from_every_profile(stage: str, profile: 
     cls = stage_class(stage)
     assert cls is not None
     for section in declared(cls, Section):
-        params.section(file, section.role.name, section.type)  # raises, naming the field
+        params.section(file, section.role.name, section.type)  # this call raises an error that names the field
 
 
 def test_few_edits_rerun_a_stage_without_need() -> None:
-    """Dependencies on folders are short, and some of them cover a file that the stage does not import."""
+    """Dependencies on folders are short. Some folders contain a file that the stage does not import."""
     assert sum(len(needless(stage)) for stage in STAGES) <= 19
 
 
@@ -103,11 +105,11 @@ def test_a_stage_runs_as_its_own_process_with_its_options(where: str) -> None:
 def test_all_profiles_have_the_same_keys() -> None:
     assert {"laptop", "smoke", "wan-1.3b"} <= set(PROFILES)
     for profile in PROFILES:
-        params.read(ROOT / "profiles" / f"{profile}.yaml")  # raises, naming the key
+        params.read(ROOT / "profiles" / f"{profile}.yaml")  # this call raises an error that names the key
 
 
 def test_every_module_reaches_a_stage() -> None:
-    """Every file of the package is used by a stage, or is part of another command."""
+    """Every file of the package is used by a stage, or belongs to another command."""
     reached = set().union(*(import_closure(ROOT / "stages" / f"{stage}.py", ROOT) for stage in STAGES))
     ours = {p.relative_to(ROOT).as_posix() for p in (ROOT / "causvid").rglob("*.py") if p.stat().st_size}
     commands = {
@@ -116,7 +118,7 @@ def test_every_module_reaches_a_stage() -> None:
         *import_closure(ROOT / "causvid" / "generate" / "command.py", ROOT),
         *import_closure(ROOT / "causvid" / "comparison" / "compare.py", ROOT),
         *import_closure(ROOT / "causvid" / "interop" / "original_config.py", ROOT),
-        "causvid/wan/costs.py",  # of the planner, as the next ones
+        "causvid/wan/costs.py",  # the planner uses this file and the cost.py files below
         *(f"causvid/methods/{method}/cost.py" for method in ("vae", "teacher", "ode_init")),
         "causvid/interop/original_lmdb.py",
     }
@@ -124,7 +126,7 @@ def test_every_module_reaches_a_stage() -> None:
 
 
 def test_package_markers_are_empty() -> None:
-    """Except those of packages that hold commands: they prepare the environment before anything reads it."""
+    """Markers of packages with commands are not empty: their code prepares the environment before other imports."""
     markers = [file for d in ("causvid", "stages", "flows") for file in (ROOT / d).rglob("__init__.py")]
     commands = [ROOT / name / "__init__.py" for name in ("causvid/generate", "stages", "flows")]
     assert sorted(file for file in markers if file.stat().st_size) == sorted(commands)
@@ -136,7 +138,10 @@ def test_only_one_file_says_cuda() -> None:
 
 
 def test_only_the_folder_of_the_backbone_knows_its_classes_and_keys() -> None:
-    """Other folders ask it; the formats of the released code and the name in exported pipelines are exceptions."""
+    """Other folders use functions of the backbone.
+
+    Exceptions are the formats of the original CausVid code and the class name in exported pipelines.
+    """
     words = r"WanTransformer3DModel|AutoencoderKLWan|UMT5EncoderModel|\[\"z_dim|config\.z_dim|scale_factor_spatial|\"to_q|\"blocks\."
     files = [path.relative_to(ROOT).as_posix() for path in (ROOT / "causvid").rglob("*.py")]
     others = [name for name in files if not name.startswith(("causvid/wan/", "causvid/interop/", "causvid/models/"))]
@@ -145,7 +150,7 @@ def test_only_the_folder_of_the_backbone_knows_its_classes_and_keys() -> None:
 
 
 def test_the_model_core_needs_no_orchestration() -> None:
-    """DESIGN: models, diffusion, losses, sampling and the pipeline run without Ray, DVC, Prefect, MLflow, LMDB, decord."""
+    """Models, diffusion, losses, sampling and the pipeline run without Ray, DVC, Prefect, MLflow, LMDB and decord."""
     code = (
         "import sys\n"
         "blocked = ('ray', 'dvc', 'prefect', 'mlflow', 'lmdb', 'decord', 'av')\n"
@@ -157,7 +162,7 @@ def test_the_model_core_needs_no_orchestration() -> None:
 
 
 def test_our_packages_are_importable_from_any_folder(tmp_path: Path) -> None:
-    """A script of the user's, run by the environment's python, wherever it lies."""
+    """A script of a user in any folder can import the packages if Python of the environment runs the script."""
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     code = "import causvid; print(causvid.__file__)"
     done = subprocess.run(
@@ -188,11 +193,11 @@ def test_the_map_lists_every_file() -> None:
 
 
 def test_files_and_functions_that_the_docs_name_are_there() -> None:
-    """A path, and the name behind it: ``methods/dmd/loss.py`` `dmd_loss`."""
+    """The docs name a function by its path and its name, for example ``methods/dmd/loss.py`` `dmd_loss`."""
     lost = []
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]:
         for path, name in re.findall(r"`([\w./-]+\.(?:py|md|yaml))`(?: `([\w.]+)`)?", page.read_text()):
-            if "NAME" in path:  # a file that the reader of a recipe makes
+            if "NAME" in path:  # the reader of the recipe creates this file
                 continue
             places = (ROOT / folder / path for folder in (".", "causvid", "docs", "reports"))
             file = next((place for place in places if place.is_file()), None)

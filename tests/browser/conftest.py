@@ -1,4 +1,4 @@
-"""Servers on loopback with finished flow runs, and a headless Chromium that opens their pages."""
+"""Start servers on loopback with finished flow runs, and a headless Chromium that opens their pages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --window-size=1500,1100"
 )
-# A stage with a child run in MLflow that has a curve and a sample.
+# This stage has a child run in MLflow with a curve and a sample.
 SAMPLE = """\
 from pathlib import Path
 import numpy as np
@@ -46,7 +46,7 @@ with child_run("report", "tiny", Path.cwd(), {"steps": 3}, made, Path.cwd()) as 
 
 @dataclass(frozen=True)
 class Servers:
-    """Addresses of the servers, and the project whose flow they show."""
+    """The addresses of the servers, and the project whose flow runs the servers show."""
 
     root: Path
     prefect: str
@@ -89,7 +89,7 @@ class Page:
         return WebDriverWait(self.driver, 60).until(lambda driver: driver.execute_script(f"return {script}"))
 
     def screenshot(self, name: str) -> Path:
-        """Take a screenshot."""
+        """Take a screenshot of the page, and save the screenshot as ``name``."""
         path = self.screenshots / f"{name}.png"
         self.driver.save_screenshot(str(path))
         return path
@@ -101,7 +101,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     assert chromium, "chromium must be on PATH; 'make test-browser' installs it"
     assert chromedriver, "chromedriver must be on PATH; 'make test-browser' installs it"
     options = ChromeOptions()
-    options.binary_location = chromium  # otherwise Selenium would try to download one
+    options.binary_location = chromium  # without this option, Selenium would try to download a browser
     for flag in FLAGS.split():
         options.add_argument(flag)
     options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
@@ -114,7 +114,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 
 @pytest.fixture(scope="session")
 def servers(page: Page, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    """``make ui`` with two flow runs, of which the second has only unchanged stages. The password has been entered."""
+    """Run ``make ui`` with two flow runs, and enter the password. The second flow run has only unchanged stages."""
     root = tiny_pipeline.make(tmp_path_factory.mktemp("tiny") / "project")
     (root / "sample.py").write_text(SAMPLE)
     pipeline = (root / "dvc.yaml").read_text().replace("cmd: cat a.txt", "cmd: python sample.py && cat a.txt")

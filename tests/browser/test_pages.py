@@ -1,4 +1,4 @@
-"""The pages of Prefect, of MLflow and of ``make compare`` in a browser."""
+"""A browser shows the pages of Prefect, of MLflow and of ``make compare``."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_cancel_ends_the_processes_of_the_stage(servers: Servers, page: Page) ->
 
 
 def start_from_form(servers: Servers, page: Page) -> str:
-    """Start the deployment of the complete pipeline with its form. Return the address of the deployment's page."""
+    """Start the deployment of the complete pipeline with its form, and return the address of the deployment's page."""
     page.open(f"{servers.prefect}/v2/deployments")
     page.shows("whole-pipeline", "data", "scores", "table4", "At 03:00 AM", "Paused")
     page.screenshot("prefect-deployments")
@@ -114,7 +114,7 @@ def start_from_form(servers: Servers, page: Page) -> str:
 
 
 def test_requests_of_other_hosts_and_origins_are_rejected(servers: Servers) -> None:
-    """The requests write data, and have another Origin or Host header, with and without the password."""
+    """Requests that write data are refused with another Origin or Host header, with and without the password."""
     user, _, word = servers.password.partition(":")
     prefect = [
         f"{servers.prefect}/api/{path}" for path in ("flows/", "deployments/", "variables/", "flow_runs/", "logs/")
@@ -178,10 +178,10 @@ def test_mlflow_shows_a_child_run_with_its_sample(servers: Servers, page: Page) 
 
 @pytest.fixture
 def comparison(servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The page of ``make compare`` for two runs, which are logged over HTTP as by a worker on another host."""
+    """The page of ``make compare`` shows two runs, which are logged over HTTP as by a worker on another host."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", servers.mlflow)
     monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    profile = tmp_path.name  # a separate experiment for each test
+    profile = tmp_path.name  # each test has a separate experiment
     ramp = np.arange(33, dtype=np.uint8)[:, None, None, None]
     for scale in (1, 3):
         monkeypatch.setenv(tracking.PARENT_VARIABLE, tracking.start_parent("repro", profile, tmp_path, {}))
@@ -237,7 +237,7 @@ def _runs_in(process: psutil.Process, root: Path) -> bool:
 
 
 def _green(page: Page) -> int:
-    """Count the pixels of the graph with the colour of a completed task."""
+    """Count the pixels of the graph that have the colour of a completed task."""
     page.wait("document.querySelector('canvas')?.width")
     shot = Image.open(io.BytesIO(page.driver.find_element(By.TAG_NAME, "canvas").screenshot_as_png)).convert("RGB")
     return sum(count for count, (r, g, b) in shot.getcolors(1 << 24) or [] if g > 120 and r < 80 and b < 110)

@@ -1,4 +1,4 @@
-"""Gradients of compiled FlexAttention on a GPU."""
+"""Compiled FlexAttention on a GPU has the gradients of plain attention."""
 
 from __future__ import annotations
 

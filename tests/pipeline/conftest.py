@@ -1,4 +1,4 @@
-"""Fresh copies of the project, like the clone of a user, in which tests run stages."""
+"""Create fresh copies of the project, like the clone of a user, in which tests run stages."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from filelock import FileLock
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parents[2]
-# Secrets that may be in the environment of a user but must not be in any file. They are random, so that this file does not
-# contain them either, and the same for all workers of a test run, which share the files of the run.
+# A user may have these secrets in the environment, but no file may contain a secret. The secrets are random, so that
+# this file does not contain them. All workers of a test run, which share the files of the run, have the same secrets.
 DRAWN = os.environ.get("PYTEST_XDIST_TESTRUNUID") or secrets.token_hex(16)
 SECRETS = {
     name: f"canary{hashlib.sha256(f'{name} {DRAWN}'.encode()).hexdigest()}"
@@ -28,7 +28,8 @@ SECRETS = {
 }
 
 
-# A proxy that cannot reach servers of this machine, as behind the firewall of a company. No process listens at this port.
+# This proxy cannot reach servers of this machine, like the proxy of a company's firewall. No process listens at this
+# port.
 PROXY = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")
 
 
@@ -40,7 +41,7 @@ class Clone:
 
     @property
     def env(self) -> dict[str, str]:
-        """The environment variables that ``make`` would set, with secrets and a proxy."""
+        """Return the environment variables that ``make`` would set, with secrets and a proxy."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_", "PREFECT_", "CAUSVID_"))}
         return kept | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -58,13 +59,13 @@ class Clone:
         return done
 
     def leaks(self) -> list[str]:
-        """Return the files of the copy, including logs, databases and caches, that contain one of the secrets."""
+        """Return the files of the copy that contain a secret, including logs, databases and caches."""
         words = [value.encode() for value in SECRETS.values()]
         files = [path for path in self.root.rglob("*") if path.is_file() and not path.is_symlink()]
         return [str(path) for path in files if any(word in path.read_bytes() for word in words)]
 
     def set(self, **values: Any) -> None:
-        """Change entries of params.yaml: ``set(train_dmd__steps=3)``."""
+        """Change entries of params.yaml, for example ``set(train_dmd__steps=3)``."""
         yaml = YAML()
         params = yaml.load(self.root / "params.yaml")
         for dotted, value in values.items():
@@ -83,7 +84,7 @@ class Clone:
 
 @pytest.fixture(scope="session")
 def make_clone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Clone]:
-    """A function that copies the files of the project that git does not ignore to a new folder, with the smoke profile."""
+    """Return a function that copies all files that git does not ignore to a new folder, with the smoke profile."""
 
     def make(name: str) -> Clone:
         target = tmp_path_factory.mktemp(name) / "project"
@@ -104,10 +105,13 @@ def make_clone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Clon
 
 @pytest.fixture(scope="session")
 def smoke(make_clone: Callable[[str], Clone], tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Clone:
-    """The smoke profile after ``dvc repro``, one copy for each xdist worker. Tests must undo all changes of the copy."""
+    """Return a copy of the project after ``dvc repro`` of the smoke profile.
+
+    Each xdist worker has one copy. Tests must undo all changes of the copy.
+    """
     if worker_id == "master":
         return _smoke_run(make_clone)
-    note = tmp_path_factory.getbasetemp().parent / "smoke.txt"  # contains the path of the first copy
+    note = tmp_path_factory.getbasetemp().parent / "smoke.txt"  # this file contains the path of the first copy
     with FileLock(f"{note}.lock"):
         if not note.is_file():
             note.write_text(str(_smoke_run(make_clone).root))

@@ -1,4 +1,4 @@
-"""Run flows on a disk that becomes full, then enlarge the disk and run the same flow again.
+"""Run flows on a disk that becomes full. Then enlarge the disk, and run the same flow again.
 
 ``python -m tests.pipeline.full_disk_rounds DISK LOG ROUNDS SEED``
 
@@ -17,18 +17,18 @@ from pathlib import Path
 
 from tests.pipeline.kill_rounds import OVER, ended, forget, make, outs, start, state
 
-ROOM = 2**26  # bytes; an undisturbed attempt needs a fiftieth
-# Messages of our code, and of programs that fail before a stage runs.
+ROOM = 2**26  # bytes; an undisturbed attempt needs a fiftieth of this size
+# Messages of this project, and of programs that fail before a stage runs.
 MESSAGES = ("the disk is full", "No space left on device")
 
 
 def resize(disk: Path, size: int) -> None:
-    """Set the size in bytes of a file system in memory."""
+    """Set the size of a file system in memory to ``size`` bytes."""
     subprocess.run(["mount", "-o", f"remount,size={size}", "none", str(disk)], check=True)
 
 
 def used(disk: Path) -> int:
-    """Return the number of used bytes."""
+    """Return the number of used bytes of the disk."""
     status = os.statvfs(disk)
     return (status.f_blocks - status.f_bfree) * status.f_frsize
 

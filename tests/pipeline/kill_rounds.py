@@ -1,4 +1,4 @@
-"""Kill the stages of a flow at random moments and run the same flow again, until there were enough kills.
+"""Kill the stages of a flow at random moments, and run the same flow again, until there are enough kills.
 
 ``python -m tests.pipeline.kill_rounds ROOT KILLS SEED``
 
@@ -53,12 +53,12 @@ with work.work_folder(name, origin.key, root=root) as folder:
     files.write_json(root / "reports" / f"{name}.json", {"key": origin.key, "parts": 4})
 """
 NAMES = {"first": [], "second": ["data/first"], "third": ["data/first", "data/second"]}
-LONGEST = 5.0  # seconds until a kill at most; an undisturbed attempt takes about four
-OVER = 120.0  # seconds after which an attempt counts as hanging
+LONGEST = 5.0  # longest time in seconds until a kill; an undisturbed attempt takes about four seconds
+OVER = 120.0  # time in seconds after which an attempt counts as hanging
 
 
 def make(root: Path) -> None:
-    """Create the pipeline of stand-ins, in which no stage has been run."""
+    """Create a pipeline of stand-in stages, in which no stage has been run."""
     (root / ".dvc").mkdir(parents=True)
     (root / ".dvc" / "config").touch()
     subprocess.run(["git", "init", "--quiet", str(root)], check=True)
@@ -78,26 +78,26 @@ def make(root: Path) -> None:
 
 
 def outs(root: Path) -> dict[str, str]:
-    """Return the sha256 of every file in the outs. Hidden files, which are those of git and DVC, are skipped."""
+    """Return the SHA-256 of every file in the outs. Hidden files, which belong to git and DVC, are skipped."""
     paths = (path for part in ("data", "reports") for path in sorted((root / part).rglob("*")))
     files = [path for path in paths if path.is_file() and not path.name.startswith(".")]
     return {file.relative_to(root).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def state(root: Path) -> dict[str, str]:
-    """Return the sha256 of dvc.lock and of every file in the outs."""
+    """Return the SHA-256 of dvc.lock and of every file in the outs."""
     return {"dvc.lock": hashlib.sha256((root / "dvc.lock").read_bytes()).hexdigest(), **outs(root)}
 
 
 def forget(root: Path) -> None:
-    """Delete all outs, unfinished work and files of DVC."""
+    """Delete all outs, all unfinished work and all files of DVC."""
     for name in ("data", "reports", ".work", ".dvc/cache", ".dvc/tmp"):
         shutil.rmtree(root / name, ignore_errors=True)
     (root / "dvc.lock").unlink(missing_ok=True)
 
 
 def start(root: Path, log: Path) -> int:
-    """Run all stages in a child process, as a flow does, and return the pid."""
+    """Run all stages in a child process, as a flow does, and return the pid of the child process."""
     pid = os.fork()
     if pid:
         return pid
@@ -142,7 +142,7 @@ def dvcs(pid: int) -> Iterator[psutil.Process]:
 
 
 def kill(pid: int, *, everything: bool) -> None:
-    """Send SIGKILL to dvc only, if dvc is running, or to the attempt and all its descendants."""
+    """Send SIGKILL to dvc only, if ``dvc`` is running, or to the attempt and all its descendants."""
     alone = [] if everything else list(dvcs(pid))
     with suppress(psutil.Error):
         targets = alone or [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]
@@ -173,7 +173,7 @@ def main(root: Path, wanted: int, seed: int) -> None:
         if code is None:
             kill(pid, everything=kills % 2 == 0)
             kills += 1
-        elif code:  # the attempt failed without a kill, so it would need manual repair
+        elif code:  # the attempt failed without a kill, so the project would need manual repair
             stuck, last = stuck + 1, log.read_text()[-3000:]
             forget(root)
         else:

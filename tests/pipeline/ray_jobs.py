@@ -1,4 +1,4 @@
-"""Work for the tests of Ray: items that kill workers, attempts to connect, and stages to interrupt."""
+"""Define work for the tests of Ray: items that kill workers, attempts to connect, and stages to interrupt."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ from tests.conftest import ONE_WORKER, SCHEDULE, VIDEO
 class Trouble:
     """Square numbers and record the attempts.
 
-    Item 13 kills its worker, item 7 does so at the first attempt, item -1 cannot be read, and item -13 kills its reader.
+    Item 13 kills its worker. Item 7 kills its worker at the first attempt. Item -1 cannot be read. Item -13 kills its
+    reader.
     """
 
     folder: Path
@@ -81,13 +82,14 @@ class Doors:
     def answer(self, token: str) -> str:
         """Return the output of a process that connects with ``token`` and without a token file.
 
-        "none" disables authentication, and "" is the token of the session.
+        The value "none" disables authentication, and "" means the token of the session.
         """
-        import ray  # not at the top: ray reads the environment at import, before the driver has set it
+        # imported here, because ray reads the environment at import, and the driver must set the environment before
+        import ray
 
         address = ray.get_runtime_context().gcs_address
         env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-        # Without the second variable, ray would look for an address other than loopback.
+        # Without the second variable, ray would look for another address than loopback.
         env |= {"HOME": "/nowhere", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
         mode = {"RAY_AUTH_MODE": "disabled"} if token == "none" else {"RAY_AUTH_MODE": "token"}
         env |= mode | {"RAY_AUTH_TOKEN": token or os.environ["RAY_AUTH_TOKEN"]}

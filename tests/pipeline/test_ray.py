@@ -1,4 +1,4 @@
-"""Ray: if workers, nodes or drivers are killed, only their items are repeated, and the bytes are those of one process."""
+"""After kills of Ray workers, nodes or drivers, lost items are repeated, and the bytes are those of one process."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TWO = replace(ONE_WORKER, workers=2)
 
 @pytest.fixture(autouse=True)
 def _our_modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let workers import the modules of this tree, which they need to unpickle their work."""
+    """Allow workers to import the modules of this tree, because workers unpickle objects of these modules."""
     monkeypatch.setenv("PYTHONPATH", str(Path.cwd()))
 
 
@@ -61,7 +61,7 @@ def test_an_item_that_kills_its_worker_affects_no_other_item(tmp_path: Path) -> 
 def test_an_item_that_kills_its_reader_beside_gpus_affects_no_other_item(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ray takes the number of GPUs from its configuration, so this test needs no GPU."""
+    """Ray reads the number of GPUs from its configuration, so this test needs no GPU."""
     groups = [[1, 2], [-13, 3], [4, -1], [5, 6]]
     with_gpus = replace(ONE_WORKER, workers=2, gpus_per_worker=1)
     with cluster_of(4, gpus=2) as cluster:
@@ -99,7 +99,10 @@ def test_resampling_with_two_workers_gives_the_bytes_of_one_process(
 
 
 def test_a_session_does_not_join_another_cluster_and_requires_its_token() -> None:
-    """Another cluster runs on the same machine. All sockets of the session listen on loopback and require its token."""
+    """Another cluster runs on the same machine.
+
+    All sockets of the session listen on loopback and require the token of the session.
+    """
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     program = [sys.executable, "-m", "tests.pipeline.ray_jobs", "doors"]
     with cluster_of(1):
@@ -115,7 +118,7 @@ def test_a_session_does_not_join_another_cluster_and_requires_its_token() -> Non
 
 @pytest.fixture(scope="module")
 def clips(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The eight clips of the toy world, each six times, so that there is time for kills."""
+    """Return a folder with the eight clips of the toy world, each six times, so that there is time for kills."""
     folder = tmp_path_factory.mktemp("many") / "clips"
     (folder / "videos").mkdir(parents=True)
     rows = []
@@ -129,7 +132,7 @@ def clips(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def latents(world: Path, clips: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Shards and index of the clips' latents, written by one process."""
+    """Return the shards and the index of clip latents, written by one process."""
     out = tmp_path_factory.mktemp("undisturbed") / "out"
     run_latents(world, clips, out, workers=1)
     return contents(out)
@@ -137,7 +140,7 @@ def latents(world: Path, clips: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="module")
 def pairs(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Shards and index of ODE pairs, written by one process."""
+    """Return the shards and the index of ODE pairs, written by one process."""
     out = tmp_path_factory.mktemp("undisturbed") / "out"
     run_pairs(world, world / "clips", out, workers=1)
     return contents(out)
@@ -145,7 +148,7 @@ def pairs(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, by
 
 @contextmanager
 def cluster_of(*cpus: int, gpus: int = 0) -> Iterator[Cluster]:
-    """Start a Ray cluster on this machine with one node for each number of CPUs. The first node has ``gpus`` GPUs."""
+    """Start a Ray cluster on this machine with one node per number in ``cpus``. The first node has ``gpus`` GPUs."""
     head = {"num_cpus": cpus[0], "num_gpus": gpus, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
@@ -162,7 +165,7 @@ def cluster_of(*cpus: int, gpus: int = 0) -> Iterator[Cluster]:
 def test_two_nodes_give_the_bytes_of_one_process(
     world: Path, clips: Path, latents: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
 ) -> None:
-    """Each node has one CPU and thus one worker. If a node is killed, the other one does the rest of the work."""
+    """Each node has one CPU and thus one worker. If one node is killed, the other node completes the work."""
     out = tmp_path / "out"
     with cluster_of(1, 1) as cluster:
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
@@ -188,7 +191,10 @@ def test_killed_drivers_and_workers_give_the_bytes_of_one_process(
     world: Path, clips: Path, latents: dict[str, bytes], pairs: dict[str, bytes], tmp_path: Path, kills: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Rounds alternate between latents and ODE pairs. Half of the kills hit the driver, the others one of its workers."""
+    """Rounds alternate between latents and ODE pairs.
+
+    Half of the kills hit the driver, and the other kills hit a worker of the driver.
+    """
     draw, done, rounds, hit = random.Random(0), 0, 0, {"driver": 0, "worker": 0}
     with cluster_of(3) as cluster:
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)

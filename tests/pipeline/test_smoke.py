@@ -1,4 +1,4 @@
-"""The complete pipeline at smoke size: its results, and the stages that a change reruns."""
+"""The complete pipeline gives its results at smoke size, and a change reruns only the affected stages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def ran(output: str) -> list[str]:
 
 
 def changed(clone: Clone) -> set[str]:
-    """Return the stages that are not up to date, without checksums, which DVC always regards as changed."""
+    """Return the stages that are not up to date, except checksums, which DVC always regards as changed."""
     return set(json.loads(clone.run("dvc", "status", "dvc.yaml", "--json").stdout)) - {"checksums"}
 
 
@@ -39,7 +39,7 @@ def test_the_report_and_the_metrics_are_complete(smoke: Clone) -> None:
 
 
 def test_no_file_contains_secrets_of_the_environment(smoke: Clone) -> None:
-    """This includes logs, databases, locks, checkpoints and reports. The search finds a secret that is written."""
+    """The search covers logs, databases, locks, checkpoints and reports. A secret in a new file is found."""
     assert smoke.leaks() == []
     (smoke.root / "leak.txt").write_text(f"token={smoke.env['HF_TOKEN']}\n")
     assert smoke.leaks() == [str(smoke.root / "leak.txt")]
@@ -81,7 +81,7 @@ def test_workers_rerun_no_stage_and_a_changed_param_reruns_only_its_stages(smoke
 
 
 def test_changed_content_of_a_path_in_params_reruns_the_stages_that_read_the_path(smoke: Clone) -> None:
-    """Files are replaced by files of the same size and modification time, and a file is added to each folder."""
+    """The test replaces files by files of equal size and modification time, and adds a file to each folder."""
     values = params.read(smoke.root / "params.yaml")
     counted = [name for name, rule in PATHS.items() if not rule.counted_by]
     names = [name for name in counted if not inputs.is_output(inputs.value_of(values, name))]

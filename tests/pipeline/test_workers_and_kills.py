@@ -1,4 +1,4 @@
-"""More workers change no bytes, or only rounding errors, and a killed training continues from its checkpoint."""
+"""More workers change no bytes or only rounding errors, and a killed training continues from its checkpoint."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ DMD = ("--latents", "data/lmdb/latents", "--prompts", "data/prompts", "--teacher
 
 
 def apart(clone: Clone, work: Path) -> dict[str, str]:
-    """Return the clone's environment with a separate work folder and MLflow database, so that the clone stays the same."""
+    """Return the environment of the clone with a separate work folder and MLflow database.
+
+    The clone does not change.
+    """
     return clone.env | {"CAUSVID_WORK_DIR": str(work), "MLFLOW_TRACKING_URI": f"sqlite:///{work}.db"}
 
 
@@ -41,7 +44,7 @@ def stage(clone: Clone, name: str, *options: str, params: Path, work: Path) -> N
 
 
 def variant(clone: Clone, path: Path, **values: object) -> Path:
-    """Write a copy of the clone's params file with changed values to ``path``."""
+    """Write the params file of the clone with changed values to ``path``."""
     shutil.copy2(clone.root / "params.yaml", path.with_name("params.yaml"))
     copy = Clone(path.parent)
     copy.set(**values)

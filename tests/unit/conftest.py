@@ -1,4 +1,4 @@
-"""An MLflow database per test, copied from one that is created once per session, because that takes seconds."""
+"""Give each test an MLflow database. The database is a copy, because creating a database takes seconds."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def mlflow_uri(migrated_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Set MLFLOW_TRACKING_URI to a separate database for this test, without a parent run, and return the URI.
 
-    Records of a stage are sent at its end and in this process, which saves the seconds that a sender process needs.
+    At the end of a stage, this process sends the records of the stage, because starting a sender process takes seconds.
     """
     shutil.copy(migrated_database, tmp_path / "own.db")
     uri = f"sqlite:///{tmp_path}/own.db"
@@ -38,7 +38,7 @@ def mlflow_uri(migrated_database: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 @contextmanager
 def send_here(journal: Journal, root: Path) -> Iterator[None]:
-    """Replace ``sending``: send all records of a journal in this process, at the end of the context."""
+    """Replace ``sending``. This process sends all records of a journal at the end of the context."""
     ended = threading.Event()
     ended.set()
     try:

@@ -1,9 +1,9 @@
-"""Measure in a separate process by how much peak memory grows with the length of a video.
+"""Measure in a separate process how much the peak memory grows with the length of a video.
 
     python -m tests.unit.peak_memory generate|sample FOLDER OUT
 
-FOLDER holds a toy pipeline in diffusers' layout and, for ``sample``, the prompts in ``FOLDER/prompts``. The command makes
-videos of SHORT and then of LONG frames (of the whole batch) below OUT and prints the growth of the peak in bytes.
+FOLDER holds a toy pipeline in diffusers' layout and, for ``sample``, the prompts in ``FOLDER/prompts``. The command
+writes videos of SHORT frames and then of LONG frames (per batch) to OUT, and prints the growth of peak memory in bytes.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ from causvid.runtime.shapes import VideoShape
 
 CLIP = VideoShape(height=64, width=64, frames=61, fps=8)
 SHORT, LONG = 64, 1600
-BATCH = 2  # of the sample stage
-VIDEO_BYTES = LONG * CLIP.height * CLIP.width * 3  # of all long frames as uint8
-STATUS = Path("/proc/self/status")  # not getrusage: its maximum starts with the parent's
+BATCH = 2  # batch size of the stage sample
+VIDEO_BYTES = LONG * CLIP.height * CLIP.width * 3  # number of bytes of all LONG frames as uint8
+# getrusage is not used, because its maximum starts with the memory of the parent process
+STATUS = Path("/proc/self/status")
 
 
 def growth(kind: str, folder: Path, out: Path) -> int:
-    """Growth of the peak in bytes, measured in a new process."""
+    """Measure the growth of the peak memory in a new process, and return the number of bytes."""
     command = [sys.executable, "-m", "tests.unit.peak_memory", kind, str(folder), str(out)]
-    # Large blocks of the C library go back to the system at once, so that fragmentation does not look like growth.
+    # The C library must return large blocks to the system immediately; otherwise, fragmentation would look like growth.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
     root = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
@@ -46,13 +47,13 @@ def _peak() -> int:
 
 
 def _maker(kind: str, pipeline: CausVidPipeline, folder: Path) -> Callable[[Path, int], object]:
-    """A function that makes videos of a number of frames in a folder."""
+    """Return a function that writes videos with a given number of frames to a folder."""
     if kind == "generate":
         return lambda out, frames: generate(pipeline, ["x"], out, shape=CLIP, seconds=frames / CLIP.fps, seeds=[0])
     prompts = PromptStore(folder / "prompts")
 
     def make(out: Path, frames: int) -> None:
-        clips = max(2, frames // CLIP.frames // BATCH)  # at least two windows, as for generate
+        clips = max(2, frames // CLIP.frames // BATCH)  # generate and sample both need at least two windows
         config = SampleConfig(
             videos=BATCH, batch_size=BATCH, guidance_scale=1.0, rollouts=BATCH, rollout_clips=clips, crf=10
         )

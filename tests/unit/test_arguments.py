@@ -1,4 +1,4 @@
-"""A string is one prompt, and arguments that do not belong to one batch are refused by name."""
+"""A string argument is one prompt, and an error names arguments that do not belong to one batch."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def pipelines(world: Path) -> dict[str, CausVidPipeline]:
     return made
 
 
-# --- One prompt -------------------------------------------------------------------------------------------------------
+# --- A string is one prompt -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("prompt", ["a red circle", "ab", "x", "", "円", "a blue cube, a red circle"])
@@ -95,7 +95,7 @@ def test_an_empty_list_of_prompts_is_refused(pipelines: dict[str, CausVidPipelin
         pipelines["student"].embed([])
 
 
-# --- Batches ----------------------------------------------------------------------------------------------------------
+# --- Arguments of one batch -------------------------------------------------------------------------------------------
 
 BATCHES: dict[str, tuple[Callable[[], tuple[Any, Any, Any]], str]] = {
     "fewer generators": (lambda: (TEXT, generators(1, 2), None), "generators has 2 entries, prompt_embeds has 3 prompts"),
@@ -150,11 +150,11 @@ def test_invalid_timesteps_are_refused(steps: Any, message: str, pipelines: dict
         CausVidPipeline(student.vae, student.transformer, **{**STEPS, "denoising_timesteps": steps})
 
 
-# --- Params -----------------------------------------------------------------------------------------------------------
+# --- Sequences in params ----------------------------------------------------------------------------------------------
 
 
 def sequence_fields() -> list[Any]:
-    """Return every field of a params section or entry that is a sequence."""
+    """Return every field with a sequence type in a params section or entry."""
     found = {}
     for module in pkgutil.walk_packages(causvid.__path__, "causvid."):
         if module.name.endswith("__main__"):
@@ -173,6 +173,6 @@ def sequence_fields() -> list[Any]:
 @pytest.mark.parametrize("value", ["1000", "file.json", "object_class"])
 @pytest.mark.parametrize(("cls", "field"), sequence_fields())
 def test_a_string_in_a_field_for_a_sequence_is_refused(cls: type, field: str, value: str) -> None:
-    """A string is not split into letters, for example in mixkit_captions, vbench_dimensions or timesteps."""
+    """A string is not split into letters. Examples are mixkit_captions, vbench_dimensions and timesteps."""
     with pytest.raises(ValueError, match=rf"section.{field}.*: .*\(found '{value}'\)"):
         params.build(cls, {field: value}, name="section")

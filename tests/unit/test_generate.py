@@ -1,4 +1,4 @@
-"""The command causvid: checkpoint formats, output files, continued runs, and refused arguments."""
+"""The command causvid reads each checkpoint format, writes videos, continues runs, and refuses wrong arguments."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from tests.unit.interop.wan_files import PROMPTS, TEXT, VAE, write_wan_folder
 from tests.unit.peak_memory import LONG, STATUS, VIDEO_BYTES, growth
 
 PROFILES = Path(__file__).parents[2] / "profiles"
-CLIP = 13  # frames
+CLIP = 13  # length of a clip in frames
 STUDENT = StudentRecord(
     schedule=ScheduleConfig(shift=3.0, solver_steps=4, denoising_timesteps=(1000, 750, 500), context_timestep=0.0),
     video=VideoShape(height=32, width=32, frames=CLIP, fps=8),
@@ -55,7 +55,7 @@ STUDENT = StudentRecord(
 
 @dataclass(frozen=True)
 class Toys:
-    """A student in each of the three formats, and its params file."""
+    """A student in each of the three checkpoint formats, and the params file of the student."""
 
     root: Path
 
@@ -119,7 +119,8 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.mp4"))}
 
 
-@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch: a slower kernel for norm_q
+# torch warns about a slower kernel for norm_q
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_each_format_gives_the_same_videos(toys: Toys, prompts: Path, tmp_path: Path, precision: str) -> None:
     found = {}
@@ -137,7 +138,7 @@ def test_each_format_gives_the_same_videos(toys: Toys, prompts: Path, tmp_path: 
 
 
 def test_a_video_is_equal_to_that_of_the_pipeline(toys: Toys, tmp_path: Path) -> None:
-    """The command uses the embeddings of the prompt, the noise of the seed, and the few steps."""
+    """The command uses the prompt embeddings, the noise of the seed, and the few steps of the student."""
     toys.make("ours", tmp_path / "out", "--prompt", PROMPTS[0], "--seed", "3")
     checkpoint = toys.checkpoints["ours"]
     pipeline = load_checkpoint(checkpoint, params=toys.root / "params.yaml", wan=None, precision=Precision.FLOAT32)
@@ -151,7 +152,7 @@ def test_a_video_is_equal_to_that_of_the_pipeline(toys: Toys, tmp_path: Path) ->
     assert set(SETTINGS) <= set(pipeline.config)
 
 
-# --- bidirectional students, lengths and sizes ------------------------------------------------------------------------
+# --- bidirectional students, lengths and sizes of videos --------------------------------------------------------------
 
 
 def test_a_bidirectional_student_generates_clips_but_no_rollouts(
@@ -222,7 +223,7 @@ def test_an_interrupted_run_is_continued(toys: Toys, prompts: Path, tmp_path: Pa
     out = tmp_path / "out"
     toys.make("ours", out, "--prompts", str(prompts))
     whole, index = contents(out), (out / "videos.json").read_bytes()
-    (out / "00001-seed0.mp4").write_bytes(b"")  # as after a power failure
+    (out / "00001-seed0.mp4").write_bytes(b"")  # a power failure may leave an empty file
     kept = (out / "00000-seed0.mp4").stat().st_mtime_ns
     assert "2 videos, 1 of them new" in toys.run("ours", out, "--prompts", str(prompts)).output
     assert (contents(out), (out / "videos.json").read_bytes()) == (whole, index)
@@ -284,9 +285,12 @@ def test_a_folder_that_another_process_uses_is_refused(toys: Toys, tmp_path: Pat
 
 @pytest.mark.skipif(not STATUS.exists(), reason="reads the peak from /proc")
 def test_a_long_video_is_written_in_constant_memory(toys: Toys, world: Path, tmp_path: Path) -> None:
-    """The peak memory of 1600 frames exceeds that of 64 frames by less than half of the bytes of the 1600 frames."""
+    """The peak memory grows little from 64 to 1600 frames.
+
+    The growth is less than half of the bytes of the 1600 frames.
+    """
     pipeline = CausVidPipeline.from_pretrained(toys.checkpoints["diffusers"])
-    pipeline.register_modules(vae=load_vae(world / "vae"))  # this VAE is faster
+    pipeline.register_modules(vae=load_vae(world / "vae"))  # the VAE of the toy world is faster
     pipeline.save_pretrained(tmp_path / "toy")
     assert growth("generate", tmp_path / "toy", tmp_path) < VIDEO_BYTES / 2
     assert len(read_frames(tmp_path / "long" / "00000-seed0.mp4")) == LONG
@@ -296,7 +300,7 @@ def test_a_long_video_is_written_in_constant_memory(toys: Toys, world: Path, tmp
 def test_a_rollout_of_any_length_and_rate_is_equal_to_that_of_the_pipeline(
     toys: Toys, tmp_path: Path, frames: int, fps: int
 ) -> None:
-    """Some of these lengths have a single frame after complete windows."""
+    """For some of these lengths, the last window has a single frame."""
     options = ["--prompt", PROMPTS[0], "--fps", str(fps), "--seconds", repr(frames / fps)]
     toys.make("diffusers", tmp_path / "out", *options)
     pipeline = CausVidPipeline.from_pretrained(toys.checkpoints["diffusers"])
@@ -313,7 +317,7 @@ def test_a_rollout_of_any_length_and_rate_is_equal_to_that_of_the_pipeline(
 def test_a_run_that_stops_during_a_video_is_continued(
     toys: Toys, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: BaseException, after: int
 ) -> None:
-    """The run stops in the second video. Only the first is kept, and the second run gives the same files."""
+    """The run stops in the second video. Only the first video is kept, and the second run writes the same files."""
     long, whole = ["--prompts", str(prompts), "--seconds", "4"], videos.make_video
 
     def stopping(pipeline: Any, video: videos.Video, *rest: Any) -> Iterator[Any]:
@@ -355,11 +359,11 @@ def test_a_video_is_flushed_to_disk_before_the_map_lists_it(
     assert len(index["videos"]) == 2
 
 
-# --- prompt and seed --------------------------------------------------------------------------------------------------
+# --- prompts and seeds ------------------------------------------------------------------------------------------------
 
 
 def shown(out: Path) -> dict[tuple[str, int], bytes]:
-    """Return the bytes of the video of each prompt and seed, according to the map."""
+    """Return the bytes of the video of each prompt and seed, as listed in the map."""
     rows = json.loads((out / "videos.json").read_text())["videos"]
     return {(row["prompt"], row["seed"]): (out / name).read_bytes() for name, row in rows.items()}
 
@@ -395,7 +399,7 @@ def test_a_video_does_not_depend_on_the_line_or_the_other_prompts(
 
 @pytest.mark.parametrize("seed", [0, 12345, 2**31, 2**32 - 1])
 def test_the_seed_determines_the_noise_for_all_prompts(toys: Toys, tmp_path: Path, seed: int) -> None:
-    """As in diffusers, the noise is that of a generator with this seed."""
+    """The noise is that of a generator with the given seed, as in diffusers."""
     pipeline, given = CausVidPipeline.from_pretrained(toys.checkpoints["diffusers"]), []
     pipeline.transformer.register_forward_pre_hook(lambda _, args, __: given.append(args[0]), with_kwargs=True)
     generate(pipeline, ["a", "b c d"], tmp_path, shape=pipeline.video, seconds=None, seeds=[seed])
@@ -454,7 +458,7 @@ def test_repeated_prompts_and_seeds_are_used_once(
 def test_a_folder_can_be_extended_in_any_order(
     toys: Toys, tmp_path: Path, before: str, after: str, numbers: dict[str, int]
 ) -> None:
-    """Existing files keep their names and contents, and a new prompt never gets the name of an existing file."""
+    """Existing files keep their names and contents, and a new prompt never uses the name of an existing file."""
     out = tmp_path / "out"
     toys.make("diffusers", out, *write_lines(tmp_path / "prompts", *before))
     kept = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.glob("*.mp4")}
@@ -483,7 +487,7 @@ def test_the_map_states_what_determines_a_video(toys: Toys, tmp_path: Path) -> N
     [(None, "is None, not torch.Generator"), ("by line", "is by line, not"), ({"of": 1}, "is {'of': 1}, not")],
 )
 def test_a_folder_with_another_rule_for_the_noise_is_refused(toys: Toys, tmp_path: Path, noise: Any, said: str) -> None:
-    """None is the map of an older version, which has no entry for the noise."""
+    """The map of an older version has no entry for the noise, which is None."""
     index = toys.make("diffusers", tmp_path, "--prompt", "x")
     older = {**index["settings"], "noise": noise}
     if noise is None:
@@ -507,7 +511,7 @@ def test_a_folder_with_another_rule_for_the_noise_is_refused(toys: Toys, tmp_pat
     ],
 )
 def test_a_video_does_not_depend_on_the_lengths_of_other_prompts_in_the_batch(toys: Toys, texts: list[str]) -> None:
-    """Equal batches give equal bytes; in other batches, values differ by at most one level of 255."""
+    """Equal batches give equal bytes. In different batches, values differ by at most one of 255 levels."""
     pipeline = CausVidPipeline.from_pretrained(toys.checkpoints["diffusers"])
 
     def made(order: Sequence[int]) -> torch.Tensor:
@@ -523,7 +527,7 @@ def test_a_video_does_not_depend_on_the_lengths_of_other_prompts_in_the_batch(to
         assert (made(order).int() - together[order].int()).abs().max() <= 1
 
 
-# --- mistakes of the user ---------------------------------------------------------------------------------------------
+# --- errors of the user -----------------------------------------------------------------------------------------------
 
 
 def test_an_invalid_checkpoint_is_refused(toys: Toys, tmp_path: Path) -> None:
@@ -543,7 +547,7 @@ def test_an_invalid_checkpoint_is_refused(toys: Toys, tmp_path: Path) -> None:
 
 
 def test_params_of_another_model_are_refused(toys: Toys, tmp_path: Path) -> None:
-    """The shapes of the weights do not determine the number of heads, and a wrong number would give noise."""
+    """The shapes of the weights do not determine the number of heads. A wrong number of heads would generate noise."""
     options = ["--prompt", "x", "--params", str(PROFILES / "laptop.yaml")]
     done = toys.run("released", tmp_path / "out", *options)
     assert done.exit_code == 1
@@ -551,7 +555,7 @@ def test_params_of_another_model_are_refused(toys: Toys, tmp_path: Path) -> None
 
 
 def test_a_teacher_is_refused(toys: Toys, transformer_config: dict[str, Any], tmp_path: Path) -> None:
-    """Three steps of a teacher would give noise, so a teacher of any origin is refused."""
+    """A teacher would generate noise in three steps, so a teacher from any source is refused."""
     model = build_transformer({**transformer_config, "text_dim": TEXT["d_model"]}, seed=1)
     teacher, elsewhere = toys.root / "checkpoints" / "teacher", toys.root / "hub" / "transformer"
     for folder in (teacher, elsewhere):
@@ -676,12 +680,12 @@ def test_the_command_is_installed() -> None:
     assert "generate" in done.stdout
 
 
-# --- the source of schedule and sizes ---------------------------------------------------------------------------------
+# --- sources of schedule and sizes ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A current folder without params.yaml."""
+    """Change to a new folder without params.yaml."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -767,7 +771,7 @@ def test_params_with_zero_text_tokens_are_refused(toys: Toys, tmp_path: Path, to
 
 
 def test_a_transformer_without_a_record_is_accepted_only_from_elsewhere(toys: Toys, tmp_path: Path) -> None:
-    """Beside a text encoder from a stage, such a transformer is from an older version, unless it was imported."""
+    """A transformer without a record, beside models of a stage, is of an older version unless it was imported."""
     ours, hub = tmp_path / "checkpoints", tmp_path / "hub"
     shutil.copytree(toys.root / "checkpoints", ours)
     student = ours / "dmd"
@@ -806,11 +810,11 @@ def test_a_student_beside_another_vae_is_refused(toys: Toys, tmp_path: Path) -> 
     assert toys.run("ours", tmp_path / "out", "--prompt", "x").exit_code == 0
 
 
-# --- links ------------------------------------------------------------------------------------------------------------
+# --- links to checkpoints ---------------------------------------------------------------------------------------------
 
 
 def linked(kind: str, source: Path, place: Path) -> Path:
-    """Create a link of the given ``kind`` to ``source`` in the folder ``place``, and return it."""
+    """Create a link of the given ``kind`` to ``source`` in the folder ``place``, and return the path of the link."""
     place.mkdir()
     if kind == "hub cache":
         blob = place.parent / "blobs" / "0123"
@@ -860,7 +864,7 @@ def test_neighbours_of_a_link_are_used_before_those_of_its_target(toys: Toys, tm
 
 
 def test_folders_whose_files_are_links_are_loaded(toys: Toys, tmp_path: Path) -> None:
-    """DVC and the hub store files under their checksums and link to them."""
+    """DVC and the hub store files under their checksums and create links to these files."""
     for name, root in (("ours", toys.root / "checkpoints"), ("diffusers", toys.checkpoints["diffusers"])):
         copy = tmp_path / f"linked-{name}"
         for number, file in enumerate(sorted(path for path in root.rglob("*") if path.is_file())):

@@ -1,4 +1,4 @@
-"""Reading, replacing and changing params files; every wrong key is named."""
+"""Params files are read, replaced and changed, and an error names every wrong key."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_section_becomes_its_dataclass(tmp_path: Path) -> None:
     path = file_with(tmp_path, ("learning_rate: 2.0e-3", 'learning_rate: "1e-4"'))
     config = params.section(path, "train_teacher", TeacherConfig)
     assert isinstance(config.optimizer, OptimizerConfig)
-    assert config.optimizer.learning_rate == 1e-4  # a quoted number is a number
+    assert config.optimizer.learning_rate == 1e-4  # a number in quotes is read as a number
     assert config.optimizer.betas == (0.9, 0.99)
     assert params.section(path, "model.text_tokens", int) == 12
     with pytest.raises(ValueError, match="missing section train_techer"):
@@ -222,7 +222,7 @@ def test_half_of_a_surrogate_pair_in_a_params_file_is_refused(
     (tmp_path / "p.yaml").write_text(content)
     with pytest.raises(ValueError, match=r"p.yaml is not valid YAML: .*|p.yaml: .*give it in UTF-8"):
         params.read_mapping(tmp_path / "p.yaml", holding="sections", remedy="correct it")
-    monkeypatch.setattr(params, "YAML", partial(YAML, pure=True))  # this parser accepts the escape
+    monkeypatch.setattr(params, "YAML", partial(YAML, pure=True))  # the pure Python parser accepts the escape
     with pytest.raises(ValueError, match=rf"p.yaml: {name} is .*UTF-8 cannot hold it; give it in UTF-8"):
         params.read_mapping(tmp_path / "p.yaml", holding="sections", remedy="correct it")
 

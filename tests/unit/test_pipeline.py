@@ -1,4 +1,4 @@
-"""The pipeline: clips, streams and rollouts of teachers and students, for single videos and batches."""
+"""The pipeline generates clips, streams and rollouts with teachers and students, for single videos and batches."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def generators(*seeds: int) -> list[torch.Generator]:
 
 
 def settings(kind: str, *, scale: float) -> dict[str, Any]:
-    """Return the arguments of a call: few steps for a student, many steps with guidance for other models."""
+    """Return the arguments of a call: few steps for a student, or many steps with guidance for other models."""
     if kind == "student":
         return {"few_steps": True}
     return {"few_steps": False, "negative_embeds": TEXT[:1] * 0.5, "guidance_scale": scale}
 
 
 def whole(chunks: Iterator[torch.Tensor]) -> torch.Tensor:
-    """Return all frames of a rollout as one tensor."""
+    """Return all frames of a rollout as a single tensor."""
     return torch.cat(list(chunks), dim=1)
 
 
@@ -65,12 +65,12 @@ def teacher(world: Path, schedule: ScheduleConfig) -> CausVidPipeline:
 
 @pytest.fixture(scope="module")
 def causal(world: Path, schedule: ScheduleConfig) -> CausVidPipeline:
-    """A causal model of many steps, which has the weights of the student."""
+    """Return a causal model of many steps that has the weights of the student."""
     return pipeline_of(world, load_transformer(world / "student").eval(), schedule)
 
 
 def assert_alike(ours: torch.Tensor, theirs: torch.Tensor) -> None:
-    """Check that frames differ by at most one level of 255, and in less than 1 % of their values."""
+    """Check that values differ by at most one of 255 levels, and that less than 1 % of the values differ."""
     difference = (ours.int() - theirs.int()).abs()
     assert ours.shape == theirs.shape
     assert difference.max() <= 1
@@ -94,7 +94,7 @@ def test_a_video_does_not_depend_on_its_batch(kind: str, video: VideoShape, requ
 def test_latents_do_not_depend_on_the_batch_up_to_rounding(
     kind: str, video: VideoShape, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Compare the latents that the decoder receives."""
+    """Compare the latents that the decoder receives in different batches."""
     from causvid import pipeline as module
 
     pipeline: CausVidPipeline = request.getfixturevalue(kind)
@@ -128,7 +128,8 @@ def test_teacher_and_student_start_from_the_same_noise(
         )
         pipeline(TEXT[:1], video, generators(7), few_steps=few_steps)
         hook.remove()
-    # The teacher runs four steps. In many steps, each of two blocks needs four steps, with a context pass between them.
+    # A clip of the teacher has four steps. With many steps, each of two blocks has four steps, with a context pass
+    # between.
     first_of_teacher, first_of_many, first_of_few = noise[0], noise[4], noise[4 + 9]
     assert torch.equal(first_of_teacher[:, :, :2], first_of_many)
     assert torch.equal(first_of_teacher[:, :, :2], first_of_few)
@@ -146,16 +147,17 @@ def test_every_renoising_uses_new_noise(
 
     monkeypatch.setattr(CausVidPipeline, "_noise", spying)
     student(TEXT[:1], video, generators(1), few_steps=True)
-    # The noise of the clip, then two renoisings per block.
+    # A clip uses its initial noise, and then new noise in two renoising steps per block.
     assert [noise.shape[2] for noise in drawn] == [4, 2, 2, 2, 2]
     frames = torch.cat(drawn, dim=2)[0].transpose(0, 1).flatten(1)
-    assert torch.pdist(frames).min() > 1  # all frames of noise are different
+    assert torch.pdist(frames).min() > 1  # any two draws of noise differ in every frame
 
 
 def test_a_stream_yields_the_frames_of_the_video_by_block(student: CausVidPipeline, video: VideoShape) -> None:
     for how in (settings("student", scale=3.0), settings("causal", scale=3.0)):
         parts = list(student.stream(TEXT[:2], video, generators(1, 2), **how))
-        assert [part.shape for part in parts] == [(2, 5, 32, 32, 3), (2, 8, 32, 32, 3)]  # 1 + 4 frames, then 2 x 4
+        # the first block has 1 + 4 frames, the second block has 2 x 4 frames
+        assert [part.shape for part in parts] == [(2, 5, 32, 32, 3), (2, 8, 32, 32, 3)]
         assert torch.equal(torch.cat(parts, dim=1), student(TEXT[:2], video, generators(1, 2), **how))
 
 
@@ -164,7 +166,7 @@ def test_the_first_frames_need_only_the_passes_of_the_first_block(student: CausV
     hook = student.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
     stream = student.stream(TEXT[:1], video, generators(1), few_steps=True)
     next(stream)
-    assert len(calls) <= 4  # three denoising steps and the context pass
+    assert len(calls) <= 4  # a block has three denoising steps and one context pass
     list(stream)
     hook.remove()
     assert len(calls) == 7
@@ -185,7 +187,10 @@ def test_guidance_affects_many_steps_only(
 def test_many_steps_of_a_causal_model_run_the_solver_in_every_block(
     causal: CausVidPipeline, video: VideoShape, schedule: ScheduleConfig
 ) -> None:
-    """The passes have both halves of guidance in one batch and the sigmas of the grid, with one context pass."""
+    """The forward passes have both halves of guidance in one batch and the sigmas of the grid.
+
+    There is one context pass.
+    """
     calls: list[tuple[int, int, float]] = []
     hook = causal.transformer.register_forward_pre_hook(
         lambda _, args, kwargs: calls.append((len(args[0]), kwargs["start_frame"], kwargs["timestep"][0, 0].item())),
@@ -203,7 +208,8 @@ def test_a_rollout_has_the_given_length_and_starts_like_a_clip(student: CausVidP
     for frames in (13, 14, 21, 29, 39):
         long = whole(student.rollout(TEXT[:1], video, generators(5), frames, few_steps=True))
         assert long.shape == (1, frames, 32, 32, 3)
-        assert_alike(long[:, :8], clip[:, :8])  # the first window without its last block, which the next window shows
+        # the first window except its last block, which belongs to the next window
+        assert_alike(long[:, :8], clip[:, :8])
 
 
 def test_a_rollout_in_many_steps_is_guided_in_every_window(causal: CausVidPipeline, video: VideoShape) -> None:
@@ -228,7 +234,10 @@ def test_rollout_windows_overlap_by_a_re_encoded_block(
     video: VideoShape,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As in the released script, the first frame of the last block is encoded again; its other latents are reused."""
+    """The first frame of the last block is encoded again, as in the original CausVid script.
+
+    The other latents of the last block are reused.
+    """
     contexts: list[torch.Tensor | None] = []
     windows: list[torch.Tensor] = []
 
@@ -248,7 +257,8 @@ def test_rollout_windows_overlap_by_a_re_encoded_block(
         torch.testing.assert_close(context[:, :, :1], encode(student.vae, decoded[:, :, -5:-4]), rtol=1e-5, atol=1e-5)
     for context, window in zip(contexts[1:], windows[1:], strict=True):
         assert torch.equal(window[:, :, :2], context)
-    # Every window shows 8 of its 13 frames, and the last window also its last block: 5 windows for 39 of 45 frames.
+    # Each window shows 8 of its 13 frames, and the last window also shows its last block: 5 windows for 39 of 45
+    # frames.
     assert len(windows) == 5
     expected = torch.cat([*(p[:, :, :8] for p in pixels), pixels[-1][:, :, 8:]], dim=2)
     assert torch.equal(shown, to_uint8(expected[:, :, :39]))
@@ -269,14 +279,14 @@ def test_a_rollout_of_a_bidirectional_teacher_is_refused(teacher: CausVidPipelin
         teacher.rollout(TEXT[:1], video, generators(1), 39, few_steps=False)
 
 
-# --- memory and the seed ----------------------------------------------------------------------------------------------
+# --- memory and seeds -------------------------------------------------------------------------------------------------
 
 
 def live_bytes() -> int:
-    """Return the bytes of all tensors that Python can reach."""
+    """Return the number of bytes of all tensors that Python can reach."""
     storages = {}
     for found in gc.get_objects():
-        # Not isinstance, because some objects warn if they are inspected, and fake tensors of the compiler have no data.
+        # isinstance is not used, because some objects warn when they are inspected, and fake tensors have no data.
         if type(found) in (torch.Tensor, torch.nn.Parameter):
             storages[found.untyped_storage().data_ptr()] = found.untyped_storage().nbytes()
     return sum(storages.values())
@@ -284,7 +294,7 @@ def live_bytes() -> int:
 
 @pytest.mark.parametrize("kind", ["student", "causal"])
 def test_a_rollout_of_any_length_holds_one_window_in_memory(kind: str, student: CausVidPipeline) -> None:
-    """While the caller uses the frames of a window, only these and the start of the next window are in memory."""
+    """While the caller uses the frames of a window, the memory contains only them and the start of the next window."""
     video, most = VideoShape(height=64, width=64, frames=13, fps=8), []
     for frames in (29, 64, 131):
         before, held, made = live_bytes(), [], 0
@@ -293,13 +303,13 @@ def test_a_rollout_of_any_length_holds_one_window_in_memory(kind: str, student: 
             made += chunk.shape[1]
         assert (made, chunk.device.type, chunk.dtype) == (frames, "cpu", torch.uint8)
         most.append(max(held))
-    assert max(most) <= most[0] < 2 * 29 * 64 * 64 * 3  # less than the shortest of the three as uint8
+    assert max(most) <= most[0] < 2 * 29 * 64 * 64 * 3  # fewer bytes than the shortest rollout as uint8
     del chunk
 
 
 @pytest.mark.parametrize(("frames", "sink"), [(13, 0), (21, 2), (29, 4)])
 def test_an_endless_stream_holds_one_window_in_memory(student: CausVidPipeline, frames: int, sink: int) -> None:
-    """Memory is allocated in the first three blocks and does not grow later."""
+    """The first three blocks of a stream allocate memory, and later blocks allocate no more memory."""
     video, held = VideoShape(height=32, width=32, frames=frames, fps=8), []
     for _ in islice(student.stream(TEXT[:1], video, generators(1), sink, few_steps=True), 12):
         held.append(live_bytes())
@@ -311,7 +321,7 @@ def test_an_endless_stream_holds_one_window_in_memory(student: CausVidPipeline, 
 def test_frames_of_a_window_are_yielded_before_the_next_window_is_computed(
     student: CausVidPipeline, video: VideoShape, frames: int, sizes: list[int]
 ) -> None:
-    """Some lengths have a single frame after complete windows (14, 22, 30)."""
+    """For lengths of 14, 22 and 30 frames, the last window has a single frame."""
     calls: list[int] = []
     hook = student.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
     found = []
@@ -340,7 +350,7 @@ def test_an_invalid_rollout_is_refused_before_its_first_frame(
 def test_a_rollout_does_not_depend_on_its_batch(
     student: CausVidPipeline, video: VideoShape, seeds: tuple[int, ...], frames: int
 ) -> None:
-    """Equal batches give equal bytes; in other batches, values differ by at most one level."""
+    """Equal batches give equal bytes. In different batches, values differ by at most one of 255 levels."""
 
     def made(order: tuple[int, ...]) -> torch.Tensor:
         noise = generators(*(seeds[k] for k in order))
@@ -358,14 +368,15 @@ def test_an_endless_stream_attends_to_the_sink_and_the_latest_blocks(
     """A stream does not repeat itself, and the sink changes the blocks after the window is full."""
     few = {"few_steps": True}
     parts = list(islice(student.stream(TEXT[:1], video, generators(1), sink_frames=0, **few), 10))
-    # A block has two latent frames. The first latent frame of a stream is one frame, and every other one is four frames.
+    # A block has two latent frames. The first latent frame of a stream is one frame; each later latent frame is four
+    # frames.
     assert [part.shape[1] for part in parts] == [5] + [8] * 9
     assert len({part.numpy().tobytes() for part in parts}) == 10
-    longer = VideoShape(height=32, width=32, frames=1 + 4 * 5, fps=8)  # six latent frames, three blocks
+    longer = VideoShape(height=32, width=32, frames=1 + 4 * 5, fps=8)  # six latent frames are three blocks
     sunk = list(islice(student.stream(TEXT[:1], longer, generators(1), sink_frames=2, **few), 8))
     free = list(islice(student.stream(TEXT[:1], longer, generators(1), sink_frames=0, **few), 8))
     alike = [torch.equal(a, b) for a, b in zip(sunk, free, strict=True)]
-    assert alike[:3] == [True] * 3  # the window is not full yet
+    assert alike[:3] == [True] * 3  # in the first three blocks, the window is not full
     assert not any(alike[3:])
     with pytest.raises(ValueError, match=r"num_frames is 4; a sliding KV cache needs .* at least one besides its sink"):
         next(student.stream(TEXT[:1], video, generators(1), sink_frames=4, **few))
@@ -393,7 +404,8 @@ def test_a_saved_pipeline_is_loaded_unchanged(
         assert loaded.transformer.config.frames_per_block == 2
 
 
-@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch: a slower kernel for norm_q
+# torch warns about a slower kernel for norm_q
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
 @pytest.mark.parametrize("kind", ["student", "teacher"])
 def test_bfloat16_gives_similar_frames(
     kind: str, world: Path, video: VideoShape, schedule: ScheduleConfig, request: pytest.FixtureRequest
@@ -402,7 +414,7 @@ def test_bfloat16_gives_similar_frames(
     guidance = settings(kind, scale=2.0)
     frames = half(TEXT[:1], video, generators(1), **guidance)
     full = request.getfixturevalue(kind)(TEXT[:1], video, generators(1), **guidance)
-    assert (frames.float() - full.float()).abs().mean() < 12  # levels of 255
+    assert (frames.float() - full.float()).abs().mean() < 12  # the limit is 12 of 255 levels
 
 
 def test_the_default_schedule_is_the_released_one(world: Path, transformer_config: dict[str, Any]) -> None:

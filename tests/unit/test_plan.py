@@ -1,4 +1,4 @@
-"""The numbers of the plan, compared with diffusers' models, PyTorch's FLOP counter and published sizes."""
+"""The numbers of the plan agree with diffusers' models, PyTorch's FLOP counter and published sizes."""
 
 from __future__ import annotations
 
@@ -29,35 +29,35 @@ TERA = 1e12
 
 @pytest.fixture(scope="module")
 def wan() -> Plan:
-    """Return the plan of the released configuration."""
+    """Return the plan for the configuration of the original CausVid code."""
     return planned(released())
 
 
 def released() -> dict[str, Any]:
-    """Return the params file of the released configuration."""
+    """Return the params for the configuration of the original CausVid code."""
     return params.read(params.PROFILES / "wan-1.3b.yaml")
 
 
 def planned(values: dict[str, Any]) -> Plan:
-    """Return the plan of a params file."""
+    """Return the plan for the params ``values``."""
     return Plan(checked(values))
 
 
 def student_updates(plan: Plan) -> int:
-    """Return the number of student updates in DMD."""
+    """Return the number of student updates in DMD that ``plan`` states."""
     config = plan.profile.train_dmd
     return config.turns.student_updates(config.steps)
 
 
 @pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.stem)
 def test_every_profile_is_consistent(profile: Path) -> None:
-    """The sections of each profile do not contradict each other."""
+    """The sections of a profile do not contradict each other."""
     assert list(problems(Profile.of(params.read(profile)))) == []
 
 
 @pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.stem)
 def test_parameter_counts_equal_those_of_diffusers_and_transformers(profile: Path) -> None:
-    """The closed forms equal the sizes of the real classes."""
+    """The closed-form parameter counts equal the counts of the real classes."""
     model = params.read(profile)["model"]
     with torch.device("meta"):
         transformer = WanTransformer3DModel(**model["transformer"])
@@ -68,7 +68,7 @@ def test_parameter_counts_equal_those_of_diffusers_and_transformers(profile: Pat
 
 
 def test_flops_equal_those_of_pytorchs_counter() -> None:
-    """The formula gives the FLOPs that PyTorch counts for a small transformer; a multiply-add is two FLOPs."""
+    """The formula gives the FLOPs that PyTorch counts for a small transformer. A multiply-add has two FLOPs."""
     config = params.read(params.PROFILES / "laptop.yaml")["model"]["transformer"]
     small = WanTransformer3DModel(**{**config, "num_layers": 2})
     ours = Transformer.of({**config, "num_layers": 2})
@@ -76,7 +76,7 @@ def test_flops_equal_those_of_pytorchs_counter() -> None:
     tokens = 3 * 4 * 4
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         small(torch.randn(size), timestep=torch.tensor([500]), encoder_hidden_states=text, return_dict=False)
-    # The embedding of the timestep is computed once per clip, and the plan does not include it.
+    # The plan omits the embedding of the timestep, which is computed once per clip.
     time = 2 * (ours.freq_dim * ours.width + ours.width**2 + 6 * ours.width**2)
     counted = sum(flops for name, flops in _leaves(counter) if "attention" not in name) - time
     expected = ours.forward(tokens, tokens**2, 12)
@@ -95,12 +95,13 @@ def test_flops_of_a_critic_that_trains_an_adapter() -> None:
         out[0].sum().backward()
     counted = sum(flops for name, flops in _leaves(counter) if "attention" not in name)
     expected = 2 * ours.forward(tokens, tokens**2, 12).linear + 3 * ours.adapter(tokens, 12, rank)
-    # The formula also counts the gradients of the first layer's input and of the prompt, which are not computed.
+    # The formula also counts the gradients with respect to the input of the first layer and the prompt, which are not
+    # computed.
     assert counted == pytest.approx(expected, rel=0.03)
 
 
 def test_savings_of_a_critic_with_an_adapter(wan: Plan) -> None:
-    """A LoRA critic saves memory for a network with gradients and moments, FLOPs, and most of the critic's traffic."""
+    """A LoRA critic has no full copy of weights with gradients and moments, and needs fewer FLOPs and less traffic."""
     values = released()
     values["train_dmd"] |= {"critic_lora_rank": 64}
     lora, rows = planned(values), [{row.stage: row for row in each.rows()} for each in (wan, planned(values))]
@@ -120,7 +121,10 @@ def test_savings_of_a_critic_with_an_adapter(wan: Plan) -> None:
 
 @pytest.mark.parametrize(("shares", "student"), [(False, 4), (True, 1)])
 def test_sharded_weights_are_sent_in_every_micro_batch(shares: bool, student: int, wan: Plan) -> None:
-    """With shared samples the student's update is one micro-batch. Replicated weights are reduced after the last one."""
+    """With shared samples, the student update is one micro-batch.
+
+    Replicated weights are reduced after the last micro-batch only.
+    """
     rows: dict[tuple[bool, int], dict[str, float]] = {}
     values = released()
     values["train_dmd"] |= {"share_samples": shares}
@@ -144,7 +148,7 @@ def test_micro_batches_need_less_memory(wan: Plan) -> None:
     one = {row.stage: row.memory for row in planned(values).rows()}
     assert one["train_ode_init"] - many["train_ode_init"] == pytest.approx((16 - 4) * wan.kept("full"))
     assert one["train_dmd"] - many["train_dmd"] == pytest.approx((8 - 2) * wan.kept("full"))
-    values["train_dmd"] |= {"share_samples": True}  # the student's samples are one micro-batch
+    values["train_dmd"] |= {"share_samples": True}  # with shared samples, the student update is one micro-batch
     shared = {row.stage: row.memory for row in planned(values).rows()}
     values["compute"] |= {"gradient_accumulation_steps": 4}
     both = {row.stage: row.memory for row in planned(values).rows()}
@@ -152,10 +156,11 @@ def test_micro_batches_need_less_memory(wan: Plan) -> None:
 
 
 def test_counts_of_the_released_model(wan: Plan) -> None:
-    """The numbers were derived independently for Wan2.1 1.3B at 480x832x81, some from published weight files."""
+    """The numbers for Wan2.1 1.3B at 480x832x81 were derived independently, in part from published weight files."""
     transformer = wan.transformer
     assert transformer.parameters == pytest.approx(1.419e9, rel=1e-3)
-    assert 4 * transformer.parameters == pytest.approx(4998781576 + 677289072, rel=1e-4)  # its two float32 files
+    # the transformer is published in two float32 files
+    assert 4 * transformer.parameters == pytest.approx(4998781576 + 677289072, rel=1e-4)
     assert transformer.linear_per_token() / 1e9 == pytest.approx(2.5009, abs=1e-4)
     assert transformer.kv_cache_bytes(1, 2) == 184_320
     assert wan.kv_cache() / 1e9 == pytest.approx(6.04, abs=0.005)
@@ -166,13 +171,16 @@ def test_counts_of_the_released_model(wan: Plan) -> None:
 
 
 def test_flops_of_one_block(wan: Plan) -> None:
-    """Forward passes with a KV cache over each of the seven blocks."""
+    """Compare the FLOPs of forward passes with a KV cache for each of the seven blocks."""
     expected = (16.18, 20.22, 24.26, 28.30, 32.33, 36.37, 40.41)
     assert [wan.clip.block_pass(block) / TERA for block in range(7)] == pytest.approx(expected, abs=0.03)
 
 
 def test_flops_of_training_samples(wan: Plan) -> None:
-    """Forward and backward pass, ODE regression, student update and critic update of one sample, without recomputation."""
+    """Check the FLOPs of forward pass, backward pass, ODE regression, student update and critic update for one sample.
+
+    Activations are not computed again.
+    """
     assert wan.clip.causal.forward / TERA == pytest.approx(198.2, abs=0.1)
     assert wan.clip.bidirectional.forward / TERA == pytest.approx(283.0, abs=0.1)
     assert wan.clip.causal.backward / TERA == pytest.approx(454.5, abs=0.2)
@@ -186,7 +194,7 @@ def test_flops_of_training_samples(wan: Plan) -> None:
 
 
 def test_flops_and_memory_of_rollouts(wan: Plan) -> None:
-    """With three steps, a causal rollout makes on average one step before its exit step, a bidirectional one two.
+    """Three denoising steps give one step before the exit step on average in a causal rollout, and two otherwise.
 
     A causal student also writes six of its seven blocks into the KV cache.
     """
@@ -209,15 +217,18 @@ def test_flops_and_memory_of_rollouts(wan: Plan) -> None:
     sample = 198.07 * 2 + 157.66
     assert shared.dmd.critic / TERA == pytest.approx(sample / 5 + 949.4, abs=0.3)
     memory = [next(row.memory for row in each.rows() if row.stage == "train_dmd") for each in (shared, rollouts[0])]
-    # The student's activations are kept during the critic updates.
+    # The activations of the student are kept during the critic updates.
     assert memory[0] - memory[1] == pytest.approx(shared.kept("full"))
     assert (rollouts[0].dmd.student - shared.dmd.student) / TERA == pytest.approx(sample, abs=0.3)
     caches = [each.dmd.rollout_cache(each.workers) for each in (wan, whole, *rollouts)]
-    assert caches == [0, 0, 2 * wan.kv_cache(), 0]  # one clip per worker, float32 instead of bfloat16
+    assert caches == [0, 0, 2 * wan.kv_cache(), 0]  # each worker has one clip, in float32 instead of bfloat16
 
 
 def test_flops_of_the_vae(wan: Plan) -> None:
-    """The first frame and later latent frames are counted separately; their sum agrees with PyTorch's count of a clip."""
+    """The plan counts FLOPs of the first frame and of later latent frames separately.
+
+    The sum of both agrees with PyTorch's count for a clip.
+    """
     vae = wan.vae
     counted = (vae.encode_first, vae.encode_next, vae.decode_first, vae.decode_next)
     assert [count / TERA for count in counted] == pytest.approx((2.718, 8.05, 4.352, 13.550), abs=0.005)
@@ -234,7 +245,7 @@ def test_flops_of_the_vae(wan: Plan) -> None:
 
 
 def test_pairs_and_clips_on_disk(wan: Plan) -> None:
-    """The released LMDBs have 27 GB of latents and 25 GB of pairs, with 16,773,120 bytes per pair."""
+    """The original CausVid LMDBs have 27 GB of latents and 25 GB of ODE pairs; a pair has 16,773,120 bytes."""
     disk = {row.stage: row.disk for row in wan.rows()}
     assert disk["pack_lmdb@latents"] == 6484 * 4_193_280
     assert disk["generate_ode_pairs"] == 1500 * 16_773_120
@@ -244,7 +255,10 @@ def test_pairs_and_clips_on_disk(wan: Plan) -> None:
 
 @pytest.mark.parametrize(("shares", "turns"), [(True, 3), (False, 4)])
 def test_number_of_student_updates_with_critic_only_steps(shares: bool, turns: int, wan: Plan) -> None:
-    """Of 19 critic updates, the first 2 are without student updates; then there is one student update per five."""
+    """The first 2 of 19 critic updates have no student update.
+
+    Then every fifth critic update has one student update.
+    """
     values = released()
     values["train_dmd"] |= {"steps": 19, "critic_only_steps": 2, "share_samples": shares}
     assert student_updates(planned(values)) == turns
@@ -263,7 +277,8 @@ def test_sharded_weights_need_less_memory_but_dmd_sends_more(wan: Plan) -> None:
     weights, workers = wan.transformer.parameters, wan.workers.count
     saved = 20 * weights * (1 - 1 / workers) - 2 * 2 * weights / wan.transformer.num_layers
     assert ode["whole"].memory - ode["parts"].memory == pytest.approx(saved)
-    assert ode["whole"].network == ode["parts"].network  # 2 x 4 bytes, or 2 x 2 and 4
+    # per weight, both sides send 8 bytes: 2 x 4 bytes replicated, or 2 x 2 and 4 bytes sharded
+    assert ode["whole"].network == ode["parts"].network
     section = values["train_dmd"]
     steps, updates = section["steps"], student_updates(planned(values))
     sent = weights * (workers - 1) / workers
@@ -327,7 +342,7 @@ def _change_both(*changes: Callable[[dict[str, Any]], None]) -> Callable[[dict[s
     ],
 )
 def test_contradicting_params_are_named(change: Callable[[dict[str, Any]], None], words: list[str]) -> None:
-    """The error names the field and the remedy."""
+    """The error names the field and states the remedy."""
     values = params.read(params.PROFILES / "laptop.yaml")
     change(values)
     with pytest.raises(ValueError, match=r"(?s)" + "".join(f"(?=.*{re.escape(word)})" for word in words)):
@@ -344,7 +359,7 @@ def _run(*arguments: str) -> tuple[int, str]:
 
 
 def test_the_plan_of_the_released_scale_prints_reasons_and_succeeds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a small machine, the plan of wan-1.3b gives the reasons why it cannot run there, and exits with 0."""
+    """On a small machine, the plan of wan-1.3b states why the machine cannot run the profile, and exits with 0."""
     monkeypatch.setattr(plan.device, "pick", lambda: torch.device("cpu"))
     monkeypatch.setattr(plan.psutil, "virtual_memory", lambda: SimpleNamespace(total=16e9))
     monkeypatch.setattr(plan.shutil, "disk_usage", lambda _: SimpleNamespace(free=20e9))
@@ -363,7 +378,7 @@ def test_the_laptop_profile_fits_a_small_machine(monkeypatch: pytest.MonkeyPatch
 
 
 def test_time_scales_with_machines_and_achieved_fraction(wan: Plan) -> None:
-    """Four times the machines at half the fraction take half the time."""
+    """With four times as many machines at half the fraction of peak FLOPs, the run takes half the time."""
     slow, fast = (plan.render(wan, machines=n, kind="H100", achieved=a) for n, a in ((16, 0.4), (64, 0.2)))
     slow_hours, fast_hours = (float(text.split("\nall ")[1].split()[2]) for text in (slow, fast))
     assert slow_hours / fast_hours == pytest.approx(2, rel=0.02)
@@ -384,13 +399,13 @@ def test_an_unknown_gpu_and_a_missing_file_give_a_message(tmp_path: Path) -> Non
     ("value", "text"), [(None, "?"), (0, "-"), (999.4, "999 B"), (999.9, "1 kB"), (1e3, "1 kB"), (4.2e25, "4.2e+07 EB")]
 )
 def test_numbers_have_a_prefix(value: float | None, text: str) -> None:
-    """Values round up to the next prefix; the ends of the scale are included."""
+    """Values round up to the next unit prefix, including both ends of the scale."""
     assert costs.scaled(value, "B") == text
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "-"), (0.5, "< 1 s"), (60, "60 s"), (600, "10 min"), (7200, "2 h")])
 def test_times_have_a_readable_unit(seconds: float, text: str) -> None:
-    """The unit is seconds, minutes or hours."""
+    """Durations are written in seconds, minutes or hours."""
     assert costs.duration(seconds) == text
 
 

@@ -1,4 +1,4 @@
-"""A params file against the dataclasses of all sections: every wrong key and value is named at once."""
+"""A params file is checked against the dataclasses of all sections, and one error names every wrong key and value."""
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ def test_a_wrong_value_is_named(tmp_path: Path, change: tuple[str, str], message
 
 
 def test_equal_score_timesteps_are_accepted(tmp_path: Path) -> None:
-    """All score timesteps are then the same."""
+    """A range with equal ends gives the same timestep for all scores."""
     path = file_with(tmp_path, ("score_timesteps: [20, 980]", "score_timesteps: [500, 500]"))
     assert read_profile(path).train_dmd.score_timesteps == (500, 500)
 
 
 def type_of(dotted: str) -> Any:
-    """The type of an entry of a params file; None for an entry of a free section."""
+    """Return the type of an entry of a params file; None for an entry of a section without a dataclass."""
     kind: Any = Profile
     for key in dotted.split("."):
         if kind == dict[str, Any]:
@@ -98,7 +98,7 @@ def test_a_stage_reads_its_params_as_the_profile_types_them(stage: str) -> None:
 
 
 def test_marks_on_a_type_are_kept() -> None:
-    """A path that may be missing keeps its rule inside of dataclasses and optional parts."""
+    """The path rule "may be missing" is kept inside dataclasses and optional fields."""
     rule = params.PathRule(may_be_missing=True)
     assert dict(params.paths_in(Annotated[Path, rule], "a.b")) == {"a.b": rule}
     assert dict(params.paths_in(Path, "a")) == {"a": params.PathRule()}

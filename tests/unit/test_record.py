@@ -1,4 +1,4 @@
-"""The training record: reproducible files, refused damaged files, and comparison of its values with those of a run."""
+"""Training records are reproducible, damaged records are refused, and record values are compared with a run."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_a_teacher_accepts_any_solver_steps(tmp_path: Path) -> None:
     ("other", "close"),
     [
         (Normalisation(mean=(0.1, -0.2), std=(1.5, 2.0)), True),
-        (Normalisation(mean=(0.1004, -0.2), std=(1.5, 2.001)), True),  # equal in float16
+        (Normalisation(mean=(0.1004, -0.2), std=(1.5, 2.001)), True),  # the values are equal in float16
         (Normalisation(mean=(0.2, -0.1), std=(1.5, 2.0)), False),
         (Normalisation(mean=(0.1, -0.2), std=(1.5, 2.02)), False),
         (Normalisation(mean=(0.1,), std=(1.5,)), False),

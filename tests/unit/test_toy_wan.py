@@ -1,4 +1,4 @@
-"""The shipped weights: their checksums and size, their training record, and the quality of their videos."""
+"""The shipped weights have the expected checksums, sizes, training records and video quality."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from causvid.wan.text_encoder import embed, load_text_encoder
 from causvid.wan.vae.vae import decode, encode, to_uint8, to_unit
 
 FOLDER = Path("data/inputs/toy_wan")
-LIMIT = 12_000_000  # bytes that may be in git
-TOKENS = 12  # length of a prompt in the profile
+LIMIT = 12_000_000  # largest number of bytes that git may contain
+TOKENS = 12  # length of a prompt in tokens, in the profile
 VIDEO = VideoShape(height=32, width=32, frames=33, fps=8)
 
 
@@ -32,7 +32,7 @@ def teacher() -> CausVidPipeline:
 
 
 def embeddings(prompts: list[str]) -> torch.Tensor:
-    """Return prompt embeddings, padded to the same length [B, L, D]."""
+    """Return prompt embeddings [B, L, D], padded to the same length L."""
     encoder, tokenizer = load_text_encoder(FOLDER / "text_encoder", FOLDER / "tokenizer", torch.float32)
     found = embed(encoder, tokenizer, prompts, TOKENS)
     return torch.stack([torch.nn.functional.pad(each, (0, 0, 0, TOKENS - len(each))) for each in found])
@@ -48,7 +48,7 @@ def test_the_weights_have_the_checksums_in_the_model_card() -> None:
 
 
 def test_the_record_has_the_values_of_the_profile_that_trained_the_weights() -> None:
-    """The record has the size of the clips, the prompt length, the precision and the VAE of the profile."""
+    """The training record has the clip size, the prompt length, the precision and the VAE of the profile."""
     profile, transformer = Path("profiles/toy-wan.yaml"), FOLDER / "transformer"
     record = read_record(transformer)
     assert isinstance(record, TeacherRecord)
@@ -74,7 +74,8 @@ def test_the_autoencoder_reconstructs_clips(teacher: CausVidPipeline) -> None:
         with torch.no_grad():
             back = to_uint8(decode(teacher.vae, encode(teacher.vae, to_unit(clip)[None])))[0]
         error = (back.float() - clip.float()).square().mean()
-        assert 10 * torch.log10(255.0**2 / error) > 27  # dB; the mean over clips encoded as H.264 is 30
+        # the limit is 27 dB; clips encoded as H.264 have a mean of 30 dB
+        assert 10 * torch.log10(255.0**2 / error) > 27
 
 
 def test_the_teacher_generates_videos_of_prompts_that_were_not_in_training(teacher: CausVidPipeline) -> None:

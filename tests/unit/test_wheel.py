@@ -1,4 +1,4 @@
-"""The installed package, without the repository: its commands work in an empty folder."""
+"""The commands of the installed package work in an empty folder without the repository."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from causvid.params import PROFILES, ROOT
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The content of a wheel, as pip would install it."""
+    """Return the content of a wheel, as pip would install the wheel."""
     folder = tmp_path_factory.mktemp("wheel")
     uv = ROOT / ".tools" / "bin" / "uv"
     subprocess.run([uv, "build", "--offline", "--wheel", "--out-dir", folder, ROOT], capture_output=True, check=True)

@@ -20,8 +20,6 @@ PAGE = b"<html><title>Bad gateway</title></html>"
 # has the truncated length. flip: one bit is wrong. page: the body is an HTML page with status 200. long: the body has
 # additional bytes at the end. whole: the server ignores the requested range. etag: the ETag of the file has changed. A
 # fault that is a number is the HTTP status of the response.
-# agrees with it. flip: one bit is wrong. page: status 200 and a page of HTML. long: additional bytes at the end. whole:
-# the server ignores the requested range. etag: the ETag of the file has changed. A number is the HTTP status.
 FAULTS = ("cut", "silent cut", "flip", "page", "long", "whole", "etag", "429", "500", "503")
 
 

@@ -1,4 +1,4 @@
-"""Timesteps [B] for a causal model and [B, F] for a bidirectional one, also in the losses that use both."""
+"""Causal models accept timesteps [B] and bidirectional models accept timesteps [B, F], also in losses."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def causal(transformer_config: dict[str, Any]) -> CausalWanTransformer3DModel:
 
 
 def test_losses_with_one_timestep_per_sample_work_with_a_causal_model(causal: CausalWanTransformer3DModel) -> None:
-    """Timesteps [B], and [B, F] with the same value in every frame, give the same loss."""
+    """Timesteps [B] and timesteps [B, F] with the same value in every frame give the same loss."""
     seen: list[torch.Tensor] = []
     causal.register_forward_pre_hook(lambda _, __, kwargs: seen.append(kwargs["timestep"]), with_kwargs=True)
     teacher, critic = guided(causal, TEXT, NEGATIVE, 2.0), conditional(causal, TEXT)
@@ -44,7 +44,8 @@ def test_losses_with_one_timestep_per_sample_work_with_a_causal_model(causal: Ca
         assert scalar > 0
     assert [tuple(times.shape) for times in seen] == [(4, 4), (2, 4), (2, 4)] * 2
     assert torch.equal(seen[1], PER_FRAME.float())
-    assert torch.equal(seen[0], PER_FRAME.float().repeat(2, 1))  # without the prompt, then with it
+    # the first half is without the prompt, the second half with the prompt
+    assert torch.equal(seen[0], PER_FRAME.float().repeat(2, 1))
 
 
 def test_a_bidirectional_model_receives_one_timestep_per_sample(transformer_config: dict[str, Any]) -> None:

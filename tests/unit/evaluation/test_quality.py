@@ -54,10 +54,8 @@ def test_a_constant_feature_has_a_small_distance() -> None:
 
 
 def test_the_interval_has_the_width_of_the_sampling_variation() -> None:
-    # With one feature, the distance is close to (shift / standard deviation of the reference)^2. Both means and the
-    # standard deviation have sampling errors, so the variance of the distance is (2 shift)^2 2 / n + (2 shift^2)^2 / (2
-    # n).
-    # errors of both means and of this deviation, its variance is (2 shift)^2 2 / n + (2 shift^2)^2 / (2 n).
+    # With one feature, the distance is close to (shift / standard deviation of the reference)^2. Both means and this
+    # standard deviation have sampling errors. The variance of the distance is (2 shift)^2 2 / n + (2 shift^2)^2 / (2 n).
     draw, count, shift = np.random.default_rng(0), 400, 3.0
     found = []
     for _ in range(60):

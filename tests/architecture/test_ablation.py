@@ -46,7 +46,7 @@ def option(command: str, name: str) -> str:
     return re.search(rf" --{name} (\S+)", command)[1]  # type: ignore[index]
 
 
-def test_the_roots_stages_depend_on_none_of_the_ablations(graph: Any) -> None:
+def test_no_stage_of_the_main_pipeline_depends_on_a_stage_of_the_ablation(graph: Any) -> None:
     """The report shows results of the ablation that are no DVC dependency, so 'dvc repro' does not run the ablation."""
     for stage in graph:
         if not stage.addressing.startswith("ablation/"):

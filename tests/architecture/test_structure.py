@@ -82,7 +82,7 @@ def test_a_stage_can_build_its_sections_from_every_profile(stage: str, profile: 
         params.section(file, section.role.name, section.type)  # this call raises an error that names the field
 
 
-def test_few_edits_rerun_a_stage_without_need() -> None:
+def test_at_most_19_files_rerun_a_stage_without_need() -> None:
     """Dependencies on folders are short. Some folders contain a file that the stage does not import."""
     assert sum(len(needless(stage)) for stage in STAGES) <= 19
 
@@ -192,7 +192,7 @@ def test_the_map_lists_every_file() -> None:
     assert {entry for entry in listed if not (ROOT / entry).exists()} == set()
 
 
-def test_files_and_functions_that_the_docs_name_are_there() -> None:
+def test_files_and_functions_that_the_docs_name_exist() -> None:
     """The docs name a function by its path and its name, for example ``methods/dmd/loss.py`` `dmd_loss`."""
     lost = []
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]:

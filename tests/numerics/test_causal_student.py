@@ -82,7 +82,9 @@ SHAPES = [
 
 @torch.no_grad()
 @pytest.mark.parametrize("shape", SHAPES)
-def test_cached_equals_uncached(transformer_config: dict[str, Any], shape: Shape) -> None:
+def test_a_forward_pass_with_a_cache_equals_one_without_a_cache(
+    transformer_config: dict[str, Any], shape: Shape
+) -> None:
     batch, frames, frames_per_block, height, width, head_dim = shape
     student = causal_student(teacher_of(transformer_config, attention_head_dim=head_dim), frames_per_block).eval()
     x, text = inputs(batch, frames, height, width)
@@ -104,7 +106,7 @@ def test_cached_equals_uncached(transformer_config: dict[str, Any], shape: Shape
 
 @torch.no_grad()
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_later_block_changes_no_bit_of_an_earlier_one(transformer_config: dict[str, Any], shape: Shape) -> None:
+def test_a_later_block_changes_no_bit_of_an_earlier_block(transformer_config: dict[str, Any], shape: Shape) -> None:
     batch, frames, frames_per_block, height, width, head_dim = shape
     student = causal_student(teacher_of(transformer_config, attention_head_dim=head_dim), frames_per_block).eval()
     x, text = inputs(batch, frames, height, width)

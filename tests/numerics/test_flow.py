@@ -109,7 +109,7 @@ class _Echo(torch.nn.Module):
         return (torch.zeros_like(x) + encoder_hidden_states[:, :1, :1, None, None],)
 
 
-def test_guided_computes_both_halves_in_one_batch_and_only_one_for_scale_1() -> None:
+def test_guided_needs_one_call_with_a_double_batch_and_a_single_batch_for_scale_1() -> None:
     model, x = _Echo(), torch.zeros(SIZE)
     text, negative = torch.tensor([2.0, 3.0])[:, None, None], torch.tensor([[[1.0]]])
     out = guided(model, text, negative, 3.0)(x, torch.tensor([500.0, 500.0]))

@@ -26,7 +26,7 @@ def schedule(**changes: Any) -> ScheduleConfig:
     return ScheduleConfig(**{**released, **changes})
 
 
-def test_the_released_trajectory_columns() -> None:
+def test_states_of_the_original_causvid_trajectories() -> None:
     """The original configuration has 50 Euler steps at shift 8.
 
     Its states 36 and 44 are at timesteps 756.757 and 521.739.

@@ -47,7 +47,7 @@ def model(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != FILE}
 
 
-def test_training_starts_from_released_lmdbs(smoke: Clone, make_clone: Callable[[str], Clone]) -> None:
+def test_training_starts_from_original_causvid_lmdbs(smoke: Clone, make_clone: Callable[[str], Clone]) -> None:
     """Models have the same bytes if LMDBs with the same rows and prompts replace the videos.
 
     Only the training record differs, because an original CausVid LMDB does not contain the normalisation of its
@@ -82,7 +82,7 @@ def test_training_starts_from_released_lmdbs(smoke: Clone, make_clone: Callable[
     assert {"train_teacher", "train_ode_init", "train_dmd"} <= ran_here.keys()
 
 
-def test_a_released_lmdb_that_cannot_be_repaired_is_an_error_with_one_sentence(
+def test_an_original_causvid_lmdb_that_cannot_be_repaired_is_an_error_with_one_sentence(
     make_clone: Callable[[str], Clone],
 ) -> None:
     clone = make_clone("broken_lmdb")

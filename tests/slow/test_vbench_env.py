@@ -42,7 +42,7 @@ def score(folder: Path, names: list[str], log: Path, *dimensions: str) -> dict[s
 
 
 @pytest.mark.parametrize("name", sorted(GOLDEN))
-def test_the_scores_of_real_clips_are_the_recorded_ones(name: str, tmp_path: Path) -> None:
+def test_the_scores_of_real_clips_equal_the_recorded_scores(name: str, tmp_path: Path) -> None:
     found = score(REAL_CLIPS, [f"{name}.mp4"], tmp_path / "log")
     assert found["version"] == "0.1.5"
     assert found["skipped"] == {}

@@ -846,7 +846,7 @@ def test_a_link_to_a_checkpoint_uses_its_own_name_and_neighbours(
     assert contents(tmp_path / "out") == contents(tmp_path / "plain")
 
 
-def test_neighbours_of_a_link_are_used_before_those_of_its_target(toys: Toys, tmp_path: Path) -> None:
+def test_neighbours_of_a_link_are_used_before_neighbours_of_its_target(toys: Toys, tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
     link = tmp_path / "here" / "student"
     link.symlink_to(toys.checkpoints["ours"])

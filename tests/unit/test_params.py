@@ -108,7 +108,7 @@ def test_use_copies_a_profile(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_use_of_an_unknown_profile_lists_the_known_ones_and_writes_nothing(tmp_path: Path) -> None:
+def test_use_of_an_unknown_profile_lists_the_known_profiles_and_writes_nothing(tmp_path: Path) -> None:
     target = tmp_path / "params.yaml"
     target.write_text("mine")
     with pytest.raises(ValueError, match="no profile 'gpu'; known: .*laptop, smoke, toy-wan, wan-1.3b"):
@@ -137,7 +137,7 @@ def test_vary_changes_only_the_named_keys(tmp_path: Path) -> None:
     assert [path.name for path in out.parent.iterdir()] == ["params.yaml"]
 
 
-def test_changes_can_come_from_files_and_the_last_one_is_applied(tmp_path: Path) -> None:
+def test_changes_can_come_from_files_and_the_last_change_is_applied(tmp_path: Path) -> None:
     base, out, file = file_with(tmp_path), tmp_path / "out.yaml", tmp_path / "rows.yaml"
     file.write_text("rows:\n  mine: {seed: 5, sample.videos: 9}\n  none: {}\n")
     params.vary(base, [f"{file}:rows.mine", f"{file}:rows.none", "seed=6"], out)

@@ -161,7 +161,9 @@ def test_a_stream_yields_the_frames_of_the_video_by_block(student: CausVidPipeli
         assert torch.equal(torch.cat(parts, dim=1), student(TEXT[:2], video, generators(1, 2), **how))
 
 
-def test_the_first_frames_need_only_the_passes_of_the_first_block(student: CausVidPipeline, video: VideoShape) -> None:
+def test_the_first_frames_need_only_forward_passes_of_the_first_block(
+    student: CausVidPipeline, video: VideoShape
+) -> None:
     calls: list[int] = []
     hook = student.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
     stream = student.stream(TEXT[:1], video, generators(1), few_steps=True)
@@ -417,6 +419,8 @@ def test_bfloat16_gives_similar_frames(
     assert (frames.float() - full.float()).abs().mean() < 12  # the limit is 12 of 255 levels
 
 
-def test_the_default_schedule_is_the_released_one(world: Path, transformer_config: dict[str, Any]) -> None:
+def test_the_default_schedule_is_that_of_the_original_causvid_code(
+    world: Path, transformer_config: dict[str, Any]
+) -> None:
     pipeline = CausVidPipeline(vae=load_vae(world / "vae"), transformer=build_transformer(transformer_config, 0))
     assert pipeline.schedule.columns() == [0, 36, 44, 50]

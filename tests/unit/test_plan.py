@@ -155,7 +155,7 @@ def test_micro_batches_need_less_memory(wan: Plan) -> None:
     assert shared["train_dmd"] - both["train_dmd"] == pytest.approx((8 - 2) * wan.kept("full"))
 
 
-def test_counts_of_the_released_model(wan: Plan) -> None:
+def test_counts_of_the_published_wan_model(wan: Plan) -> None:
     """The numbers for Wan2.1 1.3B at 480x832x81 were derived independently, in part from published weight files."""
     transformer = wan.transformer
     assert transformer.parameters == pytest.approx(1.419e9, rel=1e-3)
@@ -358,7 +358,7 @@ def _run(*arguments: str) -> tuple[int, str]:
     return result.exit_code, result.output + (str(result.exception) if result.exception else "")
 
 
-def test_the_plan_of_the_released_scale_prints_reasons_and_succeeds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plan_of_wan_1_3b_prints_reasons_and_succeeds(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a small machine, the plan of wan-1.3b states why the machine cannot run the profile, and exits with 0."""
     monkeypatch.setattr(plan.device, "pick", lambda: torch.device("cpu"))
     monkeypatch.setattr(plan.psutil, "virtual_memory", lambda: SimpleNamespace(total=16e9))

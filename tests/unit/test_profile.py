@@ -89,7 +89,7 @@ def type_of(dotted: str) -> Any:
 
 
 @pytest.mark.parametrize("stage", [stage for stage in STAGES if stage_class(stage)])
-def test_a_stage_reads_its_params_as_the_profile_types_them(stage: str) -> None:
+def test_a_stage_reads_params_with_the_types_of_the_profile(stage: str) -> None:
     cls = stage_class(stage)
     assert cls is not None
     for _, kind, section in declared(cls, Section):

@@ -181,7 +181,7 @@ def test_an_unknown_normalisation_is_reported(tmp_path: Path, capsys: pytest.Cap
             STUDENT.require_vae(Path("dmd"), tmp_path)
 
 
-def test_a_causal_student_has_a_cache_rule_and_a_bidirectional_one_has_none() -> None:
+def test_only_a_causal_student_has_a_cache_rule() -> None:
     for changes in ({"cache": None}, {"frames_per_block": None}):
         with pytest.raises(ValueError, match="a causal student has both, a bidirectional one neither"):
             replace(STUDENT, **changes)

@@ -94,7 +94,7 @@ def table(found: compare.Comparison, title: str) -> Table:
     return next(it for it in (*found.tables, *found.further, *found.stages) if it.title == title)
 
 
-def test_a_run_includes_results_that_it_took_over(api: Any, two: tuple[str, str]) -> None:
+def test_a_run_includes_results_that_the_run_reuses(api: Any, two: tuple[str, str]) -> None:
     first, second = runs.collect(api, two)
     assert list(first.results) == list(second.results) == ["clips", "train_dmd", "sample@dmd", "evaluate@dmd"]
     assert [it.made_here for it in second.results.values()] == [False, True, True, True]
@@ -166,7 +166,7 @@ def test_every_number_has_its_origin(api: Any, two: tuple[str, str]) -> None:
     assert cell.origin == f"run {run.run_id}, made outside git, stage evaluate@dmd, key evaluateb"
 
 
-def test_a_stage_that_only_one_run_has(api: Any, two: tuple[str, str], stage: Make) -> None:
+def test_a_stage_in_only_one_run_is_listed(api: Any, two: tuple[str, str], stage: Make) -> None:
     latency = {"teacher": {"fps": 2.0}, "student": {"fps": 8.0}, "ratio": {"fps": 4.0}}
     stage("measure_latency", two[1], "m", {}, results=latency)
     found = compare.compare(api, two, PUBLISHED, ui=UI)

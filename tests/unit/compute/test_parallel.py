@@ -71,7 +71,7 @@ def _two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_two_cores")
 @pytest.mark.parametrize(("workers", "groups"), [(1, [[1, 2], [3], [4, 5, 6], [7]]), (2, [[1, 2]]), (2, [])])
-def test_every_group_is_handled_once(workers: int, groups: list[list[int]]) -> None:
+def test_every_group_is_processed_exactly_once(workers: int, groups: list[list[int]]) -> None:
     factory = Factory()
     done = list(map_groups(Work(factory), groups, compute(workers)))
     assert sorted(handled.results for handled in done) == groups

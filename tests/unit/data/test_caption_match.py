@@ -93,7 +93,7 @@ def test_no_two_videos_share_a_caption_and_order_does_not_matter(videos: list[st
         assert found[video] == video
 
 
-def test_a_path_of_many_folders_is_compared_by_its_last_ones() -> None:
+def test_a_path_of_many_folders_is_compared_by_its_last_folders() -> None:
     """The test ensures that not all ends of a long path are stored, because they would not fit in memory."""
     deep = "a/" * 300_000 + "v.mp4"
     assert ends([deep], ["a/v.mp4"]) == {deep: "a/v.mp4"}

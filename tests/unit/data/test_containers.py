@@ -59,12 +59,12 @@ FIRST = {
     "pdin": _box(b"pdin", bytes(12)),
     "emsg": _box(b"emsg", bytes(30)),
     "meta": _box(b"meta", bytes(12)),
-    "a type that nobody knows": _box(b"zzzz", bytes(7)),
-    "a type of bytes": _box(b"\x82\x82\x7f\x7d", bytes(16)),
-    "a size of 64 bits": _box(b"uuid", bytes(33), wide=True),
+    "an unknown type": _box(b"zzzz", bytes(7)),
+    "a type that is not text": _box(b"\x82\x82\x7f\x7d", bytes(16)),
+    "a 64-bit size": _box(b"uuid", bytes(33), wide=True),
     "several": _box(b"free", b"") + _box(b"uuid", bytes(16)) + _box(b"abcd", bytes(5), wide=True),
-    "many": 50 * _box(b"free", bytes(3)),
-    "a large one": _box(b"free", bytes(3_000_000)),
+    "many boxes": 50 * _box(b"free", bytes(3)),
+    "a large box": _box(b"free", bytes(3_000_000)),
 }
 
 
@@ -78,14 +78,14 @@ def test_a_file_with_any_first_box_is_mp4(tmp_path: Path, whole: Path, name: str
     assert (tmp_path / "clip.mp4").read_bytes() == (whole.parent / "clip.mp4").read_bytes()
 
 
-@pytest.mark.parametrize("name", ["fragments", "sidx first", "moof boxes behind styp", "mdat of size 0", "wide mdat"])
+@pytest.mark.parametrize("name", ["fragments", "sidx first", "moof boxes after styp", "mdat of size 0", "wide mdat"])
 def test_fragments_and_odd_sizes_are_mp4(tmp_path: Path, whole: Path, name: str) -> None:
     options = {"movflags": "+faststart"} if name == "mdat of size 0" else FRAGMENTS
     frames = gray_frames(20, 48, 64)
     content = write_source(tmp_path / "origin.mp4", frames, fps=8, options=options, stream={"g": "5"}).read_bytes()
     if name == "sidx first":
         content = _box(b"sidx", bytes(24) + bytes(8)) + content
-    elif name == "moof boxes behind styp":
+    elif name == "moof boxes after styp":
         content = content.replace(b"ftyp", b"styp", 1)
     elif name == "mdat of size 0":
         at = content.index(b"mdat") - 4
@@ -147,7 +147,7 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
 def test_ffmpeg_detects_every_accepted_file_as_mp4(tmp_path: Path, whole: Path) -> None:
     """FFmpeg detects the format if the first box is not larger than the part of the file that FFmpeg probes."""
     for name, first in FIRST.items():
-        if name in ("a large one", "many"):
+        if name in ("a large box", "many boxes"):
             continue
         path = tmp_path / "a.bin"
         path.write_bytes(_in_front(whole.read_bytes(), first))

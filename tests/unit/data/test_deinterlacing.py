@@ -97,7 +97,7 @@ def test_each_frame_shows_one_moment_and_keeps_its_time(tmp_path: Path, name: st
 
 
 @pytest.mark.parametrize("fields", ["ppptttpp", "tttpppp", "ptptptpt", "bbbpppbb"])
-def test_progressive_frames_among_interlaced_ones_are_unchanged(fields: str) -> None:
+def test_progressive_frames_among_interlaced_frames_are_unchanged(fields: str) -> None:
     flags = [{"p": "prog", "t": "tff", "b": "bff"}[letter] for letter in fields]
     pictures: list[Timed] = []
     for index, flag in enumerate(flags):

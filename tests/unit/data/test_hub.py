@@ -86,8 +86,8 @@ def test_a_bad_response_is_requested_again(
         stand_in.faults["parts/a.tar"] = [fault]
         assert fetch(commit) == CONTENT
         asked = stand_in.bytes_asked("parts/a.tar")
-    # Bytes received before the cut are kept. A full response or another ETag does no harm, because the checksum
-    # decides.
+    # Bytes received before the cut are kept. A full response and a response with another ETag are accepted, because only
+    # the checksum of the file decides.
     assert asked == {"cut": ["", "bytes=150000-"], "whole": [""], "etag": [""]}.get(fault, ["", ""])
     assert left(tmp_path) == ["a.tar"]
 
@@ -151,7 +151,7 @@ def test_every_flipped_bit_is_detected(tmp_path: Path, monkeypatch: pytest.Monke
             assert not left(tmp_path)
 
 
-def test_a_failure_that_is_not_temporary_is_raised_at_once(
+def test_a_failure_that_is_not_temporary_is_raised_immediately(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
 ) -> None:
     with opened(monkeypatch, tmp_path) as (stand_in, commit):

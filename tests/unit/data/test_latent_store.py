@@ -74,7 +74,7 @@ def test_records_are_read_as_they_were_written(
         assert [p.name for p in folder.iterdir()] == [FILE]
 
 
-def test_the_released_keys_and_bytes(tmp_path: Path) -> None:
+def test_keys_and_bytes_are_those_of_the_original_causvid_code(tmp_path: Path) -> None:
     """Latents are raw float16 [F, C, H, W], prompts are UTF-8, and shapes are text that starts with the record count.
 
     Only the checksums are an addition of this project.
@@ -378,7 +378,7 @@ def test_a_reader_without_address_space_does_not_call_the_store_damaged(tmp_path
     assert "raise the limit on virtual memory" in done.stdout
 
 
-def test_leftovers_of_a_killed_writer_do_not_stop_the_next(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_writer_do_not_stop_the_next_writer(tmp_path: Path) -> None:
     (tmp_path / "s.writing" / "compact").mkdir(parents=True)
     (tmp_path / "s.writing" / FILE).write_bytes(b"half")
     write_store(records(3), tmp_path / "s", timesteps=None, per_transaction=2)

@@ -208,16 +208,16 @@ def _before(content: bytes) -> bytes:
 LINKS = {"sym": tarfile.SYMTYPE, "hard": tarfile.LNKTYPE}
 HOSTILE: dict[str, tuple[bytes, str]] = {
     "climbs": (tar(("../out.mp4", b"outside"), HONEST), "../out.mp4"),
-    "climbs in the middle": (tar(("a/../../out.mp4", b"outside"), HONEST), "a/../../out.mp4"),
+    "parent folders inside a path": (tar(("a/../../out.mp4", b"outside"), HONEST), "a/../../out.mp4"),
     "absolute": (tar((ABSOLUTE, b"outside"), HONEST), ABSOLUTE),
     "absolute after a pax header": (_before(_pax("x.mp4", {"path": ABSOLUTE})), ABSOLUTE),
     "symlink out": (tar(special("link.mp4", LINKS["sym"], "/etc/passwd"), HONEST), "link.mp4"),
-    "symlink then through it": (
+    "symlink and a member through the symlink": (
         tar(special("d.mp4", LINKS["sym"], ".."), ("d.mp4/out.mp4", b"outside"), HONEST),
         "d.mp4",
     ),
     "symlink loop": (tar(special("loop.mp4", LINKS["sym"], "loop.mp4"), HONEST), "loop.mp4"),
-    "hard link out": (tar(special("hard.mp4", LINKS["hard"], "../../secret"), HONEST), "hard.mp4"),
+    "hard link to a file outside": (tar(special("hard.mp4", LINKS["hard"], "../../secret"), HONEST), "hard.mp4"),
     "hard link to a symlink": (
         tar(special("s.mp4", LINKS["sym"], "/etc/passwd"), special("h.mp4", LINKS["hard"], "s.mp4"), HONEST),
         "h.mp4",
@@ -233,8 +233,8 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     ),
     "twice": (tar(HONEST, ("honest.mp4", b"another")), "honest.mp4"),
     "too large": (_huge("huge.mp4"), "huge.mp4"),
-    "too many": (tar(*((f"{i}.txt", b"") for i in range(60))), "50.txt"),
-    "dot dot only": (tar(("...mp4/../../..mp4", b"outside"), HONEST), "...mp4/../../..mp4"),
+    "too many members": (tar(*((f"{i}.txt", b"") for i in range(60))), "50.txt"),
+    "dots in names and parent folders": (tar(("...mp4/../../..mp4", b"outside"), HONEST), "...mp4/../../..mp4"),
     "line feed": (tar(("../a\nb.mp4", b"outside"), HONEST), "../a\\nb.mp4"),
 }
 
@@ -294,7 +294,7 @@ def _passed(tmp_path: Path) -> list[tuple[str, str, str]]:
     ],
 )
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT])
-def test_a_member_named_in_another_encoding_is_the_only_one_passed_over(
+def test_only_a_member_with_a_name_in_another_encoding_is_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: bytes, form: int
 ) -> None:
     shown = os.fsdecode(name)
@@ -316,7 +316,7 @@ def _member(name: str, form: int, content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
-def test_a_member_that_is_passed_over_anyway_has_a_row_in_utf8(
+def test_the_row_of_a_member_that_is_passed_over_is_valid_utf8(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: bytes
 ) -> None:
     odd = special("../\udce9.mp4", kind, "\udcff")
@@ -418,13 +418,13 @@ def test_a_caption_matches_a_full_path_or_a_unique_end(
     ],
 )
 @pytest.mark.parametrize("path", ["A/v.mp4", "v.mp4"])
-def test_with_a_limit_no_video_has_the_caption_of_an_unread_one(
+def test_with_a_limit_no_video_has_the_caption_of_an_unread_video(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: dict[str, list[str]], path: str
 ) -> None:
     assert set(_said(monkeypatch, tmp_path, parts, [path], limit=1).values()) == {None}
 
 
-def test_bare_file_names_under_a_limit_are_ignored_with_a_message(
+def test_with_a_limit_bare_file_names_are_ignored_with_a_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     parts = {"P": ["A/v.mp4", "A/w.mp4"], "Q": ["x.mp4"]}

@@ -75,7 +75,7 @@ def test_an_empty_folder_and_a_damaged_shard_are_named(tmp_path: Path) -> None:
         pack(tmp_path / "shards", tmp_path / "lmdb", per_transaction=2)
 
 
-def test_timesteps_are_for_a_released_lmdb_only(tmp_path: Path) -> None:
+def test_timesteps_may_be_set_for_an_original_causvid_lmdb_only(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"pack_lmdb: timesteps is \[1000.0, 0.0\] with source ours; set it to null"):
         build(PackItem, {"source": "ours", "folder": "data/ode_pairs", "timesteps": [1000, 0]}, name="pack_lmdb")
 

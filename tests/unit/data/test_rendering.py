@@ -244,7 +244,7 @@ def test_the_peak_of_pq_is_that_of_its_metadata_if_possible(tmp_path: Path, said
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "mov"])
-def test_tags_in_the_container_alone_are_followed(tmp_path: Path, suffix: str) -> None:
+def test_tags_that_only_the_container_has_are_used(tmp_path: Path, suffix: str) -> None:
     """The HEVC stream inside the container has no colour tags; only the container has colour tags."""
     signal = _patches(64, 64)
     bare = write_planes(

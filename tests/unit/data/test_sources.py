@@ -114,7 +114,7 @@ def test_a_folder_with_sidecar_captions(tmp_path: Path) -> None:
     assert [row["caption"] for row in rows] == ["an a in two lines", "a b"]
 
 
-def test_the_limit_takes_the_first_by_name(tmp_path: Path) -> None:
+def test_the_limit_selects_the_first_files_by_name(tmp_path: Path) -> None:
     folder = _folder(tmp_path, *(f"{name}.mp4" for name in "dbca"))
     captions = tmp_path / "captions.json"
     captions.write_text(json.dumps({f"{name}.mp4": name for name in "abcd"}))
@@ -240,7 +240,7 @@ def test_a_caption_path_that_utf8_cannot_hold_is_passed_over(tmp_path: Path, pat
 
 
 @pytest.mark.parametrize("captions", [{"a.mp4": "half \ud83d"}, {"a.mp4": "\udc80", "\ud800": "x"}])
-def test_a_folder_without_one_usable_video_is_refused_and_nothing_is_copied(
+def test_a_folder_without_a_usable_video_is_refused_and_nothing_is_copied(
     tmp_path: Path, captions: dict[str, str]
 ) -> None:
     (tmp_path / "captions.json").write_text(json.dumps(captions))
@@ -324,7 +324,7 @@ def test_two_files_that_differ_only_in_form_keep_their_captions(tmp_path: Path, 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 @pytest.mark.parametrize("beside", [False, True], ids=["captions file", "sidecars"])
-def test_a_caption_for_one_of_two_such_files_is_not_used_for_the_other(
+def test_a_caption_of_a_file_is_not_used_for_a_file_whose_name_differs_only_in_form(
     tmp_path: Path, name: str, form: Any, beside: bool
 ) -> None:
     folder, captions = _folder(tmp_path, *(f"{normalize(f, name)}.mp4" for f in ("NFC", "NFD"))), tmp_path / "c.json"

@@ -62,7 +62,7 @@ def test_every_value_is_scored_about_equally_often(name: str) -> None:
         assert max(times.values()) - min(times.values()) <= 1
 
 
-def test_training_clips_use_all_captions_before_one_is_repeated() -> None:
+def test_training_clips_use_all_captions_before_a_caption_is_repeated() -> None:
     known = _listed("training")
     captions = toy_world.clip_captions(known, 600, seed=3)
     assert sorted(captions[:224]) == sorted(captions[224:448]) == sorted(known)
@@ -137,7 +137,7 @@ def test_the_colours_are_those_of_the_palette(colour: str, background: str) -> N
     assert tuple(frames[0, 0, 0]) == BACKGROUNDS[background]
 
 
-def test_a_clip_depends_on_seed_and_index_alone() -> None:
+def test_a_clip_depends_on_seed_and_index_only() -> None:
     def clip(index: int, seed: int) -> bytes:
         return toy_world.clip_frames(SCENE.caption, index, video=VIDEO, seed=seed).tobytes()
 

@@ -30,7 +30,7 @@ def _work(job: str) -> str:
     return f"{job}!"
 
 
-def test_a_crash_a_hang_and_too_much_memory_lose_one_job_each() -> None:
+def test_a_crash_a_hang_and_too_much_memory_each_lose_one_job() -> None:
     jobs = ["a", "hang", "b", "crash", "c", "gorge", "d", "e"]
     results = dict(run_killable(_work, jobs, workers=2, seconds=1.5, memory=MEMORY))
     assert results.keys() == set(jobs)

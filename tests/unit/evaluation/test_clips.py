@@ -27,7 +27,9 @@ def test_clips_are_read_in_the_order_of_their_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", [0, 3 * 2 * 32 * 32 * 3])
-def test_few_small_clips_are_decoded_once(limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_small_number_of_small_clips_is_decoded_once(
+    limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read: list[Path] = []
     monkeypatch.setattr(clips_module, "KEPT_BYTES", limit)
     monkeypatch.setattr(clips_module, "read_frames", lambda path: read.append(path) or read_frames(path))

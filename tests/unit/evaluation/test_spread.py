@@ -31,7 +31,7 @@ def test_mean_distance_on_the_torus_is_the_integral(width: int, height: int) -> 
     assert mean_torus_distance(width, height) == pytest.approx(distances.mean(), rel=1e-5)
 
 
-def test_independent_videos_have_spread_one() -> None:
+def test_independent_videos_have_a_spread_of_1() -> None:
     found = spread.average([spread.of_scene(SCENE, *draws(60))])
     assert found["start_spread"] == pytest.approx(1, abs=0.05)
     assert found["sample_spread"] == pytest.approx(1, abs=0.08)
@@ -43,7 +43,7 @@ def test_starts_in_a_smaller_region_have_less_spread() -> None:
         assert (narrow[name] or 0) < 0.9 * (free[name] or 0), name
 
 
-def test_copies_of_one_video_have_spread_zero() -> None:
+def test_copies_of_one_video_have_a_spread_of_0() -> None:
     videos, starts = draws(1)
     assert spread.average([spread.of_scene(SCENE, videos * 3, starts * 3)]) == {"start_spread": 0, "sample_spread": 0}
 

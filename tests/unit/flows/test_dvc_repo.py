@@ -72,7 +72,7 @@ def test_only_upstream_stages_are_added_to_targets(root: Path, targets: list[str
     assert [stage.name for stage in read_plan(root, targets).stages] == (expected or tiny_pipeline.STAGES)
 
 
-def test_the_error_for_an_unknown_target_lists_the_known_ones(root: Path) -> None:
+def test_the_error_for_an_unknown_target_lists_the_known_targets(root: Path) -> None:
     with pytest.raises(ValueError, match=r"targets: 'trian' is not a stage; choose from download, train@a"):
         read_plan(root, ["trian"])
 

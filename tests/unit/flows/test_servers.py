@@ -29,7 +29,7 @@ def test_the_password_is_created_once_and_only_the_owner_can_read_it(tmp_path: P
     assert stat.S_IMODE((tmp_path / ".prefect" / "auth").stat().st_mode) == 0o600
 
 
-def test_a_server_that_ends_at_once_is_an_error(tmp_path: Path) -> None:
+def test_a_server_that_ends_immediately_is_an_error(tmp_path: Path) -> None:
     child = subprocess.Popen([sys.executable, "-c", "pass"])
     with pytest.raises(SystemExit, match="http://127.0.0.1:9/health does not answer.*port in use"):
         servers.wait_for(child, "http://127.0.0.1:9/health", "a:b")

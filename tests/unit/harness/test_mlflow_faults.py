@@ -182,7 +182,7 @@ def store(project: Path, migrated_database: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_stage_continues_without_a_store_and_the_next_one_sends_its_records(
+def test_a_stage_continues_without_a_store_and_the_next_stage_sends_its_records(
     name: str, project: Path, store: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, uri = store

@@ -77,7 +77,7 @@ def test_a_stage_reads_its_sections_publishes_and_reports(project: Path, mlflow_
     assert run.data.params["video.fps"] == "8"
 
 
-def test_an_unchanged_stage_has_the_same_key_and_a_changed_one_another(project: Path) -> None:
+def test_an_unchanged_stage_has_the_same_key_and_a_changed_stage_another_key(project: Path) -> None:
     keys = []
 
     def body(run: StageRun) -> None:

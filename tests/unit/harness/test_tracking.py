@@ -120,7 +120,7 @@ def test_a_child_run_that_fails_has_the_status_failed(
     assert run.info.status == "FAILED"
 
 
-def test_stages_of_one_repro_share_a_parent_and_the_next_repro_gets_its_own(
+def test_stages_of_one_repro_share_a_parent_run_and_the_next_repro_has_a_new_parent_run(
     mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     again = FakeProcess(9, DVC.command)
@@ -239,7 +239,7 @@ def test_an_interrupted_stage_continues_its_run_below_the_new_parent(
     assert third != first, "a finished stage that runs again must have a new run"
 
 
-def test_steps_that_are_repeated_after_a_kill_are_one_row_each(
+def test_a_step_that_is_repeated_after_a_kill_has_one_row(
     mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The check includes rows that were not sent, and the last values, which the stage reports as results."""
@@ -271,7 +271,7 @@ def test_a_deleted_run_is_created_again_with_its_complete_curve(
     assert points(mlflow_uri, tracker, "loss") == [(1, 1.0), (2, 0.5), (3, 0.25)]
 
 
-def test_a_stage_that_continues_with_another_store_has_a_run_there(
+def test_a_stage_that_continues_with_another_store_has_a_run_in_the_new_store(
     mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, migrated_database: Path
 ) -> None:
     under(monkeypatch)
@@ -357,7 +357,7 @@ def test_a_run_has_a_note_on_its_inputs_and_system_metrics(
     assert "dvc repro train_dmd" in run.data.tags["mlflow.note.content"]
 
 
-def test_a_record_that_mlflow_refuses_prints_one_line_and_the_others_are_kept(
+def test_a_record_that_mlflow_refuses_prints_one_line_and_other_records_are_kept(
     mlflow_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """MLflow refuses models, as an old server does, and refuses a metric with an invalid name."""

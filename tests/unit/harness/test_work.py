@@ -81,7 +81,7 @@ def test_neutral_and_unrelated_files_do_not_change_the_key(project: Path, name: 
     assert key_of(project) == before
 
 
-def test_a_missing_input_and_an_empty_one_have_different_keys(project: Path) -> None:
+def test_a_missing_input_and_an_empty_input_have_different_keys(project: Path) -> None:
     absent = key_of(project, inputs=[Path("data/none")])
     (project / "data/none").mkdir()
     assert key_of(project, inputs=[Path("data/none")]) != absent
@@ -104,7 +104,7 @@ def test_a_variable_moves_the_work_folder(tmp_path: Path, monkeypatch: pytest.Mo
         assert folder == tmp_path / "scratch" / "toy" / "k1"
 
 
-def test_a_second_process_is_refused_and_a_dead_one_holds_no_lock(tmp_path: Path) -> None:
+def test_a_second_process_is_refused_and_a_dead_process_holds_no_lock(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom pathlib import Path\nfrom causvid.harness.work import work_folder\n"
         "with work_folder('toy', 'k', root=Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()\n"

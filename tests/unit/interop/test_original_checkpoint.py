@@ -135,7 +135,7 @@ def test_stages_can_load_an_imported_folder(tmp_path: Path) -> None:
     assert torch.equal(critic.blocks[0].norm2.weight, weights(2)["blocks.0.norm3.weight"])
 
 
-def test_a_student_of_ours_is_exported_in_the_released_layout(tmp_path: Path) -> None:
+def test_a_student_of_this_project_is_exported_in_the_original_causvid_layout(tmp_path: Path) -> None:
     torch.save(FILES["generator"](), tmp_path / "model.pt")
     student = load(tmp_path / "model.pt")
     student.save_pretrained(tmp_path / "ours")

@@ -154,7 +154,7 @@ def line_of(key: str, lines: list[str]) -> str:
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_a_released_config_is_converted(tmp_path: Path, name: str) -> None:
+def test_an_original_causvid_config_is_converted(tmp_path: Path, name: str) -> None:
     config, expected = EXPECTED[name]
     values, lines = imported(tmp_path, config)
     base = flat(params.read(original_config.BASE))
@@ -219,7 +219,7 @@ def test_warped_ode_pairs_have_warped_timesteps(tmp_path: Path) -> None:
     assert values["pack_lmdb.ode_pairs.timesteps"] == [1000, 960, 888.889, 727.273, 0]
 
 
-def test_absent_keys_have_their_released_defaults(tmp_path: Path) -> None:
+def test_absent_keys_have_the_defaults_of_the_original_causvid_code(tmp_path: Path) -> None:
     absent = ("timestep_shift", "num_frame_per_block", "warp_denoising_step")
     values, lines = imported(tmp_path, {key: value for key, value in CAUSAL_DMD.items() if key not in absent})
     assert values["train_dmd.score_shift"] == 1.0

@@ -98,7 +98,7 @@ def test_a_valid_lmdb_is_imported_bit_for_bit(tmp_path: Path, shape: tuple[int, 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ours", "theirs"]
 
 
-def test_the_released_reader_can_read_our_lmdb(tmp_path: Path) -> None:
+def test_the_original_causvid_reader_can_read_an_lmdb_of_this_project(tmp_path: Path) -> None:
     """The original CausVid reader gets row count and shape from latents_shape, and reshapes float16 bytes."""
     import_store(release(tmp_path / "theirs", files(3)), tmp_path / "ours")
     with lmdb.open(str(tmp_path / "ours"), readonly=True, lock=False) as env, env.begin() as transaction:
@@ -108,7 +108,7 @@ def test_the_released_reader_can_read_our_lmdb(tmp_path: Path) -> None:
     assert np.array_equal(row, rows(3)[2].astype(np.float16))
 
 
-def test_a_last_file_of_duplicates_leaves_a_count_without_a_shape(tmp_path: Path) -> None:
+def test_an_lmdb_without_a_shape_is_imported_with_row_shape(tmp_path: Path) -> None:
     inputs = files(3)
     source = release(tmp_path / "theirs", [*inputs, {"prompt 1 é": rows(1, seed=9)}])
     with pytest.raises(
@@ -119,7 +119,7 @@ def test_a_last_file_of_duplicates_leaves_a_count_without_a_shape(tmp_path: Path
     assert same(imported(source, tmp_path / "ours", row_shape=CLIP), expected(inputs))
 
 
-def test_rows_of_released_sizes_need_no_shape(tmp_path: Path) -> None:
+def test_rows_with_sizes_of_original_causvid_lmdbs_need_no_shape(tmp_path: Path) -> None:
     shape = (21, 16, 60, 104)
     with lmdb.open(str(tmp_path / "theirs"), map_size=2**26) as env, env.begin(write=True) as transaction:
         transaction.put(b"latents_0_data", np.zeros(shape, np.float16).tobytes())
@@ -221,7 +221,7 @@ def test_ode_pairs_need_timesteps_and_clips_must_not_have_any(tmp_path: Path) ->
         import_store(clips, tmp_path / "ours")
 
 
-def test_a_folder_without_a_released_lmdb_is_an_error(tmp_path: Path) -> None:
+def test_a_folder_without_an_original_causvid_lmdb_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no data.mdb"):
         survey(tmp_path / "nothing")
     with lmdb.open(str(tmp_path / "other")) as env, env.begin(write=True) as transaction:

@@ -27,7 +27,7 @@ def test_the_frames_of_a_block_share_a_choice_and_blocks_do_not() -> None:
     assert (pairs - torch.eye(7)).abs().max() < 0.2
 
 
-def test_score_timesteps_have_the_released_distribution() -> None:
+def test_score_timesteps_have_the_distribution_of_the_original_causvid_code() -> None:
     """The original CausVid code has shift 8 and clamps timesteps to [20, 980].
 
     14 % of the drawn timesteps are 980, and the quartiles are 727, 889 and 960.

@@ -73,7 +73,7 @@ def test_a_clip_of_another_size_is_named(job: LatentEncoder) -> None:
         extract_latents(wrong, CONFIG, HERE)
 
 
-def test_a_damaged_clip_is_the_only_one_rejected(job: LatentEncoder, world: Path, tmp_path: Path) -> None:
+def test_only_a_damaged_clip_is_rejected(job: LatentEncoder, world: Path, tmp_path: Path) -> None:
     extract_latents(job, LatentConfig(batch_size=1), HERE)
     damaged = replace(job, clips=tmp_path / "clips", out=tmp_path / "damaged")
     shutil.copytree(world / "clips", damaged.clips)

@@ -77,7 +77,7 @@ def test_two_runs_write_the_same_bytes(world: Path, tmp_path: Path) -> None:
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
 
 
-def test_a_pretrained_encoder_is_used_if_there_is_one(world: Path, tmp_path: Path) -> None:
+def test_an_encoder_in_the_init_folder_is_used(world: Path, tmp_path: Path) -> None:
     tokenizer = build_tokenizer(["a red ball", "a blue cube"])
     tokenizer.save_pretrained(tmp_path / "model" / "tokenizer")
     build_text_encoder(CONFIG, len(tokenizer), seed=7).save_pretrained(tmp_path / "model" / "text_encoder")
@@ -119,7 +119,7 @@ def test_an_encoder_without_tokenizer_and_the_reverse_are_refused(world: Path, t
     assert not (tmp_path / "out_encoder").exists()
 
 
-def test_the_folder_of_an_encoder_alone_is_refused(world: Path, tmp_path: Path) -> None:
+def test_an_encoder_folder_without_a_tokenizer_is_refused(world: Path, tmp_path: Path) -> None:
     build_text_encoder(CONFIG, 9, seed=7).save_pretrained(tmp_path / "alone")
     with pytest.raises(ValueError, match=r"alone, which holds config.json, .* but neither tokenizer.json nor"):
         encode(world, tmp_path, init=Init(folder=tmp_path / "alone", hub=None, revision=None))

@@ -119,7 +119,7 @@ def test_every_claim_can_hold_and_can_fail(write: Write) -> None:
             assert {claims[f"{claim.name}/{measure}"] for measure in claim.measures} == {said}, claim.name
 
 
-def test_as_good_as_the_teacher_allows_the_margin(write: Write) -> None:
+def test_a_student_is_as_good_as_its_teacher_within_the_margin(write: Write) -> None:
     """A loss of half the margin holds and a loss of twice the margin fails, although both occur in every seed."""
     for short, said in ((0.5 * LEVEL, HOLDS), (2 * LEVEL, FAILS)):
         rows = {row: [0.5, 0.501, 0.502] for row in ROWS}

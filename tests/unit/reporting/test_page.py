@@ -86,7 +86,9 @@ def test_captions_and_tables_are_shown_as_text(content: Content, captions: dict[
     assert "in 4 steps (timesteps 1000, 750, 500, 250)" in reader.text
 
 
-def test_where_the_student_is_behind_is_said_in_words(content: Content, collect: Collect, tmp_path: Path) -> None:
+def test_a_sentence_lists_the_scores_in_which_the_student_is_worse(
+    content: Content, collect: Collect, tmp_path: Path
+) -> None:
     said = (
         "According to the analytic judge, the student scores at most 0.03 below its teacher in background, shape, "
         "motion, and more than 0.03 below its teacher in colour (0.600, teacher 0.800), velocity (0.350, teacher 0.550). "

@@ -17,7 +17,7 @@ def latent(of: VideoShape) -> LatentShape:
     return LatentShape.of(of, channels=16, temporal_stride=4, spatial_stride=8)
 
 
-def test_the_sizes_of_the_released_models() -> None:
+def test_sizes_for_the_published_wan_models() -> None:
     assert latent(video()).sizes == (16, 21, 60, 104)
     layout = BlockLayout(frames=21, frames_per_block=3)
     assert layout.blocks == 7
@@ -55,7 +55,7 @@ def test_odd_sizes_are_rejected(name: str) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 2, 4, 22, -3])
-def test_the_error_for_wrong_blocks_lists_the_possible_ones(size: int) -> None:
+def test_the_error_for_wrong_blocks_lists_the_possible_block_sizes(size: int) -> None:
     with pytest.raises(ValueError, match=rf"model.frames_per_block is {size}; 21 latent frames .*1, 3, 7, 21 frames"):
         BlockLayout(frames=21, frames_per_block=size)
 

@@ -118,7 +118,7 @@ def test_known_blocks_are_yielded_unchanged_and_written_to_the_cache(
 
 
 @torch.no_grad()
-def test_a_known_start_is_continued_like_a_generated_one(
+def test_a_known_start_is_continued_like_a_generated_start(
     student: CausalWanTransformer3DModel, schedule: ScheduleConfig
 ) -> None:
     first, *rest = generate_blocks(student, TEXT, NOISE, schedule, draw_from(3))
@@ -176,7 +176,7 @@ def test_a_window_as_long_as_the_video_changes_nothing(
 
 
 @torch.no_grad()
-def test_a_window_changes_only_blocks_after_it_is_full(
+def test_a_full_window_changes_only_later_blocks(
     student: CausalWanTransformer3DModel, schedule: ScheduleConfig
 ) -> None:
     whole = list(generate_blocks(student, TEXT, NOISE, schedule, draw_from(3), NOISE[:, :, :2]))
@@ -227,7 +227,7 @@ def test_an_endless_video_has_constant_memory_and_cost(
 
 
 @torch.no_grad()
-def test_a_block_is_yielded_as_soon_as_it_is_final(
+def test_a_finished_block_is_yielded_immediately(
     student: CausalWanTransformer3DModel, schedule: ScheduleConfig
 ) -> None:
     """A block is yielded before the block is written to the cache and before the noise of the next block is drawn."""

@@ -63,7 +63,7 @@ def test_the_loss_is_the_flow_matching_loss_at_these_timesteps(kinds: dict[str, 
 
 
 @pytest.mark.parametrize("inside", [".", "transformer"])
-def test_zero_steps_convert_a_bidirectional_model_to_a_causal_one(
+def test_zero_steps_convert_a_bidirectional_model_to_a_causal_model(
     kinds: dict[str, Any], world: Path, tmp_path: Path, inside: str
 ) -> None:
     """Convert the folder of a transformer and the folder of a pipeline. The weights do not change."""

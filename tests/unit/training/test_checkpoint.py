@@ -94,7 +94,7 @@ def test_without_checkpoints_training_starts_at_step_zero(tmp_path: Path) -> Non
     assert resumed(tmp_path / "none") == (0, -1.0, 0)
 
 
-def test_the_newest_is_restored_and_only_the_last_few_are_kept(tmp_path: Path) -> None:
+def test_the_newest_checkpoint_is_restored_and_old_checkpoints_are_deleted(tmp_path: Path) -> None:
     saved(tmp_path, 2, 4, 10)
     assert resumed(tmp_path) == (10, 10.0, 10)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-0000004", "step-0000010"]
@@ -126,9 +126,12 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut manifest": (lambda p: cut(p / MANIFEST), f"{MANIFEST} is not a valid manifest"),
     "flipped manifest": (lambda p: flip(p / MANIFEST), ".*"),
     "empty manifest": (lambda p: (p / MANIFEST).write_text(""), f"{MANIFEST} is not a valid manifest"),
-    "not even text": (lambda p: (p / MANIFEST).write_bytes(b"\xff\xfe\x00"), f"{MANIFEST} is not a valid manifest"),
+    "a manifest that is not text": (
+        lambda p: (p / MANIFEST).write_bytes(b"\xff\xfe\x00"),
+        f"{MANIFEST} is not a valid manifest",
+    ),
     "another manifest": (lambda p: (p / MANIFEST).write_text("[]"), f"{MANIFEST} is not a valid manifest"),
-    "a manifest of nothing": (
+    "a manifest without files": (
         lambda p: (p / MANIFEST).write_text('{"files": {}}'),
         f"{MANIFEST} does not list {STATE}",
     ),
@@ -137,7 +140,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_if_the_newest_is_damaged_the_previous_one_is_restored(
+def test_if_the_newest_checkpoint_is_damaged_the_previous_checkpoint_is_restored(
     tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saved(tmp_path, 2, 4)
@@ -175,7 +178,7 @@ def test_a_damaged_checkpoint_is_replaced_when_its_step_is_reached_again(tmp_pat
     assert resumed(tmp_path) == (4, 4.0, 4)
 
 
-def test_if_all_are_damaged_training_starts_at_step_zero(tmp_path: Path) -> None:
+def test_if_all_checkpoints_are_damaged_training_starts_at_step_zero(tmp_path: Path) -> None:
     saved(tmp_path, 2, 4)
     for folder in tmp_path.iterdir():
         cut(folder / STATE)

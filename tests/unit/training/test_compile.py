@@ -44,7 +44,7 @@ def assert_same(name: str, plain: Path, compiled: Path) -> None:
         assert other == pytest.approx(one, rel=2e-3, abs=1e-6), name
 
 
-def test_a_compiled_student_trains_like_a_plain_one(kinds: dict[str, Any], tmp_path: Path) -> None:
+def test_a_compiled_student_trains_like_an_uncompiled_student(kinds: dict[str, Any], tmp_path: Path) -> None:
     train("ode", kinds, tmp_path / "plain")
     train("ode", kinds, tmp_path / "compiled", compile=True)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
@@ -63,7 +63,7 @@ def test_a_compiled_student_trains_like_a_plain_one(kinds: dict[str, Any], tmp_p
         ("dmd_lora_critic", "data"),
     ],
 )
-def test_compiled_layers_train_like_plain_ones(
+def test_compiled_layers_train_like_uncompiled_layers(
     name: str, inputs: str, again: str, kinds: dict[str, Any], tmp_path: Path
 ) -> None:
     train(name, kinds, tmp_path / "plain", inputs)

@@ -21,7 +21,7 @@ def test_epochs_and_seeds_differ() -> None:
     assert len(orders) == 6
 
 
-def test_a_position_can_be_read_alone_and_again() -> None:
+def test_a_position_gives_the_same_sample_without_earlier_positions() -> None:
     forward = [sample_index(3, k, 7) for k in range(50)]
     torch.manual_seed(0)
     torch.rand(5)

@@ -51,7 +51,7 @@ def losses(kind: Any, work: Path) -> dict[str, list[float]]:
 
 
 @pytest.mark.parametrize("name", ["vae", "teacher", "causal_teacher", "ode", "dmd"])
-def test_the_first_losses_equal_the_recorded_ones(name: str, kinds: dict[str, Any], tmp_path: Path) -> None:
+def test_the_first_losses_equal_the_recorded_losses(name: str, kinds: dict[str, Any], tmp_path: Path) -> None:
     found = losses(kinds[name], tmp_path)
     assert all(len(set(values)) > 1 for values in found.values())
     if "CAUSVID_RECORD" in os.environ:

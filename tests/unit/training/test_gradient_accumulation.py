@@ -26,7 +26,7 @@ from tests.unit.training.conftest import curve, network, optimizer
         ("dmd_sharing_samples", {"inputs": "rollout"}),
     ],
 )
-def test_several_micro_batches_train_like_one(
+def test_several_micro_batches_train_like_one_micro_batch(
     name: str, changes: dict[str, Any], kinds: dict[str, Any], tmp_path: Path
 ) -> None:
     """All values of the training curve and all weights are equal. Every forward pass sees one micro-batch."""

@@ -49,7 +49,7 @@ def test_all_singular_values_become_close_to_one(rows: int, columns: int, scale:
     assert 0.6 < values.min() <= values.max() < 1.3
 
 
-def test_stacked_matrices_give_the_same_result_as_single_ones() -> None:
+def test_stacked_matrices_give_the_same_result_as_single_matrices() -> None:
     stack = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     alone = torch.cat([orthogonalise(matrix[None]) for matrix in stack])
     torch.testing.assert_close(orthogonalise(stack), alone, rtol=1e-12, atol=1e-12)

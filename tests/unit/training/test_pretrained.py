@@ -25,7 +25,7 @@ def test_a_hub_model_needs_its_commit(tmp_path: Path) -> None:
         Init(folder=tmp_path, hub="org/wan", revision=None)
 
 
-def test_folders_of_a_pipeline_of_a_model_and_of_nothing(tmp_path: Path) -> None:
+def test_a_folder_holds_a_pipeline_or_a_model_or_no_model(tmp_path: Path) -> None:
     inside = config_in(tmp_path / "pipeline" / "vae")
     assert folder_init(tmp_path / "pipeline").locate("vae") == inside
     alone = config_in(tmp_path / "alone")

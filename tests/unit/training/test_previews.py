@@ -58,7 +58,7 @@ def test_previews_do_not_change_the_training(
     first, last = (frames_of(watched.work, name) for name in names)
     height, width = first.shape[1:3]
     assert (height, width) == (256, watched.watch.samples * 256)  # the pixels of toy videos are enlarged
-    assert (first != last).any(), "two updates later it makes other videos"
+    assert (first != last).any(), "two updates must change the preview"
 
 
 def test_the_same_weights_give_the_same_preview(kinds: dict[str, Any], tmp_path: Path) -> None:

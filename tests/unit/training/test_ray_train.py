@@ -100,7 +100,7 @@ def test_fifty_steps_under_ray(name: str, shard_weights: bool, kinds: dict[str, 
     assert all(not torch.equal(after[name], value) for name, value in before.items() if name.startswith("blocks."))
 
 
-def test_a_mistake_of_the_user_is_reported_at_once(kinds: dict[str, Any], tmp_path: Path) -> None:
+def test_an_error_of_the_user_is_reported_immediately(kinds: dict[str, Any], tmp_path: Path) -> None:
     run = on_two(kinds["ode"].new_run(tmp_path / "odd", steps=6, batch_size=3))
     last = launched(kinds["ode"].train, run).stderr.splitlines()[-1]
     assert last.startswith("ValueError: the batch of 3 does not divide over 2 workers")

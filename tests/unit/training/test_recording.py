@@ -48,7 +48,7 @@ def test_the_record_is_that_of_the_run(
     expected = replace(
         STUDENT, video=clips.video, precision=Precision.BFLOAT16, latents=None, frames_per_block=None, cache=None
     )
-    assert read_record(tmp_path / "export") == expected, "a bidirectional student, of clips of another rate"
+    assert read_record(tmp_path / "export") == expected, "the record must describe the run"
 
 
 def test_a_student_with_other_blocks_than_its_record_is_rejected(

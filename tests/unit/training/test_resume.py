@@ -120,7 +120,7 @@ def test_a_resumed_run_without_one_part_of_the_state_differs(
     assert trained(stopped, kind, without=part)[0] != straight[0]
 
 
-def test_the_list_above_contains_every_part(kinds: dict[str, Any], tmp_path: Path) -> None:
+def test_the_list_of_parts_contains_every_part_of_the_state(kinds: dict[str, Any], tmp_path: Path) -> None:
     found = [(name, part) for name in KINDS for part in kinds[name].step(kinds[name].new_run(tmp_path)).state()]
     assert found == [(name, part) for name, part in KINDS_WITH_PARTS if name in KINDS]
 

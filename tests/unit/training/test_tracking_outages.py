@@ -178,7 +178,7 @@ def test_the_store_is_missing_during_training(
     assert disturbed.files == undisturbed.files
     said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("MLflow")]
     assert len(said) <= 1
-    assert said or when == "start", "what is left is said"
+    assert said or when == "start", "stderr must mention the records that were not sent"
     send(tmp_path / "b")
     print(f"{assert_whole(store, disturbed)} rows, {assert_whole(store, undisturbed)} undisturbed")
 

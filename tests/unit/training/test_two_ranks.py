@@ -108,7 +108,7 @@ def test_a_single_process_shares_nothing() -> None:
     ],
 )
 @pytest.mark.parametrize("shard_weights", [False, True], ids=["replicated", "sharded"])
-def test_two_ranks_train_like_one(
+def test_two_ranks_train_like_one_process(
     name: str, inputs: str | None, shard_weights: bool, kinds: dict[str, Any], tmp_path: Path
 ) -> None:
     """Test every method; the VAE trains on images, is resumed, and trains on clips.

@@ -98,7 +98,9 @@ def test_a_student_with_one_block_equals_the_teacher_with_a_timestep_for_each_to
 
 
 @pytest.mark.parametrize("frames_per_block", [1, 2])
-def test_the_cached_student_equals_the_uncached_one(teacher: WanTransformer3DModel, frames_per_block: int) -> None:
+def test_a_student_with_a_cache_equals_a_student_without_a_cache(
+    teacher: WanTransformer3DModel, frames_per_block: int
+) -> None:
     x, text = inputs()
     student = causal_student(teacher, frames_per_block)
     times = TIMES[:, ::frames_per_block].repeat_interleave(frames_per_block, dim=1)
@@ -179,7 +181,7 @@ def test_a_params_file_with_this_layout_is_accepted() -> None:
         checked(values)
 
 
-def test_the_number_of_weights_of_the_released_model() -> None:
+def test_the_number_of_weights_of_the_published_model() -> None:
     """The model card states 5.0 billion parameters (github.com/Wan-Video/Wan2.2)."""
     config = {**TRANSFORMER, "num_attention_heads": 24, "attention_head_dim": 128, "text_dim": 4096, "freq_dim": 256}
     config |= {"ffn_dim": 14336, "num_layers": 30}

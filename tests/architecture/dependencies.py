@@ -2,7 +2,8 @@
 
     python -m tests.architecture.dependencies
 
-rewrites the dependencies and the params of every stage in both files. A test compares the files with ``required``.
+rewrites the description, the dependencies and the params of every stage in dvc.yaml, and all but the description in
+ablation/dvc.yaml, whose descriptions name the row. A test compares the files with ``required``.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Stanza(NamedTuple):
     """The parts of a stage in dvc.yaml that its declaration decides, in the terms of that file.
 
     Attributes:
+        desc: Description, the first line of the docstring; empty for ``checksums``.
         options: Names of the options in ``cmd``, without ``params``.
         deps: Dependencies.
         params: Entries of params files that are params, by file; ``params.yaml`` is DVC's own.
@@ -53,6 +55,7 @@ class Stanza(NamedTuple):
         plots: Vertical axis by plot.
     """
 
+    desc: str
     options: list[str]
     deps: list[str]
     params: dict[str, list[str]]
@@ -82,7 +85,7 @@ def required(stage: str, command: str, changed: Mapping[str, str] | None = None)
     """
     cls, given = stage_class(stage), options_of(command)
     if cls is None:
-        return Stanza(["out"], code(stage), {}, [given["out"]], [], {})
+        return Stanza("", ["out"], code(stage), {}, [given["out"]], [], {})
     file, item = given.get("params", "params.yaml"), given.get("item")
     reads = declared(cls, Reads)
     read = [
@@ -90,6 +93,7 @@ def required(stage: str, command: str, changed: Mapping[str, str] | None = None)
     ]
     keys = {given[it.name]: list(it.role.keys) for it in reads if it.role.keys}
     return Stanza(
+        desc=(cls.__doc__ or "").splitlines()[0].rstrip("."),
         options=[it.name for it in declared(cls, Option)],
         deps=[*code(stage), *read, *_user_paths(cls.user_paths(item), changed or {})],
         params={file: [it.role.name for it in declared(cls, Section)], **keys},
@@ -176,6 +180,8 @@ def _rewrite(file: str) -> None:
         line = lines.pop(0)
         if " cmd: " in line:
             need = needs.pop(0) if "-m stages." in line else None
+            if need and need.desc and file == FILES[0]:
+                result[-1] = f"{line[: line.index('cmd: ')]}desc: {need.desc}"
         indent = line[: len(line) - len(line.lstrip())]
         if need and line.strip() == "deps:":
             while re.match(r" *- ", lines[0]):

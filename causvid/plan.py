@@ -36,6 +36,7 @@ from causvid.wan.costs import Transformer, VaeCost, text_encoder_parameters, vae
 from causvid.wan.formats.configs import latent_shape
 
 VIDEO_BITS = 0.3  # H.264 bits per pixel at the qualities profiles use, a round figure
+CAPTIONS = (".txt", ".json")  # suffixes of files in a folder of videos that are captions
 MIXKIT_VIDEOS = 6484  # entries of the released captions file (CausVid repository, sample_dataset)
 
 
@@ -97,11 +98,12 @@ class Plan:
         """Number of videos of the download stage, before any is rejected."""
         config = self.profile.download
         if config.source == "toy_world":
-            return config.toy_world_clips
-        if config.source == "mixkit":
-            return min(MIXKIT_VIDEOS, config.limit or MIXKIT_VIDEOS)
-        found = sum(path.is_file() for path in config.folder.rglob("*"))
-        return min(found, config.limit or found)
+            count = config.toy_world_clips
+        elif config.source == "mixkit":
+            count = MIXKIT_VIDEOS
+        else:
+            count = sum(path.is_file() and path.suffix not in CAPTIONS for path in config.folder.rglob("*"))
+        return min(count, config.limit or count)
 
     def kv_cache(self) -> int:
         """Return the bytes of the student's KV cache for one clip."""
@@ -134,9 +136,9 @@ class Plan:
         profile, row = self.profile, self.latent_bytes
         everything, every_token = text_encoder_parameters(profile.model.text_encoder)
         prompts = self.clips + profile.sample.videos + 1
-        made_here = profile.download.source == "toy_world"
-        raw = self.clips * self.clip_bytes if made_here else None
-        yield Row(stage="download", work=f"{self.clips} videos", disk=raw, network=0.0 if made_here else None)
+        raw = self.clips * self.clip_bytes if profile.download.source == "toy_world" else None
+        network = None if profile.download.source == "mixkit" else 0.0
+        yield Row(stage="download", work=f"{self.clips} videos", disk=raw, network=network)
         yield Row(stage="resample", work=f"{self.clips} clips", disk=self.clips * self.clip_bytes)
         yield vae_row(profile.train_vae, self.vae, self.latent.frames)
         embedding = self.text_tokens * profile.model.text_encoder["d_model"] * self.bytes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -27,7 +27,7 @@ class Evaluate(Stage):
     video: Annotated[VideoShape, Section("video")]
     frames_per_block: Annotated[int | None, Section("model.frames_per_block")]
     temporal_stride: Annotated[int, Section("model.vae.scale_factor_temporal")]
-    source: Annotated[Literal["toy_world", "folder", "mixkit"], Section("download.source")]
+    source: Annotated[str, Section("download.source")]
     count: Annotated[int, Section("sample.videos")]
     crf: Annotated[int, Section("sample.crf")]
     config: Annotated[vbench.EvaluateConfig, Section("evaluate")]

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -95,23 +96,34 @@ class HubCommit:
         A complete file is not downloaded again. An interrupted download continues where it stopped.
 
         Raises:
-            ValueError: Every attempt failed or returned a file that differs from the listing.
+            ValueError: Every attempt failed or returned a file that differs from the listing, or the hub refused the
+                request.
         """
         path = self.folder / self.commit / file.path
         if not path.is_file():
             part = path.with_name(path.name + ".part")
             part.parent.mkdir(parents=True, exist_ok=True)
-            # A lost connection that delivered new bytes is not a failure: the next request asks for the rest.
-            while not insist(lambda: self._get(file, part), file.path):
-                continue
+            # A lost connection that delivered new bytes is not a failure: the next request asks for the rest. A server
+            # that ignores the requested range delivers the same bytes again, which is no progress.
+            most = 0
+            try:
+                while size := insist(partial(self._get, file, part, most), file.path):
+                    most = size
+            except HfHubHTTPError as error:
+                raise ValueError(f"{file.path}: {_line(error)}; check the access to {self.repo}") from error
             os.replace(part, path)
         return path
 
-    def _get(self, file: RepoFile, part: Path) -> bool:
+    def _get(self, file: RepoFile, part: Path, most: int) -> int:
         """Download the missing bytes of ``part``.
 
+        Args:
+            file: The file in the listing.
+            part: The bytes that were downloaded so far.
+            most: Number of bytes after earlier requests.
+
         Returns:
-            Whether the file is complete; False if the connection was lost after it delivered new bytes.
+            The number of bytes if the connection was lost after more than ``most`` bytes; 0 if the file is complete.
 
         Raises:
             Damaged: The content differs from the listing; ``part`` was deleted.
@@ -129,13 +141,13 @@ class HubCommit:
                 try:
                     _append(response, part, held, file)
                 except httpx2.TransportError:
-                    if part.stat().st_size > held:
-                        return False
+                    if (size := part.stat().st_size) > most:
+                        return size
                     raise
         if reason := _difference(part, file):
             part.unlink()
             raise Damaged(f"the downloaded file is damaged ({reason})")
-        return True
+        return 0
 
 
 def open_commit(repo: str, revision: str, *, kind: Literal["dataset", "model"], folder: Path) -> HubCommit:

@@ -1,7 +1,8 @@
 """Compute the required content of dvc.yaml and ablation/dvc.yaml from the declarations of the stages.
 
-Run ``python -m tests.architecture.dependencies`` to write dependencies and params of every stage to both files. A test
-compares the files with ``required``.
+Run ``python -m tests.architecture.dependencies`` to write description, dependencies and params of every stage to
+dvc.yaml. The command writes everything but descriptions to ablation/dvc.yaml, because these descriptions name a row. A
+test compares the files with ``required``.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Stanza(NamedTuple):
     """The parts of a stage in dvc.yaml that follow from its declaration, in the terms of dvc.yaml.
 
     Attributes:
+        desc: Description, the first line of the docstring; empty for ``checksums``.
         options: Names of the options in ``cmd``, without ``params``.
         deps: Dependencies.
         params: Entries of params files that are params, by file; ``params.yaml`` is DVC's own.
@@ -53,6 +55,7 @@ class Stanza(NamedTuple):
         plots: Vertical axis by plot.
     """
 
+    desc: str
     options: list[str]
     deps: list[str]
     params: dict[str, list[str]]
@@ -82,7 +85,7 @@ def required(stage: str, command: str, changed: Mapping[str, str] | None = None)
     """
     cls, given = stage_class(stage), options_of(command)
     if cls is None:
-        return Stanza(["out"], code(stage), {}, [given["out"]], [], {})
+        return Stanza("", ["out"], code(stage), {}, [given["out"]], [], {})
     file, item = given.get("params", "params.yaml"), given.get("item")
     reads = declared(cls, Reads)
     read = [
@@ -90,6 +93,7 @@ def required(stage: str, command: str, changed: Mapping[str, str] | None = None)
     ]
     keys = {given[it.name]: list(it.role.keys) for it in reads if it.role.keys}
     return Stanza(
+        desc=(cls.__doc__ or "").splitlines()[0].rstrip("."),
         options=[it.name for it in declared(cls, Option)],
         deps=[*code(stage), *read, *_user_paths(cls.user_paths(item), changed or {})],
         params={file: [it.role.name for it in declared(cls, Section)], **keys},
@@ -179,6 +183,8 @@ def _rewrite(file: str) -> None:
         line = lines.pop(0)
         if " cmd: " in line:
             need = needs.pop(0) if "-m stages." in line else None
+            if need and need.desc and file == FILES[0]:
+                result[-1] = f"{line[: line.index('cmd: ')]}desc: {need.desc}"
         indent = line[: len(line) - len(line.lstrip())]
         if need and line.strip() == "deps:":
             while re.match(r" *- ", lines[0]):

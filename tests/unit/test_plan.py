@@ -411,3 +411,19 @@ def test_times_have_a_readable_unit(seconds: float, text: str) -> None:
 
 def _leaves(counter: FlopCounterMode) -> list[tuple[str, int]]:
     return [(str(operation), flops) for operation, flops in counter.get_flop_counts()["Global"].items()]
+
+
+def test_number_of_videos_of_each_source(tmp_path: Path) -> None:
+    for name in ("a.mp4", "sub/b.webm", "a.txt", "captions.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    values = params.read(params.PROFILES / "laptop.yaml")
+    rows = {}
+    for source, limit in (("toy_world", None), ("toy_world", 10), ("folder", None), ("folder", 1), ("mixkit", None)):
+        values["download"] |= {"source": source, "limit": limit, "folder": str(tmp_path)}
+        planned_now = planned(values)
+        rows[source, limit] = planned_now.clips, planned_now.rows()[0].network
+    assert rows == {
+        ("toy_world", None): (768, 0.0), ("toy_world", 10): (10, 0.0), ("folder", None): (2, 0.0),
+        ("folder", 1): (1, 0.0), ("mixkit", None): (plan.MIXKIT_VIDEOS, None),
+    }  # fmt: skip

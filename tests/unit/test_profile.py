@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_origin, get_type_hints
 
 import pytest
 
@@ -94,6 +94,8 @@ def test_a_stage_reads_params_with_the_types_of_the_profile(stage: str) -> None:
     assert cls is not None
     for _, kind, section in declared(cls, Section):
         expected = type_of(section.name)
+        if get_origin(expected) is Literal and kind is str:
+            continue  # the profile checks this name, and the stage compares it with the possible names
         assert expected in (kind, None), section.name
 
 

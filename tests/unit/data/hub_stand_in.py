@@ -18,8 +18,8 @@ PAGE = b"<html><title>Bad gateway</title></html>"
 
 # Faults of a response. cut: the connection is lost in the middle. silent cut: the body is truncated, and Content-Length
 # has the truncated length. flip: one bit is wrong. page: the body is an HTML page with status 200. long: the body has
-# additional bytes at the end. whole: the server ignores the requested range. etag: the ETag of the file has changed. A
-# fault that is a number is the HTTP status of the response.
+# additional bytes at the end. whole: the server ignores the requested range. whole cut: the server ignores the range,
+# and the connection is lost. etag: the ETag of the file has changed. A number is the HTTP status of the response.
 FAULTS = ("cut", "silent cut", "flip", "page", "long", "whole", "etag", "429", "500", "503")
 
 
@@ -98,7 +98,7 @@ def serve(files: dict[str, bytes]) -> Iterator[StandIn]:
             begin = 0
             if asked := self.headers.get("Range", ""):
                 begin = int(asked.removeprefix("bytes=").removesuffix("-"))
-            if fault == "whole":
+            if fault.startswith("whole"):
                 begin = 0
             status = 206 if begin else 200
             if begin:
@@ -111,7 +111,7 @@ def serve(files: dict[str, bytes]) -> Iterator[StandIn]:
                 rest += b"more"
             if fault == "silent cut":
                 rest = rest[:middle]
-            return self._send(status, rest, etag, cut=middle if fault == "cut" else None)
+            return self._send(status, rest, etag, cut=middle if fault in ("cut", "whole cut") else None)
 
         def _send(self, status: int, content: bytes, headers: dict[str, str], cut: int | None = None) -> None:
             self.send_response(status)

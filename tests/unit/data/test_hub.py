@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
 
 from causvid.data import hub
 from causvid.data.hub import ATTEMPTS, HubCommit, open_commit
@@ -101,6 +100,19 @@ def test_lost_connections_do_not_end_a_download_that_makes_progress(
     assert not pauses
 
 
+def test_lost_connections_end_a_download_that_makes_no_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that ignores the requested range sends the same bytes again after each lost connection."""
+    with opened(monkeypatch, tmp_path) as (stand_in, commit):
+        stand_in.faults["parts/a.tar"] = ["whole cut"] * 1000
+        with pytest.raises(ValueError, match=rf"gave up after {ATTEMPTS} attempts"):
+            fetch(commit)
+        assert len(stand_in.bytes_asked("parts/a.tar")) == ATTEMPTS + 1
+        stand_in.faults["parts/a.tar"] = ["whole cut", "cut", "whole"]
+        assert fetch(commit) == CONTENT
+
+
 def test_another_process_continues_an_interrupted_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     part = tmp_path / COMMIT / "parts" / "a.tar.part"
     part.parent.mkdir(parents=True)
@@ -156,7 +168,7 @@ def test_a_failure_that_is_not_temporary_is_raised_immediately(
 ) -> None:
     with opened(monkeypatch, tmp_path) as (stand_in, commit):
         stand_in.faults["parts/a.tar"] = ["403"]
-        with pytest.raises(HfHubHTTPError, match="403"):
+        with pytest.raises(ValueError, match=f"parts/a.tar: .*403.*; check the access to {REPO}"):
             fetch(commit)
         for repo, revision in (("someone/else", "main"), (REPO, "gone"), ("no//name", "main")):
             with pytest.raises(ValueError, match="does not exist on the hub"):
@@ -215,3 +227,14 @@ def test_the_command_publishes_a_complete_folder_or_none(
             hub.main(REPO, "parts/*", out, dataset=True)
         with pytest.raises(SystemExit, match=f"{REPO} has no file that matches gone/"):
             hub.main(REPO, "gone/*", tmp_path / "other", dataset=True)
+
+
+@pytest.mark.parametrize("status", ["401", "403", "416"])
+def test_the_command_reports_a_failure_that_is_not_temporary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str
+) -> None:
+    with opened(monkeypatch, tmp_path / "x") as (stand_in, _):
+        stand_in.faults["parts/a.tar"] = [status]
+        with pytest.raises(SystemExit, match=f"parts/a.tar: .*{status}"):
+            hub.main(REPO, "parts/*", tmp_path / "out", dataset=True)
+    assert not (tmp_path / "out").exists()

@@ -368,6 +368,7 @@ def beside(project: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int, flo
 
 
 Begin = Callable[[int, float], subprocess.Popen[str]]
+ENDLESS = 10**9  # steps: a test stops such a training
 
 
 def begun(process: subprocess.Popen[str]) -> Tracker:
@@ -395,7 +396,7 @@ def test_a_server_that_is_absent_then_killed_and_restarted_gets_the_complete_cur
     """The curve in MLflow becomes complete while the training runs, without another command."""
     port = free_port()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
-    process = beside(10_000, 0.05)
+    process = beside(ENDLESS, 0.05)
     tracker = begun(process)
     try:
         for _ in range(2):
@@ -437,7 +438,7 @@ def test_killed_processes_lose_no_record_that_the_stage_wrote(
     who: str, beside: Begin, store: tuple[Path, str], project: Path
 ) -> None:
     """When the stage is started again, the stage continues its MLflow run."""
-    process = beside(10_000, 0.05)
+    process = beside(ENDLESS, 0.05)
     tracker = begun(process)
     while _rows(store[1], tracker) < 3:
         time.sleep(0.1)

@@ -18,13 +18,14 @@ from causvid.diffusion.flow import sigma_of, velocity_to_x0
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.methods.ode_init.step import pick_states
 from causvid.methods.shared.batches import read_batch
-from causvid.methods.vae.step import latent_size
 from causvid.training.optimizers import OptimizerConfig
 from causvid.training.pretrained import Init
 from causvid.training.trainer import CURVE
+from causvid.wan.formats.configs import latent_shape
 from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
 from causvid.wan.transformer.wan import load_transformer
 from causvid.wan.vae.vae import encode, load_vae, posterior, to_unit
+from tests.conftest import VIDEO
 from tests.unit.training.conftest import network, with_blocks, with_inputs
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -357,7 +358,7 @@ def test_a_trained_vae_has_the_statistics_of_its_latents(kinds: dict[str, Any], 
     latents = torch.cat([encode(vae, video) for video in videos])
     assert latents.mean(dim=(0, 2, 3, 4)).abs().max() < 1e-4
     torch.testing.assert_close(latents.std(dim=(0, 2, 3, 4)), torch.ones(4), rtol=1e-2, atol=0)
-    assert tuple(posterior(vae, videos[0]).mean.shape[1:]) == latent_size(vae, videos[0])
+    assert tuple(posterior(vae, videos[0]).mean.shape[1:]) == latent_shape(vae.config, VIDEO).sizes
 
 
 @pytest.mark.parametrize("name", ["teacher", "causal_teacher", "ode", "dmd"])

@@ -123,7 +123,7 @@ def video() -> VideoShape:
 
 @pytest.fixture(scope="session")
 def schedule() -> ScheduleConfig:
-    """Return a schedule of four solver steps. The student uses three of their timesteps."""
+    """Return a schedule of four solver steps. The student uses the timesteps of three solver steps."""
     return SCHEDULE
 
 
@@ -133,8 +133,8 @@ def world(
 ) -> Path:
     """Return a folder with the results of earlier stages. Tests must not change the folder.
 
-    The folder contains clips, vae, prompts, lmdb/latents and lmdb/pairs. It also contains teacher, causal_teacher and
-    student, each with its training record.
+    The folder contains clips, vae, prompts, lmdb/latents and lmdb/pairs. The folder also contains teacher,
+    causal_teacher and student, each with its training record.
     """
     root = tmp_path_factory.mktemp("world")
     generator = torch.Generator().manual_seed(0)

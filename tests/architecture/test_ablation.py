@@ -1,4 +1,4 @@
-"""The ablation has every row and seed with the inputs that its name states, and the main pipeline does not use it."""
+"""The ablation has every row and seed with the named inputs, and the main pipeline ignores the ablation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The structure follows its rules: imports, short stages, params, dependencies in dvc.yaml, the map of the files."""
+"""The repository follows rules for imports, stages, params, dependencies in dvc.yaml, and the map of the files."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class Servers:
 
 
 class Page:
-    """A Chromium tab. Its methods wait for the content of pages and take screenshots."""
+    """A Chromium tab. The methods wait for the content of pages and take screenshots."""
 
     def __init__(self, driver: Chrome, screenshots: Path) -> None:
         self.driver = driver

@@ -127,7 +127,7 @@ def test_neither_network_gets_a_gradient() -> None:
 def test_gradient_descent_moves_samples_to_the_distribution_of_the_teacher() -> None:
     """The critic has the distribution of the samples.
 
-    The mean and the deviation of the samples converge to those of the teacher.
+    The mean and the deviation of the samples converge to the mean and the deviation of the teacher.
     """
     teacher, generator = Gaussian(2.0, 0.5), torch.Generator().manual_seed(7)
     sample = torch.randn(64, 1, 1, 4, 4, generator=generator, dtype=torch.float64)

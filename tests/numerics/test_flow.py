@@ -81,7 +81,7 @@ def test_each_frame_has_its_own_noise_level() -> None:
 def test_the_guidance_convention() -> None:
     """Scale 0 is unconditional, and scale 1 is conditional.
 
-    The original DMD code computes cond + s (cond - uncond), which is scale s + 1 here.
+    The original DMD code computes cond + s (cond - uncond), which equals scale s + 1 in this project.
     """
     uncond, cond = draw(3, 2)
     assert torch.equal(guide(uncond, cond, 0), uncond)

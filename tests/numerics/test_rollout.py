@@ -1,8 +1,8 @@
 """The rollout of DMD equals the video of the sampler, and one prediction per block has a gradient.
 
-The reference is computed without a cache, by one forward pass over the clean earlier blocks and the noisy block. Its
-attention has no gradient to earlier blocks. A video has 3 blocks; a block has 2 latent frames of 4 x 4 latent pixels,
-which are 8 tokens.
+The reference is computed without a cache, by one forward pass over the clean earlier blocks and the noisy block. The
+attention of the reference has no gradient to earlier blocks. A video has 3 blocks; a block has 2 latent frames of 4 x 4
+latent pixels, which are 8 tokens.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def schedule(**changes: Any) -> ScheduleConfig:
 def test_states_of_the_original_causvid_trajectories() -> None:
     """The original configuration has 50 Euler steps at shift 8.
 
-    Its states 36 and 44 are at timesteps 756.757 and 521.739.
+    The states 36 and 44 of this solver are at timesteps 756.757 and 521.739.
     """
     assert times(8, 50)[36].item() == pytest.approx(756.757, abs=5e-4)
     assert times(8, 50)[44].item() == pytest.approx(521.739, abs=5e-4)

@@ -109,7 +109,7 @@ def test_decoding_in_blocks_equals_decoding_the_whole_video(vae: AutoencoderKLWa
 def test_large_frames_are_processed_in_tiles(vae: AutoencoderKLWan, monkeypatch: pytest.MonkeyPatch) -> None:
     """A frame has 2 x 2 tiles that overlap by two latent pixels.
 
-    Outside the overlap, the result equals that of encoding each tile separately.
+    Outside the overlap, the result equals the separate encoding of each tile.
     """
     stride = vae.config.scale_factor_spatial
     whole, alone = encode(vae, large := large_clip(14 * stride)), encode(vae, large[..., : 8 * stride, : 8 * stride])
@@ -170,7 +170,7 @@ def test_a_new_vae_is_an_image_autoencoder(vae_config: dict[str, Any]) -> None:
 
 @torch.no_grad()
 def test_a_new_residual_vae_has_no_motion(vae_config: dict[str, Any]) -> None:
-    """Latent frames of a clip without motion are equal, except the first: residual shortcuts pad it with zeros."""
+    """Without motion, all latent frames after the first are equal. (Shortcuts pad the first frame with zeros.)"""
     still = posterior(build_vae(vae_config, seed=3), clip(1)[:, :, :1].expand(-1, -1, FRAMES, -1, -1)).mean
     torch.testing.assert_close(still[:, :, 1:], still[:, :, 1:2].expand_as(still[:, :, 1:]), rtol=1e-4, atol=1e-4)
 

@@ -2,7 +2,7 @@
 
 ``python -m tests.pipeline.full_disk_rounds DISK LOG ROUNDS SEED``
 
-The process must have its own mount namespace. The stages and the attempts are those of kill_rounds. The result is one
+The process must have its own mount namespace. The stages and the attempts are defined in kill_rounds. The result is one
 line of JSON.
 """
 
@@ -36,8 +36,8 @@ def used(disk: Path) -> int:
 def main(disk: Path, log: Path, rounds: int, seed: int) -> None:
     """Try ``rounds`` disks of random sizes and print a line of JSON.
 
-    The line counts the disks that were too small (full), those whose error mentions the full disk (told), those with
-    incomplete outs (half_written), and those whose final state differs from an undisturbed run (different).
+    The line counts the disks that were too small (full), the disks whose error mentions the full disk (told), the disks
+    with incomplete outs (half_written), and the disks whose final state differs from an undisturbed run (different).
     """
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={ROOM}", "none", str(disk)], check=True)
     root, draw = disk / "project", random.Random(seed)

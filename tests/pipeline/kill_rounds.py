@@ -156,8 +156,8 @@ def kill(pid: int, *, everything: bool) -> None:
 def main(root: Path, wanted: int, seed: int) -> None:
     """Kill ``wanted`` times, and print a line of JSON.
 
-    The line counts the kills, the rounds that finished, those whose result differs from an undisturbed run (different),
-    and the attempts that failed without a kill (stuck).
+    The line counts the kills, the rounds that finished, the rounds whose result differs from an undisturbed run
+    (different), and the attempts that failed without a kill (stuck).
     """
     make(root)
     log, draw = root / "log.txt", random.Random(seed)

@@ -125,7 +125,7 @@ def brought(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def lay_out(cell: Cell, brought: Path, project: Path, elsewhere: Path) -> Path:
     """Copy the files in ``brought`` to ``project``, and return the path of the checkpoint.
 
-    Names and links are those of the cell.
+    The cell defines names and links.
     """
     name = NAMES[cell.name]
     folder, captions = project / "data" / "inputs" / name, project / "data" / "inputs" / f"{name[:190]}.json"

@@ -1,4 +1,4 @@
-"""After kills of Ray workers, nodes or drivers, lost items are repeated, and the bytes are those of one process."""
+"""After kills of Ray workers, nodes or drivers, lost items are repeated, and results have the bytes of one process."""
 
 from __future__ import annotations
 

@@ -399,7 +399,7 @@ def test_a_video_does_not_depend_on_the_line_or_the_other_prompts(
 
 @pytest.mark.parametrize("seed", [0, 12345, 2**31, 2**32 - 1])
 def test_the_seed_determines_the_noise_for_all_prompts(toys: Toys, tmp_path: Path, seed: int) -> None:
-    """The noise is that of a generator with the given seed, as in diffusers."""
+    """The noise comes from a generator with the given seed, as in diffusers."""
     pipeline, given = CausVidPipeline.from_pretrained(toys.checkpoints["diffusers"]), []
     pipeline.transformer.register_forward_pre_hook(lambda _, args, __: given.append(args[0]), with_kwargs=True)
     generate(pipeline, ["a", "b c d"], tmp_path, shape=pipeline.video, seconds=None, seeds=[seed])
@@ -771,7 +771,7 @@ def test_params_with_zero_text_tokens_are_refused(toys: Toys, tmp_path: Path, to
 
 
 def test_a_transformer_without_a_record_is_accepted_only_from_elsewhere(toys: Toys, tmp_path: Path) -> None:
-    """A transformer without a record, beside models of a stage, is of an older version unless it was imported."""
+    """An older version trained a transformer without a record beside models of a stage, except imported transformers."""
     ours, hub = tmp_path / "checkpoints", tmp_path / "hub"
     shutil.copytree(toys.root / "checkpoints", ours)
     student = ours / "dmd"

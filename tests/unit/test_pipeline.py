@@ -189,7 +189,7 @@ def test_guidance_affects_many_steps_only(
 def test_many_steps_of_a_causal_model_run_the_solver_in_every_block(
     causal: CausVidPipeline, video: VideoShape, schedule: ScheduleConfig
 ) -> None:
-    """The forward passes have both halves of guidance in one batch and the sigmas of the grid.
+    """The forward passes have both prompts of guidance in one batch and the sigmas of the grid.
 
     There is one context pass.
     """
@@ -296,7 +296,7 @@ def live_bytes() -> int:
 
 @pytest.mark.parametrize("kind", ["student", "causal"])
 def test_a_rollout_of_any_length_holds_one_window_in_memory(kind: str, student: CausVidPipeline) -> None:
-    """While the caller uses the frames of a window, the memory contains only them and the start of the next window."""
+    """While the caller uses the frames of a window, only these frames and the start of the next window are stored."""
     video, most = VideoShape(height=64, width=64, frames=13, fps=8), []
     for frames in (29, 64, 131):
         before, held, made = live_bytes(), [], 0

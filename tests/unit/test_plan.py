@@ -227,7 +227,7 @@ def test_flops_and_memory_of_rollouts(wan: Plan) -> None:
 def test_flops_of_the_vae(wan: Plan) -> None:
     """The plan counts FLOPs of the first frame and of later latent frames separately.
 
-    The sum of both agrees with PyTorch's count for a clip.
+    The sum of the two counts agrees with PyTorch's count for a clip.
     """
     vae = wan.vae
     counted = (vae.encode_first, vae.encode_next, vae.decode_first, vae.decode_next)
@@ -277,7 +277,7 @@ def test_sharded_weights_need_less_memory_but_dmd_sends_more(wan: Plan) -> None:
     weights, workers = wan.transformer.parameters, wan.workers.count
     saved = 20 * weights * (1 - 1 / workers) - 2 * 2 * weights / wan.transformer.num_layers
     assert ode["whole"].memory - ode["parts"].memory == pytest.approx(saved)
-    # per weight, both sides send 8 bytes: 2 x 4 bytes replicated, or 2 x 2 and 4 bytes sharded
+    # 8 bytes are sent per weight: 2 x 4 bytes if replicated, 2 x 2 and 4 bytes if sharded
     assert ode["whole"].network == ode["parts"].network
     section = values["train_dmd"]
     steps, updates = section["steps"], student_updates(planned(values))

@@ -34,8 +34,8 @@ def write_source(
 ) -> Path:
     """Write ``frames`` at ``fps`` frames per second, or at ``times`` in seconds.
 
-    The container is that of the suffix or of ``options``. ``options`` are passed to the container, and ``stream`` is
-    passed to the encoder.
+    The suffix of ``path`` or the entry "format" of ``options`` selects the container. ``options`` are passed to the
+    container, and ``stream`` is passed to the encoder.
     """
     settings = dict(options or {})
     with av.open(str(path), "w", format=settings.pop("format", None), options=settings) as container:

@@ -124,7 +124,7 @@ def test_another_process_continues_an_interrupted_download(tmp_path: Path, monke
         part.write_bytes(b"x" + CONTENT[1:2000])
         assert fetch(commit) == CONTENT
         (tmp_path / COMMIT / "parts" / "a.tar").unlink()
-        part.write_bytes(CONTENT)  # the earlier process was killed before it could rename the complete file
+        part.write_bytes(CONTENT)  # the earlier process was killed before the rename of the complete file
         assert fetch(commit) == CONTENT
         assert stand_in.bytes_asked("parts/a.tar") == ["bytes=1000-", "bytes=2000-", ""]
 

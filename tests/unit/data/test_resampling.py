@@ -311,7 +311,7 @@ def test_the_four_real_clips(tmp_path: Path) -> None:
 
 
 def _raw(folder: Path, sources: list[Path]) -> Path:
-    """Return a folder like that of the stage download. The row of each source names the source file."""
+    """Return a folder with the layout that the stage download writes. The row of each source names the source file."""
     rows = []
     (folder / "videos").mkdir(parents=True)
     for index, source in enumerate(sources):

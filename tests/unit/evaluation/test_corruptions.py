@@ -1,4 +1,4 @@
-"""Each corruption lowers the scores that it should lower, and a stronger corruption lowers them more."""
+"""Each corruption lowers the scores that it should lower, and a stronger corruption lowers these scores more."""
 
 from __future__ import annotations
 

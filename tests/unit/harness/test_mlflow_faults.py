@@ -368,7 +368,7 @@ def beside(project: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int, flo
 
 
 Begin = Callable[[int, float], subprocess.Popen[str]]
-ENDLESS = 10**9  # steps: a test stops such a training
+ENDLESS = 10**9  # number of steps; a test ends the training earlier
 
 
 def begun(process: subprocess.Popen[str]) -> Tracker:

@@ -1,4 +1,4 @@
-"""MLflow's store has a valid URI in any folder, can be created by several processes at once, and checks its schema."""
+"""MLflow's store has a valid URI in any folder, several processes can create the store, and its schema is checked."""
 
 from __future__ import annotations
 

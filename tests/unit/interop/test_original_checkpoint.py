@@ -50,7 +50,7 @@ class Head(nn.Module):
 
 
 class Wan(nn.Module):
-    """A module without a forward pass. Its weights have the names and shapes of Wan's own code."""
+    """A module without a forward pass. The weights have the names and shapes of Wan's own code."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -201,7 +201,7 @@ def kinds(
         "dmd": Kind(dmd, DmdStep, train_dmd),
         "dmd_sharing_samples": Kind(partial(dmd, **SHARED), DmdStep, train_dmd),
         "dmd_lora_critic": Kind(partial(dmd, **lora_critic(2)), DmdStep, train_dmd),
-        # The student is updated first, so the shared network is used as the teacher before it is used as the critic.
+        # The student is updated first, so the shared network is called first as the teacher and then as the critic.
         "dmd_lora_critic_asked_second": Kind(partial(dmd, **lora_critic(2), critic_only_steps=0), DmdStep, train_dmd),
         "vae": Kind(vae, VaeStep, train_vae),
     }

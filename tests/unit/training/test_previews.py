@@ -84,7 +84,7 @@ def test_without_a_vae_training_has_no_previews(
 def test_with_another_vae_there_are_no_previews(
     kinds: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The VAE in data/checkpoints may belong to another run. Its videos would then be noise or wrong."""
+    """The VAE in data/checkpoints may belong to another run. Previews would then show noise or wrong videos."""
     run = kinds["ode"].new_run(tmp_path / "work")
     other = replace(run.record, latents=Normalisation(mean=(1.0,) * 4, std=(1.0,) * 4))
     kinds["ode"].train(replace(run, record=other, watch=replace(run.watch, samples_every=3)))

@@ -180,7 +180,7 @@ def noise_in(x_t: torch.Tensor, x0: torch.Tensor, timestep: torch.Tensor) -> tor
 def test_scores_are_compared_at_new_noise_and_one_timestep_per_video(kinds: dict[str, Any], tmp_path: Path) -> None:
     """Teacher and critic see the same noisy video.
 
-    The teacher is called with and without the prompt, the critic with it.
+    The teacher is called with and without the prompt, and the critic is called with the prompt.
     """
     step = kinds["dmd"].step(kinds["dmd"].new_run(tmp_path))
     calls: dict[str, list[tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]]] = {}

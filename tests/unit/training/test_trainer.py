@@ -101,7 +101,7 @@ def test_a_value_that_only_some_steps_return_is_logged(tmp_path: Path) -> None:
 def test_a_resumed_run_has_the_same_curve_for_every_step_of_the_kill(tmp_path: Path, killed_at: int) -> None:
     """A row of the curve contains values of earlier steps.
 
-    A checkpoint may be written between such a step and its row.
+    A checkpoint may be written between a step and the row with the values of this step.
     """
 
     def values(step: int) -> dict[str, float]:

@@ -113,7 +113,7 @@ def test_two_ranks_train_like_one_process(
 ) -> None:
     """Test every method; the VAE trains on images, is resumed, and trains on clips.
 
-    All methods except DMD use AdamW here, because AdamW does not amplify rounding errors. A rollout has several forward
+    All methods except DMD use AdamW in this test, because AdamW does not amplify rounding errors. A rollout has several forward
     passes with gradients before one backward pass. With shared samples, the critic is updated between the rollout and
     this backward pass. Each rank processes its two samples as two micro-batches, and gradients are averaged after the
     second micro-batch.
@@ -156,7 +156,7 @@ def test_the_number_of_workers_may_change_at_a_resume(
 ) -> None:
     """Train on two ranks to step 2, on one rank to step 4, and on two ranks to the end.
 
-    Losses and weights equal those of a training in one process.
+    Losses and weights equal the losses and weights of a training in one process.
     """
     changes = {"optimizer": optimizer(kind, learning_rate=1e-3, decay="constant"), "steps": 6}
     alone, moved = (kinds["teacher"].new_run(tmp_path / place, **changes) for place in ("alone", "moved"))

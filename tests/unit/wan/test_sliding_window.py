@@ -33,7 +33,7 @@ def cache_of(student: CausalWanTransformer3DModel, frames: int, sink: int | None
 def step(
     student: CausalWanTransformer3DModel, cache: KVCache, start: int, x: torch.Tensor, time: float = 500.0
 ) -> torch.Tensor:
-    """Call the student with noise, call it again with block ``x`` at latent frame ``start``, and return the output."""
+    """Call the student with noise and then with block ``x`` at latent frame ``start``, and return the output."""
     for content, at in ((x + 1, 900.0), (x, time)):
         out: torch.Tensor = student(
             content,

@@ -771,7 +771,7 @@ def test_params_with_zero_text_tokens_are_refused(toys: Toys, tmp_path: Path, to
 
 
 def test_a_transformer_without_a_record_is_accepted_only_from_elsewhere(toys: Toys, tmp_path: Path) -> None:
-    """An older version trained a transformer without a record beside models of a stage, except imported transformers."""
+    """A transformer without a record beside models of a stage is refused, unless the transformer was imported."""
     ours, hub = tmp_path / "checkpoints", tmp_path / "hub"
     shutil.copytree(toys.root / "checkpoints", ours)
     student = ours / "dmd"

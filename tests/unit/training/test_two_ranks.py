@@ -113,10 +113,10 @@ def test_two_ranks_train_like_one_process(
 ) -> None:
     """Test every method; the VAE trains on images, is resumed, and trains on clips.
 
-    All methods except DMD use AdamW in this test, because AdamW does not amplify rounding errors. A rollout has several forward
-    passes with gradients before one backward pass. With shared samples, the critic is updated between the rollout and
-    this backward pass. Each rank processes its two samples as two micro-batches, and gradients are averaged after the
-    second micro-batch.
+    All methods except DMD use AdamW in this test, because AdamW does not amplify rounding errors. A rollout has several
+    forward passes with gradients before one backward pass. With shared samples, the critic is updated between the
+    rollout and this backward pass. Each rank processes its two samples as two micro-batches, and gradients are averaged
+    after the second micro-batch.
     """
     adamw = optimizer(learning_rate=1e-3, decay="constant")
     changes: dict[str, Any] = {"inputs": inputs} if inputs else {"optimizer": adamw}

@@ -30,7 +30,7 @@ _VARIANT = re.compile(
 def diffusers_files(folder: Path) -> list[Path]:
     """Return the weight files that diffusers' ``from_pretrained`` reads in ``folder``.
 
-    diffusers prefers the shards in the index to the single safetensors file, and that to the single pickled file.
+    The order of preference is: shards in the index, single safetensors file, single pickled file.
 
     Args:
         folder: A folder that ``save_pretrained`` of a diffusers model wrote.

@@ -40,7 +40,7 @@ def windows(height: int, width: int, *, longest: int, overlap: int) -> list[Wind
 
 
 def blend(parts: Sequence[tuple[Window, torch.Tensor]], scale: int = 1) -> torch.Tensor:
-    """Blend tiles into a frame. Where tiles overlap, their weights change linearly from 0 to 1.
+    """Blend tiles into a frame. Where two tiles overlap, one fades linearly into the other.
 
     Args:
         parts: All tiles from ``windows``, each with the pixels of the tile [..., h, w].

@@ -23,7 +23,7 @@ from causvid.wan.formats.weight_files import load_saved, saved_class
 from causvid.wan.vae.tiles import Window, blend, windows
 
 Vae = AutoencoderKLWan  # name of the class for code in other folders
-LOG_VARIANCE_START = -6.0  # initial log-variance: with an almost constant latent, training first learns to reconstruct
+LOG_VARIANCE_START = -6.0  # initial log-variance: with almost no noise, training first learns to reconstruct
 MEAN_GAIN = 3.0  # factor of the initial means, so that latents are not too small in the first steps
 CHUNK_PIXELS = 2**21  # pixels of a chunk; limits the memory for a 480x832 clip (a 32x32 clip is one chunk)
 LONGEST_SIDE = 1280  # largest side of a tile in pixels; the videos of the released Wan models need no tiles

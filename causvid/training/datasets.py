@@ -1,4 +1,4 @@
-"""Compute the order of training samples from (seed, position), so that checkpoints need no state of a data loader."""
+"""Compute the order of samples from (seed, position), so that checkpoints need no state of a data loader."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def whole(value: Any) -> Any:
     of a module's parameters.
 
     Returns:
-        On rank 0, the containers with gathered tensors; on other ranks, the containers with None for each sharded tensor.
+        On rank 0, the containers with gathered tensors. On other ranks, None replaces each sharded tensor.
     """
 
     def gathered(leaf: Any) -> Any:
@@ -133,7 +133,7 @@ def whole_weights(module: nn.Module, *, frozen: bool) -> dict[str, Any]:
 
 
 def load_weights(module: nn.Module, state: dict[str, Any]) -> None:
-    """Load a ``state`` from ``whole_weights``, which all ranks must pass. Frozen weights may be missing in ``state``."""
+    """Load a state dict from ``whole_weights``, which all ranks must pass. Frozen weights may be missing."""
     trained = {name for name, weight in module.named_parameters() if weight.requires_grad}
     options = StateDictOptions(full_state_dict=True, strict=False)
     keys = set_model_state_dict(module, state, options=options)
@@ -142,7 +142,7 @@ def load_weights(module: nn.Module, state: dict[str, Any]) -> None:
 
 
 def part_of(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Shard ``value``, a full tensor on every rank, in the same way as ``like``. If ``like`` is no shard, return it whole."""
+    """Return this rank's shard of the full tensor ``value``, sharded like ``like``; if ``like`` is full, ``value``."""
     if not isinstance(like, DTensor) or isinstance(value, DTensor):
         return value
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

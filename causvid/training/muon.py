@@ -21,7 +21,7 @@ from causvid.training.distributed import part_of
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # (a, b, c) in p(s) = a s + b s^3 + c s^5, which moves singular values s towards 1
 ITERATIONS = 5
 EPSILON = 1e-7  # prevents a division by zero if all gradients are zero
-UPDATE_RMS = 0.2  # like an AdamW update, so that both optimizers can use one learning rate (Liu et al. 2025, eq. 4)
+UPDATE_RMS = 0.2  # as for AdamW, so that both can use one learning rate (Liu et al. 2025, eq. 4)
 
 
 class Muon(torch.optim.Optimizer):
@@ -73,7 +73,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrices: torch.Tensor) -> torch.Tensor:
-    """Move the singular values of every matrix in [K, M, N] close to 1, with Newton-Schulz iterations in the same dtype."""
+    """Move the singular values of each matrix in [K, M, N] close to 1, with Newton-Schulz iterations."""
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=EPSILON)  # all singular values are now at most 1

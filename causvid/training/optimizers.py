@@ -146,7 +146,7 @@ def backward(loss: torch.Tensor, step: int) -> None:
 
 
 def _as_matrix(kernel: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Reshape [O, C, ...] to a matrix [O, C ...] whose columns have the memory order of ``like``, without a copy of it."""
+    """Reshape [O, C, ...] to a matrix [O, C ...], with columns in the memory order of ``like`` (``like``: no copy)."""
     if like.is_contiguous():
         return kernel.reshape(kernel.shape[0], -1)
     return kernel.movedim(1, -1).reshape(kernel.shape[0], -1)

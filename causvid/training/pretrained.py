@@ -59,7 +59,7 @@ class Init:
 
 
 def _require_empty(root: Path, subfolder: str, marker: str) -> None:
-    """Raise ValueError if ``root`` is a file or a non-empty folder. (It does not contain the component ``subfolder``.)"""
+    """Raise ValueError if ``root``, which has no component ``subfolder``, is a file or a non-empty folder."""
     if root.is_file():
         raise ValueError(
             f"init.folder is {root}, which is a file; give the folder of a saved {subfolder} ('python -m "

@@ -40,8 +40,8 @@ class Posterior(NamedTuple):
 def build_vae(config: Mapping[str, Any], seed: int) -> AutoencoderKLWan:
     """Build a VAE with random weights that treats every frame like an image.
 
-    In temporal kernels, all taps except the newest tap are zero. Temporal strides keep or repeat the newest frame. After
-    training on images, the VAE can therefore encode and decode clips.
+    In temporal kernels, all taps except the newest tap are zero. Temporal strides keep or repeat the newest frame.
+    After training on images, the VAE can therefore encode and decode clips.
 
     Args:
         config: Arguments of ``AutoencoderKLWan``.

@@ -157,7 +157,7 @@ def _sentence(error: Mapping[str, Any], name: str) -> str:
 
 
 def use(profile: str, target: Path) -> None:
-    """Replace ``target`` by ``profiles/<profile>.yaml``. Raises ValueError with the known names for an unknown profile."""
+    """Replace ``target`` by ``profiles/<profile>.yaml``. Raises ValueError for an unknown profile."""
     source = PROFILES / f"{profile}.yaml"
     if not source.is_file():
         known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))

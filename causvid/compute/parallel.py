@@ -139,7 +139,7 @@ def _here(job: Job, groups: Sequence[Sequence[Any]], compute: Compute) -> Iterat
 
     count = 1 if compute.gpus_per_worker else compute.threads
     before, idle = torch.get_num_threads(), SimpleQueue[Worker]()
-    # All workers are created before the first group, because the default dtype of torch changes while a model is loaded.
+    # All workers are created before the first group, because torch's default dtype changes while a model is loaded.
     for _ in range(min(count, len(groups))):
         idle.put(job.worker())
     readers = ThreadPoolExecutor(AHEAD) if compute.gpus_per_worker else None
@@ -295,7 +295,7 @@ class _Pool:
             yield from self.again(first)
 
     def replace(self, owner: Any, group: _Group | None, error: Exception) -> None:
-        """Replace an actor that died. Raises RuntimeError if too many actors die one after another before they start."""
+        """Replace an actor that died. Raises RuntimeError if too many actors in a row die before they start."""
         self.deaths += 1
         if group is None and self.deaths > TRIES * self.compute.workers * (AHEAD + 1):
             raise RuntimeError(f"Ray workers die before they have started: {error}") from error
@@ -307,7 +307,7 @@ class _Pool:
         tries = group.after_a_crash()
         self.todo.extend(tries)
         if not tries:
-            yield Handled(results=[], bad=[(group.items[0], BadItem("crashed", f"{TRIES} processes died while they processed it"))])
+            yield Handled(results=[], bad=[(group.items[0], BadItem("crashed", f"{TRIES} processes died while they processed this item"))])
 
 
 def launch(train: Callable[[Any], None], job: Any, compute: Compute, *, name: str, storage: Path) -> None:
@@ -380,7 +380,7 @@ class _ray:
         os.environ.update({"RAY_COLOR_PREFIX": "0", "RAY_DEDUP_LOGS": "0"})
         defaults, here = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_V2_ENABLED": "1", "RAY_AUTH_MODE": "token"}, {}
         if "RAY_ADDRESS" not in os.environ:
-            # On Linux, only this variable makes Ray listen on loopback only. The token is created here, because Ray would
+            # On Linux, Ray needs this variable to listen on loopback only. The token is created here, because Ray would
             # store its own token in a file that all users can read.
             defaults |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
             # The address "local" starts a new session, even if another session runs on this machine.

@@ -43,8 +43,8 @@ class FlowSchedule:
             timesteps: Timesteps in [0, 1000].
 
         Raises:
-            ValueError: A timestep differs from every state by more than ``COLUMN_TOLERANCE``. The message lists the nearest
-                states.
+            ValueError: A timestep differs from every state by more than ``COLUMN_TOLERANCE``. The message lists the
+                nearest states.
         """
         states = self.sigmas(steps) * TRAIN_TIMESTEPS
         columns = []

@@ -102,8 +102,8 @@ def shard(module: Module, blocks: nn.ModuleList, dtype: torch.dtype) -> Module:
 def whole(value: Any) -> Any:
     """Gather every sharded tensor in nested containers on the CPU of rank 0. All ranks must call this function.
 
-    ``torch.distributed.checkpoint.state_dict`` cannot gather the state of Muon, because the parameters of Muon are views
-    of a module's parameters.
+    ``torch.distributed.checkpoint.state_dict`` cannot gather the state of Muon, because the parameters of Muon are
+    views of a module's parameters.
 
     Returns:
         On rank 0, the containers with gathered tensors. On other ranks, None replaces each sharded tensor.

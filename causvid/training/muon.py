@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from causvid.training.distributed import part_of
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # (a, b, c) in p(s) = a s + b s^3 + c s^5, which moves singular values s towards 1
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # a, b, c in p(s) = a s + b s^3 + c s^5, which moves s towards 1
 ITERATIONS = 5
 EPSILON = 1e-7  # prevents a division by zero if all gradients are zero
 UPDATE_RMS = 0.2  # as for AdamW, so that both can use one learning rate (Liu et al. 2025, eq. 4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-MARKERS = {"tokenizer": "tokenizer.json"}  # maps a component to the file that identifies its folder; default: config.json
+MARKERS = {"tokenizer": "tokenizer.json"}  # file that identifies a component's folder; default: config.json
 
 
 @dataclass(frozen=True, kw_only=True)

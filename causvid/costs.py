@@ -137,8 +137,8 @@ class Clip:
     def causal(self) -> Flops:
         """FLOPs of a causal model over the whole clip, as in training (CausVid sec. 4.1).
 
-        Blocks attend to themselves and to earlier blocks. With N tokens in a block, there are N^2 (1 + 2 + ... + blocks)
-        query-key pairs. The clip of a bidirectional model is one block.
+        Blocks attend to themselves and to earlier blocks. With N tokens in a block, these are N^2 (1 + 2 + ...
+        + blocks) query-key pairs. The clip of a bidirectional model is one block.
         """
         pairs = self.block_tokens**2 * self.layout.blocks * (self.layout.blocks + 1) // 2
         return self.transformer.forward(self.tokens, pairs, self.text_tokens)

@@ -253,7 +253,7 @@ def main(arguments: Sequence[str]) -> None:
     using.add_argument("name", metavar="NAME")
     varying = commands.add_parser("set", help="write a params file with changed values")
     varying.add_argument("base", metavar="BASE", type=Path)
-    varying.add_argument("changes", metavar="CHANGE", nargs="+", help="dotted.key=value, or FILE:section with a mapping of dotted keys to values")
+    varying.add_argument("changes", metavar="CHANGE", nargs="+", help="dotted.key=value, or FILE:section of changes")
     varying.add_argument("--out", type=Path, required=True)
     given = parser.parse_args(arguments)
     try:

@@ -214,7 +214,7 @@ def obstacles(rows: Sequence[Row], compute: Compute, kind: str) -> Iterator[str]
         yield f"{needs}; this machine has {scaled(memory, 'B')}"
     free = shutil.disk_usage(Path.cwd()).free
     if disk > free:
-        yield f"the outputs need about {scaled(disk, 'B')} plus the size of the videos; {scaled(free, 'B')} are free here"
+        yield f"the outputs need about {scaled(disk, 'B')} plus the size of the videos; {scaled(free, 'B')} are free"
 
 
 def render(plan: Plan, *, machines: int, kind: str, achieved: float) -> str:

@@ -16,7 +16,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 ABSENT = "absent"  # checksum of a path that does not exist
-REMEMBERED_FROM = 2**20  # minimum bytes of a file whose checksum is stored; to read a smaller file is as fast as a query
+REMEMBERED_FROM = 2**20  # minimum bytes of a file whose checksum is stored; smaller files are read quickly
 SETTLED = 2.0  # minimum age of a file in seconds: after this time, every change also changes the times
 
 

@@ -16,7 +16,7 @@ NEUTRAL_FOLDER = "causvid/harness/"
 
 
 def is_neutral(name: str) -> bool:
-    """Return whether a change of the file ``name`` (posix path relative to the root) never changes a stage's outputs."""
+    """Return whether the outputs of stages never depend on the file ``name`` (posix path relative to the root)."""
     return name in NEUTRAL or name.startswith(NEUTRAL_FOLDER)
 
 
@@ -28,8 +28,8 @@ def import_closure(module: Path, root: Path) -> set[str]:
         root: Root of the repository.
 
     Returns:
-        Paths relative to ``root``: ``module`` and all modules of this repository that ``module`` imports, without neutral
-        modules and without empty files (package markers).
+        Paths relative to ``root`` of ``module`` and of all modules of this repository that ``module`` imports, without
+        neutral modules and without empty files (package markers).
     """
     seen: set[Path] = set()
     todo = [module]

@@ -85,7 +85,7 @@ class Reads(Option):
 
 @dataclass(frozen=True)
 class Untracked(Option):
-    """A path that the stage reads, but that is neither a dependency in dvc.yaml nor part of the key of the stage's work.
+    """A path that the stage reads, but that is neither a dependency in dvc.yaml nor part of the stage's key.
 
     The training stages use this class for the VAE of the run, which previews and the training record need. The latents
     are dependencies, and the latents depend on the VAE. A run that starts from an LMDB of the original CausVid code may

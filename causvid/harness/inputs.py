@@ -111,7 +111,9 @@ def checksums(values: Mapping[str, Any], paths: Mapping[str, PathRule], root: Pa
     for name, rule in paths.items():
         path = root / (rule.counted_by or value_of(where, name))
         if not rule.may_be_missing and not path.exists():
-            raise ValueError(f"{name} is {value_of(values, name)}, which does not exist; name another path or create it")
+            raise ValueError(
+                f"{name} is {value_of(values, name)}, which does not exist; name another path or create it"
+            )
         found[Path(value_of(values, name)).as_posix()] = take.of(path)
     return found
 

@@ -79,7 +79,7 @@ def work_folder(stage: str, key: str, *, root: Path) -> Iterator[Path]:
     try:
         lock.acquire()
     except Timeout as error:
-        raise BusyError(f"another process does the same work (it holds {folder}); wait for this process or stop it") from error
+        raise BusyError(f"another process does the same work (it holds {folder}); wait for it or stop it") from error
     try:
         yield folder
     finally:

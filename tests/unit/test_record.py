@@ -174,7 +174,10 @@ def test_an_unknown_normalisation_is_reported(tmp_path: Path, capsys: pytest.Cap
     record = replace(STUDENT, latents=None)
     (tmp_path / "config.json").write_text(json.dumps({"latents_mean": [0.0], "latents_std": [1.0]}))
     record.require_vae(Path("dmd"), tmp_path)
-    assert f"which came from a released LMDB; {tmp_path} is assumed to be the VAE of these latents" in capsys.readouterr().err
+    assert (
+        f"which came from a released LMDB; {tmp_path} is assumed to be the VAE of these latents"
+        in capsys.readouterr().err
+    )
     for text in ("{", "3"):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(ValueError, match="holds no VAE"):

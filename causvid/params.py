@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class PathRule:
-    """Rules for a path in a params file. The type of the field contains them: ``Annotated[Path, PathRule(...)]``.
+    """Rules for a path in a params file, which are part of the type of the field: ``Annotated[Path, PathRule(...)]``.
 
     Attributes:
         may_be_missing: Whether the path may be missing. Paths without a ``PathRule`` must exist.

@@ -211,7 +211,7 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
 
         The arguments are those of ``__call__``. With ``sink_frames``, the stream is endless and needs constant memory:
         the model attends to the first ``sink_frames`` latent frames (a multiple of a block, or 0) and to the latest
-        latent frames. Their total number is that of a clip of size ``video``.
+        latent frames, in total to as many as a clip of size ``video`` has.
         """
         blocks = self._sampler(prompt_embeds, video, generators, negative_embeds, guidance_scale, few_steps=few_steps)
         decoder = StreamingDecoder(self.vae)
@@ -250,7 +250,7 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
             when the iterator reaches it; ``torch.cat(list(...), dim=1)`` is the complete video.
 
         Raises:
-            ValueError: The model is bidirectional, a block is as long as a window, or a rollout of one block is enough.
+            ValueError: The model is bidirectional, a block is as long as a window, or ``frames`` fits into one block.
         """
         blocks = self._sampler(prompt_embeds, video, generators, negative_embeds, guidance_scale, few_steps=few_steps)
         overlap = strides(self.vae.config).temporal * (self.transformer.config.frames_per_block - 1) + 1

@@ -1,4 +1,4 @@
-"""The training record: a small JSON file beside the weights of a trained transformer, with the values of the training.
+"""The training record is a small JSON file beside the weights of a transformer. It contains values of the training.
 
 Every stage that trains a transformer writes a training record into the folder that the stage publishes. Code that loads
 such a folder reads the values from the training record, not from the current params.yaml. Otherwise a change of profile
@@ -170,7 +170,7 @@ class TrainingRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherRecord(TrainingRecord):
-    """The training record of a teacher. The number of steps and the guidance scale are chosen for sampling, not here.
+    """The training record of a teacher. Number of steps and guidance scale are chosen for sampling.
 
     Attributes:
         schedule: Shift of the timesteps in training.
@@ -273,7 +273,7 @@ def student_of_settings(found: Mapping[str, Any], frames_per_block: int | None, 
 
 
 def write_record(record: TrainingRecord, folder: Path) -> None:
-    """Write ``folder``/training_record.json. No path and no date is in it: equal records give equal bytes."""
+    """Write ``folder``/training_record.json. The file has no path and no date, so that its bytes are reproducible."""
     write_json(folder / FILE, {"steps": record.STEPS, **asdict(record)})
 
 

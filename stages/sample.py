@@ -26,7 +26,7 @@ SHOWN = 4  # videos that are logged in MLflow
 
 @dataclass(frozen=True, kw_only=True)
 class Sample(Stage):
-    """Generate videos for the evaluation prompts. Every model gets the same noise. Causal models also roll out."""
+    """Generate videos for the evaluation prompts from the same noise for all models, and rollouts for causal models."""
 
     model: Annotated[str, Item("name of the model in the reports")]
     steps: Annotated[Literal["many", "few"], Option("many for a teacher, few for a student")]

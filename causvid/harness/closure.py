@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGES = ("causvid", "stages")
-# A change of these files cannot change the outputs of a stage, and must not cause a rerun of days.
+# A change of these files cannot change the outputs of a stage, and must not cause stages to run again for days.
 NEUTRAL = frozenset(
     f"causvid/{name}.py"
     for name in ("consistency", "costs", "methods/previews", "models/causal_wan", "params", "plan", "profile", "speed")

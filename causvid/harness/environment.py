@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-# These variables prevent that libraries send usage data, and that typer formats tracebacks.
+# These variables stop libraries from sending usage data, and typer from formatting tracebacks.
 QUIET = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",

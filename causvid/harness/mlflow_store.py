@@ -55,8 +55,8 @@ def client(uri: str) -> MlflowClient:
     """Return a client for the store ``uri``. A missing sqlite store is created.
 
     Raises:
-        StoreError: The sqlite store has the schema of another version of MLflow. Without this check, MLflow would
-            upgrade an older store with a missing table without a question.
+        StoreError: The sqlite store has the schema of another version of MLflow. If a table is missing, MLflow
+            itself would upgrade an older store without confirmation.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow.tracking import MlflowClient
@@ -115,7 +115,7 @@ def _prepare(path: Path, uri: str) -> None:
 def _create(path: Path) -> None:
     """Create the store beside ``path``, and move it to ``path`` when it is complete.
 
-    To create the tables takes seconds. Other processes, for example MLflow's server, see either no store or all tables.
+    The creation of the tables takes seconds. Other processes, such as MLflow's server, see no store or all tables.
     """
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 

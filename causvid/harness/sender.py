@@ -153,9 +153,7 @@ def send_waiting(root: Path) -> list[Outcome]:
     from causvid.harness.delivery import first_line
 
     outcomes: list[Outcome] = []
-    failed: dict[
-        str | None, str
-    ] = {}  # maps a store to its failure; a store is not tried again, because a failure may take long
+    failed: dict[str | None, str] = {}  # maps a store to its failure; a failed store is slow, and is not tried again
     for journal, header in _journals_of(root):
         if not journal.is_waiting and not journal.is_finished:
             continue

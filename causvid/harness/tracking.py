@@ -188,7 +188,7 @@ def _flow(token: str, root: Path) -> Journal:
 
 
 def _named_parent(token: str, root: Path) -> Run | None:
-    """Return the run of the flow whose token is ``token``; None if ``token`` is the id of an existing MLflow run."""
+    """Return the run of the flow whose token is ``token``; None if no flow has this token."""
     journal = _flow(token, root)
     return journal.header.run if journal.exists else None
 

@@ -142,7 +142,7 @@ def load_weights(module: nn.Module, state: dict[str, Any]) -> None:
 
 
 def part_of(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Return this rank's shard of the full tensor ``value``, sharded like ``like``; if ``like`` is full, ``value``."""
+    """Shard the full tensor ``value`` like ``like``. If ``like`` is not sharded, return ``value`` unchanged."""
     if not isinstance(like, DTensor) or isinstance(value, DTensor):
         return value
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

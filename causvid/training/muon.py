@@ -21,7 +21,7 @@ from causvid.training.distributed import part_of
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # a, b, c in p(s) = a s + b s^3 + c s^5, which moves s towards 1
 ITERATIONS = 5
 EPSILON = 1e-7  # prevents a division by zero if all gradients are zero
-UPDATE_RMS = 0.2  # as for AdamW, so that both can use one learning rate (Liu et al. 2025, eq. 4)
+UPDATE_RMS = 0.2  # RMS of an update; AdamW is similar and can share the learning rate (Liu et al. 2025, eq. 4)
 
 
 class Muon(torch.optim.Optimizer):

@@ -139,14 +139,14 @@ class Optimizer:
 
 
 def backward(loss: torch.Tensor, step: int) -> None:
-    """Compute the gradients of ``loss``. Raises FloatingPointError before that if the loss is not finite."""
+    """Compute the gradients of ``loss``. If the loss is not finite, raise FloatingPointError instead."""
     if not loss.isfinite():
         raise FloatingPointError(f"step {step}: the loss is {loss.item()}; no weight was changed")
     loss.backward()
 
 
 def _as_matrix(kernel: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Reshape [O, C, ...] to a matrix [O, C ...], with columns in the memory order of ``like`` (``like``: no copy)."""
+    """Reshape [O, C, ...] to [O, C ...] with columns in the memory order of ``like``; ``like`` itself is not copied."""
     if like.is_contiguous():
         return kernel.reshape(kernel.shape[0], -1)
     return kernel.movedim(1, -1).reshape(kernel.shape[0], -1)

@@ -1,4 +1,4 @@
-"""Generate samples of the student in DMD (CausVid algorithm 1, lines 4 to 6). Each class is one way to do so."""
+"""Generate samples of the student in DMD (CausVid algorithm 1, lines 4 to 6). Each class is one way to generate."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Samples(NamedTuple):
         step: Training step in which the samples were generated.
         batch: The batch with the prompts of the samples, and with the sample numbers that determine the noise.
         x0: The samples [B, C, F, H, W].
-        noisy: Whether the input of the student had noise in this frame [B, F].
+        noisy: Whether the input of the student had noise, for each frame [B, F].
         noisy_frames: Number of noisy frames in the whole batch, a scalar.
     """
 
@@ -95,8 +95,8 @@ class Noised:
     def _timesteps(self, batch: Batch, purpose: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw one of the student's denoising steps for every block.
 
-        All frames of a block have the same step. An image is one block, and so is the clip of a bidirectional student.
-        This block is never clean, because it is not context for later blocks.
+        All frames of a block have the same step. An image is one block, and the clip of a bidirectional student is also
+        one block. A single block is never clean, because no later block needs it as context.
 
         Returns:
             Index of the step (the last index means clean) and its timestep, both repeated for each frame [B, F].

@@ -45,7 +45,7 @@ class Trainee:
         ema_decay: float | None = None,
     ) -> None:
         compute = run.compute
-        # Average, distribute, optimize: a distributed model cannot be copied, and the optimizer needs its weights.
+        # Copy, then distribute: a distributed model cannot be copied, and the optimizer needs distributed weights.
         model = for_training(model, compute.gradient_checkpointing, compiled=compute.compile)
         self.average = None if ema_decay is None else _averaged(model, ema_decay, compute)
         self.model = _distributed(model, compute, run.precision)

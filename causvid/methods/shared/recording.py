@@ -46,7 +46,7 @@ def clips_of(latents: Path, video: VideoShape, source: Source, *, vae: Path, con
     """Describe the clips whose latents, or solver states, are in the LMDB ``latents``.
 
     An LMDB that this run packed has latents of the VAE in ``vae``. An LMDB of the original CausVid code does not name
-    its VAE; the normalisation is then that of ``config``.
+    its VAE; ``config`` then contains the normalisation.
 
     Args:
         latents: LMDB of rows [F, C, H, W] or [T, F, C, H, W].

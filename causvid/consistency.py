@@ -1,4 +1,4 @@
-"""Rules between the sections of a params file: frames and strides, blocks, few steps and the solver's grid, batches."""
+"""Check that the sections of a params file fit together: frames, strides, blocks, timesteps and batch sizes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ def read_profile(params: Path) -> Profile:
     """Read and check a params file.
 
     Raises:
-        ValueError: Keys or values are wrong, or sections break a rule. The message names all problems, with the remedy.
+        ValueError: Keys or values are wrong, or sections do not fit together. The message contains all problems and
+            the remedies.
     """
     values = params_file.read(params)
     try:
@@ -28,7 +29,7 @@ def read_profile(params: Path) -> Profile:
 
 
 def checked(values: Mapping[str, Any]) -> Profile:
-    """Return the content of a params file as a profile. Raises ValueError with all reasons if it cannot be used."""
+    """Build a profile from the content of a params file. Raises ValueError with all problems if there are any."""
     profile = Profile.of(values)
     if found := [*path_problems(values, PATHS), *problems(profile)]:
         raise ValueError("; ".join(found))
@@ -36,7 +37,7 @@ def checked(values: Mapping[str, Any]) -> Profile:
 
 
 def problems(profile: Profile) -> Iterator[str]:
-    """Yield a sentence, with the remedy, for each rule that the sections of a params file break."""
+    """Yield a sentence with the remedy for each pair of sections that do not fit together."""
     model, sample = profile.model, profile.sample
     try:
         latent = token_shape(model.vae, model.transformer, profile.video)
@@ -61,7 +62,7 @@ def problems(profile: Profile) -> Iterator[str]:
 
 
 def _batch_problems(profile: Profile) -> Iterator[str]:
-    """Yield a sentence for each batch that the workers and their micro-batches cannot share equally."""
+    """Yield a sentence for each batch that cannot be split equally into workers and micro-batches."""
     workers, micro_batches = profile.compute.workers, profile.compute.gradient_accumulation_steps
     for stage, config, parts in (
         ("train_vae", profile.train_vae, 1),

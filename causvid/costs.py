@@ -1,6 +1,6 @@
-"""Units of cost: FLOPs, accelerators, the cost of a stage, and memory and network traffic of a training.
+"""Define the units of cost (FLOPs, accelerators, stages), and compute memory and network traffic of a training.
 
-``causvid/wan/costs.py`` counts the FLOPs of the models; each method and the planner add them up.
+``causvid/wan/costs.py`` counts the FLOPs of the models. Each method and the planner compute sums of these FLOPs.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import NamedTuple, Protocol
 
 from causvid.runtime.shapes import BlockLayout
 
-HALF, SINGLE = 2, 4  # bytes of a float16 or bfloat16, of a float32
-# Bytes per trained weight: float32 weight, gradient and two moments of Adam; the weight average needs one float32 more.
+HALF, SINGLE = 2, 4  # bytes of a value: HALF in float16 or bfloat16, SINGLE in float32
+# Bytes per trained weight: TRAINED for weight, gradient and two moments of Adam in float32, AVERAGED for the average.
 TRAINED, AVERAGED = 4 * SINGLE, SINGLE
 PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
@@ -23,9 +23,9 @@ class Accelerator(NamedTuple):
     """A kind of accelerator.
 
     Attributes:
-        memory: Bytes.
-        peak: Peak dense FLOP/s by precision.
-        achieved: Fraction of the peak that training reaches.
+        memory: Size of the memory in bytes.
+        peak: Peak dense FLOP/s, keyed by precision.
+        achieved: Typical fraction of the peak in training.
     """
 
     memory: float
@@ -45,7 +45,7 @@ KINDS = {
 
 
 class Flops(NamedTuple):
-    """FLOPs of a forward pass: matrix products with weights, and attention (scores and their weighted sums)."""
+    """FLOPs of a forward pass: in matrix products with weights, and in attention (scores and weighted sums)."""
 
     linear: float
     attention: float
@@ -59,18 +59,19 @@ class Flops(NamedTuple):
     def backward(self) -> float:
         """FLOPs of the backward pass.
 
-        The linear part counts twice (for inputs and weights), attention 2.5 times (scores are recomputed).
+        Products with weights count twice, for the gradients of inputs and weights. Attention counts 2.5 times, because
+        the scores are computed again.
         """
         return 2 * self.linear + 2.5 * self.attention
 
     @property
     def training(self) -> float:
-        """FLOPs of forward and backward pass without activation checkpointing."""
+        """FLOPs of a forward and a backward pass without activation checkpointing."""
         return self.forward + self.backward
 
 
 class TransformerCost(Protocol):
-    """The cost of a transformer. The folder of a backbone, such as ``causvid/wan``, counts it from the config."""
+    """The cost of a transformer. The package of a backbone, for example ``causvid/wan``, implements this protocol."""
 
     @property
     def parameters(self) -> int:
@@ -81,19 +82,19 @@ class TransformerCost(Protocol):
         """Return the FLOPs of a forward pass.
 
         Args:
-            queries: Video tokens.
-            pairs: Query-key pairs of the self-attention of one layer.
-            text_tokens: Tokens of the prompt.
-            text_cached: Whether the cache holds the keys and values of the prompt.
+            queries: Number of video tokens.
+            pairs: Number of query-key pairs in the self-attention of one layer.
+            text_tokens: Number of prompt tokens.
+            text_cached: Whether the keys and values of the prompt are in the cache.
         """
         ...
 
     def kv_cache_bytes(self, tokens: int, value_bytes: int) -> int:
-        """Return the bytes of the keys and values of ``tokens`` in all layers."""
+        """Return the bytes of the cached keys and values for ``tokens`` tokens in all layers."""
         ...
 
     def adapter_parameters(self, rank: int) -> int:
-        """Return the weights of a LoRA adapter of ``rank``."""
+        """Return the number of weights in a LoRA adapter of ``rank``."""
         ...
 
     def adapter(self, tokens: int, text_tokens: int, rank: int) -> float:
@@ -107,9 +108,9 @@ class Clip:
 
     Attributes:
         transformer: Cost of the transformer.
-        layout: Blocks of latent frames.
-        frame_tokens: Tokens of a latent frame.
-        text_tokens: Tokens of the prompt.
+        layout: Division of the latent frames into blocks.
+        frame_tokens: Number of tokens in a latent frame.
+        text_tokens: Number of tokens in the prompt.
     """
 
     transformer: TransformerCost
@@ -119,31 +120,31 @@ class Clip:
 
     @property
     def block_tokens(self) -> int:
-        """Tokens of a block."""
+        """Number of tokens in a block."""
         return self.frame_tokens * self.layout.frames_per_block
 
     @property
     def tokens(self) -> int:
-        """Tokens of the clip."""
+        """Number of tokens in the clip."""
         return self.frame_tokens * self.layout.frames
 
     @cached_property
     def bidirectional(self) -> Flops:
-        """FLOPs of a bidirectional model over the whole clip, in which every token attends to every other."""
+        """FLOPs of a bidirectional model over the whole clip, in which every token attends to all tokens."""
         return self.transformer.forward(self.tokens, self.tokens**2, self.text_tokens)
 
     @cached_property
     def causal(self) -> Flops:
         """FLOPs of a causal model over the whole clip, as in training (CausVid sec. 4.1).
 
-        Blocks attend to themselves and earlier blocks: N^2 (1 + 2 + ... + blocks) pairs with N tokens in a block. The
-        clip of a bidirectional model is one block.
+        Blocks attend to themselves and to earlier blocks. With N tokens in a block, these are N^2 (1 + 2 + ...
+        + blocks) query-key pairs. The clip of a bidirectional model is one block.
         """
         pairs = self.block_tokens**2 * self.layout.blocks * (self.layout.blocks + 1) // 2
         return self.transformer.forward(self.tokens, pairs, self.text_tokens)
 
     def block_pass(self, block: int) -> float:
-        """Return the FLOPs of a forward pass over block ``block``, with earlier blocks and the prompt in the cache."""
+        """Return the FLOPs of a forward pass over one block. The earlier blocks and the prompt are in the cache."""
         pairs = self.block_tokens**2 * (block + 1)
         return self.transformer.forward(self.block_tokens, pairs, self.text_tokens, text_cached=True).forward
 
@@ -154,11 +155,11 @@ class Row:
 
     Attributes:
         stage: Name of the stage.
-        work: Its amount of work, in words.
+        work: Description of the amount of work.
         flops: FLOPs of the whole stage.
         memory: Peak bytes of one worker.
-        disk: Bytes of its outputs; None = not known before.
-        network: Bytes that each worker sends, or that a download receives; None = not known before.
+        disk: Bytes of the outputs; None = unknown before the run.
+        network: Bytes that each worker sends, or that a download receives; None = unknown before the run.
     """
 
     stage: str
@@ -171,16 +172,16 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Workers:
-    """The workers that train a transformer: their memory, and their network traffic.
+    """The workers that train a transformer, with their memory and network traffic.
 
     Attributes:
         count: Number of workers.
-        shards: Number of workers that hold one copy of the weights together; 1 = every worker holds all weights.
-        micro_batches: Micro-batches of an update, one after another (gradient accumulation).
-        value_bytes: Bytes of a value in the precision of the matrix products.
-        weights: Weights of the transformer.
-        layers: Layers of the transformer.
-        kept: Bytes of activations that one sample keeps for its backward pass.
+        shards: Number of workers that share one copy of the weights; 1 = every worker has all weights.
+        micro_batches: Number of micro-batches in an update (gradient accumulation).
+        value_bytes: Number of bytes of one value in a matrix product (2 in bfloat16, 4 in float32).
+        weights: Number of weights in the transformer.
+        layers: Number of layers in the transformer.
+        kept: Bytes of activations that are stored for the backward pass of one sample.
     """
 
     count: int
@@ -193,33 +194,34 @@ class Workers:
 
     @property
     def exchanges(self) -> int:
-        """Micro-batches of an update after which workers exchange gradients; without sharding, only the last one."""
+        """Number of gradient exchanges in an update: one per micro-batch with sharding, otherwise one."""
         return self.micro_batches if self.shards > 1 else 1
 
     def memory(self, batch: int, networks: int, *, waiting: int = 0) -> float:
-        """Return the peak bytes of a worker: weights, gradients, moments, one weight average, activations.
+        """Return the peak memory of a worker in bytes: weights, gradients, moments, one weight average, activations.
 
         Args:
             batch: Global batch size.
             networks: Number of trained networks.
-            waiting: Number of batches whose activations wait for their backward pass meanwhile.
+            waiting: Number of other batches whose activations must stay in memory until their backward pass.
         """
         samples = max(1, batch // self.count // self.micro_batches) + waiting * max(1, batch // self.count)
         held = self.weights * (networks * TRAINED + AVERAGED) / self.shards
-        # With sharding, the current layer and the next one are gathered.
+        # With sharding, the current and the next layer are gathered.
         gathered = 2 * self.value_bytes * self.weights / self.layers if self.shards > 1 else 0.0
         return held + gathered + samples * self.kept
 
     def traffic(self, updates: int, *, other_passes: float = 0.0, trained: int | None = None) -> float:
         """Return the bytes that each worker sends.
 
-        A ring sends (n - 1) / n of the values to gather weights or to scatter a sum. Averaging gradients needs both.
-        With sharding, the forward and the backward pass each gather the weights in the precision of the products.
+        In a ring of n workers, each worker sends (n - 1) / n of the values to gather weights or to scatter a sum. To
+        average gradients, a worker does both. With sharding, every forward pass and every backward pass gathers the
+        weights in the precision of the matrix products.
 
         Args:
-            updates: Forward and backward passes.
-            other_passes: Forward passes without a backward pass; they only send with sharding.
-            trained: Number of weights that have a gradient; None = all.
+            updates: Number of forward passes with a backward pass.
+            other_passes: Number of forward passes without a backward pass, which send data only with sharding.
+            trained: Number of weights that have a gradient; None = all weights.
         """
         sent, learned = (self.count - 1) / self.count, self.weights if trained is None else trained
         if self.shards == 1:
@@ -230,12 +232,12 @@ class Workers:
 
 
 def steps_in_words(steps: int) -> str:
-    """Return the work of a training of ``steps`` steps, in words."""
-    return f"{steps} steps" if steps else "0 steps: the initial weights as they are"
+    """Describe the work of a training with ``steps`` steps."""
+    return f"{steps} steps" if steps else "0 steps: the initial weights are unchanged"
 
 
 def scaled(value: float | None, unit: str) -> str:
-    """Return ``value`` with three digits and a decimal prefix; '?' for None, '-' for 0."""
+    """Format ``value`` with three digits and a decimal prefix; '?' for None, '-' for 0."""
     if not value:
         return "?" if value is None else "-"
     step = min(max(0, math.floor(math.log10(value * 1.0005) / 3)), len(PREFIXES) - 1)
@@ -243,7 +245,7 @@ def scaled(value: float | None, unit: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return ``seconds`` in seconds, minutes or hours, with three digits."""
+    """Format ``seconds`` as seconds, minutes or hours, with three digits."""
     if seconds < 1:
         return "-" if seconds == 0 else "< 1 s"
     if seconds < 90:

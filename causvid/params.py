@@ -1,6 +1,6 @@
-"""Params files: read, and built into frozen dataclasses. ``python -m causvid.params`` writes params.yaml.
+"""Read params files into frozen dataclasses. ``python -m causvid.params`` writes params.yaml.
 
-A profile (profiles/NAME.yaml) is a complete params file. ``causvid/profile.py`` has the dataclass of a whole file.
+A profile (profiles/NAME.yaml) is a complete params file. ``causvid/profile.py`` defines the dataclass of a whole file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from causvid.runtime import text
 
 ROOT = Path(__file__).resolve().parent.parent
 PROFILES = ROOT / "profiles"
-# Sections whose keys are the configuration of another library and differ between profiles.
+# Sections with the config of another library. Their keys differ between profiles.
 FREE_FORM = ("model.vae", "model.transformer", "model.text_encoder")
 
 T = TypeVar("T")
@@ -30,11 +30,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class PathRule:
-    """The rules for a path in a params file, as a mark on the type of a field: ``Annotated[Path, PathRule(...)]``.
+    """Rules for a path in a params file, which are part of the type of the field: ``Annotated[Path, PathRule(...)]``.
 
     Attributes:
-        may_be_missing: Whether the path may be missing. A path without a mark must exist.
-        counted_by: A file whose checksum stands for that of the path, such as the lock file of an environment.
+        may_be_missing: Whether the path may be missing. Paths without a ``PathRule`` must exist.
+        counted_by: File whose checksum is used instead of the path's checksum, for example the lock file of an
+            environment.
     """
 
     may_be_missing: bool = False
@@ -58,7 +59,7 @@ def paths_in(kind: Any, name: str) -> Iterator[tuple[str, PathRule]]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read a params file. Raises ValueError if it is missing or holds no sections."""
+    """Read a params file. Raises ValueError if the file is missing or contains no sections."""
     return read_mapping(path, holding="sections", remedy="put one in place with 'make profile NAME=laptop'")
 
 
@@ -67,11 +68,11 @@ def read_mapping(path: Path, *, holding: str, remedy: str) -> dict[str, Any]:
 
     Args:
         path: The file.
-        holding: The entries of the mapping, as the error message names them.
-        remedy: The end of the error message.
+        holding: Name of the mapping's entries in the error message.
+        remedy: Last clause of the error message.
 
     Raises:
-        ValueError: The file is missing, cannot be read, or holds something else.
+        ValueError: The file is missing, cannot be read, or contains no mapping.
     """
     try:
         values = YAML(typ="safe").load(path)
@@ -90,7 +91,7 @@ def read_mapping(path: Path, *, holding: str, remedy: str) -> dict[str, Any]:
 
 
 def _strings(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the strings in nested mappings and lists, keys included, after their dotted names."""
+    """Yield (dotted name, string) for all strings in nested mappings and lists, including keys."""
     if isinstance(value, str):
         yield name, value
     elif isinstance(value, Mapping):
@@ -103,7 +104,7 @@ def _strings(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 
 def section(path: Path, name: str, cls: type[T]) -> T:
-    """Return the dotted section ``name`` of the params file as ``cls``, a frozen dataclass or a plain type.
+    """Build ``cls``, a frozen dataclass or a plain type, from the section ``name`` (dotted) of a params file.
 
     Raises:
         ValueError: Fields are wrong. The message has the name of each, its value and the expected type.
@@ -115,13 +116,13 @@ def section(path: Path, name: str, cls: type[T]) -> T:
 
 
 def build(cls: type[T], value: Any, *, name: str) -> T:
-    """Build ``cls`` from ``value``, which YAML gave.
+    """Build ``cls`` from ``value``, a value of a YAML file.
 
-    Unknown keys are refused, and strings such as '1e-4' become numbers.
+    Unknown keys are refused. Strings that contain a number, for example '1e-4', become numbers.
 
     Args:
         cls: A dataclass or a plain type.
-        value: The value.
+        value: The value from YAML.
         name: Dotted name of the value, for error messages; empty for a whole file.
 
     Raises:
@@ -144,19 +145,19 @@ def _refuse_unknown_keys(kind: Any) -> None:
 
 
 def _sentence(error: Mapping[str, Any], name: str) -> str:
-    """Return a sentence for an error that pydantic found in the value ``name``."""
+    """Convert an error of pydantic for the value ``name`` to a sentence."""
     where = ".".join(part for part in (name, *map(str, error["loc"])) if part)
     if error["type"] == "missing":
         return f"{where}: this key is missing"
     if error["type"] == "unexpected_keyword_argument":
         return f"{where}: unknown key (found {error['input']!r})"
-    if error["type"] == "value_error":  # raised by the dataclass, in a sentence that names the field and the value
+    if error["type"] == "value_error":  # raised by our dataclasses, whose messages name the field and the value
         return f"{where}: {error['ctx']['error']}"
     return f"{where}: {error['msg']} (found {error['input']!r})"
 
 
 def use(profile: str, target: Path) -> None:
-    """Replace ``target`` by ``profiles/<profile>.yaml``. Raises ValueError with the known profiles if there is none."""
+    """Replace ``target`` by ``profiles/<profile>.yaml``. Raises ValueError for an unknown profile."""
     source = PROFILES / f"{profile}.yaml"
     if not source.is_file():
         known = ", ".join(sorted(p.stem for p in PROFILES.glob("*.yaml")))
@@ -165,16 +166,16 @@ def use(profile: str, target: Path) -> None:
 
 
 def vary(base: Path, changes: Sequence[str], target: Path) -> None:
-    """Replace ``target`` by the params file ``base`` with ``changes``.
+    """Copy the params file ``base`` to ``target``, and apply ``changes``.
 
     Args:
-        base: A params file.
+        base: The original params file.
         changes: ``dotted.key=value`` with a value in YAML, or ``FILE:section``, a mapping of dotted keys to values in a
-            YAML file. If two changes have the same key, the later one is applied.
+            YAML file. If two changes have the same key, the later change is applied.
         target: The file to write.
 
     Raises:
-        ValueError: ``base`` does not have one of the keys, or has other keys in the section that a change replaces.
+        ValueError: ``base`` does not contain a key, or a change replaces a section by a section with other keys.
     """
     values, before = read(base), set(_leaves(read(base)))
     for key, value in _parse_changes(changes):
@@ -216,7 +217,10 @@ def _parse_changes(changes: Iterable[str]) -> Iterator[tuple[str, Any]]:
 
 
 def lookup(values: Mapping[str, Any], dotted: str, path: Path) -> Any:
-    """Return the entry ``dotted`` of the nested ``values`` of ``path``. Raises ValueError if there is none."""
+    """Return the entry with the dotted name ``dotted`` in ``values``, the content of the file ``path``.
+
+    Raises ValueError if the entry is missing.
+    """
     found: Any = values
     for key in dotted.split("."):
         if not isinstance(found, Mapping) or key not in found:
@@ -242,14 +246,14 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the command. A mistake of the user ends it with one sentence."""
-    parser = argparse.ArgumentParser(prog="python -m causvid.params", description="Put a params file in place.")
+    """Run the command line. For a wrong argument, the command prints one sentence and exits with code 1."""
+    parser = argparse.ArgumentParser(prog="python -m causvid.params", description="Write a params file.")
     commands = parser.add_subparsers(dest="command", required=True)
-    using = commands.add_parser("use", help="make params.yaml a copy of profiles/NAME.yaml")
+    using = commands.add_parser("use", help="copy profiles/NAME.yaml to params.yaml")
     using.add_argument("name", metavar="NAME")
-    varying = commands.add_parser("set", help="write a params file with some values changed")
+    varying = commands.add_parser("set", help="write a params file with changed values")
     varying.add_argument("base", metavar="BASE", type=Path)
-    varying.add_argument("changes", metavar="CHANGE", nargs="+", help="dotted.key=value, or FILE:section of such")
+    varying.add_argument("changes", metavar="CHANGE", nargs="+", help="dotted.key=value, or FILE:section of changes")
     varying.add_argument("--out", type=Path, required=True)
     given = parser.parse_args(arguments)
     try:

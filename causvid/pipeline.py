@@ -1,4 +1,4 @@
-"""CausVidPipeline: generate videos with bidirectional and causal models, in many steps or in few steps."""
+"""Generate videos with bidirectional and causal models, in many steps or in few steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-import causvid.models.causal_wan  # noqa: F401  diffusers loads classes of imported modules only
+import causvid.models.causal_wan  # noqa: F401  diffusers only loads classes of imported modules
 from causvid.compute import device as devices
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.diffusion.velocity import conditional, guided
@@ -30,16 +30,16 @@ from causvid.wan.transformer.lora_files import check_lora_files, without_fused_a
 from causvid.wan.transformer.wan import CausalTransformer, Transformer, load_transformer
 from causvid.wan.vae.vae import StreamingDecoder, Vae, decode, encode, load_vae, to_uint8
 
-# (known first latent frames or None, sink frames or None) -> latent blocks
+# Maps (known first latent frames or None, sink frames or None) to latent blocks.
 Blocks = Callable[[torch.Tensor | None, int | None], Iterator[torch.Tensor]]
 
 
 class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
-    """A transformer, a VAE and a schedule, which is the released one by default.
+    """A pipeline of a transformer, a VAE and a schedule. The default schedule is that of the original CausVid code.
 
-    Prompts are given as embeddings [B, L, D]. A pipeline with a text encoder computes them with ``embed``. The config
-    also has the size of the training clips (``height``, ``width``, ``frames``, ``fps``) and the ``precision`` in which
-    the weights should run.
+    The methods need prompt embeddings [B, L, D]. A pipeline with a text encoder computes embeddings with ``embed``. The
+    config contains the size of the training clips (``height``, ``width``, ``frames``, ``fps``) and ``precision``, the
+    data type in which the weights should run.
     """
 
     _optional_components = ["text_encoder", "tokenizer"]
@@ -80,10 +80,10 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
             fps=fps,
             precision=precision,
         )
-        self.schedule.columns()  # raises ValueError if a timestep is not a state of the solver
+        self.schedule.columns()  # raises ValueError if a denoising timestep is not a timestep of the solver
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute. A component must have all its weights, and a transformer must check its LoRA files."""
+        """Set an attribute. Check that a component has all weights, and let a transformer check LoRA files."""
         if isinstance(value, torch.nn.Module):
             require_weights(name, value)
         if isinstance(value, Transformer):
@@ -91,7 +91,7 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
         super().__setattr__(name, value)
 
     def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Save the pipeline as a diffusers folder. Fused adapters are saved as plain weights.
+        """Save the pipeline as a diffusers folder. The saved weights include fused adapters.
 
         Args:
             save_directory: The folder.
@@ -116,7 +116,7 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     @property
     def schedule(self) -> ScheduleConfig:
-        """The schedule in the pipeline's config."""
+        """Schedule in the pipeline's config."""
         config = self.config
         return ScheduleConfig(
             shift=config.shift,
@@ -127,7 +127,7 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     @property
     def is_causal(self) -> bool:
-        """Whether the transformer streams blocks or denoises a clip at once."""
+        """Whether the transformer is causal and streams blocks. A bidirectional one denoises all frames together."""
         return isinstance(self.transformer, CausalTransformer)
 
     def latent_shape(self, video: VideoShape) -> LatentShape:
@@ -138,13 +138,13 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
         """Embed prompts with the pipeline's text encoder.
 
         Args:
-            prompts: One prompt, or a sequence of at least one.
+            prompts: One prompt, or a sequence of at least one prompt.
 
         Returns:
             Embeddings [B, L, D], padded with zeros to L = ``text_tokens``; B is 1 for a single prompt.
 
         Raises:
-            ValueError: There is no text encoder, or ``prompts`` is empty or holds anything but strings.
+            ValueError: There is no text encoder, or ``prompts`` is empty or contains an element that is not a string.
         """
         if self.text_encoder is None or self.tokenizer is None:
             raise ValueError("this pipeline has no text encoder and tokenizer; give embeddings, or load it with both")
@@ -168,9 +168,9 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
         Args:
             prompt_embeds: Embeddings [B, L, D].
             video: Size of a clip.
-            generators: One for each video, so that a video does not depend on its batch.
-            negative_embeds: Embeddings of the negative prompt [1 or B, L, D]; None = zeros. Not used in few steps.
-            guidance_scale: Guidance of the many steps. In few steps, guidance is distilled into the weights.
+            generators: One random generator for each video, so that a video does not depend on its batch.
+            negative_embeds: Embeddings of the negative prompt [1 or B, L, D]; None = zeros. Few steps do not use them.
+            guidance_scale: Guidance scale of the many steps. Few steps do not use it; distillation included guidance.
             few_steps: Whether the model is a student and uses the schedule's few steps, not the solver's many steps.
 
         Returns:
@@ -211,7 +211,7 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
 
         The arguments are those of ``__call__``. With ``sink_frames``, the stream is endless and needs constant memory:
         the model attends to the first ``sink_frames`` latent frames (a multiple of a block, or 0) and to the latest
-        ones, together as many as a clip of ``video`` has.
+        latent frames, in total to as many as a clip of size ``video`` has.
         """
         blocks = self._sampler(prompt_embeds, video, generators, negative_embeds, guidance_scale, few_steps=few_steps)
         decoder = StreamingDecoder(self.vae)
@@ -232,15 +232,15 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
         """Generate a video that is longer than the training clips, window by window, in constant memory.
 
         Windows of ``video.frames`` overlap by one block. A window starts with the latent frames of the previous
-        window's last block. The first of them is encoded again from a single decoded frame, because the first latent
-        frame of a window represents one frame and not several (as in the released long-video script). Positions restart
-        in every window.
+        window's last block. The first latent frame of this block is encoded again from a single decoded frame, because
+        the first latent frame of a window represents one frame and not several. The long-video script of the original
+        CausVid code does the same. The positions start at 0 in every window.
 
         Args:
             prompt_embeds: Embeddings [B, L, D].
             video: Size of a window.
-            generators: One for each video.
-            frames: Length of the whole video.
+            generators: One random generator for each video.
+            frames: Number of frames of the whole video.
             negative_embeds: As in ``__call__``.
             guidance_scale: As in ``__call__``.
             few_steps: As in ``__call__``.
@@ -250,7 +250,7 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
             when the iterator reaches it; ``torch.cat(list(...), dim=1)`` is the complete video.
 
         Raises:
-            ValueError: The model is bidirectional, a block is as long as a window, or ``frames`` is at most one block.
+            ValueError: The model is bidirectional, a block is as long as a window, or ``frames`` fits into one block.
         """
         blocks = self._sampler(prompt_embeds, video, generators, negative_embeds, guidance_scale, few_steps=few_steps)
         overlap = strides(self.vae.config).temporal * (self.transformer.config.frames_per_block - 1) + 1
@@ -263,7 +263,7 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
     @torch.no_grad()
     def _windows(self, blocks: Blocks, frames: int, overlap: int) -> Iterator[torch.Tensor]:
         """Yield the frames of ``rollout``. ``overlap`` is the number of frames in the first block of a window."""
-        known = self.transformer.config.frames_per_block - 1  # latent frames that the next window reuses unchanged
+        known = self.transformer.config.frames_per_block - 1  # latent frames that the next window uses unchanged
         context: torch.Tensor | None = None
         while frames > 0:
             latents = torch.cat(list(blocks(context, None)), dim=2)
@@ -273,7 +273,7 @@ class CausVidPipeline(DiffusionPipeline):  # type: ignore[misc]
             if frames:
                 first = encode(self.vae, pixels[:, :, -overlap : -overlap + 1 or None])
                 context = torch.cat([first, latents[:, :, latents.shape[2] - known :]], dim=2)
-            del latents, pixels  # to free memory while the caller uses the frames
+            del latents, pixels  # frees memory while the caller uses the frames
             yield shown
 
     def _sampler(
@@ -334,9 +334,10 @@ def build_pipeline(
 
     Args:
         transformer: The transformer, a teacher or a student.
-        vae: The VAE of its latents.
+        vae: The VAE that encodes and decodes the transformer's latents.
         record: Training record of the transformer.
-        schedule: Schedule of a teacher, whose record has no solver steps. A student uses the schedule of its record.
+        schedule: Schedule for a teacher, whose record has no solver steps. For a student, the training record of the
+            student contains the schedule.
         text_encoder: The text encoder; without one, the pipeline accepts embeddings only.
         tokenizer: The tokenizer of the text encoder.
     """
@@ -352,7 +353,7 @@ def build_pipeline(
 def load_pipeline(
     checkpoint: Path, vae: Path, record: TeacherRecord | StudentRecord, schedule: ScheduleConfig
 ) -> CausVidPipeline:
-    """Load the pipeline of a trained transformer and VAE onto the device of this process.
+    """Load a trained transformer and a VAE onto the device of this process, and build their pipeline.
 
     Args:
         checkpoint: Folder of the transformer.

@@ -1,10 +1,10 @@
-"""The cost of a profile before it runs: FLOPs, time, memory, disk and network of every stage.
+"""Compute FLOPs, time, memory, disk and network of every stage before a profile runs.
 
-``python -m causvid.plan [params.yaml]`` also checks the rules between the sections (``causvid/consistency.py``) and
-names the limits of this machine.
+``python -m causvid.plan [params.yaml]`` also checks that the sections fit together (``causvid/consistency.py``), and
+lists the limits of this machine.
 
-FLOPs are counted as ``causvid/wan/costs.py`` explains. Memory of activations and bytes of compressed video are
-estimates.
+``causvid/wan/costs.py`` explains which FLOPs are counted. The memory of activations and the size of compressed videos
+are estimates.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from causvid.runtime.shapes import BlockLayout
 from causvid.wan.costs import Transformer, VaeCost, text_encoder_parameters, vae_cost
 from causvid.wan.formats.configs import latent_shape
 
-VIDEO_BITS = 0.3  # H.264 bits per pixel at the qualities profiles use, a round figure
+VIDEO_BITS = 0.3  # rounded number of H.264 bits per pixel at the crf values of the profiles
 CAPTIONS = (".txt", ".json")  # suffixes of files in a folder of videos that are captions
-MIXKIT_VIDEOS = 6484  # entries of the released captions file (CausVid repository, sample_dataset)
+MIXKIT_VIDEOS = 6484  # number of captions in sample_dataset of the original CausVid code
 
 
 class Plan:
-    """The shapes and the cost of a profile, whose sections must agree (``causvid.consistency``)."""
+    """The shapes and the cost of a profile that ``causvid.consistency`` accepts."""
 
     def __init__(self, profile: Profile) -> None:
         model, compute = profile.model, profile.compute
@@ -70,12 +70,12 @@ class Plan:
 
     @cached_property
     def vae(self) -> VaeCost:
-        """Cost of the VAE, counted once, because this imports diffusers."""
+        """Cost of the VAE. The slow import of diffusers happens only if this property is used."""
         return vae_cost(self.profile.model.vae, self.video, self.latent)
 
     @cached_property
     def dmd(self) -> DmdCost:
-        """The cost of DMD on one clip."""
+        """Cost of DMD on one clip."""
         return DmdCost(
             clip=self.clip,
             config=self.profile.train_dmd,
@@ -85,17 +85,17 @@ class Plan:
 
     @property
     def clip_bytes(self) -> float:
-        """Bytes of a clip as H.264, estimated."""
+        """Estimated number of bytes of a clip in H.264."""
         return self.video.height * self.video.width * self.video.frames * VIDEO_BITS / 8
 
     @property
     def latent_bytes(self) -> int:
-        """Bytes of a clip's latents as float16, a row of the LMDB."""
+        """Number of bytes of the float16 latents of a clip, which are one row of the LMDB."""
         return HALF * math.prod(self.latent.sizes)
 
     @property
     def clips(self) -> int:
-        """Number of videos of the download stage, before any is rejected."""
+        """Number of videos of the stage ``download``, before any video is rejected."""
         config = self.profile.download
         if config.source == "toy_world":
             count = config.toy_world_clips
@@ -110,13 +110,14 @@ class Plan:
         return self.transformer.kv_cache_bytes(self.clip.tokens, self.bytes)
 
     def kept(self, checkpointing: Checkpointing) -> float:
-        """Return the bytes of activations that are kept for the backward pass of one sample."""
+        """Return the bytes of activations that are stored for the backward pass of one sample."""
         return self.transformer.activation_bytes(self.clip.tokens, self.bytes, checkpointing)
 
     def student_clip(self) -> float:
-        """Return the FLOPs of one clip of the few-step student.
+        """Return the FLOPs with which the few-step student generates one clip.
 
-        Every block needs one forward pass per step, and all but the last one more to write it into the cache.
+        Every block needs one forward pass per step. Every block except the last needs one more forward pass, which
+        writes the block into the cache.
         """
         steps = len(self.schedule.denoising_timesteps)
         passes = [self.clip.block_pass(block) for block in range(self.layout.blocks)]
@@ -124,12 +125,12 @@ class Plan:
         return text + (steps + 1) * sum(passes) - passes[-1] + self.vae.decode(self.latent.frames)
 
     def teacher_clip(self, guidance_scale: float, *, decode: bool = True) -> float:
-        """Return the FLOPs of one clip of the teacher: one forward pass per solver step, two with guidance."""
+        """Return the FLOPs with which the teacher generates one clip. Guidance doubles the forward passes."""
         passes = self.schedule.solver_steps * (1 if guidance_scale == 1 else 2)
         return passes * self.clip.bidirectional.forward + (self.vae.decode(self.latent.frames) if decode else 0)
 
     def rows(self) -> list[Row]:
-        """Return a row for every stage, in the order of the pipeline."""
+        """Return the costs of all stages, in the order of the pipeline."""
         return [*self._data(), *self._training(), *self._judging()]
 
     def _data(self) -> Iterator[Row]:
@@ -147,7 +148,7 @@ class Plan:
             work=f"{prompts} prompts",
             flops=2.0 * every_token * self.text_tokens * prompts,
             memory=everything * self.bytes,
-            disk=prompts * embedding + everything * self.bytes,  # the encoder is kept, for later prompts
+            disk=prompts * embedding + everything * self.bytes,  # later prompts need the encoder
             network=SINGLE * everything if profile.encode_prompts.init.hub else 0.0,
         )
         yield Row(
@@ -202,7 +203,7 @@ class Plan:
 
 
 def obstacles(rows: Sequence[Row], compute: Compute, kind: str) -> Iterator[str]:
-    """Yield the reasons why this machine cannot run the plan, or why it does not fit GPUs of this kind."""
+    """Yield the reasons why this machine, or GPUs of the type ``kind``, cannot run the plan."""
     disk, gpus = sum(row.disk or 0 for row in rows), compute.gpus_per_worker > 0
     peak = max(rows, key=lambda row: row.memory)
     needs, workers = f"{peak.stage} needs about {scaled(peak.memory, 'B')} a worker", compute.workers
@@ -215,11 +216,11 @@ def obstacles(rows: Sequence[Row], compute: Compute, kind: str) -> Iterator[str]
         yield f"{needs}; this machine has {scaled(memory, 'B')}"
     free = shutil.disk_usage(Path.cwd()).free
     if disk > free:
-        yield f"its files take about {scaled(disk, 'B')} and what the videos weigh; {scaled(free, 'B')} are free here"
+        yield f"the outputs need about {scaled(disk, 'B')} plus the size of the videos; {scaled(free, 'B')} are free"
 
 
 def render(plan: Plan, *, machines: int, kind: str, achieved: float) -> str:
-    """Return the plan as text: shapes, one line per stage, totals, and the limits of this machine."""
+    """Format the plan as text: shapes, one line per stage, totals, and the limits of this machine."""
     precision, rows = plan.profile.model.precision, plan.rows()
     peak = KINDS[kind].peak[precision]
     rate = machines * peak * achieved
@@ -265,8 +266,8 @@ def _shapes(plan: Plan) -> Iterator[str]:
 def main(
     params: Annotated[Path, typer.Argument(help="the params file")] = Path("params.yaml"),
     kind: Annotated[str, typer.Option(help=f"{', '.join(KINDS)}; by default H100, or CPU core without GPUs")] = "",
-    machines: Annotated[int, typer.Option(help="how many of them; by default what compute asks for")] = 0,
-    achieved: Annotated[float, typer.Option(help="fraction of the peak; 0 = the kind's own")] = 0.0,
+    machines: Annotated[int, typer.Option(help="number of accelerators; default: as in params section compute")] = 0,
+    achieved: Annotated[float, typer.Option(help="achieved fraction of the peak; 0 = default of the kind")] = 0.0,
 ) -> None:
     """Print the cost of a params file, and the limits of this machine."""
     try:

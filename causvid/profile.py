@@ -1,6 +1,6 @@
-"""A whole params file as dataclasses: the keys and types that every profile has.
+"""Define the keys and types of a whole params file, which every profile has.
 
-Each section is the dataclass of the code that reads it, so that this file only lists them.
+The code that reads a section also defines the dataclass of the section. This file only lists these dataclasses.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class ModelConfig:
 
     Attributes:
         vae: Config of diffusers' AutoencoderKLWan.
-        transformer: Config of diffusers' WanTransformer3DModel, for teacher, critic and student.
+        transformer: Config of diffusers' WanTransformer3DModel, which teacher, critic and student share.
         text_encoder: Config of transformers' UMT5EncoderModel.
         text_tokens: Number of tokens to which prompts are padded.
-        frames_per_block: Latent frames that the student generates at once; None = the whole clip.
+        frames_per_block: Number of latent frames that the student generates together; None = the whole clip.
         precision: Precision of the matrix products.
     """
 
@@ -54,7 +54,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """A params file. Each attribute is the section of the same name."""
+    """The content of a params file. Each attribute is the section with the same name."""
 
     profile: str
     seed: int
@@ -83,7 +83,7 @@ class Profile:
         """Build the profile from the content of a params file.
 
         Raises:
-            ValueError: Keys are missing or unknown, or values are wrong. The message names all of them.
+            ValueError: Keys are missing or unknown, or values are wrong. The message names all wrong keys.
         """
         return params.build(cls, values, name="")
 

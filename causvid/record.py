@@ -1,11 +1,11 @@
-"""The training record: a small JSON file beside the weights of a trained transformer, with the values of its training.
+"""The training record is a small JSON file beside the weights of a transformer. It contains values of the training.
 
-Every stage that trains a transformer writes it into the folder that it publishes. Code that loads such a folder takes
-the values from the record, not from the current params.yaml. Otherwise a change of profile would change the steps, the
-frame size or the prompt length of a finished model.
+Every stage that trains a transformer writes a training record into the folder that the stage publishes. Code that loads
+such a folder reads the values from the training record, not from the current params.yaml. Otherwise a change of profile
+would change the steps, the frame size or the prompt length of a finished model.
 
-Weights from elsewhere (the hub, a released model.pt, a folder that another program wrote) have no record. The loader
-then takes the values of the params file and prints them.
+Weights from other sources have no training record: weights from the hub, a model.pt of the original CausVid code, or a
+folder that another program wrote. The loader then uses the values of the params file and prints these values.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ from causvid.runtime.shapes import VideoShape
 from causvid.wan.formats.configs import latent_statistics
 
 T = TypeVar("T")
-FILE = "training_record.json"  # beside config.json
-MANY, FEW = "many", "few"  # sampling steps of a teacher, of a student
-# Values in the config of CausVidPipeline, and thus in the model_index.json of a diffusers folder.
+FILE = "training_record.json"  # in the folder of config.json
+MANY, FEW = "many", "few"  # kinds of sampling: a teacher needs many steps, a student few steps
+# Names of the values in the config of CausVidPipeline, which diffusers saves in model_index.json.
 SETTINGS = (
     *(field.name for field in fields(ScheduleConfig)),
     *(field.name for field in fields(VideoShape)),
     "text_tokens",
     "precision",
 )
-# Statistics with a smaller relative or absolute difference give the same latents in float16.
+# Latent statistics whose relative or absolute difference is smaller give the same latents in float16.
 TOLERANCE = 1e-3
-# The stages that write data/checkpoints/NAME.
+# Maps NAME of data/checkpoints/NAME to the stage that writes the folder.
 MAKERS = {"teacher": "train_teacher", "ode_init": "train_ode_init", "dmd": "train_dmd"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Normalisation:
-    """Normalisation of the VAE's raw latents before they enter the transformer.
+    """Normalisation of the VAE's raw latents, which gives the input of the transformer.
 
     Attributes:
         rule: "standardise" is (raw - mean) / std.
-        mean: Per channel [C], of raw latents.
-        std: Per channel [C], of raw latents.
+        mean: Mean of the raw latents in each channel [C].
+        std: Standard deviation of the raw latents in each channel [C].
     """
 
     rule: Literal["standardise"] = "standardise"
@@ -60,7 +60,7 @@ class Normalisation:
 
     @classmethod
     def of(cls, vae: Mapping[str, Any]) -> Normalisation | None:
-        """Return the normalisation in the config of a VAE (keys of diffusers), or None without statistics."""
+        """Return the normalisation in the config of a diffusers VAE; None if the config has no statistics."""
         statistics = latent_statistics(vae)
         return None if statistics is None else cls(mean=tuple(statistics[0]), std=tuple(statistics[1]))
 
@@ -73,13 +73,13 @@ class Normalisation:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheRule:
-    """How finished blocks enter the KV cache of a causal student.
+    """The rule by which finished blocks enter the KV cache of a causal student.
 
     Attributes:
         rule: "clean_pass" is the context pass: a forward pass over the finished block at the timestep
             ``schedule.context_timestep``, whose keys and values stay in the cache.
-        window_frames: Latent frames that the cache holds; None = all of a clip.
-        sink_frames: First latent frames of the video that a window never drops.
+        window_frames: Number of latent frames in the cache; None = all latent frames of a clip.
+        sink_frames: Number of first latent frames of the video that are never removed from the cache.
     """
 
     rule: Literal["clean_pass"] = "clean_pass"
@@ -89,16 +89,16 @@ class CacheRule:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecord:
-    """The fields that records of teachers and students share.
+    """The fields that the training records of teachers and students share.
 
     Attributes:
-        schedule: Timesteps of the training: the few steps of a student, or the shift of a teacher's timesteps.
+        schedule: Timesteps of the training: the few steps of a student, or only the timestep shift of a teacher.
         video: Size of the training clips: pixels, frames, frames per second.
-        text_tokens: Tokens to which prompts were padded.
-        frames_per_block: Latent frames in a block of a causal model; None = bidirectional.
+        text_tokens: Number of tokens to which prompts were padded.
+        frames_per_block: Number of latent frames in a block of a causal model; None = bidirectional.
         precision: Precision of the matrix products in training.
-        latents: Normalisation of the latents. None means that it is unknown, because the latents came from a released
-            LMDB and ``model.vae`` has no statistics.
+        latents: Normalisation of the latents. None means that the normalisation is unknown: the latents are from an
+            LMDB of the original CausVid code, and ``model.vae`` has no statistics.
     """
 
     STEPS: ClassVar[str]
@@ -111,12 +111,12 @@ class TrainingRecord:
     latents: Normalisation | None
 
     def values(self) -> dict[str, Any]:
-        """Return the fields by their names in a params file."""
+        """Return the fields, keyed by their names in a params file."""
         named = values_of(self.schedule, self.video, self.text_tokens, self.precision)
         return {**named, "model.frames_per_block": self.frames_per_block}
 
     def differences(self, expected: Mapping[str, Any]) -> list[str]:
-        """Describe, in one phrase each, the fields that have another value in ``expected``, named as in ``values``."""
+        """Return one phrase for each field that has another value in ``expected`` (keyed as in ``values``)."""
         ours = self.values()
         return [
             f"{name} {_shown(ours[name])}, not {_shown(value)}"
@@ -125,19 +125,19 @@ class TrainingRecord:
         ]
 
     def describe(self) -> str:
-        """Return all fields of ``values`` in one line."""
+        """Return the names and values of all fields in one line."""
         return ", ".join(f"{name} {_shown(value)}" for name, value in self.values().items())
 
     def require(self, folder: Path, expected: Mapping[str, Any]) -> None:
-        """Check that the model in ``folder``, which has this record, was trained for the values of a run.
+        """Check that the model in ``folder``, which has this training record, was trained for the values of a run.
 
         Args:
             folder: Folder of the model.
-            expected: Values of the run, named as in ``values``. Names that the record does not have are ignored; a
-                teacher has no few steps, for example.
+            expected: Values of the run, keyed as in ``values``. Names that the record does not have are ignored. For
+                example, a teacher has no denoising timesteps.
 
         Raises:
-            ValueError: Some fields differ. The message has their names, both values and the remedy.
+            ValueError: Some fields differ. The message contains the name and both values of each field, and the remedy.
         """
         if wrong := self.differences(expected):
             raise ValueError(
@@ -148,12 +148,12 @@ class TrainingRecord:
         """Check that the transformer in ``folder`` was trained on latents of the VAE in ``vae``.
 
         Raises:
-            ValueError: The VAE has other channels or other statistics, or the folder holds no VAE.
+            ValueError: The latent channels or the statistics of the VAE differ, or ``vae`` contains no VAE.
         """
         if self.latents is None:
             print(
                 f"{folder} does not record the normalisation of its latents, which came from a released LMDB; {vae} is "
-                "assumed to be their VAE",
+                "assumed to be the VAE of these latents",
                 file=sys.stderr,
             )
         elif not self.fits(vae):
@@ -163,17 +163,17 @@ class TrainingRecord:
             )
 
     def fits(self, vae: Path) -> bool:
-        """Return whether the VAE in ``vae`` has the normalisation of this record, or the record has none."""
+        """Return whether this record has the normalisation of the VAE in ``vae``, or has no normalisation."""
         found = Normalisation.of(read_vae_config(vae))
         return self.latents is None or (found is not None and self.latents.is_close(found))
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherRecord(TrainingRecord):
-    """The record of a model of many steps. The number of steps and the guidance are chosen at sampling time.
+    """The training record of a teacher. Number of steps and guidance scale are chosen for sampling.
 
     Attributes:
-        schedule: The shift of the timesteps in training.
+        schedule: Shift of the timesteps in training.
     """
 
     STEPS = MANY
@@ -183,11 +183,11 @@ class TeacherRecord(TrainingRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class StudentRecord(TrainingRecord):
-    """The record of a model of few steps.
+    """The training record of a student, which samples in few steps.
 
     Attributes:
-        schedule: The few steps, and the solver's grid that contains them.
-        cache: The rule by which finished blocks enter the KV cache; None for a bidirectional student.
+        schedule: The few denoising timesteps, and the timesteps of the solver, which include them.
+        cache: Rule of the KV cache; None for a bidirectional student.
     """
 
     STEPS = FEW
@@ -198,15 +198,15 @@ class StudentRecord(TrainingRecord):
     def __post_init__(self) -> None:
         if (self.cache is None) != (self.frames_per_block is None):
             raise ValueError(
-                f"cache is {self.cache} and frames_per_block is {self.frames_per_block}; a causal student has both, a "
-                "bidirectional one neither"
+                f"cache is {self.cache} and frames_per_block is {self.frames_per_block}; a causal student has "
+                "both values, a bidirectional student has neither"
             )
 
 
 def values_of(
     schedule: FlowSchedule | ScheduleConfig, video: VideoShape, text_tokens: int, precision: Precision
 ) -> dict[str, Any]:
-    """Return the values that a run and a record can disagree about, by their names in a params file."""
+    """Return the values that are compared between a run and a training record, keyed by their names in params.yaml."""
     return {
         **{f"schedule.{name}": value for name, value in asdict(schedule).items()},
         **{f"video.{name}": value for name, value in asdict(video).items()},
@@ -216,9 +216,9 @@ def values_of(
 
 
 def settings(record: TeacherRecord | StudentRecord, chosen: ScheduleConfig) -> dict[str, Any]:
-    """Return the pipeline's ``SETTINGS`` for a model with ``record``.
+    """Return the values of ``SETTINGS`` for the pipeline of a model with ``record``.
 
-    A student uses the schedule that it was trained for. A teacher uses ``chosen``.
+    The schedule of a student is that of its training. The schedule of a teacher is ``chosen``.
     """
     return {
         **asdict(record.schedule if isinstance(record, StudentRecord) else chosen),
@@ -229,12 +229,12 @@ def settings(record: TeacherRecord | StudentRecord, chosen: ScheduleConfig) -> d
 
 
 def student_of_params(params: Path) -> StudentRecord:
-    """Build a record from the params file ``params``, for weights that have none. The normalisation stays unknown.
+    """Build a training record from ``params``, for weights without a record. The normalisation stays unknown.
 
     Raises:
         ValueError: The params file is invalid, as in ``params.section``.
     """
-    blocks = params_file.section(params, "model.frames_per_block", int | None)  # type: ignore[arg-type]  # a union is no type[T]
+    blocks = params_file.section(params, "model.frames_per_block", int | None)  # type: ignore[arg-type]  # a union is not a type[T]
     return StudentRecord(
         schedule=params_file.section(params, "schedule", ScheduleConfig),
         video=params_file.section(params, "video", VideoShape),
@@ -247,12 +247,12 @@ def student_of_params(params: Path) -> StudentRecord:
 
 
 def student_of_settings(found: Mapping[str, Any], frames_per_block: int | None, *, name: str) -> StudentRecord:
-    """Build a record from the ``SETTINGS`` of a pipeline. The normalisation stays unknown.
+    """Build a training record from the values of a pipeline's ``SETTINGS``. The normalisation stays unknown.
 
     Args:
-        found: The settings.
-        frames_per_block: Latent frames in a block of the transformer; None = bidirectional.
-        name: Name of the file that holds the settings, for error messages.
+        found: Values of ``SETTINGS``.
+        frames_per_block: Number of latent frames in a block of the transformer; None = bidirectional.
+        name: Name of the file that contains the settings, for error messages.
 
     Raises:
         ValueError: A setting has an invalid value.
@@ -273,25 +273,25 @@ def student_of_settings(found: Mapping[str, Any], frames_per_block: int | None, 
 
 
 def write_record(record: TrainingRecord, folder: Path) -> None:
-    """Write ``folder``/training_record.json. It has no path and no date, so that equal records give equal bytes."""
+    """Write ``folder``/training_record.json. The file has no path and no date, so that its bytes are reproducible."""
     write_json(folder / FILE, {"steps": record.STEPS, **asdict(record)})
 
 
 def has_record(folder: Path) -> bool:
-    """Return whether ``folder`` holds a training record."""
+    """Return whether ``folder`` contains a training record."""
     return (folder / FILE).is_file()
 
 
 def read_record(folder: Path, *, steps: str | None = None) -> TeacherRecord | StudentRecord:
-    """Read the record of the model in ``folder``.
+    """Read the training record of the model in ``folder``.
 
     Args:
         folder: Folder of a trained transformer.
-        steps: The kind of sampling that the caller needs, ``"many"`` or ``"few"``; None accepts both.
+        steps: Kind of sampling that the caller needs, ``"many"`` or ``"few"``; None = any kind.
 
     Raises:
-        ValueError: The folder has no record; the record is damaged or has fields that this version does not know; or
-            the model was not trained for ``steps``.
+        ValueError: The folder has no training record, the record is damaged or has unknown fields, or the model was not
+            trained for ``steps``.
     """
     path = folder / FILE
     if not path.is_file():
@@ -310,7 +310,7 @@ def read_record(folder: Path, *, steps: str | None = None) -> TeacherRecord | St
 
 
 def read_student(folder: Path) -> StudentRecord:
-    """Read the record of a student. Raises ValueError for a teacher, and as ``read_record`` does."""
+    """Read the training record of a student. Raises ValueError if ``read_record`` does, or for a teacher."""
     record = read_record(folder, steps=FEW)
     assert isinstance(record, StudentRecord)
     return record

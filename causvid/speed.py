@@ -1,4 +1,4 @@
-"""Speed and memory of a training run. They differ from run to run, so they are logged to MLflow only."""
+"""Measure the speed and memory of a training. The values differ between runs and are logged to MLflow only."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from causvid.costs import Clip
 from causvid.runtime.shapes import BlockLayout, LatentShape
 from causvid.wan.costs import Transformer
 
-KIBI = 1024  # bytes; the unit of ru_maxrss on Linux
+KIBI = 1024  # number of bytes in the unit of ru_maxrss on Linux
 
 
 class Counts(NamedTuple):
-    """Samples, tokens and FLOPs of a training step over all workers; ``flops`` is None if they are not counted."""
+    """Number of samples, tokens and FLOPs in a training step, over all workers; ``flops`` None = not counted."""
 
     samples: int
     tokens: int
@@ -32,8 +32,8 @@ def clip_of(config: Mapping[str, Any], shape: Sequence[int], frames_per_block: i
     Args:
         config: Config of the transformer.
         shape: Shape of the latents (F, C, H, W).
-        frames_per_block: Latent frames in a block; None = the clip is one block.
-        text_tokens: Tokens of a prompt.
+        frames_per_block: Number of latent frames in a block; None = the clip is one block.
+        text_tokens: Number of tokens in a prompt.
     """
     frames, channels, height, width = shape
     transformer = Transformer.of(config)
@@ -46,7 +46,7 @@ def clip_of(config: Mapping[str, Any], shape: Sequence[int], frames_per_block: i
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
-    """Return the peak FLOP/s of ``device``: for a CPU, that of one core times its threads; None for an unknown GPU."""
+    """Return the peak FLOP/s of ``device`` (a CPU has one core per thread); None for an unknown GPU."""
     if device.type == "cpu":
         return torch.get_num_threads() * costs.KINDS[costs.CPU].peak[precision]
     name = next((kind for kind in costs.KINDS if kind in devices.describe(device)), None)
@@ -54,10 +54,10 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
 
 
 class Speed:
-    """Counts training steps and computes their speed.
+    """Counts training steps, and computes their speed.
 
-    MFU (model FLOPs utilisation) is the ratio of the achieved FLOP/s to ``peak_flops`` of all workers. Recomputed
-    activations count once.
+    MFU (model FLOPs utilisation) is the ratio of the achieved FLOP/s to the ``peak_flops`` of all workers. Activations
+    that the backward pass computes again are counted only once.
 
     Args:
         precision: Precision of the matrix products, which determines the peak.
@@ -73,7 +73,7 @@ class Speed:
         self.since, self.done, self.counted = time.monotonic(), Counts(0, 0, 0.0), True
 
     def add(self, counts: Counts) -> None:
-        """Count one more step."""
+        """Add the counts of one step."""
         self.counted &= counts.flops is not None
         before = self.done
         self.done = Counts(
@@ -83,7 +83,7 @@ class Speed:
         )
 
     def read(self) -> dict[str, float]:
-        """Return the rates of all workers since the last call, and the peak memory of this worker."""
+        """Return the total speed of all workers since the last call, and the peak memory of this worker."""
         devices.synchronize(self.device)
         seconds = max(time.monotonic() - self.since, 1e-9)
         rates = {"speed/samples_per_second": self.done.samples / seconds, "speed/peak_memory_gb": self._memory() / 1e9}

@@ -1,10 +1,10 @@
-"""The stages' command lines.
+"""The command lines of the pipeline's stages.
 
-OpenMP reads the environment when torch is imported, so that is prepared here.
+This module prepares the environment, because OpenMP reads the environment when torch is imported.
 
-Importing what a stage needs makes a million objects that stay. Looking through them for garbage took more than a second
-of a start of nine, and two seconds of every end. ``causvid.harness.stage.stage_run`` gives the collector its usual pace
-back.
+The imports of a stage create a million objects that live until the process ends. The garbage collector needed more than
+one of the nine seconds of a start, and two seconds at every exit, to scan these objects. This module therefore reduces
+the collections; ``causvid.harness.stage.stage_run`` restores the usual thresholds.
 """
 
 import atexit

@@ -1,7 +1,7 @@
-"""Stage checksums: one file for each path in params.yaml, with the checksum of its content.
+"""The stage ``checksums`` writes one file for each path in params.yaml, with the checksum of the content at that path.
 
-DVC cannot save a missing dependency, fails on broken links, does not follow links to folders, and compares only inode,
-size and modification time of a file. Stages depend on the files of this stage instead.
+Other stages depend on these files and not on the paths, for four reasons: DVC cannot save a missing dependency, fails
+on broken links, does not follow links to folders, and compares only the inode, size and modification time of a file.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ def main(
     out: Path = typer.Option(..., help="folder of checksums, one file for each path in the params file"),
     params: Path = typer.Option(Path("params.yaml"), help="params file"),
 ) -> None:
-    """Compute a checksum for every path in params.yaml. A file whose content stays the same is not touched."""
+    """Write the checksum of every path in params.yaml. An output file with equal content is not written again."""
     root = Path.cwd()
     try:
         refuse_unusable(root)
         values = params_file.read(params)
-        checked(values)  # in the first seconds, not hours later in the stage that needs the value
-        for old in out.glob("*"):  # of an entry that no longer exists, or left by an interrupted run
+        checked(values)  # reports a wrong value now, not hours later in the stage that needs the value
+        for old in out.glob("*"):  # files of removed entries or of an interrupted run
             if old.name not in PATHS:
                 old.unlink()
         for name, rule in PATHS.items():

@@ -1,4 +1,4 @@
-"""Stage download."""
+"""The stage ``download`` and its command line."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Download(Stage):
         elif self.config.source == "folder":
             counts = sources.folder_videos(built, self.config)
         else:
-            from causvid.data.sources.mixkit import mixkit_videos  # importing the hub's client takes a second
+            from causvid.data.sources.mixkit import mixkit_videos  # a slow import: the client of the hub takes a second
 
             counts = mixkit_videos(built, self.config, hub=hub)
         stage.publish(built, self.out)

@@ -1,4 +1,4 @@
-"""Stage encode_prompts."""
+"""The stage ``encode_prompts`` and its command line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from causvid.preparation.prompts.encoding import encode_prompts
 
 @dataclass(frozen=True, kw_only=True)
 class EncodePrompts(Stage):
-    """Encode the captions, the evaluation prompts and the negative prompt, and keep the text encoder."""
+    """Encode the captions, the evaluation prompts and the negative prompt, and save the text encoder."""
 
     out: Annotated[Path, Writes("folder of prompt embeddings")]
     text_encoder: Annotated[Path, Writes("folder of the text encoder and its tokenizer")]

@@ -1,4 +1,4 @@
-"""Stage evaluate."""
+"""The stage ``evaluate`` and its command line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from causvid.runtime.shapes import VideoShape, block_frames
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Stage):
-    """Score a folder of videos by the judge of the toy world, Frechet distance, flicker, drift and VBench."""
+    """Compute the scores of videos: judge of the toy world, Frechet distance, flicker, drift and VBench."""
 
     videos: Annotated[Path, Reads("folder of videos with a manifest")]
     item: Annotated[str, Item("name of the folder in the reports")]
@@ -33,7 +33,7 @@ class Evaluate(Stage):
     config: Annotated[vbench.EvaluateConfig, Section("evaluate")]
 
     def run(self, stage: StageRun) -> None:
-        """Score the first videos of the folder, as many as there are evaluation samples."""
+        """Score the first ``sample.videos`` videos of the folder."""
         setting = scores.Setting(
             reference=self.reference,
             toy_world=self.source == "toy_world",

@@ -1,4 +1,4 @@
-"""Stage extract_latents."""
+"""The stage ``extract_latents`` and its command line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from causvid.runtime.shapes import VideoShape
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractLatents(Stage):
-    """Encode the clips with the VAE on all workers, one shard for each clip."""
+    """Encode the clips with the VAE on all workers, and write one shard for each clip."""
 
     clips: Annotated[Path, Reads("folder of clips with a manifest, from the stage resample")]
     vae: Annotated[Path, Reads("folder of the VAE, from the stage train_vae")]

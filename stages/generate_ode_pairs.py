@@ -1,4 +1,4 @@
-"""Stage generate_ode_pairs."""
+"""The stage ``generate_ode_pairs`` and its command line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from causvid.wan.formats.configs import latent_shape
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateOdePairs(Stage):
-    """Solve the teacher's ODE for many prompts on all workers, and keep the states that the student is trained on."""
+    """Solve the teacher's ODE for many prompts on all workers, and save the states that train the student."""
 
     prompts: Annotated[Path, Reads("folder of prompt embeddings")]
     vae: Annotated[Path, Reads("folder of the VAE, whose strides give the shape of the latents")]

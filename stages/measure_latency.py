@@ -1,4 +1,4 @@
-"""Stage measure_latency."""
+"""The stage ``measure_latency`` and its command line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from causvid.runtime.shapes import VideoShape
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureLatency(Stage):
-    """Measure teacher and student in one process by their time to the first frame and their frames per second."""
+    """Measure the time to the first frame and the frames per second of teacher and student in one process."""
 
     vae: Annotated[Path, Reads("folder of the VAE")]
     teacher: Annotated[Path, Reads("folder of the teacher")]

@@ -1,4 +1,4 @@
-"""Stage pack_lmdb."""
+"""The stage ``pack_lmdb`` and its command line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from causvid.params import PathRule
 
 @dataclass(frozen=True, kw_only=True)
 class PackLmdb(Stage):
-    """Pack shards, or a released LMDB, into an LMDB in the released layout with a sha256 checksum for each record."""
+    """Pack shards, or an LMDB of the original CausVid code, into an LMDB of that layout with sha256 checksums."""
 
     item: Annotated[str, Item("latents or ode_pairs")]
     out: Annotated[Path, Writes("folder of the LMDB")]
@@ -28,7 +28,7 @@ class PackLmdb(Stage):
 
     @classmethod
     def user_paths(cls, item: str | None) -> dict[str, PathRule]:
-        """Return the folder of one LMDB; the section ``pack_lmdb`` names those of all."""
+        """Return the path rule of the LMDB ``item``. The section ``pack_lmdb`` has one entry for each LMDB."""
         return {f"pack_lmdb.{item}.folder": PathRule()}
 
     def run(self, stage: StageRun) -> None:

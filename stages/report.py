@@ -1,4 +1,4 @@
-"""Stage report."""
+"""The stage ``report`` and its command line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from causvid.runtime.shapes import VideoShape
 
 @dataclass(frozen=True, kw_only=True)
 class Report(Stage):
-    """Write one page with our results next to the paper's, samples side by side, curves and latency."""
+    """Write a page with the results of this run and of the paper, sample videos, curves and latency."""
 
     reports: Annotated[
         Path, Reads("folder of the stages' metrics and curves", entries=(*tables.SINGLE, "evaluate", "ablate"))

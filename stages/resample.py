@@ -1,4 +1,4 @@
-"""Stage resample."""
+"""The stage ``resample`` and its command line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from causvid.runtime.shapes import VideoShape
 
 @dataclass(frozen=True, kw_only=True)
 class Resample(Stage):
-    """Convert every video to a clip of the profile's size, rate and frame count, or record why it is rejected."""
+    """Convert every video to a clip of ``video``'s size, rate and frames, or record why the video is rejected."""
 
     raw: Annotated[Path, Reads("folder of videos with a manifest, from the stage download")]
     out: Annotated[Path, Writes("folder of clips with a manifest")]

@@ -1,4 +1,4 @@
-"""Stage sample."""
+"""The stage ``sample`` and its command line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHOWN = 4  # videos that are logged in MLflow
 
 @dataclass(frozen=True, kw_only=True)
 class Sample(Stage):
-    """Generate videos for the evaluation prompts, from the same noise for every model, and rollouts of causal ones."""
+    """Generate videos for the evaluation prompts from the same noise for all models, and rollouts for causal models."""
 
     model: Annotated[str, Item("name of the model in the reports")]
     steps: Annotated[Literal["many", "few"], Option("many for a teacher, few for a student")]

@@ -1,4 +1,4 @@
-"""Stage table4, which only the ablation has."""
+"""The stage ``table4``, which exists in the pipeline of the ablation only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from causvid.reporting import ablation
 
 @dataclass(frozen=True, kw_only=True)
 class Table4(Stage):
-    """Compute the means over the seeds, and which of the paper's claims hold (CausVid Table 4)."""
+    """Compute the mean scores over the seeds, and check which claims of the paper hold (CausVid Table 4)."""
 
     evaluations: Annotated[Path, Reads("folder of <row>/<seed>.json and <row>-<inputs>/<seed>.json")]
     settings: Annotated[Path, Reads("the ablation's params file, which names the seeds", keys=("seeds",))]

@@ -1,4 +1,4 @@
-"""Stage train_dmd."""
+"""The stage ``train_dmd`` and its command line."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class TrainDmd(Stage):
     config: Annotated[DmdConfig, Section("train_dmd")]
 
     def run(self, stage: StageRun) -> None:
-        """Train the student and publish it with its training record."""
+        """Train the student, and publish the student with its training record."""
         clips = clips_of(self.latents, self.video, self.source, vae=self.vae, config=self.vae_config)
         blocks = read_student(self.student).frames_per_block
         record = student_record(clips, self.schedule, self.prompts, self.precision, blocks)

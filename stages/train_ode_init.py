@@ -1,4 +1,4 @@
-"""Stage train_ode_init."""
+"""The stage ``train_ode_init`` and its command line."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class TrainOdeInit(Stage):
     config: Annotated[OdeConfig, Section("train_ode_init")]
 
     def run(self, stage: StageRun) -> None:
-        """Train the student and publish it with its training record."""
+        """Train the student, and publish the student with its training record."""
         clips = clips_of(self.pairs, self.video, self.source, vae=self.vae, config=self.vae_config)
         record = student_record(clips, self.schedule, self.prompts, self.precision, self.frames_per_block)
         require_same_training(self.teacher, record, steps=MANY)

@@ -1,4 +1,4 @@
-"""Stage train_teacher."""
+"""The stage ``train_teacher`` and its command line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from causvid.training.trainer import carry_out, publish
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTeacher(Stage):
-    """Train the teacher, bidirectional or causal, by flow matching, or take a pretrained one."""
+    """Train the teacher, bidirectional or causal, by flow matching, or publish a pretrained teacher."""
 
     latents: Annotated[Path, Reads("LMDB of the latents of the clips")]
     prompts: Annotated[Path, Reads("folder of prompt embeddings")]
@@ -41,7 +41,7 @@ class TrainTeacher(Stage):
     config: Annotated[TeacherConfig, Section("train_teacher")]
 
     def run(self, stage: StageRun) -> None:
-        """Train the teacher and publish it with its training record."""
+        """Train the teacher, and publish the teacher with its training record."""
         clips = clips_of(self.latents, self.video, self.source, vae=self.vae, config=self.vae_config)
         record = teacher_record(
             clips, self.shift, self.prompts, self.precision, self.frames_per_block, causal=self.config.causal

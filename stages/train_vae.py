@@ -1,4 +1,4 @@
-"""Stage train_vae."""
+"""The stage ``train_vae`` and its command line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from causvid.training.trainer import EXPORT, carry_out, publish
 
 @dataclass(frozen=True, kw_only=True)
 class TrainVae(Stage):
-    """Train the video autoencoder on the clips, or take a pretrained one, and measure it on held-out clips."""
+    """Train the video autoencoder on the clips, or use a pretrained one. Measure its error on held-out clips."""
 
     clips: Annotated[Path, Reads("folder of clips with a manifest, from the stage resample")]
     out: Annotated[Path, Writes("folder of the VAE, in diffusers' format")]
@@ -39,7 +39,7 @@ class TrainVae(Stage):
     def run(self, stage: StageRun) -> None:
         """Train the VAE, then reconstruct the held-out clips."""
         _, held_out = split(read_manifest(self.clips), self.config.held_out_clips)
-        # The VAE is always trained in float32, regardless of model.precision. It has no training record.
+        # The VAE is always trained in float32, regardless of model.precision. A VAE has no training record.
         run = new_run(
             stage, self.config, None, seed=self.seed, precision=Precision.FLOAT32, inputs={"clips": self.clips},
             network=self.network,

@@ -1,4 +1,4 @@
-"""The device of the tensors and the precision of matrix products. Only this file of the project mentions CUDA."""
+"""Select the device of tensors and the precision of matrix products. No other file of the project mentions CUDA."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Precision(StrEnum):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Return the torch dtype of the same name."""
+        """Return the torch dtype with the name of this precision."""
         return {Precision.FLOAT32: torch.float32, Precision.BFLOAT16: torch.bfloat16}[self]
 
 
 def pick() -> torch.device:
-    """Return the GPU with the number of this process's local rank, or the CPU if there is no GPU."""
+    """Return the GPU whose index is the local rank of this process, or the CPU if there is no GPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
@@ -40,12 +40,12 @@ def synchronize(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Return the peak of the bytes in tensors on ``device`` since ``forget_peak_memory``; None for a CPU."""
+    """Return the peak tensor memory of ``device`` in bytes since ``forget_peak_memory``; None for a CPU."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
 def forget_peak_memory(device: torch.device) -> None:
-    """Release the unused memory of ``device`` and reset the peak."""
+    """Release the unused memory of ``device``, and reset the measured peak."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)

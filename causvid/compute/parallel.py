@@ -1,4 +1,4 @@
-"""Run work in this process or on several Ray workers, as ``compute.workers`` says. The results are the same.
+"""Run work in this process or on several Ray workers. ``compute.workers`` does not change the results.
 
 ``map_groups`` distributes independent groups of items (videos, clips, prompts) over workers.
 ``launch`` runs one training function on every rank.
@@ -20,26 +20,26 @@ from typing import Any, Literal, Protocol
 
 from causvid.runtime.files import write_json
 
-TRIES = 3  # of a group whose worker dies, and then of each of its items alone; Ray's own retries never split a call
-RESTARTS = 100  # how often a training is restarted from its last checkpoint if a worker dies
-# A training that raises one of these is not restarted, because it would raise the same error again.
+TRIES = 3  # tries of a group whose worker dies, and then of each item of the group; Ray cannot split a group
+RESTARTS = 100  # maximum number of restarts of a training from the last checkpoint if workers die
+# If a training raises one of these errors, it is not restarted, because it would raise the error again.
 REFUSALS: dict[str, type[Exception]] = {kind.__name__: kind for kind in (ValueError, FloatingPointError)}
-AHEAD = 2  # groups assigned to a worker at a time: it handles one while the next one is loaded
+AHEAD = 2  # number of groups that a worker has: it processes one group while the next group is loaded
 
 Checkpointing = Literal["none", "selective", "full"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """Params section ``compute``: the use of a machine. No stage depends on it, because it must not change a result.
+    """Params section ``compute``, the use of a machine. It is a dependency of no stage: results must not depend on it.
 
     Attributes:
         workers: Number of processes.
-        gpus_per_worker: GPUs of each worker.
-        gradient_checkpointing: Activations of a layer that the backward pass computes again to save memory: none, all
-            but the outputs of the attention (selective), or all (full).
+        gpus_per_worker: Number of GPUs of each worker.
+        gradient_checkpointing: Activations of a layer that the backward pass computes again to save memory: "none",
+            all except the outputs of the attention ("selective"), or all ("full").
         shard_weights: Whether a worker holds one shard of every weight (FSDP2) or all weights (DDP).
-        gradient_accumulation_steps: Number of micro-batches in which a worker processes its share of a batch.
+        gradient_accumulation_steps: Number of micro-batches into which a worker splits its share of a batch.
         compile: Whether the layers of transformers are compiled by ``torch.compile`` for training.
         save_in_background: Whether training continues while a copy of its state is written.
     """
@@ -59,17 +59,17 @@ class Compute:
 
     @property
     def threads(self) -> int:
-        """Return the CPU threads of each worker, if all workers share the cores equally."""
+        """Return the number of CPU threads of each worker. All workers share the cores equally."""
         return max(1, cores() // self.workers)
 
 
 def cores() -> int:
-    """Return the number of CPUs on which this process may run. A container or a scheduler may allow only some."""
+    """Return the number of CPUs on which this process may run. A scheduler may allow only some CPUs."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class BadItem(Exception):
-    """An item cannot be handled, while others can. ``code`` is a short stable word, and ``reason`` is a clause."""
+    """An item cannot be processed, but other items can. ``code`` is a short constant word, ``reason`` is a clause."""
 
     def __init__(self, code: str, reason: str) -> None:
         super().__init__(code, reason)
@@ -77,40 +77,40 @@ class BadItem(Exception):
 
 
 class Worker(Protocol):
-    """A function with loaded models that handles one group after another. It must write files atomically."""
+    """A function with loaded models that processes one group after another. It must write files atomically."""
 
     def __call__(self, loaded: Sequence[Any], /) -> Sequence[Any]:
-        """Handle the loaded items of one group, and return the results."""
+        """Process the loaded items of one group, and return the results."""
         ...
 
 
 class Job(Protocol):
-    """The processing of items, pickled and sent to the workers."""
+    """A description of the processing of items, which is pickled and sent to the workers."""
 
     def load(self, item: Any, /) -> Any:
-        """Read the data of ``item``, on any CPU and without models. Raises BadItem if the item cannot be handled."""
+        """Read the data of ``item``, on any CPU and without models. Raises BadItem for an unusable item."""
         ...
 
     def worker(self) -> Worker:
-        """Load the models in the process of the worker, and return the worker."""
+        """Load the models in the current process, and return a worker with these models."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Handled:
-    """A finished group: the results of its worker, and the items that could not be handled, each with the reason."""
+    """A finished group: the results of the worker, and the items that could not be processed, with an error each."""
 
     results: Sequence[Any]
     bad: Sequence[tuple[Any, BadItem]]
 
 
 def map_groups(job: Job, groups: Sequence[Sequence[Any]], compute: Compute) -> Iterator[Handled]:
-    """Load and handle every group as ``job`` says, and yield each group when it is finished, in any order.
+    """Load and process every group with ``job``, and yield each group when it is finished, in any order.
 
     The result of a group does not depend on its worker. If workers have GPUs, other CPUs load the next groups at the
-    same time. If a worker or a node dies, it is replaced and its group is tried again, finally item by item. An item
-    whose worker dies ``TRIES`` times becomes a ``BadItem`` with the code crashed. An exception in a worker is raised
-    here; if all groups are handled in this process, it is always the exception of the first group that has one.
+    same time. If a worker or a node dies, it is replaced and its group is tried again, finally item by item. If the
+    worker of an item dies ``TRIES`` times, the item gets a ``BadItem`` with the code "crashed". This function raises
+    exceptions of the workers. Without Ray, it always raises the exception of the first group that failed.
     """
     if compute.workers == 1 or len(groups) < 2:
         yield from _here(job, groups, compute)
@@ -130,16 +130,16 @@ def _load(job: Job, group: Sequence[Any]) -> tuple[list[Any], list[tuple[Any, Ba
 
 
 def _here(job: Job, groups: Sequence[Sequence[Any]], compute: Compute) -> Iterator[Handled]:
-    """Handle the groups in this process: on one thread per core, each with its worker, or on one thread with a GPU.
+    """Process the groups in this process: with one worker on a GPU, or with one worker and one thread per core.
 
-    Torch uses one thread in each, as in a Ray actor, because the order of a summation, and with it the last bits of
-    the sum and the bytes of the result, depends on the number of threads.
+    In every thread and in every Ray actor, torch uses one thread. The number of threads changes the order of summations
+    and thus the last bits of a sum, and results must have the same bytes.
     """
     import torch
 
     count = 1 if compute.gpus_per_worker else compute.threads
     before, idle = torch.get_num_threads(), SimpleQueue[Worker]()
-    # All workers are created before the first group, because loading a model changes defaults of torch for a moment.
+    # All workers are created before the first group, because torch's default dtype changes while a model is loaded.
     for _ in range(min(count, len(groups))):
         idle.put(job.worker())
     readers = ThreadPoolExecutor(AHEAD) if compute.gpus_per_worker else None
@@ -174,7 +174,7 @@ def _here(job: Job, groups: Sequence[Sequence[Any]], compute: Compute) -> Iterat
         if readers is not None:
             readers.shutdown(cancel_futures=True)
         torch.set_num_threads(before)
-    # Groups start in order, so all groups before a failed one are finished: the error is the same in every run.
+    # Groups start in order, so all groups before a failed group are finished: every run raises the same error.
     for future in futures:
         if not future.cancelled():
             future.result()
@@ -202,10 +202,10 @@ class _Actor:
 class _Group:
     items: Sequence[Any]
     tries: int = 0
-    given: int = 0  # number of its last assignment: an actor that dies was handling the first of its groups
+    given: int = 0  # number of the last assignment; an actor that dies was processing its group with the lowest number
 
     def after_a_crash(self) -> list[_Group]:
-        """Return the groups to try next: this one, its items one by one, or none after the last try of one item."""
+        """Return the groups to try next: this group, one group per item, or no group after the last try of an item."""
         self.tries += 1
         if self.tries < TRIES:
             return [self]
@@ -223,10 +223,10 @@ class _Pool:
         self.load = ray.remote(num_cpus=1)(_load)
         self.job, self.todo = ray.put(job), deque(_Group(group) for group in groups)
         self.alive: list[Any] = []  # actors that have started
-        self.starting: dict[Any, Any] = {}  # reference of the call of start → actor
-        self.busy: dict[Any, tuple[Any, _Group]] = {}  # reference of the result → actor, group
-        self.count = 0  # assignments of groups to actors
-        self.deaths = 0  # of actors since the last finished group
+        self.starting: dict[Any, Any] = {}  # maps the Ray reference of a call of start to the actor
+        self.busy: dict[Any, tuple[Any, _Group]] = {}  # maps the Ray reference of a result to the actor and the group
+        self.count = 0  # number of assignments of groups to actors
+        self.deaths = 0  # number of dead actors since the last finished group
         for _ in range(min(compute.workers, len(groups))):
             self.start()
 
@@ -264,7 +264,7 @@ class _Pool:
             except RayError as error:  # the process or the node of the actor died
                 yield from self.settle(owner, group)
                 self.replace(owner, group, error)
-                # The other actors take its groups, because the cluster may not have room for the new actor.
+                # The other actors get the groups, because the cluster may not have room for the new actor.
                 for other in self.alive:
                     self.give(other)
             else:
@@ -276,11 +276,11 @@ class _Pool:
                     yield done
 
     def settle(self, owner: Any, group: _Group | None) -> Iterator[Handled]:
-        """Sort the groups of an actor that died: yield the finished ones, and put the others back."""
+        """Yield the finished groups of an actor that died, and put unfinished groups back into the queue."""
         import ray
         from ray.exceptions import RayError
 
-        # In the order of assignment, because an actor handles one group after another.
+        # The groups are in the order of assignment, in which an actor processes them.
         assigned = {ref: waiting for ref, (actor, waiting) in self.busy.items() if actor is owner}
         failed = [group] if group is not None else []
         for reference, waiting in assigned.items():
@@ -295,7 +295,7 @@ class _Pool:
             yield from self.again(first)
 
     def replace(self, owner: Any, group: _Group | None, error: Exception) -> None:
-        """Replace an actor that died. Raises RuntimeError if too many actors in a row die before they have started."""
+        """Replace an actor that died. Raises RuntimeError if too many actors in a row die before they start."""
         self.deaths += 1
         if group is None and self.deaths > TRIES * self.compute.workers * (AHEAD + 1):
             raise RuntimeError(f"Ray workers die before they have started: {error}") from error
@@ -303,23 +303,26 @@ class _Pool:
         self.alive = [other for other in self.alive if other is not owner]
 
     def again(self, group: _Group) -> Iterator[Handled]:
-        """Put back a group whose process died. After its last try, yield it with its item as a bad one."""
+        """Put a group whose process died back into the queue. After the last try, yield the group with a bad item."""
         tries = group.after_a_crash()
         self.todo.extend(tries)
         if not tries:
-            yield Handled(results=[], bad=[(group.items[0], BadItem("crashed", f"{TRIES} processes died of it"))])
+            yield Handled(
+                results=[], bad=[(group.items[0], BadItem("crashed", f"this item crashed {TRIES} processes"))]
+            )
 
 
 def launch(train: Callable[[Any], None], job: Any, compute: Compute, *, name: str, storage: Path) -> None:
-    """Run ``train(job)`` here, or on every rank of the Ray Train run ``name``, which stores its state in ``storage``.
+    """Run ``train(job)`` in this process, or on all ranks of the Ray Train run ``name``, whose state is in ``storage``.
 
     Args:
-        train: Writes its results to the paths in ``job``. It must resume by itself: if a rank dies, all are restarted.
-        job: A picklable record of paths and settings.
+        train: Function that writes its results to the paths in ``job``. If a rank dies, all ranks are restarted, so
+            the function must resume an interrupted training.
+        job: A picklable object with paths and settings.
 
     Raises:
-        Exception: ``train`` raised it. Under Ray, ValueError and FloatingPointError are raised unchanged and at once,
-            and any other error after ``RESTARTS`` restarts, as an error of Ray.
+        Exception: ``train`` raised this exception. With Ray, ValueError and FloatingPointError are raised immediately;
+            any other exception becomes an error of Ray after ``RESTARTS`` restarts.
     """
     if compute.workers == 1:
         train(job)
@@ -369,27 +372,27 @@ class _Rank:
 
 
 class _ray:
-    """A Ray session: on the cluster at ``RAY_ADDRESS`` if that is set, else a private one on loopback."""
+    """A Ray session on the cluster at ``RAY_ADDRESS``. If this variable is not set, Ray starts on loopback."""
 
     def __init__(self, compute: Compute) -> None:
         self.compute = compute
 
     def __enter__(self) -> None:
-        # Ray reads these when it is imported. They keep rank 0's progress lines free of colours and of "repeated 6x".
+        # Ray reads these variables at its import. They remove colours and "repeated 6x" from rank 0's progress lines.
         os.environ.update({"RAY_COLOR_PREFIX": "0", "RAY_DEDUP_LOGS": "0"})
         defaults, here = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_V2_ENABLED": "1", "RAY_AUTH_MODE": "token"}, {}
         if "RAY_ADDRESS" not in os.environ:
-            # On Linux only this switch makes Ray listen on loopback alone. The token is created here, because Ray would
-            # store its own token in a file that all users may read.
+            # On Linux, Ray needs this variable to listen on loopback only. The token is created here, because Ray would
+            # store its own token in a file that all users can read.
             defaults |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-            # "local": start a new session, even if another one runs on this machine.
+            # The address "local" starts a new session, even if another session runs on this machine.
             here = {"address": "local", "num_cpus": self.compute.workers + 1, "include_dashboard": False}
         os.environ.update({name: value for name, value in defaults.items() if name not in os.environ})
         import ray
 
-        def quiet() -> None:  # a local function is pickled by value: Ray runs it before it can import this module
+        def quiet() -> None:  # pickled by value, because Ray calls it before this module can be imported
             name = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
-            logging.getLogger(name).setLevel(logging.ERROR)  # warns every second that there is no dashboard
+            logging.getLogger(name).setLevel(logging.ERROR)  # hides a warning every second about the missing dashboard
 
         ray.init(logging_level="error", runtime_env={"worker_process_setup_hook": quiet}, **here)
 

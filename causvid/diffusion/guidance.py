@@ -1,4 +1,4 @@
-"""Classifier-free guidance, in the convention that the whole project uses."""
+"""Compute classifier-free guidance. All code of this project uses this definition of the guidance scale."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import torch
 
 
 def guide(uncond: torch.Tensor, cond: torch.Tensor, scale: float) -> torch.Tensor:
-    """Return uncond + scale (cond - uncond). Scale 1 is the conditional prediction, scale 0 the unconditional one.
+    """Return uncond + scale (cond - uncond). Scale 1 gives the conditional prediction, scale 0 the unconditional one.
 
-    The released DMD code computes cond + s (cond - uncond), with s = scale - 1.
+    The original CausVid code computes cond + s (cond - uncond) in DMD, with s = scale - 1.
     """
     return uncond + scale * (cond - uncond)

@@ -1,4 +1,4 @@
-"""The noise levels of a solver, and the solver states on which the few-step student is trained."""
+"""Compute the noise levels of a solver, and select the solver states that train the few-step student."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 
 from causvid.diffusion.flow import TRAIN_TIMESTEPS
 
-# Largest difference in timesteps. The released timesteps 757 and 522 are the states 756.757 and 521.739 of a 50-step
-# grid, rounded.
+# Maximum difference between two timesteps that count as equal. The timesteps 757 and 522 in the original CausVid code
+# are rounded: a 50-step solver has states at 756.757 and 521.739.
 COLUMN_TOLERANCE = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlowSchedule:
-    """A shifted flow-matching grid: sigma = shift s / (1 + (shift - 1) s) for equally spaced s (SD3 eq. 23)."""
+    """A schedule of noise levels sigma = shift s / (1 + (shift - 1) s) for equally spaced s (SD3 eq. 23)."""
 
     shift: float
 
@@ -30,21 +30,21 @@ class FlowSchedule:
         return self.shift * s / (1 + (self.shift - 1) * s)
 
     def sigmas(self, steps: int) -> torch.Tensor:
-        """Return the ``steps`` + 1 noise levels of a solver in float64, from exactly 1 down to exactly 0."""
+        """Return the ``steps`` + 1 noise levels of a solver in float64, from exactly 1 to exactly 0."""
         if steps < 1:
             raise ValueError(f"schedule.solver_steps is {steps}; it must be at least 1")
         return self.shifted(torch.linspace(1, 0, steps + 1, dtype=torch.float64))
 
     def trajectory_columns(self, steps: int, timesteps: Sequence[float]) -> list[int]:
-        """Return the index of each of ``timesteps`` among the states of a solver.
+        """Return for each of ``timesteps`` the index of the solver state at this timestep.
 
         Args:
-            steps: Steps of the solver, which has ``steps`` + 1 states.
+            steps: Number of steps of the solver, which has ``steps`` + 1 states.
             timesteps: Timesteps in [0, 1000].
 
         Raises:
             ValueError: A timestep differs from every state by more than ``COLUMN_TOLERANCE``. The message lists the
-                states next to it.
+                nearest states.
         """
         states = self.sigmas(steps) * TRAIN_TIMESTEPS
         columns = []
@@ -67,9 +67,9 @@ class ScheduleConfig:
     """Params section ``schedule``.
 
     Attributes:
-        shift: Shift of the solver's grid.
-        solver_steps: Euler steps of the solver.
-        denoising_timesteps: Timesteps of the student in (0, 1000], from noise to clean.
+        shift: Shift of the solver's noise levels.
+        solver_steps: Number of Euler steps of the solver.
+        denoising_timesteps: Decreasing timesteps of the student, from 1000 (pure noise) to a value above 0.
         context_timestep: Timestep of the context pass, which writes a finished block into the KV cache.
     """
 
@@ -94,17 +94,17 @@ class ScheduleConfig:
                 f"schedule.context_timestep is {self.context_timestep:g}; it must be in [0, {TRAIN_TIMESTEPS}): "
                 f"0 is clean, and {TRAIN_TIMESTEPS} is pure noise, which has no information about the block"
             )
-        self.columns()  # raises if a denoising timestep is not a state of the solver
+        self.columns()  # raises ValueError if the solver has no state at a denoising timestep
 
     @property
     def grid(self) -> FlowSchedule:
-        """Return the grid of the solver."""
+        """Return the noise level schedule of the solver."""
         return FlowSchedule(shift=self.shift)
 
     def columns(self) -> list[int]:
-        """Return the indices of the solver states in an ODE pair: one per denoising timestep, then the clean end."""
+        """Return the indices of the solver states in an ODE pair: one per denoising timestep, and the clean end."""
         return [*self.grid.trajectory_columns(self.solver_steps, self.denoising_timesteps), self.solver_steps]
 
     def stored_timesteps(self) -> list[float]:
-        """Return the timesteps of the states in an ODE pair, from 1000 down to exactly 0."""
+        """Return the timesteps of the states in an ODE pair, in decreasing order from 1000 to exactly 0."""
         return (self.grid.sigmas(self.solver_steps)[self.columns()] * TRAIN_TIMESTEPS).tolist()

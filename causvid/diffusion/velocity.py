@@ -1,4 +1,4 @@
-"""The velocity of a model at a noisy video, as losses and samplers need it: with prompt and guidance already bound."""
+"""Convert a model, a prompt and a guidance scale to a velocity function for losses and samplers."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from diffusers import ModelMixin
 
 from causvid.diffusion.guidance import guide
 
-# (x_t [B, C, F, H, W], timestep [B] or [B, F]) -> velocity [B, C, F, H, W]
+# Maps (x_t [B, C, F, H, W], timestep [B] or [B, F]) to the velocity [B, C, F, H, W].
 Velocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def conditional(model: ModelMixin, text: torch.Tensor, **cached: Any) -> Velocity:
-    """Bind a model and prompts. This is the only function that calls a transformer.
+    """Return the velocity function of a model for given prompts. Only this function calls a transformer.
 
     Args:
-        model: A transformer. A bidirectional one has one timestep for all frames: given [B, F], it takes that of the
-            first frame. A causal one has a timestep per frame: given [B], it takes the same for all frames.
+        model: A transformer. A bidirectional transformer has one timestep for all frames; from [B, F], it uses the
+            timestep of the first frame. A causal transformer has one timestep per frame; it repeats [B] for all frames.
         text: Prompt embeddings [B, L, D].
-        cached: ``kv_cache`` and ``start_frame`` of a causal transformer that sees one block at a time; the block is
+        cached: Arguments ``kv_cache`` and ``start_frame`` of a causal transformer for a single block. The block is
             written into the cache.
 
     Returns:
@@ -29,7 +29,7 @@ def conditional(model: ModelMixin, text: torch.Tensor, **cached: Any) -> Velocit
         velocity has the dtype of x_t.
     """
     is_causal = "frames_per_block" in model.config
-    dtype = model.dtype  # diffusers keeps some parameters in float32, and does not count them here
+    dtype = model.dtype  # ignores the parameters that diffusers always keeps in float32
 
     def velocity(x_t: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         if is_causal:
@@ -44,13 +44,14 @@ def conditional(model: ModelMixin, text: torch.Tensor, **cached: Any) -> Velocit
 
 
 def guided(model: ModelMixin, text: torch.Tensor, negative: torch.Tensor, scale: float) -> Velocity:
-    """Bind a model and prompts with classifier-free guidance. Both halves are one batch.
+    """Return the velocity function with classifier-free guidance. One batch contains both kinds of prompts.
 
     Args:
         model: A transformer.
         text: Prompt embeddings [B, L, D].
         negative: Embeddings of the negative prompt [1 or B, L, D].
-        scale: Guidance w: uncond + w (cond - uncond). With 1, the model is called without the negative prompt.
+        scale: Guidance scale w in uncond + w (cond - uncond). With w = 1, the model is called without the negative
+            prompt.
     """
     if scale == 1:
         return conditional(model, text)
@@ -58,7 +59,7 @@ def guided(model: ModelMixin, text: torch.Tensor, negative: torch.Tensor, scale:
 
 
 def guide_halves(both: Velocity, scale: float) -> Velocity:
-    """Return the guided velocity of B samples, given that of 2 B samples: first unconditional, then conditional."""
+    """Return the guided velocity of B samples from a velocity of 2 B samples, unconditional samples first."""
 
     def velocity(x_t: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         uncond, cond = both(torch.cat([x_t, x_t]), torch.cat([timestep, timestep])).chunk(2)
@@ -68,5 +69,5 @@ def guide_halves(both: Velocity, scale: float) -> Velocity:
 
 
 def _per_frame(timestep: torch.Tensor, frames: int) -> torch.Tensor:
-    """Return ``timestep`` [B] or [B, F] as [B, F]."""
+    """Expand ``timestep`` from [B] or [B, F] to [B, F]."""
     return timestep[:, None].expand(-1, frames) if timestep.ndim == 1 else timestep

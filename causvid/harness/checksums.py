@@ -1,7 +1,7 @@
-"""Checksums of files and folders by content, remembered for as long as a file stays the same.
+"""Compute checksums of the contents of files and folders, and store them until a file changes.
 
-A file counts as the same while its device, inode, size, modification time and change time do. The change time cannot be
-set by a program, so a file that was replaced by another one of the same size and modification time is read again.
+A file is unchanged if its device, inode, size, modification time and change time are unchanged. No program can set the
+change time. Therefore a file is read again even if its replacement has the same size and modification time.
 """
 
 from __future__ import annotations
@@ -15,35 +15,34 @@ from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
-ABSENT = "absent"  # the checksum of a path that does not exist
-REMEMBERED_FROM = 2**20  # bytes; reading a smaller file takes about as long as asking for it
-SETTLED = 2.0  # seconds after its last change from which a file's times tell it from a later version of it
+ABSENT = "absent"  # checksum of a path that does not exist
+REMEMBERED_FROM = 2**20  # minimum bytes of a file whose checksum is stored; smaller files are read quickly
+SETTLED = 2.0  # minimum age of a file in seconds: after this time, every change also changes the times
 
 
 class Checksums:
-    """Takes checksums, and remembers those of large files in an sqlite file that several processes may share."""
+    """Computes checksums, and stores the checksums of large files in an sqlite file. Processes can share this file."""
 
     def __init__(self, memory: Path) -> None:
         """Use the file ``memory``.
 
         Args:
-            memory: The sqlite file. It is created with the first checksum that is stored in it. If it cannot be used,
-                every file is read.
+            memory: The sqlite file, which is created when the first checksum is stored. If the sqlite file cannot be
+                used, every file is read.
         """
         self.memory = memory
 
     def of(self, path: Path) -> str:
-        """Take the checksum of what a path leads to.
+        """Compute the checksum of the file or folder at ``path``. Links are followed.
 
-        The checksum of a folder covers the names and contents of everything below it. Links are followed to read what
-        they lead to. A broken link, and a link to a folder that was read before or that contains the link, counts by
-        its text.
+        The checksum of a folder covers the names and contents of all files below the folder. For a broken link, and for
+        a link to a folder that was read before or that contains the link, only the text of the link is included.
 
         Args:
-            path: A file, a folder, or a link to one.
+            path: A file, a folder, or a link to a file or folder.
 
         Returns:
-            64 hexadecimal digits (SHA-256), or ``"absent"`` when the path, or what its link leads to, does not exist.
+            64 hexadecimal digits (SHA-256), or ``"absent"`` if the path or the target of the link does not exist.
 
         Raises:
             ValueError: A file or folder cannot be read.
@@ -63,9 +62,10 @@ class Checksums:
         return digest.hexdigest()
 
     def _below(self, folder: Path, prefix: bytes, seen: set[tuple[int, int]]) -> Iterator[tuple[bytes, bytes]]:
-        """Yield name and digest of everything below ``folder``, in the order of the names.
+        """Yield the name and digest of every file below ``folder``, sorted by name.
 
-        seen: Folders that are not entered, by device and inode: those that contain ``folder``, and those read before.
+        ``seen`` contains the device and inode of folders that are not entered again: those that contain ``folder``, and
+        those that were read before.
         """
         here = folder.stat()
         seen.add((here.st_dev, here.st_ino))
@@ -77,7 +77,7 @@ class Checksums:
             shown = prefix + os.fsencode(path.name)
             try:
                 found = path.stat()
-            except OSError:  # a link that leads nowhere or in a circle
+            except OSError:  # a broken or circular link
                 found = path.lstat()
             if stat.S_ISLNK(found.st_mode) or (found.st_dev, found.st_ino) in seen:
                 yield shown, os.fsencode(path.readlink()) if path.is_symlink() else b"folder"
@@ -87,7 +87,7 @@ class Checksums:
                 yield shown, self._of_file(path, found)
 
     def _of_file(self, path: Path, found: os.stat_result) -> bytes:
-        """Return the digest of a file. A pipe, a socket or a device counts by its kind only."""
+        """Return the digest of a file. For a pipe, a socket or a device, only the kind is included."""
         if not stat.S_ISREG(found.st_mode):
             return hashlib.sha256(f"kind {stat.S_IFMT(found.st_mode):o}".encode()).digest()
         if found.st_size < REMEMBERED_FROM:

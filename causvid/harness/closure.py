@@ -1,4 +1,4 @@
-"""The modules of this repository that a stage imports, directly or indirectly, found in the source text."""
+"""Find the modules of this repository that a stage imports, directly or indirectly, in the source text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGES = ("causvid", "stages")
-# An edit of these files cannot change the outputs of a stage, and must not rerun days of work.
+# A change of these files cannot change the outputs of a stage, and must not cause stages to run again for days.
 NEUTRAL = frozenset(
     f"causvid/{name}.py"
     for name in ("consistency", "costs", "methods/previews", "models/causal_wan", "params", "plan", "profile", "speed")
@@ -16,20 +16,20 @@ NEUTRAL_FOLDER = "causvid/harness/"
 
 
 def is_neutral(name: str) -> bool:
-    """Return whether an edit of the file ``name`` (posix, relative to the root) cannot change a stage's outputs."""
+    """Return whether the outputs of stages never depend on the file ``name`` (posix path relative to the root)."""
     return name in NEUTRAL or name.startswith(NEUTRAL_FOLDER)
 
 
 def import_closure(module: Path, root: Path) -> set[str]:
-    """Return the files that decide the result of ``module``.
+    """Return the source files that determine the result of ``module``.
 
     Args:
         module: Path of a module.
-        root: The root of the repository.
+        root: Root of the repository.
 
     Returns:
-        ``module`` and all modules of this repository that it imports, without the neutral ones and without empty files
-        (package markers); as paths relative to ``root``.
+        Paths relative to ``root`` of ``module`` and of all modules of this repository that ``module`` imports, without
+        neutral modules and without empty files (package markers).
     """
     seen: set[Path] = set()
     todo = [module]

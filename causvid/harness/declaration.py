@@ -1,7 +1,7 @@
-"""The declaration of a stage: a dataclass whose fields are the paths and the params that the stage uses.
+"""Declare a stage as a dataclass whose fields are the paths and the params that the stage uses.
 
-The command line with its help texts, the key of the stage's work and the required content of dvc.yaml follow from these
-fields, so that each of them is stated once:
+The fields define the command line with the help texts, the key of the stage's work, and the required content of
+dvc.yaml. Each path and each params section is thus declared only once:
 
     @dataclass(frozen=True, kw_only=True)
     class Resample(Stage):
@@ -39,7 +39,7 @@ class Stage:
     """Base class of the stages. The docstring of a stage is its description in dvc.yaml and in ``--help``."""
 
     def run(self, stage: StageRun) -> None:
-        """Do the work of the stage; ``stage`` has its work folder, and publishes and reports its results."""
+        """Do the work of the stage. ``stage`` contains the work folder, and publishes and reports the results."""
         raise NotImplementedError
 
     @classmethod
@@ -49,13 +49,13 @@ class Stage:
 
     @classmethod
     def user_paths(cls, item: str | None) -> dict[str, PathRule]:
-        """Return the entries of params.yaml that hold a path and are inputs of the stage for ``item``."""
+        """Return rules for the paths in params.yaml that are inputs of the stage for ``item``, keyed by dotted name."""
         return dict(path for it in declared(cls, Section) for path in paths_in(it.type, it.role.name))
 
 
 @dataclass(frozen=True)
 class Option:
-    """An option of the command that is no path and does not decide the result.
+    """A command line option that is not a path and does not influence the result.
 
     Attributes:
         help: Description in ``--help``.
@@ -66,7 +66,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Item(Option):
-    """The name of one of several executions of the stage: the part after @ in DVC's name."""
+    """The item of a matrix stage, which is the part after @ in DVC's name of the stage."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ class Reads(Option):
     """A path that the stage reads: a dependency in dvc.yaml, and part of the key of the stage's work.
 
     Attributes:
-        entries: Entries of the folder that the stage reads; all of them if empty.
-        keys: Keys of the params file that the stage reads; if not empty, they are params in dvc.yaml and the file is no
-            dependency.
+        entries: Entries of the folder that the stage reads; empty = all entries.
+        keys: Keys of the params file that the stage reads; empty = the path is a dependency. Otherwise, the keys are
+            params in dvc.yaml and the file is not a dependency.
     """
 
     entries: Sequence[str] = ()
@@ -85,11 +85,11 @@ class Reads(Option):
 
 @dataclass(frozen=True)
 class Untracked(Option):
-    """A path that the stage reads although it is no dependency in dvc.yaml and not part of the key of the stage's work.
+    """A path that the stage reads, but that is neither a dependency in dvc.yaml nor part of the stage's key.
 
-    The trainings read the VAE of the run in this way, for previews and for the normalisation in the training record.
-    The latents are dependencies, and they depend on the VAE. A run that starts from a released LMDB may have no VAE; a
-    dependency would make DVC train one.
+    The training stages use this class for the VAE of the run, which previews and the training record need. The latents
+    are dependencies, and the latents depend on the VAE. A run that starts from an LMDB of the original CausVid code may
+    have no VAE; with a dependency, DVC would train a VAE.
     """
 
 
@@ -103,7 +103,7 @@ class Metrics(Option):
     """The JSON file of the stage's metrics.
 
     Attributes:
-        in_dvc: Whether DVC tracks the file. Otherwise git alone does.
+        in_dvc: Whether DVC tracks the file. If false, only git tracks the file.
     """
 
     help: str = "JSON file of the stage's metrics"
@@ -127,14 +127,14 @@ class Section:
     """A section or an entry of params.yaml: params in dvc.yaml, and part of the key of the stage's work.
 
     Attributes:
-        name: Its dotted name.
+        name: Dotted name of the section or entry.
     """
 
     name: str
 
 
 class Field(NamedTuple):
-    """A field of a stage: its name, its type, and its role."""
+    """Name, type and role of a field of a stage."""
 
     name: str
     type: Any
@@ -142,14 +142,14 @@ class Field(NamedTuple):
 
 
 def declared(stage: type[Stage], role: type[Any]) -> list[Field]:
-    """Return the fields of a stage that have a role of the class ``role``, in their order."""
+    """Return the fields of a stage whose role is an instance of ``role``, in the order of their declaration."""
     hints = get_type_hints(stage, include_extras=True)
     every = [Field(it.name, hints[it.name].__origin__, hints[it.name].__metadata__[0]) for it in fields(stage)]
     return [it for it in every if isinstance(it.role, role)]
 
 
 def command(stage: type[Stage]) -> Callable[..., None]:
-    """Return the command of a stage, a function whose signature ``typer`` reads: its options, and ``--params``."""
+    """Create the command line function of a stage for ``typer``. It has the options of the stage, and ``--params``."""
 
     def main(*, params: Path = PARAMS, **given: Any) -> None:
         _execute(stage, given, params)
@@ -168,7 +168,7 @@ def command(stage: type[Stage]) -> Callable[..., None]:
 
 
 def _execute(stage: type[Stage], given: dict[str, Any], params: Path) -> None:
-    """Run a stage whose options have the values ``given``."""
+    """Run a stage with the option values ``given``."""
     sections, items = declared(stage, Section), declared(stage, Item)
     (metrics,) = declared(stage, Metrics)
     item = given[items[0].name] if items else None

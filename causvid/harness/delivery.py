@@ -1,8 +1,8 @@
-"""Send the events of a journal to MLflow, each once, in the order of their times.
+"""Send the events of a journal to MLflow in the order of their times, and each event only once.
 
-After a failure, sending continues with the event that failed. An event can reach MLflow twice, if the process died
-after MLflow had stored it and before that was recorded. This is harmless: a metric keeps its time, step and value, and
-MLflow stores equal metrics once; any other event replaces the earlier one.
+After a failure, sending continues with the event that failed. If the process dies after MLflow has stored an event and
+before the progress is saved, this event is sent twice. The second copy has no effect: MLflow stores metrics with equal
+time, step and value only once, and other events replace the earlier event.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from causvid.harness.project import work_root
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
-TOKEN = "causvid_run"  # the tag by which a run is found
+TOKEN = "causvid_run"  # name of the tag with which a run is searched
 PARENT = "mlflow.parentRunId"
-TOGETHER = 50  # events with metrics that are sent at once
+TOGETHER = 50  # maximum number of metric events in one request
 LOGGED = {"params": log_params, "inputs": log_inputs, "tags": log_tags, "model": log_model}
 
 
 class Delivery:
-    """Sends one journal. Each call sends the events that were added since the last call."""
+    """Sends the events of one journal. Each call sends the events that were added since the last call."""
 
     def __init__(self, journal: Journal, root: Path) -> None:
-        """Prepare to send ``journal`` of the project in ``root``. MLflow is not asked yet."""
+        """Prepare to send ``journal`` of the project in ``root``. No request to MLflow is made yet."""
         self.journal, self.root, self.header = journal, root, journal.header
         self.uri = self.header.store or own_uri(root)
-        self.refused: set[str] = set()  # kinds of events about which a line has been printed
-        self.known = False  # whether the run has been seen in the store
+        self.refused: set[str] = set()  # kinds of events whose refusal was already printed
+        self.known = False  # whether the store has confirmed that the run exists
         self._start_over(journal.sent())
 
     def __call__(self) -> None:
         """Send all new events.
 
         Raises:
-            Exception: MLflow or its store does not accept an event now. The next call continues with that event.
+            Exception: MLflow or its store does not accept an event now. The next call continues with this event.
         """
         from mlflow.exceptions import MlflowException
 
@@ -59,9 +59,9 @@ class Delivery:
             self._send_all()
 
     def _start_over(self, sent: Sent) -> None:
-        """Begin with the first event of the journal; ``sent`` says which events MLflow has."""
+        """Restart at the first event of the journal. ``sent`` is the progress of the sender."""
         self.sent = sent
-        self.read: dict[str, int] = {}  # offsets up to which the two attributes below are complete
+        self.read: dict[str, int] = {}  # file offsets up to which the next two attributes are complete
         self.metrics = Metrics()
         self.parent = self.header.parent
 
@@ -74,7 +74,7 @@ class Delivery:
                     self._send(batch)
 
     def _find_run(self) -> None:
-        """Find the run in the store, or create it. A run that was deleted is created again with all its events."""
+        """Find or create the run in the store. A deleted run is created again with all events."""
         found = self.sent.run_id if self.sent.run_id and self._is_active() else None
         if found is None:
             found = self._id_of(self.header.run, self.header.parent, create=not self.header.needs_child)
@@ -84,7 +84,7 @@ class Delivery:
         self.known = found is not None
 
     def _is_active(self) -> bool:
-        """Return whether the run is in the store and was not deleted."""
+        """Return whether the run exists in the store and is not deleted."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -95,7 +95,7 @@ class Delivery:
             raise
 
     def _id_of(self, run: Run, parent: Run | None, *, create: bool = True) -> str | None:
-        """Return the id of ``run``, found by its token. If ``create``, a missing run is created below ``parent``."""
+        """Search the id of ``run`` with its token. If ``create``, a missing run is created below ``parent``."""
         experiment = self._experiment(run)
         found = self._by_token(experiment, run)
         if found or not create:
@@ -103,7 +103,7 @@ class Delivery:
         above = {PARENT: self._id_of(parent, None)} if parent else {}
         work = work_root(self.root)
         work.mkdir(parents=True, exist_ok=True)
-        with FileLock(work / "mlflow.lock"):  # two senders would create two runs
+        with FileLock(work / "mlflow.lock"):  # without this lock, two senders would create two runs
             found = self._by_token(experiment, run)
             if found is None:
                 tags = {**run.tags, **above, TOKEN: run.token}
@@ -119,7 +119,7 @@ class Delivery:
         return str(found[0].info.run_id) if found else None
 
     def _send(self, batch: Sequence[Entry]) -> None:
-        """Send the events that MLflow does not have, and record that they were sent."""
+        """Send the events that MLflow does not have, and save the progress."""
         fresh = [entry for entry in batch if entry.end > self.sent.offsets.get(entry.file, 0)]
         if fresh:
             self._apply([entry.event for entry in fresh])
@@ -176,7 +176,7 @@ class Delivery:
         except MlflowException as error:
             if error.error_code != "ENDPOINT_NOT_FOUND":
                 raise
-            self._refuse("model", error)  # the server is too old for models
+            self._refuse("model", error)  # an old server does not know models
             return None
 
     def _refuse(self, kind: str, error: Exception) -> None:
@@ -186,12 +186,12 @@ class Delivery:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's text, without the SQL or the response that MLflow appends."""
+    """Return the first line of an error message, without the SQL or the response that MLflow appends."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _batches(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
-    """Group consecutive metrics into batches; every other event is a batch by itself."""
+    """Group consecutive metric events into batches. Every other event is a separate batch."""
     batch: list[Entry] = []
     for entry in entries:
         alone = entry.event["kind"] not in METRICS

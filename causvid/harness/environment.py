@@ -1,13 +1,13 @@
-"""Environment variables that have to be set before the libraries that read them are imported.
+"""Set environment variables that libraries read when they are imported.
 
-This module imports nothing but the standard library, so that every command can import it first.
+This module imports only the standard library, so that every command can import this module first.
 """
 
 from __future__ import annotations
 
 import os
 
-# No library of ours sends usage data, and typer leaves tracebacks to Python.
+# These variables stop libraries from sending usage data, and typer from formatting tracebacks.
 QUIET = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -15,23 +15,23 @@ QUIET = {
     "TYPER_STANDARD_TRACEBACK": "1",
 }
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-SPINS = "1000"  # about 0.01 ms; docs/log.md has the measurements on an idle and on a busy machine
+SPINS = "1000"  # OpenMP spins for about 0.01 ms; docs/log.md shows measurements on an idle and a busy machine
 
 
 def prepare() -> None:
-    """Set the variables for this process and those that it starts. A value that the user has set stays.
+    """Set the variables for this process and its child processes. Variables that the user has set are unchanged.
 
-    A proxy is never used for a loopback address: the servers there are ours, and a proxy cannot reach them.
+    No proxy is used for loopback addresses, because a proxy cannot reach the servers of this project on loopback.
 
-    An OpenMP thread that waits for others spins for a short time and then sleeps. If another process is busy, a thread
-    that spins for longer takes the core from the thread that it waits for. On an idle machine, a thread that sleeps at
-    once is slow to wake up.
+    An OpenMP thread that waits for other threads spins for a short time and then sleeps. On a busy machine, a longer
+    spin would use the core that the other threads need. On an idle machine, a thread that sleeps immediately would wake
+    up too slowly.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
-    bypass: dict[str, None] = {}  # in the order of their first appearance; libraries read one spelling or the other
+    bypass: dict[str, None] = {}  # addresses without duplicates, in order; libraries read one of two spellings
     for name in ("no_proxy", "NO_PROXY"):
         bypass |= dict.fromkeys(part for host in os.environ.get(name, "").split(",") if (part := host.strip()))
     hosts = "*" if "*" in bypass else ",".join(bypass | dict.fromkeys(LOOPBACK))

@@ -1,4 +1,4 @@
-"""Send the events of a journal to an MLflow run; one function for each kind of event."""
+"""Send the events of a journal to an MLflow run, with one function for each kind of event."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ if TYPE_CHECKING:
     from mlflow.entities import DatasetInput, LoggedModel, Metric
     from mlflow.tracking import MlflowClient
 
-METRICS = ("metrics", "results")  # kinds of events that are metrics for MLflow
-BATCH_LIMIT = 100  # parameters that MLflow takes at once
-METRICS_LIMIT = 1000  # metrics that it takes at once
-DIGEST_LIMIT = 36  # characters it stores of a dataset's digest
+METRICS = ("metrics", "results")  # kinds of events that become metrics in MLflow
+BATCH_LIMIT = 100  # maximum number of parameters in a request to MLflow
+METRICS_LIMIT = 1000  # maximum number of metrics in a request to MLflow
+DIGEST_LIMIT = 36  # maximum number of characters in a dataset's digest in MLflow
 
 Event = dict[str, Any]
 
 
 class Metrics:
-    """The metrics of a run that were sent, so that each step of a curve is sent once.
+    """The metrics of a run that were already sent. Each step of a curve is sent only once.
 
-    A training that was killed repeats the steps since its last checkpoint; the first row of each step is kept. Results
-    that repeat the last values of a curve are not sent.
+    A training that was killed repeats the steps since the last checkpoint; only the first row of each step is sent.
+    Results that repeat the last values of a curve are not sent.
     """
 
     def __init__(self) -> None:
-        """Begin without metrics."""
+        """Begin with no metrics."""
         self.steps: set[tuple[str, int]] = set()  # names and steps of curves
-        self.names: set[str] = set()  # of curves
-        self.results: dict[tuple[str, int], str] = {}  # the last value of each result, by its name and step
+        self.names: set[str] = set()  # names of curves
+        self.results: dict[tuple[str, int], str] = {}  # maps the name and step of a result to the last value
 
     def add(self, event: Event) -> None:
         """Record that the metrics of ``event`` were sent."""
@@ -41,7 +41,7 @@ class Metrics:
             self.results |= {(name, step): repr(value) for name, value, step in event["values"]}
 
     def log(self, api: MlflowClient, run_id: str, events: Sequence[Event], model: Callable[[], str | None]) -> None:
-        """Send the metrics of ``events`` that the run does not have; ``model`` returns the model of the results."""
+        """Send the metrics of ``events`` that were not sent before. ``model`` returns the id of the model."""
         metrics = list(self._new(events, model))
         for start in range(0, len(metrics), METRICS_LIMIT):
             api.log_batch(run_id, metrics=metrics[start : start + METRICS_LIMIT])
@@ -49,7 +49,7 @@ class Metrics:
     def _new(self, events: Sequence[Event], model: Callable[[], str | None]) -> Iterator[Metric]:
         from mlflow.entities import Metric
 
-        now = Metrics()  # of these events
+        now = Metrics()  # metrics of these events
         for event in events:
             if event["kind"] == "metrics":
                 for name, value in event["values"].items():
@@ -73,7 +73,7 @@ def log_params(api: MlflowClient, run_id: str, event: Event) -> None:
 
 
 def log_inputs(api: MlflowClient, run_id: str, event: Event) -> None:
-    """Send the digests of a stage's inputs, which MLflow calls datasets."""
+    """Send the checksums of a stage's inputs as MLflow datasets."""
     api.log_inputs(run_id, [_dataset(path, digest) for path, digest in event["values"].items()])
 
 
@@ -84,7 +84,7 @@ def log_tags(api: MlflowClient, run_id: str, event: Event) -> None:
 
 
 def log_model(api: MlflowClient, run_id: str, event: Event) -> None:
-    """Register a model, once for each run. Its files stay in DVC."""
+    """Register a model, once per run. MLflow does not store the files of the model."""
     from mlflow.utils.mlflow_tags import MLFLOW_MODEL_IS_EXTERNAL
 
     name = _model_name(event["name"])
@@ -96,7 +96,7 @@ def log_model(api: MlflowClient, run_id: str, event: Event) -> None:
 
 
 def model_of(api: MlflowClient, experiment: str, tags: Mapping[str, str]) -> str | None:
-    """Return the model that the results of ``stage``@x describe: the model called x that an upstream stage made."""
+    """Return the id of the model that the results of ``stage``@x describe: model x of an upstream stage."""
     _, _, item = tags.get("dvc_stage", "").partition("@")
     keys = set(json.loads(tags.get("upstream", "{}")).values())
     if item and keys:
@@ -107,7 +107,7 @@ def model_of(api: MlflowClient, experiment: str, tags: Mapping[str, str]) -> str
 
 
 def _models(api: MlflowClient, experiment: str, name: str) -> Iterator[LoggedModel]:
-    """Yield the models called ``name``, the newest first."""
+    """Yield the models with the name ``name``, newest first."""
     order, token = [{"field_name": "creation_timestamp", "ascending": False}], None
     while True:
         page = api.search_logged_models([experiment], f"name = '{name}'", order_by=order, page_token=token)
@@ -118,12 +118,12 @@ def _models(api: MlflowClient, experiment: str, name: str) -> Iterator[LoggedMod
 
 
 def _model_name(name: str) -> str:
-    """Return ``name`` in the characters that MLflow accepts for a model."""
+    """Replace characters in ``name`` that MLflow does not accept in the name of a model."""
     return re.sub("[^A-Za-z0-9_-]", "-", name)
 
 
 def _dataset(path: str, digest: str) -> DatasetInput:
-    """Return an input as MLflow's dataset. DVC's md5 has 32 digits, with .dir for a folder; others are sha256."""
+    """Convert an input to an MLflow dataset. A digest with 32 digits is DVC's md5; longer digests are sha256."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     kind = "dvc.md5" if len(digest.removesuffix(".dir")) == 32 else "sha256"

@@ -1,4 +1,4 @@
-"""Paths in params.yaml: their places, their checksums, and the reasons why a path cannot be used."""
+"""Locate the paths in params.yaml, check whether they can be used, and compute their checksums."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BY_DVC = "an output of this pipeline"
 
 
 def value_of(values: Mapping[str, Any], name: str) -> str:
-    """Return the path in the entry ``name`` of the params file ``values``, as it is written there."""
+    """Return the unchanged text of the path in the entry ``name`` of the params file ``values``."""
     found: Any = values
     for key in name.split("."):
         found = found[key]
@@ -28,7 +28,7 @@ def path_problems(values: Mapping[str, Any], names: Iterable[str]) -> Iterator[s
     """Yield a sentence, with the remedy, for each invalid path in a params file.
 
     Args:
-        values: The whole params file.
+        values: Content of the whole params file.
         names: Dotted names of the paths.
     """
     for name in names:
@@ -38,23 +38,23 @@ def path_problems(values: Mapping[str, Any], names: Iterable[str]) -> Iterator[s
 
 
 def _fault(value: str) -> str:
-    """Return the reason why DVC or a stage cannot use the path ``value``; empty if they can."""
+    """Return the reason why DVC or a stage cannot use the path ``value``; empty if it can be used."""
     root = Path.cwd()
     absolute = Path(root, value)
     if not value or "\0" in value:
-        return "which is no path; name a file or a folder"
+        return "which is not a path; name a file or a folder"
     if reason := text.fault(value):
         return f"which {reason}; rename the file or the folder"
     if "://" in value:
-        return "a URL; fetch it and name the local copy"
+        return "a URL; download the file and name the local copy"
     if value.startswith("~"):
         return "in which '~' is not replaced by the home folder; write the path in full"
     if root.is_relative_to(absolute) or _lexical(absolute) in (root, *root.parents):
-        return "a folder that holds the project itself; name one beside or below it"
+        return "a folder that holds the project itself; name a folder beside or below the project"
     if ".dvc" in absolute.parts[len(root.parts) :] or absolute.suffix == ".dvc":
         return "which belongs to DVC itself; name another place"
     if absolute.name in ("dvc.yaml", "dvc.lock"):
-        return "a file of DVC's own, which cannot be a dependency; name another one"
+        return "a file of DVC's own, which cannot be a dependency; name another file"
     return ""
 
 
@@ -67,10 +67,11 @@ def _lexical(path: Path) -> Path:
 
 
 def located(values: Mapping[str, Any], paths: Mapping[str, PathRule], root: Path) -> dict[str, Any]:
-    """Replace paths of a params file that a stage must read from the project's own folder.
+    """Replace paths of a params file that a stage must read from the folder of the project.
 
-    The temporary folder of a DVC experiment contains only files that git tracks. Paths that may be missing name videos,
-    captions, an environment or weights of the user, which git usually does not track. They are read from the project.
+    The temporary folder of a DVC experiment contains only files that git tracks. Git usually does not track the videos,
+    captions, environments or weights of the user. The entries for these files have ``may_be_missing`` in their rules,
+    and are read from the folder of the project.
 
     Args:
         values: The whole params file.
@@ -78,7 +79,7 @@ def located(values: Mapping[str, Any], paths: Mapping[str, PathRule], root: Path
         root: The folder in which the stage runs.
 
     Returns:
-        A copy of ``values``. Outside of an experiment it is equal to ``values``.
+        A copy of ``values``; outside of an experiment, an equal copy.
     """
     copy, project = deepcopy(dict(values)), project_root(root)
     if project == root:
@@ -93,7 +94,7 @@ def located(values: Mapping[str, Any], paths: Mapping[str, PathRule], root: Path
 
 
 def checksums(values: Mapping[str, Any], paths: Mapping[str, PathRule], root: Path) -> dict[str, str]:
-    """Take the checksums of paths of a params file.
+    """Compute the checksums of paths in a params file.
 
     Args:
         values: The whole params file.
@@ -101,16 +102,18 @@ def checksums(values: Mapping[str, Any], paths: Mapping[str, PathRule], root: Pa
         root: The folder in which the stage runs.
 
     Returns:
-        A checksum, or ``"absent"``, by the path in its shortest spelling (no ``./``, no slash at the end).
+        Checksums or ``"absent"``, keyed by the path in its shortest spelling (no ``./``, no slash at the end).
 
     Raises:
-        ValueError: A path that must exist does not, or one cannot be read.
+        ValueError: A path does not exist although it must, or a path cannot be read.
     """
     take, where, found = Checksums(work_root(root) / "checksums.db"), located(values, paths, root), dict[str, str]()
     for name, rule in paths.items():
         path = root / (rule.counted_by or value_of(where, name))
         if not rule.may_be_missing and not path.exists():
-            raise ValueError(f"{name} is {value_of(values, name)}, which does not exist; name another path or make it")
+            raise ValueError(
+                f"{name} is {value_of(values, name)}, which does not exist; name another path or create it"
+            )
         found[Path(value_of(values, name)).as_posix()] = take.of(path)
     return found
 

@@ -1,14 +1,14 @@
-"""The journal of one MLflow run: every event is appended to a file in the work folder before it is sent.
+"""Write and read the journal of an MLflow run, which stores every event in the work folder before it is sent.
 
-A stage writes only to its journal, so no state of MLflow's store can stop it. ``sender.py`` sends the events in the
-order of their times and records its progress.
+A stage writes only to the journal, so MLflow's store can never stop a stage. ``sender.py`` sends the events in the
+order of their times, and saves the progress. A journal consists of these files:
 
     run.json              name, tags and parent of the run
-    rows/<writer>.jsonl   metrics, params, tags, status; one file for each process that writes
-    files/<writer>.jsonl  artifacts; separate, so that metrics are sent while an artifact store is unavailable
+    rows/<writer>.jsonl   metrics, params, tags, status; one file for each writing process
+    files/<writer>.jsonl  artifacts, separate so that metrics are sent while an artifact store is unavailable
     files/<copy>/<name>   copies of the artifacts
     sent.json             the run's id in MLflow, and the offset in each file up to which MLflow has the events
-    finished              an empty file: the stage ended normally, and no event follows
+    finished              an empty file that exists if the stage ended normally and no event follows
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from filelock import FileLock
 
 from causvid.runtime.files import write_json
 
-FOLDER = "mlflow"  # in a work folder; a journal is a folder in it
+FOLDER = "mlflow"  # subfolder of a work folder, with one folder for each journal
 ROWS, FILES = "rows", "files"
 
 
@@ -38,11 +38,11 @@ class Run:
     """A run to create in MLflow.
 
     Attributes:
-        token: A unique string. It becomes a tag of the run, by which a sender finds a run that was created before.
-        name: The run's name.
-        profile: The profile; the experiment is named after it.
-        tags: Further tags.
-        started: Milliseconds since 1970.
+        token: A unique string, which becomes a tag of the run. A sender searches for an existing run with this tag.
+        name: Name of the run.
+        profile: Name of the profile, which is part of the name of the experiment.
+        tags: Other tags of the run.
+        started: Start time in milliseconds since 1970.
     """
 
     token: str
@@ -57,10 +57,11 @@ class Header:
     """The description of a journal's run.
 
     Attributes:
-        run: The run that the events belong to.
-        parent: The parent run, or None.
+        run: The run of the events.
+        parent: The parent run; None = no parent.
         store: The value of ``MLFLOW_TRACKING_URI`` when the run began; None means the project's own store.
-        needs_child: Whether the run is created only together with a child. A flow that executed no stage has no run.
+        needs_child: Whether the run is created only together with a child run. Therefore a flow that executed no stage
+            has no run.
     """
 
     run: Run
@@ -74,8 +75,8 @@ class Sent:
     """The progress of the sender.
 
     Attributes:
-        run_id: The run's id in MLflow; None before the run is created.
-        offsets: For each file of events, the number of bytes that MLflow has.
+        run_id: Id of the run in MLflow; None before the run is created.
+        offsets: Number of bytes that were sent, for each file of events.
     """
 
     run_id: str | None = None
@@ -83,7 +84,7 @@ class Sent:
 
 
 class Entry(NamedTuple):
-    """An event, its file, and the offset of its end."""
+    """An event, the file of the event, and the offset of the event's end in the file."""
 
     event: dict[str, Any]
     file: str
@@ -92,7 +93,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Journal:
-    """A folder of events. It pickles as its path, so that a rank in another process writes to the same run."""
+    """A folder of events. A pickled journal contains only the path, so that ranks write to the same run."""
 
     folder: Path
 
@@ -107,24 +108,24 @@ class Journal:
 
     @property
     def header(self) -> Header:
-        """The description of the run."""
+        """Description of the run."""
         values = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
         parent = values.pop("parent")
         return Header(run=Run(**values.pop("run")), parent=Run(**parent) if parent else None, **values)
 
     def append(self, kind: str, *, lane: str = ROWS, **values: Any) -> None:
-        """Add an event of ``kind`` with the current time.
+        """Add an event of the kind ``kind`` with the current time.
 
         Raises:
             OSError: The event cannot be written, for example because the disk is full.
         """
         record = json.dumps({"kind": kind, "time": now(), **values})
-        # The first line break ends a previous record that a full disk cut short.
+        # The first line break ends an incomplete previous record, which a full disk may have truncated.
         with (self.folder / lane / f"{_writer(os.getpid())}.jsonl").open("ab") as file:
             file.write(f"\n{record}\n".encode())
 
     def append_file(self, path: Path, folder: str) -> None:
-        """Add the artifact ``path``, for ``folder`` of the run's artifacts. The file may change afterwards."""
+        """Copy the file ``path``, to be sent as an artifact in ``folder``. The file may change after this call."""
         copy = f"{FILES}/{uuid.uuid4().hex}/{path.name}"
         (self.folder / copy).parent.mkdir()
         shutil.copyfile(path, self.folder / copy)
@@ -137,12 +138,12 @@ class Journal:
         return heapq.merge(*of_each, key=lambda entry: entry.event["time"])
 
     def finish(self) -> None:
-        """Declare that no event follows. The sender removes the journal when MLflow has all events."""
+        """Mark that no event follows. The sender removes the journal when MLflow has all events."""
         (self.folder / "finished").touch()
 
     @property
     def exists(self) -> bool:
-        """Whether the journal has not been removed."""
+        """Whether the journal exists and was not removed."""
         return (self.folder / "run.json").is_file()
 
     @property
@@ -157,29 +158,29 @@ class Journal:
         return any(True for lane in (ROWS, FILES) for _ in self.entries(lane, offsets))
 
     def sent(self) -> Sent:
-        """The sender's progress."""
+        """Progress of the sender."""
         try:
             return Sent(**json.loads((self.folder / "sent.json").read_text(encoding="utf-8")))
         except FileNotFoundError:
             return Sent()
 
     def keep(self, sent: Sent) -> None:
-        """Save the sender's progress."""
+        """Save the progress of the sender."""
         write_json(self.folder / "sent.json", asdict(sent))
 
     def lock(self, *, blocking: bool) -> FileLock:
-        """Return the lock of the process that sends the events. It is beside the folder, which may be removed."""
+        """Return the lock of the sending process. Its file is beside the journal, which may be removed."""
         return FileLock(self.folder.with_name(f"{self.folder.name}.lock"), blocking=blocking)
 
     def remove(self) -> None:
-        """Delete the journal. The caller holds the lock."""
-        (self.folder / "run.json").unlink()  # first: a folder without this file is no journal
+        """Delete the journal. The caller must hold the lock."""
+        (self.folder / "run.json").unlink()  # deleted first, because a folder without this file is not a journal
         shutil.rmtree(self.folder)
         self.folder.with_name(f"{self.folder.name}.lock").unlink(missing_ok=True)
 
 
 def now() -> int:
-    """Milliseconds since 1970."""
+    """Return the current time in milliseconds since 1970."""
     return time.time_ns() // 1_000_000
 
 
@@ -190,7 +191,7 @@ def journals(work: Path) -> list[Journal]:
 
 @cache
 def _writer(pid: int) -> str:
-    """Return the name of this process's files. Names sort in the order of the processes' first events."""
+    """Return the file name of this process. Sorted names are in the order of the first events of processes."""
     return f"{time.time_ns():020d}-{pid}-{uuid.uuid4().hex[:8]}"
 
 
@@ -199,11 +200,11 @@ def _read(path: Path, name: str, offsets: Mapping[str, int]) -> Iterator[Entry]:
     with path.open("rb") as file:
         file.seek(end)
         for line in file:
-            if not line.endswith(b"\n"):  # it is being written
+            if not line.endswith(b"\n"):  # another process is writing this line
                 return
             end += len(line)
             try:
                 event = json.loads(line)
-            except ValueError:  # an empty line, or a record that a kill or a full disk cut short
+            except ValueError:  # an empty line, or a record that a kill or a full disk truncated
                 continue
             yield Entry(event, name, end)

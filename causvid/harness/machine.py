@@ -1,4 +1,4 @@
-"""System metrics of the machine during a stage (CPU, memory, disk, network, GPU), as ``system/...`` of its run."""
+"""Record system metrics during a stage (CPU, memory, disk, network, GPU), as metrics ``system/...`` of the run."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 from causvid.harness.journal import Journal, now
 
-SECONDS = 10.0  # between two rows
+SECONDS = 10.0  # number of seconds between two rows
 
 
 def watch(journal: Journal, stop: threading.Event, seconds: float = SECONDS) -> None:
-    """Add a row to ``journal`` every so many seconds until ``stop`` is set.
+    """Add a row of metrics to ``journal`` every ``seconds`` seconds, until ``stop`` is set.
 
-    The step of a row is the number of intervals since the run began, so that the steps of a resumed run continue.
+    The step of a row is the number of intervals since the start of the run. In a resumed run, the steps continue.
     """
     try:
         monitors, began = _monitors(), journal.header.run.started
@@ -31,7 +31,7 @@ def watch(journal: Journal, stop: threading.Event, seconds: float = SECONDS) -> 
             journal.append("metrics", values=row, step=int((now() - began) / 1000 / seconds))
     except FileNotFoundError:  # the stage has ended, and another process has sent the journal
         return
-    except Exception as error:  # a container may hide its network or its disks
+    except Exception as error:  # for example in a container without access to network or disk counters
         print(f"the run gets no system metrics: {error}", file=sys.stderr, flush=True)
 
 
@@ -45,6 +45,6 @@ def _monitors() -> list[Any]:
 
     monitors: list[Any] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
     for gpus in (GPUMonitor, ROCMMonitor):
-        with suppress(Exception):  # no such GPU, or no library for it
+        with suppress(Exception):  # there is no GPU of this vendor, or no library for the GPU
             return [*monitors, gpus()]
     return monitors

@@ -1,7 +1,7 @@
-"""MLflow's store: its URI, a client for it, and its experiments.
+"""Find or create the MLflow store of a project, its client and its experiments.
 
-``python -m causvid.harness.mlflow_store`` creates the store of this project if it does not exist, and prints its URI
-for ``mlflow server --backend-store-uri``.
+``python -m causvid.harness.mlflow_store`` creates the store of this project if the store does not exist, and prints the
+URI of the store for ``mlflow server --backend-store-uri``.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 VARIABLE = "MLFLOW_TRACKING_URI"
-BEING_MADE = 20.0  # seconds for which a file with incomplete tables, once written to, is left to its writer
+BEING_MADE = 20.0  # maximum seconds since the last write in which another process may still create the tables
 
 
 class StoreError(ValueError):
-    """The store cannot be used as it is."""
+    """The store cannot be used."""
 
 
 def sqlite_uri(path: Path) -> str:
     """Return the URI of an sqlite store in the file ``path``, with special characters escaped for SQLAlchemy.
 
-    The URI names the driver (``sqlite+pysqlite``). MLflow uses the rest of a plain ``sqlite:///`` URI as a path without
-    decoding the escapes, and would create a folder of that name.
+    The URI names the driver (``sqlite+pysqlite``). From a URI without a driver (``sqlite:///``), MLflow would use the
+    escaped path without decoding, and would create a folder with the escaped name.
     """
     from sqlalchemy import URL
 
@@ -47,16 +47,16 @@ def own_uri(root: Path) -> str:
 
 
 def tracking_uri(root: Path) -> str:
-    """Return ``MLFLOW_TRACKING_URI``, or the URI of the project's own store."""
+    """Return ``MLFLOW_TRACKING_URI`` if it is set, otherwise the URI of the project's own store."""
     return os.environ.get(VARIABLE) or own_uri(root)
 
 
 def client(uri: str) -> MlflowClient:
-    """Return a client for ``uri``. An sqlite store that does not exist is created.
+    """Return a client for the store ``uri``. A missing sqlite store is created.
 
     Raises:
-        StoreError: An sqlite store has the schema of another version of MLflow. MLflow would upgrade an older store
-            without asking if a table is missing.
+        StoreError: The sqlite store has the schema of another version of MLflow. If a table is missing, MLflow
+            itself would upgrade an older store without confirmation.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow.tracking import MlflowClient
@@ -68,17 +68,17 @@ def client(uri: str) -> MlflowClient:
 
 
 def experiment_id(api: MlflowClient, uri: str, profile: str, root: Path) -> str:
-    """Return the id of the experiment ``causvid/<profile>``, which is created if it does not exist."""
+    """Return the id of the experiment ``causvid/<profile>``. A missing experiment is created."""
     from mlflow.exceptions import MlflowException
 
     name = f"causvid/{profile}"
     found = api.get_experiment_by_name(name)
     if found is None:
-        # A server chooses the place of artifacts. In a plain path, MLflow would decode characters such as %41.
+        # A server chooses the location of artifacts. In a plain path, MLflow would decode characters such as %41.
         place = None if uri.startswith("http") else (project_root(root.resolve()) / "mlruns" / name).as_uri()
         try:
             return str(api.create_experiment(name, artifact_location=place))
-        except MlflowException:  # another stage may have created it in the meantime
+        except MlflowException:  # another stage may have created the experiment in the meantime
             found = api.get_experiment_by_name(name)
             if found is None:
                 raise
@@ -86,7 +86,7 @@ def experiment_id(api: MlflowClient, uri: str, profile: str, root: Path) -> str:
 
 
 def _sqlite_path(uri: str) -> Path | None:
-    """Return the file of an sqlite store; None for any other store."""
+    """Return the path of an sqlite store; None for any other store."""
     if not uri.startswith("sqlite"):
         return None
     from sqlalchemy import make_url
@@ -115,7 +115,7 @@ def _prepare(path: Path, uri: str) -> None:
 def _create(path: Path) -> None:
     """Create the store beside ``path``, and move it to ``path`` when it is complete.
 
-    Creating the tables takes seconds. Other processes, MLflow's server for example, find either no store or all tables.
+    The creation of the tables takes seconds. Other processes, such as MLflow's server, see no store or all tables.
     """
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
@@ -154,10 +154,10 @@ def _own_schema() -> str:
 
 
 def main() -> None:
-    """Create this project's store if it does not exist, and print its URI."""
+    """Create the store of this project if the store does not exist, and print the URI of the store."""
     named = os.environ.get(VARIABLE, "")
     uri = named if named and not named.startswith("http") else own_uri(Path.cwd())
-    with suppress(Exception):  # MLflow's server, which is started next, reports the error
+    with suppress(Exception):  # MLflow's server starts next, and reports the error
         client(uri)
     print(uri)
 

@@ -1,6 +1,6 @@
-"""Send records to MLflow that it could not accept before: ``python -m causvid.harness.outbox`` (``make send``).
+"""Send records that MLflow could not accept before: ``python -m causvid.harness.outbox`` (``make send``).
 
-Flows use the subcommands ``begin`` and ``end`` to record their own runs, because they do not import this package.
+Flows do not import this package. They use the subcommands ``begin`` and ``end`` to record their own runs.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ def send(context: typer.Context) -> None:
     for it in left:
         print(f"{it.name} waits in {os.path.relpath(it.journal.folder)}: {it.reason}", file=sys.stderr)
     if left:
-        sys.exit("MLflow does not have everything; the same command tries again")
-    print("MLflow has everything, except for what running stages are sending")
+        sys.exit("MLflow does not have all records; run the same command to try again")
+    print("MLflow has all records, except those of running stages")
 
 
 @app.command()
 def begin(
     name: Annotated[str, typer.Option(help="name of the flow")],
-    profile: Annotated[str, typer.Option(help="profile of its params")],
-    tags: Annotated[str, typer.Option(help="tags of its run, as JSON")],
+    profile: Annotated[str, typer.Option(help="profile of the flow's params")],
+    tags: Annotated[str, typer.Option(help="tags of the run, as JSON")],
 ) -> None:
     """Begin the run of a flow, and print the token for CAUSVID_PARENT_RUN_ID."""
     print(tracking.start_parent(name, profile, Path.cwd(), json.loads(tags)))
@@ -44,14 +44,14 @@ def begin(
 
 @app.command()
 def end(
-    token: Annotated[str, typer.Option(help="what begin printed")],
+    token: Annotated[str, typer.Option(help="token that begin printed")],
     status: Annotated[str, typer.Option(help="FINISHED, FAILED or KILLED")],
-    note: Annotated[str, typer.Option(help="Markdown for the run's page")] = "",
+    note: Annotated[str, typer.Option(help="Markdown text for the page of the run")] = "",
 ) -> None:
-    """End the run of a flow, and print its id in MLflow, or nothing if the flow has no run."""
+    """End the run of a flow, and print the id of the run in MLflow; print nothing if the flow has no run."""
     sender.quiet()
     journal = tracking.end_parent(token, status, note, Path.cwd())
-    if status == "KILLED":  # a flow that is being cancelled must not wait; the next stage sends it
+    if status == "KILLED":  # a cancelled flow must not wait; the next stage sends the records
         return
     for outcome in sender.send_waiting(Path.cwd()):
         if outcome.journal == journal:

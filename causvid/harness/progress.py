@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a line every few seconds in a log."""
+"""Print the progress of long work: as a bar on a terminal, or as a line every few seconds in a log."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 def progress(items: Iterable[T], *, total: int, what: str, initial: int = 0) -> Iterator[T]:
-    """Yield ``items``, and print on stderr how many of ``total`` are done; ``initial`` were done before."""
+    """Yield ``items``, and print their progress on stderr. ``initial`` items of ``total`` are already done."""
     with meter(total=total, what=what, initial=initial) as done:
         for item in items:
             yield item
@@ -27,10 +27,10 @@ def meter(*, total: int, what: str, initial: int = 0, unit: str = "") -> Iterato
     """Report progress on stderr.
 
     Args:
-        total: Number of units in all.
+        total: Total number of units.
         what: Name of the work.
-        initial: Units that were done before.
-        unit: "", or "B" for bytes.
+        initial: Number of units that are already done.
+        unit: Unit of the numbers: "B" for bytes, or "".
 
     Yields:
         An object whose ``update(n)`` reports that n more units are done.

@@ -1,24 +1,24 @@
-"""Where the project is, also for a stage that DVC runs in the temporary folder of an experiment."""
+"""Find the project folder, also for a stage that DVC runs in the temporary folder of an experiment."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-EXPERIMENTS = (".dvc", "tmp", "exps")  # where 'dvc exp run --temp' and '--queue' check a commit out
+EXPERIMENTS = (".dvc", "tmp", "exps")  # folder in which 'dvc exp run --temp' and '--queue' check out a commit
 
 
 def project_root(folder: Path) -> Path:
-    """Find the project that a working folder belongs to.
+    """Find the project that the folder ``folder`` belongs to.
 
-    ``dvc exp run --temp`` and ``--queue`` run stages in a copy of the files that git tracks, which DVC deletes
-    afterwards. Runs in MLflow, unfinished work, environments and untracked inputs belong to the project itself.
+    ``dvc exp run --temp`` and ``--queue`` run stages in a temporary copy of the files that git tracks, and DVC deletes
+    this copy. Runs in MLflow, unfinished work, environments and untracked inputs must be in the project itself.
 
     Args:
         folder: The folder in which a stage runs.
 
     Returns:
-        The root of the project that started the experiment, or ``folder`` outside of one.
+        The root of the project that started the experiment; ``folder`` if there is no experiment.
     """
     absolute = folder.absolute()
     for parent in absolute.parents:
@@ -33,10 +33,10 @@ def work_root(folder: Path) -> Path:
 
 
 def refuse_unusable(root: Path) -> None:
-    """Refuse a project folder in which DVC would fail later, and less clearly.
+    """Refuse a project folder in which DVC would fail later with an unclear message.
 
     Args:
-        root: The project's root.
+        root: Root of the project.
 
     Raises:
         ValueError: ``data`` is a link, or the path of the project has braces.

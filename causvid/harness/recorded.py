@@ -1,4 +1,4 @@
-"""DVC's record of finished stages in dvc.lock: the checksums of their outs, and the stages that made an input."""
+"""Read dvc.lock, DVC's file about finished stages: checksums of outs, and the stages that wrote an input."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-Lock = Mapping[str, Mapping[str, Any]]  # a stage's deps and outs, by its name
+Lock = Mapping[str, Mapping[str, Any]]  # maps the name of a stage to its deps and outs
 
 
 def read_lock(root: Path) -> Lock:
-    """Return the stages in ``root``/dvc.lock; none if there is no such file."""
+    """Return the stages in ``root``/dvc.lock; an empty mapping if the file does not exist."""
     path = root / "dvc.lock"
     return (YAML(typ="safe").load(path) or {}).get("stages", {}) if path.is_file() else {}
 
 
 def digests(lock: Lock) -> dict[str, str]:
-    """Return DVC's checksums of the outs of all stages, by path."""
+    """Return DVC's checksums of the outs of all stages, keyed by path."""
     return {out["path"]: out["md5"] for stage in lock.values() for out in stage.get("outs", []) if "md5" in out}
 
 
 def upstream(lock: Lock, inputs: Iterable[Path], root: Path) -> dict[str, str]:
-    """Return the keys of the stages that made ``inputs``, directly or indirectly, by the names of the stages.
+    """Map the names of the stages that wrote ``inputs``, directly or indirectly, to the keys of these stages.
 
-    A stage's key stands in its metrics file; a stage without one is passed over, those before it are not.
+    The metrics file of a stage contains its key. A stage without a key is omitted, but the stages before it are not.
     """
     found: dict[str, str | None] = {}
     todo = [PurePosixPath(path) for path in inputs]

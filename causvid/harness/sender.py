@@ -1,7 +1,7 @@
-"""The process that sends a stage's journal to MLflow, and the records that earlier stages could not send.
+"""Send a stage's journal to MLflow in a separate process, and also the records that earlier stages could not send.
 
-It is a separate process, because a failing store may block for a long time or use much memory. The stage waits for it
-only at its end, and for a limited time.
+The process is separate, because a failing store may block for a long time or use much memory. A stage waits for the
+sender only at the end of the stage, and for a limited time.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from causvid.harness.journal import Header, Journal, journals
 from causvid.harness.machine import watch
 from causvid.harness.project import work_root
 
-COMMAND = "python -m causvid.harness.outbox"  # sends what is left
-POLL = 1.0  # seconds between two looks at a journal
-LONGEST_PAUSE = 10.0  # seconds between two tries when MLflow does not answer
-GRACE = 120.0  # seconds that a sender may take after its stage's end
-GRACE_AFTER_FAILURE = 15.0  # the same when MLflow has failed before
-SENT, KEPT = 0, 3  # exit codes of a sender: MLflow has all records; some are left, and a line was printed
-# Settings of MLflow. The sender has its own retries.
+COMMAND = "python -m causvid.harness.outbox"  # sends the records that are left
+POLL = 1.0  # seconds between two reads of a journal
+LONGEST_PAUSE = 10.0  # maximum seconds between two tries if MLflow does not answer
+GRACE = 120.0  # maximum seconds of a sender after the end of its stage
+GRACE_AFTER_FAILURE = 15.0  # as GRACE, if MLflow has failed before
+SENT, KEPT = 0, 3  # exit codes of a sender: MLflow has all records; or some records are left, and a line was printed
+# Settings of MLflow that disable its retries and its output. The sender itself tries again.
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
-    "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool",  # an open connection would write to a file that was moved away
+    "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool",  # an open connection would write to a store file that was moved
 }
 
 
 class Complaint:
-    """Prints one line, once, about the records of a journal that MLflow does not accept."""
+    """Prints a single line if MLflow does not accept the records of a journal."""
 
     def __init__(self, journal: Journal) -> None:
-        """Prepare the line about ``journal``."""
+        """Prepare the line about the records in ``journal``."""
         self.journal, self.made = journal, False
 
     def __call__(self, reason: str) -> None:
@@ -54,7 +54,7 @@ class Complaint:
             self.made = True
             name, place = self.journal.header.run.name, os.path.relpath(self.journal.folder)
             print(
-                f"MLflow cannot take the records of {name} now ({reason}). They are kept in {place}; the next stage "
+                f"MLflow cannot accept the records of {name} now ({reason}). They are kept in {place}; the next stage "
                 f"sends them, or this command: {COMMAND}",
                 file=sys.stderr,
                 flush=True,
@@ -63,7 +63,7 @@ class Complaint:
 
 @contextmanager
 def sending(journal: Journal, root: Path) -> Iterator[None]:
-    """Send ``journal`` during this block and at its end. A failure raises no error; stderr gets one line."""
+    """Send ``journal`` during and at the end of the ``with`` block. A failure only prints one line on stderr."""
     process = _begin(journal, root)
     try:
         yield
@@ -84,26 +84,26 @@ def _begin(journal: Journal, root: Path) -> subprocess.Popen[bytes] | None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> int:
-    """Tell a sender that its stage has ended, wait for it, and return its exit code."""
+    """Tell a sender that its stage has ended, wait for the sender, and return the exit code."""
     assert process.stdin
     with suppress(BrokenPipeError):  # the sender was killed
         process.stdin.write(b"\n")
         process.stdin.close()
     try:
-        return process.wait(GRACE + 10)  # a sender that works ends earlier
+        return process.wait(GRACE + 10)  # a sender without problems ends earlier
     except subprocess.TimeoutExpired:
         process.kill()
         return process.wait()
 
 
 def follow(journal: Journal, root: Path, ended: threading.Event, complain: Complaint) -> int:
-    """Send the records that other stages left, then those of ``journal`` until its stage has ``ended``.
+    """Send the records that other stages left, then the records of ``journal`` until its stage has ``ended``.
 
     Returns:
         ``SENT`` or ``KEPT``.
     """
-    with journal.lock(blocking=True):  # a stage that was killed may have a sender that is about to end
-        if not journal.exists:  # another stage's sender was faster
+    with journal.lock(blocking=True):  # the sender of a killed stage may still run and hold the lock
+        if not journal.exists:  # the sender of another stage has sent and removed the journal
             return SENT
         send_waiting(root)
         code = _follow(journal, root, ended, complain)
@@ -117,11 +117,11 @@ def _follow(journal: Journal, root: Path, ended: threading.Event, complain: Comp
 
     deliver, pause = Delivery(journal, root), POLL
     while True:
-        last = ended.is_set()  # read first, so that all events before the end are sent below
+        last = ended.is_set()  # read before sending, so that all events before the end are sent
         try:
             deliver()
             pause = POLL
-        except Exception as error:  # no failure of MLflow may stop the stage
+        except Exception as error:  # a failure of MLflow must not stop the stage
             complain(first_line(error))
             pause = min(2 * pause, LONGEST_PAUSE)
             if last:
@@ -137,9 +137,9 @@ class Outcome:
 
     Attributes:
         journal: The journal. It is removed when the stage has finished and MLflow has all records.
-        name: The name of its run.
-        run_id: The id of its run in MLflow; None if the run was not created.
-        reason: The reason why records are left; None if none are left.
+        name: Name of the journal's run.
+        run_id: Id of the journal's run in MLflow; None if the run was not created.
+        reason: Reason why records are left; None if no records are left.
     """
 
     journal: Journal
@@ -149,18 +149,18 @@ class Outcome:
 
 
 def send_waiting(root: Path) -> list[Outcome]:
-    """Send the journals that no running process sends, the oldest first and flows after their stages."""
+    """Send the journals that no other process is sending. Oldest journals are first, flows after their stages."""
     from causvid.harness.delivery import first_line
 
     outcomes: list[Outcome] = []
-    failed: dict[str | None, str] = {}  # stores that have failed; each is tried once, because a failure may take long
+    failed: dict[str | None, str] = {}  # maps a store to its failure; a failed store is slow, and is not tried again
     for journal, header in _journals_of(root):
         if not journal.is_waiting and not journal.is_finished:
             continue
         run_id, reason = None, failed.get(header.store)
         try:
             with journal.lock(blocking=False):
-                if not journal.exists:  # its own sender was faster
+                if not journal.exists:  # the stage's own sender has sent and removed the journal
                     continue
                 if reason is None:
                     run_id = _send(journal, root)
@@ -178,7 +178,7 @@ def _send(journal: Journal, root: Path) -> str | None:
     delivery = Delivery(journal, root)
     delivery()
     token = journal.header.run.token
-    # The run of a flow is not needed if it was not created and no records of its stages are left.
+    # The run of a flow is needless if MLflow has not created it and no records of the flow's stages are left.
     needless = not delivery.known and all(
         header.parent is None or header.parent.token != token for _, header in _journals_of(root)
     )
@@ -188,25 +188,25 @@ def _send(journal: Journal, root: Path) -> str | None:
 
 
 def _journals_of(root: Path) -> list[tuple[Journal, Header]]:
-    """Return all journals of a project, the oldest first and flows after their stages."""
+    """Return all journals of a project, oldest first and flows after their stages."""
     found = []
     for work in work_root(root).glob("*/*"):
         for journal in journals(work):
-            with suppress(FileNotFoundError):  # its sender has just removed it
+            with suppress(FileNotFoundError):  # the sender has just removed the journal
                 found.append((journal, journal.header))
     return sorted(found, key=lambda it: (it[1].needs_child, it[1].run.started))
 
 
 def main(folder: Path, root: Path) -> int:
-    """Send the journal in ``folder`` until a byte on stdin says that the stage has ended; return an exit code."""
+    """Send the journal in ``folder`` until a byte on stdin signals the end of the stage. Return an exit code."""
     quiet()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the stage; this process still sends its end
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the stage; this process must still send the last events
     journal, stop, ended = Journal(folder), threading.Event(), threading.Event()
     complain = Complaint(journal)
     watcher = threading.Thread(target=watch, args=(journal, stop), daemon=True)
 
     def wait_for_end() -> None:
-        if not os.read(0, 1):  # the stage was killed; readers of its stderr would wait for this process
+        if not os.read(0, 1):  # the stage was killed, and readers of the shared stderr would wait for this process
             os._exit(KEPT)
         stop.set()
         if watcher.is_alive():
@@ -220,7 +220,7 @@ def main(folder: Path, root: Path) -> int:
 
     threading.Thread(target=wait_for_end, daemon=True).start()
     try:
-        import mlflow.tracking  # noqa: F401  # before two threads import it at once
+        import mlflow.tracking  # noqa: F401  # two threads must not import MLflow together
 
         watcher.start()
         return follow(journal, root, ended, complain)
@@ -230,7 +230,7 @@ def main(folder: Path, root: Path) -> int:
 
 
 def quiet() -> None:
-    """Make MLflow fail early and without output."""
+    """Configure MLflow so that it fails early and without output."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     logging.disable(logging.CRITICAL)

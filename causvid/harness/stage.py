@@ -1,4 +1,4 @@
-"""The frame of every stage: params, key, work folder, MLflow run, metrics and error messages."""
+"""Prepare and finish the run of a stage: params, key, work folder, MLflow run, metrics and error messages."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from causvid.harness.work import Origin
 from causvid.params import PathRule
 from causvid.runtime import files
 
-COLLECTS = (700, 10, 10)  # Python's default thresholds of garbage collection, which stages/__init__.py raises
+COLLECTS = (700, 10, 10)  # Python's default thresholds of garbage collection; stages/__init__.py increases the first
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageRun:
-    """One execution of one stage.
+    """The run of a stage.
 
     Attributes:
-        name: The stage's name.
-        work: Folder of its unfinished work.
-        origin: Everything that decides its result.
-        tracker: Its MLflow run.
+        name: Name of the stage.
+        work: Folder of unfinished work.
+        origin: Everything that determines the result.
+        tracker: Handle on the MLflow run.
         compute: Params section ``compute``.
         watch: Params section ``watch``.
-        params: The sections that it reads, by name. Paths in them can be opened from the stage's folder.
-        results: Its metrics so far.
+        params: Sections that the stage reads, keyed by name. Paths in these sections are valid in the stage's folder.
+        results: Metrics that were reported so far.
     """
 
     name: str
@@ -51,12 +51,12 @@ class StageRun:
     results: dict[str, Any] = field(default_factory=dict)
 
     def publish(self, finished: Path, out: Path) -> None:
-        """Put a finished file or folder where DVC expects it, in one rename.
+        """Move the file or folder ``finished`` by one rename to ``out``, the path in dvc.yaml.
 
-        The folder of a model is logged in MLflow.
+        If the folder contains a model, the model is registered in MLflow.
         """
         files.publish(finished, out)
-        if (out / "config.json").is_file():  # as diffusers and transformers write them
+        if (out / "config.json").is_file():  # diffusers and transformers write this file into the folder of a model
             self.tracker.log_model(out.name, out, self.origin.key)
 
     def report(self, metrics: Mapping[str, Any]) -> None:
@@ -76,22 +76,22 @@ def stage_run(
     item: str | None = None,
     paths: Mapping[str, PathRule] | None = None,
 ) -> Iterator[StageRun]:
-    """Run the body as a stage.
+    """Run the body of the ``with`` statement as a stage.
 
-    A ValueError (a mistake that the user can correct), a full disk, or another process at the same work ends the
-    process with one sentence and exit code 1.
+    Three errors end the process with one sentence and exit code 1: a ValueError (a mistake that the user can correct),
+    a full disk, and another process that does the same work.
 
     Args:
-        name: The stage's name.
-        params: The params file.
-        sections: Types of its sections and entries that the stage reads, by name.
-        inputs: Paths from the command line, outputs of earlier stages.
-        metrics: The JSON file of results.
-        item: The item of a stage that runs several times.
-        paths: Entries of the params file that hold a path and are inputs as well.
+        name: Name of the stage.
+        params: Path of the params file.
+        sections: Types of the params sections and entries that the stage reads, keyed by name.
+        inputs: Inputs from the command line, which are outputs of earlier stages.
+        metrics: Path of the JSON file of metrics.
+        item: Item of a matrix stage.
+        paths: Rules of other inputs, whose paths are in the params file, keyed by dotted name.
 
     Yields:
-        The run.
+        The run of the stage.
     """
     _die_with_parent()
     try:
@@ -139,14 +139,14 @@ def _origin(
     """Return the origin of a stage's result, and the keys of the upstream stages.
 
     Args:
-        name: The stage's name.
-        params: The sections of the params file that it reads.
-        everything: The whole params file.
+        name: Name of the stage.
+        params: Sections of the params file that the stage reads.
+        everything: Content of the whole params file.
         inputs: Inputs from the command line.
-        paths: Entries of the params file that hold a path and are inputs as well.
-        root: The folder in which the stage runs.
+        paths: Rules of other inputs, whose paths are in the params file, keyed by dotted name.
+        root: Folder in which the stage runs.
     """
-    # DVC has just verified the checksums that it recorded, so that these inputs need not be read again.
+    # DVC has just verified the checksums in dvc.lock, so that these inputs need not be read again.
     lock = recorded.read_lock(root) if "DVC_STAGE" in os.environ else {}
     known, places = recorded.digests(lock), {entry: Path(value_of(everything, entry)) for entry in paths}
     unknown = {entry: rule for entry, rule in paths.items() if places[entry].as_posix() not in known}
@@ -157,7 +157,7 @@ def _origin(
 
 
 def _disk_is_full(error: BaseException) -> bool:
-    """Return whether a full disk caused ``error``. safetensors, LMDB and torch.save raise errors without the errno."""
+    """Return whether a full disk caused ``error``. The errors of safetensors, LMDB and torch.save have no errno."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     hidden = (os.strerror(errno.ENOSPC), "unexpected pos", "mdb_txn_commit: Input/output error")
@@ -167,10 +167,10 @@ def _disk_is_full(error: BaseException) -> bool:
 def _die_with_parent() -> None:
     """Ask the kernel to kill this process when dvc dies (Linux only).
 
-    An orphan would write into the folders of a rerun.
+    Without dvc, this process would write into the folders of the next run.
     """
     if sys.platform == "linux" and "DVC_STAGE" in os.environ:
         pr_set_pdeathsig = 1
         ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
         if os.getppid() == 1:
-            sys.exit("dvc is gone")
+            sys.exit("dvc has ended")

@@ -1,7 +1,8 @@
-"""MLflow: one experiment per profile, a parent run per flow or ``dvc repro``, a child run per executed stage.
+"""Record stages in MLflow: each executed stage is a child run, each flow or ``dvc repro`` is its parent run.
 
-A stage writes to a journal (``journal.py``), and another process sends the journal to MLflow (``sender.py``), so that
-no failure of MLflow's store can stop a stage. No stage reads a result from MLflow.
+Each profile is an MLflow experiment. A stage writes to a journal (``journal.py``), and another process sends this
+journal to MLflow (``sender.py``), so that no failure of MLflow's store can stop a stage. No stage reads results from
+MLflow.
 """
 
 from __future__ import annotations
@@ -25,17 +26,19 @@ from causvid.harness.project import work_root
 from causvid.harness.sender import sending
 
 PARENT_VARIABLE = "CAUSVID_PARENT_RUN_ID"
-VALUE_LIMIT = 6000  # characters MLflow stores of one parameter
-REPRO_NOTE = "One `dvc repro`. The stages that it executed are the runs below this one."
-FLOWS = ("flow", "runs")  # where flows have their work folder
+VALUE_LIMIT = 6000  # maximum number of characters that MLflow stores of a parameter
+REPRO_NOTE = "One `dvc repro`. The stages that it executed are the child runs of this run."
+FLOWS = ("flow", "runs")  # work folder of flows
 
 
 @dataclass(frozen=True, kw_only=True)
 class Watch:
-    """Params section ``watch``: what a training leaves to look at. In no stage's params: it must not change a result.
+    """Params section ``watch``: previews and checkpoints of a training. The results of a stage do not depend on it.
 
-    samples_every: steps between sample videos, 0 = none; samples: how many; keep_checkpoints_every: steps whose
-    checkpoints stay, None = the newest alone.
+    Attributes:
+        samples_every: Number of steps between two preview videos; 0 = no previews.
+        samples: Number of prompts in a preview video.
+        keep_checkpoints_every: Checkpoints after a multiple of this number of steps are kept; None = only the newest.
     """
 
     samples_every: int
@@ -57,9 +60,9 @@ class Made:
     """The origin of a stage's result.
 
     Attributes:
-        key: Key of the stage's work, which depends on everything that decides the result.
-        inputs: Checksums of the inputs, by path.
-        upstream: Keys of the stages that produced the inputs, by stage.
+        key: Key of the stage's work, which depends on everything that determines the result.
+        inputs: Checksums of the inputs, keyed by path.
+        upstream: Keys of the stages that produced the inputs, keyed by the name of the stage.
     """
 
     key: str
@@ -69,20 +72,20 @@ class Made:
 
 @dataclass(frozen=True, kw_only=True)
 class Tracker:
-    """A handle on one MLflow run. Small and picklable, so that rank 0 of a Ray worker can log into the stage's run.
+    """A handle on one MLflow run. The handle is picklable, so that rank 0 in a Ray worker can log to the stage's run.
 
-    Its methods write only to the work folder. They raise OSError if its disk is full.
+    The methods write only to the work folder. They raise OSError if the disk of the work folder is full.
     Failures of MLflow raise no error.
     """
 
     journal: Journal
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Log a row of a curve. MLflow gets the first row of each name and step."""
+        """Log a row of a curve. If a name and step are logged twice, MLflow gets only the first value."""
         self.journal.append("metrics", values={name: float(value) for name, value in metrics.items()}, step=step)
 
     def log_results(self, results: Mapping[str, Any]) -> None:
-        """Log the numbers in ``results``: nested ones by dotted names, the entries of a list at steps 0, 1, ..."""
+        """Log the numbers in ``results``. Nested keys become dotted names; list entries get the steps 0, 1, ..."""
         self.journal.append("results", values=[(name, float(value), step) for name, value, step in numbers(results)])
 
     def log_artifact(self, path: Path, folder: str) -> None:
@@ -90,15 +93,15 @@ class Tracker:
         self.journal.append_file(path, folder)
 
     def log_model(self, name: str, path: Path, key: str) -> None:
-        """Register the model in folder ``path`` as ``name``, once for this run. Its files stay in DVC."""
+        """Register the model in folder ``path`` as ``name``, once per run. MLflow does not store its files."""
         self.journal.append("model", name=name, path=path.as_posix(), key=key)
 
 
 def start_parent(name: str, profile: str, root: Path, tags: Mapping[str, str]) -> str:
-    """Begin the run of a flow. It is created in MLflow together with the run of its first stage.
+    """Begin the run of a flow. MLflow creates the run together with the run of the first stage.
 
     Returns:
-        The run's token, which stages get in ``CAUSVID_PARENT_RUN_ID``.
+        Token of the run, which stages read from ``CAUSVID_PARENT_RUN_ID``.
     """
     run = Run(token=uuid.uuid4().hex, name=name, profile=profile, tags={**tags, **git_tags(root)}, started=now())
     header = Header(run=run, parent=None, store=os.environ.get(VARIABLE) or None, needs_child=True)
@@ -107,7 +110,7 @@ def start_parent(name: str, profile: str, root: Path, tags: Mapping[str, str]) -
 
 
 def end_parent(token: str, status: str, note: str, root: Path) -> Journal:
-    """End the run of a flow, with a ``note`` for its page. Return its journal, which the caller sends."""
+    """End the run of a flow, with a ``note`` for the page of the run. The caller must send the returned journal."""
     journal = _flow(token, root)
     if note:
         journal.append("tags", values={"mlflow.note.content": note})
@@ -120,15 +123,15 @@ def end_parent(token: str, status: str, note: str, root: Path) -> Journal:
 def child_run(
     stage: str, profile: str, root: Path, params: Mapping[str, Any], made: Made, folder: Path
 ) -> Iterator[Tracker]:
-    """Record the run of one executed stage, below that of its flow or ``dvc repro``. It is FAILED if the body raises.
+    """Record the run of one executed stage as a child of the flow or ``dvc repro``. An exception makes the run FAILED.
 
-    A stage that was interrupted continues its run, whose journal is in ``folder``, below the new parent. Results of
-    ``stage``@x belong to the model x, if an upstream stage made one.
+    An interrupted stage continues its run, whose journal is in ``folder``, below the new parent. The results of
+    ``stage``@x are logged for the model x, if an upstream stage produced this model.
     """
     named = os.environ.get(PARENT_VARIABLE)
     parent = _named_parent(named, root) if named else _repro_parent(profile, root)
     tags = {"dvc_stage": stage, "key": made.key, "upstream": json.dumps(made.upstream), **git_tags(root)}
-    tags |= {"mlflow.parentRunId": named} if named and not parent else {}  # the id of a run that we did not begin
+    tags |= {"mlflow.parentRunId": named} if named and not parent else {}  # id of a run that another program began
     tags["mlflow.note.content"] = note(stage, made, tags)
     journal = _unfinished(folder)
     if journal is None:
@@ -143,16 +146,16 @@ def child_run(
         try:
             yield Tracker(journal=journal)
         except BaseException:
-            with suppress(OSError):  # a full disk: the stage reports it
+            with suppress(OSError):  # if the disk is full, the stage reports the error
                 journal.append("end", status="FAILED", ends_parent=False)
             raise
-        # Each stage ends the run of its `dvc repro`; the next stage of the same repro sets a later end.
+        # Each stage ends the run of the `dvc repro`. The next stage of the same `dvc repro` sets a later end time.
         journal.append("end", status="FINISHED", ends_parent=parent is not None and not named)
         journal.finish()
 
 
 def note(stage: str, made: Made, tags: Mapping[str, str]) -> str:
-    """Markdown for a run's page: what the stage is made from, and how to make it again."""
+    """Return Markdown for a run's page: the inputs of the stage, and the commands that repeat the stage."""
     rows = "".join(f"| `{path}` | {digest[:8]} |\n" for path, digest in made.inputs.items())
     commit = tags.get("mlflow.source.git.commit")
     again = (f"git checkout {commit[:12]}\n" if commit else "") + f"dvc repro {os.environ.get('DVC_STAGE', stage)}\n"
@@ -171,7 +174,7 @@ def _unfinished(folder: Path) -> Journal | None:
 
 
 def git_tags(root: Path) -> dict[str, str]:
-    """Commit and dirty flag of the working tree; empty outside git."""
+    """Return the commit and the dirty flag of the working tree; an empty mapping outside of a git repository."""
     git = ["git", "-C", str(root)]
     commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     if commit.returncode:
@@ -185,7 +188,7 @@ def _flow(token: str, root: Path) -> Journal:
 
 
 def _named_parent(token: str, root: Path) -> Run | None:
-    """Return the run of the flow with ``token``; None if ``token`` is the id of another run."""
+    """Return the run of the flow whose token is ``token``; None if no flow has this token."""
     journal = _flow(token, root)
     return journal.header.run if journal.exists else None
 
@@ -201,7 +204,7 @@ def _repro_parent(profile: str, root: Path) -> Run | None:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of nested mappings with their dotted names."""
+    """Yield the leaves of nested mappings with their dotted names."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")
@@ -210,7 +213,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def numbers(results: Mapping[str, Any]) -> Iterator[tuple[str, float, int]]:
-    """Name, value and step of every number in nested mappings and in the lists they hold."""
+    """Yield the name, value and step of every number in nested mappings and lists."""
     for name, value in flatten(results):
         entries = enumerate(value) if isinstance(value, list | tuple) else [(0, value)]
         for step, entry in entries:

@@ -1,7 +1,7 @@
-"""Folders of unfinished work under .work/, one for each stage and key.
+"""Manage the folders of unfinished work under .work/, one folder for each stage and key.
 
-A stage's key is a checksum of everything that decides its result (resolved params, content of its inputs, source of its
-modules). An interrupted stage therefore finds its own unfinished work again, and never that of another run.
+The key of a stage is a checksum of everything that determines the result: resolved params, contents of the inputs, and
+source of the modules. Therefore an interrupted stage continues its own work, and never the work of another run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from causvid.harness.project import work_root
 
 
 class Origin(NamedTuple):
-    """Everything that decides a stage's result: its resolved params, and checksums of its inputs and code, by path."""
+    """Everything that determines a stage's result: resolved params, and checksums of inputs and code, keyed by path."""
 
     stage: str
     params: Mapping[str, Any]
@@ -30,28 +30,28 @@ class Origin(NamedTuple):
 
     @property
     def key(self) -> str:
-        """A checksum of the origin, 16 hexadecimal digits."""
+        """Checksum of the origin, 16 hexadecimal digits."""
         return _sum(self._asdict())[:16]
 
     def parts(self) -> dict[str, str]:
-        """Return a checksum for the params, for the code, and for every input by its path."""
+        """Return separate checksums for the params, for the code, and for every input (keyed by path)."""
         return {"params": _sum(self.params), "code": _sum(self.code), **self.inputs}
 
 
 def stage_origin(
     stage: str, *, params: Mapping[str, Any], inputs: Sequence[Path], known: Mapping[str, str], root: Path
 ) -> Origin:
-    """Collect everything that decides a stage's result.
+    """Collect everything that determines a stage's result.
 
     Args:
-        stage: The stage's name.
-        params: The sections of params.yaml that it reads.
-        inputs: Its inputs, relative to ``root``.
-        known: Checksums of inputs by path, for those that need not be read again.
-        root: The folder in which the stage runs.
+        stage: Name of the stage.
+        params: Sections of params.yaml that the stage reads.
+        inputs: Paths of the inputs, relative to ``root``.
+        known: Known checksums of inputs, keyed by path. These inputs are not read again.
+        root: Folder in which the stage runs.
 
     Returns:
-        Params, and the checksums of the inputs and of the modules that define the stage.
+        The params, and the checksums of the inputs and of the modules that define the stage.
     """
     take = Checksums(work_root(root) / "checksums.db")
     code = {name: take.of(root / name) for name in sorted(import_closure(root / "stages" / f"{stage}.py", root))}
@@ -60,18 +60,18 @@ def stage_origin(
 
 
 class BusyError(Exception):
-    """Another process holds the work folder."""
+    """Another process has locked the work folder."""
 
 
 @contextmanager
 def work_folder(stage: str, key: str, *, root: Path) -> Iterator[Path]:
-    """Lock the work folder of a stage and key.
+    """Lock the work folder of the stage ``stage`` with the key ``key``, and create the folder if necessary.
 
     Yields:
-        The folder.
+        The work folder.
 
     Raises:
-        BusyError: Another process holds it.
+        BusyError: Another process has locked the work folder.
     """
     folder = work_root(root) / stage / key
     folder.mkdir(parents=True, exist_ok=True)

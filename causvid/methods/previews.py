@@ -1,4 +1,4 @@
-"""Preview videos: during a training, the student makes videos of a few fixed prompts and noises."""
+"""Write preview videos: during training, the student generates videos from a few fixed prompts and noises."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from causvid.training.distributed import is_main
 from causvid.training.run import Run
 from causvid.wan.vae.vae import load_vae
 
-CRF = 16  # x264's quality
-WIDTH = 256  # pixels; smaller videos are enlarged by an integer factor, as the controls of players need space
-FOLDER = "previews"  # in the work folder and among the artifacts of the MLflow run
+CRF = 16  # constant rate factor of x264; a lower value means higher quality
+WIDTH = 256  # pixels; smaller videos are enlarged by an integer factor, because the controls of a player need space
+FOLDER = "previews"  # subfolder of the work folder, and of the artifacts of the MLflow run
 
 
 def previews_of(run: Run[Any, StudentRecord], student: Trainee, prompts: PromptStore) -> Previews | None:
-    """Return the previews of ``student``, or None if ``run.watch`` asks for none.
+    """Return the previews of ``student``, or None if ``run.watch`` disables previews.
 
-    Without the VAE of the latents there are no previews either, and a message goes to stderr: a training from released
-    latents may have no VAE, or the VAE of another run.
+    Without the VAE of the latents, the function also returns None and prints a message on stderr. A training on latents
+    of the original CausVid code may have no VAE, or the VAE of another run.
     """
     if not run.watch.samples_every:
         return None
@@ -41,9 +41,9 @@ def previews_of(run: Run[Any, StudentRecord], student: Trainee, prompts: PromptS
 
 
 class Previews:
-    """A function of the step number that writes one mp4: a video for each prompt, side by side.
+    """Write an mp4 file for a step number, in which the videos of all prompts are side by side.
 
-    All ranks must call it; rank 0 writes. The prompts are the first of those for evaluation.
+    All ranks must call this object; only rank 0 writes. The prompts are the first evaluation prompts.
     """
 
     def __init__(self, run: Run[Any, StudentRecord], student: Trainee, prompts: PromptStore) -> None:
@@ -69,7 +69,7 @@ class Previews:
             self.run.tracker.log_artifact(path, FOLDER)
 
     def _new_pipeline(self) -> CausVidPipeline:
-        """Return the pipeline, which the first preview builds: the VAE takes no memory before."""
+        """Build the pipeline at the first preview, so that the VAE needs no memory before."""
         vae, record = load_vae(self.run.inputs["vae"]).to(devices.pick()), self.run.record
         self.pipeline = build_pipeline(self.model, vae, record, record.schedule)
         return self.pipeline

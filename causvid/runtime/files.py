@@ -1,4 +1,4 @@
-"""Write files and folders completely or not at all: the new content gets its final name by one rename."""
+"""Write files and folders atomically: one rename gives the complete content its final name."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from typing import Any
 def publish(finished: Path, target: Path) -> None:
     """Move the file or folder ``finished`` to ``target`` by one rename, after its bytes are on disk.
 
-    If the two are on different file systems, ``finished`` is first copied next to ``target``. An existing target is
-    replaced; a folder is removed just before the rename. If the target is a link, only the link is replaced.
+    If both paths are on different file systems, ``finished`` is first copied next to ``target``. An existing target is
+    replaced. An existing folder is removed just before the rename. If ``target`` is a link, the link is replaced.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.name}.publishing")
     _remove(beside)
     try:
         finished.rename(beside)
-    except OSError:  # another file system
+    except OSError:  # the target is on another file system
         _copy(finished, beside)
         _remove(finished)
     _fsync(beside)
     if target.is_dir() or beside.is_dir():
-        _remove(target)  # a folder cannot be renamed over a file, over a link, or over a folder that has files
+        _remove(target)  # a rename cannot replace a file, a link or a non-empty folder by a folder
     os.replace(beside, target)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` in UTF-8, so that ``path`` holds either its old content or all of the new content."""
+    """Write ``text`` in UTF-8 atomically: ``path`` always contains the complete old or the complete new text."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
@@ -42,7 +42,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON with sorted keys, by ``write_text``. Raises ValueError for NaN and infinity."""
+    """Write ``value`` atomically as indented JSON with sorted keys. Raises ValueError for NaN and infinity."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
 

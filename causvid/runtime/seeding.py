@@ -1,7 +1,7 @@
-"""Random draws without global state: every draw comes from a generator that is seeded with named keys.
+"""Draw random numbers without global state. The seed of every generator is computed from a list of keys.
 
-A generator with the keys (seed, purpose, step, global index) is the same on every worker and after every resume.
-Checkpoints therefore contain no random state, and a result does not depend on the number of workers.
+The keys are, for example, (seed, purpose, step, global index). Equal keys give equal numbers on every worker and after
+every resume. Therefore checkpoints contain no random state, and results do not depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # many workers only derive seeds, and start faster without torch
+if TYPE_CHECKING:  # processes that only derive seeds start faster without torch
     import torch
 
 
@@ -20,7 +20,7 @@ def derive_seed(*keys: int | str) -> int:
 
 
 def generator(*keys: int | str) -> torch.Generator:
-    """Return a CPU generator with the seed ``derive_seed(*keys)``. Its draws are the same on machines with a GPU."""
+    """Return a CPU generator with seed ``derive_seed(*keys)``. It gives the same numbers on machines with a GPU."""
     import torch
 
     return torch.Generator().manual_seed(derive_seed(*keys))

@@ -1,6 +1,6 @@
-"""Sizes of videos, latents and blocks: the integer arithmetic of a causal video VAE and a block-causal transformer.
+"""Compute the sizes of videos, of latents of a causal VAE, and of blocks of a block-causal transformer.
 
-Sources: CausVid sec. 4.1 (blocks of latent frames); the Wan VAE, which encodes 1 + 4n frames to 1 + n latent frames.
+CausVid sec. 4.1 defines blocks of latent frames. The Wan VAE encodes 1 + 4n frames to 1 + n latent frames.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ class VideoShape:
     """The size of every clip of a run (params section ``video``).
 
     Attributes:
-        height: Pixels; an even number.
-        width: Pixels; an even number.
+        height: Height in pixels; an even number.
+        width: Width in pixels; an even number.
         frames: Number of frames.
         fps: Frames per second.
     """
@@ -44,13 +44,13 @@ class LatentShape:
 
     @classmethod
     def of(cls, video: VideoShape, *, channels: int, temporal_stride: int, spatial_stride: int) -> LatentShape:
-        """Return the size of ``video`` after a causal VAE, whose first latent frame encodes one frame.
+        """Return the latent size of a clip of size ``video``. The first latent frame of a causal VAE encodes one frame.
 
         Args:
             video: Size of the video.
-            channels: Channels of the latents.
-            temporal_stride: Frames in each later latent frame.
-            spatial_stride: Pixels in a latent pixel, along one side.
+            channels: Number of latent channels.
+            temporal_stride: Number of frames that each later latent frame encodes.
+            spatial_stride: Number of pixels along one side of a latent pixel.
 
         Raises:
             ValueError: The VAE would silently drop frames or pixels.
@@ -75,17 +75,17 @@ class LatentShape:
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
-        """Return (C, F, H, W), the order of the axes of all latents in memory, after the batch axis."""
+        """Return (C, F, H, W), the sizes of the axes after the batch axis."""
         return self.channels, self.frames, self.height, self.width
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockLayout:
-    """The division of latent frames into causal blocks (CausVid sec. 4.1, which calls a block a chunk).
+    """The division of latent frames into causal blocks. CausVid sec. 4.1 calls a block a chunk.
 
     Attributes:
-        frames: Latent frames of the clip.
-        frames_per_block: Latent frames of a block; must divide ``frames``.
+        frames: Number of latent frames in the clip.
+        frames_per_block: Number of latent frames in a block; it must divide ``frames``.
     """
 
     frames: int
@@ -109,24 +109,24 @@ class BlockLayout:
         return range(0, self.frames, self.frames_per_block)
 
     def frame_ranges(self, temporal_stride: int) -> list[range]:
-        """Return the frames of the video that each block encodes.
+        """Return the range of video frames that each block encodes.
 
-        The first latent frame encodes one frame, and every later one ``temporal_stride`` frames.
+        The first latent frame encodes one frame. Every later latent frame encodes ``temporal_stride`` frames.
         """
         ends = [(start + self.frames_per_block - 1) * temporal_stride + 1 for start in self.starts()]
         return [range(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def block_frames(video: VideoShape, *, temporal_stride: int, frames_per_block: int | None) -> list[range]:
-    """Return the frames of ``video`` that each block of latent frames encodes.
+    """Return the range of video frames that each block of latent frames encodes.
 
     Args:
         video: Size of the video.
-        temporal_stride: Frames in each latent frame after the first.
-        frames_per_block: Latent frames of a block; None = one block for the whole video.
+        temporal_stride: Number of frames that each latent frame after the first encodes.
+        frames_per_block: Number of latent frames in a block; None = one block for the whole video.
 
     Raises:
-        ValueError: The VAE would drop frames, or the latent frames do not divide into blocks.
+        ValueError: The VAE would drop frames, or the latent frames cannot be divided into blocks.
     """
     latent = LatentShape.of(video, channels=1, temporal_stride=temporal_stride, spatial_stride=1).frames
     return BlockLayout(frames=latent, frames_per_block=frames_per_block or latent).frame_ranges(temporal_stride)

@@ -1,8 +1,8 @@
-"""Check text from outside: UTF-8 must be able to encode it, because manifests, prompts and MLflow store UTF-8.
+"""Check that UTF-8 can encode input text, because manifests, prompts and MLflow store UTF-8.
 
-Python's ``str`` can contain characters that UTF-8 cannot encode: halves of surrogate pairs, which JSON writes as
-``"\\ud83d"``, and bytes of another encoding in file names and arguments, which Python reads as U+DC80 to U+DCFF
-(PEP 383).
+Python's ``str`` can contain two kinds of characters that UTF-8 cannot encode: halves of surrogate pairs, which JSON
+writes as ``"\\ud83d"``, and the characters U+DC80 to U+DCFF, with which Python represents bytes of another encoding in
+file names and arguments (PEP 383).
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-NOT_UTF8 = "not_utf8"  # code of a row that is rejected because of its text
+NOT_UTF8 = "not_utf8"  # code for rows that are rejected because of their text
 
 
 def fault(text: str) -> str | None:
-    """Explain why UTF-8 cannot encode ``text``, in a clause whose subject is the text. Returns None if UTF-8 can."""
+    """Return a clause about ``text`` that explains why UTF-8 cannot encode the text; None if UTF-8 can encode it."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -30,19 +30,19 @@ def require(text: str, name: str) -> None:
     """Check that UTF-8 can encode ``text``, which error messages call ``name``.
 
     Raises:
-        ValueError: UTF-8 cannot encode the text. The message has the name, the text, the character and the remedy.
+        ValueError: UTF-8 cannot encode the text. The message contains the name, text, wrong character and remedy.
     """
     if reason := fault(text):
         raise ValueError(f"{name} is {text!r}, which {reason}; give it in UTF-8")
 
 
 def escaped(text: str) -> str:
-    """Return ``text`` with a backslash escape for every character that UTF-8 cannot encode; the rest is unchanged."""
+    """Replace every character of ``text`` that UTF-8 cannot encode by a backslash escape."""
     return text.encode(errors="backslashreplace").decode()
 
 
 def undecodable(content: bytes) -> str | None:
-    """Explain why ``content`` is not UTF-8, in a clause whose subject is the content. Returns None if it is UTF-8."""
+    """Return a clause about ``content`` that explains why it is not UTF-8; None if it is UTF-8."""
     try:
         content.decode()
     except UnicodeDecodeError as error:
@@ -55,7 +55,7 @@ def decode(content: bytes, name: str) -> str:
     """Decode ``content``, which error messages call ``name``, from UTF-8 with or without a byte order mark.
 
     Raises:
-        ValueError: ``content`` is not UTF-8. The message has the name, the first wrong byte, its line and the remedy.
+        ValueError: ``content`` is not UTF-8. The message contains the name, first wrong byte, line and remedy.
     """
     if reason := undecodable(content):
         raise ValueError(f"{name} {reason}; save it as UTF-8")
@@ -63,10 +63,10 @@ def decode(content: bytes, name: str) -> str:
 
 
 def prompt_list(prompts: str | Iterable[str], name: str = "prompts") -> list[str]:
-    """Return ``prompts`` as a list.
+    """Convert one prompt or several prompts to a list.
 
     Args:
-        prompts: One prompt, or any number of them.
+        prompts: One prompt, or an iterable of prompts.
         name: Name of the argument, for error messages.
 
     Raises:

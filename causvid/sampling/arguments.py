@@ -1,4 +1,4 @@
-"""Check that the arguments of a pipeline call belong to one batch.
+"""Check that the arguments of a pipeline call have the same batch size.
 
 Without this check, PyTorch would raise an error about a shape inside the transformer.
 """
@@ -15,13 +15,13 @@ def require_one_batch(prompt_embeds: Any, generators: Any, negative_embeds: Any,
     """Check the arguments of a pipeline call.
 
     Args:
-        prompt_embeds: Must be [B, L, text_dim], one prompt for each video.
-        generators: Must be a sequence of B ``torch.Generator``.
-        negative_embeds: Must be [1 or B, L, text_dim], or None.
+        prompt_embeds: Must have shape [B, L, text_dim], with one prompt for each video.
+        generators: Must be a sequence of B ``torch.Generator`` objects.
+        negative_embeds: Must have shape [1 or B, L, text_dim], or be None.
         text_dim: Width of the embeddings that the transformer accepts.
 
     Raises:
-        ValueError: An argument has another type or shape. The message names the argument.
+        ValueError: An argument has a wrong type or shape. The message names the argument.
     """
     batch, tokens = _embeddings("prompt_embeds", prompt_embeds, text_dim)
     if not isinstance(generators, Sequence) or not all(isinstance(g, torch.Generator) for g in generators):
@@ -43,7 +43,7 @@ def require_one_batch(prompt_embeds: Any, generators: Any, negative_embeds: Any,
 
 
 def _embeddings(name: str, value: Any, text_dim: int) -> tuple[int, int]:
-    """Return B and L of the embeddings ``value`` [B, L, text_dim]."""
+    """Return the sizes B and L of the embeddings ``value`` [B, L, text_dim]."""
     if not isinstance(value, torch.Tensor):
         raise ValueError(f"{name} is {value!r:.100}; expected embeddings, as the pipeline's embed() returns them")
     if value.ndim != 3 or value.shape[2] != text_dim or 0 in value.shape:

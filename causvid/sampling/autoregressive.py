@@ -1,4 +1,4 @@
-"""Block-by-block generation with a KV cache (CausVid algorithm 2): denoise a block, write it into the cache, repeat."""
+"""Generate videos block by block: denoise a block, write it into the KV cache, repeat (CausVid algorithm 2)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from causvid.sampling.ode_solver import solve_ode
 from causvid.wan.transformer.kv_cache import KVCache
 from causvid.wan.transformer.wan import CausalTransformer
 
-# (velocity of a block given the earlier blocks, noise [B, C, k, H, W]) -> the block. With guidance the velocity takes
-# 2 B samples: first B without the prompt, then B with it.
+# Maps (velocity of a block given the earlier blocks, noise [B, C, k, H, W]) to the denoised block. With guidance, the
+# velocity accepts 2 B samples: first B samples without the prompt, then B samples with the prompt.
 Denoise = Callable[[Velocity, torch.Tensor], torch.Tensor]
 
 
@@ -30,23 +30,23 @@ def generate_blocks(
     window: int | None = None,
     sink: int = 0,
 ) -> Iterator[torch.Tensor]:
-    """Yield the blocks [B, C, k, H, W] of a few-step student, each as soon as it is final.
+    """Generate the blocks [B, C, k, H, W] of a few-step student. Each block is yielded as soon as it is final.
 
     Args:
         student: The causal student, with blocks of k latent frames.
         text: Prompt embeddings [B, L, D].
-        noise: Initial noise: [B, C, F, H, W], or an iterable of blocks [B, C, k, H, W], which may be endless.
+        noise: Initial noise [B, C, F, H, W], or an iterable of noise blocks [B, C, k, H, W], which may be endless.
         schedule: Denoising timesteps, and the timestep of the context pass.
         draw: Function that returns new noise of the given number of latent frames.
-        context: Known first latent frames [B, C, n, H, W]; n must be a multiple of k. They are yielded unchanged, and
-            later blocks attend to them.
-        window: Latent frames in the cache; None = all of the video. In a longer video, a block attends to the ``sink``
-            and to the latest frames only.
-        sink: First latent frames, which always stay in the window.
+        context: Known first latent frames [B, C, n, H, W]; n must be a multiple of k. Known frames are yielded
+            unchanged, and later blocks attend to them.
+        window: Number of latent frames in the cache; None = all latent frames of the video. In a video that is longer
+            than the window, a block attends to the ``sink`` and to the latest frames only.
+        sink: Number of first latent frames, which always stay in the window.
 
     Raises:
-        ValueError: The frames do not divide into blocks, or ``window`` is None although ``noise`` is an iterable or
-            there is a ``sink``.
+        ValueError: The frames cannot be divided into blocks, or ``window`` is None although ``noise`` is an iterable
+            or ``sink`` is above 0.
     """
 
     def denoise(velocity: Velocity, part: torch.Tensor) -> torch.Tensor:
@@ -67,16 +67,16 @@ def solve_blocks(
     window: int | None = None,
     sink: int = 0,
 ) -> Iterator[torch.Tensor]:
-    """Yield the blocks [B, C, k, H, W] of a many-step causal model: each by the Euler method, with guidance.
+    """Generate the blocks [B, C, k, H, W] of a many-step causal model with the Euler method and guidance.
 
-    With guidance the cache has 2 B entries, because the keys and values of a block depend on the prompt. The arguments
-    that are not listed here are those of ``generate_blocks``.
+    With guidance, the cache has 2 B entries, because the keys and values of a block depend on the prompt.
+    ``generate_blocks`` describes the other arguments.
 
     Args:
         model: The causal model.
         negative: Embeddings of the negative prompt [1 or B, L, D].
-        guidance_scale: Guidance w; with 1, the model is called without the negative prompt.
-        schedule: Grid of the solver, and the timestep of the context pass.
+        guidance_scale: Guidance scale w; with w = 1, the model is called without the negative prompt.
+        schedule: Timesteps of the solver, and the timestep of the context pass.
     """
     sigmas = schedule.grid.sigmas(schedule.solver_steps)
     guides = guidance_scale != 1
@@ -98,7 +98,7 @@ def _block_by_block(
     window: int | None,
     sink: int,
 ) -> Iterator[torch.Tensor]:
-    """Yield the blocks; the cache has one entry for each of ``texts``."""
+    """Generate the blocks, with one cache entry for each prompt in ``texts``."""
     per_block = model.config.frames_per_block
     known = context.shape[2] if context is not None else 0
     BlockLayout(frames=known or per_block, frames_per_block=per_block)
@@ -109,7 +109,7 @@ def _block_by_block(
         start = index * per_block
         if cache is None:
             cache = _make_cache(model, part, len(texts), frames, window, sink)
-        if finished is not None:  # the last block is not written: no block attends to it
+        if finished is not None:  # the last block is never written, because no block attends to it
             _remember(model, texts, cache, start - per_block, finished, schedule)
         if context is not None and start < known:
             finished = context[:, :, start : start + per_block]
@@ -126,19 +126,19 @@ def rollout_with_gradient(
     draw: Callable[[int], torch.Tensor],
     exit_step: int,
 ) -> torch.Tensor:
-    """Generate a video that the student is then trained on (Self-Forcing, arXiv 2506.08009, algorithm 1).
+    """Generate a video for the training of the student (Self-Forcing, arXiv 2506.08009, algorithm 1).
 
-    Every block is the x0 that the student predicts at one denoising timestep. Gradients flow through this prediction
-    only, not through the earlier timesteps and not through the cache.
+    Every block is the x0 that the student predicts at the exit step. Gradients flow only through this prediction, not
+    through the earlier timesteps and not through the cache.
 
     Args:
         student: The causal student.
         text: Prompt embeddings [B, L, D].
-        noise: Initial noise [B, C, F, H, W]. A single latent frame, an image, is a block of one frame.
+        noise: Initial noise [B, C, F, H, W]. A single latent frame (an image) is a block of one frame.
         schedule: Denoising timesteps, and the timestep of the context pass.
         draw: Function that returns new noise of the given number of latent frames.
-        exit_step: Index of the denoising timestep at which x0 is taken. With the last one, the video is that of
-            ``generate_blocks`` for the same ``noise`` and ``draw``.
+        exit_step: Index of the denoising timestep whose x0 is returned. With the last index, ``generate_blocks``
+            generates the same video from the same ``noise`` and ``draw``.
 
     Returns:
         The video [B, C, F, H, W].
@@ -177,10 +177,10 @@ def _make_cache(
     window: int | None,
     sink: int,
 ) -> KVCache:
-    """Return a cache for ``batch`` videos of ``frames`` latent frames (None: unknown) with the size of ``part``."""
+    """Create a cache for ``batch`` videos of ``frames`` latent frames (None = unknown) in the size of ``part``."""
     if window is None and (frames is None or sink):
         raise ValueError(
-            f"window is None and sink is {sink}; set window: a sink, or noise that comes block by block, needs one"
+            f"window is None and sink is {sink}; set window: a sink, or an iterable of noise blocks, needs a window"
         )
     size = {"batch_size": batch, "height": part.shape[3], "width": part.shape[4]}
     if frames is not None and (window is None or frames <= window):
@@ -198,9 +198,9 @@ def _remember(
     finished: torch.Tensor,
     schedule: ScheduleConfig,
 ) -> None:
-    """Write the ``finished`` block at latent frame ``start`` into ``cache``, at the context timestep.
+    """Write the ``finished`` block, which starts at latent frame ``start``, into ``cache`` at the context timestep.
 
-    With guidance, ``texts`` has twice as many samples as ``finished``, and the block is written with both prompts.
+    With guidance, ``texts`` has twice as many samples as ``finished``, and the block is written for both prompts.
     """
     clean = torch.full((len(texts),), schedule.context_timestep, device=finished.device)
     write = conditional(student, texts, kv_cache=cache, start_frame=start)

@@ -1,4 +1,4 @@
-"""The few-step sampler: predict x0, add noise up to the next timestep, predict again."""
+"""Sample in few steps: predict x0, add noise up to the next timestep, predict x0 again."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ def few_step(
 ) -> torch.Tensor:
     """Generate x0 in a few steps.
 
-    If gradients are enabled, they flow through the last prediction only (Self-Forcing, arXiv 2506.08009).
+    If gradients are enabled, they flow only through the last prediction (Self-Forcing, arXiv 2506.08009).
 
     Args:
         velocity: Velocity of the student.
         noise: Initial noise [B, C, F, H, W].
         timesteps: Decreasing timesteps.
-        draw: Function that returns new noise of the shape of ``noise``; called between two timesteps.
+        draw: Function that returns new noise in the shape of ``noise``. It is called between two timesteps.
 
     Returns:
-        x0 [B, C, F, H, W].
+        The predicted x0 [B, C, F, H, W].
     """
     with torch.no_grad():
         *_, x = noisy_states(velocity, noise, timesteps, draw)
@@ -35,10 +35,10 @@ def few_step(
 def noisy_states(
     velocity: Velocity, noise: torch.Tensor, timesteps: Sequence[float], draw: Callable[[], torch.Tensor]
 ) -> Iterator[torch.Tensor]:
-    """Yield the input of the model at each of ``timesteps``, [B, C, F, H, W]: pure noise, then x0 with new noise.
+    """Yield the model input [B, C, F, H, W] at each of ``timesteps``: pure noise, later x0 with new noise.
 
-    A student that is trained on these inputs has the same inputs in training and in sampling (DMD2's backward
-    simulation). The arguments are those of ``few_step``.
+    A student that is trained on these inputs has the same inputs in training and in sampling (backward simulation of
+    DMD2). The arguments are those of ``few_step``.
     """
     x = noise
     yield x

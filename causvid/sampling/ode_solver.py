@@ -1,4 +1,4 @@
-"""The many-step sampler of the teacher: the Euler method on the flow ODE."""
+"""Sample in many steps: solve the flow ODE of the teacher with the Euler method."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from causvid.diffusion.velocity import Velocity
 def solve_ode(
     velocity: Velocity, noise: torch.Tensor, sigmas: torch.Tensor, keep: Sequence[int] = (-1,)
 ) -> torch.Tensor:
-    """Integrate dx/dsigma = velocity, and return some of the states.
+    """Integrate dx/dsigma = velocity with the Euler method, and return the states ``keep``.
 
     Args:
         velocity: Velocity of the model.
         noise: Initial state [B, C, F, H, W].
-        sigmas: Decreasing noise levels of the states [n + 1].
+        sigmas: Decreasing noise levels [n + 1] of the n + 1 states.
         keep: Indices of the states to return; a negative index counts from the end.
 
     Returns:

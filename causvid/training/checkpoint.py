@@ -1,7 +1,7 @@
-"""Checkpoints of the training state. A training resumes from the newest checkpoint whose checksums are correct.
+"""Save and restore checkpoints of a training. A training resumes from the newest checkpoint with correct checksums.
 
 A checkpoint is a folder ``step-<7 digits>`` with ``state.pt`` and ``manifest.json``, {"files": {name: {"bytes",
-"sha256"}}}. It contains whole weights even if they were sharded, so that any number of workers can resume from it.
+"sha256"}}}. Sharded weights are gathered first, so that any number of workers can resume from a checkpoint.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from causvid.runtime.files import publish, write_json
 from causvid.training.distributed import barrier, from_main, is_main, load_weights, whole, whole_weights
 
 STATE, MANIFEST = "state.pt", "manifest.json"
-KEEP = 2  # newest checkpoints, because a crash may damage the last one
+KEEP = 2  # number of newest checkpoints to keep, because a crash may damage the last checkpoint
 
 
 class Stateful(Protocol):
-    """An object whose state can be saved and restored, such as a module, an optimizer or a weight average."""
+    """An object whose state can be saved and restored: a module, an optimizer or a weight average."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state."""
+        """Return the state of the object."""
         ...
 
     def load_state_dict(self, state: dict[str, Any], /) -> Any:
-        """Restore the state."""
+        """Restore the state of the object."""
         ...
 
 
 class Writer:
-    """Writes checkpoints, and deletes old ones.
+    """Writes checkpoints, and deletes old checkpoints.
 
     Args:
         folder: Folder of the checkpoints.
-        made_from: Checksums, by name, of everything that decides the result (params, prompts, teacher, …).
-        keep_every: Checkpoints after a multiple of this number of steps are never deleted. None = only the newest
-            ``KEEP`` are kept.
-        in_background: Whether training continues while a copy of the state is written. An error in writing is then
-            raised by the next ``save`` or ``wait``.
+        made_from: Checksums of everything that determines the result (params, prompts, teacher, ...), keyed by name.
+        keep_every: Checkpoints after a multiple of this number of steps are never deleted. None = all are deleted
+            except the newest ``KEEP``.
+        in_background: Whether training continues while a copy of the state is written. The next ``save`` or ``wait``
+            then raises an error of the writing thread.
     """
 
     def __init__(
@@ -94,18 +94,18 @@ class Writer:
 def resume(
     folder: Path, parts: Mapping[str, Stateful], made_from: Mapping[str, str]
 ) -> tuple[int, list[dict[str, float]]]:
-    """Restore ``parts`` from the newest checkpoint that is not damaged. Damaged ones are reported on stderr.
+    """Restore ``parts`` from the newest valid checkpoint. Damaged checkpoints are reported on stderr.
 
     Args:
         folder: Folder of the checkpoints.
-        parts: Objects to restore, by the names under which they were saved.
-        made_from: Checksums, by name, of everything that decides the result.
+        parts: Objects to restore, keyed by the names in the checkpoint.
+        made_from: Checksums of everything that determines the result, keyed by name.
 
     Returns:
-        The number of finished steps and the history; (0, []) if there is no checkpoint.
+        The number of finished steps, and the logged rows; (0, []) if there is no checkpoint.
 
     Raises:
-        ValueError: The checkpoint has other checksums than ``made_from``.
+        ValueError: The checksums in the checkpoint differ from ``made_from``.
     """
     newest = from_main(_newest(folder) if is_main() else None)
     if newest is None:
@@ -128,19 +128,19 @@ def resume(
 
 
 def _state_of(part: Stateful) -> dict[str, Any]:
-    """Return the state of ``part``. Frozen weights are omitted, because they can be loaded from their file."""
+    """Return the state of ``part`` without frozen weights, which can be loaded from the initial model."""
     state: dict[str, Any]
     state = whole_weights(part, frozen=False) if isinstance(part, nn.Module) else whole(part.state_dict())
     return state
 
 
 def _copied(tensor: torch.Tensor) -> torch.Tensor:
-    """Copy a tensor to the CPU. The original can then be changed."""
+    """Copy a tensor to the CPU, so that training can change the original."""
     return tensor.detach().to("cpu", copy=True)
 
 
 def _newest(folder: Path) -> str | None:
-    """Return the name of the newest checkpoint that is not damaged."""
+    """Return the name of the newest valid checkpoint; None if no checkpoint is valid."""
     for candidate in sorted(folder.glob("step-*"), reverse=True):
         fault = _fault(candidate)
         if not fault:
@@ -150,7 +150,7 @@ def _newest(folder: Path) -> str | None:
 
 
 def _fault(folder: Path) -> str:
-    """Return the reason why a checkpoint is damaged; an empty string if its files have the listed checksums."""
+    """Return the reason why a checkpoint is damaged; an empty string if it is valid."""
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"]
         listed = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}

@@ -1,4 +1,4 @@
-"""The order of the samples: a function of (seed, global position), so that no loader state must be saved."""
+"""Compute the order of samples from (seed, position), so that checkpoints need no state of a data loader."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from causvid.runtime.seeding import generator
 
 
 def sample_index(seed: int, position: int, size: int) -> int:
-    """Return the index of one sample of a training. Every epoch is a new permutation of the data set.
+    """Return the index of a training sample in the data set. Every epoch is a new permutation of the data set.
 
     Args:
         seed: Seed of the permutations.
-        position: Number of samples before this one in the training, over all workers.
-        size: Samples in the data set.
+        position: Number of earlier samples in the training, over all workers.
+        size: Number of samples in the data set.
     """
     epoch, offset = divmod(position, size)
     return int(_permutation(seed, epoch, size)[offset])

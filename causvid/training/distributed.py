@@ -1,4 +1,4 @@
-"""Communication between the ranks of a training. In a single process the functions do nothing."""
+"""Communicate between the ranks of a training. In a single process, the functions do not communicate."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def barrier() -> None:
 
 
 def share_of(batch: int) -> range:
-    """Return the positions of this rank's samples in a batch. Raises ValueError if they cannot be shared equally."""
+    """Return the positions of this rank's samples in a batch. Raises ValueError if ranks cannot have equal numbers."""
     if batch % world_size():
         raise ValueError(
             f"the batch of {batch} does not divide over {world_size()} workers; change batch_size or compute.workers"
@@ -48,7 +48,7 @@ def share_of(batch: int) -> range:
 
 
 def replicate(module: Module, *, unused_parameters: bool = False) -> Module:
-    """Replicate ``module`` on all ranks, in place: the backward pass averages the gradients (PyTorch's DDP).
+    """Replicate ``module`` on all ranks, in place (PyTorch's DDP). The backward pass averages the gradients.
 
     Args:
         module: The module, with the same weights on all ranks.
@@ -57,17 +57,17 @@ def replicate(module: Module, *, unused_parameters: bool = False) -> Module:
     if world_size() > 1:
         from torch.distributed._composable.replicate import replicate as composable_ddp
 
-        # PyTorch gives this warning for 1x1 kernels, whose strides have no effect.
+        # PyTorch prints this warning for 1x1 kernels, but the strides of 1x1 kernels have no effect.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         composable_ddp(module, find_unused_parameters=unused_parameters)
     return module
 
 
 def synchronize_gradients(module: nn.Module, wanted: bool) -> None:
-    """Choose whether later backward passes of a replicated ``module`` average its gradients over the ranks.
+    """Choose whether later backward passes of a replicated ``module`` average the gradients over the ranks.
 
-    Otherwise each rank only adds its own gradients. The gradients of a sharded module are always averaged, because the
-    memory of one rank cannot hold all of them.
+    If not, each rank only accumulates its own gradients. The gradients of a sharded module are always averaged, because
+    all gradients do not fit into the memory of one rank.
     """
     from torch.distributed._composable.replicate import DDP
 
@@ -76,20 +76,20 @@ def synchronize_gradients(module: nn.Module, wanted: bool) -> None:
 
 
 def shard(module: Module, blocks: nn.ModuleList, dtype: torch.dtype) -> Module:
-    """Shard the weights of ``module`` over the ranks, in place (FSDP2). A block is gathered only while it is used.
+    """Shard the weights of ``module`` over the ranks, in place (FSDP2). A block is only gathered while it is used.
 
     Args:
         module: The module, with the same float32 weights on all ranks.
-        blocks: Parts of ``module`` that are gathered one at a time.
+        blocks: Parts of ``module`` that are gathered one after another.
         dtype: Data type in which blocks are gathered and computed. Shards, gradients and the weights outside of
             ``blocks`` remain float32.
     """
     if world_size() > 1:
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-        # The warning is for outputs that are changed in place, which never happens here.
+        # The warning concerns code that changes outputs in place. This project never changes outputs in place.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-        # Inputs of a block are not cast, because the embedding of the timesteps must not be rounded.
+        # The inputs of a block are not cast, because the timestep embedding must not be rounded.
         policy = MixedPrecisionPolicy(
             param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
@@ -102,11 +102,11 @@ def shard(module: Module, blocks: nn.ModuleList, dtype: torch.dtype) -> Module:
 def whole(value: Any) -> Any:
     """Gather every sharded tensor in nested containers on the CPU of rank 0. All ranks must call this function.
 
-    ``torch.distributed.checkpoint.state_dict`` cannot do this for an optimizer whose parameters are views of a module's
-    parameters, as those of Muon are.
+    ``torch.distributed.checkpoint.state_dict`` cannot gather the state of Muon, because the parameters of Muon are
+    views of a module's parameters.
 
     Returns:
-        On rank 0 the containers with whole tensors; on other ranks the containers with None for each sharded tensor.
+        On rank 0, the containers with gathered tensors. On other ranks, None replaces each sharded tensor.
     """
 
     def gathered(leaf: Any) -> Any:
@@ -123,17 +123,17 @@ def whole_weights(module: nn.Module, *, frozen: bool) -> dict[str, Any]:
 
     Args:
         module: A module, which may be sharded or replicated.
-        frozen: Whether to include the weights that are not trained.
+        frozen: Whether to include frozen weights.
 
     Returns:
-        The state dict of the module; on other ranks an empty one.
+        The state dict of the module on rank 0; an empty dict on other ranks.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=not frozen)
     return get_model_state_dict(module, options=options)
 
 
 def load_weights(module: nn.Module, state: dict[str, Any]) -> None:
-    """Load the result of ``whole_weights``, which every rank must pass. Frozen weights may be missing in it."""
+    """Load a state dict from ``whole_weights``, which all ranks must pass. Frozen weights may be missing."""
     trained = {name for name, weight in module.named_parameters() if weight.requires_grad}
     options = StateDictOptions(full_state_dict=True, strict=False)
     keys = set_model_state_dict(module, state, options=options)
@@ -142,7 +142,7 @@ def load_weights(module: nn.Module, state: dict[str, Any]) -> None:
 
 
 def part_of(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Return this rank's shard of ``value``, which is whole on every rank, or ``value`` if ``like`` is not sharded."""
+    """Shard the full tensor ``value`` like ``like``. If ``like`` is not sharded, return ``value`` unchanged."""
     if not isinstance(like, DTensor) or isinstance(value, DTensor):
         return value
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
@@ -166,19 +166,19 @@ def total(value: torch.Tensor) -> torch.Tensor:
 
 
 def weight_of(count: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
-    """Return the weight of a mean over some items of this rank in the mean over the items of all ranks.
+    """Return the weight with which a mean over some items of this rank enters the mean over the items of all ranks.
 
-    The weight includes the number of ranks, because gradients are averaged over the ranks afterwards.
+    The weight includes the number of ranks as a factor, because gradients are averaged over the ranks later.
 
     Args:
-        count: Number of items in the mean.
-        held: Number of items of this rank.
+        count: Number of items in the mean of this rank.
+        held: Number of all items of this rank.
     """
     return count * world_size() / total(held).clamp(min=1)
 
 
 def mean(values: Mapping[str, torch.Tensor]) -> dict[str, float]:
-    """Return the means of scalars over all ranks, by one all-reduce in float64 so that rounding errors are small."""
+    """Return the means of scalars over all ranks. One all-reduce in float64 keeps rounding errors small."""
     stacked = torch.stack([value.detach().double() for value in values.values()])
     if world_size() > 1:
         dist.all_reduce(stacked)

@@ -1,8 +1,8 @@
-"""Muon (Jordan et al. 2024): an optimizer for matrices that orthogonalises the update of Nesterov momentum.
+"""Implement Muon (Jordan et al. 2024), an optimizer for matrices that orthogonalises the Nesterov momentum update.
 
-torch.optim.Muon always multiplies in bfloat16. On a CPU that only emulates bfloat16, one of its steps took longer than
-the forward and backward pass before it (docs/log.md, 2026-11-28). This class computes in the dtype of the gradients. It
-orthogonalises all matrices of one shape together: a few large products instead of hundreds of small ones.
+torch.optim.Muon always multiplies in bfloat16. On a CPU that only emulates bfloat16, an optimizer step took longer than
+the forward and backward pass (docs/log.md, 2026-11-28). The class in this module computes in the dtype of the gradients
+and orthogonalises all matrices of equal shape together, in a few large products instead of hundreds of small products.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from torch.distributed.tensor import DTensor
 
 from causvid.training.distributed import part_of
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # (a, b, c) of p(s) = a s + b s^3 + c s^5, which moves every s towards 1
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # a, b, c in p(s) = a s + b s^3 + c s^5, which moves s towards 1
 ITERATIONS = 5
-EPSILON = 1e-7  # prevents a division by zero for a gradient of zeros
-UPDATE_RMS = 0.2  # about that of AdamW, so that both can use one learning rate (Liu et al. 2025, eq. 4)
+EPSILON = 1e-7  # prevents a division by zero if all gradients are zero
+UPDATE_RMS = 0.2  # RMS of an update; AdamW is similar and can share the learning rate (Liu et al. 2025, eq. 4)
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for matrices [M, N]: equals torch.optim.Muon with ``adjust_lr_fn="match_rms_adamw"``, up to rounding."""
+    """Muon for matrices [M, N], equal to torch.optim.Muon(adjust_lr_fn="match_rms_adamw") except for rounding."""
 
     def __init__(self, params: Iterable[nn.Parameter], *, lr: float, weight_decay: float, momentum: float) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
@@ -42,7 +42,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Apply decoupled weight decay, and then the orthogonalised update of Nesterov momentum."""
+        """Apply decoupled weight decay, and then the orthogonalised Nesterov momentum update."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -65,7 +65,7 @@ class Muon(torch.optim.Optimizer):
                 state["momentum_buffer"] = torch.zeros_like(matrix.grad)
             buffer = state["momentum_buffer"].lerp_(matrix.grad, 1 - momentum)
             update = matrix.grad.lerp(buffer, momentum)
-            # A shard has other singular values than the whole matrix.
+            # The singular values of a shard differ from those of the whole matrix.
             updates.append(update.full_tensor() if isinstance(update, DTensor) else update)
         scale = UPDATE_RMS * math.sqrt(max(matrices[0].shape))
         for matrix, update in zip(matrices, orthogonalise(torch.stack(updates)), strict=True):
@@ -73,10 +73,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrices: torch.Tensor) -> torch.Tensor:
-    """Move the singular values of every matrix in [K, M, N] close to 1, by Newton-Schulz iterations in its dtype."""
+    """Move the singular values of each matrix in [K, M, N] close to 1, with Newton-Schulz iterations."""
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=EPSILON)  # singular values of at most 1
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=EPSILON)  # all singular values are now at most 1
     a, b, c = NEWTON_SCHULZ
     for _ in range(ITERATIONS):
         gram = x @ x.mT

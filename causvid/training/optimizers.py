@@ -1,6 +1,6 @@
-"""The optimizer of a module: Muon, AdamW or both, with a schedule of the learning rate.
+"""Optimize a module with Muon, AdamW or both, and with a learning rate schedule.
 
-Muon accepts matrices only, so a convolution kernel [O, C, …] is passed to it as a matrix [O, C …]. AdamW updates the
+Muon accepts matrices only, so a convolution kernel [O, C, ...] is reshaped to a matrix [O, C ...]. AdamW updates all
 other parameters.
 """
 
@@ -27,12 +27,12 @@ class OptimizerConfig:
 
     Attributes:
         kind: Optimizer of the matrices; AdamW always updates the other parameters.
-        learning_rate: Peak of the learning rate.
-        betas: Betas of AdamW.
+        learning_rate: Maximum learning rate.
+        betas: Decay rates of the two moments in AdamW.
         weight_decay: Decoupled weight decay.
-        grad_clip: Largest norm of the gradient; a larger gradient is scaled down.
-        warmup_steps: Steps of linear warm-up.
-        decay: Schedule after the warm-up.
+        grad_clip: Maximum norm of the gradient; a larger gradient is scaled to this norm.
+        warmup_steps: Number of steps with a linear warm-up of the learning rate.
+        decay: Learning rate schedule after the warm-up.
     """
 
     kind: Literal["muon", "adamw"]
@@ -45,7 +45,7 @@ class OptimizerConfig:
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """Return the rate at ``step`` of ``steps``: linear warm-up, then constant or half a cosine period down to 0."""
+    """Return the learning rate at ``step``: linear warm-up, then constant or cosine decay to 0 at ``steps``."""
     warm = min(1.0, (step + 1) / (config.warmup_steps + 1))
     if config.decay == "constant":
         return config.learning_rate * warm
@@ -58,9 +58,9 @@ class Optimizer:
 
     Args:
         module: The module.
-        config: Params of the optimizer.
-        steps: Training steps, for the schedule of the learning rate.
-        is_matrix: Function of a parameter's name and value that chooses the parameters of Muon.
+        config: Parameters of the optimizer.
+        steps: Number of training steps, for the learning rate schedule.
+        is_matrix: Function that decides from the name and value of a parameter whether Muon updates it.
     """
 
     def __init__(
@@ -89,19 +89,19 @@ class Optimizer:
                 )
             )
         if rest:
-            fused = rest[0].device.type != "cpu" or None  # None = the default of torch, a loop on a CPU
+            fused = rest[0].device.type != "cpu" or None  # None = torch's default, which is a loop on a CPU
             self.optimizers.append(
                 torch.optim.AdamW(rest, lr=0.0, betas=config.betas, weight_decay=config.weight_decay, fused=fused)
             )
 
     def step(self, step: int) -> torch.Tensor:
-        """Apply the gradients at training step ``step``, and clear them.
+        """Update the parameters with the gradients of training step ``step``, and clear the gradients.
 
         Returns:
             The norm of the gradient before clipping, a scalar.
 
         Raises:
-            FloatingPointError: A gradient is not finite. No weight was changed.
+            FloatingPointError: A gradient is not finite. All weights are unchanged.
         """
         try:
             norm = nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip, error_if_nonfinite=True)
@@ -120,14 +120,14 @@ class Optimizer:
         return norm
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the states of the optimizers."""
+        """Return the states of Muon and AdamW."""
         return {str(index): optimizer.state_dict() for index, optimizer in enumerate(self.optimizers)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a state of ``state_dict``. Tensors in it are whole; every rank takes its shards of them."""
+        """Restore a state from ``state_dict``. Its tensors are not sharded; every rank copies its own shards."""
         for index, optimizer in enumerate(self.optimizers):
             saved, held = state[str(index)], [p for group in optimizer.param_groups for p in group["params"]]
-            # Cloned, because the loaded tensors may be mapped from a file.
+            # The tensors are cloned, because they may be mapped from a file.
             moments = {
                 number: {
                     name: (part_of(value, held[number]) if value.shape == held[number].shape else value).clone()
@@ -139,14 +139,14 @@ class Optimizer:
 
 
 def backward(loss: torch.Tensor, step: int) -> None:
-    """Compute the gradients of ``loss``. Raises FloatingPointError, and computes none, if the loss is not finite."""
+    """Compute the gradients of ``loss``. If the loss is not finite, raise FloatingPointError instead."""
     if not loss.isfinite():
         raise FloatingPointError(f"step {step}: the loss is {loss.item()}; no weight was changed")
     loss.backward()
 
 
 def _as_matrix(kernel: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Return [O, C, …] as a matrix [O, C …] with columns in the memory order of ``like``: a view of ``like`` itself."""
+    """Reshape [O, C, ...] to [O, C ...] with columns in the memory order of ``like``; ``like`` itself is not copied."""
     if like.is_contiguous():
         return kernel.reshape(kernel.shape[0], -1)
     return kernel.movedim(1, -1).reshape(kernel.shape[0], -1)

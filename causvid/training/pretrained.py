@@ -1,20 +1,20 @@
-"""Initial weights: from a local folder, from a pinned revision of a hub repository, or random."""
+"""Find initial weights in a local folder or in a pinned revision of a hub repository."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-MARKERS = {"tokenizer": "tokenizer.json"}  # file by which a component is recognised; config.json for all others
+MARKERS = {"tokenizer": "tokenizer.json"}  # file that identifies a component's folder; default: config.json
 
 
 @dataclass(frozen=True, kw_only=True)
 class Init:
-    """Params entry ``init`` of a stage. Without a hub, a folder that is missing or empty means random weights.
+    """Params entry ``init`` of a stage. If ``hub`` is None and ``folder`` is missing or empty, weights are random.
 
     Attributes:
-        folder: A diffusers folder of one component, or of a pipeline with its components in subfolders.
-        hub: Id of a repository on the hub, which is used instead of the folder; None = use the folder.
+        folder: A diffusers folder of one component, or of a pipeline whose components are in subfolders.
+        hub: Id of a repository on the hub, which replaces the folder; None = use the folder.
         revision: Commit of the repository.
     """
 
@@ -59,7 +59,7 @@ class Init:
 
 
 def _require_empty(root: Path, subfolder: str, marker: str) -> None:
-    """Raise ValueError if ``root``, which has no component ``subfolder``, is a file or a folder that is not empty."""
+    """Raise ValueError if ``root``, which has no component ``subfolder``, is a file or a non-empty folder."""
     if root.is_file():
         raise ValueError(
             f"init.folder is {root}, which is a file; give the folder of a saved {subfolder} ('python -m "
@@ -68,11 +68,11 @@ def _require_empty(root: Path, subfolder: str, marker: str) -> None:
     if names := [path.name for path in contents(root)]:
         raise ValueError(
             f"init.folder is {root}, which holds {', '.join(names[:3])} but neither {marker} nor "
-            f"{subfolder}/{marker}; give the folder of a saved {subfolder}, or an empty one to train from scratch"
+            f"{subfolder}/{marker}; give the folder of a saved {subfolder}, or an empty folder to train from scratch"
         )
 
 
 def contents(folder: Path) -> list[Path]:
-    """Return the sorted entries of ``folder`` without hidden files and READMEs; an empty list if it does not exist."""
+    """List the entries of ``folder`` in order, without hidden files and READMEs; a missing folder has no entries."""
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
     return [path for path in entries if not path.name.startswith((".", "README"))]

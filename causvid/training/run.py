@@ -1,4 +1,4 @@
-"""The record of one training: everything that the training loop, the previews and a method need to know."""
+"""Define the settings of one training, which the training loop, the previews and the methods read."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Record = TypeVar("Record")  # StudentRecord, TeacherRecord or None
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """Entries of the params section of every method.
+    """The entries that the params sections of all methods share.
 
     Attributes:
-        steps: Training steps. With 0 steps the initial weights are exported unchanged.
-        batch_size: Samples of one step over all workers.
-        checkpoint_every: Steps from one checkpoint to the next.
+        steps: Number of training steps. With 0 steps, the initial weights are exported unchanged.
+        batch_size: Number of samples in one step, over all workers.
+        checkpoint_every: Number of steps between two checkpoints.
     """
 
     steps: NonNegativeInt
@@ -35,20 +35,20 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Run(Generic[Config, Record]):
-    """One training of one method. All ranks receive the same picklable copy.
+    """The settings of one training. All ranks receive a picklable copy.
 
     Attributes:
         config: Params section of the method.
-        record: Training record of the resulting model; None for a VAE, which has none.
+        record: Training record of the resulting model; None for a VAE, which has no training record.
         seed: Seed of all random numbers.
-        precision: Precision of the matrix products. MFU refers to the peak in this precision.
-        compute: Workers, GPUs and memory savings.
-        watch: Previews and checkpoints to keep.
+        precision: Precision of the matrix products, in which the peak for MFU is defined.
+        compute: Number of workers and GPUs, and methods to save memory.
+        watch: Settings for previews, and for checkpoints to keep.
         tracker: Destination of metrics and artifacts.
-        made_from: Checksums, by name, of everything that decides the result.
+        made_from: Checksums of everything that determines the result, keyed by name.
         work: Folder of the checkpoints and results. The trained model is in ``work/export``.
-        inputs: Paths of the stage's inputs, by the names of its options.
-        network: Configuration of the network that is built if no initial weights are given.
+        inputs: Paths of the stage's inputs, keyed by the names of the command line options.
+        network: Config of the network that is built if there are no initial weights.
     """
 
     config: Config
@@ -74,7 +74,7 @@ def new_run(
     inputs: Mapping[str, Path],
     network: Mapping[str, Any] | None = None,
 ) -> Run[Config, Record]:
-    """Return the run of a stage; the arguments are those of ``Run``, and the rest comes from ``stage``."""
+    """Build the settings from the attributes of ``stage`` and from the other arguments, which ``Run`` describes."""
     return Run(
         config=config,
         record=record,

@@ -1,4 +1,4 @@
-"""The training loop: resume, step, log, save, export. A step object holds what a method trains and how."""
+"""Run the training loop: resume, step, log, save, export. A step object of a method defines the training step."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from causvid.training import checkpoint
 from causvid.training.distributed import is_main, mean, world_size
 from causvid.training.run import Config, Record, Run
 
-LOG_POINTS = 100  # rows of a curve, whatever the number of steps
+LOG_POINTS = 100  # number of rows in a curve, for any number of steps
 CURVE = "curve.csv"
 EXPORT = "export"
 
 
 class Step(Protocol):
-    """A method in training: the state that it keeps between steps, and one training step."""
+    """The protocol of a training method: its training step, and the state that is kept between steps."""
 
     def state(self) -> Mapping[str, checkpoint.Stateful]:
-        """Return everything that changes during training, by name."""
+        """Return all objects that change during training, keyed by name."""
         ...
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
@@ -38,7 +38,8 @@ class Step(Protocol):
             step: Number of the step. The result depends only on this number and on the state.
 
         Returns:
-            Scalars to log. Names with a slash go to MLflow only, which groups charts by the part before the slash.
+            Scalars to log. Names with a slash are logged to MLflow only; MLflow groups charts by the part before the
+            slash.
         """
         ...
 
@@ -47,24 +48,24 @@ class Step(Protocol):
         ...
 
     def export(self, folder: Path) -> None:
-        """Save the trained model in diffusers' format. All ranks call this method; rank 0 writes."""
+        """Save the trained model in diffusers' format. All ranks call this method; only rank 0 writes."""
         ...
 
 
 def train(step: Step, run: Run[Any, Any], previews: Callable[[int], None] | None = None) -> None:
-    """Train until ``run.config.steps``, from the newest checkpoint in ``run.work`` if there is one.
+    """Train until ``run.config.steps``. The training resumes from the newest valid checkpoint in ``run.work``.
 
     Rank 0 writes ``run.work``/curve.csv and ``run.work``/export.
 
     Args:
-        step: The method in training.
-        run: The record of this training.
-        previews: Function that is called with the number of finished steps, as often as ``run.watch`` asks for and at
-            the end.
+        step: Training step of the method.
+        run: Settings of this training.
+        previews: Function that writes previews, given the number of finished steps. It is called every
+            ``run.watch.samples_every`` steps and after the last step.
 
     Raises:
-        FloatingPointError: A value in a row of the curve is not finite. (A step refuses non-finite gradients itself.)
-        ValueError: The checkpoints in ``run.work`` were made from other inputs.
+        FloatingPointError: A value in a row of the curve is not finite, or ``step`` raised this error.
+        ValueError: The checkpoints in ``run.work`` are from a training with other inputs.
     """
     steps, work = run.config.steps, run.work
     checkpoints = work / "checkpoints"
@@ -84,7 +85,7 @@ def train(step: Step, run: Run[Any, Any], previews: Callable[[int], None] | None
 
         # Log a row of the curve.
         if index % log_every == 0 or index + 1 == steps:
-            row, latest = mean(latest), {}  # a value that not every step has appears in the next row
+            row, latest = mean(latest), {}  # the next row shows values that only some steps have
             for name, value in row.items():
                 if not math.isfinite(value):
                     raise FloatingPointError(f"step {index}: {name} is {value}")
@@ -92,10 +93,10 @@ def train(step: Step, run: Run[Any, Any], previews: Callable[[int], None] | None
             if is_main():
                 run.tracker.log_metrics({**row, **speed.read()}, index)
 
-        # Save a checkpoint, and show what the model makes.
+        # Save a checkpoint, and write previews.
         if _is_due(index + 1, run.config.checkpoint_every, steps):
             writer.save(index + 1, step.state(), history)
-            latest = {}  # a resumed run would not have these values, and must write the same curve
+            latest = {}  # a resumed run does not have these values, but must write an identical curve
         if previews and _is_due(index + 1, run.watch.samples_every, steps):
             previews(index + 1)
 
@@ -103,21 +104,21 @@ def train(step: Step, run: Run[Any, Any], previews: Callable[[int], None] | None
     writer.wait()
     if is_main():
         write_curve(work / CURVE, history)
-        shutil.rmtree(work / EXPORT, ignore_errors=True)  # an interrupted run may have left a partial file
+        shutil.rmtree(work / EXPORT, ignore_errors=True)  # an interrupted run may have written a part of it
     step.export(work / EXPORT)
 
 
 def carry_out(method: Callable[[Run[Config, Record]], None], run: Run[Config, Record], stage: StageRun) -> None:
-    """Call ``method(run)`` on every worker, which leaves the curve and the exported model in the work folder."""
+    """Call ``method(run)`` on every worker. The call writes the curve and the exported model to the work folder."""
     launch(method, run, run.compute, name=stage.origin.key, storage=run.work / "ray")
 
 
 def publish(run: Run[Any, Any], stage: StageRun, *, out: Path, curve: Path) -> None:
-    """Report the end of the curve, and put the exported model and the curve in place.
+    """Report the last values of the curve, and move the exported model and the curve to their final paths.
 
     Args:
         run: A finished run.
-        stage: Its stage.
+        stage: The stage of this run.
         out: Destination of the model.
         curve: Destination of the curve.
     """
@@ -127,12 +128,12 @@ def publish(run: Run[Any, Any], stage: StageRun, *, out: Path, curve: Path) -> N
 
 
 def _is_due(done: int, every: int, steps: int) -> bool:
-    """Return whether a multiple of ``every``, or the last step, is done; False if ``every`` is 0."""
+    """Return whether ``done`` is a multiple of ``every`` or equals ``steps``; False if ``every`` is 0."""
     return every > 0 and (done % every == 0 or done == steps)
 
 
 def write_curve(path: Path, history: list[dict[str, float]]) -> None:
-    """Write the logged rows as CSV: first the step, then the other columns in alphabetical order."""
+    """Write the logged rows as CSV. The first column is the step; other columns are in alphabetical order."""
     names = ["step", *sorted({name for row in history for name in row} - {"step"})]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, names, lineterminator="\n")

@@ -1,6 +1,6 @@
-"""Cost of Wan's models, computed from their configs: weights, FLOPs, bytes of cache and activations.
+"""Compute the cost of Wan's models from their configs: weights, FLOPs, bytes of the KV cache and of activations.
 
-The FLOPs are two per multiply-add of every matrix product, convolution and attention score. Norms, activations and
+A multiply-add counts as two FLOPs, in matrix products, convolutions and attention scores. Norms, activations and
 optimizer steps are not counted. N is the number of tokens, d the width of the transformer. The formulas are those of
 the Wan models in diffusers; a test compares them with torch's FlopCounterMode, which counts during a forward pass.
 """
@@ -17,16 +17,16 @@ from causvid.compute.parallel import Checkpointing
 from causvid.costs import Flops
 from causvid.runtime.shapes import LatentShape, VideoShape
 
-# Values per token that a layer keeps for its backward pass: about 16 vectors of width d (norms, q, k, v, rotated q and
-# k, outputs, the same for cross-attention, residuals), and the input and output of the activation of the feed-forward.
+# Values per token that a layer stores for its backward pass: about 16 vectors of width d (norms, q, k, v, rotated q and
+# k, outputs, the same vectors for cross-attention, residuals), and two vectors of width ffn_dim in the feed-forward.
 KEPT_WIDTHS, KEPT_FFN = 16, 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Transformer:
-    """Cost of diffusers' WanTransformer3DModel. The fields are those of its config, ``model.transformer``.
+    """Cost of diffusers' WanTransformer3DModel. The fields have the names of the config keys in ``model.transformer``.
 
-    It has the members of ``causvid.costs.TransformerCost``.
+    The class implements the protocol ``causvid.costs.TransformerCost``.
     """
 
     patch_size: tuple[int, int, int]
@@ -52,7 +52,7 @@ class Transformer:
 
     @property
     def parameters(self) -> int:
-        """Number of weights: embeddings and head, and per layer two attentions, a feed-forward and six modulations."""
+        """Number of weights in the embeddings, the head and all layers."""
         d, patch = self.width, math.prod(self.patch_size)
         attention = 4 * (d * d + d) + 2 * d
         layer = 2 * attention + 2 * d * self.ffn_dim + self.ffn_dim + d + 2 * d + 6 * d
@@ -62,14 +62,14 @@ class Transformer:
         return self.num_layers * layer + text + time + head + self.in_channels * patch * d + d
 
     def adapter_parameters(self, rank: int) -> int:
-        """Return the weights of a LoRA adapter of ``rank`` on the matrices of both attentions and the feed-forward."""
+        """Return the number of weights in a LoRA adapter of ``rank`` for both attentions and the feed-forward."""
         d = self.width
         return self.num_layers * rank * (2 * 4 * 2 * d + 2 * (d + self.ffn_dim))
 
     def adapter(self, tokens: int, text_tokens: int, rank: int) -> float:
         """Return the FLOPs of one forward pass of a LoRA adapter of ``rank``.
 
-        Only the adapters of the cross-attention's keys and values process the tokens of the prompt.
+        The adapters of the keys and values in cross-attention process prompt tokens; all others process video tokens.
         """
         text_weights = self.num_layers * rank * 2 * 2 * self.width
         return 2.0 * (tokens * (self.adapter_parameters(rank) - text_weights) + text_tokens * text_weights)
@@ -79,9 +79,9 @@ class Transformer:
         return latent.height // self.patch_size[1] * (latent.width // self.patch_size[2])
 
     def linear_per_token(self) -> int:
-        """Return the FLOPs of the matrix products of one video token in all layers.
+        """Return the FLOPs of the matrix products for one video token in all layers.
 
-        These are q, k, v and o, q and o of the cross-attention, and the feed-forward.
+        The matrices are q, k, v and o of self-attention, q and o of cross-attention, and both of the feed-forward.
         """
         d = self.width
         return self.num_layers * 2 * (4 * d * d + 2 * d * d + 2 * d * self.ffn_dim)
@@ -90,10 +90,10 @@ class Transformer:
         """Return the FLOPs of a forward pass.
 
         Args:
-            queries: Video tokens.
-            pairs: Query-key pairs of the self-attention of one layer.
-            text_tokens: Tokens of the prompt.
-            text_cached: Whether the cache holds the keys and values of the prompt.
+            queries: Number of video tokens.
+            pairs: Number of query-key pairs in the self-attention of one layer.
+            text_tokens: Number of prompt tokens.
+            text_cached: Whether the keys and values of the prompt are in the cache.
         """
         d, patch = self.width, math.prod(self.patch_size)
         ends = 2 * queries * patch * d * (self.in_channels + self.out_channels)
@@ -102,13 +102,13 @@ class Transformer:
         return Flops(queries * self.linear_per_token() + ends + (0 if text_cached else text), scores)
 
     def kv_cache_bytes(self, tokens: int, value_bytes: int) -> int:
-        """Return the bytes of the keys and values of ``tokens`` in all layers."""
+        """Return the bytes of the cached keys and values for ``tokens`` tokens in all layers."""
         return 2 * self.width * self.num_layers * value_bytes * tokens
 
     def activation_bytes(self, tokens: int, value_bytes: int, checkpointing: Checkpointing) -> float:
-        """Estimate the bytes that one sample keeps for its backward pass.
+        """Estimate the bytes that are stored for the backward pass of one sample.
 
-        Full checkpointing keeps the inputs of the layers, selective checkpointing also the outputs of both attentions.
+        Full checkpointing stores the inputs of the layers. Selective checkpointing also stores the attention outputs.
         """
         everything = KEPT_WIDTHS * self.width + KEPT_FFN * self.ffn_dim
         per_layer = {"full": self.width, "selective": 3 * self.width, "none": everything}[checkpointing]
@@ -116,7 +116,7 @@ class Transformer:
 
 
 class VaeCost(NamedTuple):
-    """FLOPs of encoding and decoding the first latent frame and every later one, and the number of weights."""
+    """FLOPs to encode or decode the first latent frame, or each later latent frame; and the number of weights."""
 
     encode_first: float
     encode_next: float
@@ -125,16 +125,16 @@ class VaeCost(NamedTuple):
     parameters: int
 
     def encode(self, latent_frames: int) -> float:
-        """Return the FLOPs of encoding a clip of ``latent_frames``."""
+        """Return the FLOPs to encode a clip of ``latent_frames`` latent frames."""
         return self.encode_first + (latent_frames - 1) * self.encode_next
 
     def decode(self, latent_frames: int) -> float:
-        """Return the FLOPs of decoding a clip of ``latent_frames``."""
+        """Return the FLOPs to decode a clip of ``latent_frames`` latent frames."""
         return self.decode_first + (latent_frames - 1) * self.decode_next
 
 
 def vae_cost(config: Mapping[str, Any], video: VideoShape, latent: LatentShape) -> VaeCost:
-    """Count the FLOPs of diffusers' AutoencoderKLWan for ``video`` with FlopCounterMode, on the meta device."""
+    """Count the FLOPs of AutoencoderKLWan for a clip of size ``video``, with FlopCounterMode on the meta device."""
     import torch
     from diffusers import AutoencoderKLWan
     from torch.utils.flop_counter import FlopCounterMode
@@ -156,7 +156,7 @@ def vae_cost(config: Mapping[str, Any], video: VideoShape, latent: LatentShape) 
 
 
 def text_encoder_parameters(config: Mapping[str, Any]) -> tuple[int, int]:
-    """Return the weights of UMT5's encoder: all, and those that multiply every token (all but the embedding table)."""
+    """Return the number of all weights of UMT5's encoder, and of the weights in matrices that multiply every token."""
     d, inner = config["d_model"], config["num_heads"] * config["d_kv"]
     layer = 4 * d * inner + 3 * d * config["d_ff"]
     small = 2 * d + config["num_heads"] * config.get("relative_attention_num_buckets", 32)

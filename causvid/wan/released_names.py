@@ -1,6 +1,7 @@
-"""Key names of Wan's own code (github.com/Wan-Video/Wan2.1), and the names of these weights in our libraries.
+"""Convert the names of weights between Wan's own code (github.com/Wan-Video/Wan2.1), diffusers and transformers.
 
-diffusers' transformer and VAE and transformers' UMT5 have the same layers under other names, so no value is changed.
+The transformer and VAE of diffusers and the UMT5 of transformers have the same layers as Wan's models. Only the names
+differ, so a conversion changes no value.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Any
 import torch
 from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 
-# The transformer: Wan's name -> diffusers' name. A module has parameters ".weight" and ".bias"; a table is itself a
-# parameter.
+# Map the names in Wan's transformer to the names in diffusers. A module has the parameters ".weight" and ".bias"; a
+# table is a parameter.
 _MODULES = {
     "patch_embedding": "patch_embedding",
     "text_embedding.0": "condition_embedder.text_embedder.linear_1",
@@ -28,22 +29,22 @@ _TABLES = {"head.modulation": "scale_shift_table"}
 _ATTENTION = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0", "norm_q": "norm_q", "norm_k": "norm_k"}
 _BLOCK_MODULES = {
     **{f"self_attn.{theirs}": f"attn1.{ours}" for theirs, ours in _ATTENTION.items()},
-    "norm3": "norm2",  # the only LayerNorm of a block with weights; it precedes cross-attention
+    "norm3": "norm2",  # the only LayerNorm with weights in a block, before cross-attention
     **{f"cross_attn.{theirs}": f"attn2.{ours}" for theirs, ours in _ATTENTION.items()},
     "ffn.0": "ffn.net.0.proj",
     "ffn.2": "ffn.net.2",
 }
 _BLOCK_TABLES = {"modulation": "scale_shift_table"}
 
-# The text encoder: Wan's name -> transformers' name, both without ".weight". The embedding is tied to
-# encoder.embed_tokens.
+# Map the names in Wan's text encoder to the names in transformers, both without ".weight". The embedding and
+# encoder.embed_tokens are the same weight.
 _TEXT_MODULES = {"token_embedding": "shared", "norm": "encoder.final_layer_norm"}
 _TEXT_BLOCK_MODULES = {
     "norm1": "layer.0.layer_norm",
     **{f"attn.{part}": f"layer.0.SelfAttention.{part}" for part in "qkvo"},
     "pos_embedding.embedding": "layer.0.SelfAttention.relative_attention_bias",
     "norm2": "layer.1.layer_norm",
-    "ffn.gate.0": "layer.1.DenseReluDense.wi_0",  # the factor with the GELU
+    "ffn.gate.0": "layer.1.DenseReluDense.wi_0",  # the factor to which the GELU is applied
     "ffn.fc1": "layer.1.DenseReluDense.wi_1",
     "ffn.fc2": "layer.1.DenseReluDense.wo",
 }
@@ -56,7 +57,7 @@ TEXT_ENCODER_CONSTANTS = {
 
 
 def rename(key: str) -> str | None:
-    """Return diffusers' name of Wan's tensor ``key`` (without ``model.``); None if Wan has no tensor of that name."""
+    """Convert the name ``key`` of Wan's transformer (without ``model.``) to diffusers; None for an unknown name."""
     if key in _TABLES:
         return _TABLES[key]
     block = re.fullmatch(r"blocks\.(0|[1-9]\d*)\.(.+)", key)
@@ -70,10 +71,10 @@ def rename(key: str) -> str | None:
 
 
 def infer_config(state: Mapping[str, torch.Tensor], *, num_attention_heads: int) -> dict[str, Any]:
-    """Return diffusers' config of the Wan transformer with the weights ``state`` (under Wan's names).
+    """Infer diffusers' config of a transformer from its weights ``state``, which have Wan's names.
 
-    The number of heads cannot be inferred from the shapes. Raises ValueError if a key is missing that is needed to
-    infer the config, or if the width cannot be divided into ``num_attention_heads`` heads of an even size.
+    The number of heads cannot be inferred from the shapes. The function raises ValueError if a required key is missing,
+    or if the width cannot be divided into ``num_attention_heads`` heads of an even size.
     """
     patch = _shaped(state, "patch_embedding.weight", 5)
     width, channels, *patch_size = patch
@@ -100,13 +101,13 @@ def infer_config(state: Mapping[str, torch.Tensor], *, num_attention_heads: int)
 
 
 def transformer_names(weights: Iterable[str], blocks: int) -> dict[str, str]:
-    """Return Wan's name of each of diffusers' ``weights`` of a transformer, without those that Wan does not have."""
+    """Map the names ``weights`` of a diffusers transformer to Wan's names. Names that Wan lacks are omitted."""
     names = {rename(key): key for key in transformer_keys(blocks)}
     return {ours: names[ours] for ours in weights if ours in names}
 
 
 def count_blocks(keys: Iterable[str]) -> int:
-    """Count the blocks from 0 up to the first gap, so that one wrong key cannot imply a model of 10,000 layers."""
+    """Count the blocks from 0 to the first gap, so that one wrong key cannot cause a model of 10,000 layers."""
     numbers = {match[1] for key in keys if (match := re.match(r"blocks\.(\d+)\.", key))}
     return next(count for count in itertools.count() if str(count) not in numbers)
 
@@ -133,7 +134,7 @@ def _shaped(state: Mapping[str, torch.Tensor], key: str, axes: int) -> tuple[int
 
 
 def vae_name(key: str) -> str:
-    """Return diffusers' name of the VAE's weight ``key`` of Wan; ``key`` itself if Wan has no such weight."""
+    """Convert the name ``key`` of a weight in Wan's VAE to diffusers. Unknown names are returned unchanged."""
     try:
         (name,) = convert_wan_vae_to_diffusers({key: None})
     except ValueError:  # the number of a block is not an integer
@@ -142,7 +143,7 @@ def vae_name(key: str) -> str:
 
 
 def text_encoder_names(layers: int) -> dict[str, str]:
-    """Return Wan's name of every weight of an encoder with ``layers`` blocks, by transformers' name."""
+    """Map the names of all weights in transformers' text encoder with ``layers`` blocks to Wan's names."""
     modules = dict(_TEXT_MODULES)
     for block in range(layers):
         modules |= {

@@ -1,7 +1,7 @@
-"""Encode prompts with UMT5 of transformers: a pretrained encoder, or a small one with random weights.
+"""Encode prompts with UMT5 of transformers: a pretrained encoder, or a small encoder with random weights.
 
-The random encoder needs no download. It is not trained: each word has a different random embedding, which is enough to
-condition a small model. Its vocabulary consists of the words of all prompts that are encoded.
+The random encoder needs no download and is never trained. Each word has a different random embedding, and this is
+sufficient to condition a small model. The vocabulary consists of the words of all prompts that are encoded.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from causvid.wan.formats.weight_files import require_all_weights, transformers_f
 
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 
-TextEncoder = UMT5EncoderModel  # the name that other folders use
+TextEncoder = UMT5EncoderModel  # name of the class for code in other folders
 
 
 def clean(prompt: str) -> str:
@@ -37,7 +37,7 @@ def clean(prompt: str) -> str:
 
 
 def build_tokenizer(prompts: str | Sequence[str]) -> PreTrainedTokenizerFast:
-    """Build a tokenizer whose vocabulary is the sorted words of ``prompts``. Like T5, it appends ``</s>``."""
+    """Build a tokenizer with the sorted words of ``prompts`` as vocabulary. Like T5, the tokenizer appends ``</s>``."""
     cleaned = [clean(prompt) for prompt in prompt_list(prompts)]
     words = sorted({word for prompt in cleaned for word, _ in Whitespace().pre_tokenize_str(prompt)})
     vocabulary = {word: index for index, word in enumerate([PAD, END, UNKNOWN, *words])}
@@ -52,8 +52,8 @@ def build_text_encoder(config: Mapping[str, Any], vocabulary: int, seed: int) ->
 
     Args:
         config: Arguments of ``UMT5Config``.
-        vocabulary: Number of tokens.
-        seed: Seed; the weights depend on nothing else.
+        vocabulary: Number of tokens in the vocabulary.
+        seed: Seed of the weights, which depend on no other random state.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "text_encoder"))
@@ -64,7 +64,7 @@ def build_text_encoder(config: Mapping[str, Any], vocabulary: int, seed: int) ->
 def load_text_encoder(
     encoder: Path, tokenizer: Path, dtype: torch.dtype
 ) -> tuple[UMT5EncoderModel, PreTrainedTokenizerBase]:
-    """Load a pretrained encoder and its tokenizer from their folders.
+    """Load a pretrained text encoder and its tokenizer from two folders.
 
     Args:
         encoder: Folder of the encoder in the format of transformers.
@@ -75,7 +75,8 @@ def load_text_encoder(
         The encoder, frozen and in eval mode, and the tokenizer.
 
     Raises:
-        ValueError: If a file is missing or damaged, if weights are missing, or if they belong to different saves.
+        ValueError: If a file is missing or damaged, if weights are missing, or if the weight files are from different
+            saves.
     """
     for folder, name in ((encoder, "config.json"), (tokenizer, "tokenizer.json")):
         if not (folder / name).is_file():
@@ -83,13 +84,13 @@ def load_text_encoder(
     transformers_files(encoder)
     try:
         model, report = UMT5EncoderModel.from_pretrained(encoder, dtype=dtype, output_loading_info=True)
-    # from_pretrained raises many kinds of errors for files that are cut short or do not belong together.
+    # from_pretrained raises many kinds of errors for truncated files and for files of different models.
     except Exception as error:
         raise ValueError(f"{encoder} cannot be loaded as a text encoder: {_first_line(error)}") from error
-    # The folder may contain a complete UMT5. The weights of the decoder are not needed.
+    # The folder may also contain the decoder of UMT5. The weights of the decoder are not needed.
     require_all_weights(encoder, missing=report["missing_keys"], unknown=())
     try:
-        # AutoTokenizer is not used, because it would give unknown characters the token of T5 instead of that of UMT5.
+        # AutoTokenizer is not used, because it would replace unknown characters by the token of T5, not of UMT5.
         words = PreTrainedTokenizerFast.from_pretrained(tokenizer)
     except Exception as error:
         raise ValueError(f"{tokenizer} cannot be loaded as a tokenizer: {_first_line(error)}") from error
@@ -101,7 +102,7 @@ def _first_line(error: Exception) -> str:
 
 
 def save_text_encoder(encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write ``folder``/text_encoder and ``folder``/tokenizer, as in a diffusers pipeline, without any local path."""
+    """Write ``folder``/text_encoder and ``folder``/tokenizer, as in a diffusers pipeline. The files name no path."""
     encoder.config._name_or_path = ""
     tokenizer.name_or_path = ""
     encoder.save_pretrained(folder / "text_encoder")
@@ -112,23 +113,23 @@ def save_text_encoder(encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerB
 def embed(
     encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerBase, prompts: str | Sequence[str], tokens: int
 ) -> list[torch.Tensor]:
-    """Embed each of ``prompts``.
+    """Compute the embeddings of ``prompts``.
 
     Args:
         encoder: The text encoder.
         tokenizer: The tokenizer of this encoder.
-        prompts: One prompt, or a sequence of at least one.
-        tokens: Largest number of tokens; longer prompts are truncated.
+        prompts: One prompt, or a sequence of at least one prompt.
+        tokens: Maximum number of tokens; longer prompts are truncated.
 
     Returns:
-        A tensor [tokens of the prompt, D] for each prompt, without padding. (Padding is zero in all embeddings.)
+        A tensor [tokens of the prompt, D] for each prompt, without padding. Other code pads embeddings with zeros.
 
     Raises:
-        ValueError: If ``prompts`` is empty or contains anything but strings.
+        ValueError: If ``prompts`` is empty or contains an element that is not a string.
     """
     listed = prompt_list(prompts)
     if not listed:
-        raise ValueError("prompts is empty; give at least one")
+        raise ValueError("prompts is empty; give at least one prompt")
     batch = tokenizer(
         [clean(prompt) for prompt in listed], padding="max_length", truncation=True, max_length=tokens,
         return_tensors="pt", return_attention_mask=True,

@@ -174,7 +174,10 @@ def test_an_unknown_normalisation_is_reported(tmp_path: Path, capsys: pytest.Cap
     record = replace(STUDENT, latents=None)
     (tmp_path / "config.json").write_text(json.dumps({"latents_mean": [0.0], "latents_std": [1.0]}))
     record.require_vae(Path("dmd"), tmp_path)
-    assert f"which came from a released LMDB; {tmp_path} is assumed to be their VAE" in capsys.readouterr().err
+    assert (
+        f"which came from a released LMDB; {tmp_path} is assumed to be the VAE of these latents"
+        in capsys.readouterr().err
+    )
     for text in ("{", "3"):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(ValueError, match="holds no VAE"):
@@ -183,7 +186,7 @@ def test_an_unknown_normalisation_is_reported(tmp_path: Path, capsys: pytest.Cap
 
 def test_only_a_causal_student_has_a_cache_rule() -> None:
     for changes in ({"cache": None}, {"frames_per_block": None}):
-        with pytest.raises(ValueError, match="a causal student has both, a bidirectional one neither"):
+        with pytest.raises(ValueError, match="a causal student has both values, a bidirectional student has neither"):
             replace(STUDENT, **changes)
     assert STUDENT.cache == CacheRule(rule="clean_pass", window_frames=None, sink_frames=0)
     assert isinstance(TEACHER, TeacherRecord)

@@ -1,4 +1,4 @@
-"""A LoRA adapter (arXiv 2106.09685) on a frozen transformer, which can be disabled for a forward pass."""
+"""Add a LoRA adapter (arXiv 2106.09685) to a frozen transformer, and disable the adapter for a forward pass."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from causvid.wan.transformer.wan import LAYER_MATRICES, Transformer
 
 
 def with_adapter(model: Transformer, rank: int, seed: int) -> Transformer:
-    """Freeze ``model`` and add a trainable adapter of ``rank``, random by ``seed``, that has no effect at first."""
+    """Freeze ``model``, and add a trainable adapter with random weights. The initial adapter has no effect."""
     model.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "adapter"))
@@ -25,8 +25,8 @@ def with_adapter(model: Transformer, rank: int, seed: int) -> Transformer:
 def without_adapter(model: Transformer) -> Iterator[None]:
     """Disable the adapter of ``model`` inside the ``with`` statement.
 
-    peft also makes the adapter's weights untrainable. They are made trainable again at once, because DDP and FSDP look
-    for trainable weights in their first forward pass, which may be one without the adapter.
+    peft then also freezes the adapter's weights. This function makes them trainable again immediately, because DDP and
+    FSDP search for trainable weights in the first forward pass, and this may be a forward pass without the adapter.
     """
     trains = [weight for weight in model.parameters() if weight.requires_grad]
     model.disable_adapters()

@@ -1,4 +1,4 @@
-"""Params of distribution matching distillation."""
+"""Parameters of distribution matching distillation (DMD)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from causvid.training.run import TrainingConfig
 class Inputs(StrEnum):
     """Input of the student in training.
 
-    DATA: real clips with noise. ROLLOUT: the states of the student's own sampler, which starts from noise.
+    DATA means real clips with added noise. ROLLOUT means states of the student's sampler, which starts from noise.
     """
 
     DATA = "data"
@@ -25,22 +25,22 @@ class Inputs(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class DmdConfig(TrainingConfig):
-    """Params section ``train_dmd``. ``steps`` counts critic updates.
+    """Params section ``train_dmd``. ``steps`` is the number of critic updates.
 
     Attributes:
-        critic_updates_per_student_update: Critic updates per student update.
-        share_samples: Whether a student update and the critic updates before it learn from one batch of the student's
-            samples (with new score timesteps and noise in each update), or every update makes its own samples.
-        critic_only_steps: Critic updates before the first student update.
-        guidance_scale: Guidance w of the teacher's score: uncond + w (cond - uncond).
-        student_optimizer: Params of the student's optimizer.
-        critic_optimizer: Params of the critic's optimizer.
-        critic_lora_rank: Rank of the LoRA adapter that makes the teacher the critic; None = the critic has its own
-            weights, and all of them are trained.
+        critic_updates_per_student_update: Number of critic updates per student update.
+        share_samples: Whether a student update and the critic updates before it use the same batch of the student's
+            samples (with new score timesteps and noise in each update). Otherwise every update generates a new batch.
+        critic_only_steps: Number of critic updates before the first student update.
+        guidance_scale: Guidance scale w of the teacher's score: uncond + w (cond - uncond).
+        student_optimizer: Parameters of the student's optimizer.
+        critic_optimizer: Parameters of the critic's optimizer.
+        critic_lora_rank: Rank of the LoRA adapter, if the critic is the teacher with an adapter. None = the critic has
+            separate weights, which are all trained.
         inputs: Input of the student.
-        clean_frames_in_loss: Whether frames that the student received without noise count in the means of the loss.
-        image_share: Share of the steps whose batch holds single images, the first frames of the clips.
-        score_shift: Shift of the distribution of the score timesteps, at which teacher and critic are compared.
+        clean_frames_in_loss: Whether the means of the loss include the frames whose input had no noise.
+        image_share: Share of the steps whose batch contains only the first frame of each clip, as an image.
+        score_shift: Shift of the random score timesteps, at which the scores of teacher and critic are compared.
         score_timesteps: Smallest and largest score timestep.
         ema_decay: Decay of the student's weight average.
     """
@@ -75,7 +75,7 @@ class DmdConfig(TrainingConfig):
 
     @property
     def turns(self) -> Turns:
-        """The order of the updates."""
+        """Order of the critic and student updates."""
         return Turns(
             ratio=self.critic_updates_per_student_update, critic_only=self.critic_only_steps, shared=self.share_samples
         )

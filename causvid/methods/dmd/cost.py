@@ -1,4 +1,4 @@
-"""The cost of DMD: FLOPs of its updates, memory and network traffic."""
+"""Compute the cost of DMD: FLOPs, memory and network traffic."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class DmdCost:
     Attributes:
         clip: The clip and its transformer.
         config: Params section ``train_dmd``.
-        few_steps: Steps of the student.
+        few_steps: Number of denoising steps of the student.
         causal: Whether the student is causal.
     """
 
@@ -27,28 +27,28 @@ class DmdCost:
 
     @property
     def rolls_out(self) -> bool:
-        """Whether the student is a causal one that makes its clips block by block."""
+        """Whether the student is causal and generates its training clips block by block."""
         return self.causal and self.config.inputs == Inputs.ROLLOUT
 
     @property
     def student(self) -> float:
-        """FLOPs of a student update: both scores, the backward pass, and the samples if they are not shared."""
+        """FLOPs of a student update: both scores, the backward pass, and samples that are not shared."""
         update = self.clip.causal.training - self.clip.causal.forward + self._scores
         return update if self.config.turns.shared else update + self._samples
 
     @property
     def critic(self) -> float:
-        """FLOPs of a critic update with its share of the samples."""
+        """FLOPs of a critic update, with the samples. Shared samples are divided by the number of critic updates."""
         samples = self._samples / self.config.turns.ratio if self.config.turns.shared else self._samples
         training = self.clip.bidirectional.training
         if self.config.critic_lora_rank is not None:
-            # Frozen weights need no gradient, but their inputs do.
+            # The backward pass computes no gradients of frozen weights, only of their inputs.
             training += 3 * self._adapter_pass - self.clip.bidirectional.linear
         return training + samples
 
     @property
     def adapter(self) -> int:
-        """Number of weights in the critic's adapter; 0 without one."""
+        """Number of weights in the critic's adapter; 0 without an adapter."""
         rank = self.config.critic_lora_rank
         return 0 if rank is None else self.clip.transformer.adapter_parameters(rank)
 
@@ -68,10 +68,10 @@ class DmdCost:
         )
 
     def _memory(self, workers: Workers) -> float:
-        """Return the peak memory of a worker: the student, its average and the critic in training, the teacher.
+        """Return the peak memory of a worker in bytes, for the student, its weight average, the critic and the teacher.
 
-        A critic with an adapter is the teacher itself, and only its adapter is trained. Frozen weights that every
-        worker holds whole are kept in the precision of the products.
+        With an adapter, critic and teacher have the same frozen weights, and only the adapter is trained. If every
+        worker has all frozen weights, they are stored in the precision of the matrix products.
         """
         networks, waiting = 1 if self.adapter else 2, 1 if self.config.turns.shared else 0
         frozen = workers.value_bytes if workers.shards == 1 else SINGLE / workers.shards
@@ -80,7 +80,7 @@ class DmdCost:
         return trained + frozen * workers.weights + adapter + self.rollout_cache(workers)
 
     def rollout_cache(self, workers: Workers) -> float:
-        """Return the bytes of the cache in which a worker rolls out one micro-batch, in float32 as the weights."""
+        """Return the bytes of the float32 KV cache for the rollout of one micro-batch on one worker."""
         if not self.rolls_out:
             return 0.0
         at_once = workers.count * self._student_micro_batches(workers.micro_batches)
@@ -88,16 +88,16 @@ class DmdCost:
         return clips * self.clip.transformer.kv_cache_bytes(self.clip.tokens, SINGLE)
 
     def _student_micro_batches(self, count: int) -> int:
-        """Return the number of micro-batches of a student update if other updates have ``count``."""
+        """Return the number of micro-batches in a student update, if other updates have ``count`` micro-batches."""
         return 1 if self.config.turns.shared else count
 
     def untrained_passes(self) -> float:
-        """Return the forward passes without a backward pass in the whole training.
+        """Return the number of forward passes without a backward pass in the whole training.
 
-        They generate the samples, and evaluate the critic and the teacher in student updates.
+        These forward passes generate samples, and evaluate the critic and the teacher in student updates.
         """
         before, turns, steps = self.few_steps - 1, self.config.turns, self.config.steps
-        passes = 1.0  # for one batch of samples
+        passes = 1.0  # forward passes for one batch of samples
         if self.rolls_out:
             passes = self.clip.layout.blocks * (before / 2 + 2) - 1
         elif self.config.inputs == Inputs.ROLLOUT:
@@ -110,7 +110,8 @@ class DmdCost:
         before = self.few_steps - 1
         samples = self.clip.causal.forward
         if self.rolls_out:
-            # A rollout exits at a random step, half of them on average. Every block but the last enters the cache.
+            # A rollout exits at a random step, on average after half of the steps before the last. Every block except
+            # the last block then enters the cache.
             passes = [self.clip.block_pass(block) for block in range(self.clip.layout.blocks)]
             samples += before / 2 * sum(passes) + sum(passes[:-1])
         elif self.config.inputs == Inputs.ROLLOUT:
@@ -119,12 +120,12 @@ class DmdCost:
 
     @property
     def _scores(self) -> float:
-        """FLOPs of the scores in a student update: the critic's, and the teacher's one or two (with guidance)."""
+        """FLOPs of the scores in a student update. With guidance, the teacher needs two forward passes."""
         passes = 2 if self.config.guidance_scale == 1 else 3
         return passes * self.clip.bidirectional.forward + self._adapter_pass
 
     @property
     def _adapter_pass(self) -> float:
-        """FLOPs of the adapter in one forward pass; 0 without one."""
+        """FLOPs of the adapter in one forward pass; 0 without an adapter."""
         rank = self.config.critic_lora_rank
         return 0.0 if rank is None else self.clip.transformer.adapter(self.clip.tokens, self.clip.text_tokens, rank)

@@ -1,4 +1,4 @@
-"""The two scores of DMD: the frozen teacher's, and that of the critic, which follows the student's distribution."""
+"""Build the two score models of DMD. The teacher is frozen; the critic learns the distribution of the student."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from causvid.wan.transformer.wan import load_transformer
 
 
 class Scores(Protocol):
-    """The critic, which is trained, and the teacher's score."""
+    """The critic, which is trained, and the score of the frozen teacher."""
 
     critic: Trainee
 
@@ -29,13 +29,13 @@ class Scores(Protocol):
 
 
 def scores_of(run: DmdRun) -> Scores:
-    """Return the kind of critic that ``run`` asks for."""
+    """Build the critic and the teacher. ``train_dmd.critic_lora_rank`` selects the kind of critic."""
     rank = run.config.critic_lora_rank
     return OwnCritic(run) if rank is None else AdaptedTeacher(run, rank)
 
 
 class OwnCritic:
-    """A critic with separate weights, which are initialised with those of the teacher."""
+    """A critic with separate weights, which are initialised with the weights of the teacher."""
 
     def __init__(self, run: DmdRun) -> None:
         folder, self.scale = run.inputs["teacher"], run.config.guidance_scale
@@ -48,7 +48,7 @@ class OwnCritic:
 
 
 class AdaptedTeacher:
-    """A critic that is the teacher with a LoRA adapter; the adapter alone is trained."""
+    """A critic that shares the frozen weights of the teacher and adds a LoRA adapter, which is trained."""
 
     def __init__(self, run: DmdRun, rank: int) -> None:
         adapted = with_adapter(load_transformer(run.inputs["teacher"]), rank, run.seed)

@@ -1,4 +1,4 @@
-"""The loss of distribution matching distillation (DMD; CausVid eq. 4): two scores whose difference moves samples."""
+"""Compute the loss of distribution matching distillation (DMD; CausVid eq. 4) from the difference of two scores."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from causvid.diffusion.flow import add_noise, sigma_of, velocity_to_x0
 from causvid.diffusion.velocity import Velocity
 
-EPSILON = 1.0e-6  # avoids division by zero for a sample that equals the teacher's prediction
+EPSILON = 1.0e-6  # avoids a division by zero if a sample equals the teacher's prediction
 
 ALL = (0, 1, 2, 3, 4)  # axes of [B, C, F, H, W]
 
@@ -18,9 +18,9 @@ class DmdLoss(NamedTuple):
     """The loss and two values to log, all scalars.
 
     Attributes:
-        loss: A loss whose gradient is that of DMD.
-        gradient_size: Mean |gradient|.
-        normaliser: Mean |sample - x0 of teacher|.
+        loss: A loss whose gradient with respect to the sample is the DMD gradient.
+        gradient_size: Mean absolute value of the gradient.
+        normaliser: Mean absolute difference between sample and x0 of the teacher.
     """
 
     loss: torch.Tensor
@@ -48,7 +48,7 @@ def dmd_loss(
         timestep: One timestep for all frames of a sample [B].
         teacher: Velocity of the teacher, including guidance.
         critic: Velocity of the critic.
-        scored: Frames [B, F] that count in both means; None = all.
+        scored: Frames [B, F] that both means include; None = all frames.
 
     Returns:
         The loss and two values to log.
@@ -67,7 +67,7 @@ def dmd_loss(
 
 
 def _mean(x: torch.Tensor, scored: torch.Tensor | None, dim: tuple[int, ...]) -> torch.Tensor:
-    """Return the mean of ``x`` [B, C, F, H, W] over ``dim`` and the frames ``scored`` [B, F]; 0 if there are none."""
+    """Return the mean of ``x`` [B, C, F, H, W] over ``dim``, in the frames ``scored`` [B, F] only; 0 for no frames."""
     if scored is None:
         return x.mean(dim=dim, keepdim=True)
     weight = scored[:, None, :, None, None].to(x.dtype).expand_as(x)

@@ -1,4 +1,4 @@
-"""The student's samples in DMD (CausVid algorithm 1, lines 4 to 6): one class for each way to make them."""
+"""Generate samples of the student in DMD (CausVid algorithm 1, lines 4 to 6). Each class is one way to generate."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Samples(NamedTuple):
     """Samples of the student for a batch, or for a micro-batch of it.
 
     Attributes:
-        step: Training step in which they were made.
-        batch: Prompts, and the numbers that are the keys of the noise.
+        step: Training step in which the samples were generated.
+        batch: The batch with the prompts of the samples, and with the sample numbers that determine the noise.
         x0: The samples [B, C, F, H, W].
-        noisy: Whether a frame was made from noise, or given to the student without noise [B, F].
-        noisy_frames: Number of the noisy frames in the whole batch, a scalar.
+        noisy: Whether the input of the student had noise, for each frame [B, F].
+        noisy_frames: Number of noisy frames in the whole batch, a scalar.
     """
 
     step: int
@@ -51,23 +51,23 @@ class Samples(NamedTuple):
 
 
 class Source(Protocol):
-    """A way to make samples. ``purpose`` ("student" or "critic") is part of the keys of all noise."""
+    """A way to generate samples. ``purpose`` ("student" or "critic") is one of the values that determine the noise."""
 
-    needs_latents: ClassVar[bool]  # whether real clips are part of the input, or prompts are all of it
+    needs_latents: ClassVar[bool]  # whether the input includes real clips, or prompts only
 
     def __call__(self, step: int, batch: Batch, text: torch.Tensor, purpose: str) -> torch.Tensor:
         """Return the student's x0 [B, C, F, H, W] for the prompt embeddings ``text`` [B, L, D] of ``batch``."""
         ...
 
     def noisy(self, batch: Batch, purpose: str) -> torch.Tensor:
-        """Return whether each frame of the samples for ``batch`` is made from noise [B, F]."""
+        """Return for each frame of the samples whether the student's input had noise in this frame [B, F]."""
         ...
 
 
 class Noised:
-    """Real clips with noise, denoised in one forward pass.
+    """Denoise real clips with added noise in one forward pass.
 
-    Each block is at one of the student's timesteps, or clean, as context for later blocks (CausVid sec. 4.2).
+    Each block is noisy at one of the student's timesteps, or clean context for later blocks (CausVid sec. 4.2).
     """
 
     needs_latents: ClassVar[bool] = True
@@ -89,14 +89,14 @@ class Noised:
     def _inputs(
         self, batch: Batch, velocity: Velocity, chosen: torch.Tensor, timestep: torch.Tensor, purpose: str
     ) -> torch.Tensor:
-        """Return the noisy clips x_t [B, C, F, H, W] at the ``chosen`` steps, whose timesteps are ``timestep``."""
+        """Return the noisy clips x_t [B, C, F, H, W]. ``chosen`` has the step indices, ``timestep`` their timesteps."""
         return add_noise(batch.latents, batch.noise(self.run.seed, f"{purpose}_noise"), sigma_of(timestep))
 
     def _timesteps(self, batch: Batch, purpose: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw the student's step for every block.
+        """Draw one of the student's denoising steps for every block.
 
-        The frames of a block share one step. An image, and the clip of a bidirectional student, are one block; nothing
-        follows it, so it is never clean.
+        All frames of a block have the same step. An image is one block, and the clip of a bidirectional student is also
+        one block. A single block is never clean, because no later block needs it as context.
 
         Returns:
             Index of the step (the last index means clean) and its timestep, both repeated for each frame [B, F].
@@ -111,7 +111,7 @@ class Noised:
 
 
 class Simulated(Noised):
-    """States of a bidirectional student's own sampler, denoised in one forward pass (DMD2's backward simulation)."""
+    """Denoise states of a bidirectional student's sampler in one forward pass (backward simulation of DMD2)."""
 
     needs_latents: ClassVar[bool] = False
 
@@ -126,13 +126,13 @@ class Simulated(Noised):
             self.run.record.schedule.denoising_timesteps,
             lambda: batch.noise(self.run.seed, f"{purpose}_renoise_{next(renoise)}"),
         )
-        x_t = torch.stack(list(states))  # all states, so that every rank makes the same number of forward passes
+        x_t = torch.stack(list(states))  # all states: every rank must do the same number of forward passes
         rows = torch.arange(len(chosen), device=x_t.device)
         return x_t[chosen[:, 0].to(x_t.device), rows]
 
 
 class Rollout:
-    """Clips that a causal student makes block by block, from noise and its own cache (Self-Forcing algorithm 1)."""
+    """Generate clips with a causal student, block by block from noise and KV cache (Self-Forcing algorithm 1)."""
 
     needs_latents: ClassVar[bool] = False
 
@@ -140,7 +140,7 @@ class Rollout:
         self.run, self.student = run, student
 
     def __call__(self, step: int, batch: Batch, text: torch.Tensor, purpose: str) -> torch.Tensor:
-        """Return the student's x0. The exit step is one for the global batch: every rank makes the same passes."""
+        """Return the student's x0. All ranks draw the same exit step, so that they do the same forward passes."""
         schedule, seed, renoise = self.run.record.schedule, self.run.seed, count()
         channels, _, *size = batch.latents.shape[1:]
         exit_step = torch.randint(
@@ -162,7 +162,7 @@ class Rollout:
 
 
 def source_class(run: DmdRun) -> type[Noised] | type[Rollout]:
-    """Return the class that makes the samples, by ``train_dmd.inputs`` and the kind of student."""
+    """Choose the class that generates samples from ``train_dmd.inputs`` and the kind of student."""
     if run.config.inputs == Inputs.DATA:
         return Noised
     return Simulated if run.record.frames_per_block is None else Rollout

@@ -1,4 +1,4 @@
-"""Distribution matching distillation of the student against the bidirectional teacher (CausVid algorithm 1)."""
+"""Train the student by distribution matching distillation from the bidirectional teacher (CausVid algorithm 1)."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from causvid.training.optimizers import backward
 from causvid.training.trainer import train
 from causvid.wan.transformer.wan import load_transformer
 
-SATURATED = 3.0  # standard deviations of the latents, whose standard deviation is 1; .3 % of a normal law lie beyond
+SATURATED = 3.0  # in standard deviations of the latents; in a normal distribution, 0.3 % of the values are beyond 3
 
 
 class DmdStep:
-    """One critic update per step, and a student update in some steps (algorithm 1 with two time scales)."""
+    """A training step with one critic update and, in some steps, one student update (algorithm 1)."""
 
     def __init__(self, run: DmdRun) -> None:
         config = run.config
@@ -62,7 +62,7 @@ class DmdStep:
         self.clip = clip_of(self.student.model.config, self.store.metadata["shape"], blocks, self.texts.length)
 
     def state(self) -> dict[str, Stateful]:
-        """Return student, its average, critic and both optimizers. The teacher never changes."""
+        """Return the student, its weight average, the critic and both optimizers. The teacher is constant."""
         return {**self.student.state("student_"), **self.critic.state("critic_")}
 
     def export(self, folder: Path) -> None:
@@ -89,8 +89,8 @@ class DmdStep:
     def _shared(self, step: int) -> Samples:
         """Return the samples of the cycle that begins with ``step``.
 
-        The whole batch is generated at once, not in micro-batches, because the student update at the end of the cycle
-        needs the graph of all samples.
+        The whole batch is generated together, not in micro-batches, because the student update at the end of the
+        cycle needs the graph of all samples.
         """
         if self.shared is None or self.shared.step != step:
             batch = self._read(step)
@@ -100,7 +100,7 @@ class DmdStep:
         return self.shared
 
     def _samples(self, step: int, purpose: Literal["student", "critic"]) -> Iterator[Samples]:
-        """Yield the samples for one update in micro-batches, with a gradient for an update of the student."""
+        """Yield the samples for one update in micro-batches. Samples for a student update have a gradient."""
         batch = self._read(step)
         for number, micro_batch in enumerate(batch.micro_batches(self.accumulation), start=1):
             if purpose == "student":
@@ -111,12 +111,12 @@ class DmdStep:
         """Return the batch of clips and prompts of ``step``."""
         run = self.run
         batch = read_batch(self.store, seed=run.seed, step=step, size=run.config.batch_size, device=self.device)
-        if not self.source.needs_latents:  # any prompt will do, and only the size of the latents matters
+        if not self.source.needs_latents:  # any prompt can be used, and only the size of the latents matters
             batch = batch._replace(
                 prompts=[self.captions[sample_index(run.seed, n, len(self.captions))] for n in batch.numbers]
             )
         if torch.rand((), generator=generator(run.seed, "image_batch", step)) < run.config.image_share:
-            batch = batch._replace(latents=batch.latents[:, :, :1])  # the first latent frame of a VAE is one image
+            batch = batch._replace(latents=batch.latents[:, :, :1])  # the first latent frame encodes one image
         return batch
 
     def _sample(self, step: int, batch: Batch, micro_batch: Batch, purpose: str, *, gradient: bool) -> Samples:
@@ -152,7 +152,7 @@ class DmdStep:
     # The update of the critic (lines 11 to 14).
 
     def _update_critic(self, step: int, samples: Iterable[Samples]) -> dict[str, torch.Tensor]:
-        """Do a flow-matching step on samples of this step or an earlier one, with timesteps and noise of ``step``."""
+        """Do a flow-matching step on samples of this or an earlier step, with timesteps and noise of ``step``."""
         values: dict[str, torch.Tensor] = {}
         for number, sample in enumerate(samples, start=1):
             self.critic.synchronize(number == self.accumulation)
@@ -169,11 +169,11 @@ class DmdStep:
     # Helpers of both updates.
 
     def _share(self, samples: Samples) -> float:
-        """Return the weight of a mean over ``samples`` in the mean over this rank's batch."""
+        """Return the number of ``samples`` divided by the number of samples in this rank's batch."""
         return len(samples.x0) / len(share_of(self.run.config.batch_size))
 
     def _autocast(self) -> AbstractContextManager[object]:
-        """Return a context for one forward pass. A longer one would cache casts of weights that change meanwhile."""
+        """Return the autocast context of one forward pass. After a weight update, its cached casts would be wrong."""
         return devices.autocast(self.device, self.run.precision)
 
     def _score_times(self, batch: Batch, purpose: str) -> torch.Tensor:
@@ -186,7 +186,7 @@ class DmdStep:
         return torch.stack(times).to(self.device)
 
     def counts(self, step: int) -> Counts:
-        """Return the counts of the updates of ``step`` on clips; those of a batch of images are not lower."""
+        """Return the counts of the updates in ``step``. A batch of images is counted like a batch of clips."""
         config = self.run.config
         few_steps = len(self.run.record.schedule.denoising_timesteps)
         causal = self.run.record.frames_per_block is not None
@@ -202,13 +202,13 @@ def add(values: dict[str, torch.Tensor], more: Mapping[str, torch.Tensor]) -> No
 
 
 def sizes(x0: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Measure the size of samples, to notice saturation.
+    """Measure the absolute values of samples, to detect saturation.
 
     Args:
         x0: Samples [B, C, F, H, W].
 
     Returns:
-        For every latent frame: the mean of abs(x0), and the share of values beyond ``SATURATED``.
+        For every latent frame: the mean of abs(x0), and the share of values whose abs(x0) is above ``SATURATED``.
     """
     large = x0.detach().abs().transpose(1, 2).flatten(2)  # [B, F, C H W]
     means, shares = large.mean((0, 2)), (large > SATURATED).float().mean((0, 2))
@@ -220,6 +220,6 @@ def sizes(x0: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def train_dmd(run: DmdRun) -> None:
-    """Distil the student on every rank. With zero steps the initial student is exported."""
+    """Distil the student on every rank. With zero steps, the initial student is exported unchanged."""
     step = DmdStep(run)
     train(step, run, previews_of(run, step.student, step.texts.store))

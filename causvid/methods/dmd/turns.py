@@ -1,6 +1,6 @@
-"""The order of the updates in DMD: the critic learns at every step, the student at some of them (CausVid algorithm 1).
+"""Define the order of the updates in DMD (CausVid algorithm 1): every step trains the critic, some train the student.
 
-``Turns`` depends on step numbers only, so that training and the planner share it.
+The class ``Turns`` depends on step numbers only, so that training and the planner can both use this class.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Turns:
-    """Which networks are updated at a training step, and which batch of the student's samples they learn from.
+    """The networks that are updated at a training step, and the samples of the student that these updates use.
 
     Training steps form cycles of ``ratio`` critic updates and one student update. Without shared samples, the student
-    is updated in the first step of a cycle and every update makes its own samples. With shared samples, all updates of
-    a cycle learn from one batch, and the student is updated in the last step: after a resume, the unchanged student can
-    still make the same batch for the remaining critic updates.
+    is updated in the first step of a cycle, and every update generates new samples. With shared samples, all updates of
+    a cycle use one batch, and the student is updated in the last step of the cycle. After a resume within a cycle, the
+    student is therefore still unchanged and generates the same batch for the remaining critic updates.
 
     Attributes:
-        ratio: Critic updates per student update.
-        critic_only: Steps at the start in which only the critic is updated.
-        shared: Whether the updates of a cycle learn from one batch of samples.
+        ratio: Number of critic updates per student update.
+        critic_only: Number of steps at the start in which only the critic is updated.
+        shared: Whether the updates of a cycle use one batch of samples.
     """
 
     ratio: int
@@ -33,11 +33,11 @@ class Turns:
         return after >= 0 and after % self.ratio == (self.ratio - 1 if self.shared else 0)
 
     def sampling_step(self, step: int) -> int:
-        """Return the step in which the samples for the critic update of ``step`` are made."""
+        """Return the step that generates the samples for the critic update of ``step``."""
         return max(0, step - (step - self.critic_only) % self.ratio) if self.shared else step
 
     def needs_gradient(self, sampling_step: int) -> bool:
-        """Return whether a student update will use the shared samples of ``sampling_step``."""
+        """Return whether a student update will use the shared samples that ``sampling_step`` generates."""
         return sampling_step >= self.critic_only
 
     def student_updates(self, steps: int) -> int:
@@ -46,5 +46,5 @@ class Turns:
         return after // self.ratio if self.shared else -(-after // self.ratio)
 
     def batches(self, steps: int) -> float:
-        """Return the number of batches of samples in the first ``steps`` training steps, on average over cycles."""
+        """Return the number of generated batches in the first ``steps`` training steps. It may be fractional."""
         return steps / self.ratio if self.shared else steps + self.student_updates(steps)

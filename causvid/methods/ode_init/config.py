@@ -1,4 +1,4 @@
-"""Params of the ODE initialisation."""
+"""Parameters of the ODE initialisation."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class OdeConfig(TrainingConfig):
     """Params section ``train_ode_init``.
 
     Attributes:
-        init: Initial student; without one, the student starts from the teacher's weights.
-        optimizer: Params of the optimizer.
+        init: Source of the initial student. Without a source, the student starts from the teacher's weights.
+        optimizer: Parameters of the optimizer.
         ema_decay: Decay of the weight average.
     """
 

@@ -1,4 +1,4 @@
-"""The cost of ODE initialisation."""
+"""Compute the cost of ODE initialisation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def ode_init_row(config: OdeConfig, clip: Clip, workers: Workers) -> Row:
 
     Args:
         config: Params section ``train_ode_init``.
-        clip: FLOPs of one clip.
+        clip: The clip, with the FLOPs of the transformer on this clip.
         workers: The workers that train the transformer.
     """
     weights = SINGLE * workers.weights

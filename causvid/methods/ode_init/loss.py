@@ -1,4 +1,4 @@
-"""ODE regression (CausVid eq. 6): the student jumps from any stored state of a trajectory to its clean end."""
+"""Compute the loss of ODE regression: the student predicts the clean end of a trajectory (CausVid eq. 6)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,18 @@ from causvid.diffusion.velocity import Velocity
 def ode_regression_loss(
     velocity: Velocity, states: torch.Tensor, timestep: torch.Tensor, clean: torch.Tensor
 ) -> torch.Tensor:
-    """Mean squared error of predicted x0 over the frames that carry noise (CausVid eq. 6).
+    """Compute the mean squared error of the predicted x0 in the noisy frames (CausVid eq. 6).
 
-    states: [B, C, F, H, W], frame f of sample b at time ``timestep[b, f]``; clean: the trajectory's end, same shape.
-    Frames at t = 0 are context: they are seen, not scored. A batch of context only has loss 0. Returns a scalar.
+    Frames at timestep 0 are context for the student and are not included in the mean.
+
+    Args:
+        velocity: The student.
+        states: Noisy states of the trajectories [B, C, F, H, W].
+        timestep: Timestep of each frame [B, F].
+        clean: Clean ends of the trajectories [B, C, F, H, W].
+
+    Returns:
+        The loss, a scalar; 0 if no frame is noisy.
     """
     x0 = velocity_to_x0(states, velocity(states, timestep), sigma_of(timestep))
     per_frame = (x0 - clean).square().mean(dim=(1, 3, 4))

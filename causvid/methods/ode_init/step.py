@@ -1,4 +1,4 @@
-"""ODE initialisation: train the student to predict the end of the teacher's ODE trajectories (CausVid eq. 6)."""
+"""Train the student to predict the end of the teacher's ODE trajectories (ODE initialisation, CausVid eq. 6)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OdeRun = Run[OdeConfig, StudentRecord]
 
 
 class OdeStep:
-    """One optimizer step of ODE regression."""
+    """An optimizer step of ODE regression."""
 
     def __init__(self, run: OdeRun) -> None:
         self.run, self.device = run, devices.pick()
@@ -51,7 +51,7 @@ class OdeStep:
         """Return the student before training.
 
         Raises:
-            ValueError: The initial weights are a student whose blocks do not have model.frames_per_block frames.
+            ValueError: The blocks of the initial student do not have ``model.frames_per_block`` latent frames.
         """
         found, wanted = self.run.config.init.locate("transformer"), self.run.record.frames_per_block
         if found is None:
@@ -74,17 +74,17 @@ class OdeStep:
         self.student.export(folder, self.run.record)
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
-        """Do a regression step towards the clean end, each block at a random state of its trajectory."""
+        """Do a regression step. Each block of the input is a random state of the trajectory; the target is its end."""
         run = self.run
         batch = read_batch(self.store, seed=run.seed, step=step, size=run.config.batch_size, device=self.device)
         micro_batches = batch.micro_batches(run.compute.gradient_accumulation_steps)
-        # The loss is a mean over noisy frames, and ranks and micro-batches have different numbers of them.
+        # The loss is a mean over noisy frames, and their number differs between ranks and between micro-batches.
         noisy = self._noisy(self._choices(batch))
         loss = accumulate(self.student.model, micro_batches, lambda part: self._loss(part, noisy), step)
         return {"loss": loss, "grad_norm": self.student.step(step)}
 
     def _choices(self, batch: Batch) -> torch.Tensor:
-        """Return the index of the trajectory's state at which each frame is given [b, F]."""
+        """Draw for each frame the index of the trajectory's state that is the input of the student [b, F]."""
         draws = [generator(self.run.seed, "ode", number) for number in batch.numbers]
         return torch.stack([block_choices(self.layout, self.choices, draw) for draw in draws])
 
@@ -92,7 +92,7 @@ class OdeStep:
         return (self.timesteps[chosen] > 0).sum().to(self.device, torch.float32)
 
     def _loss(self, batch: Batch, noisy: torch.Tensor) -> torch.Tensor:
-        """Return the share of ``batch`` in the loss of all ``noisy`` frames of this rank."""
+        """Return the term of the micro-batch ``batch`` in the loss of this rank, which has ``noisy`` noisy frames."""
         chosen = self._choices(batch)
         states = pick_states(batch.latents, chosen.to(self.device))
         with devices.autocast(self.device, self.run.precision):
@@ -105,20 +105,20 @@ class OdeStep:
         return loss * weight_of(self._noisy(chosen), noisy)
 
     def counts(self, step: int) -> Counts:
-        """Return the counts of a forward and backward pass of each sample."""
+        """Return the counts of a training step with one forward and one backward pass."""
         size = self.run.config.batch_size
         return Counts(size, size * self.clip.tokens, size * self.clip.causal.training)
 
 
 def pick_states(trajectory: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """Pick one state of the trajectory for every frame.
+    """Select one state of the trajectory for every frame.
 
     Args:
         trajectory: States [B, T, C, F, H, W].
         chosen: Index of the state for each sample and frame [B, F].
 
     Returns:
-        Latents [B, C, F, H, W], whose frame f of sample b is that of state ``chosen[b, f]``.
+        Latents [B, C, F, H, W]. Frame f of sample b is frame f of the state ``chosen[b, f]``.
     """
     batch, _, _, frames, _, _ = trajectory.shape
     rows = torch.arange(batch, device=trajectory.device)[:, None]
@@ -127,6 +127,6 @@ def pick_states(trajectory: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
 
 
 def train_ode_init(run: OdeRun) -> None:
-    """Train the student on every rank. With zero steps the initial student is exported."""
+    """Train the student on every rank. With zero steps, the initial student is exported unchanged."""
     step = OdeStep(run)
     train(step, run, previews_of(run, step.student, step.texts.store))

@@ -1,4 +1,4 @@
-"""A training batch: this rank's share of a global batch, drawn by position so that no worker count changes it."""
+"""Read training batches. The samples of a global batch do not depend on the number of workers."""
 
 from __future__ import annotations
 
@@ -18,24 +18,30 @@ from causvid.training.optimizers import backward
 
 
 class Batch(NamedTuple):
-    """latents [b, …]; prompts; numbers: each sample's position in the whole run, the key of all its noise."""
+    """The samples of a global batch that this rank trains on.
+
+    Attributes:
+        latents: Latents or trajectories [b, ...].
+        prompts: Prompt of each sample.
+        numbers: Position of each sample in the whole run. All noise of a sample is generated from this number.
+    """
 
     latents: torch.Tensor
     prompts: list[str]
     numbers: list[int]
 
     def noise(self, seed: int, purpose: str, size: Sequence[int] | None = None) -> torch.Tensor:
-        """Standard normal noise for every sample: of its latents' size, or of ``size``."""
+        """Return standard normal noise for every sample, in the size of its latents or in ``size``."""
         shape = tuple(size if size is not None else self.latents.shape[1:])
         drawn = [normal(shape, seed, purpose, number) for number in self.numbers]
         return torch.stack(drawn).to(self.latents.device)
 
     def micro_batches(self, count: int) -> list[Batch]:
-        """The same samples in ``count`` batches of equal size. Raises ValueError when they do not divide."""
+        """Split the batch into ``count`` batches of equal size. Raises ValueError if this is not possible."""
         size, rest = divmod(len(self.numbers), count)
         if rest:
             raise ValueError(
-                f"a worker's {len(self.numbers)} samples of a batch do not divide into {count} passes; change "
+                f"a worker's {len(self.numbers)} samples of a batch do not divide into {count} micro-batches; change "
                 "compute.gradient_accumulation_steps or the stage's batch_size"
             )
         slices = [slice(start, start + size) for start in range(0, len(self.numbers), size)]
@@ -43,19 +49,20 @@ class Batch(NamedTuple):
 
 
 def read_batch(store: LatentStore, *, seed: int, step: int, size: int, device: torch.device) -> Batch:
-    """This rank's part of global batch ``step`` of ``size`` samples."""
+    """Return this rank's samples of the global batch ``step``, which has ``size`` samples."""
     numbers = [step * size + position for position in share_of(size)]
     latents, prompts = store.batch([sample_index(seed, number, len(store)) for number in numbers])
-    # Copied in any case: the next batch comes into the same memory.
+    # copy=True: the store reads the next batch into the same memory.
     return Batch(latents.to(device, torch.float32, copy=True).contiguous(), prompts, numbers)
 
 
 def accumulate(
     model: nn.Module, parts: Sequence[Batch], loss_of: Callable[[Batch], torch.Tensor], step: int
 ) -> torch.Tensor:
-    """Gradients of the sum of ``loss_of`` over ``parts``, each there and back before the next; returns the sum.
+    """Accumulate the gradients of ``loss_of`` over the micro-batches ``parts``, and return the sum of the losses.
 
-    Ranks average them once, in the last one.
+    The backward pass of a micro-batch runs before the forward pass of the next micro-batch. The ranks average the
+    gradients only once, in the last backward pass.
     """
     losses = []
     for number, part in enumerate(parts, start=1):
@@ -66,9 +73,15 @@ def accumulate(
 
 
 class Texts:
-    """Prompt embeddings on the device, read when asked for: all of a large data set's would fill the memory.
+    """Prompt embeddings on the device. Embeddings are read on demand, because those of a data set may need much memory.
 
-    latents: an LMDB whose prompts training will ask for, None = no training. Raises ValueError when one is missing.
+    Args:
+        store: The prompt embeddings.
+        device: Device of the embeddings.
+        latents: LMDB whose prompts the training needs; None = no training.
+
+    Raises:
+        ValueError: The embedding of a prompt in ``latents`` is missing.
     """
 
     def __init__(self, store: PromptStore, device: torch.device, latents: Path | None) -> None:
@@ -78,14 +91,14 @@ class Texts:
         self._negative = store([store.negative]).to(device)
 
     def __call__(self, prompts: Sequence[str]) -> torch.Tensor:
-        """Embeddings [len(prompts), L, D]."""
+        """Return the embeddings [len(prompts), L, D] of ``prompts``."""
         return self.store(prompts).to(self.device)
 
     @property
     def length(self) -> int:
-        """L, tokens of a prompt."""
+        """Number of tokens L of a prompt."""
         return self._negative.shape[1]
 
     def negative(self) -> torch.Tensor:
-        """The unconditional embedding [1, L, D]."""
+        """Return the embedding of the negative prompt [1, L, D]."""
         return self._negative

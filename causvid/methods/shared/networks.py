@@ -1,6 +1,6 @@
-"""Transformers in training: replicated on every rank (DDP) or sharded over the ranks (FSDP2), with a weight average.
+"""Distribute transformers in training: replicate them on every rank (DDP) or shard them over the ranks (FSDP2).
 
-Weights come from a file that the ranks of a machine map into shared memory, and are not copied before they are
+The ranks of a machine map the file of the weights into shared memory. The weights are not copied before they are
 distributed.
 """
 
@@ -27,11 +27,11 @@ from causvid.wan.transformer.wan import Transformer, for_training, is_block_matr
 
 
 class Trainee:
-    """A transformer in training: its weights on the ranks, the average of its weights, and its optimizer.
+    """A transformer in training, with an average of its weights and an optimizer.
 
     Args:
-        model: The transformer with its initial weights; some may be frozen. It is changed in place.
-        run: The record of the training.
+        model: The transformer with its initial weights, of which some may be frozen. It is changed in place.
+        run: Settings of the training.
         optimizer: Params of the optimizer.
         ema_decay: Decay of the weight average; None = no average.
     """
@@ -45,7 +45,7 @@ class Trainee:
         ema_decay: float | None = None,
     ) -> None:
         compute = run.compute
-        # The order is fixed: a distributed model cannot be copied, and the optimizer needs the distributed weights.
+        # Copy, then distribute: a distributed model cannot be copied, and the optimizer needs distributed weights.
         model = for_training(model, compute.gradient_checkpointing, compiled=compute.compile)
         self.average = None if ema_decay is None else _averaged(model, ema_decay, compute)
         self.model = _distributed(model, compute, run.precision)
@@ -62,17 +62,17 @@ class Trainee:
         return conditional(self.model, text)
 
     def synchronize(self, wanted: bool) -> None:
-        """Choose whether the backward passes that follow average the gradients over the ranks."""
+        """Choose whether the next backward passes average the gradients over the ranks."""
         synchronize_gradients(self.model, wanted)
 
     def step(self, step: int) -> torch.Tensor:
-        """Apply the gradients at training step ``step``, clear them, and update the average.
+        """Do an optimizer step with the gradients of training step ``step``, and update the weight average.
 
         Returns:
             The norm of the gradient before clipping, a scalar.
 
         Raises:
-            FloatingPointError: A gradient is not finite. No weight was changed.
+            FloatingPointError: A gradient is not finite. All weights are unchanged.
         """
         norm = self.optimizer.step(step)
         if self.average is not None:
@@ -80,40 +80,40 @@ class Trainee:
         return norm
 
     def state(self, prefix: str = "") -> dict[str, Stateful]:
-        """Return the weights that are trained, their average and the optimizer, each by its name after ``prefix``."""
+        """Return the trained weights, their average and the optimizer, keyed by names that begin with ``prefix``."""
         average: dict[str, Stateful] = {} if self.average is None else {f"{prefix}average": self.average}
         return {f"{prefix}model": self.model, **average, f"{prefix}optimizer": self.optimizer}
 
     def export(self, folder: Path, record: TrainingRecord) -> None:
         """Save the weight average in diffusers' format with its training record. All ranks must call this method."""
-        assert self.average is not None, "only a model with a weight average is exported"
+        assert self.average is not None, "only a model with a weight average can be exported"
         save_whole(self.average.module, folder, record)
 
 
 def load_frozen(folder: Path, run: Run[Any, Any]) -> Transformer:
-    """Load a transformer that is not trained, and distribute it over the ranks as ``run.compute`` says.
+    """Load a transformer with frozen weights, and distribute the weights over the ranks as in ``run.compute``.
 
-    A model that every rank holds whole is kept in ``run.precision``.
+    If every rank has all weights, they are converted to ``run.precision``.
     """
     return _distributed(load_transformer(folder).requires_grad_(False), run.compute, run.precision)
 
 
 def _averaged(model: Transformer, decay: float, compute: Compute) -> AveragedModel:
-    """Return the weight average of ``model``, which is not yet distributed."""
+    """Return a weight average of ``model``. The weights of ``model`` must not be distributed yet."""
     law = get_ema_multi_avg_fn(decay)
     if not _is_sharded(compute):
         return AveragedModel(model.to(devices.pick()), multi_avg_fn=law)
     average = AveragedModel(_empty(model), multi_avg_fn=law)
     copied: Any = average.module
-    copied.load_state_dict(model.state_dict(), assign=True)  # shared with the model until both are sharded
+    copied.load_state_dict(model.state_dict(), assign=True)  # average and model share memory until both are sharded
     shard(copied, copied.blocks, torch.float32)
     return average
 
 
 def _distributed(model: Transformer, compute: Compute, precision: devices.Precision) -> Transformer:
-    """Distribute ``model`` over the devices of the ranks, in place, as ``compute`` says.
+    """Distribute ``model`` over the devices of the ranks, in place, as in ``compute``.
 
-    The frozen weights of a model that every rank holds whole are kept in ``precision``.
+    If every rank has all weights, the frozen weights are converted to ``precision``.
     """
     if compute.compile:
         model.compile_repeated_blocks()
@@ -126,7 +126,7 @@ def _distributed(model: Transformer, compute: Compute, precision: devices.Precis
 def save_whole(model: nn.Module, folder: Path, record: TrainingRecord) -> None:
     """Save a model in diffusers' format, and its training record.
 
-    The model may be sharded over the ranks. All ranks must call this function; rank 0 writes.
+    The model may be sharded over the ranks. All ranks must call this function; only rank 0 writes files.
     """
     state = whole_weights(model, frozen=True)
     if is_main():
@@ -141,8 +141,8 @@ def _is_sharded(compute: Compute) -> bool:
 
 
 def _empty(model: nn.Module) -> Any:
-    """Return a diffusers model like ``model`` (which may be sharded) without weights, on the meta device."""
-    # FSDP replaces the class of a sharded model by one that is derived from (FSDPModule, the original class).
+    """Return a model with the config of ``model`` (which may be sharded) and without weights, on the meta device."""
+    # FSDP replaces the class of a sharded model by a class that is derived from (FSDPModule, the original class).
     kind: Any = type(model).__mro__[2] if isinstance(model, FSDPModule) else type(model)
     with init_empty_weights():
         return kind.from_config(model.config)

@@ -1,4 +1,4 @@
-"""Build the training record of a model from its data, and compare it with the weights that the training starts from."""
+"""Build the training record of a model, and compare this record with the record of the initial weights."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ OTHER_VAE = "latents of another VAE (latents_mean and latents_std differ)"
 
 @dataclass(frozen=True, kw_only=True)
 class Clips:
-    """The clips whose latents a model is trained on.
+    """Description of the clips that a model is trained on.
 
     Attributes:
-        video: Size in pixels, frames and frames per second.
-        latents: Normalisation of the latents; None = unknown.
+        video: Size of a clip: pixels, frames, frames per second.
+        latents: Normalisation of the latents of the clips; None = unknown.
     """
 
     video: VideoShape
@@ -45,13 +45,13 @@ class Clips:
 def clips_of(latents: Path, video: VideoShape, source: Source, *, vae: Path, config: Mapping[str, Any]) -> Clips:
     """Describe the clips whose latents, or solver states, are in the LMDB ``latents``.
 
-    An LMDB that this run packed has latents of the VAE in ``vae``. A released LMDB does not name its VAE; the
-    normalisation is then that of ``config``.
+    An LMDB that this run packed has latents of the VAE in ``vae``. An LMDB of the original CausVid code does not name
+    its VAE; ``config`` then contains the normalisation.
 
     Args:
         latents: LMDB of rows [F, C, H, W] or [T, F, C, H, W].
         video: Params section ``video``.
-        source: Origin of the LMDB.
+        source: Origin of the LMDB: this run, or the original CausVid code.
         vae: Folder of the run's VAE.
         config: Params section ``model.vae``.
 
@@ -76,7 +76,7 @@ def clips_of(latents: Path, video: VideoShape, source: Source, *, vae: Path, con
 def teacher_record(
     clips: Clips, shift: float, prompts: Path, precision: Precision, frames_per_block: int | None, *, causal: bool
 ) -> TeacherRecord:
-    """Build the record of a teacher that is trained on ``clips``.
+    """Build the training record of a teacher that is trained on ``clips``.
 
     Args:
         clips: The training clips.
@@ -84,10 +84,10 @@ def teacher_record(
         prompts: Folder of the prompt embeddings.
         precision: Precision of the matrix products.
         frames_per_block: ``model.frames_per_block``.
-        causal: Whether the teacher is causal; a bidirectional one has no blocks.
+        causal: Whether the teacher is causal; a bidirectional teacher has no blocks.
 
     Raises:
-        ValueError: A causal teacher has no frames_per_block.
+        ValueError: The teacher is causal and ``frames_per_block`` is None.
     """
     if causal and frames_per_block is None:
         raise ValueError(
@@ -107,7 +107,7 @@ def teacher_record(
 def student_record(
     clips: Clips, schedule: ScheduleConfig, prompts: Path, precision: Precision, frames_per_block: int | None
 ) -> StudentRecord:
-    """Build the record of a student that is trained on ``clips``; frames_per_block: None = bidirectional."""
+    """Build the training record of a student. Without ``frames_per_block`` (None), the student is bidirectional."""
     return StudentRecord(
         schedule=schedule,
         video=clips.video,
@@ -122,15 +122,16 @@ def student_record(
 def require_same_training(folder: Path, record: TrainingRecord, *, steps: str) -> None:
     """Check that the model in ``folder`` can be the teacher, or the initial student, of a model with ``record``.
 
-    Fields that both records have must be equal. The exception is frames_per_block, which may differ for a teacher.
+    Fields that are in both training records must be equal. Only frames_per_block may differ.
 
     Args:
         folder: Folder of a trained transformer.
-        record: Record of the model that is being trained.
+        record: Training record of the model that is being trained.
         steps: ``"many"`` for a teacher, ``"few"`` for an initial student.
 
     Raises:
-        ValueError: Some fields differ, or ``folder`` has no record. The message has both values and the remedy.
+        ValueError: Some fields differ, or ``folder`` has no training record. The message contains both values of a
+            field, and the remedy.
     """
     theirs = read_record(folder, steps=steps)
     theirs.require(folder, {name: v for name, v in record.values().items() if name != "model.frames_per_block"})
@@ -139,26 +140,27 @@ def require_same_training(folder: Path, record: TrainingRecord, *, steps: str) -
 
 
 def check_origin(start: Path | None, record: TrainingRecord, *, stage: str, steps: int) -> None:
-    """Compare what initial weights were trained for with ``record``.
+    """Compare the training record of initial weights with ``record``.
 
-    Training may go on at another size or prompt length; stderr then names the differences. Weights that are taken as
-    they are must agree. Weights without a record take the values of ``record``, which are printed.
+    If the weights are trained further, the size or the prompt length may differ; the differences are printed on stderr.
+    If the weights are published unchanged, both training records must be equal except for frames_per_block. For weights
+    without a training record, the values of ``record`` are assumed and printed.
 
     Args:
-        start: Folder of the transformer that ``stage``.init names; None if it names none.
-        record: Record of the model that is trained from these weights.
+        start: Folder of the initial transformer from ``stage``.init; None if ``stage``.init has no folder.
+        record: Training record of the model that starts from these weights.
         stage: Name of the params section.
-        steps: Number of training steps; 0 takes the weights as they are.
+        steps: Number of training steps; with 0, the weights are published unchanged.
 
     Raises:
-        ValueError: The records differ and ``steps`` is 0.
+        ValueError: The training records differ and ``steps`` is 0.
     """
     if start is None:
         return
     name = f"{stage}.init is {start}"
     if not has_record(start):
         print(
-            f"{name}, which has no {FILE}; its weights are taken to be trained for the values in params.yaml: "
+            f"{name}, which has no {FILE}; its weights are assumed to be trained for the values in params.yaml: "
             f"{record.describe()}",
             file=sys.stderr,
         )
@@ -171,13 +173,13 @@ def check_origin(start: Path | None, record: TrainingRecord, *, stage: str, step
     wrong = [it for it in differences if not it.startswith("model.frames_per_block")]
     if wrong and not steps:
         raise ValueError(
-            f"{name}, which was trained for {'; '.join(wrong)}, and {stage}.steps is 0: set these values as they "
-            f"were (of the VAE, train_vae.init.folder), or {stage}.steps above 0"
+            f"{name}, which was trained for {'; '.join(wrong)}, and {stage}.steps is 0: set these values as in "
+            f"that training (for the VAE, train_vae.init.folder), or set {stage}.steps above 0"
         )
     if differences:
         print(f"{name}, which was trained for {'; '.join(differences)}", file=sys.stderr)
 
 
 def _share_latents(one: TrainingRecord, other: TrainingRecord) -> bool:
-    """Return whether both records have the same normalisation, or one of them has none."""
+    """Return whether the normalisations of both records are equal or unknown. None means unknown."""
     return one.latents is None or other.latents is None or one.latents.is_close(other.latents)

@@ -1,4 +1,4 @@
-"""Times to train at. Functions of the generator that is passed in; times are float64 in [0, 1000]."""
+"""Draw training timesteps from random generators. Timesteps are float64 values between 0 and 1000."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from causvid.runtime.shapes import BlockLayout
 
 
 def block_choices(layout: BlockLayout, choices: int, generator: torch.Generator) -> torch.Tensor:
-    """One of ``choices`` indices per block, shared by the block's frames (CausVid sec. 4.2). Returns int64 [F]."""
+    """Draw an index below ``choices`` for each block (CausVid sec. 4.2), and return it for every frame, int64 [F]."""
     drawn = torch.randint(choices, (layout.blocks,), generator=generator)
     return drawn.repeat_interleave(layout.frames_per_block)
 
 
 def stratified_timestep(position: int, batch: int, shift: float, generator: torch.Generator) -> torch.Tensor:
-    """Time for sample ``position`` of a batch whose unshifted times cover [0, 1) evenly. Returns a scalar."""
+    """Draw the timestep of sample ``position``, a scalar. The unshifted times of a batch cover [0, 1) evenly."""
     u = (position + torch.rand((), generator=generator, dtype=torch.float64)) / batch
     return FlowSchedule(shift=shift).shifted(u) * TRAIN_TIMESTEPS
 
@@ -26,10 +26,13 @@ def stratified_timestep(position: int, batch: int, shift: float, generator: torc
 def stratified_block_timesteps(
     layout: BlockLayout, batch: int, shift: float, generators: Sequence[torch.Generator]
 ) -> torch.Tensor:
-    """Times of a global batch, one per sample and block (diffusion forcing). Returns [batch, F].
+    """Draw one timestep for each sample and block of a global batch (diffusion forcing).
 
-    Every block's unshifted times cover [0, 1) evenly over the batch, dealt out to the samples by the block's own
-    generator: so the blocks of a sample are independent of each other.
+    In each block, the unshifted times of all samples cover [0, 1) evenly. Each block has a separate generator, which
+    assigns the times to the samples. The timesteps of different blocks are therefore independent.
+
+    Returns:
+        Timesteps, repeated for each frame of a block [batch, F].
     """
     blocks = [
         (torch.randperm(batch, generator=draw) + torch.rand(batch, generator=draw, dtype=torch.float64)) / batch
@@ -41,6 +44,6 @@ def stratified_block_timesteps(
 
 
 def score_timestep(shift: float, low: float, high: float, generator: torch.Generator) -> torch.Tensor:
-    """Time at which DMD compares scores: uniform, shifted, then clamped to [low, high]. Returns a scalar."""
+    """Draw a timestep at which DMD compares scores: uniform, shifted, then clamped to [low, high]; a scalar."""
     u = torch.rand((), generator=generator, dtype=torch.float64)
     return (FlowSchedule(shift=shift).shifted(u) * TRAIN_TIMESTEPS).clamp(low, high)

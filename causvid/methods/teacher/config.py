@@ -1,4 +1,4 @@
-"""Params of the training of the teacher."""
+"""Parameters of the training of the teacher."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class TeacherConfig(TrainingConfig):
     """Params section ``train_teacher``.
 
     Attributes:
-        init: Initial weights. A causal teacher can start from a bidirectional or a causal model.
-        causal: Whether the teacher is block-causal, with a timestep for each block (diffusion forcing).
-        optimizer: Params of the optimizer.
-        prompt_dropout: Share of the samples whose prompt is replaced by the negative prompt, for guidance.
+        init: Source of the initial weights. A causal teacher can start from a bidirectional or a causal model.
+        causal: Whether the teacher is block-causal and is trained with a timestep for each block (diffusion forcing).
+        optimizer: Parameters of the optimizer.
+        prompt_dropout: Share of the samples whose prompt is replaced by the negative prompt. Guidance needs this.
         ema_decay: Decay of the weight average.
     """
 

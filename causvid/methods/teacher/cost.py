@@ -1,4 +1,4 @@
-"""The cost of training the teacher."""
+"""Compute the cost of training the teacher."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def teacher_row(config: TeacherConfig, clip: Clip, workers: Workers) -> Row:
 
     Args:
         config: Params section ``train_teacher``.
-        clip: FLOPs of one clip.
+        clip: The clip, with the FLOPs of the transformer on this clip.
         workers: The workers that train the transformer.
     """
     flops, weights = (clip.causal if config.causal else clip.bidirectional).training, SINGLE * workers.weights

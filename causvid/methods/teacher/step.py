@@ -1,6 +1,6 @@
 """Train the teacher by flow matching (CausVid eq. 3), with prompt dropout for guidance and a weight average.
 
-A causal teacher is trained by diffusion forcing (CausVid sec. 4.2): every block has its own timestep.
+The training of a causal teacher uses diffusion forcing (CausVid sec. 4.2): every block has a separate timestep.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TeacherRun = Run[TeacherConfig, TeacherRecord]
 
 
 class TeacherStep:
-    """One optimizer step of the teacher."""
+    """An optimizer step of the teacher."""
 
     def __init__(self, run: TeacherRun) -> None:
         self.run, self.device = run, devices.pick()
@@ -47,7 +47,7 @@ class TeacherStep:
         """Return the teacher before training.
 
         Raises:
-            ValueError: The initial weights are a causal model whose blocks have another size than those of this run.
+            ValueError: The initial model is causal, and its blocks have another size than the blocks of this run.
         """
         found, wanted = self.run.config.init.locate("transformer"), self.run.record.frames_per_block
         model = load_transformer(found) if found else build_transformer(self.run.network, self.run.seed)
@@ -93,12 +93,12 @@ class TeacherStep:
             )
 
     def counts(self, step: int) -> Counts:
-        """Return the counts of a forward and backward pass of each sample."""
+        """Return the counts of a training step with one forward and one backward pass."""
         size = self.run.config.batch_size
         return Counts(size, size * self.clip.tokens, size * self.clip.causal.training)
 
     def _times(self, batch: Batch, draws: Sequence[torch.Generator]) -> torch.Tensor:
-        """Return one timestep per sample [b]; within the global batch they cover the schedule evenly."""
+        """Return one timestep per sample [b]. The timesteps of a global batch cover the schedule evenly."""
         size, shift = self.run.config.batch_size, self.run.record.schedule.shift
         times = [
             stratified_timestep(number % size, size, shift, draw)
@@ -107,9 +107,9 @@ class TeacherStep:
         return torch.stack(times)
 
     def _block_times(self, step: int, batch: Batch, layout: BlockLayout) -> torch.Tensor:
-        """Return one timestep per sample and block, repeated for each of its frames [b, F].
+        """Return one timestep per sample and block, repeated for each frame of the block [b, F].
 
-        Every rank draws them for the global batch and takes its rows.
+        Every rank draws the timesteps of the global batch, and uses the rows of its own samples.
         """
         run, size = self.run, self.run.config.batch_size
         draws = [generator(run.seed, "teacher_block", step, block) for block in range(layout.blocks)]
@@ -118,5 +118,5 @@ class TeacherStep:
 
 
 def train_teacher(run: TeacherRun) -> None:
-    """Train the teacher on every rank."""
+    """Train the teacher on every rank. With zero steps, the initial teacher is exported unchanged."""
     train(TeacherStep(run), run)

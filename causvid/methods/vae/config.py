@@ -1,4 +1,4 @@
-"""Params of the training of the video autoencoder."""
+"""Parameters of the training of the video autoencoder."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class VaeConfig(TrainingConfig):
     """Params section ``train_vae``.
 
     Attributes:
-        init: Initial weights.
-        image_steps: The first steps, which train on single frames.
-        image_batch_size: Samples of such a step over all workers.
-        optimizer: Params of the optimizer.
+        init: Source of the initial weights.
+        image_steps: Number of first steps, which train on single frames.
+        image_batch_size: Number of frames in such a step, over all workers.
+        optimizer: Parameters of the optimizer.
         kl_weight: Weight of the KL divergence in the loss.
-        held_out_clips: Clips that are not trained on; the reconstructions are measured on them.
+        held_out_clips: Number of clips that are not used in training, and that measure the reconstruction error.
     """
 
     init: Init

@@ -1,4 +1,4 @@
-"""The cost of training the VAE."""
+"""Compute the cost of training the VAE."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def vae_row(config: VaeConfig, vae: VaeCost, frames: int) -> Row:
 
     Args:
         config: Params section ``train_vae``.
-        vae: FLOPs and weights of the VAE.
-        frames: Latent frames of a clip.
+        vae: FLOPs and number of weights of the VAE.
+        frames: Number of latent frames in a clip.
     """
     clip, image = vae.encode(frames) + vae.decode(frames), vae.encode(1) + vae.decode(1)
     images = config.image_steps * config.image_batch_size

@@ -1,4 +1,4 @@
-"""Clips through the VAE and back: what the best possible latent model could look like."""
+"""Encode and decode clips with the VAE. The reconstructions show the best quality that a latent model can reach."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from causvid.harness.progress import progress
 from causvid.runtime.shapes import VideoShape
 from causvid.wan.vae.vae import decode, encode, load_vae, to_uint8, to_unit
 
-BATCH_PIXELS = 2**19  # of all frames of a batch; 15 clips of 33 x 32 x 32
+BATCH_PIXELS = 2**19  # pixels in all frames of a batch; for example 15 clips of 33 frames of 32 x 32 pixels
 
 
 @torch.no_grad()
 def write_reconstructions(
     vae: Path, clips: Path, rows: Sequence[dict[str, Any]], video: VideoShape, *, crf: int, out: Path
 ) -> dict[str, float]:
-    """Reconstruct the clips of ``rows`` into ``out`` and return their mean PSNR in dB, before H.264 (peak 255)."""
+    """Write the reconstructed clips of ``rows`` to ``out``. Return their mean PSNR in dB (peak 255, before H.264)."""
     model = load_vae(vae).to(devices.pick())
     size = max(1, BATCH_PIXELS // (video.frames * video.height * video.width))
     starts = range(0, len(rows), size)

@@ -1,4 +1,4 @@
-"""Train the video autoencoder: first on single frames, then on clips, by squared error and a small KL divergence."""
+"""Train the video autoencoder, first on single frames and then on clips, with squared error and a small KL term."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ from causvid.wan.vae.vae import (
     to_unit,
 )
 
-STATISTICS_CLIPS = 256  # enough for one mean and one standard deviation per channel
+STATISTICS_CLIPS = 256  # number of clips from which the mean and standard deviation of each channel are computed
 
 VaeRun = Run[VaeConfig, None]
 
 
 class _Autoencoding(nn.Module):
-    """The VAE as a module with one forward pass, over which DDP averages the gradients."""
+    """A module whose forward pass encodes and decodes a video, so that DDP can average the gradients of the VAE."""
 
     def __init__(self, vae: Vae) -> None:
         super().__init__()
         self.vae = vae
 
     def forward(self, video: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Reconstruct ``video`` [B, 3, F, H, W] through a sampled latent.
+        """Encode ``video`` [B, 3, F, H, W], sample a latent, and decode the latent.
 
         Returns:
-            Squared error and KL divergence per element, both scalars.
+            Mean squared error per pixel value, and mean KL divergence per latent value; both are scalars.
         """
         mean, log_variance = posterior(self.vae, video)
         sample = mean + (0.5 * log_variance).exp() * noise
@@ -78,7 +78,7 @@ class VaeStep:
         return {"model": self.model, "optimizer": self.optimizer}
 
     def export(self, folder: Path) -> None:
-        """Save the VAE; after training, with the statistics of its latents."""
+        """Save the VAE. After training, also compute and save the statistics of the latents."""
         vae = self.model.vae.eval()
         if not is_main():
             return
@@ -87,7 +87,7 @@ class VaeStep:
         vae.save_pretrained(folder)
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
-        """Minimise squared error + kl_weight KL on single frames (early steps) or clips."""
+        """Minimise squared error + kl_weight * KL on single frames (first ``image_steps`` steps) or clips."""
         config, seed = self.run.config, self.run.seed
         images = step < config.image_steps
         size = config.image_batch_size if images else config.batch_size
@@ -110,7 +110,7 @@ class VaeStep:
         return {"loss": error, "kl": kl, "grad_norm": norm}
 
     def counts(self, step: int) -> Counts:
-        """Return the number of images or clips; their FLOPs are not counted."""
+        """Return the number of images or clips in ``step``. FLOPs and tokens are not counted."""
         config = self.run.config
         return Counts(config.image_batch_size if step < config.image_steps else config.batch_size, 0, None)
 
@@ -122,7 +122,7 @@ def _initial(run: VaeRun) -> Vae:
 
 
 def train_vae(run: VaeRun) -> None:
-    """Train the VAE on every rank. With zero steps the initial VAE is exported with its own statistics."""
+    """Train the VAE on every rank. With zero steps, the initial VAE is exported unchanged."""
     train(VaeStep(run), run)
 
 

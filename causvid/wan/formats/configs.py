@@ -1,7 +1,7 @@
-"""The configs of Wan's models, as diffusers and transformers save them: the sizes that they imply, and their rules.
+"""Compute sizes from the configs of Wan's models, and check that the configs of several models fit together.
 
-All functions read mappings with the keys of AutoencoderKLWan, WanTransformer3DModel and UMT5EncoderModel, so that they
-need neither the models nor their libraries.
+The functions read mappings with the config keys of AutoencoderKLWan, WanTransformer3DModel and UMT5EncoderModel. They
+import neither diffusers nor transformers.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from causvid.runtime.shapes import LatentShape, VideoShape
 
-# diffusers' defaults, for configs without these keys.
+# Default values of diffusers for configs without these keys.
 _ARCHITECTURE = {"temperal_downsample": (False, True, True), "dim_mult": (1, 2, 4, 4), "patch_size": None}
 
 
@@ -19,8 +19,8 @@ class Strides(NamedTuple):
     """Strides of a VAE.
 
     Attributes:
-        temporal: Frames in each latent frame but the first.
-        spatial: Pixels in a latent pixel, along one side.
+        temporal: Number of frames that each latent frame after the first represents.
+        spatial: Number of pixels along one side of a latent pixel.
     """
 
     temporal: int
@@ -34,16 +34,16 @@ def strides(vae: Mapping[str, Any]) -> Strides:
 
 
 def latent_shape(vae: Mapping[str, Any], video: VideoShape) -> LatentShape:
-    """Return the shape of the latents of ``video``. Raises ValueError if the VAE would drop frames or pixels."""
+    """Return the latent shape of a clip of size ``video``. Raises ValueError if the VAE would drop frames or pixels."""
     temporal, spatial = strides(vae)
     return LatentShape.of(video, channels=vae["z_dim"], temporal_stride=temporal, spatial_stride=spatial)
 
 
 def token_shape(vae: Mapping[str, Any], transformer: Mapping[str, Any], video: VideoShape) -> LatentShape:
-    """Return the shape of the latents of ``video``, which the transformer divides into patches.
+    """Return the latent shape of a clip of size ``video``, and check that the transformer can divide it into patches.
 
     Raises:
-        ValueError: The VAE would drop frames or pixels, or the patches do not fit.
+        ValueError: The VAE would drop frames or pixels, or the size of the latents is not a multiple of the patch size.
     """
     latent, spatial = latent_shape(vae, video), strides(vae).spatial
     for name, size, patch in zip(("height", "width"), latent.sizes[2:], transformer["patch_size"][1:], strict=True):
@@ -62,7 +62,7 @@ def latent_statistics(vae: Mapping[str, Any]) -> tuple[Sequence[float], Sequence
 
 
 class Mismatch(NamedTuple):
-    """Two entries of configs that must be equal and are not: the section and key of each, and its value."""
+    """Two config entries with different values that must be equal: section, key and value of both entries."""
 
     section: str
     key: str
@@ -75,7 +75,7 @@ class Mismatch(NamedTuple):
 def mismatches(
     vae: Mapping[str, Any], transformer: Mapping[str, Any], text_encoder: Mapping[str, Any]
 ) -> Iterator[Mismatch]:
-    """Yield the entries by which three models cannot work together."""
+    """Yield the config entries that prevent the three models from working together."""
     for pair in (
         Mismatch("transformer", "in_channels", transformer["in_channels"], "vae", "z_dim", vae["z_dim"]),
         Mismatch("transformer", "out_channels", transformer["out_channels"], "vae", "z_dim", vae["z_dim"]),
@@ -88,7 +88,7 @@ def mismatches(
 
 
 def stride_problems(vae: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a sentence for each stride in the params section ``model.vae`` that the architecture does not have."""
+    """Yield a sentence for each stride in the params section ``model.vae`` that contradicts the architecture."""
     for name, stride in zip(("scale_factor_temporal", "scale_factor_spatial"), strides(vae), strict=True):
         if vae[name] != stride:
-            yield f"model.vae.{name} is {vae[name]}; this architecture strides by {stride}"
+            yield f"model.vae.{name} is {vae[name]}; the stride of this architecture is {stride}"

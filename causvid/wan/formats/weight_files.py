@@ -1,8 +1,8 @@
 """Find the weight files of a saved model that ``from_pretrained`` of diffusers or transformers reads.
 
 A folder may contain weights of several saves: when the two libraries save a model, they delete old shards, but keep an
-old single file and an old index. All code that reads weights uses these functions, so that it reads the same files as
-the libraries. Files of different saves raise an error that names them.
+old single file and an old index. All code that reads weights uses these functions, and thus reads the same files as the
+libraries. If the files are from different saves, the functions raise an error that names the files.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _VARIANT = re.compile(
 def diffusers_files(folder: Path) -> list[Path]:
     """Return the weight files that diffusers' ``from_pretrained`` reads in ``folder``.
 
-    These are the shards that the index names, else the single safetensors file, else the single pickled file.
+    The order of preference is: shards in the index, single safetensors file, single pickled file.
 
     Args:
         folder: A folder that ``save_pretrained`` of a diffusers model wrote.
@@ -39,7 +39,7 @@ def diffusers_files(folder: Path) -> list[Path]:
         The files, in the order in which diffusers reads them.
 
     Raises:
-        ValueError: If there is no such file, or if the index and its shards belong to different saves.
+        ValueError: If there is no weight file, or if the index and the shards are from different saves.
     """
     index = folder / SAFE_WEIGHTS_INDEX_NAME
     if index.is_file():
@@ -53,8 +53,8 @@ def diffusers_files(folder: Path) -> list[Path]:
 def transformers_files(folder: Path) -> list[Path]:
     """Return the weight files that transformers' ``from_pretrained`` reads in ``folder``.
 
-    transformers prefers the single safetensors file over the index, diffusers prefers the index. A folder with both is
-    refused, because one of the two is left over from an earlier save, and it is unknown which one.
+    transformers prefers the single safetensors file to the index, diffusers prefers the index. A folder with both files
+    is refused: one of the files is from an earlier save, and this function cannot know which file is newer.
 
     Args:
         folder: A folder that ``save_pretrained`` of a transformers model wrote.
@@ -63,8 +63,8 @@ def transformers_files(folder: Path) -> list[Path]:
         The files.
 
     Raises:
-        ValueError: If there is no such file, if there is both a single file and an index, or if the index and its
-            shards belong to different saves.
+        ValueError: If there is no weight file, if there are a single file and an index, or if the index and the shards
+            are from different saves.
     """
     single, index = folder / transformers_names.SAFE_WEIGHTS_NAME, folder / transformers_names.SAFE_WEIGHTS_INDEX_NAME
     if single.is_file() and index.is_file():
@@ -92,7 +92,7 @@ def shards_of(index: Path, *, instead: Path) -> list[Path]:
         instead: The single file that may hold a later save of the whole model.
 
     Returns:
-        The shards, all of which exist. Each safetensors shard contains exactly the tensors that the index lists.
+        Paths of existing shards. Each safetensors shard contains exactly the tensors that the index lists for it.
 
     Raises:
         ValueError: If the index is damaged, or if a shard is missing, damaged or from another save.
@@ -118,10 +118,10 @@ def shards_of(index: Path, *, instead: Path) -> list[Path]:
 
 
 def tensor_names(file: Path) -> list[str]:
-    """Return the names of the tensors in a safetensors file, from its header alone.
+    """Read the names of the tensors in a safetensors file from the header of the file.
 
     Raises:
-        ValueError: If the file is cut short or is not a safetensors file.
+        ValueError: If the file is truncated or is not a safetensors file.
     """
     try:
         with safe_open(file, framework="pt") as tensors:
@@ -141,8 +141,8 @@ def saved_class(folder: Path, kind: str, known: Iterable[type]) -> Any:
 
     Args:
         folder: A folder that ``save_pretrained`` of a diffusers model wrote.
-        kind: Kind of model, as error messages call it, such as VAE.
-        known: Classes that are accepted.
+        kind: Kind of model for error messages, for example "VAE".
+        known: Accepted classes.
 
     Raises:
         ValueError: If there is no config.json, if it is damaged, or if it names another class.
@@ -165,18 +165,18 @@ def saved_class(folder: Path, kind: str, known: Iterable[type]) -> Any:
 
 
 def load_saved(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
-    """Load a diffusers model by ``from_pretrained``, and require that the files contain every weight.
+    """Load a diffusers model with ``from_pretrained``, and check that the files contain every weight.
 
     Args:
         cls: Class of the model.
-        folder: The folder that ``save_pretrained`` wrote.
+        folder: A folder that ``save_pretrained`` wrote.
         dtype: Data type of the weights, except those that diffusers keeps in float32.
 
     Returns:
         The model. Its config does not contain ``folder``, so that a saved copy has the same bytes.
 
     Raises:
-        ValueError: If files are missing or belong to different saves, or if the model has other tensors than the files.
+        ValueError: If files are missing or from different saves, or if the model has other tensors than the files.
     """
     diffusers_files(folder)
     model, report = cls.from_pretrained(folder, torch_dtype=dtype, output_loading_info=True)
@@ -186,7 +186,7 @@ def load_saved(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
 
 
 def require_all_weights(folder: Path, *, missing: Iterable[str], unknown: Iterable[str]) -> None:
-    """Raise ValueError if weights are ``missing`` in the files of ``folder``, or ``unknown`` to the model."""
+    """Raise ValueError if there are names in ``missing`` (absent from ``folder``) or ``unknown`` (not in the model)."""
     lacking, extra = sorted(missing), sorted(unknown)
     if any(".lora_" in key or ".base_layer." in key for key in extra):
         raise ValueError(
@@ -202,7 +202,7 @@ def require_all_weights(folder: Path, *, missing: Iterable[str], unknown: Iterab
 def require_weights(name: str, model: nn.Module) -> None:
     """Raise ValueError if ``model``, the component ``name`` of a pipeline, was loaded without some of its weights.
 
-    In this case, ``from_pretrained`` of a pipeline only warns, and the missing weights are on the meta device.
+    ``from_pretrained`` of a pipeline only warns about missing weights, and puts them on the meta device.
     """
     if hasattr(model, "hf_device_map"):  # accelerate keeps weights on the meta device until they are needed
         return
@@ -214,7 +214,7 @@ def require_weights(name: str, model: nn.Module) -> None:
 
 
 def _weight_map(index: Path) -> dict[str, set[str]]:
-    """Return the names of the tensors in each file, as ``index`` lists them."""
+    """Return the names of the tensors that ``index`` lists for each file."""
     wanted: dict[str, set[str]] = {}
     try:
         entries = json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()
@@ -228,7 +228,7 @@ def _weight_map(index: Path) -> dict[str, set[str]]:
 
 
 def _no_weights(folder: Path, single: str, index: str) -> str:
-    """Explain, from the names of the files in ``folder``, why ``from_pretrained`` does not read any of them."""
+    """Explain why ``from_pretrained`` reads no file in ``folder``, from the names of the files."""
     expected = f"expected {single}, or shards with {index}"
     others = [path.name for pattern in _OTHERS for path in sorted(folder.glob(pattern))]
     if not others:
@@ -247,6 +247,6 @@ def _no_weights(folder: Path, single: str, index: str) -> str:
 
 
 def _some(names: list[str]) -> str:
-    """Join the first three names, and count the others."""
+    """Join the first three names, and add the number of other names."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more

@@ -1,8 +1,8 @@
-"""Block-causal self-attention, and cross-attention that computes the keys and values of a prompt once.
+"""Compute block-causal self-attention, and cross-attention that caches the keys and values of a prompt.
 
-Block-causal attention needs no mask: the queries of block k attend to the keys up to the end of block k, by one call of
-plain attention for each block. Flash kernels can be used, and training works on a CPU. With the backend "flex", one
-kernel computes all blocks.
+Block-causal attention needs no mask: one call of plain attention for each block k lets the queries of block k attend to
+all keys up to the end of block k. Therefore flash kernels can be used, and training works on a CPU. With the backend
+"flex", one kernel computes all blocks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from causvid.wan.transformer.rope import Rotary, rotate
 
 
 class BlockCausalAttnProcessor:
-    """Self-attention over [B, tokens, dim]: of all blocks of a video, or of one block over a cache."""
+    """Block-causal self-attention for all blocks of a video, or for one block with a KV cache."""
 
     _attention_backend: AttentionBackendName | None = None
     _parallel_config = None
@@ -42,12 +42,12 @@ class BlockCausalAttnProcessor:
             hidden_states: Tokens [B, tokens, dim]; with ``cache``, the tokens of one block.
             encoder_hidden_states: Not used.
             attention_mask: Not used.
-            rotary_emb: Rotary table of ``hidden_states``.
-            block_tokens: Tokens of a block.
-            cache: Keys and values of earlier blocks; the block is written into it.
-            slot: Place of the block in ``cache``.
-            key_rotary: Rotary table of all keys that the block attends to. With it, the cache contains keys before the
-                rotation; without it, keys are rotated by ``rotary_emb`` before they are written.
+            rotary_emb: Rotary table for the tokens in ``hidden_states``.
+            block_tokens: Number of tokens in a block.
+            cache: Keys and values of earlier blocks. Those of the current block are written into the cache.
+            slot: Position of the block in ``cache``.
+            key_rotary: Rotary table for all keys that the block attends to; the cache then contains keys before the
+                rotation. None = ``rotary_emb`` rotates the keys of the block before they enter the cache.
         """
         assert rotary_emb is not None
         query = rotate(_heads(attn, attn.norm_q(attn.to_q(hidden_states))), rotary_emb)
@@ -73,7 +73,7 @@ class BlockCausalAttnProcessor:
 class CachedTextAttnProcessor:
     """Cross-attention that computes the keys and values of the prompt once for each cache.
 
-    With gradients they are computed in every forward pass, so that each pass has a separate graph.
+    If gradients are enabled, every forward pass computes them again, so that each pass has a separate graph.
     """
 
     _attention_backend: AttentionBackendName | None = None
@@ -102,12 +102,12 @@ class CachedTextAttnProcessor:
 
 
 def _maskless(backend: AttentionBackendName | None) -> AttentionBackendName | None:
-    """Return the backend for attention without a mask: None, the default of the process, instead of FlexAttention."""
+    """Return the backend for attention without a mask. FlexAttention is replaced by the process default (None)."""
     return None if backend is AttentionBackendName.FLEX else backend
 
 
 def _heads(attn: WanAttention, x: torch.Tensor) -> torch.Tensor:
-    """Return ``x`` [B, tokens, dim] as [B, tokens, heads, head_dim]."""
+    """Split the last axis of ``x`` [B, tokens, dim] into heads [B, tokens, heads, head_dim]."""
     return x.unflatten(2, (attn.heads, -1))
 
 

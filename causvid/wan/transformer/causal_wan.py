@@ -1,7 +1,8 @@
-"""The causal student: the Wan transformer of diffusers with block-causal attention, a timestep per frame, a KV cache.
+"""Define the causal Wan transformer, with block-causal attention, one timestep per frame and a KV cache.
 
 The causal and the bidirectional transformer have the same parameters, so each can load the state dict of the other.
-Shapes: B batch, C channels, F latent frames, H and W latent pixels, P tokens of a frame, D width, L prompt tokens.
+In the shapes, B is the batch size, C the number of channels, F of latent frames, P of tokens per latent frame, L of
+prompt tokens; H and W are the size in latent pixels, and D is the width of the hidden states.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from causvid.wan.transformer.rope import Rotary, rotary_embedding
 
 
 class CausalWanTransformerBlock(WanTransformerBlock):
-    """A layer of Wan with one row of modulation for each frame and block-causal attention."""
+    """A layer of Wan with block-causal attention, and with separate modulation for each latent frame."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -49,14 +50,14 @@ class CausalWanTransformerBlock(WanTransformerBlock):
             hidden_states: Tokens [B, F P, D].
             encoder_hidden_states: Embedded prompt [B, L, D].
             temb: Modulation [B, F, 6, D].
-            rotary_emb: Rotary table of the tokens.
-            block_tokens: Tokens of a block.
-            cache: KV cache of this layer; None = the tokens are those of all blocks.
-            slot: Place of the block in ``cache``.
-            key_rotary: Rotary table of the keys in ``cache``; None = the cache contains rotated keys.
+            rotary_emb: Rotary table for the tokens.
+            block_tokens: Number of tokens in a block.
+            cache: KV cache of this layer; the tokens are then one block. None = the tokens are all blocks of a video.
+            slot: Position of the block in ``cache``.
+            key_rotary: Rotary table for the keys in ``cache``; None = the cache contains rotated keys.
         """
         frames = temb.shape[1]
-        rows = (self.scale_shift_table + temb.float()).unsqueeze(2).unbind(3)  # six of [B, F, 1, D]
+        rows = (self.scale_shift_table + temb.float()).unsqueeze(2).unbind(3)  # six tensors [B, F, 1, D]
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = rows
 
         x = hidden_states.float()
@@ -75,7 +76,7 @@ class CausalWanTransformerBlock(WanTransformerBlock):
 
 
 class CausalWanTransformer3DModel(WanTransformer3DModel):
-    """Block-causal Wan. The latent frames of a block attend to each other and to all earlier blocks."""
+    """The causal Wan transformer. The latent frames of a block attend to their block and to all earlier blocks."""
 
     __module__ = "causvid.models.causal_wan"  # diffusers writes this name into the model_index.json of a pipeline
 
@@ -137,12 +138,12 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
 
         Args:
             batch_size: Number of videos.
-            num_frames: Latent frames in the cache.
+            num_frames: Number of latent frames in the cache.
             height: Height in latent pixels.
             width: Width in latent pixels.
-            sink_frames: None = the cache holds one video of ``num_frames``, and a later block raises ValueError. A
-                number, a multiple of ``frames_per_block`` or 0, is for endless videos: the cache keeps this many first
-                frames, and the latest ones.
+            sink_frames: Number of first latent frames that a cache for endless videos always keeps, besides the latest
+                frames; a multiple of ``frames_per_block``, or 0. None = the cache contains one video of ``num_frames``,
+                and a later block raises ValueError.
         """
         per_block = self.config.frames_per_block
         return KVCache.allocate(
@@ -157,12 +158,12 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         )
 
     def set_attention_backend(self, backend: str) -> None:
-        """Use an attention backend of diffusers. The backend "flex" is used for block-causal attention only.
+        """Select an attention backend of diffusers. The backend "flex" applies to block-causal attention only.
 
-        diffusers also makes the backend the default of the process. This method prevents that for "flex", which without
-        a mask and without compilation would be the slowest choice for a teacher in the same process.
+        The method of diffusers also sets the default backend of the process. For "flex", this method restores the
+        default: without a mask and without compilation, "flex" would make a teacher in the same process very slow.
         """
-        with attention_backend() if backend.lower() == "flex" else nullcontext():  # restores the default
+        with attention_backend() if backend.lower() == "flex" else nullcontext():  # restores the default backend
             super().set_attention_backend(backend)
 
     @apply_lora_scale("attention_kwargs")
@@ -176,26 +177,26 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         kv_cache: KVCache | None = None,
         start_frame: int = 0,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
-        """Return the velocity.
+        """Predict the velocity.
 
-        With gradients, the cache is not written. The tokens that the block attends to must not be changed until the
-        backward pass, because gradient checkpointing reads them again. Later blocks may be written meanwhile.
+        With gradients, the cache is not written. The cached tokens that the block attends to must not be changed until
+        the backward pass, because gradient checkpointing reads these tokens again. Later blocks may be written.
 
         Args:
-            hidden_states: Noisy latents [B, C, F, H, W]: all blocks of a video, or with ``kv_cache`` one block.
+            hidden_states: Noisy latents [B, C, F, H, W] of all blocks of a video; with ``kv_cache``, of one block.
             timestep: Timestep of each frame [B, F].
             encoder_hidden_states: Prompt embeddings [B, L, text_dim].
             return_dict: Whether to return a ``Transformer2DModelOutput`` instead of a tuple.
-            attention_kwargs: ``scale`` of the LoRA adapters, as in diffusers.
-            kv_cache: Cache that the block attends to and is written into. A block replaces one with the same start. A
-                sliding cache needs the blocks in order.
+            attention_kwargs: The key ``scale`` is the scale of the LoRA adapters, as in diffusers.
+            kv_cache: Cache that the block attends to and is written into. The block replaces a cached block with the
+                same start. A cache with a window needs the blocks in order.
             start_frame: First latent frame of the block in the video.
 
         Returns:
             The velocity [B, C, F, H, W].
 
         Raises:
-            ValueError: ``timestep`` has a wrong shape, or the frames do not divide into blocks or do not fit the cache.
+            ValueError: ``timestep`` has a wrong shape, or the frames cannot be divided into blocks or exceed the cache.
         """
         batch, _, frames, height, width = hidden_states.shape
         if timestep.shape != (batch, frames):
@@ -221,7 +222,7 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
                 x = self._gradient_checkpointing_func(block, *arguments)
             else:
                 x = block(*arguments)
-        shift, scale = (self.scale_shift_table + temb.unsqueeze(2)).unsqueeze(2).unbind(3)  # two of [B, F, 1, D]
+        shift, scale = (self.scale_shift_table + temb.unsqueeze(2)).unsqueeze(2).unbind(3)  # two tensors [B, F, 1, D]
         x = _modulate(self.norm_out(x.float()), scale, shift, frames).type_as(x)
         sample = self._unpatchify(self.proj_out(x), frames, height, width)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)

@@ -1,12 +1,12 @@
-"""The KV cache: keys and values of finished blocks, in memory that is allocated once.
+"""The KV cache stores the keys and values of finished blocks in memory that is allocated once.
 
-A cache without a window holds all frames of one video. A cache with a window is for endless videos: it keeps the first
-frames (the sink; StreamingLLM, arXiv 2309.17453) and a ring buffer of the latest blocks, in which the newest block
-overwrites the oldest one. The position of a key in the window then changes during the video, so keys are stored before
-the rotation and are rotated when they are read.
+A cache without a window stores all frames of one video. A cache with a window is for endless videos. A window contains
+the first frames (the sink; StreamingLLM, arXiv 2309.17453) and a ring buffer of the latest blocks, in which the newest
+block overwrites the oldest block. The position of a key in the window changes during the video. Therefore keys are
+stored before the rotation, and are rotated when they are read.
 
-Only forward passes without gradients write into the cache. A pass with gradients reads the cache and does not change
-it: cached tensors never have a gradient, and a backward pass never needs a tensor that was overwritten.
+Only forward passes without gradients write into the cache. A forward pass with gradients only reads the cache.
+Therefore cached tensors never have a gradient, and a backward pass never needs an overwritten tensor.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 @dataclass
 class LayerCache:
-    """The cache of one layer.
+    """The KV cache of one layer.
 
     Attributes:
         keys: Keys of the self-attention [B, tokens, heads, head_dim].
@@ -33,8 +33,8 @@ class LayerCache:
     def write(self, slot: Slot, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Write a block into its ``slot``, and return all keys and values that the block attends to.
 
-        If the keys or the values have a gradient, the cache is not changed, and the result is a copy of the cache that
-        includes them.
+        If the keys or the values have a gradient, the cache is not changed, and the returned tensors are a copy
+        of the cache that includes the block.
 
         Raises:
             ValueError: The block does not fit into the cache.
@@ -44,7 +44,7 @@ class LayerCache:
             raise ValueError(
                 f"tokens {slot.start}…{end} of a batch of {keys.shape[0]} do not fit a KV cache of "
                 f"{self.keys.shape[1]} tokens and a batch of {self.keys.shape[0]}; create the cache for this video, or "
-                "with sink_frames for an endless one"
+                "with sink_frames for an endless video"
             )
         if keys.requires_grad or values.requires_grad:
             before, after = slice(slot.start), slice(end, slot.seen)
@@ -59,13 +59,13 @@ class LayerCache:
 
 @dataclass(frozen=True, kw_only=True)
 class Slot:
-    """The place of a block in the cache. It depends only on the first latent frame of the block.
+    """The position of a block in the cache, which depends only on the index of the first latent frame of the block.
 
     Attributes:
         start: Index of the block's first token in the cache.
-        seen: The block attends to the tokens of the cache before this index.
-        frame: Position of the block's first latent frame, for the rotary embedding.
-        key_frames: Positions of the latent frames that the block attends to, in the order of the cache; None if the
+        seen: Number of tokens at the start of the cache that the block attends to.
+        frame: Position of the block's first latent frame in the rotary embedding.
+        key_frames: Positions of the latent frames that the block attends to, in the order of the cache; None = the
             cache contains rotated keys.
     """
 
@@ -77,12 +77,12 @@ class Slot:
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """The latent frames that a cache for endless videos keeps: the first ones and the latest ones.
+    """The first and the latest latent frames of an endless video, which a cache keeps.
 
     Attributes:
-        frames: Latent frames in the cache, including the sink and the current block; a multiple of ``block``.
-        sink: First latent frames of the video, which are always kept; a multiple of ``block``.
-        block: Latent frames of a block.
+        frames: Number of latent frames in the cache, with the sink and the current block; a multiple of ``block``.
+        sink: Number of first latent frames of the video that are always kept; a multiple of ``block``.
+        block: Number of latent frames in a block.
     """
 
     frames: int
@@ -101,16 +101,16 @@ class Window:
     def slot(self, start: int, frames: int, frame_tokens: int) -> Slot:
         """Return the slot of a block.
 
-        Until the cache is full, positions are those in the video. Then the sink has the first positions in the window,
-        and the blocks of the ring follow in temporal order, so that the new block always has the last position.
+        Until the cache is full, positions are frame indices of the video. In a full cache, the sink has the first
+        positions, and the blocks of the ring follow in temporal order; the new block always has the last position.
 
         Args:
             start: First latent frame of the block in the video.
-            frames: Latent frames of the block.
-            frame_tokens: Tokens of a latent frame.
+            frames: Number of latent frames in the block.
+            frame_tokens: Number of tokens in a latent frame.
 
         Raises:
-            ValueError: The frames are not exactly one block.
+            ValueError: The latent frames are not exactly one block.
         """
         if frames != self.block or start % self.block:
             raise ValueError(
@@ -132,12 +132,12 @@ class Window:
 
 @dataclass
 class KVCache:
-    """The cache of all layers for one batch of videos.
+    """The KV cache of all layers for one batch of videos.
 
     Attributes:
         layers: Caches of the layers.
-        frame_tokens: Tokens of a latent frame.
-        window: Frames that are kept; None = the cache holds all frames of the video.
+        frame_tokens: Number of tokens in a latent frame.
+        window: Latent frames that are kept; None = all latent frames of the video.
     """
 
     layers: list[LayerCache]

@@ -1,7 +1,7 @@
-"""Load LoRA files into a Wan transformer, and reject a file if any of its keys does not fit.
+"""Load LoRA files into a Wan transformer, and reject a file if any key of the file does not fit.
 
-diffusers' own ``load_lora_adapter`` drops keys without the prefix, only warns about keys that do not fit, and by
-default ignores the scaling (``lora_alpha``) in a safetensors file. The user then does not notice that only a part of
+The method ``load_lora_adapter`` of diffusers drops keys without the prefix, only warns about keys that do not fit, and
+by default ignores the scaling (``lora_alpha``) in a safetensors file. The user may then not notice that only a part of
 the LoRA, or nothing, was loaded.
 """
 
@@ -40,21 +40,21 @@ def load_lora_adapter(
     hotswap: bool = False,
     **kwargs: Any,
 ) -> None:
-    """Load a LoRA adapter with the key names of diffusers, either completely or not at all.
+    """Load a LoRA adapter whose keys have the names of diffusers. A file that does not fit completely is rejected.
 
-    This function has the arguments of diffusers' method of the same name. Unlike that method, it rejects a file if any
-    key does not fit, and it applies the scaling that ``save_lora_adapter`` writes into a safetensors file.
+    The arguments are those of the method of diffusers with the same name. Unlike the method of diffusers, this function
+    rejects a file if any key does not fit, and applies the scaling that ``save_lora_adapter`` writes into the file.
 
     Args:
         self: The transformer.
-        pretrained_model_name_or_path_or_dict: A file, a folder, a repository on the hub, or the tensors by name.
-        prefix: First part of every key, without the dot; None for files of ``save_lora_adapter``, which have no prefix.
-        hotswap: Whether the weights replace those of the loaded adapter ``adapter_name``.
+        pretrained_model_name_or_path_or_dict: File, folder, hub repository, or mapping of names to tensors.
+        prefix: First part of every key, without the dot. Keys in files of ``save_lora_adapter`` have no prefix (None).
+        hotswap: Whether the weights replace the weights of the loaded adapter ``adapter_name``.
         **kwargs: The other arguments of diffusers' method.
 
     Raises:
         ValueError: If the file cannot be read, if a key names no layer of the model, if a tensor has the wrong shape,
-            or if one of the two factors of a layer is missing. The model is then unchanged.
+            or if a factor of a layer is missing. The model is unchanged after this error.
     """
     given = pretrained_model_name_or_path_or_dict
     source = "the LoRA" if isinstance(given, Mapping) else str(given)
@@ -63,23 +63,23 @@ def load_lora_adapter(
         expected = ".".join(part for part in (prefix, "blocks.0.attn1.to_q", FACTORS[0]) if part)
         raise ValueError(f"{source} does not fit {type(self).__name__}: {misfit}; expected keys like {expected}")
     if prefix is not None and not any(key.startswith(f"{prefix}.") for key in metadata or ()):
-        metadata = None  # the metadata describe another model in the same file, or there are none
+        metadata = None  # there are no metadata, or they describe another model in the file
     WanTransformer3DModel.load_lora_adapter(
         self, state, prefix=prefix, hotswap=hotswap, **{"metadata": metadata, **kwargs}
     )
 
 
 def check_lora_files(model: WanTransformer3DModel) -> None:
-    """Replace ``model.load_lora_adapter`` by ``load_lora_adapter`` of this module if it is the method of diffusers."""
+    """Set ``model.load_lora_adapter`` to the function of this module if the model has the method of diffusers."""
     if type(model).load_lora_adapter is not load_lora_adapter:
         model.load_lora_adapter = MethodType(load_lora_adapter, model)
 
 
 def without_fused_adapters(model: WanTransformer3DModel) -> WanTransformer3DModel:
-    """Return ``model`` if it has no LoRA layers, else a model without them that shares the fused weights.
+    """Return a model that shares the fused weights of ``model`` and has no LoRA layers.
 
     Raises:
-        ValueError: If ``model`` has an adapter that is not fused. Files of such a model could not be loaded.
+        ValueError: If ``model`` has an adapter that is not fused. A saved copy of ``model`` could not be loaded.
     """
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     if not layers:
@@ -89,8 +89,8 @@ def without_fused_adapters(model: WanTransformer3DModel) -> WanTransformer3DMode
             adapters = ", ".join(model.peft_config)
             raise ValueError(
                 f"the transformer has the LoRA adapters {adapters}, and not all are fused into its weights; call "
-                "transformer.fuse_lora() to save it with them, or transformer.unload_lora() to save it without "
-                "(transformer.save_lora_adapter saves a single adapter)"
+                "transformer.fuse_lora() to save it with the adapters, or transformer.unload_lora() to save it "
+                "without them (transformer.save_lora_adapter saves a single adapter)"
             )
     weights = model.state_dict().items()
     with init_empty_weights():
@@ -101,10 +101,10 @@ def without_fused_adapters(model: WanTransformer3DModel) -> WanTransformer3DMode
 
 
 def _read(given: Source, source: str, kwargs: dict[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
-    """Read a LoRA, and remove the arguments that this function uses from ``kwargs``.
+    """Read a LoRA. The arguments that this function uses are removed from ``kwargs``.
 
     Returns:
-        The tensors by name, and the fields of a LoraConfig; None if the file has no metadata.
+        A mapping of names to tensors, and the metadata: the fields of a LoraConfig, or None without metadata.
     """
     names = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
     where = {name: kwargs.pop(name, None) for name in names}
@@ -121,7 +121,7 @@ def _read(given: Source, source: str, kwargs: dict[str, Any]) -> tuple[dict[str,
         state, metadata = _fetch_state_dict(
             source, weight_name, use_safetensors, user_agent={"framework": "pytorch"}, allow_pickle=False, **where
         )
-    # The parsers and the client of the hub raise many kinds of errors if a file is damaged or missing.
+    # The parsers, and the client of the hub, raise many kinds of errors for a damaged or missing file.
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{source} cannot be read as a LoRA file ({reason[:300]})") from error
@@ -129,9 +129,9 @@ def _read(given: Source, source: str, kwargs: dict[str, Any]) -> tuple[dict[str,
 
 
 def _misfits(model: nn.Module, state: Mapping[str, torch.Tensor], prefix: str | None) -> Iterator[str]:
-    """Yield the reasons why ``state`` does not fit ``model``, and the most helpful one first."""
+    """Yield the reasons why ``state`` does not fit ``model``. The first reason is the most helpful."""
     if not state:
-        yield "it holds no tensors"
+        yield "the file holds no tensors"
     own = f"{prefix}." if prefix is not None else ""
     bare = _as_peft({key.removeprefix(own): value for key, value in state.items()})
     places = {name: module for name, module in model.named_modules() if _weight(module) is not None}
@@ -146,7 +146,7 @@ def _misfits(model: nn.Module, state: Mapping[str, torch.Tensor], prefix: str | 
 
 
 def _bad_factors(name: str, state: Mapping[str, torch.Tensor], module: nn.Module) -> Iterator[str]:
-    """Yield the errors in the factors of layer ``name``. A weight [out, in, …] needs A [r, in] and B [out, r]."""
+    """Yield the errors in the factors of layer ``name``. A weight [out, in, ...] needs A [r, in] and B [out, r]."""
     weight, factors = _weight(module), [state.get(f"{name}.{part}") for part in FACTORS]
     for part, factor in zip(FACTORS, factors, strict=True):
         if factor is None:
@@ -162,7 +162,7 @@ def _bad_factors(name: str, state: Mapping[str, torch.Tensor], module: nn.Module
 
 
 def _as_peft(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return ``state`` with the key names of peft. Older names are converted as ``load_lora_adapter`` does."""
+    """Convert the keys of ``state`` to the names of peft, as the method ``load_lora_adapter`` of diffusers does."""
     if not state or "lora_A" in next(iter(state)):
         return state
     converted: dict[str, torch.Tensor] = convert_unet_state_dict_to_peft(state)
@@ -170,12 +170,12 @@ def _as_peft(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _weight(module: nn.Module) -> torch.Tensor | None:
-    """Return the weight that a LoRA of ``module`` changes; None if ``module`` cannot have a LoRA."""
+    """Return the weight of ``module`` that a LoRA changes; None if ``module`` cannot have a LoRA."""
     layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
     return layer.weight if isinstance(layer, (nn.Linear, nn.Conv3d)) else None
 
 
 def _count(wrong: list[str], of: Mapping[str, Any]) -> str:
-    """Describe ``wrong`` keys: their number, one example and its naming style."""
+    """Describe the keys ``wrong``: their number, an example, and the naming style of the example."""
     style = next((f", {names}" for start, names in _STYLES.items() if wrong[0].startswith(start)), "")
     return f"{len(wrong)} of its {len(of)} keys (as {wrong[0]}{style})"

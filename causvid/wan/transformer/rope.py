@@ -1,4 +1,4 @@
-"""Rotary position embeddings for any frames of a video, in any order."""
+"""Compute rotary position embeddings for any latent frames of a video, in any order."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ Rotary = tuple[torch.Tensor, torch.Tensor]  # cos and sin, each [1, tokens, 1, h
 
 
 def rotary_embedding(rope: WanRotaryPosEmbed, *, frames: Sequence[range], height: int, width: int) -> Rotary:
-    """Return the rotary table for the tokens of some latent frames.
+    """Return the rotary table for the tokens of the latent frames ``frames``.
 
     Args:
-        rope: The table of diffusers. For the first frames of a video, the result equals its forward pass.
+        rope: The module of diffusers. For the first frames of a video, this function returns the same table as the
+            module.
         frames: Positions of the latent frames, in the order of their tokens.
-        height: Rows of tokens in a frame.
-        width: Columns of tokens in a frame.
+        height: Number of token rows in a frame.
+        width: Number of token columns in a frame.
 
     Raises:
         ValueError: A position is beyond the end of the table.
@@ -50,7 +51,7 @@ def rotary_embedding(rope: WanRotaryPosEmbed, *, frames: Sequence[range], height
 
 
 def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
-    """Rotate interleaved pairs of the last axis of ``x`` [B, tokens, heads, head_dim]. The table is in float32."""
+    """Rotate adjacent pairs in the last axis of ``x`` [B, tokens, heads, head_dim]. The table is in float32."""
     cos, sin = rotary[0][..., 0::2], rotary[1][..., 1::2]
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).type_as(x)

@@ -18,15 +18,15 @@ from causvid.runtime.seeding import derive_seed
 from causvid.wan.formats.weight_files import load_saved, saved_class
 from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
 
-# The operators that scaled_dot_product_attention calls, on all devices.
+# All operators that scaled_dot_product_attention calls on the supported devices.
 ATTENTIONS = [
     getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}").default
     for kernel in ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention")
 ]
 
-# The classes of this backbone, under the names that other folders use.
+# Names of the classes of this backbone for code in other folders.
 Transformer, CausalTransformer = WanTransformer3DModel, CausalWanTransformer3DModel
-# Names of the matrices of a layer: projections of both attentions, and both matrices of the feed-forward.
+# Names of the matrices in a layer: the projections of both attentions, and both matrices of the feed-forward.
 LAYER_MATRICES = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
 
 
@@ -35,7 +35,7 @@ def build_transformer(config: Mapping[str, Any], seed: int) -> WanTransformer3DM
 
     Args:
         config: Arguments of ``WanTransformer3DModel``.
-        seed: Seed; the weights depend on nothing else.
+        seed: Seed of the weights, which depend on no other random state.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "transformer"))
@@ -43,17 +43,17 @@ def build_transformer(config: Mapping[str, Any], seed: int) -> WanTransformer3DM
 
 
 def load_transformer(folder: Path, dtype: torch.dtype = torch.float32) -> WanTransformer3DModel:
-    """Load the transformer in ``folder``: causal or bidirectional, as config.json says.
+    """Load the transformer in ``folder``. The config.json selects the class, causal or bidirectional.
 
     Args:
-        folder: A diffusers folder of one model.
+        folder: A folder that ``save_pretrained`` of the transformer wrote.
         dtype: Data type of the weights, except those that diffusers keeps in float32.
 
     Returns:
         The transformer in eval mode.
 
     Raises:
-        ValueError: If there is no such transformer, or if its files are incomplete or belong to different saves.
+        ValueError: If ``folder`` contains no transformer, or if its files are incomplete or from different saves.
     """
     cls = saved_class(folder, "transformer", (WanTransformer3DModel, CausalWanTransformer3DModel))
     model: WanTransformer3DModel = load_saved(cls, folder, dtype)
@@ -70,19 +70,19 @@ def causal_student(teacher: WanTransformer3DModel, frames_per_block: int) -> Cau
 
 
 def student_of(teacher: WanTransformer3DModel, frames_per_block: int | None) -> WanTransformer3DModel:
-    """Return a causal student with the weights of ``teacher``; ``teacher`` itself if ``frames_per_block`` is None."""
+    """Return a causal student that shares the weights of ``teacher``, or ``teacher`` for ``frames_per_block`` None."""
     return teacher if frames_per_block is None else causal_student(teacher, frames_per_block)
 
 
 def to_precision(model: WanTransformer3DModel, dtype: torch.dtype, *, trains: bool = False) -> WanTransformer3DModel:
-    """Convert the weights of ``model`` to ``dtype``, in place, except those that diffusers keeps in float32.
+    """Convert the weights of ``model`` to ``dtype`` in place, except weights that diffusers keeps in float32.
 
-    Buffers, such as the rotary table, are not converted.
+    Buffers, for example the rotary table, are not converted.
 
     Args:
         model: The transformer.
         dtype: Data type of the weights.
-        trains: Whether the model is trained. Then only the frozen weights are converted.
+        trains: Whether the model is trained. If true, only the frozen weights are converted.
     """
     for name, parameter in model.named_parameters():
         if not (set(name.split(".")) & set(model._keep_in_fp32_modules) or (trains and parameter.requires_grad)):
@@ -93,24 +93,24 @@ def to_precision(model: WanTransformer3DModel, dtype: torch.dtype, *, trains: bo
 def for_training(
     model: WanTransformer3DModel, gradient_checkpointing: Checkpointing, *, compiled: bool = False
 ) -> WanTransformer3DModel:
-    """Set ``model`` to training mode, with gradient checkpointing if required.
+    """Set ``model`` to training mode, and enable gradient checkpointing if required.
 
     Args:
         model: The transformer, which is changed in place.
-        gradient_checkpointing: Activations that the backward pass computes again. With selective, it does not compute
-            the attention again, which in long videos takes most of the time of a layer but has small outputs. (The
-            attention of the backend "flex" is computed again nevertheless.)
+        gradient_checkpointing: Activations that the backward pass computes again. "selective" stores the outputs of
+            the attention, because in long videos attention needs most of the time of a layer but has small outputs.
+            (The attention of the backend "flex" is computed again nevertheless.)
         compiled: Whether the layers will be compiled.
     """
     if gradient_checkpointing != "none":
         again = partial(checkpoint, use_reentrant=False)
         if gradient_checkpointing == "selective":
             again = partial(again, context_fn=partial(create_selective_checkpoint_contexts, ATTENTIONS))
-        # Compiled together, because checkpointing cannot recognise the attention inside a compiled layer.
+        # Checkpointing is compiled with the layer, because it cannot recognise the attention in a compiled layer.
         model.enable_gradient_checkpointing(torch.compile(again) if compiled else again)
     return model.train()
 
 
 def is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Return whether a parameter of a transformer is a weight matrix inside one of its blocks."""
+    """Return whether a parameter is a weight matrix inside a block of a transformer."""
     return name.startswith("blocks.") and parameter.ndim == 2

@@ -1,7 +1,7 @@
-"""Split frames that are too large for the memory into overlapping tiles, and blend the results.
+"""Split frames that are too large for the memory into overlapping tiles, and blend the processed tiles.
 
-Tiles are processed independently. A model with attention or statistics over the whole frame therefore gives another
-result than without tiles; blending hides the seams. In the code a tile is called a window.
+Tiles are processed independently. With attention or statistics over the whole frame, a model therefore gives another
+result than without tiles. Blending makes the borders between tiles invisible. The code calls a tile a window.
 """
 
 from __future__ import annotations
@@ -15,35 +15,35 @@ import torch
 
 
 class Window(NamedTuple):
-    """A tile: a range of rows and a range of columns, each (start, stop), in pixels or in latent pixels."""
+    """Position of a tile: a range of rows and of columns, each (start, stop), in pixels or in latent pixels."""
 
     rows: tuple[int, int]
     columns: tuple[int, int]
 
     def of(self, x: torch.Tensor, scale: int = 1) -> torch.Tensor:
-        """Return this tile of ``x`` [..., H, W]. One pixel of the tile is ``scale`` x ``scale`` pixels of ``x``."""
+        """Crop ``x`` [..., H, W] to this tile. One pixel of the tile is ``scale`` x ``scale`` pixels of ``x``."""
         (top, bottom), (left, right) = self
         return x[..., scale * top : scale * bottom, scale * left : scale * right]
 
 
 def windows(height: int, width: int, *, longest: int, overlap: int) -> list[Window]:
-    """Split a frame into the smallest number of tiles of one size, row by row.
+    """Split a frame into as few tiles of equal size as possible, and list the tiles row by row.
 
     Args:
         height: Height of the frame in pixels.
         width: Width of the frame in pixels.
-        longest: Largest side of a tile. A smaller frame is one tile.
-        overlap: Smallest number of pixels that neighbouring tiles share.
+        longest: Largest side of a tile in pixels. A smaller frame is one tile.
+        overlap: Minimum number of pixels that neighbouring tiles share.
     """
     assert 0 < 4 * overlap <= longest, "no pixel may be in three tiles of a row"
     return [Window(*spans) for spans in product(*(_spans(length, longest, overlap) for length in (height, width)))]
 
 
 def blend(parts: Sequence[tuple[Window, torch.Tensor]], scale: int = 1) -> torch.Tensor:
-    """Blend tiles into a frame. Where two tiles overlap, their weights change linearly from one to the other.
+    """Blend tiles into a frame. Where two tiles overlap, one fades linearly into the other.
 
     Args:
-        parts: All tiles of ``windows``, each with its pixels [..., h, w].
+        parts: All tiles from ``windows``, each with the pixels of the tile [..., h, w].
         scale: One pixel of a tile is ``scale`` x ``scale`` pixels of its part.
 
     Returns:
@@ -69,7 +69,7 @@ def _spans(length: int, longest: int, overlap: int) -> list[tuple[int, int]]:
 
 
 def _fade(span: tuple[int, int], spans: Sequence[tuple[int, int]], scale: int) -> torch.Tensor:
-    """Return the weights of the pixels of ``span``. The weights of a pixel in all ``spans`` have the sum 1."""
+    """Return the weights of the pixels in ``span``. For each pixel, the weights of all ``spans`` have the sum 1."""
     weights = torch.ones(scale * (span[1] - span[0]))
     place = spans.index(span)
     if place > 0:

@@ -1,8 +1,8 @@
-"""The causal video autoencoder (AutoencoderKLWan of diffusers): initialisation, encoding, and decoding in blocks.
+"""Build, load and run the causal video autoencoder (AutoencoderKLWan of diffusers), and decode latents in blocks.
 
 Videos are [B, 3, F, H, W] in [-1, 1]. Latents are [B, C, f, h, w], normalised to mean 0 and variance 1 per channel.
 The encoder and the decoder process chunks of frames, and cache the inputs of their convolutions. A block of latents can
-therefore be decoded at once, and the result does not depend on the chunks, except for rounding. Frames with a side of
+therefore be decoded before later blocks exist, and the chunks change the result only by rounding. Frames with a side of
 more than 1280 pixels are split into overlapping tiles, which changes the result slightly.
 """
 
@@ -22,11 +22,11 @@ from causvid.wan.formats.configs import strides
 from causvid.wan.formats.weight_files import load_saved, saved_class
 from causvid.wan.vae.tiles import Window, blend, windows
 
-Vae = AutoencoderKLWan  # the name that other folders use
-LOG_VARIANCE_START = -6.0  # an almost deterministic posterior, so that training starts with the reconstruction
-MEAN_GAIN = 3.0  # factor of the initial means, so that latents have a useful size from the first step
-CHUNK_PIXELS = 2**21  # pixels of a chunk: limits the memory for a 480x832 clip; a 32x32 clip is one chunk
-LONGEST_SIDE = 1280  # pixels of a tile; the video sizes of the released models need no tiles
+Vae = AutoencoderKLWan  # name of the class for code in other folders
+LOG_VARIANCE_START = -6.0  # initial log-variance: with almost no noise, training first learns to reconstruct
+MEAN_GAIN = 3.0  # factor of the initial means, so that latents are not too small in the first steps
+CHUNK_PIXELS = 2**21  # pixels of a chunk; limits the memory for a 480x832 clip (a 32x32 clip is one chunk)
+LONGEST_SIDE = 1280  # largest side of a tile in pixels; the videos of the released Wan models need no tiles
 OVERLAP = 256  # pixels that neighbouring tiles share
 
 
@@ -40,12 +40,12 @@ class Posterior(NamedTuple):
 def build_vae(config: Mapping[str, Any], seed: int) -> AutoencoderKLWan:
     """Build a VAE with random weights that treats every frame like an image.
 
-    In temporal kernels all taps except the newest are zero, and temporal strides keep or repeat the newest frame. After
-    training on images, the VAE can therefore encode and decode clips.
+    In temporal kernels, all taps except the newest tap are zero. Temporal strides keep or repeat the newest frame.
+    After training on images, the VAE can therefore encode and decode clips.
 
     Args:
         config: Arguments of ``AutoencoderKLWan``.
-        seed: Seed; the weights depend on nothing else.
+        seed: Seed of the weights, which depend on no other random state.
 
     Returns:
         The VAE. Its latent statistics are mean 0 and standard deviation 1 until ``set_latent_statistics`` is called.
@@ -72,14 +72,14 @@ def load_vae(folder: Path, dtype: torch.dtype = torch.float32) -> AutoencoderKLW
     """Load the VAE in ``folder``: frozen, in eval mode, and with its weights in channels-last order.
 
     Raises:
-        ValueError: If there is no AutoencoderKLWan, or if its files are incomplete or belong to different saves.
+        ValueError: If ``folder`` contains no AutoencoderKLWan, or if its files are incomplete or from different saves.
     """
     vae = load_saved(saved_class(folder, "VAE", (AutoencoderKLWan,)), folder, dtype)
     return channels_last(vae).requires_grad_(False).eval()
 
 
 def channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:
-    """Store the weights of 3-D convolutions in channels-last order, which is 1.3 to 2 times as fast on CPUs."""
+    """Store the weights of 3-D convolutions in channels-last order. CPUs are then 1.3 to 2 times as fast."""
     for module in vae.modules():
         if isinstance(module, nn.Conv3d):
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
@@ -87,7 +87,7 @@ def channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:
 
 
 def posterior(vae: AutoencoderKLWan, video: torch.Tensor) -> Posterior:
-    """Return the differentiable posterior of the latents of ``video`` [B, 3, F, H, W]."""
+    """Encode ``video`` [B, 3, F, H, W] to the posterior of its latents. The result is differentiable."""
     stride = vae.config.scale_factor_spatial
     parts = [
         (window, _encode(vae, window.of(video, stride)))
@@ -98,7 +98,7 @@ def posterior(vae: AutoencoderKLWan, video: torch.Tensor) -> Posterior:
 
 
 def encoder_inputs(vae: AutoencoderKLWan, video: torch.Tensor) -> list[torch.Tensor]:
-    """Split ``video`` into inputs of the encoder: the first frame, then chunks that become whole latent frames."""
+    """Split ``video`` into inputs of the encoder: the first frame, then chunks of complete latent frames."""
     x = patchify(video, patch_size=vae.config.patch_size) if vae.config.patch_size else video
     x = x.contiguous(memory_format=torch.channels_last_3d)
     stride = strides(vae.config).temporal
@@ -107,7 +107,7 @@ def encoder_inputs(vae: AutoencoderKLWan, video: torch.Tensor) -> list[torch.Ten
 
 
 def encode(vae: AutoencoderKLWan, video: torch.Tensor) -> torch.Tensor:
-    """Return the normalised latents of ``video`` in float32: the mean of the posterior."""
+    """Encode ``video`` to normalised latents in float32: the mean of the posterior."""
     return normalise(vae, posterior(vae, video.to(vae.dtype)).mean.float())
 
 
@@ -118,7 +118,7 @@ def normalise(vae: AutoencoderKLWan, raw: torch.Tensor) -> torch.Tensor:
 
 
 class StreamingDecoder:
-    """A decoder of one batch of videos, which is called with their blocks of latents in order."""
+    """A decoder for one batch of videos. It is called with one block of latents after another."""
 
     def __init__(self, vae: AutoencoderKLWan) -> None:
         self.vae = vae
@@ -162,7 +162,7 @@ def set_latent_statistics(vae: AutoencoderKLWan, mean: torch.Tensor, deviation: 
 
 
 def is_kernel(name: str, parameter: nn.Parameter) -> bool:
-    """Return whether a parameter of a VAE is a convolution kernel that is not next to the latents or the RGB output."""
+    """Return whether a parameter is a convolution kernel of a VAE, but not next to the latents or the RGB output."""
     return name.endswith("weight") and parameter.ndim >= 4 and "quant_conv" not in name and parameter.shape[0] > 3
 
 
@@ -177,7 +177,7 @@ def to_uint8(video: torch.Tensor) -> torch.Tensor:
 
 
 class _Stream:
-    """The decoder with the caches of its convolutions for one tile of the videos."""
+    """The decoder for one tile of the videos, with the caches of its convolutions."""
 
     def __init__(self, vae: AutoencoderKLWan) -> None:
         self.vae = vae
@@ -199,7 +199,7 @@ class _Stream:
 
 
 def _encode(vae: AutoencoderKLWan, video: torch.Tensor) -> torch.Tensor:
-    """Encode one tile of a video to means and log-variances [B, 2C, f, h, w]."""
+    """Encode one tile of a video to mean and log-variance of the latents, concatenated [B, 2C, f, h, w]."""
     cache: list[Any] = [None] * vae._cached_conv_counts["encoder"]
     return vae.quant_conv(
         torch.cat([vae.encoder(part, feat_cache=cache, feat_idx=[0]) for part in encoder_inputs(vae, video)], dim=2)
@@ -207,7 +207,7 @@ def _encode(vae: AutoencoderKLWan, video: torch.Tensor) -> torch.Tensor:
 
 
 def _windows(vae: AutoencoderKLWan, height: int, width: int) -> list[Window]:
-    """Return the tiles of latent frames of ``height`` x ``width`` latent pixels."""
+    """Return the tiles of a latent frame with ``height`` x ``width`` latent pixels."""
     stride = vae.config.scale_factor_spatial
     return windows(height, width, longest=LONGEST_SIDE // stride, overlap=OVERLAP // stride)
 
@@ -215,14 +215,14 @@ def _windows(vae: AutoencoderKLWan, height: int, width: int) -> list[Window]:
 def _statistics(vae: AutoencoderKLWan) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the mean and the standard deviation of the latents, each [1, C, 1, 1, 1]."""
     config, shape = vae.config, (1, -1, 1, 1, 1)
-    # The dtype is given, because torch's default changes for a moment while another thread loads a model.
+    # The dtype is given, because torch's default dtype changes while another thread loads a model.
     mean, deviation = (torch.tensor(x, dtype=torch.float32) for x in (config.latents_mean, config.latents_std))
     return mean.view(shape), deviation.view(shape)
 
 
 def _keep_newest_tap(conv: WanCausalConv3d) -> None:
     conv.weight[:, :, :-1] = 0
-    conv.weight[:, :, -1] *= 3**0.5  # the default initialisation assumes three times this fan-in
+    conv.weight[:, :, -1] *= 3**0.5  # the default initialisation is for a fan-in that is three times as large
 
 
 def _repeat_newest_frame(conv: WanCausalConv3d) -> None:

@@ -76,8 +76,8 @@ def test_no_command_contains_a_path_of_the_user() -> None:
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        ("", "which is no path"),
-        ("a\0b", "which is no path"),
+        ("", "which is not a path"),
+        ("a\0b", "which is not a path"),
         ("caf\udce9", "UTF-8 cannot hold it"),
         ("s3://bucket/videos", "a URL"),
         ("ds://videos", "a URL"),

@@ -86,7 +86,7 @@ def assert_complete(uri: str, tracker: Tracker) -> None:
 
 def one_line(said: str) -> str:
     (line,) = said.splitlines()
-    assert line.startswith("MLflow cannot take the records of train_dmd now (")
+    assert line.startswith("MLflow cannot accept the records of train_dmd now (")
     assert line.endswith("the next stage sends them, or this command: python -m causvid.harness.outbox")
     return line
 
@@ -315,11 +315,11 @@ def test_the_command_lists_the_records_that_still_wait(
     with absent(store[0]):
         stage(project)
         capsys.readouterr()
-        with pytest.raises(SystemExit, match="MLflow does not have everything; the same command tries again"):
+        with pytest.raises(SystemExit, match="MLflow does not have all records; run the same command to try again"):
             outbox.app([], standalone_mode=False)
         assert capsys.readouterr().err.startswith("train_dmd waits in .work/train_dmd/k/mlflow/")
     outbox.app([], standalone_mode=False)
-    assert capsys.readouterr().out.startswith("MLflow has everything")
+    assert capsys.readouterr().out.startswith("MLflow has all records")
 
 
 def test_a_full_disk_of_the_work_folder_stops_the_stage(

@@ -242,7 +242,9 @@ def test_a_finished_block_is_yielded_immediately(
 
 @torch.no_grad()
 def test_wrong_windows_and_noise_are_named(student: CausalWanTransformer3DModel, schedule: ScheduleConfig) -> None:
-    with pytest.raises(ValueError, match="window is None and sink is 0; .* noise that comes block by block, needs one"):
+    with pytest.raises(
+        ValueError, match="window is None and sink is 0; .* an iterable of noise blocks, needs a window"
+    ):
         next(generate_blocks(student, TEXT, endless(1), schedule, draw_from(3)))
     with pytest.raises(ValueError, match="window is None and sink is 2; set window: a sink"):
         next(generate_blocks(student, TEXT, NOISE, schedule, draw_from(3), sink=2))

@@ -58,7 +58,7 @@ def test_several_micro_batches_train_like_one_micro_batch(
 def test_a_batch_that_does_not_divide_into_micro_batches_is_rejected(kinds: dict[str, Any], tmp_path: Path) -> None:
     run = kinds["ode"].new_run(tmp_path)
     step = kinds["ode"].step(replace(run, compute=replace(ONE_WORKER, gradient_accumulation_steps=3)))
-    with pytest.raises(ValueError, match=r"4 samples of a batch do not divide into 3 passes; change compute\.grad"):
+    with pytest.raises(ValueError, match=r"4 samples of a batch do not divide into 3 micro-batches; change"):
         step(0)
 
 

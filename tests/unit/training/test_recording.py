@@ -151,7 +151,7 @@ def test_initial_weights_without_a_record_are_accepted_with_a_message(
     check_origin(tmp_path, TEACHER, stage="train_teacher", steps=0)
     said = capsys.readouterr().err
     assert (
-        f"train_teacher.init is {tmp_path}, which has no {FILE}; its weights are taken to be trained for the values in params.yaml: "
+        f"train_teacher.init is {tmp_path}, which has no {FILE}; its weights are assumed to be trained for the values in params.yaml: "
         in said
     )
     for value in (

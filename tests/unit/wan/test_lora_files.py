@@ -171,7 +171,7 @@ MISFITS: dict[str, tuple[Callable[[State], State], str | None, str]] = {
     "kohya's parts": (lambda s: {k.replace("lora_A", "lora_down").replace("lora_B", "lora_up"): v for k, v in prefixed(s).items()}, "transformer", "do not name a part of a LoRA"),
     "peft": (lambda s: prefixed(s, "base_model.model."), "transformer", "the names of a saved peft model"),
     "another prefix": (lambda s: prefixed(s, "unet."), "transformer", "expected keys like transformer.blocks.0.attn1.to_q.lora_A.weight"),
-    "an empty file": (lambda s: {}, "transformer", "it holds no tensors"),
+    "an empty file": (lambda s: {}, "transformer", "the file holds no tensors"),
     "complete weights": (lambda s: {"transformer.proj_out.weight": torch.ones(16, 32)}, "transformer", "1 of its 1 keys .as transformer.proj|as proj_out.weight"),
     # some keys of the file fit
     "keys of a text encoder": (lambda s: {**prefixed(s), "text_encoder.layer.lora_A.weight": torch.ones(2, 2)}, "transformer", "1 of its 21 keys .as text_encoder.layer"),

@@ -177,7 +177,7 @@ def test_a_params_file_with_this_layout_is_accepted() -> None:
     assert plan.latent.sizes == (48, 4, 4, 4)
     assert plan.clip.tokens == 16
     values["model"]["vae"] = {**VAE, "scale_factor_spatial": 8}
-    with pytest.raises(ValueError, match="scale_factor_spatial is 8; this architecture strides by 16"):
+    with pytest.raises(ValueError, match="scale_factor_spatial is 8; the stride of this architecture is 16"):
         checked(values)
 
 

@@ -90,7 +90,9 @@ def survey(folder: Path, *, row_shape: Sequence[int] | None = None) -> Survey:
         count = max(sizes) + 1 if count is None else count
         for index in sorted(i for i in sizes.keys() ^ prompts.keys() if i < count):
             has, lacks = ("latents", "prompt") if index in sizes else ("a prompt", "latents")
-            findings.append(Finding(code="half_row", sentence=f"row {index} has {has} but no {lacks}", repairable=False))
+            findings.append(
+                Finding(code="half_row", sentence=f"row {index} has {has} but no {lacks}", repairable=False)
+            )
         complete = sorted(i for i in sizes.keys() & prompts.keys() if i < count)
         reasons = ((i, text.undecodable(bytes(_value(transaction, "prompts", i)))) for i in complete)
         rejected = {i: f"its prompt {reason}" for i, reason in reasons if reason}

@@ -1,7 +1,8 @@
-"""Compare the speed of LMDB reads, and of latents with Ray, with a simple peer in the same run.
+"""Compare the speed of LMDB reads, or of encoding latents with Ray, with a simple implementation in the same run.
 
-``python -m benchmarks.data lmdb|ray`` prints one line. The peer of ``lmdb`` copies a value and converts it to a float32
-tensor, as the released reader does. The peer of ``ray`` is the same function without Ray.
+``python -m benchmarks.data lmdb|ray`` prints one line. The simple implementation for ``lmdb`` copies a value and
+converts the copy to a float32 tensor, as the reader in the original CausVid code does. The simple implementation for
+``ray`` is the same function without Ray.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def lmdb_reads(folder: Path) -> None:
     store = LatentStore(folder / "store")
     first = seconds(lambda: [store.batch([k]) for k in order])
     ours = statistics.median(seconds(lambda: [store.batch([k]) for k in order]) for _ in range(5))
-    # A process can open an LMDB file only once, so the peer reads a copy.
+    # A process can open an LMDB file only once, so that the simple implementation reads a copy.
     (folder / "copy").mkdir()
     (folder / "copy" / "data.mdb").write_bytes((folder / "store" / "data.mdb").read_bytes())
     with lmdb.open(str(folder / "copy"), readonly=True, lock=False) as env, env.begin() as transaction:
@@ -71,7 +72,7 @@ def ray(folder: Path) -> None:
         extract_latents(encoder, LatentConfig(batch_size=8), compute(workers))
         whole = time.perf_counter() - started
         made = sorted(path.stat().st_mtime for path in encoder.out.glob("*.safetensors"))
-        # The rate counts from the first shard on, without the start of the workers.
+        # The rate is measured from the first shard on, so that it does not include the start of the workers.
         marks.append((len(made) / (made[-1] - made[0]), whole))
     (loop, _), (spread, whole) = marks
     print(

@@ -1,19 +1,22 @@
 """Compare the speed of DMD steps with a straight implementation of algorithm 1 in the same run. Weights are random.
 
-``python -m benchmarks.distillation [PROFILE.yaml] [CLIPS]`` prints one line for each implementation: seconds of a cycle
-(the profile's critic updates and one student update), clips per second, share of the device's peak (FLOPs counted
-without recomputation) and peak memory. CLIPS is the batch size on this device. The relevant case is wan-1.3b on a GPU.
+``python -m benchmarks.distillation [PROFILE.yaml] [CLIPS]`` prints one line for each implementation. A line contains
+the seconds of a cycle (the profile's critic updates and one student update), clips per second, the share of the
+device's peak FLOP/s (recomputation is not counted) and the peak memory. CLIPS is the batch size on this device. The
+relevant case is wan-1.3b on a GPU.
 
-The peer follows a description of the released step: replicated float32 weights under autocast, full activation
-checkpointing, block-causal attention by FlexAttention's mask on a GPU, a forward pass of the teacher for each half of
-the guidance, a new forward pass of the student for every update, optimizers that update one tensor at a time.
+The straight implementation follows a description of the step in the original CausVid code. Weights are replicated, in
+float32 and under autocast. All activations are checkpointed. Attention is block-causal, with FlexAttention's mask on a
+GPU. The teacher has one forward pass with and one without the prompt. The student has a new forward pass for every
+update. Optimizers update one tensor at a time.
 
-The ratio compares the same work: the step of this repository gets the inputs and the optimizer of the peer, and the
-profile's ``compute``; it also reads its batches and keeps an average of the weights. If a profile defines other work
-(rollouts, shared samples, Muon), an additional line gives its time, without a peer.
+The ratio compares equal work: the step of this repository has the inputs and the optimizer of the straight
+implementation, and the profile's ``compute``. In addition, the step reads its batches and computes an average of the
+weights. If a profile defines other work (rollouts, shared samples, Muon), an additional line shows the time of this
+work, without a comparison.
 
-tests/unit/training/test_at_scale.py checks without a GPU that the step runs at the released size (1.3B weights, latents
-of 21 x 60 x 104) and needs the FLOPs that are counted here.
+tests/unit/training/test_at_scale.py checks without a GPU that the step runs with 1.3B weights and latents of 21 x 60 x
+104, and needs the FLOPs that are counted here.
 """
 
 from __future__ import annotations
@@ -58,7 +61,7 @@ Cycle = Callable[[int], None]
 
 
 def same_work(values: dict[str, Any]) -> dict[str, Any]:
-    """Return ``values`` with the work of the peer: noised clips, new ones for every update, and AdamW."""
+    """Return ``values`` with the work of the straight implementation: new noised clips for every update, and AdamW."""
     section = values["train_dmd"]
     optimizers = {name: {**section[name], "kind": "adamw"} for name in ("student_optimizer", "critic_optimizer")}
     inputs = {"inputs": "data", "share_samples": False, "image_share": 0.0, "critic_lora_rank": None}
@@ -66,15 +69,15 @@ def same_work(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def dmd_config(values: dict[str, Any], clips: int) -> DmdConfig:
-    """Return the DMD params of a profile for one device, with student updates from the first cycle on."""
+    """Return the DMD params of a profile for one device. The first cycle already has a student update."""
     section = {**values["train_dmd"], "batch_size": clips, "critic_only_steps": 0}
     return params.build(DmdConfig, section, name="train_dmd")
 
 
 def prepared(values: dict[str, Any], clips: int, folder: Path) -> DmdRun:
-    """Write latents and prompt embeddings of noise to ``folder``, and return the run that reads them.
+    """Write random latents and random prompt embeddings to ``folder``, and return the run that reads these files.
 
-    The models of the run do not exist before ``write_models``.
+    The models of the run do not exist before ``write_models`` is called.
     """
     plan = Plan(checked(values))
     channels, *size = plan.latent.sizes
@@ -120,7 +123,7 @@ def ours(run: DmdRun) -> Cycle:
 
 
 def straight(run: DmdRun) -> Cycle:
-    """Return a cycle of the peer. Its clips and prompt embeddings are on the device before the measurement."""
+    """Return a cycle of the straight implementation. Clips and embeddings are on the device before the measurement."""
     device, config = devices.pick(), run.config
     store, texts = (
         LatentStore(run.inputs["latents"]),
@@ -182,10 +185,11 @@ def straight(run: DmdRun) -> Cycle:
 
 
 def measure(make: Callable[[], Cycle], cycles: int) -> tuple[list[float], int | None]:
-    """Run one cycle that is not counted, then ``cycles`` more, and free the models.
+    """Run one cycle that is not counted, then ``cycles`` counted cycles, and free the models.
 
     Returns:
-        The seconds of each counted cycle, and the peak memory in bytes; None if the device does not report it.
+        The seconds of each counted cycle, and the peak memory in bytes. If the device does not report the peak memory,
+        the second value is None.
     """
     device = devices.pick()
     devices.forget_peak_memory(device)
@@ -211,10 +215,10 @@ def line(values: dict[str, Any], clips: int, taken: Sequence[float], memory: int
 
 
 def main(profile: Path, clips: int) -> None:
-    """Measure the step and the peer alternately, also the profile's own step if it does other work, and print them."""
+    """Measure both implementations alternately, and the profile's own step if it does other work. Print the results."""
     stated, device = params.read(profile), devices.pick()
     values = same_work(stated)
-    # Other processes may use the CPU. Short alternating runs let them slow both sides alike. A GPU is not shared.
+    # Other processes may use the CPU. Alternating short runs distribute this load evenly. A GPU is not shared.
     turns, cycles = (7, 1) if device.type == "cpu" else (1, 3)
     with tempfile.TemporaryDirectory() as place:
         run = prepared(values, clips, Path(place))

@@ -1,7 +1,7 @@
-"""Compare one step of ``causvid.training.muon`` with one of ``torch.optim.Muon``, on the matrices of one transformer.
+"""Compare a step of ``causvid.training.muon`` with a step of ``torch.optim.Muon``, on the matrices of one transformer.
 
-``python -m benchmarks.muon [CONFIG.json]`` prints the seconds of both, measured in the same run, and their ratio. The
-default is the config of the shipped toy teacher.
+``python -m benchmarks.muon [CONFIG.json]`` prints the seconds of the two steps, measured in the same run, and their
+ratio. The default of CONFIG.json is the config of the toy teacher in data/inputs/toy_wan.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ REPEATS = 7
 
 
 def seconds(optimizer: torch.optim.Optimizer, device: torch.device) -> float:
-    """Return the median seconds of ``REPEATS`` steps, after one that is not counted."""
+    """Return the median seconds of ``REPEATS`` steps, after one step that is not counted."""
     taken = []
     for _ in range(REPEATS + 1):
         devices.synchronize(device)
@@ -33,7 +33,7 @@ def seconds(optimizer: torch.optim.Optimizer, device: torch.device) -> float:
 
 
 def main(config: Path) -> None:
-    """Measure both optimizers, and print one line."""
+    """Measure a step of each optimizer, and print one line."""
     device = devices.pick()
     model = build_transformer(dict(Transformer.load_config(config.parent)), seed=0).to(device)
     matrices = [p for name, p in model.named_parameters() if is_block_matrix(name, p)]

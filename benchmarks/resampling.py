@@ -1,7 +1,8 @@
-"""Compare the speed of resampling with a simple peer in the same run: ``python -m benchmarks.resampling``.
+"""Compare the speed of resampling with a simple implementation in the same run: ``python -m benchmarks.resampling``.
 
-The peer follows a description of the released code: it decodes every frame, resizes in float64 with an anti-aliasing
-Gaussian (as skimage.transform.resize does) in a pool of threads, and writes with x264 as moviepy does.
+The simple implementation follows a description of the original CausVid code. It decodes every frame, resizes frames in
+float64 with an anti-aliasing Gaussian (as skimage.transform.resize does) in a pool of threads, and encodes the result
+with x264 (as moviepy does).
 """
 
 from __future__ import annotations

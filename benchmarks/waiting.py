@@ -1,11 +1,12 @@
 """Compare settings for waiting OpenMP threads by the speed of training and sampling, on an idle and on a busy machine.
 
-``python -m benchmarks.waiting [PROFILE.yaml] [ROUNDS]`` prints one line per setting: steps per second, and their ratio
-to OpenMP's default in the same round. Every round measures all settings, so that a change of the machine's speed
-affects all of them.
+``python -m benchmarks.waiting [PROFILE.yaml] [ROUNDS]`` prints one line per setting: steps per second, and the ratio of
+this rate to the rate with OpenMP's default in the same round. Every round measures all settings, so that a change of
+the machine's speed affects all settings.
 
-A busy machine has one other process that computes all the time. The setting of ``causvid.harness.environment`` is
-marked. The number of threads is torch's default; results depend on that number, but not on how threads wait.
+A busy machine runs one other process that computes all the time. The output marks the setting that
+``causvid.harness.environment`` uses. The number of threads is torch's default. Results depend on the number of threads,
+but not on the way in which threads wait.
 """
 
 from __future__ import annotations
@@ -61,14 +62,14 @@ print(json.dumps(found))
 
 
 def steps_per_second(profile: str, setting: Mapping[str, str]) -> dict[str, float]:
-    """Measure one setting in a new process, because OpenMP reads it when torch is imported.
+    """Measure one setting in a new process, because OpenMP reads the setting during the import of torch.
 
     Args:
         profile: The params file whose transformer does the work.
         setting: Environment variables.
 
     Returns:
-        Training steps of ``train_dmd.batch_size`` clips, and forward passes of one clip, per second.
+        Training steps per second, with ``train_dmd.batch_size`` clips, and forward passes per second, with one clip.
     """
     clean = {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     done = subprocess.run(
@@ -80,7 +81,7 @@ def steps_per_second(profile: str, setting: Mapping[str, str]) -> dict[str, floa
 
 @contextmanager
 def other_process(wanted: bool) -> Iterator[None]:
-    """Keep one core busy inside of the context, if ``wanted``."""
+    """If ``wanted``, run a process that keeps one core busy until the end of the ``with`` block."""
     child = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if wanted else None
     try:
         yield
@@ -91,7 +92,7 @@ def other_process(wanted: bool) -> Iterator[None]:
 
 
 def main(profile: str = "profiles/laptop.yaml", rounds: str = "5") -> None:
-    """Measure all settings on an idle and on a busy machine, and print the table."""
+    """Measure all settings on an idle and on a busy machine, and print a table for each of the two."""
     for busy in (False, True):
         rates: dict[str, list[dict[str, float]]] = {name: [] for name in SETTINGS}
         with other_process(busy):

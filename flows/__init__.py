@@ -1,4 +1,4 @@
-"""Prefect flows that run DVC stages. The environment is prepared here, because Prefect reads it when it is imported."""
+"""Prefect flows that run DVC stages. This file sets environment variables that Prefect reads during its import."""
 
 from causvid.harness.environment import prepare
 

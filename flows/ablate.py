@@ -1,6 +1,6 @@
 """Prefect flow for the paper's Table 4: all stages of ablation/dvc.yaml, and the stages of dvc.yaml that they need.
 
-``python -m flows.ablate [STAGE ...]`` runs the flow, with the server of PREFECT_API_URL or with a temporary one.
+``python -m flows.ablate [STAGE ...]`` runs the flow with the server in PREFECT_API_URL or with a temporary server.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Prefect flow from videos to latents and prompt embeddings.
+"""Prefect flow for the stages from videos to latents and prompt embeddings.
 
-``python -m flows.data`` runs the flow, with the server of PREFECT_API_URL or with a temporary one.
+``python -m flows.data`` runs the flow with the server in PREFECT_API_URL or with a temporary server.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Prefect flow of the complete pipeline: all stages of dvc.yaml in the order of DVC's graph.
+"""Prefect flow for the complete pipeline: all stages of dvc.yaml in the order of DVC's graph.
 
-``python -m flows.distill [STAGE ...]`` runs the flow, with the server of PREFECT_API_URL or with a temporary one.
+``python -m flows.distill [STAGE ...]`` runs the flow with the server in PREFECT_API_URL or with a temporary server.
 """
 
 from __future__ import annotations

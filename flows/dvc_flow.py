@@ -1,4 +1,4 @@
-"""The parts that all flows share: lock of the workspace, one task per stage, parent run in MLflow, Prefect tables."""
+"""Run a flow: lock the workspace, run one task per stage, record the parent run in MLflow, write tables in Prefect."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from flows.dvc_task import Record, StageFailed, run_dvc, run_stage
 from flows.mlflow_run import ParentRun, parent_run
 
 UNFINISHED = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
-NOTED = 80  # stages in the note of an MLflow run, which is limited to 8000 characters
+NOTED = 80  # largest number of stages in the note of an MLflow run, which has at most 8000 characters
 CANCEL_POLL = 5.0  # seconds between two requests to the server for the state of the flow run
 
 
@@ -52,7 +52,7 @@ def bring_up_to_date(name: str, root: Path, targets: Sequence[str] | None) -> St
     Args:
         name: Name of the flow.
         root: The project's root.
-        targets: Names of stages; None = all of dvc.yaml. Their upstream stages are run as well.
+        targets: Names of stages; None = all stages in dvc.yaml. Upstream stages of the targets are run as well.
 
     Returns:
         The final state of the flow: Completed with one Record per stage, Failed with the last lines of the failed
@@ -103,18 +103,18 @@ def run_stages(stages: Sequence[Stage], root: Path, environment: Mapping[str, st
     """Run each stage as a task, after its upstream stages. An interruption of the flow kills the running stages.
 
     Args:
-        stages: The stages, each after its upstream stages.
+        stages: The stages, in an order in which each stage is after its upstream stages.
         root: The project's root.
         environment: Additional environment variables of the stages.
 
     Returns:
-        The final state of each stage, by name.
+        A mapping from the name of each stage to its final state.
     """
     stop = threading.Event()
     futures: dict[str, PrefectConcurrentFuture[Any]] = {}
     try:
         for stage in stages:
-            # If the tag were an option of the task, Prefect would warn of a deadlock with one worker.
+            # The tag is not an option of the task, because Prefect would then warn of a deadlock with one worker.
             with tagged(*(["gpu"] if stage.gpu else [])):
                 task: Any = run_stage.with_options(retries=stage.retries)
                 upstream = [futures[name] for name in stage.upstream]
@@ -130,7 +130,7 @@ def run_stages(stages: Sequence[Stage], root: Path, environment: Mapping[str, st
 
 @contextmanager
 def only_flow(root: Path) -> Iterator[None]:
-    """Lock the workspace for this flow run, and mark flow runs of killed processes in the workspace as Crashed.
+    """Lock the workspace for this flow run, and mark flow runs of killed processes in this workspace as Crashed.
 
     Raises RuntimeError if another flow is running in the workspace.
     """
@@ -214,7 +214,7 @@ def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 
 def _note(name: str, states: Mapping[str, State[Any]]) -> str:
-    """Return Markdown for the page of the MLflow run: a table of up to ``NOTED`` stages that were not unchanged."""
+    """Return Markdown for the page of the MLflow run: a table of up to ``NOTED`` stages that ran or were restored."""
     rows = [
         f"| {row['stage']} | {row['outcome']} | {'' if row['seconds'] is None else row['seconds']} |\n"
         for row in _rows(states)

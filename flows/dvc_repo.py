@@ -1,4 +1,4 @@
-"""Read the plan of a flow from DVC (stages in the order of DVC's graph, status), and repair DVC's lock files."""
+"""Read the stages of a flow, in the order of DVC's graph, and their status from DVC, and repair DVC's lock files."""
 
 from __future__ import annotations
 
@@ -75,15 +75,16 @@ class Plan:
 def read_plan(
     root: Path, targets: Sequence[str] | None = None, *, refresh: Callable[[Stage], object] | None = None
 ) -> Plan:
-    """Read from DVC which stages a flow runs, and which of them are up to date.
+    """Read from DVC which stages a flow runs, and which of these stages are up to date.
 
     ``.dvc`` files are not included in the stages.
 
     Args:
         root: The project's root.
-        targets: Names as in ``dvc repro``; None = all of dvc.yaml in the root. Their upstream stages are added.
-        refresh: A function that runs a stage. It is called for every stage that DVC always regards as changed, before
-            the status of the other stages is read, because that status depends on the outs.
+        targets: Names of stages, as in ``dvc repro``; None = all stages in the dvc.yaml of the root. Upstream stages of
+            the targets are added.
+        refresh: A function that runs a stage. This function is called for every stage that DVC always regards as
+            changed. The status of the other stages is read afterwards, because it depends on the outs of these stages.
 
     Raises:
         ValueError: DVC does not know a target, or the project is not a git repository.
@@ -127,8 +128,8 @@ def _opened(root: Path) -> Repo:
 def repair(root: Path) -> list[str]:
     """Move incomplete lock files of DVC to ``.dvc/tmp``, and release the locks of killed processes.
 
-    DVC writes ``.dvc/tmp/rwlock`` and ``dvc.lock`` in place, so a killed process can leave an incomplete file. DVC then
-    rejects every command. Without dvc.lock, DVC restores finished stages from its run cache.
+    DVC writes ``.dvc/tmp/rwlock`` and ``dvc.lock`` in place, so that a file can be incomplete after a process was
+    killed. DVC then rejects every command. Without dvc.lock, DVC restores finished stages from its run cache.
 
     Returns:
         The files that were moved, relative to ``root``.
@@ -150,7 +151,7 @@ def repair(root: Path) -> list[str]:
 
 
 def read_metrics(stage: Stage) -> dict[str, Any]:
-    """Return the content of the stage's metrics files. If several files have the same key, the last one is used."""
+    """Return the content of the stage's metrics files. If several files have the same key, the last file is used."""
     metrics: dict[str, Any] = {}
     for path in stage.metrics:
         metrics |= json.loads(path.read_text(encoding="utf-8"))
@@ -160,8 +161,9 @@ def read_metrics(stage: Stage) -> dict[str, Any]:
 def _release_dead(path: Path) -> None:
     """Remove the entries of ended processes from DVC's rwlock.
 
-    DVC checks only whether a process with the pid exists. A zombie, which may never be reaped in a container without an
-    init process, and an unrelated process with the same pid would therefore lock the paths permanently.
+    DVC checks only whether a process with the pid exists. Two kinds of processes would therefore lock paths
+    permanently: a zombie, which may never be reaped in a container without an init process, and an unrelated process
+    with the same pid.
     """
     if not path.is_file():
         return

@@ -36,18 +36,18 @@ Outcome = Literal["ran", "restored", "unchanged"]
 
 POLL = 0.3  # seconds between two checks of the clock and of ``stop``
 GRACE = 5.0  # seconds from the interrupt of a stage to its SIGKILL
-NO_ROOM = 2**20  # bytes; a disk with less free space is reported as full
-TAIL = 20  # last lines of a failed stage's output that are stored in the state of the task
-RETRY_DELAY = 10  # seconds
-# Only the output of dvc shows the outcome of a stage.
+NO_ROOM = 2**20  # a disk with less free space, in bytes, is reported as full
+TAIL = 20  # number of last lines of a failed stage's output that are stored in the state of the task
+RETRY_DELAY = 10  # seconds before a failed stage is run again
+# Maps lines of dvc's output to outcomes, because no other result of dvc reports the outcome of a stage.
 MESSAGES: Mapping[str, Outcome] = {
     "Running stage '{}':": "ran",
     "Stage '{}' is cached - skipping run, checking out outputs": "restored",
     "Stage '{}' didn't change, skipping": "unchanged",
     "Verifying outputs in frozen stage: '{}'": "unchanged",
 }
-# dvc would survive a killed flow, so the launcher asks the kernel to kill dvc with the flow (PR_SET_PDEATHSIG).
-# The flow may have ended before this call.
+# Without this launcher, dvc would continue after its flow was killed. The launcher asks the kernel to kill dvc when the
+# flow ends (PR_SET_PDEATHSIG). The flow may end before this request; the launcher therefore checks the parent process.
 LAUNCHER = """\
 import ctypes, os, sys
 ctypes.CDLL(None).prctl(1, 9)
@@ -59,16 +59,23 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """The outcome of one stage."""
+    """The outcome of one stage.
+
+    Attributes:
+        stage: Name of the stage.
+        outcome: Whether the stage ran, was restored from DVC's cache or was unchanged.
+        seconds: Duration of the subprocess.
+        metrics: Content of the metrics files.
+    """
 
     stage: str
     outcome: Outcome
-    seconds: float  # duration of the subprocess
-    metrics: Mapping[str, Any]  # content of the metrics files
+    seconds: float
+    metrics: Mapping[str, Any]
 
 
 class StageFailed(Exception):
-    """dvc failed. ``reason`` is one line, and the message also contains the last lines of the stage's output."""
+    """Raised if dvc failed. ``reason`` is one line. The message also contains the last lines of the stage's output."""
 
     def __init__(self, reason: str, tail: Iterable[str] = ()) -> None:
         super().__init__("\n".join([reason, *tail]))
@@ -76,7 +83,7 @@ class StageFailed(Exception):
 
 
 class StageTimedOut(StageFailed):
-    """One attempt exceeded the stage's ``meta.timeout``."""
+    """Raised if an attempt exceeded the stage's ``meta.timeout``."""
 
 
 @task(name="dvc stage", task_run_name="{stage.name}", cache_policy=NO_CACHE, retry_delay_seconds=RETRY_DELAY)
@@ -109,9 +116,9 @@ def run_stage(stage: Stage, root: Path, environment: Mapping[str, str], stop: th
 
 @contextmanager
 def turn(stage: Stage, *, log: Callable[[str], None], stop: threading.Event) -> Iterator[None]:
-    """Lock the GPUs of this machine for a stage that needs them. Wait while another flow of this user has the lock.
+    """Lock the GPUs of this machine for a stage that needs GPUs. Wait while another flow of this user has the lock.
 
-    The kernel releases the lock when its process is killed. A concurrency limit on a server would remain occupied.
+    If the process is killed, the kernel releases the lock. A concurrency limit on a server would remain occupied.
 
     Args:
         stage: The stage. If it needs no GPU, nothing is locked.
@@ -182,15 +189,15 @@ def run_dvc(
 def push(
     stage: Stage, root: Path, *, environment: Mapping[str, str], log: Callable[[str], None], stop: threading.Event
 ) -> bool:
-    """Run ``dvc push`` for the outs of one stage. The arguments are those of ``run_dvc``.
+    """Run ``dvc push`` for the outs of one stage. ``run_dvc`` describes the arguments.
 
-    Returns whether the push succeeded. Raises StageTimedOut and CancelledError like ``run_dvc``.
+    Returns whether the push succeeded. Raises StageTimedOut and CancelledError under the conditions of ``run_dvc``.
     """
     return not _follow(command("push", stage.name), stage, root, environment, log, stop)[0]
 
 
 def command(*arguments: str) -> list[str]:
-    """Return the argument list of a dvc command, with the dvc of this environment."""
+    """Return the argument list of a dvc command, which runs the dvc in this Python environment."""
     return bound([str(Path(sys.executable).with_name("dvc")), "--wait-for-lock", *arguments])
 
 
@@ -233,7 +240,7 @@ def classify(line: str, stage: str) -> Outcome | None:
 
 
 def _start(command: list[str], root: Path, environment: Mapping[str, str]) -> subprocess.Popen[str]:
-    """Start a command in a new session, with this environment's programs first on PATH and without output buffering."""
+    """Start a command in a new session, without output buffering. Programs of this environment are first on PATH."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     return subprocess.Popen(
         command,

@@ -1,6 +1,6 @@
-"""Prefect flow of the scores, the latency and the report.
+"""Prefect flow for the stages that compute the scores, the latency and the report.
 
-``python -m flows.evaluate`` runs the flow, with the server of PREFECT_API_URL or with a temporary one.
+``python -m flows.evaluate`` runs the flow with the server in PREFECT_API_URL or with a temporary server.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The MLflow run of a flow, the parent of its stages' runs. No failure of MLflow can stop a flow.
+"""Record the MLflow run of a flow, which is the parent of its stages' runs. A failure of MLflow cannot stop a flow.
 
-A flow imports only ``causvid.harness.environment``. It runs ``causvid.harness.outbox``, which writes to the same
-journals as the stages.
+A flow imports only ``causvid.harness.environment``. To record its run, the flow starts ``causvid.harness.outbox`` as a
+subprocess. The subprocess writes to the same journals as the stages.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from pathlib import Path
 from prefect import get_run_logger
 from prefect.artifacts import create_link_artifact
 
-PARENT_VARIABLE = "CAUSVID_PARENT_RUN_ID"  # read by stages
+PARENT_VARIABLE = "CAUSVID_PARENT_RUN_ID"  # environment variable that stages read
 LIMIT = 300.0  # seconds after which a command of the outbox is stopped
 
 
 @dataclass
 class ParentRun:
-    """The run of a flow.
+    """The MLflow run of a flow.
 
     Attributes:
-        environment: Variables that make a stage's run a child of this run; empty if there is no run.
-        note: Markdown for the run's page.
+        environment: Environment variables of the stages, whose runs become children of this run; empty without a run.
+        note: Markdown text on the page of the run.
     """
 
     environment: Mapping[str, str]
@@ -37,9 +37,9 @@ class ParentRun:
 
 @contextmanager
 def parent_run(name: str, profile: str, root: Path, tags: Mapping[str, str]) -> Iterator[ParentRun]:
-    """Record the run of the flow ``name``. It is created in MLflow together with the run of its first stage.
+    """Record the run of the flow ``name``. This run is created in MLflow together with the run of the first stage.
 
-    At the end, the flow's page in Prefect gets a link to the run.
+    At the end, a link to the run is added to the flow's page in Prefect.
     """
     token = _outbox(root, "begin", "--name", name, "--profile", profile, "--tags", json.dumps(dict(tags)))
     parent, status = ParentRun({PARENT_VARIABLE: token} if token else {}), "KILLED"
@@ -58,7 +58,7 @@ def parent_run(name: str, profile: str, root: Path, tags: Mapping[str, str]) -> 
 
 
 def _outbox(root: Path, *arguments: str) -> str:
-    """Run a command of the outbox and return the last word that it prints; empty if it fails."""
+    """Run a command of the outbox, and return the last word of its output. Return "" if the command fails."""
     command = [sys.executable, "-m", "causvid.harness.outbox", *arguments]
     try:
         done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=LIMIT, check=False)

@@ -1,4 +1,4 @@
-"""Progress bar of a stage on Prefect's page, updated from the lines that the stage prints."""
+"""Show the progress of a stage as a bar on Prefect's page, from the lines that the stage prints."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ProgressBar:
     """A callable that receives the lines of a stage, and creates and updates a progress artifact in Prefect."""
 
     def __init__(self, stage: str) -> None:
-        """Prepare the bar of ``stage``. Its key is the name of the stage in the characters that Prefect allows."""
+        """Prepare the bar of ``stage``. The key is the name of the stage, in characters that Prefect allows."""
         self.stage, self.key = stage, re.sub("[^a-z0-9]+", "-", f"progress {stage}".lower())
         self.artifact: UUID | None = None
         self.moved = float("-inf")

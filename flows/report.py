@@ -19,7 +19,7 @@ def show_report(root: Path) -> None:
     if report.is_file():
         create_markdown_artifact(key="report", markdown=inline_images(report.read_text("utf-8"), report.parent))
     if sheet.is_file() and sheet.stat().st_size <= IMAGE_LIMIT:
-        # An image artifact would not do: Prefect's page also prints its URL, which contains the complete image.
+        # An image artifact is not used, because Prefect's page also prints its URL, which contains the complete image.
         create_markdown_artifact(
             key="samples", markdown=f"![The same prompts and noise, by every model]({data_url(sheet)})"
         )

@@ -1,7 +1,7 @@
-"""``make ui``: the servers of Prefect's and MLflow's pages on loopback, and a worker for Prefect's deployments.
+"""``make ui``: run the servers of Prefect and MLflow on loopback, and a worker for Prefect's deployments.
 
 All users of this machine, and all web pages in their browsers, can send requests to a loopback address. Prefect
-therefore requires a password and rejects requests of other origins, and MLflow answers only under its own host name.
+therefore requires a password and rejects requests from other origins. MLflow answers only requests to its host name.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from flows.dvc_task import bound
 
 POOL = "causvid"
 HOST = "127.0.0.1"
-READY = 180.0  # seconds until a server must answer
+READY = 180.0  # seconds after which a server that does not answer has failed
 GRACE = 10.0  # seconds from SIGTERM to SIGKILL
 
 
@@ -32,7 +32,7 @@ def main(
     prefect_port: Annotated[int, typer.Option(help="port of Prefect's page")] = 4200,
     mlflow_port: Annotated[int, typer.Option(help="port of MLflow's page")] = 5000,
 ) -> None:
-    """Serve both pages, and run deployments, until Ctrl-C or SIGTERM."""
+    """Serve the pages of Prefect and MLflow, and run deployments, until Ctrl-C or SIGTERM."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     root = Path.cwd()
     prefect, mlflow = f"http://{HOST}:{prefect_port}", f"http://{HOST}:{mlflow_port}"
@@ -48,7 +48,7 @@ def main(
     }
     environment = {**os.environ, **settings}
     names = f"{HOST}:{mlflow_port},localhost:{mlflow_port}"
-    artifacts = (root / "mlartifacts").as_uri()  # MLflow's default, as a URI, because MLflow decodes escapes in a path
+    artifacts = (root / "mlartifacts").as_uri()  # MLflow's default folder; in a path, MLflow would decode escapes
     with ExitStack() as running:
         server = ["prefect", "server", "start", "--host", HOST, "--port", str(prefect_port)]
         first = running.enter_context(process(server, environment))
@@ -67,7 +67,7 @@ def main(
         except KeyboardInterrupt:
             print("stopping", flush=True)
         finally:
-            for child in (third, second, first):  # in parallel, because each takes seconds
+            for child in (third, second, first):  # all processes end in parallel, because each one takes seconds
                 end(child, signal.SIGTERM)
 
 
@@ -84,9 +84,9 @@ def mlflow_store(environment: Mapping[str, str]) -> str:
 
 
 def password(root: Path) -> str:
-    """Return USER:PASSWORD of Prefect from ``root``/.prefect/auth, which only the owner can read.
+    """Return USER:PASSWORD for Prefect from ``root``/.prefect/auth, a file that only the owner can read.
 
-    The file is created if it does not exist. ``make flow`` reads the same file.
+    If the file does not exist, it is created. ``make flow`` reads the same file.
     """
     path = root / ".prefect" / "auth"
     path.parent.mkdir(exist_ok=True)
@@ -96,7 +96,7 @@ def password(root: Path) -> str:
 
 
 def deploy(environment: Mapping[str, str]) -> None:
-    """Create or update the work pool and the deployments of prefect.yaml."""
+    """Create or update the work pool and the deployments that prefect.yaml lists."""
     for command in (
         ["work-pool", "create", POOL, "--type", "process", "--overwrite"],
         ["--no-prompt", "deploy", "--all"],
@@ -121,7 +121,7 @@ def process(command: list[str], environment: Mapping[str, str]) -> Iterator[subp
 
 
 def end(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    """Send a signal to ``child`` and its descendants, if any of them still runs."""
+    """Send a signal to ``child`` and its descendants, if any of these processes is still running."""
     with suppress(ProcessLookupError):
         os.killpg(child.pid, number)
 

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 TEMPLATE = Path(__file__).with_name("compare.html.jinja")
 UI = "http://127.0.0.1:5000"  # address of 'make ui', which serves a store that is a local file
 QUALITY = (*SCORES, ("Fréchet distance", ("frechet_distance",), 2))
-PAPER = "published"  # head of the column of published numbers
+PAPER = "published"  # header of the column with published numbers
 DRIFT = "drift."
 LATENCY = (
     ("teacher: first frame, s", "teacher.first_frame_s", 3),
@@ -60,7 +60,7 @@ CURVES, DRIFTS, BARS = "curves.svg", "drift.svg", "vbench.svg"
 
 @dataclass(frozen=True, kw_only=True)
 class Clips:
-    """Videos of one prompt, as data URIs by the labels of the runs; None if a run has no video of the prompt."""
+    """Videos of one prompt. ``videos`` maps the label of each run to a data URI; None if the run has no video."""
 
     caption: str
     same_noise: bool
@@ -74,12 +74,12 @@ class Comparison:
     Attributes:
         tables: Tables at the top of the page.
         further: Tables below the figures.
-        stages: One table per stage with all its metrics.
-        curves: Training curves by panel and run.
-        drifts: Scores along a rollout by panel and run.
-        bars: VBench scores of the student by run and dimension.
-        clips: Videos by model.
-        links: Address of MLflow's comparison by stage.
+        stages: One table per stage, with all metrics of the stage.
+        curves: Maps panels and runs to training curves.
+        drifts: Maps panels and runs to scores along a rollout.
+        bars: Maps runs and dimensions to VBench scores of the student.
+        clips: Maps models to videos.
+        links: Maps stages to the addresses of MLflow's comparisons.
     """
 
     compared: Sequence[Compared]
@@ -95,9 +95,9 @@ class Comparison:
 
 
 def compare(api: MlflowClient, wanted: Sequence[str], published: Published, *, ui: str) -> Comparison:
-    """Read the runs that ``wanted`` names; arguments and errors are those of ``runs.collect``.
+    """Read the runs that match ``wanted``. ``runs.collect`` describes the arguments and errors.
 
-    ``ui`` is the address of MLflow's web page, for links.
+    ``ui`` is the address of MLflow's web page, which the links contain.
     """
     compared = runs.collect(api, wanted)
     stages = runs.stages(compared)
@@ -119,7 +119,7 @@ def compare(api: MlflowClient, wanted: Sequence[str], published: Published, *, u
 
 
 def write(found: Comparison, out: Path) -> None:
-    """Write the self-contained page ``out``/index.html, ``out``/compare.md and its figures."""
+    """Write the self-contained page ``out``/index.html, and write ``out``/compare.md with its figures."""
     out.mkdir(parents=True, exist_ok=True)
     drawing: dict[str, Callable[[Path], None]] = {}
     if found.curves:
@@ -129,7 +129,7 @@ def write(found: Comparison, out: Path) -> None:
     if found.bars:
         drawing[BARS] = partial(figures.draw_bars, found.bars)
     for name in (CURVES, DRIFTS, BARS):
-        (out / name).unlink(missing_ok=True)  # from an earlier comparison
+        (out / name).unlink(missing_ok=True)  # an earlier comparison may have written this figure
     for name, draw in drawing.items():
         draw(out / name)
     shown = {name: data_uri(out / name) for name in drawing}
@@ -178,7 +178,7 @@ def _overview(compared: Sequence[Compared]) -> Table:
 
 
 def _differences(compared: Sequence[Compared], stages: Sequence[str]) -> Table:
-    """Params whose values differ between the runs. Params that several stages read have a single row."""
+    """Return the params whose values differ between the runs. A param that several stages read has one row."""
     rows: dict[tuple[str, ...], list[str]] = {}
     for stage in stages:
         names = sorted({name for run in compared if stage in run.results for name in run.results[stage].params})
@@ -200,7 +200,7 @@ def _param(result: Result | None, name: str) -> str:
 
 
 def _keys(compared: Sequence[Compared], stages: Sequence[str]) -> Table:
-    """Keys of the stages' results, which are equal for equal params, inputs and code."""
+    """Return the keys of the stages. Keys are equal for equal params, inputs and code."""
     rows = []
     for stage in stages:
         results = [run.results.get(stage) for run in compared]
@@ -275,7 +275,7 @@ def _latency(compared: Sequence[Compared], published: Published) -> Table:
 
 
 def _all_metrics(compared: Sequence[Compared], stage: str) -> Table:
-    """All metrics of a stage, with the last value of each curve. For two runs, a column has the difference."""
+    """Return all metrics of a stage, with the last value of each curve. For two runs, a column shows the difference."""
     names = sorted({name for run in compared if stage in run.results for name in run.results[stage].metrics})
     rows = []
     for name in names:
@@ -295,9 +295,9 @@ def _all_metrics(compared: Sequence[Compared], stage: str) -> Table:
 def _lines(
     api: MlflowClient, compared: Sequence[Compared], stages: Sequence[str], *, drift: bool
 ) -> dict[str, dict[str, figures.Line]]:
-    """Return a panel for each metric with more than one step: those along a rollout if ``drift``, else all others.
+    """Return a panel for each metric with several steps: metrics along a rollout if ``drift``, else all other metrics.
 
-    Metrics with a slash in their names are omitted: speed, memory, statistics of single frames.
+    Metrics with a slash in their names (speed, memory, statistics of single frames) are omitted.
     """
     panels: dict[str, dict[str, figures.Line]] = {}
     for stage in stages:
@@ -317,7 +317,7 @@ def _has(run: Compared, stage: str, name: str) -> bool:
 
 
 def _bars(compared: Sequence[Compared]) -> dict[str, dict[str, float]]:
-    """Return the VBench scores of the student by run."""
+    """Map each run to the VBench scores of its student."""
     bars: dict[str, dict[str, float]] = {}
     prefix = "vbench.scores."
     for run in compared:
@@ -331,7 +331,7 @@ def _bars(compared: Sequence[Compared]) -> dict[str, dict[str, float]]:
 
 
 def _clips(api: MlflowClient, compared: Sequence[Compared], stage: str) -> list[Clips]:
-    """Return the videos that a sampling stage logged to MLflow, one entry for each video id and prompt of any run."""
+    """Return the videos that a sampling stage logged to MLflow, with one entry per video id and prompt in any run."""
     found = {run.label: _videos(api, run.results[stage]) for run in compared if stage in run.results}
     noises = {
         json.dumps(
@@ -352,7 +352,7 @@ def _clips(api: MlflowClient, compared: Sequence[Compared], stage: str) -> list[
 
 
 def _videos(api: MlflowClient, result: Result) -> dict[tuple[str, str], str]:
-    """Return the videos of a run as data URIs, by their id and prompt."""
+    """Map (id, prompt) to the data URI of each video of a run."""
     if not any(artifact.path == "samples" for artifact in api.list_artifacts(result.run_id)):
         return {}
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,7 +1,7 @@
-"""Finished MLflow runs to compare, each with the results of all its stages.
+"""Read finished MLflow runs to compare, with the results of all stages of each run.
 
-If the result of a stage already exists, the stage does not run and has no MLflow run. The MLflow runs of later stages
-list the keys of earlier stages, and the result is read from the MLflow run with that key.
+If the result of a stage already exists, the stage does not run, and MLflow has no new run of the stage. The MLflow runs
+of later stages list the keys of earlier stages, and the result is read from the MLflow run with this key.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
-LIMIT = 8  # runs on one page: the number of distinguishable colours
-SHORT = 8  # digits of an id or a commit that are shown
+LIMIT = 8  # largest number of runs on one page, because there are 8 distinguishable colours
+SHORT = 8  # number of digits of an id or a commit that are shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,14 +27,14 @@ class Result:
 
     Attributes:
         stage: Name of the stage.
-        run_id: MLflow run of the stage.
-        experiment_id: Experiment of that run.
+        run_id: Id of the MLflow run of the stage.
+        experiment_id: Id of the experiment that contains the MLflow run.
         key: Key of the stage.
-        commit: Commit, in words.
-        made_here: Whether the compared run computed the result; otherwise, an earlier run with the same key did.
-        started: Start in milliseconds since 1970.
+        commit: Text that names the commit of the code.
+        made_here: Whether the compared run computed the result. If False, an earlier run with the same key did.
+        started: Start of the stage in milliseconds since 1970.
         params: Params of the stage.
-        metrics: Last value of each metric.
+        metrics: Maps each metric to its last value.
     """
 
     stage: str
@@ -49,7 +49,7 @@ class Result:
 
     @property
     def origin(self) -> str:
-        """Origin of the numbers of this result, for tooltips."""
+        """A text that describes the origin of this result, for tooltips."""
         return f"run {self.run_id}, {self.commit}, stage {self.stage}, key {self.key}"
 
 
@@ -59,11 +59,11 @@ class Compared:
 
     Attributes:
         name: Name of the run.
-        run_id: MLflow run.
+        run_id: Id of the MLflow run.
         experiment: Name of the experiment.
-        started: Start of the run, in words.
-        commit: Commit, in words.
-        results: Results by stage.
+        started: Date and time of the start of the run.
+        commit: Text that names the commit of the code.
+        results: Maps each stage to its result.
     """
 
     name: str
@@ -79,17 +79,17 @@ class Compared:
         return f"{self.name} {self.run_id[:SHORT]}"
 
     def metric(self, stage: str, name: str) -> float | None:
-        """Return a metric of a stage, or None if the stage does not have it."""
+        """Return a metric of a stage, or None if the stage does not have this metric."""
         result = self.results.get(stage)
         return result.metrics.get(name) if result else None
 
 
 def collect(api: MlflowClient, wanted: Sequence[str]) -> list[Compared]:
-    """Return the runs that ``wanted`` names, the oldest first.
+    """Return the runs that match ``wanted``, the oldest run first.
 
     Args:
         api: Client of the MLflow store.
-        wanted: Run ids, experiment names, or MLflow filters. A string may be a list of ids and names with spaces.
+        wanted: Run ids, experiment names, or MLflow filters. A string may contain several ids and names, with spaces.
 
     Raises:
         ValueError: A name matches no run, more than ``LIMIT`` runs match, or a run has no finished stage.
@@ -103,7 +103,7 @@ def collect(api: MlflowClient, wanted: Sequence[str]) -> list[Compared]:
 
 
 def _select(api: MlflowClient, name: str, experiments: Mapping[str, str]) -> list[Run]:
-    """Return the runs that match a filter, or a list of ids and experiment names with spaces."""
+    """Return the runs that match ``name``: an MLflow filter, or ids and experiment names separated by spaces."""
     from mlflow.exceptions import MlflowException
 
     ids = list(experiments)
@@ -128,7 +128,7 @@ def _select(api: MlflowClient, name: str, experiments: Mapping[str, str]) -> lis
 
 
 def _of_experiment(api: MlflowClient, experiment: str) -> list[Run]:
-    """Return the repros and flows of an experiment that have a finished stage."""
+    """Return the runs of ``dvc repro`` and of flows in an experiment that have a finished stage."""
     parents = [run for run in api.search_runs([experiment]) if "mlflow.parentRunId" not in run.data.tags]
     return [run for run in parents if _children(api, run)]
 
@@ -145,7 +145,8 @@ def _compared(api: MlflowClient, run: Run, experiments: Mapping[str, str]) -> Co
     keys = {stage: key for child in own.values() for stage, key in _upstream(child).items()}
     taken = {stage: key for stage, key in keys.items() if stage not in own}
     results |= dict(_by_key(api, taken, list(experiments)))
-    if alone:  # without the item of a matrix stage, so that different items are in one row
+    # The item of a matrix stage (``@x``) is removed, so that the table shows different items of a stage in one row.
+    if alone:
         results[run.data.tags["dvc_stage"].partition("@")[0]] = results.pop(run.data.tags["dvc_stage"])
     return Compared(
         name=run.info.run_name,
@@ -158,14 +159,14 @@ def _compared(api: MlflowClient, run: Run, experiments: Mapping[str, str]) -> Co
 
 
 def _children(api: MlflowClient, run: Run) -> list[Run]:
-    """Return the runs of the finished stages of a repro or flow, in the order of their start."""
+    """Return the runs of the finished stages in a run of ``dvc repro`` or of a flow, in the order of their start."""
     asked = f"tags.`mlflow.parentRunId` = '{run.info.run_id}' and attributes.status = 'FINISHED'"
     found = api.search_runs([run.info.experiment_id], asked, order_by=["attributes.start_time ASC"])
     return [child for child in found if "dvc_stage" in child.data.tags]
 
 
 def _by_key(api: MlflowClient, keys: Mapping[str, str], experiments: list[str]) -> Iterator[tuple[str, Result]]:
-    """Yield the result of each stage: the newest finished run with the key in any experiment, if one still exists."""
+    """Yield each stage and the result of the newest finished run with its key, in any experiment, if a run exists."""
     for stage, key in keys.items():
         asked = f"tags.key = '{key}' and tags.dvc_stage = '{stage}' and attributes.status = 'FINISHED'"
         for run in api.search_runs(experiments, asked, max_results=1, order_by=["attributes.start_time DESC"]):
@@ -187,13 +188,13 @@ def _result(run: Run, *, made_here: bool) -> Result:
         made_here=made_here,
         started=run.info.start_time,
         params=dict(run.data.params),
-        # Without system metrics, which are not results.
+        # System metrics are omitted, because they are not results.
         metrics={name: value for name, value in run.data.metrics.items() if not name.startswith("system/")},
     )
 
 
 def _commit(run: Run) -> str:
-    """Return the commit in words."""
+    """Return a text that names the commit of the code."""
     sha = run.data.tags.get("mlflow.source.git.commit")
     if sha is None:
         return "made outside git"
@@ -208,7 +209,7 @@ def stages(compared: Iterable[Compared]) -> list[str]:
 def curve(api: MlflowClient, result: Result, name: str) -> tuple[list[float], list[float]]:
     """Return the steps and values of a metric.
 
-    If a step was logged twice, because the stage was killed and continued, the later value is used.
+    If the stage was killed and continued, a step may have been logged twice; the later value is used.
     """
     points: dict[int, Any] = {}
     for point in sorted(api.get_metric_history(result.run_id, name), key=lambda point: point.timestamp):

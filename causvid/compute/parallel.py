@@ -307,9 +307,7 @@ class _Pool:
         tries = group.after_a_crash()
         self.todo.extend(tries)
         if not tries:
-            yield Handled(
-                results=[], bad=[(group.items[0], BadItem("crashed", f"this item crashed {TRIES} processes"))]
-            )
+            yield Handled(results=[], bad=[(group.items[0], BadItem("crashed", f"the item crashed {TRIES} processes"))])
 
 
 def launch(train: Callable[[Any], None], job: Any, compute: Compute, *, name: str, storage: Path) -> None:

@@ -13,8 +13,8 @@ def read_captions(source: Path, name: str = "encode_prompts.captions") -> list[s
     """Return the training prompts of ``source`` in their stored order.
 
     Args:
-        source: A folder of clips, an LMDB of this project or of the released code, or a text file with one prompt per
-            line.
+        source: A folder of clips, an LMDB of this project or of the original CausVid code, or a text file with one
+            prompt per line.
         name: Name of the setting that holds ``source``, for error messages.
 
     Raises:

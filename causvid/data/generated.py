@@ -30,9 +30,9 @@ def write_clips(
         captions: The B captions of the videos.
         frames: uint8 [B, F, H, W, 3], or an iterable of such chunks. Each chunk is encoded before the next one is
             requested, so that memory use does not depend on the length of the videos.
-        video: Height, width and frames per second.
+        video: Height, width and frames per second of the videos.
         crf: Quality of x264; lower is better.
-        first: Number of the first video. Video n is written to ``<n>.mp4``, with n in five digits.
+        first: Number of the first video. Video n is written to ``<n>.mp4``, where n has five digits.
 
     Returns:
         The manifest rows: id, path, caption, source, frames, height, width, fps and sha256.

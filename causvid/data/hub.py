@@ -1,11 +1,11 @@
-"""Download files of one commit on the Hugging Face Hub, and verify them with the checksums that the hub lists.
+"""Download files of one commit on the Hugging Face Hub, and compare the files with the checksums that the hub lists.
 
-Temporary failures (a lost connection, status 429 or 5xx, a page of text instead of the file, a flipped bit) are retried
-after growing pauses. The hub's own client compares sizes only, and restarts a download in every process; this module
-requests only the missing bytes.
+After a temporary failure (a lost connection, status 429 or 5xx, a page of text instead of the file, a flipped bit), the
+request is repeated after a pause. The pauses become longer. The client of the hub compares only the sizes of files, and
+restarts a download in every process; this module requests only the missing bytes.
 
-``python -m causvid.data.hub REPO 'FOLDER/*' --out FOLDER`` downloads files of a model repository (``--dataset``: of a
-data set), such as the released LMDBs and checkpoints.
+``python -m causvid.data.hub REPO 'FOLDER/*' --out FOLDER`` downloads files of a model repository, such as checkpoints
+of the original CausVid code. With ``--dataset``, the command downloads files of a data set, such as LMDBs.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_at
 from causvid.harness.progress import meter
 
 Result = TypeVar("Result")
-ATTEMPTS = 8  # of one request; the count restarts when a download has received new bytes
-LONGEST_PAUSE = 120.0  # seconds between two attempts, even if the hub asks for more
+ATTEMPTS = 8  # largest number of attempts of a request; counted again from 1 after a download has received new bytes
+LONGEST_PAUSE = 120.0  # longest pause between two attempts in seconds, even if the hub asks for a longer pause
 SILENCE = 60.0  # seconds without data after which a connection counts as lost
-PASSING = {408, 425, 429}  # status codes of temporary failures, besides 5xx
+PASSING = {408, 425, 429}  # status codes of temporary failures; all 5xx status codes are temporary failures too
 
 
 class Damaged(Exception):
@@ -69,7 +69,7 @@ class HubCommit:
     folder: Path
 
     def files(self, pattern: str) -> list[RepoFile]:
-        """Return the files that match ``pattern``, such as folder/*.tar, sorted. Only file names have wildcards."""
+        """Return the sorted files that match ``pattern``, such as folder/*.tar. Folder names cannot have wildcards."""
         parent, wanted = PurePosixPath(pattern).parent, PurePosixPath(pattern).name
         try:
             tree = insist(
@@ -86,14 +86,14 @@ class HubCommit:
         except EntryNotFoundError:  # a missing folder has no files
             return []
         files = {PurePosixPath(entry.path): entry for entry in tree if isinstance(entry, RepoFile)}
-        # A listing cannot lead out of the folder: entries with another parent are ignored.
+        # Entries with another parent are ignored, so that a listing cannot lead out of the folder.
         inside = sorted(path for path in files if path.parent == parent and fnmatchcase(path.name, wanted))
         return [files[path] for path in inside]
 
     def fetch(self, file: RepoFile) -> Path:
         """Download a file and return its local path.
 
-        A complete file is not downloaded again. An interrupted download continues where it stopped.
+        A complete file is not downloaded again. An interrupted download continues after the last byte on disk.
 
         Raises:
             ValueError: Every attempt failed or returned a file that differs from the listing, or the hub refused the
@@ -151,7 +151,7 @@ class HubCommit:
 
 
 def open_commit(repo: str, revision: str, *, kind: Literal["dataset", "model"], folder: Path) -> HubCommit:
-    """Resolve a revision to the commit that it is now.
+    """Resolve a revision to the commit to which the revision refers now.
 
     Args:
         repo: Name of the repository, owner/name.
@@ -173,7 +173,7 @@ def open_commit(repo: str, revision: str, *, kind: Literal["dataset", "model"], 
 
 
 def insist(request: Callable[[], Result], what: str) -> Result:
-    """Call ``request``, and repeat it after a pause if its failure is temporary.
+    """Call ``request``, and repeat the call after a pause if the failure is temporary.
 
     Args:
         request: A function that sends one request.
@@ -184,7 +184,7 @@ def insist(request: Callable[[], Result], what: str) -> Result:
 
     Raises:
         ValueError: ``ATTEMPTS`` calls failed temporarily.
-        Exception: A failure that is not temporary; it is not repeated.
+        Exception: The failure is not temporary. The call is not repeated.
     """
 
     def say(state: RetryCallState) -> None:
@@ -209,7 +209,7 @@ def _passes(error: BaseException) -> bool:
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
         return status in PASSING or status >= 500
-    # A ValueError means text instead of JSON: an error page of a proxy, or of the hub.
+    # A ValueError means that the response is not JSON: it is an error page of a proxy or of the hub.
     return isinstance(error, (httpx2.TransportError, httpx2.DecodingError, Damaged, ValueError)) and not isinstance(
         error, HFValidationError
     )
@@ -219,14 +219,14 @@ _backoff = wait_random_exponential(multiplier=1, max=LONGEST_PAUSE)
 
 
 def _pause(state: RetryCallState) -> float:
-    """Return the seconds to wait: the hub's Retry-After, or a random number that grows with the attempts."""
+    """Return the pause in seconds: Retry-After of the response, or a random number that grows with the attempts."""
     error: Any = state.outcome.exception() if state.outcome else None
     asked = error.response.headers.get("Retry-After", "") if isinstance(error, HfHubHTTPError) else ""
     return min(float(asked), LONGEST_PAUSE) if asked.isdigit() else _backoff(state)
 
 
 def _line(error: BaseException | None) -> str:
-    """Return the first line of an error's message, or its type if it has no message."""
+    """Return the first line of an error's message, or the type of the error if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -247,7 +247,7 @@ def _append(response: httpx2.Response, part: Path, held: int, file: RepoFile) ->
 
 
 def _difference(path: Path, file: RepoFile) -> str:
-    """Return how ``path`` differs from the listing of ``file``; "" if it does not.
+    """Return the difference between ``path`` and the listing of ``file``; "" if there is no difference.
 
     The hub lists the sha256 of LFS files, and git's blob sha1 of all other files.
     """
@@ -264,11 +264,11 @@ def _difference(path: Path, file: RepoFile) -> str:
 def main(
     repo: Annotated[str, typer.Argument(help="repository on the hub, owner/name")],
     pattern: Annotated[str, typer.Argument(help="files to download, such as folder/*")],
-    out: Annotated[Path, typer.Option(help="folder to create; it appears when it is complete")],
+    out: Annotated[Path, typer.Option(help="folder to create; created when all files are complete")],
     revision: Annotated[str, typer.Option(help="commit, branch or tag")] = "main",
     dataset: Annotated[bool, typer.Option("--dataset", help="the repository is a data set, not a model")] = False,
 ) -> None:
-    """Download files of a repository and verify their checksums. To continue after an interruption, run it again."""
+    """Download files of a repository and verify their checksums. Run the command again after an interruption."""
     if out.exists():
         sys.exit(f"--out is {out}, which exists; remove it, or name another folder")
     place = out.with_name(f"{out.name}.fetching")

@@ -21,7 +21,8 @@ class PackItem:
     Attributes:
         source: Source of the LMDB.
         folder: Folder of the shards or of the released LMDB.
-        timesteps: Timesteps of the ODE states in a released LMDB, which does not record them; None in all other cases.
+        timesteps: Timesteps of the ODE states in an LMDB of the original CausVid code, which does not record timesteps;
+            None in all other cases.
     """
 
     source: Source

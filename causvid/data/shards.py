@@ -1,7 +1,7 @@
-"""Shards: one safetensors file per clip or ODE pair, and an index.
+"""Read and write shards, which are safetensors files with one clip or ODE pair, and the index of a folder of shards.
 
-Workers write shards in any order, and packing reads them in the order of the index. The index, manifest.jsonl, is
-written last: a folder with an index is complete.
+Workers write shards in any order, and ``data.pack`` reads the shards in the order of the index. The index,
+manifest.jsonl, is written last: a folder with an index is complete.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class Shard(NamedTuple):
     """Content of a shard.
 
     Attributes:
-        latents: [C, F, H, W] of a clip, or [T, C, F, H, W] of the T states of an ODE pair; float16 when it is read.
+        latents: [C, F, H, W] for a clip, or [T, C, F, H, W] for the T states of an ODE pair. Latents that are read are
+            float16.
         notes: Strings, such as the caption and the timesteps.
     """
 
@@ -42,10 +43,11 @@ def shard_path(folder: Path, name: str) -> Path:
 def write_shard(folder: Path, name: str, shard: Shard) -> None:
     """Write a shard by rename, so that the file is complete or absent. Equal content gives equal bytes.
 
-    All notes are one entry of the file's metadata, because safetensors writes several entries in a random order.
+    All notes are stored in one entry of the file's metadata, because safetensors writes several entries in a random
+    order.
     """
     path = shard_path(folder, name)
-    # A unique name, because a worker that was wrongly taken for dead and its replacement may write one shard at once.
+    # The name is unique, because a worker that is only believed dead may write the same shard as its replacement.
     temporary = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
     latents = shard.latents.to(torch.float16).contiguous().cpu()
     save_file({"latents": latents}, temporary, metadata={"notes": json.dumps(dict(shard.notes), sort_keys=True)})
@@ -57,7 +59,7 @@ def read_shard(path: Path) -> Shard:
     try:
         with safe_open(path, framework="pt") as file:
             return Shard(file.get_tensor("latents"), json.loads((file.metadata() or {})["notes"]))
-    except Exception as error:  # safetensors has no common type for errors of truncated or foreign files
+    except Exception as error:  # safetensors has no common error type for truncated files and other formats
         raise ValueError(
             f"{path} is not a valid shard ({error}); delete it and run the stage that writes it again"
         ) from error

@@ -1,8 +1,8 @@
-"""Run jobs in processes that may die, because a broken video can hang or crash its decoder.
+"""Run jobs in worker processes that may die, because a broken video can hang or crash its decoder.
 
-A worker process runs one job at a time. An alarm kills the process at the time limit, even if its interpreter is
-blocked, and a new process replaces it. Memory is limited too, because a header of a few bytes can request all of it.
-Pools of other libraries, such as pebble, have the time limit but no memory limit.
+A worker process runs one job at a time. At the time limit, an alarm kills the process, even if its interpreter is
+blocked, and a new process replaces the killed process. Memory is limited too, because a damaged header of a few bytes
+can make a decoder request all memory. Process pools of other libraries, such as pebble, have no memory limit.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Lost:
 def run_killable(
     work: Callable[[Job], Result], jobs: Iterable[Job], *, workers: int, seconds: float, memory: int
 ) -> Iterator[tuple[Job, Result | Lost]]:
-    """Run ``work`` on every job in worker processes, which end with this process, even if it is killed.
+    """Run ``work`` on every job in worker processes. The worker processes end with this process, even if it is killed.
 
     Args:
         work: Function of one job. The function, the jobs and the results must be picklable.
@@ -85,7 +85,7 @@ class _Worker(Generic[Job, Result]):
     job: Job
 
     def __init__(self, work: Callable[[Job], Result], seconds: float, memory: int) -> None:
-        # "spawn", because a fork of a process with threads (MLflow, torch) can deadlock.
+        # The start method is "spawn", because a fork of a process with threads (MLflow, torch) can deadlock.
         context = get_context("spawn")
         self.connection, worker_end = context.Pipe()
         self.process = context.Process(target=_serve, args=(worker_end, work, seconds, memory), daemon=True)
@@ -125,9 +125,9 @@ def _serve(connection: Connection, work: Callable[[Any], Any], seconds: float, m
         signal.setitimer(signal.ITIMER_REAL, seconds)
         try:
             result = work(job)
-        except MemoryError:  # a new one, because a subclass of a library may not be picklable
+        except MemoryError:  # a new error is sent, because a library's subclass of MemoryError may not be picklable
             result = _Raised(MemoryError())
-        except Exception as error:  # raised again in the parent
+        except Exception as error:  # the parent raises this error again
             result = _Raised(error)
         signal.setitimer(signal.ITIMER_REAL, 0)
         connection.send(result)

@@ -1,4 +1,4 @@
-"""Videos to score, decoded from their folder, and reference videos that the toy world renders for given captions."""
+"""Read the videos to score from a folder, and render reference videos of the toy world for given captions."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from causvid.runtime.seeding import derive_seed
 from causvid.runtime.shapes import VideoShape
 
 Frames = NDArray[np.uint8]
-KEPT_BYTES = 2**28  # at most this much of a folder is kept in memory
+KEPT_BYTES = 2**28  # largest size in bytes of the videos of a folder that are kept in memory
 
 
 class Clips(Sequence[Frames]):
-    """The videos that the manifest rows list, each uint8 [F, H, W, 3].
+    """The videos of the given manifest rows, each uint8 [F, H, W, 3].
 
-    If all videos together fit into ``KEPT_BYTES``, each is decoded once and its array is read-only. Otherwise, each is
-    decoded again at every access.
+    If all videos together have at most ``KEPT_BYTES`` bytes, each video is decoded once, and its array is read-only.
+    Otherwise, a video is decoded again at every access.
 
     Args:
         folder: Folder of the videos.
-        rows: Rows of its manifest.
+        rows: Rows of the manifest in ``folder``.
     """
 
     def __init__(self, folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -73,12 +73,12 @@ def renderings(captions: Sequence[str], video: VideoShape, *, crf: int) -> Itera
         An iterator over one decoded video, uint8 [F, H, W, 3], for each caption.
 
     Raises:
-        ValueError: A caption is not one of the toy world.
+        ValueError: A caption does not describe a scene of the toy world.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
         for number, caption in enumerate(captions):
-            # Without the seed of the run, so that all runs are compared with the same renderings.
+            # The draw does not depend on the seed of the run, so that all runs are compared with the same renderings.
             draw = np.random.Generator(np.random.PCG64(derive_seed("reference", number)))
             start_xy = (draw.uniform(0, video.width), draw.uniform(0, video.height))
             radius = draw.uniform(*toy_world.radius_range(video))

@@ -1,7 +1,7 @@
-"""Corruptions of real clips. Their scores are the floors with which the scores of models are compared.
+"""Corrupt real clips. The scores of corrupted clips are the floors with which the scores of models are compared.
 
-Every function takes a video, uint8 [F, H, W, 3], a strength, and a generator of random numbers, and returns the
-corrupted video. A strength of 0 changes nothing.
+The arguments of every function are a video, uint8 [F, H, W, 3], a strength, and a generator of random numbers. The
+function returns the corrupted video. With a strength of 0, the video is unchanged.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Corruption = Callable[[Frames, float, np.random.Generator], Frames]
 
 
 def frozen(frames: Frames, strength: float, generator: np.random.Generator) -> Frames:
-    """Repeat one frame to the end of the video; ``strength`` in [0, 1] is the share of frames that it replaces."""
+    """Repeat one frame to the end of the video; ``strength`` in [0, 1] is the share of replaced frames."""
     moving = max(1, round(len(frames) * (1 - strength)))
     return np.concatenate([frames[:moving], np.repeat(frames[moving - 1 : moving], len(frames) - moving, axis=0)])
 
@@ -44,7 +44,7 @@ def vanished(frames: Frames, strength: float, generator: np.random.Generator) ->
     return _to_uint8(np.broadcast_to(background, frames.shape))
 
 
-# Each corruption with a strength that destroys almost everything that it affects.
+# Each corruption and a strength that destroys almost all of the property that the corruption affects.
 FLOORS: Mapping[str, tuple[Corruption, float]] = {
     "frozen": (frozen, 1.0),
     "blurred": (blurred, 0.1),

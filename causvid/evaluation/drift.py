@@ -1,6 +1,6 @@
-"""Change of quality along a rollout, measured by the same scores in every window of the training length.
+"""Measure how the quality of a video changes along a rollout, with the same scores in each of K windows.
 
-Shapes: F frames of a rollout, H and W in pixels, K windows.
+A window has as many frames as a training clip. Shapes: F frames of a rollout, H and W in pixels.
 """
 
 from __future__ import annotations
@@ -16,25 +16,29 @@ from causvid.data.videos.manifest import NAME, read_manifest
 from causvid.data.videos.video_reader import read_frames
 from causvid.evaluation import judge
 
-FOLDER = "rollouts"  # inside a folder of samples; it has a separate manifest
+FOLDER = "rollouts"  # subfolder of a folder of samples, with a separate manifest
 
 
 def drift(folder: Path, window_frames: int, clip_blocks: Sequence[range]) -> dict[str, Any] | None:
     """Score the rollouts of a folder of samples in every window.
 
     Args:
-        folder: Folder of samples. The rollouts are in its subfolder ``FOLDER``.
-        window_frames: Frames of a window, as many as in a training clip.
-        clip_blocks: Frames of each block of a training clip. Later blocks of a rollout are as long as the last of them.
+        folder: Folder of samples. The rollouts are in the subfolder ``FOLDER`` of this folder.
+        window_frames: Number of frames in a window, as in a training clip.
+        clip_blocks: Frames of each block of a training clip. The blocks of a rollout after the last block of the clip
+            have the length of this last block.
 
     Returns:
-        None if there are no rollouts or if they have a single window. Otherwise:
+        None if there are no rollouts or if a rollout has only one window. Otherwise, a dictionary:
 
-        - ``n``: number of rollouts; ``windows``: K; ``window_frames``.
-        - ``statistics``: brightness, saturation and sharpness, each {"windows": [K means over the rollouts], "change":
-          last mean minus first mean}.
-        - ``judge``: K averages of the toy world's judge; None if no caption is one of the toy world.
-        - ``blocks``: ``judge.over_block`` for each block of the rollouts, or None as above.
+        - ``n`` is the number of rollouts.
+        - ``windows`` is the number K of windows in a rollout.
+        - ``window_frames`` is the number of frames in a window.
+        - ``statistics`` maps each of brightness, saturation and sharpness to {"windows": [K means over the rollouts],
+          "change": last mean minus first mean}.
+        - ``judge`` is a list of K averages of the judge's scores; None if no caption describes the toy world.
+        - ``blocks`` is a list with the result of ``judge.over_block`` for each block of a rollout; None if no caption
+          describes the toy world.
 
     Raises:
         ValueError: The rollouts differ in their number of windows.
@@ -74,10 +78,10 @@ def drift(folder: Path, window_frames: int, clip_blocks: Sequence[range]) -> dic
 
 
 def window_starts(frames: int, window_frames: int) -> list[int]:
-    """Return the first frame of each window of a rollout. The windows are spread evenly from its start to its end.
+    """Return the index of the first frame of each window. The windows are spread evenly over the rollout.
 
-    If the length is not a multiple of ``window_frames`` (a causal VAE needs 4n + 1 frames), windows overlap by a few
-    frames.
+    If the length of the rollout is not a multiple of ``window_frames`` (a causal VAE needs 4n + 1 frames), windows
+    overlap by a few frames.
     """
     count = max(1, round(frames / window_frames))
     return [round(float(start)) for start in np.linspace(0, max(0, frames - window_frames), count)]
@@ -86,8 +90,8 @@ def window_starts(frames: int, window_frames: int) -> list[int]:
 def blocks_of(frames: int, clip_blocks: Sequence[range]) -> list[range]:
     """Return the frames of each block of a rollout of ``frames`` frames.
 
-    The first block is that of a clip, which has fewer frames. All others are as long as the last block of a clip. An
-    incomplete block at the end is omitted.
+    The first block is as long as the first block of a clip, which has fewer frames than later blocks. All other blocks
+    are as long as the last block of a clip. An incomplete block at the end is omitted.
     """
     first, later = len(clip_blocks[0]), len(clip_blocks[-1])
     return [range(first), *(range(start, start + later) for start in range(first, frames - later + 1, later))]
@@ -97,8 +101,9 @@ def statistics(frames: NDArray[np.uint8]) -> dict[str, float]:
     """Measure the properties of a video, uint8 [F, H, W, 3], that usually drift first.
 
     Returns:
-        Means over all pixels, as shares of full brightness. ``brightness``: of the colour channels. ``saturation``:
-        largest minus smallest channel. ``sharpness``: absolute difference from the pixels to the right and below.
+        Three means over all pixels, as shares of full brightness. ``brightness`` is the mean of the colour channels.
+        ``saturation`` is the mean difference of the largest and the smallest channel. ``sharpness`` is the mean
+        absolute difference between a pixel and the pixels to the right and below.
     """
     values = frames.astype(np.float32) / 255
     edges = [np.abs(np.diff(values, axis=axis)).mean() for axis in (1, 2)]

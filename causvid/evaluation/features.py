@@ -1,4 +1,4 @@
-"""Features of videos for the Frechet distance: pooled activations of the first stage of a small video VAE's encoder.
+"""Compute features of videos for the Frechet distance: pooled activations of the first stage of a VAE's encoder.
 
 Shapes: N videos of F frames of H x W pixels; activations [N, C, f, h, w].
 """
@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 from causvid.compute import device as devices
 from causvid.wan.vae.vae import encoder_inputs, load_vae, to_unit
 
-DIMENSIONS = 64  # upper limit: a covariance can only be estimated from far more videos than features
-BATCH_PIXELS = 2**19  # of all frames of a batch: 16 clips of 33 x 32 x 32
+DIMENSIONS = 64  # largest number of features; an estimate of a covariance needs far more videos than features
+BATCH_PIXELS = 2**19  # number of pixels in all frames of a batch, for example 16 clips of 33 frames of 32 x 32 pixels
 
 
 class FeatureNet:
-    """A function from videos to features, which uses the encoder of the VAE in ``folder``.
+    """Maps videos to features, with the encoder of the VAE in ``folder``.
 
     Raises:
-        ValueError: The folder holds no VAE.
+        ValueError: The folder contains no VAE.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -69,7 +69,7 @@ class FeatureNet:
 
 
 class _Seen(Exception):
-    """Not an error. It stops the encoder after its first stage, which saves a quarter of the computation."""
+    """Raised to stop the encoder after its first stage, which saves a quarter of the computation. Not an error."""
 
     def __init__(self, hidden: torch.Tensor) -> None:
         self.hidden = hidden
@@ -80,11 +80,11 @@ def _leave(_module: torch.nn.Module, _inputs: tuple[Any, ...], hidden: torch.Ten
 
 
 def pool(hidden: torch.Tensor) -> torch.Tensor:
-    """Pool activations [N, C, f, h, w] to features [N, D]: two per channel, for its variation in space and in time.
+    """Pool activations [N, C, f, h, w] to features [N, D], with a spatial and a temporal feature for each channel.
 
-    The feature of space is the standard deviation within a frame, averaged over the frames. The feature of time is the
-    mean absolute change from one frame to the next, and 0 for a single frame. If there are more than 32 channels, only
-    every second, third, ... channel is used, so that D <= 64.
+    The spatial feature is the standard deviation within a frame, averaged over the frames. The temporal feature is the
+    mean absolute change from one frame to the next frame; it is 0 for a single frame. If there are more than 32
+    channels, only every second, third, ... channel is used, so that D <= 64.
     """
     step = -(-2 * hidden.shape[1] // DIMENSIONS)
     hidden = hidden[:, ::step].float()

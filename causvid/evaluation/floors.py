@@ -1,4 +1,4 @@
-"""Scores of corrupted real clips. They are the floors of the measures; the real clips themselves are the ceiling."""
+"""Score corrupted real clips, whose scores are the floors of the measures. Uncorrupted clips give the ceilings."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def floors(
 
     Args:
         videos: Real clips, each uint8 [F, H, W, 3].
-        captions: Their captions.
+        captions: The captions of the clips.
         blocks: Frames of each block of a clip.
         ruler: Measures the Frechet distance.
 
     Returns:
-        {corruption: {"judge", "table4", "frechet_distance"}}. "shuffled_captions" compares every clip with a random
-        caption of the set, which gives the scores of chance. Captions do not influence the Frechet distance, so this
-        entry has None.
+        {corruption: {"judge", "table4", "frechet_distance"}}. For "shuffled_captions", the judge compares every clip
+        with a random caption of the set, so that the scores are those of chance. The "frechet_distance" of this entry
+        is None, because captions do not influence the Frechet distance.
     """
     shuffled = _generator("shuffled_captions").permutation(len(captions))
     scores: dict[str, dict[str, Any]] = {

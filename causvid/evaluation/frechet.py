@@ -1,4 +1,4 @@
-"""The Frechet distance between a set of videos and a reference set, at one fixed number of videos."""
+"""Measure the Frechet distance between a set of videos and a reference set, with a fixed number of videos."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Ruler:
     """Measures Frechet distances from one reference set.
 
     Attributes:
-        net: Function from videos to features [N, D], a ``causvid.evaluation.features.FeatureNet``.
+        net: Function that maps videos to features [N, D], a ``causvid.evaluation.features.FeatureNet``.
         reference: Features [N, D] of the reference set.
-        count: Number of videos in each set. Distances are comparable at equal numbers only.
+        count: Number of videos in each set. Only distances with equal numbers of videos are comparable.
     """
 
     net: Net
@@ -33,9 +33,10 @@ class Ruler:
         """Measure the distance of the first ``count`` videos.
 
         Returns:
-            ``frechet_distance``; ``frechet_interval``, its 95 % interval [low, high], or None if a group of the
-            jackknife has fewer than two videos; ``frechet_n``, the number of videos; ``frechet_note``. If there are
-            fewer than ``count`` videos, here or in the reference, the distance is None and the note gives the reason.
+            A dictionary. ``frechet_distance`` is the distance. ``frechet_interval`` is the 95 % interval [low, high] of
+            the distance; it is None if a group of the jackknife has fewer than two videos. ``frechet_n`` is the number
+            of videos. If ``videos`` or the reference set has fewer than ``count`` videos, the distance is None, and
+            ``frechet_note`` gives the reason.
         """
         available = min(len(videos), len(self.reference), self.count)
         if available < max(2, self.count):

@@ -1,8 +1,8 @@
-"""Analytic judge of the toy world: compares a video with its caption, without training and without weights.
+"""Judge videos of the toy world: compare a video with its caption by rules, without trained weights.
 
-Shapes: F frames, H and W in pixels. The object of a frame consists of the pixels that differ from the frame's median
-colour, which is the background. The coverage of a pixel is the share of the pixel that the object fills. Expected sizes
-and speeds are those of the toy world and scale with the video.
+Shapes: F frames, H and W in pixels. The background of a frame is the median colour of the frame. The object of a frame
+consists of the pixels that differ from the background. The coverage of a pixel is the share of the pixel that the
+object fills. The expected sizes and speeds of the object are those of ``data.sources.toy_world``.
 """
 
 from __future__ import annotations
@@ -26,14 +26,17 @@ Floats = NDArray[np.float64]
 Frames = NDArray[np.uint8]
 Averages = dict[str, Any]
 
-MIN_CONTRAST = 60.0  # RGB distance from the background; colours of the toy world have at least 160
-# Share of the contrast that is cut off at both ends of the coverage. With 0.2, the measured positions would move in
-# steps of two pixels, because H.264's 4:2:0 halves the resolution of colour.
+# Smallest RGB distance between object and background; for the colours of the toy world, this distance is at least 160.
+MIN_CONTRAST = 60.0
+# Share of the contrast that is cut off at both ends of the coverage. With a share of 0.2, the measured position of the
+# object would move in steps of two pixels, because H.264's 4:2:0 halves the resolution of colour.
 NOISE = 0.1
-AREA_RANGE = (1 / 3, 3.0)  # share of the mean area in the toy world; a frame outside this range shows no single object
+# Smallest and largest area of an object, divided by the mean area in the toy world. A frame whose object has another
+# area does not show one object.
+AREA_RANGE = (1 / 3, 3.0)
 MAJORITY = 0.5  # share of the frames, pixels or steps that must agree
-MIN_SPEED = 0.3  # share of the true speed from which an object counts as moving
-VELOCITY_TOLERANCE = 0.5  # largest error of a right step, as a share of the true speed
+MIN_SPEED = 0.3  # smallest speed of a moving object, as a share of the true speed
+VELOCITY_TOLERANCE = 0.5  # largest velocity error of a correct step, as a share of the true speed
 ROUNDING_MSE = 1 / 12  # mean squared error of rounding to uint8
 
 
@@ -46,14 +49,14 @@ class Verdict:
         background: Whether the background has the colour of the caption.
         shape: Whether the object has the shape of the caption.
         motion: Whether the object moves in the direction of the caption.
-        velocity: Share of the steps between frames whose velocity error is at most half of the true speed.
+        velocity: Share of the steps between frames with a velocity error of at most half of the true speed.
         seen: Share of the frames that show one object.
-        area_cv: Size flicker: standard deviation of the object's area divided by its mean (0 = constant size). None if
-            no frame shows an object.
-        frame_psnr: PSNR in dB with respect to the ideal rendering of the caption at the measured positions, averaged
-            over frames.
-        temporal_psnr: The same PSNR, but with the positions of the true motion from one start, which is fitted to the
-            frames that show the object.
+        area_cv: Size flicker: standard deviation of the object's area divided by the mean area (0 = constant size).
+            None if no frame shows an object.
+        frame_psnr: PSNR in dB between a frame and the ideal rendering of the caption at the measured position, averaged
+            over the frames.
+        temporal_psnr: PSNR in dB between a frame and the ideal rendering of the caption at the position of the true
+            motion, averaged over the frames. The start of the true motion is fitted to the frames that show the object.
     """
 
     colour: bool
@@ -74,9 +77,9 @@ class Examination:
     Attributes:
         verdict: The verdict.
         seen: Whether each frame shows one object, [F].
-        psnr: Terms of ``frame_psnr`` in dB, [F].
+        psnr: The PSNR of each frame in dB, [F]. ``frame_psnr`` is the mean of these values.
         right: Whether the step into frame 1, 2, ... has the true velocity, [F - 1].
-        start: Centre (x, y) of the object in the first frame; None if that frame shows no object.
+        start: Centre (x, y) of the object in the first frame; None if the first frame shows no object.
     """
 
     verdict: Verdict
@@ -106,13 +109,13 @@ class _Object:
 
 
 def judge(frames: Frames, caption: str) -> Verdict | None:
-    """Return the verdict on ``frames``, uint8 [F, H, W, 3] RGB; None if ``caption`` is not one of the toy world."""
+    """Return the verdict on ``frames``, uint8 [F, H, W, 3] RGB; None if ``caption`` does not describe the toy world."""
     scene = scene_of(caption)
     return examine(frames, scene).verdict if scene else None
 
 
 def scene_of(caption: str) -> Scene | None:
-    """Return the scene that ``caption`` describes; None if the caption is not one of the toy world."""
+    """Return the scene that ``caption`` describes; None if ``caption`` does not describe the toy world."""
     try:
         return toy_world.parse(caption)
     except ValueError:
@@ -122,7 +125,7 @@ def scene_of(caption: str) -> Scene | None:
 def examine(frames: Frames, scene: Scene) -> Examination:
     """Compare ``frames``, uint8 [F, H, W, 3] RGB, with the scene that they should show."""
     count, height, width, _ = frames.shape
-    # Speeds of the toy world are in pixels per frame, so any frame rate gives the same verdict.
+    # Speeds of the toy world are in pixels per frame, so that the verdict does not depend on the frame rate.
     video = VideoShape(height=height, width=width, frames=count, fps=1)
     found = _find_object(frames, video)
     names = _nearest_colour(frames)
@@ -152,13 +155,13 @@ def judge_videos(videos: Sequence[Frames], captions: Sequence[str], blocks: Sequ
 
     Args:
         videos: Videos, each uint8 [F, H, W, 3] RGB.
-        captions: One caption per video. Videos whose caption is not one of the toy world are ignored.
+        captions: One caption per video. Videos whose caption does not describe the toy world are ignored.
         blocks: Frames of each block of a clip.
 
     Returns:
-        None if no caption is one of the toy world. Otherwise the values of ``average``; ``start_spread`` and
-        ``sample_spread`` of ``causvid.evaluation.spread``, None if no two videos share a caption; and ``blocks``, the
-        result of ``over_block`` for each block.
+        None if no caption describes the toy world. Otherwise, a dictionary with the values of ``average``, with
+        ``start_spread`` and ``sample_spread`` of ``causvid.evaluation.spread`` (None if no two videos have the same
+        caption), and with ``blocks``, a list with the result of ``over_block`` for each block.
 
     Raises:
         ValueError: The numbers of captions and videos differ, or a caption is not a string.
@@ -182,10 +185,10 @@ def judge_videos(videos: Sequence[Frames], captions: Sequence[str], blocks: Sequ
 
 
 def average(verdicts: Sequence[Verdict | None]) -> dict[str, float | None] | None:
-    """Return the mean of every field over the verdicts that are not None, and their number ``n``.
+    """Return the mean of every field over the verdicts that are not None, and the number ``n`` of these verdicts.
 
-    ``area_cv`` is averaged over the videos that show an object, and is None if there are no such videos. The result is
-    None if there are no verdicts.
+    ``area_cv`` is averaged over the videos that show an object, and is None if no video shows an object. The result is
+    None if all verdicts are None.
     """
     judged = [asdict(verdict) for verdict in verdicts if verdict is not None]
     if not judged:
@@ -218,13 +221,14 @@ def over_block(examinations: Sequence[Examination], block: range) -> dict[str, f
 
 
 def _find_object(frames: Frames, video: VideoShape) -> _Object:
-    """Find the object of every frame. The coverage of a pixel is its contrast as a share of the object's contrast."""
+    """Find the object in every frame. The coverage of a pixel is its contrast divided by the contrast of the object."""
     pixels = frames.reshape(video.frames, -1, 3)
     background = np.median(pixels, axis=1).astype(np.float32)[:, None, None, :]
     difference = frames - background
     distance = np.sqrt(np.einsum("fhwc,fhwc->fhw", difference, difference)).astype(np.float64)
     low, high = toy_world.radius_range(video)
-    # The smallest triangle fills about twice this many pixels, so the pixel of this rank is inside every object.
+    # The smallest triangle fills about 2 ``rank`` pixels. The pixel with the ``rank``-th largest contrast is therefore
+    # inside every object.
     rank = max(1, round(low**2))
     contrast = np.partition(distance.reshape(video.frames, -1), -rank, axis=1)[:, -rank]
     share = distance / np.maximum(contrast, 1.0)[:, None, None]
@@ -247,7 +251,7 @@ def _torus_centers(weight: Floats) -> Floats:
         size = profile.shape[1]
         places = np.arange(size)
         rough = np.angle(profile @ np.exp(2j * np.pi * places / size)) * size / (2 * np.pi)
-        # The circular mean is not the centre of mass of an asymmetric shape, but it is close enough to unwrap offsets.
+        # For an asymmetric shape, the circular mean differs from the centre of mass, but unwraps the offsets correctly.
         offset = (places - rough[:, None] + size / 2) % size - size / 2
         axes.append((rough + (profile * offset).sum(axis=1) / np.maximum(profile.sum(axis=1), 1e-9)) % size)
     return np.stack(axes, axis=-1)
@@ -274,9 +278,9 @@ def _is_mostly(names: NDArray[np.intp], wanted: str) -> bool:
 
 
 def _fit_shape(found: _Object, scene: Scene, video: VideoShape) -> tuple[str | None, float]:
-    """Return the shape that fits the object best, and the best radius in pixels of the shape in ``scene``.
+    """Return the shape that matches the object best, and the best radius in pixels of the shape in ``scene``.
 
-    The shape is None if no template fits well enough.
+    The shape is None if the match of the best template is below ``shape_match.MIN_MATCH``.
     """
     low, high = toy_world.radius_range(video)
     scale = toy_world.speed(video) / toy_world.speed(shape_match.CANVAS)
@@ -284,8 +288,8 @@ def _fit_shape(found: _Object, scene: Scene, video: VideoShape) -> tuple[str | N
         return None, low
     difference = found.difference[found.seen]
     colour = difference[found.coverage[found.seen] >= 1].mean(axis=0)
-    # Unlike the coverage, the projection onto the object's colour has no threshold that sharpens blurred edges, and it
-    # ignores noise in all other directions.
+    # The projection onto the object's colour has two advantages over the coverage: no threshold sharpens blurred edges,
+    # and noise in other directions of the colour space is ignored.
     share = np.clip(difference @ (colour / (colour @ colour)), 0.0, 1.0).astype(np.float64)
     image = shape_match.mean_picture(share, found.centers[found.seen], scale)
     fits = shape_match.match_shapes(image)
@@ -321,7 +325,7 @@ def _right_steps(found: _Object, scene: Scene, video: VideoShape) -> NDArray[np.
 
 
 def _fit_start(found: _Object, scene: Scene, video: VideoShape) -> tuple[float, float]:
-    """Return the start (x, y) of the true motion that fits the centres in the seen frames best.
+    """Return the start (x, y) of the true motion that fits the object's centres best, over the frames with an object.
 
     The true motion is subtracted from the centres, and the start is the circular mean of the differences.
     """

@@ -1,4 +1,4 @@
-"""Latency of the first frame, and frames per second, of teacher and student, measured in one process."""
+"""Measure the latency of the first frame and the frames per second of teacher and student in one process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from causvid.compute import device as devices
 from causvid.runtime.seeding import generator
 from causvid.runtime.shapes import VideoShape
 
-if TYPE_CHECKING:  # importing diffusers takes seconds, and the params are checked without it
+if TYPE_CHECKING:  # the import of diffusers takes seconds, and params are checked without diffusers
     from causvid.pipeline import CausVidPipeline
 
 
@@ -23,8 +23,8 @@ class LatencyConfig:
     """Params section ``measure_latency``.
 
     Attributes:
-        warmup: Runs that are not timed.
-        repeats: Timed runs. Their median is reported.
+        warmup: Number of runs that are not timed.
+        repeats: Number of timed runs, whose median is reported.
     """
 
     warmup: int
@@ -40,16 +40,16 @@ def measure(
     seed: int,
     few_steps: bool,
 ) -> dict[str, float]:
-    """Return the seconds until the first and the last frame of one video are decoded, without text encoding.
+    """Measure the seconds until the first and the last frame of one video are decoded, without text encoding.
 
     Args:
         pipeline: Pipeline of the model.
         text: Prompt embeddings [1, L, D].
         negative: Embeddings of the negative prompt [1, L, D].
         video: Size of the video.
-        guidance_scale: Guidance of the solver; not used with ``few_steps``.
+        guidance_scale: Guidance scale of the solver; not used if ``few_steps`` is True.
         seed: Seed of the noise.
-        few_steps: As in ``CausVidPipeline.__call__``.
+        few_steps: Whether the model generates with few steps, as in ``CausVidPipeline.__call__``.
     """
     noise = [generator(seed, "latency")]
     devices.synchronize(pipeline.device)
@@ -80,22 +80,23 @@ def compare(
     seed: int,
     config: LatencyConfig,
 ) -> dict[str, Any]:
-    """Time both models alternately, so that other load on the machine affects both.
+    """Time teacher and student alternately, so that other load on the machine affects both models.
 
     Args:
-        teacher: Pipeline of the teacher, which runs the solver's many steps.
-        student: Pipeline of the student, which runs its few steps.
+        teacher: Pipeline of the teacher, which generates with many steps.
+        student: Pipeline of the student, which generates with few steps.
         text: Prompt embeddings [1, L, D].
         negative: Embeddings of the negative prompt [1, L, D].
         video: Size of the video.
-        guidance_scale: Guidance of the teacher.
+        guidance_scale: Guidance scale of the teacher.
         seed: Seed of the noise.
         config: Number of runs.
 
     Returns:
-        ``device``; for ``teacher`` and ``student`` the medians ``first_frame_s`` and ``seconds``, ``fps``, and
-        ``passes``, the forward passes over each frame (two for a step with guidance, context passes not counted);
-        ``ratio``, how many times faster the student is.
+        A dictionary. ``device`` is the name of the device. ``teacher`` and ``student`` map ``first_frame_s`` and
+        ``seconds`` to medians, ``fps`` to frames per second, and ``passes`` to the number of forward passes over each
+        frame (a step with guidance has two forward passes; context passes are not counted). ``ratio`` maps
+        ``first_frame`` and ``fps`` to the factors by which the student is faster.
     """
     runs: dict[str, list[dict[str, float]]] = {"teacher": [], "student": []}
     for index in range(config.warmup + config.repeats):

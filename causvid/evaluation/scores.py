@@ -1,7 +1,7 @@
-"""All scores of a folder of videos except those of VBench: judge, Frechet distance, flicker, drift.
+"""Compute all scores of a folder of videos except the scores of VBench: judge, Frechet distance, flicker, drift.
 
-For captions of the toy world, the reference of the Frechet distance is a set of renderings of the same captions. For
-other captions, the reference consists of real clips that are not scored themselves.
+For captions of the toy world, the reference set of the Frechet distance consists of renderings of the same captions.
+For other captions, the reference set consists of real clips that are not among the scored videos.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Setting:
         video: Size of the clips.
         blocks: Frames of each block of a clip.
         count: Number of videos to score.
-        crf: x264's quality of the samples.
+        crf: Quality of x264 with which the samples were encoded.
     """
 
     reference: Path
@@ -58,7 +58,8 @@ class Selected(NamedTuple):
 def select(folder: Path, setting: Setting) -> Selected:
     """Select the first ``setting.count`` videos of ``folder``.
 
-    Of the real clips, at most the first half is selected if the other half is the reference.
+    If ``folder`` contains the real clips, and the second half of these clips is the reference set, at most the first
+    half is selected.
     """
     listed = read_manifest(folder)
     rows = listed[: setting.count]
@@ -71,10 +72,14 @@ def score(folder: Path, net: FeatureNet, setting: Setting) -> dict[str, Any]:
     """Score the videos of ``folder`` that ``select`` returns.
 
     Returns:
-        - ``n``: number of videos; ``prompts``: number of different captions.
-        - ``judge`` (see ``judge.judge_videos``) and ``table4``: None if no caption is one of the toy world.
-        - the values of ``Ruler.measure``; ``flicker``; ``drift``.
-        - ``floors``: see ``floors.floors``; None unless ``folder`` is that of the real clips and shows the toy world.
+        A dictionary:
+
+        - ``n`` is the number of videos, and ``prompts`` is the number of different captions.
+        - ``judge`` is the result of ``judge.judge_videos``, and ``table4`` is the result of ``table4.columns``. The two
+          results are None if no caption describes the toy world.
+        - The values of ``Ruler.measure`` are included.
+        - ``flicker`` is the result of ``quality.mean_flicker``, and ``drift`` is the result of ``drift.drift``.
+        - ``floors`` is the result of ``floors.floors`` if ``folder`` contains real clips of the toy world, else None.
     """
     (rows, rendered), clips = select(folder, setting), read_manifest(setting.reference)
     captions, videos = [row["caption"] for row in rows], Clips(folder, rows)

@@ -1,8 +1,9 @@
 """Recognise the toy world's shapes: compare the mean image of an object with templates of many sizes and blurs.
 
-Images have the object's centre in the middle, and their pixels are world pixels, those of a 32-pixel video, so that one
-set of templates is enough for videos of all sizes. The mean over the frames removes noise and flicker. Templates are
-blurred to several degrees, so that a blurred or slightly trembling shape is still recognised.
+The centre of the object is in the middle of the mean image. World pixels are the pixels of a video of 32 x 32 pixels.
+Mean images and templates consist of world pixels, so that one set of templates is enough for videos of all sizes. The
+mean over the frames removes noise and flicker. Some templates are blurred, so that a blurred or slightly trembling
+shape is still recognised.
 """
 
 from __future__ import annotations
@@ -18,22 +19,26 @@ from causvid.runtime.shapes import VideoShape
 
 Floats = NDArray[np.float64]
 
-REACH = 10  # world pixels from the centre to the edge of an image; the largest triangle's corners are at 9.4
+# World pixels from the centre to the edge of an image. The corners of the largest triangle are 9.4 world pixels from
+# its centre.
+REACH = 10
 CANVAS = VideoShape(height=32, width=32, frames=1, fps=1)  # a frame whose pixels are world pixels
-RADII = np.geomspace(0.6, 1.65, 40)  # share of the mean radius; the areas are 1/3 to 3 times the mean area
-OFFSETS = (-0.5, 0.0, 0.5)  # world pixels; the centre of mass of a slightly incomplete object is shifted
-BLURS = (0.0, 0.5, 0.8, 1.1)  # standard deviations in world pixels
-# Measured matches: real clips 0.97; reconstructions of 26 dB 0.95; a half or two thirds of a shape 0.62 to 0.92;
-# triangles with a round top 0.90 to 0.93, with the circle as the best shape.
+RADII = np.geomspace(0.6, 1.65, 40)  # radii divided by the mean radius; the areas are 1/3 to 3 times the mean area
+# Shifts of the templates in world pixels, because the centre of mass of a slightly incomplete object is shifted.
+OFFSETS = (-0.5, 0.0, 0.5)
+BLURS = (0.0, 0.5, 0.8, 1.1)  # standard deviations of the blur in world pixels
+# Smallest match of a recognised shape. Measured matches: 0.97 for real clips, 0.95 for reconstructions with a PSNR of
+# 26 dB, 0.62 to 0.92 for a half or two thirds of a shape, 0.90 to 0.93 for triangles with a round top, whose best
+# template is a circle.
 MIN_MATCH = 0.92
 
 
 @dataclass(frozen=True, kw_only=True)
 class Match:
-    """The template of one shape that fits best.
+    """The best template of one shape.
 
     Attributes:
-        match: Overlap in [0, 1], see ``match_shapes``.
+        match: Match in [0, 1], defined in ``match_shapes``.
         radius: Radius of the template in world pixels.
     """
 
@@ -76,7 +81,7 @@ def mean_picture(coverage: Floats, centers: Floats, scale: float) -> Floats:
 
 
 def _window(size: int, center: Floats, scale: float) -> Floats:
-    """Return weights [F, 2 REACH + 1, size] of linear interpolation; if ``scale`` > 1, they average a world pixel."""
+    """Return weights [F, 2 REACH + 1, size] that interpolate linearly or, if ``scale`` > 1, average a world pixel."""
     places = center[:, None, None] + np.arange(-REACH, REACH + 1)[None, :, None] * scale
     away = np.abs((np.arange(size) - places + size / 2) % size - size / 2)
     reach = max(1.0, scale)
@@ -85,7 +90,7 @@ def _window(size: int, center: Floats, scale: float) -> Floats:
 
 
 def match_shapes(picture: Floats) -> dict[str, Match]:
-    """Return the best template of every shape for an image of ``mean_picture``.
+    """Return the best template of every shape for an image that ``mean_picture`` returned.
 
     The match of an image a and a template b is <a, b> / (<a, a> + <b, b> - <a, b>). For binary images, this is the
     intersection over union.
@@ -122,7 +127,7 @@ def _bank() -> _Bank:
 
 
 def _gaussian(deviation: float) -> Floats:
-    """Return the matrix [2 REACH + 1, 2 REACH + 1] that blurs the columns of an image; outside, the image is 0."""
+    """Return the matrix [2 REACH + 1, 2 REACH + 1] that blurs the columns of an image with zeros outside the image."""
     if deviation == 0:
         return np.eye(2 * REACH + 1)
     away = np.arange(2 * REACH + 1)[:, None] - np.arange(2 * REACH + 1)

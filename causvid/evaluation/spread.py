@@ -1,7 +1,8 @@
-"""Diversity of videos of one caption: differences of starts and pixels, relative to random videos of the toy world.
+"""Measure the diversity of videos of one caption: differences between starts and between pixels of two videos.
 
-Shapes: F frames, H and W in pixels, P pairs of videos. Both measures have the expectation 1 for independent uniform
-starts, and are 0 if all videos are equal. They do not measure quality: the pixels of two videos of noise differ, too.
+The differences are divided by the differences of random videos of the toy world. Both measures have the expectation 1
+for independent uniform starts, and are 0 if all videos are equal. The measures do not measure quality: the pixels of
+two videos of noise differ too. Shapes: F frames, H and W in pixels, P pairs of videos.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from causvid.runtime.shapes import VideoShape
 Floats = NDArray[np.float64]
 Frames = NDArray[np.uint8]
 
-IDEALS = 8  # renderings of a caption, which form 28 pairs
+IDEALS = 8  # number of renderings of a caption, which form 28 pairs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """Differences of all pairs of videos of one caption, divided by their expectations.
+    """Differences of all pairs of videos of one caption, divided by the expected differences.
 
     Attributes:
-        start: Distances of the objects' starts, [P].
+        start: Distances between the starts of the two objects, [P].
         sample: Root mean square differences of the pixels, [P].
     """
 
@@ -43,8 +44,8 @@ def of_scene(scene: Scene, videos: Sequence[Frames], starts: Sequence[Floats | N
     Args:
         scene: The scene.
         videos: At least two videos, each uint8 [F, H, W, 3].
-        starts: Centre (x, y) of each object in the first frame; None if that frame shows no object. The start distance
-            of a pair with a missing object is 0.
+        starts: For each video, the centre (x, y) of the object in the first frame; None if this frame shows no object.
+            The start distance of a pair with a missing object is 0.
     """
     frames, height, width, _ = videos[0].shape
     video = VideoShape(height=height, width=width, frames=frames, fps=1)
@@ -70,8 +71,8 @@ def average(spreads: Sequence[Spread]) -> dict[str, float | None]:
 def mean_torus_distance(width: float, height: float) -> float:
     """Return the mean shortest distance of two independent uniform points on a ``width`` x ``height`` torus.
 
-    The distance along each axis is uniform between 0 and half of the side. The mean is thus the integral of hypot(x, y)
-    over a rectangle of half the sides, divided by its area.
+    The distance along each axis is uniform between 0 and half of the side. The mean is therefore the integral of
+    hypot(x, y) over the rectangle from 0 to half of each side, divided by the area of this rectangle.
     """
     a, b = width / 2, height / 2
     along, across = a**2 / (2 * b) * np.arcsinh(b / a), b**2 / (2 * a) * np.arcsinh(a / b)
@@ -79,7 +80,7 @@ def mean_torus_distance(width: float, height: float) -> float:
 
 
 def _ideal(scene: Scene, video: VideoShape, number: int) -> Frames:
-    # Without the seed of the run, so that all runs are compared with the same renderings.
+    # The draw does not depend on the seed of the run, so that all runs are compared with the same renderings.
     draw = np.random.Generator(np.random.PCG64(derive_seed("spread", scene.caption, number)))
     start_xy = (draw.uniform(0, video.width), draw.uniform(0, video.height))
     radius = draw.uniform(*toy_world.radius_range(video))

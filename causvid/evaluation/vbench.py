@@ -1,7 +1,8 @@
-"""Run VBench in a separate environment, because the versions that VBench requires conflict with those of this project.
+"""Run VBench in a separate environment, because VBench requires other package versions than this project.
 
-The subprocess exchanges JSON with this one. A dimension whose weights are missing is skipped, with the missing files as
-the reason. Names of files and settings are those of VBench 0.1.5, some of whose download links no longer work.
+This process exchanges JSON with the subprocess that runs VBench. A dimension whose weights are missing is skipped; the
+reason lists the missing files. The names of files and settings are the names in VBench 0.1.5. Some download links of
+this version no longer work.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _CLIP_L = "clip_model/ViT-L-14.pt"
 _VICLIP = "ViCLIP/ViClip-InternVid-10M-FLT.pth"
 _DINO = "dino_model/dino_vitbase16_pretrain.pth"
 _DINO_CODE = "dino_model/facebookresearch_dino_main"
-# The files that each dimension reads from evaluate.vbench_weights (VBench's cache folder).
+# Maps each dimension to the files that it reads from evaluate.vbench_weights (VBench's cache folder).
 WEIGHTS: dict[str, tuple[str, ...]] = {
     "temporal_flickering": (),
     "subject_consistency": (_DINO, *(f"{_DINO_CODE}/{name}.py" for name in ("hubconf", "vision_transformer", "utils"))),
@@ -52,8 +53,8 @@ NEEDS_OWN_PROMPTS = (
 )
 # VBench also loads the weights of DINO through torch.hub, even if their path is given.
 ALSO_AT = {_DINO: "torch_hub/hub/checkpoints/dino_vitbase16_pretrain.pth"}
-START_SECONDS = 600.0
-# Limit per video and dimension. The slowest dimension takes about 340 s for 81 frames of 480p on one CPU thread.
+START_SECONDS = 600.0  # time limit for the start of VBench
+# Time limit per video and dimension. The slowest dimension takes about 340 s for 81 frames of 480p on one CPU thread.
 SECONDS_PER_VIDEO = 900.0
 
 
@@ -69,7 +70,7 @@ class EvaluateConfig:
     """
 
     feature_vae: Path
-    # Without an environment, the scores of VBench are "not measured". Its lock file defines it.
+    # If the interpreter is missing, the scores of VBench are "not measured". The lock file defines the environment.
     vbench_python: Annotated[Path, PathRule(may_be_missing=True, counted_by=Path("requirements/vbench.txt"))]
     vbench_weights: Annotated[Path, PathRule(may_be_missing=True)]
     vbench_dimensions: tuple[str, ...]
@@ -93,9 +94,9 @@ def scoring(
 
     Args:
         folder: Folder of the videos.
-        rows: Rows of its manifest, for the videos to score.
-        config: Params section.
-        device: Device of VBench's networks, a name for ``torch.device``.
+        rows: Rows of the manifest in ``folder``, one for each video to score.
+        config: Params section ``evaluate``.
+        device: Device of VBench's networks, as a name for ``torch.device``.
         log: File for VBench's output.
 
     Yields:
@@ -135,9 +136,9 @@ def why_not(dimension: str, config: EvaluateConfig) -> str | None:
 
 
 def _link_weights(weights: Path, dimensions: Sequence[str], cache: Path) -> None:
-    """Create a cache folder of links for one run.
+    """Create a cache folder with links to the weights for one run.
 
-    VBench writes into its cache folder, and the folder of the user is an input that must not change.
+    VBench writes into its cache folder, and the user's folder of weights is an input that must not change.
     """
     cache.mkdir()
     for name in {name for dimension in dimensions for name in WEIGHTS[dimension]}:
@@ -155,7 +156,7 @@ def _running(
 
     Args:
         python: Interpreter of VBench's environment.
-        request: Request as in ``vbench_runner``.
+        request: Request in the format of ``vbench_runner``.
         cache: VBench's cache folder.
         out: File of the results.
         log: File for VBench's output.
@@ -175,7 +176,7 @@ def _running(
     with tempfile.TemporaryFile() as asked, log.open("wb") as stream:
         asked.write(json.dumps(request).encode())
         asked.seek(0)
-        # A new session, so that the subprocesses of VBench can be killed together with it.
+        # The process starts in a new session, so that VBench can be killed together with its subprocesses.
         process = subprocess.Popen(
             [str(python), "-P", str(RUNNER), str(out)],
             stdin=asked,

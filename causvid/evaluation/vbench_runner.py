@@ -1,12 +1,12 @@
 """Run VBench in its environment: read a request from stdin, and write the results as JSON to the file in the argument.
 
-The interpreter of VBench's environment executes this file, so it imports only the standard library and, inside
-functions, torch and VBench. Start it with ``python -P``, because a module of this folder is also called vbench.
+The interpreter of VBench's environment runs this file. The file therefore imports only the standard library and, inside
+functions, torch and VBench. Run the file with ``python -P``, because a module in this folder is also called vbench.
 
 Request: {"dimensions": [name], "device": str, "threads": int, "videos": [{"path", "prompt"}]}.
-Result: {"version": str, "scores": {name: float}, "skipped": {name: reason}}. The file is written again after every
-dimension, so that the finished scores survive if the process is killed. VBench downloads missing weights, so the caller
-must check that all weights exist.
+Result: {"version": str, "scores": {name: float}, "skipped": {name: reason}}. The file of results is written again after
+every dimension, so that no finished score is lost if the process is killed. VBench downloads missing weights, so that
+the caller must check that all weights exist.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-# ViCLIP's vocabulary. VBench downloads it at import with wget, although the package clip contains it.
+# File of ViCLIP's vocabulary. VBench downloads this file with wget during its import, although the package clip
+# contains the file.
 BPE = "bpe_simple_vocab_16e6.txt.gz"
 NEEDS_BPE = ("overall_consistency", "temporal_style")
-# AMT's checkpoint holds objects other than tensors, but VBench 0.1.5 does not set weights_only=False. Only this
+# AMT's checkpoint contains objects that are not tensors, but VBench 0.1.5 does not set weights_only=False. Only this
 # dimension may load such objects, because loading them can execute code from the file.
 LOADS_OBJECTS = ("motion_smoothness",)
 
@@ -40,7 +41,7 @@ def main(out: Path) -> None:
     for dimension in request["dimensions"]:
         try:
             results["scores"][dimension] = score(dimension, request)
-        # VBench can fail in many ways, and a failed dimension must not discard the hours of work on the others.
+        # VBench can fail in many ways. A failed dimension must not discard hours of work on the other dimensions.
         except Exception as error:
             results["skipped"][dimension] = f"VBench failed: {type(error).__name__}: {error}".splitlines()[0]
         temporary = out.with_name(f"{out.name}.tmp")
@@ -70,7 +71,7 @@ def score(dimension: str, request: dict[str, Any]) -> float:
     with tempfile.TemporaryDirectory() as folder:
         info = Path(folder) / "info.json"
         info.write_text(json.dumps(videos))
-        # In several places VBench does not disable gradients, which would keep the graph of a whole video in memory.
+        # In several places, VBench does not disable gradients. The graph of a complete video would remain in memory.
         with torch.no_grad():
             value, rows = compute(str(info), torch.device(request["device"]), submodules)
     if len(rows) != len(videos):

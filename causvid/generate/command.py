@@ -22,11 +22,11 @@ from causvid.runtime.files import publish
 app = typer.Typer(add_completion=False, help="CausVid: generate videos from prompts, one block after another.")
 Checkpoint = Annotated[
     Path,
-    typer.Option(help="folder that a stage trained, released model.pt beside a Wan2.1 folder, or diffusers folder"),
+    typer.Option(help="folder that a stage trained, diffusers folder, or original model.pt beside a Wan2.1 folder"),
 ]
 Params = Annotated[
     Path | None,
-    typer.Option(help="params file with sizes, schedule and block size of released weights; none = params.yaml"),
+    typer.Option(help="params file with sizes, schedule and block size of a model.pt; none = params.yaml"),
 ]
 Wan = Annotated[Path | None, typer.Option(help="Wan2.1 folder, if it is not beside model.pt")]
 OfPrecision = Annotated[devices.Precision | None, typer.Option(help="precision of the weights; none = as trained")]
@@ -35,18 +35,18 @@ OfPrecision = Annotated[devices.Precision | None, typer.Option(help="precision o
 @app.command("generate")
 def generate_command(
     checkpoint: Checkpoint,
-    out: Annotated[Path, typer.Option(help="folder for the mp4s and videos.json; an existing one is continued")],
+    out: Annotated[Path, typer.Option(help="folder for the mp4s and videos.json; may contain videos of earlier calls")],
     prompts: Annotated[Path | None, typer.Option(help="text file with one prompt per line")] = None,
     prompt: Annotated[str | None, typer.Option(help="one prompt")] = None,
     seed: Annotated[
-        list[int], typer.Option(help="0 to 4294967295, as in torch.Generator; repeat it for more videos of each prompt")
+        list[int], typer.Option(help="0 to 4294967295, as in torch.Generator; repeat --seed for more videos per prompt")
     ] = [0],  # noqa: B006  the default of a typer option
     seconds: Annotated[
-        float | None, typer.Option(help="length; more than a clip needs a causal student; none = one clip")
+        float | None, typer.Option(help="length; a causal student can exceed the length of a clip; none = one clip")
     ] = None,
-    height: Annotated[int | None, typer.Option(help="pixels; none = as trained")] = None,
-    width: Annotated[int | None, typer.Option(help="pixels; none = as trained")] = None,
-    fps: Annotated[int | None, typer.Option(help="frames per second; none = as trained")] = None,
+    height: Annotated[int | None, typer.Option(help="height in pixels; none = as in training")] = None,
+    width: Annotated[int | None, typer.Option(help="width in pixels; none = as in training")] = None,
+    fps: Annotated[int | None, typer.Option(help="frames per second; none = as in training")] = None,
     params: Params = None,
     wan_folder: Wan = None,
     precision: OfPrecision = None,
@@ -78,7 +78,7 @@ def export_command(
     wan_folder: Wan = None,
     precision: OfPrecision = devices.Precision.FLOAT32,
 ) -> None:
-    """Export transformer, VAE, text encoder and settings as one diffusers folder."""
+    """Export the transformer, VAE, text encoder and settings to one diffusers folder."""
 
     def run() -> str:
         if out.exists():
@@ -100,9 +100,9 @@ def export_command(
 
 def _say(run: Callable[[], str]) -> None:
     """Print the result of ``run``. After a ValueError, print its message and exit with code 1."""
-    logging.disable_progress_bar()  # of loaded weights; the progress of the videos is shown instead
+    logging.disable_progress_bar()  # hides the progress of loading weights; the progress of the videos is shown
     try:
-        print(text.escaped(run()))  # --out may have a name that UTF-8 cannot hold
+        print(text.escaped(run()))  # the name in --out may not be encodable in UTF-8
     except ValueError as error:
         sys.exit(f"causvid: {error}")
 

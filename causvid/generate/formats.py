@@ -1,9 +1,12 @@
-"""Build a pipeline from each kind of checkpoint. The kind determines the source of schedule, sizes and prompt length.
+"""Build a pipeline from each kind of checkpoint.
 
-- A folder that a stage trained, with its VAE and text encoder beside it: the source is its training record.
-- A diffusers folder that ``causvid export`` created: the source is its model_index.json.
-- Weights from elsewhere (a ``model.pt`` of the released CausVid, or the folder of a transformer without a record): the
-  source is a params file, and the values are printed.
+The kind of the checkpoint determines the source of the settings (schedule, sizes and prompt length):
+
+- For a folder that a stage trained, the settings are read from the training record. The folders of the VAE and the text
+  encoder are beside the folder of the transformer.
+- For a diffusers folder that ``causvid export`` created, the settings are read from model_index.json.
+- For other weights (a ``model.pt`` of the original CausVid code, or a folder of a transformer without a training
+  record), the settings are read from a params file and printed.
 """
 
 from __future__ import annotations
@@ -37,27 +40,27 @@ from causvid.wan.text_encoder import load_text_encoder
 from causvid.wan.transformer.wan import load_transformer, to_precision
 from causvid.wan.vae.vae import load_vae
 
-PARAMS = Path("params.yaml")  # default for weights from elsewhere
+PARAMS = Path("params.yaml")  # default params file for weights without a training record
 
 
 def load_checkpoint(
     checkpoint: Path, *, params: Path | None, wan: Path | None, precision: devices.Precision | None
 ) -> CausVidPipeline:
-    """Load the pipeline of ``checkpoint`` onto the device of this process.
+    """Build a pipeline from ``checkpoint`` on the device of this process.
 
-    Links are followed only to read files. The name that was given decides the kind of the checkpoint, and neighbours
-    such as the VAE are looked up beside the link first.
+    Links are followed only to read files. If ``checkpoint`` is a link, the VAE and the text encoder are searched beside
+    the link before they are searched beside the target of the link.
 
     Args:
-        checkpoint: A checkpoint of one of the kinds above.
-        params: Params file. Weights from elsewhere take their values from it, by default from params.yaml. Weights that
-            come with their own values must agree with it.
-        wan: Wan2.1 folder of a released model.pt; None = the one beside it.
-        precision: Precision of the weights; None = as trained.
+        checkpoint: A checkpoint of one of the kinds in the docstring of this module.
+        params: Params file. For weights without a training record, the settings are read from this file; None =
+            params.yaml. If the checkpoint stores settings, the settings in this file must be equal.
+        wan: Wan2.1 folder for a model.pt; None = the Wan2.1 folder beside the model.pt.
+        precision: Precision of the weights; None = as in training.
 
     Raises:
-        ValueError: The checkpoint is of no known kind, the weights were trained for other values than those in
-            ``params``, or a part is missing, damaged or does not fit.
+        ValueError: The checkpoint is of no known kind, the weights were trained with other settings than those in
+            ``params``, or a part of the checkpoint is missing, is damaged or does not match the other parts.
     """
     places = list(_places(checkpoint))
     checkpoint = places[0]
@@ -71,10 +74,10 @@ def load_checkpoint(
             pipeline = _from_transformer(places, params, precision)
         else:
             raise ValueError(
-                f"--checkpoint is {checkpoint}; it must be a folder with config.json (trained here), a released "
-                "model.pt, or a diffusers folder with model_index.json"
+                f"--checkpoint is {checkpoint}; it must be a folder with config.json (trained by this project), a "
+                "model.pt of the original CausVid code, or a diffusers folder with model_index.json"
             )
-    except (OSError, SafetensorError) as error:  # from diffusers and transformers, for missing or truncated files
+    except (OSError, SafetensorError) as error:  # diffusers and transformers raise these for unusable files
         raise ValueError(f"--checkpoint {checkpoint} cannot be loaded: {error}") from error
     _require_fitting(pipeline)
     pipeline.to(devices.pick())
@@ -83,7 +86,7 @@ def load_checkpoint(
 
 
 def _places(path: Path) -> Iterator[Path]:
-    """Yield the absolute ``path`` as given, then the target of each link. Raises ValueError for a broken link."""
+    """Yield the absolute form of ``path``, then the target of each link. Raises ValueError for a broken link."""
     if path.is_symlink() and not path.exists():
         raise ValueError(f"--checkpoint is {path}, a link to {path.readlink()}, which does not exist; repair the link")
     while True:
@@ -124,9 +127,9 @@ def _from_transformer(
         _require_agreement(folder, record, params)
     elif _was_trained_here(folder, beside):
         raise ValueError(
-            f"{folder} has no {FILE}: an older version trained it. Train it again ('dvc repro train_dmd' writes "
-            "data/checkpoints/dmd). If its weights come from elsewhere, put text_encoder/ and tokenizer/ in diffusers' "
-            "layout beside it"
+            f"{folder} has no {FILE}: an older version trained this model. Train the model again ('dvc repro "
+            "train_dmd' writes data/checkpoints/dmd). If another program wrote the weights, put text_encoder/ and "
+            "tokenizer/ in diffusers' layout beside the folder"
         )
     else:
         record, said_by = _record_of_params(folder, params or PARAMS), f"{params or PARAMS}: model"
@@ -143,7 +146,7 @@ def _from_transformer(
 
 
 def _beside(places: Sequence[Path]) -> Path:
-    """Return the folder that holds the transformer's VAE and text encoder. Raises ValueError if one is missing."""
+    """Return the folder that contains the VAE and the text encoder. Raises ValueError if either of them is missing."""
     parts = {"vae": "train_vae", "text_encoder": "encode_prompts"}
     for place in places:
         if all((place.parent / part).is_dir() for part in parts):
@@ -151,22 +154,22 @@ def _beside(places: Sequence[Path]) -> Path:
     folder = places[0]
     part, stage = next((part, stage) for part, stage in parts.items() if not (folder.parent / part).is_dir())
     raise ValueError(
-        f"{folder} needs {folder.parent / part} beside it, which the stage {stage} writes; for a released model.pt, "
-        "give the file itself, beside its Wan2.1 folder"
+        f"{folder} needs {folder.parent / part} beside it, which the stage {stage} writes; for a model.pt of the "
+        "original CausVid code, give the path of the file, which must be beside its Wan2.1 folder"
     )
 
 
 def _was_trained_here(folder: Path, beside: Path) -> bool:
-    """Return whether a stage of this project wrote ``folder``, which has no record.
+    """Return whether a stage of this project wrote ``folder``, although the folder has no training record.
 
-    Only the stage encode_prompts stores the text encoder as text_encoder/text_encoder. An imported checkpoint is marked
-    by the file original_layout.json.
+    A text encoder in text_encoder/text_encoder was written by the stage encode_prompts. A folder with the file
+    original_layout.json was imported.
     """
     return _is_ours(beside / "text_encoder") and not (folder / LAYOUT).is_file()
 
 
 def _is_ours(text_encoder: Path) -> bool:
-    """Return whether the folder has the layout of the stage encode_prompts: encoder and tokenizer in subfolders."""
+    """Return whether the stage encode_prompts wrote ``text_encoder``, with encoder and tokenizer in subfolders."""
     return (text_encoder / "text_encoder").is_dir()
 
 
@@ -188,7 +191,7 @@ def _from_released(file: Path, params: Path, wan: Path, precision: devices.Preci
                 "model with --params, such as profiles/wan-1.3b.yaml"
             )
     parts = load_components(wan, vae_config=model["vae"], text_config=model["text_encoder"], dtype=dtype)
-    vae = torch.nn.Module.to(parts.vae, dtype)  # the method of diffusers would print a needless warning
+    vae = torch.nn.Module.to(parts.vae, dtype)  # the method ``to`` of diffusers would print an irrelevant warning
     return build_pipeline(
         to_precision(transformer, dtype),
         vae,
@@ -200,14 +203,14 @@ def _from_released(file: Path, params: Path, wan: Path, precision: devices.Preci
 
 
 def _record_of_params(checkpoint: Path, params: Path) -> StudentRecord:
-    """Build a record for weights from elsewhere from the params file, and print its values on stderr."""
+    """Build a record from the params file, for weights without a training record, and print its values on stderr."""
     record = student_of_params(params)
     print(f"{checkpoint} has no training record; values of {params}: {record.describe()}", file=sys.stderr)
     return record
 
 
 def _require_agreement(folder: Path, record: StudentRecord, params: Path | None) -> None:
-    """Raise ValueError if the user named a params file that disagrees with the values that the weights come with."""
+    """Raise ValueError if the user gave a params file whose settings differ from the settings in the checkpoint."""
     wrong = record.differences(student_of_params(params).values()) if params else []
     if wrong:
         raise ValueError(
@@ -231,7 +234,7 @@ def _require_fitting(pipeline: CausVidPipeline) -> None:
 
 
 def _wan_beside(places: Sequence[Path]) -> Path:
-    """Return the Wan2.1 folder beside a model.pt, or beside the target of a link to it. Raises ValueError."""
+    """Return the Wan2.1 folder beside a model.pt or, if model.pt is a link, beside the target. Raises ValueError."""
     for place in places:
         found = sorted(path for path in place.parent.glob("Wan2.1*") if path.is_dir())
         if len(found) == 1:

@@ -1,4 +1,4 @@
-"""Generate an mp4 for each prompt and seed, and a map of the files. An interrupted run can be continued."""
+"""Generate an mp4 for each prompt and seed, and write a map of the files. An interrupted run can be continued."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from causvid.runtime.text import prompt_list
 
 Frames = NDArray[np.uint8]
 MAP = "videos.json"
-CRF = 16  # x264's quality of the mp4s
+CRF = 16  # quality of x264 for the mp4 files; lower is better
 SEEDS = 2**32  # PyTorch's CPU generator ignores higher bits: seed 2**32 would give the noise of seed 0
-NOISE = "torch.Generator().manual_seed(seed)"  # a folder whose map has another value is refused
-RULE = (  # for readers of the map; the code does not compare it
+NOISE = "torch.Generator().manual_seed(seed)"  # a folder whose map has another value of settings.noise raises an error
+RULE = (  # explains the map to its readers; no code reads this text
     f"The prompt and the seed determine a video. All its noise comes from {NOISE}: the line of the prompt, the other "
     "prompts and the batch size do not change it. Batches of equal size give equal bytes; in batches of other sizes, "
     "values of frames differ by at most one level of 255 (float32)."
@@ -43,8 +43,8 @@ class Video:
     """One video to generate.
 
     Attributes:
-        index: Number of the prompt in the output folder, the same for all seeds (``_numbers``).
-        prompt: The text.
+        index: Number of the prompt in the output folder (``_numbers``). Videos of the same prompt have the same number.
+        prompt: The prompt.
         seed: Seed of the noise.
     """
 
@@ -54,14 +54,14 @@ class Video:
 
     @property
     def name(self) -> str:
-        """Name of its file."""
+        """Name of the mp4 file of this video."""
         return f"{self.index:05d}-seed{self.seed}.mp4"
 
 
 def make_video(pipeline: CausVidPipeline, video: Video, shape: VideoShape, frames: int) -> Iterator[Frames]:
-    """Generate a video in chunks: a clip, cut to ``frames``, or a rollout if ``frames`` is more than a clip.
+    """Generate a video in chunks: a clip that is cut to ``frames`` or, if ``frames`` exceeds a clip, a rollout.
 
-    As in diffusers, the seed alone determines the noise; a generator seeded with it gives the same video in Python.
+    As in diffusers, the noise depends only on the seed. In Python, a torch.Generator with this seed gives this video.
 
     Returns:
         An iterator over uint8 chunks [f, H, W, 3] with ``frames`` frames in total.
@@ -83,27 +83,28 @@ def generate(
     seconds: float | None,
     seeds: Sequence[int],
 ) -> dict[str, int]:
-    """Write an mp4 for every different prompt and seed, and videos.json, which lists what each file shows.
+    """Write an mp4 for every different prompt and seed, and write videos.json, which lists each file with its prompt.
 
-    Files are named INDEX-seedN.mp4. INDEX is the prompt's line, counted from 0; where the folder holds another prompt
-    under that number, it is the next free one. Videos of the same prompt and seed that are already in the folder are
-    kept under their names, so that a stopped run continues and a folder can be extended in any order. A long video is
-    written during its generation.
+    Files are named INDEX-seedN.mp4. INDEX is the line of the prompt, counted from 0. If INDEX is already the number of
+    another prompt in the folder, the next free number is used. Videos of the same prompt and seed that are already in
+    the folder keep their names, so that an interrupted run can be continued, and prompts can be added in any order. A
+    long video is written during the generation.
 
     Args:
         pipeline: A few-step student with its text encoder.
         prompts: One prompt or a sequence of prompts. A repeated prompt is used once.
-        out: The folder; it is created.
+        out: The output folder, which is created if it does not exist.
         shape: Size of a clip.
-        seconds: Length of the videos; None = a clip.
+        seconds: Length of the videos; None = the length of a clip.
         seeds: Seeds from 0 to 2**32 - 1. A repeated seed is used once.
 
     Returns:
-        Three numbers: ``videos`` that were requested, those of them that were ``made`` now, and ``repeated`` prompts.
+        ``videos`` is the number of requested videos, ``made`` is the number of videos that this call generated, and
+        ``repeated`` is the number of repeated prompts.
 
     Raises:
-        ValueError: ``out`` holds videos of other settings or of an older version, or another process is writing there;
-            or an argument is invalid.
+        ValueError: ``out`` contains videos that other settings or an older version generated, another process is
+            writing into ``out``, or an argument is invalid.
     """
     frames = _frames_of(seconds, shape, is_causal=pipeline.is_causal)
     pipeline.latent_shape(shape)  # raises ValueError for an unsupported size
@@ -139,17 +140,17 @@ def _check(prompts: Sequence[str], seeds: Sequence[int]) -> None:
         if not 0 <= seed < SEEDS:
             raise ValueError(
                 f"--seed is {seed}; choose one from 0 to {SEEDS - 1}: PyTorch's generator uses 32 bits, so that a seed "
-                "outside this range repeats the video of one inside"
+                "outside this range repeats the video of a seed in this range"
             )
     for prompt in prompts:
         text.require(prompt, "--prompt")
 
 
 def _numbers(prompts: Sequence[str], found: Mapping[str, int]) -> dict[str, int]:
-    """Return the number of each prompt in the output folder, which already has the prompts and numbers ``found``.
+    """Map each prompt to its number in the output folder. ``found`` maps the prompts that are already in the folder.
 
-    The number of a new prompt is its line. If that number is taken, the prompt gets the next number after all lines and
-    all used numbers. The numbers of prompts in the folder never change, so that their files keep their names.
+    The number of a new prompt is its line. If another prompt has this number, the new prompt gets the next number after
+    all lines and all used numbers. The number of a prompt in the folder never changes, so that files keep their names.
     """
     numbers, taken = dict(found), set(found.values())
     free = count(max([len(prompts), *(number + 1 for number in taken)]))
@@ -174,7 +175,7 @@ def _frames_of(seconds: float | None, shape: VideoShape, *, is_causal: bool) -> 
 
 
 def _settings_of(pipeline: CausVidPipeline, shape: VideoShape, frames: int) -> dict[str, Any]:
-    """Return the values, besides prompt and seed, that determine a video, as JSON stores them."""
+    """Return the values that, in addition to prompt and seed, determine a video, in the types of JSON."""
     return {
         **asdict(shape),
         "frames": frames,
@@ -200,7 +201,7 @@ def fingerprint(pipeline: CausVidPipeline) -> str:
 
 @contextmanager
 def _held(out: Path) -> Iterator[None]:
-    """Create ``out`` and lock it. Raises ValueError if it cannot be written or another process has locked it."""
+    """Create ``out`` and lock it. Raises ValueError if ``out`` cannot be written or is locked by another process."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = FileLock(out / ".lock", blocking=False)
@@ -226,10 +227,11 @@ def _has_bytes(path: Path) -> bool:
 
 
 def _read_map(out: Path, settings: dict[str, Any]) -> dict[str, Video]:
-    """Return the videos that are already in ``out``, by file name.
+    """Map the names of the files in ``out`` to their videos.
 
     Raises:
-        ValueError: An older version or other settings generated the videos, or the map is damaged.
+        ValueError: The videos in ``out`` were generated by an older version or with other settings, or the map of the
+            files is damaged.
     """
     path = out / MAP
     if not path.is_file():
@@ -242,7 +244,7 @@ def _read_map(out: Path, settings: dict[str, Any]) -> dict[str, Video]:
         raise ValueError(f"{path} is not a map of videos ({error!r}); choose another --out") from error
     if before.get("noise") != NOISE:
         raise ValueError(
-            f"{out} holds videos of another version, whose noise does not come from the seed alone (settings.noise in "
+            f"{out} holds videos of another version, whose noise does not depend only on the seed (settings.noise in "
             f"{MAP} is {before.get('noise')}, not {NOISE}); choose another --out"
         )
     for name in sorted(before.keys() | settings.keys()):

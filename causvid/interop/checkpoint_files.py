@@ -1,4 +1,4 @@
-"""Read files of tensors that other programs wrote, check their content, and execute no code that they may contain."""
+"""Read files of tensors that other programs wrote, and check the content, without running code in the files."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from causvid.interop.layouts import require_file
 
 
 def read_file(path: Path) -> dict[Any, Any]:
-    """Read a safetensors file or a file of ``torch.save``. The content decides the format, not the suffix.
+    """Read a safetensors file or a file that ``torch.save`` wrote. The format is recognised by the content of the file.
 
     Args:
-        path: The file. Tensors of a ``torch.save`` file in zip format are memory-mapped.
+        path: The file. If ``torch.save`` wrote the file in zip format, the tensors are memory-mapped.
 
     Returns:
         The mapping in the file.
@@ -31,8 +31,8 @@ def read_file(path: Path) -> dict[Any, Any]:
 
 
 def read_tensors(path: Path) -> dict[Any, Any]:
-    """Read one file like ``read_file``, but accept a shard. Raises ValueError if the file is not a valid checkpoint."""
-    if path.suffix == ".safetensors" and zipfile.is_zipfile(path):  # torch.load decides by the suffix, too
+    """Read one file as ``read_file`` does, but accept a shard. Raises ValueError if the file is not a checkpoint."""
+    if path.suffix == ".safetensors" and zipfile.is_zipfile(path):  # torch.load also chooses the format by the suffix
         raise ValueError(f"{path} is a file of torch.save, not a safetensors file; rename it to {path.stem}.pt")
     try:
         if _is_safetensors(path):
@@ -52,7 +52,7 @@ def read_tensors(path: Path) -> dict[Any, Any]:
 def _is_safetensors(path: Path) -> bool:
     """Return whether ``path`` has the suffix .safetensors, or starts with the length of a JSON header and the header.
 
-    A file in a cache of the hub or of DVC is named after its checksum and has no suffix.
+    The suffix is not enough, because the name of a file in a cache of the hub or of DVC is a checksum without a suffix.
     """
     with path.open("rb") as stream:
         start = stream.read(9)
@@ -60,7 +60,7 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def check_tensors(name: str, state: Mapping[Any, Any]) -> None:
-    """Raise ValueError with the key if ``state`` contains anything but dense floating-point tensors under string keys.
+    """Raise ValueError unless all keys of ``state`` are strings and all values are dense floating-point tensors.
 
     Args:
         name: Name of the state dict, for the error message.

@@ -1,7 +1,7 @@
 """Recognise checkpoint layouts that cannot be imported, and raise errors that name the layout and a remedy.
 
-Projects related to CausVid and Wan save the same weights in other files (shards, training states) and under other keys
-(prefixes of wrappers). The functions in this file read names only, never tensors.
+Projects related to CausVid and Wan save the same weights in other kinds of files (shards, training states) and under
+other keys (with the prefix of a wrapper). The functions in this file read names only, never tensors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ JOIN = (
     "tensors with save_file"
 )
 
-# Pattern of a file in the folder -> name of the layout, and the remedy.
+# Maps the pattern of a file name in the folder to the name of the layout and the remedy.
 _FOLDERS = {
     "*.distcp": (
         "a checkpoint of torch.distributed.checkpoint; convert it to one file with 'python -m "
@@ -30,7 +30,7 @@ _FOLDERS = {
     "mp_rank_*": "a DeepSpeed checkpoint; convert it to one file with DeepSpeed's zero_to_fp32.py",
 }
 _ADAPTERS = ("adapter_config.json", "pytorch_lora_weights.safetensors", "adapter_model.safetensors")
-# First bytes of a file -> kind of the file, and the remedy.
+# Maps the first bytes of a file to the kind of the file and the remedy.
 _FILES = {
     b"version https://git-lfs": "a pointer of Git LFS, not the file itself; fetch the file with 'git lfs pull'",
     b"outs:": "a .dvc file, which only points to the data; fetch the data with 'dvc pull' and pass their path",
@@ -39,7 +39,7 @@ _FILES = {
     b"<html": "a web page, not a checkpoint; the download failed: fetch the file again",
     b"<?xml": "an XML file, not a checkpoint; the download failed: fetch the file again",
 }
-# Part of a key -> the wrapper that added it.
+# Maps a part of a key to the wrapper that added this part.
 _WRAPPERS = {
     "_fsdp_wrapped_module.": "FullyShardedDataParallel",
     "_checkpoint_wrapped_module.": "activation checkpointing",
@@ -51,7 +51,7 @@ _PREFIXES = {
     "model.diffusion_model.": "ComfyUI",
     "model.module.": "DistributedDataParallel",
 }
-# Part of a key -> the kind of a model that is not a text-to-video Wan transformer, and the remedy.
+# Maps a part of a key to the kind of another model than a text-to-video Wan transformer, and to the remedy.
 _OTHER_MODELS = {
     "lora_": "a LoRA adapter, not a complete model; pass the model that the adapter was trained on",
     ".attn1.to_q.": (
@@ -63,7 +63,7 @@ _OTHER_MODELS = {
     "vace_blocks.": "a VACE model; only text-to-video models are supported",
     ".scale_weight": "a model quantised to fp8 with scales; pass its weights in bfloat16 or float32",
 }
-# Keys of every Wan transformer with Wan's own key names.
+# Keys that every Wan transformer with Wan's own key names has.
 _ANCHORS = ("time_projection.1.weight", "head.modulation")
 
 
@@ -84,7 +84,7 @@ def require_file(path: Path) -> None:
     with path.open("rb") as stream:
         start = stream.read(64)
     for magic, kind in _FILES.items():
-        # A safetensors file starts with 8 bytes, which may look like text, and "{".
+        # A safetensors file starts with 8 bytes, which may look like text; the 9th byte is "{".
         if start.lstrip().lower().startswith(magic.lower()) and start[8:9] != b"{":
             raise ValueError(f"{path} is {kind}")
     if path.suffix == ".json":
@@ -129,7 +129,7 @@ def require_wan_keys(name: str, keys: Collection[str]) -> None:
     """Check that ``keys`` may be the key names of Wan's own text-to-video transformer.
 
     Args:
-        name: The file and its entry, for the error message.
+        name: Names of the file and of the entry in it, for the error message.
         keys: Names of the tensors, without the prefix ``model.``.
 
     Raises:
@@ -152,7 +152,7 @@ def require_wan_keys(name: str, keys: Collection[str]) -> None:
 
 
 def entries_remedy(entries: Mapping[Any, Any], wanted: str) -> str:
-    """Return the end of an error message: how to save one state dict of ``entries`` as a file that can be imported.
+    """Return the end of an error message, which explains how to save one of ``entries`` as a file for the import.
 
     Args:
         entries: The top-level entries of a file.
@@ -172,7 +172,7 @@ def entries_remedy(entries: Mapping[Any, Any], wanted: str) -> str:
 
 
 def _refuse_prefix(name: str, keys: Collection[str]) -> None:
-    """Raise ValueError if ``keys`` are the key names of Wan with a prefix."""
+    """Raise ValueError if ``keys`` are Wan's key names with an additional prefix."""
     for anchor in _ANCHORS:
         found = next((key for key in keys if key.endswith(f".{anchor}")), None)
         if found is not None:

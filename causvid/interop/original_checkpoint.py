@@ -1,8 +1,9 @@
-"""Import and export checkpoints of the released CausVid and of Wan2.1 (``model.pt`` with the key names of Wan's code).
+"""Import and export checkpoints of the original CausVid code and of Wan2.1 (``model.pt`` with Wan's key names).
 
-Format: a file of ``torch.save`` with {"generator": state dict, "critic": state dict} or one bare state dict, or a
-safetensors file with a bare state dict. A key is, for example, ``model.blocks.0.self_attn.q.weight``; all keys may lack
-``model.``. diffusers' Wan has the same layers under other names, so no value is changed.
+Format: a file that ``torch.save`` wrote with {"generator": state dict, "critic": state dict} or one bare state dict, or
+a safetensors file with a bare state dict. An example of a key is ``model.blocks.0.self_attn.q.weight``; in some files,
+all keys lack the prefix ``model.``. diffusers' Wan has the same layers under other names, so that the import and the
+export only rename tensors.
 
 ``python -m causvid.interop.original_checkpoint import SRC DST --num-attention-heads N [--frames-per-block K]``
 ``python -m causvid.interop.original_checkpoint export SRC DST.pt``
@@ -32,26 +33,32 @@ from causvid.wan.transformer.wan import CausalTransformer, Transformer
 
 GENERATOR, CRITIC = "generator", "critic"
 PREFIX = "model."
-LAYOUT = "original_layout.json"  # beside an imported model: the ``Layout`` of the original file
+LAYOUT = "original_layout.json"  # file beside an imported model that stores the ``Layout`` of the original file
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Layout of a released file."""
+    """Layout of a checkpoint file of the original code.
 
-    prefix: str  # of the keys: "model." or ""
-    sections: tuple[str, ...]  # top-level names; empty for a bare state dict
+    Attributes:
+        prefix: Prefix of all keys: "model." or "".
+        sections: Top-level names in the file; empty for a bare state dict.
+    """
+
+    prefix: str
+    sections: tuple[str, ...]
 
 
 def read_original(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], Layout]:
-    """Read the state dicts of a released file.
+    """Read the state dicts of a checkpoint file of the original code.
 
     Returns:
-        The state dicts by section, with keys without ``model.``, and the layout. A bare state dict is the generator.
+        A mapping from sections to state dicts, whose keys have no prefix ``model.``, and the layout. A bare state dict
+        is mapped to the section of the generator.
 
     Raises:
-        ValueError: The file is truncated, is not a checkpoint, contains anything but named floating-point tensors, or
-            has an unsupported layout, which the message names.
+        ValueError: The file is truncated, is not a checkpoint, contains other values than named floating-point tensors,
+            or has an unsupported layout, which the message names.
     """
     content = read_file(path)
     bare = any(isinstance(value, torch.Tensor) for value in content.values())
@@ -79,7 +86,7 @@ def read_original(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], Layou
 
 
 def _require_transformer_keys(name: str, state: Mapping[str, torch.Tensor]) -> None:
-    """Raise ValueError if ``state`` has none of the keys of Wan's transformer, or the keys of a known other model."""
+    """Raise ValueError if ``state`` has no key of Wan's transformer, or has the keys of another known model."""
     require_wan_keys(name, state.keys())
     if not any(map(rename, state)):
         raise ValueError(
@@ -94,13 +101,13 @@ def fit(
     theirs: Mapping[str, str],
     expected: Mapping[str, tuple[int, ...]],
 ) -> dict[str, torch.Tensor]:
-    """Rename the tensors of a state dict from Wan's names to those of diffusers or transformers.
+    """Rename the tensors of a state dict from Wan's names to the names of diffusers or transformers.
 
     Args:
         model: Description of the model, for the error message.
-        state: Tensors under Wan's names.
-        theirs: Wan's names by new name.
-        expected: Shapes by new name.
+        state: Maps Wan's names to tensors.
+        theirs: Maps new names to Wan's names.
+        expected: Maps new names to shapes.
 
     Raises:
         ValueError: Keys are missing or unknown, or shapes differ. The message lists up to five of these faults.
@@ -122,10 +129,10 @@ def fit(
 def to_diffusers(
     state: Mapping[str, torch.Tensor], *, num_attention_heads: int, frames_per_block: int | None
 ) -> Transformer:
-    """Return the frozen transformer with the weights ``state`` (under Wan's names) and their dtypes, in eval mode.
+    """Build a frozen transformer in eval mode from ``state``, which maps Wan's names to weights. Dtypes are unchanged.
 
     The model is causal with blocks of ``frames_per_block`` latent frames, or bidirectional if this argument is None.
-    Raises ValueError if keys are missing or unknown, or if a shape contradicts the rest of the file.
+    Raises ValueError if keys are missing or unknown, or if the shapes of the weights contradict each other.
     """
     if frames_per_block is not None and frames_per_block < 1:
         raise ValueError(f"frames_per_block is {frames_per_block}; a block must have at least 1 latent frame")
@@ -141,15 +148,15 @@ def to_diffusers(
         "one text-to-video Wan transformer", state, transformer_names(model.state_dict(), len(model.blocks)), expected
     )
     model.load_state_dict(weights, strict=True, assign=True)
-    # The tables of RoPE are buffers that no file contains; they are still on the meta device.
+    # The tables of RoPE are buffers that no file contains. Without this line, they would remain on the meta device.
     model.rope = type(model.rope)(config["attention_head_dim"], tuple(config["patch_size"]), model.rope.max_seq_len)
     return model.requires_grad_(False).eval()
 
 
 def load_generator(path: Path, *, num_attention_heads: int, frames_per_block: int, causal: bool = True) -> Transformer:
-    """Load the generator of a released checkpoint, in float32 and eval mode.
+    """Load the generator of a checkpoint of the original code, in float32 and eval mode.
 
-    The result is a ``CausalTransformer``, or diffusers' bidirectional model if ``causal`` is False. Raises
+    The result is a ``CausalTransformer`` or, if ``causal`` is False, the bidirectional model of diffusers. Raises
     ValueError under the conditions of ``read_original`` and ``to_diffusers``.
     """
     sections, _ = read_original(path)
@@ -162,10 +169,11 @@ def load_generator(path: Path, *, num_attention_heads: int, frames_per_block: in
 
 
 def import_checkpoint(source: Path, target: Path, *, num_attention_heads: int, frames_per_block: int | None) -> None:
-    """Convert a released checkpoint to the diffusers folder ``target``, with the same values and dtypes.
+    """Convert a checkpoint of the original code to the diffusers folder ``target``, with the same values and dtypes.
 
-    A critic becomes a bidirectional model in ``target``/critic. The folder also stores the layout of the file, for
-    ``export_checkpoint``. Raises ValueError if ``source`` is invalid, and FileExistsError if ``target`` exists.
+    A critic is written as a bidirectional model to ``target``/critic. The folder also stores the layout of the file,
+    which ``export_checkpoint`` reads. Raises ValueError if ``source`` is invalid, and FileExistsError if ``target``
+    exists.
     """
     if target.exists():
         raise FileExistsError(f"{target} exists; choose another folder or remove it")
@@ -187,10 +195,11 @@ def import_checkpoint(source: Path, target: Path, *, num_attention_heads: int, f
 
 
 def export_checkpoint(source: Path, target: Path) -> None:
-    """Convert a diffusers folder to a released checkpoint ``target``: .pt, or .safetensors for a generator alone.
+    """Convert a diffusers folder to ``target``, a checkpoint in the format of the original code.
 
-    An imported folder gets the layout of its original file; any other becomes {"generator": state dict} with the prefix
-    ``model.``. Raises ValueError for a wrong ``source`` or a wrong suffix, and FileExistsError if ``target`` exists.
+    ``target`` is a .pt file, or a .safetensors file if there is no critic. If the folder was imported, ``target`` has
+    the layout of the imported file; otherwise ``target`` contains {"generator": state dict} with the prefix ``model.``.
+    Raises ValueError for an invalid ``source`` or a wrong suffix, and FileExistsError if ``target`` exists.
     """
     if target.exists():
         raise FileExistsError(f"{target} exists; choose another name or remove it")
@@ -222,7 +231,7 @@ def _read_layout(path: Path) -> Layout:
 
 
 def _own(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """Remove ``prefix`` from the keys, and clone tensors that share memory, which safetensors cannot store."""
+    """Remove ``prefix`` from the keys, and clone tensors that share memory, because safetensors cannot store these."""
     owned: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
     for key, value in state.items():
@@ -232,12 +241,12 @@ def _own(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tens
 
 
 def _to_original(folder: Path, prefix: str) -> dict[str, torch.Tensor]:
-    """Read the weights of a diffusers folder, under Wan's names with ``prefix`` and in the order of Wan's code."""
+    """Read a diffusers folder, and map Wan's names with ``prefix`` to weights, in the order of Wan's code."""
     _require_transformer(folder)
     state = {key: value for file in diffusers_files(folder) for key, value in read_tensors(file).items()}
     with torch.device("meta"):
         config = dict(Transformer.load_config(folder))
-        config.pop("frames_per_block", None)  # no weight depends on it
+        config.pop("frames_per_block", None)  # the weights do not depend on frames_per_block
         empty = Transformer.from_config(config)
     theirs = transformer_names(empty.state_dict(), len(empty.blocks))
     unknown, missing = sorted(state.keys() - theirs.keys()), [ours for ours in theirs if ours not in state]
@@ -264,7 +273,7 @@ def _require_transformer(folder: Path) -> None:
     saved_class(folder, "diffusers transformer", (Transformer, CausalTransformer))
 
 
-app = typer.Typer(add_completion=False, help="Import and export released checkpoints (model.pt).")
+app = typer.Typer(add_completion=False, help="Import and export checkpoints of the original code (model.pt).")
 Source = Annotated[Path, typer.Argument(metavar="SRC")]
 
 
@@ -272,13 +281,15 @@ Source = Annotated[Path, typer.Argument(metavar="SRC")]
 def import_command(
     source: Source,
     target: Annotated[Path, typer.Argument(metavar="DST", help="diffusers folder to create")],
-    num_attention_heads: Annotated[int, typer.Option(help="not in the file: 12 for Wan2.1 1.3B, 40 for 14B")],
+    num_attention_heads: Annotated[
+        int, typer.Option(help="number of attention heads, which SRC does not store: 12 for Wan2.1 1.3B, 40 for 14B")
+    ],
     frames_per_block: Annotated[
         int | None,
-        typer.Option(help="latent frames in a block of a causal student (released: 3); omit for a bidirectional model"),
+        typer.Option(help="latent frames per block of a causal student (original: 3); omit for a bidirectional model"),
     ] = None,
 ) -> None:
-    """Convert a released checkpoint (.pt or .safetensors) to a diffusers folder."""
+    """Convert a checkpoint of the original code (.pt or .safetensors) to a diffusers folder."""
     try:
         import_checkpoint(source, target, num_attention_heads=num_attention_heads, frames_per_block=frames_per_block)
     except (ValueError, OSError) as error:
@@ -290,7 +301,7 @@ def export_command(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="diffusers folder")],
     target: Annotated[Path, typer.Argument(metavar="DST.pt")],
 ) -> None:
-    """Convert a diffusers folder to a released checkpoint."""
+    """Convert a diffusers folder to a checkpoint in the format of the original code."""
     try:
         export_checkpoint(source, target)
     except (ValueError, OSError) as error:

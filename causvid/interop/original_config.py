@@ -1,11 +1,11 @@
-"""Convert a config of the released CausVid to a params file, and report how each of its keys is converted.
+"""Convert a config of the original ("released") CausVid code to a params file, and report the conversion of each key.
 
 Format: a flat YAML file with the options of one training (``distillation_loss``: dmd or ode). The sections of all other
-stages keep the values of profiles/wan-1.3b.yaml. Three options have another definition here:
+stages have the values of profiles/wan-1.3b.yaml. Three options have different definitions in the two codes:
 
-- guidance: cond + s (cond - uncond) in the released code, uncond + w (cond - uncond) here, so w = s + 1;
-- batch size: per GPU in the released code, over all workers here;
-- steps of the student: with ``warp_denoising_step``, positions on an unshifted grid of 1000; timesteps here.
+- Guidance is cond + s (cond - uncond) in the original code, and uncond + w (cond - uncond) in this code: w = s + 1.
+- The batch size is the number of samples per GPU in the original code, and of samples over all workers in this code.
+- With ``warp_denoising_step``, the student's steps are positions on an unshifted grid of 1000; here they are timesteps.
 
 ``python -m causvid.interop.original_config import SRC.yaml DST.yaml [--workers 64]``
 """
@@ -37,7 +37,7 @@ from causvid.runtime.shapes import BlockLayout, VideoShape
 from causvid.wan.formats.configs import latent_shape
 
 BASE = PROFILES / "wan-1.3b.yaml"
-# A released LMDB does not store the timesteps of its states. Those of this LMDB are known from its publication.
+# An LMDB of the original code does not store the timesteps of its states. The timesteps of this LMDB were published.
 MIXKIT_ODE, MIXKIT_ODE_TIMES = "mixkit_ode_lmdb", [1000, 757, 522, 0]
 MIXKIT_LATENTS = "mixkit_latents_lmdb"
 
@@ -53,23 +53,30 @@ NO_PLACE = {
 
 @dataclass(frozen=True, kw_only=True)
 class Fate:
-    """Conversion of a released key."""
+    """Conversion of a key in the original config.
 
-    settings: Mapping[str, Any] = field(default_factory=dict)  # values of params, by dotted key
-    why: str = ""  # explanation for the user
+    Attributes:
+        settings: Maps dotted keys of params to the values that the key sets.
+        why: Explanation for the user.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    why: str = ""
 
 
 def import_config(source: Path, target: Path, *, workers: int) -> list[str]:
-    """Convert the released config ``source`` to the params file ``target``.
+    """Convert the original config ``source`` to the params file ``target``.
 
     Args:
-        workers: Number of GPUs (released: 64), by which the released batch size is multiplied.
+        source: Config of the original code (YAML).
+        target: Params file to create.
+        workers: Number of GPUs. The batch size in ``source`` is multiplied by this number.
 
     Returns:
-        One line per key about its conversion. Absent keys whose default sets a param are included.
+        One line per key, which describes the conversion. The lines include absent keys whose default sets a param.
 
     Raises:
-        ValueError: Keys of ``source`` are unknown or missing, or their values have no equivalent here.
+        ValueError: Keys of ``source`` are unknown or missing, or a value has no equivalent in this code.
         FileExistsError: ``target`` exists.
     """
     if target.exists():
@@ -97,7 +104,7 @@ def import_config(source: Path, target: Path, *, workers: int) -> list[str]:
 
 
 def _read(source: Path) -> tuple[dict[str, Any], Released]:
-    """Return all entries of ``source`` and those that its training reads. Raises ValueError with all wrong keys."""
+    """Return all entries of ``source``, and the entries that its training reads. Raises ValueError for wrong keys."""
     given = read_mapping(source, holding="keys with values", remedy="pass a config of the released code")
     training = TRAININGS.get(str(given.get("distillation_loss")))
     if training is None:
@@ -114,7 +121,7 @@ def _read(source: Path) -> tuple[dict[str, Any], Released]:
 
 
 def _refuse(config: Released) -> None:
-    """Raise ValueError for values that contradict each other, in the released code or here."""
+    """Raise ValueError for values that contradict each other, in the original code or in this code."""
     dmd = config if isinstance(config, ReleasedDmd) else None
     generator = (dmd and dmd.generator_name) or config.model_name
     if config.causal != (generator == "causal_wan"):
@@ -139,7 +146,7 @@ def _refuse(config: Released) -> None:
 def _fates(config: Released, given: Mapping[str, Any], params: Mapping[str, Any], workers: int) -> dict[str, Fate]:
     """Return the conversions of all keys in the config, and of absent keys whose default sets a param."""
     shift = config.timestep_shift if isinstance(config, ReleasedDmd) else None
-    # If the key is absent, the released models use a built-in shift, which is that of the profile.
+    # If the key is absent, the original models use a built-in shift, which is equal to the shift in the profile.
     grid = FlowSchedule(shift=shift or params["schedule"]["shift"])
     times = _times(config, grid)
     fates = _steps(config, grid, times, params["schedule"]["solver_steps"]) | _training(config, workers)
@@ -194,7 +201,7 @@ def _times(config: Released, grid: FlowSchedule) -> list[float]:
 def _solver_steps(grid: FlowSchedule, times: Sequence[float], least: int) -> int:
     """Return the smallest number of Euler steps, at least ``least``, such that the solver has states at all ``times``.
 
-    Raises ValueError if no number up to 1000 is sufficient.
+    Raises ValueError if no solver with up to 1000 steps has states at all ``times``.
     """
     for steps in range(least, TRAIN_TIMESTEPS):
         try:
@@ -245,7 +252,7 @@ def _data(config: Released, times: Sequence[float]) -> dict[str, Fate]:
     settings = {f"pack_lmdb.{store}.source": "released", f"pack_lmdb.{store}.folder": path} | captions
     if dmd:
         return {"data_path": Fate(settings=settings)}
-    states = [*times, 0]  # the released code assigns the stored states to its list by position
+    states = [*times, 0]  # the original code assigns the stored states to the timesteps in its list by position
     if Path(path).name == MIXKIT_ODE and states != MIXKIT_ODE_TIMES:
         raise ValueError(
             f"denoising_step_list is {config.denoising_step_list}; the timesteps in {path} are {MIXKIT_ODE_TIMES}"
@@ -256,7 +263,7 @@ def _data(config: Released, times: Sequence[float]) -> dict[str, Fate]:
 def _student(config: Released, params: Mapping[str, Any]) -> dict[str, Fate]:
     frames = config.num_frame_per_block if config.causal else None
     blocks = "latent frames" if config.causal else "a bidirectional student generates the whole clip at once"
-    unread = {"train_ode_init.steps": 0, "generate_ode_pairs.pairs": 1}  # with 0 steps, no pair is read
+    unread = {"train_ode_init.steps": 0, "generate_ode_pairs.pairs": 1}  # a training with 0 steps reads no pair
     checkpoint = Fate(settings=unread, why="the released student starts from the teacher's weights")
     if config.generator_ckpt:
         shape = f"--num-attention-heads {params['model']['transformer']['num_attention_heads']}"
@@ -297,7 +304,7 @@ def _scores(config: ReleasedDmd) -> dict[str, Fate]:
 
 
 def _video(config: ReleasedDmd, vae: Mapping[str, Any]) -> dict[str, Fate]:
-    """Return the conversion of the latents' shape. Raises ValueError if the VAE has another number of channels."""
+    """Return the conversion of the shape of latents. Raises ValueError if the VAE has another number of channels."""
     _, frames, channels, height, width = config.image_or_video_shape
     if channels != vae["z_dim"]:
         raise ValueError(
@@ -322,7 +329,7 @@ def _put(params: Any, dotted: str, value: Any) -> str:
         old = node[last]
     except (KeyError, IndexError, TypeError) as error:
         raise ValueError(f"{BASE} has no key {dotted}; restore the profile from git") from error
-    if old == value:  # keeps the notation of the profile
+    if old == value:  # the value is not set again, so that the notation of the profile is unchanged
         return f"{dotted} remains {_shown(value)}"
     node[last] = CommentedSeq(value) if isinstance(value, list) else value
     if isinstance(value, list):
@@ -365,7 +372,7 @@ def _check(values: Mapping[str, Any]) -> None:
     BlockLayout(frames=latent.frames, frames_per_block=model["frames_per_block"] or latent.frames)
 
 
-app = typer.Typer(add_completion=False, help="Convert released configs to params files.")
+app = typer.Typer(add_completion=False, help="Convert configs of the original CausVid code to params files.")
 
 
 @app.callback()
@@ -375,11 +382,11 @@ def main() -> None:
 
 @app.command("import")
 def import_command(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="released config (YAML)")],
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="config of the original code (YAML)")],
     target: Annotated[Path, typer.Argument(metavar="DST", help="params file to create")],
-    workers: Annotated[int, typer.Option(min=1, help="number of GPUs; released batch sizes are per GPU")] = 64,
+    workers: Annotated[int, typer.Option(min=1, help="number of GPUs; the batch size in SRC is per GPU")] = 64,
 ) -> None:
-    """Convert a released config to a params file, and print the conversion of every key."""
+    """Convert a config of the original code to a params file, and print the conversion of every key."""
     try:
         lines = import_config(source, target, workers=workers)
     except (ValueError, OSError) as error:

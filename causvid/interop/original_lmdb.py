@@ -1,16 +1,17 @@
-"""Check LMDBs of the released CausVid (``mixkit_latents_lmdb``, ``mixkit_ode_lmdb``), and convert them to our layout.
+"""Check LMDBs of the original CausVid code (``mixkit_latents_lmdb``, ``mixkit_ode_lmdb``), and convert them.
 
-Format: that of causvid/data/stores/latent_store.py without checksums and metadata. Such an LMDB can have these faults:
+The format is described in causvid/data/stores/latent_store.py. An LMDB of the original code has no checksums and no
+metadata. Such an LMDB, called "released LMDB" in this file, can have these faults:
 
-- The builder takes the shape in ``latents_shape`` from its last input file. If that file contained only duplicates, the
-  key has a count and no shape.
+- The script that builds an LMDB copies the shape in ``latents_shape`` from its last input file. If this file contained
+  only duplicates, ``latents_shape`` stores a number of rows, but no shape.
 - After a second build in the same folder, rows of the first build remain after the last row. After an interrupted
   build, rows or the shape are missing.
-- A prompt may not be UTF-8. The import leaves such a row out and lists it in rejected.jsonl.
+- A prompt may not be UTF-8. The import omits the row of such a prompt and lists the row in rejected.jsonl.
 - ``.half()`` converts large values to infinity without an error.
 - The timesteps of the states of ODE pairs are not stored.
 
-Without checksums, a wrong value of the right size cannot be detected, and a damaged page may crash the process.
+Without checksums, a wrong value with the correct size cannot be detected, and a damaged page may crash the process.
 
 ``python -m causvid.interop.original_lmdb check SRC`` lists the faults, and whether ``import SRC DST`` repairs them.
 """
@@ -39,18 +40,24 @@ from causvid.data.videos import manifest
 from causvid.runtime import text
 from causvid.runtime.files import publish
 
-# Shapes of rows that the released scripts write: the latents of 81 frames of 480 x 832, and four solver states of them.
+# Shapes of the rows that the original scripts write: latents of 81 frames of 480 x 832 pixels, and four solver states.
 RELEASED_ROWS = [(21, 16, 60, 104), (4, 21, 16, 60, 104)]
 AXES = {4: "F,C,H,W", 5: "T,F,C,H,W"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """A fault of an LMDB."""
+    """A fault of an LMDB.
 
-    code: str  # stable identifier
-    sentence: str  # description for users
-    repairable: bool  # whether an import repairs or skips the fault
+    Attributes:
+        code: Stable identifier of the kind of fault.
+        sentence: Description for users.
+        repairable: Whether an import repairs or skips the fault.
+    """
+
+    code: str
+    sentence: str
+    repairable: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +66,7 @@ class Survey:
 
     Attributes:
         rows: Indices of the rows that can be imported, in ascending order.
-        rejected: For each row whose prompt is not UTF-8, its index and the reason.
+        rejected: Maps the index of each row whose prompt is not UTF-8 to the reason.
         row_shape: Shape of one row on disk: [F, C, H, W] or [T, F, C, H, W].
         findings: The faults.
     """
@@ -75,7 +82,7 @@ def survey(folder: Path, *, row_shape: Sequence[int] | None = None) -> Survey:
 
     Args:
         folder: The folder with data.mdb.
-        row_shape: Shape of a row, (F, C, H, W) or (T, F, C, H, W), if the LMDB does not contain it.
+        row_shape: Shape of a row, (F, C, H, W) or (T, F, C, H, W); needed if the LMDB does not contain this shape.
 
     Raises:
         ValueError: The LMDB cannot be read or has no rows, or the shape of a row is unknown.
@@ -123,17 +130,17 @@ def import_store(
     timesteps: Sequence[float] | None = None,
     per_transaction: int = 256,
 ) -> dict[str, Any]:
-    """Convert a released LMDB to our layout, with the same values.
+    """Convert a released LMDB to the layout of this project, with the same values.
 
-    Rows whose prompt is not UTF-8 are left out. They are printed on stderr and listed in ``target``/rejected.jsonl.
+    Rows whose prompt is not UTF-8 are omitted, printed on stderr and listed in ``target``/rejected.jsonl.
 
     Args:
         source: The folder of the released LMDB.
         target: The folder to create.
-        row_shape: Shape of a row, (F, C, H, W) or (T, F, C, H, W), if the LMDB does not contain it.
-        timesteps: Timesteps of the T states of ODE pairs, from noise to clean (released: 1000, 757, 522, 0); None for
-            clips.
-        per_transaction: Records in one LMDB transaction, which are held in memory.
+        row_shape: Shape of a row, (F, C, H, W) or (T, F, C, H, W); needed if the LMDB does not contain this shape.
+        timesteps: Timesteps of the T states of ODE pairs, from noise to clean (1000, 757, 522, 0 for the published
+            LMDB); None for clips.
+        per_transaction: Number of records in one LMDB transaction. These records are in memory at the same time.
 
     Returns:
         The metadata of the new LMDB.
@@ -203,7 +210,7 @@ def _value(transaction: lmdb.Transaction, name: str, index: int) -> memoryview:
 
 
 def _keys(transaction: lmdb.Transaction, name: str) -> dict[int, int]:
-    """Return the size in bytes of each value ``name``_INDEX_data, by index."""
+    """Map the index of each key ``name``_INDEX_data to the size of its value in bytes."""
     pattern = re.compile(rf"{name}_(0|[1-9]\d*)_data".encode())
     cursor = transaction.cursor()
     found = ((pattern.fullmatch(bytes(key)), len(value)) for key, value in cursor)
@@ -211,7 +218,7 @@ def _keys(transaction: lmdb.Transaction, name: str) -> dict[int, int]:
 
 
 def _recorded(transaction: lmdb.Transaction, findings: list[Finding]) -> tuple[int | None, tuple[int, ...] | None]:
-    """Return the number of rows and the shape of a row in ``latents_shape``; None for each that it does not contain."""
+    """Read the number of rows and the shape of a row from ``latents_shape``. A missing number or shape is None."""
     value = transaction.get(b"latents_shape")
     content = None if value is None else bytes(value).decode("utf-8", "replace")
     if content is None or not re.fullmatch(r"\d{1,12}( \d{1,12})*", content):
@@ -249,9 +256,9 @@ def _row_shape(
     return shape
 
 
-app = typer.Typer(add_completion=False, help="Check released LMDBs, and convert them to our layout.")
-Source = Annotated[Path, typer.Argument(metavar="SRC", help="folder of a released data.mdb")]
-RowShape = Annotated[str | None, typer.Option(help="shape of a row if SRC does not contain it: F,C,H,W or T,F,C,H,W")]
+app = typer.Typer(add_completion=False, help="Check and convert LMDBs of the original CausVid code.")
+Source = Annotated[Path, typer.Argument(metavar="SRC", help="folder with a data.mdb of the original code")]
+RowShape = Annotated[str | None, typer.Option(help="F,C,H,W or T,F,C,H,W; needed if SRC does not contain the shape")]
 
 
 @app.command("check")
@@ -274,7 +281,7 @@ def import_command(
     target: Annotated[Path, typer.Argument(metavar="DST", help="folder to create")],
     row_shape: RowShape = None,
     timesteps: Annotated[
-        str | None, typer.Option(help="timesteps of the states of ODE pairs (released: 1000,757,522,0)")
+        str | None, typer.Option(help="timesteps of the states of ODE pairs (published LMDB: 1000,757,522,0)")
     ] = None,
 ) -> None:
     """Convert SRC to an LMDB that training stages read, with a checksum for every record."""

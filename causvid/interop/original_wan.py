@@ -1,8 +1,9 @@
 """Load Wan2.1's VAE and text encoder from the folder that its authors publish (``Wan2.1-T2V-1.3B``).
 
-Format: ``Wan2.1_VAE.pth`` and ``models_t5_umt5-xxl-enc-bf16.pth`` are files of ``torch.save`` with one state dict each,
-which has the key names of wan/modules/vae.py and t5.py in github.com/Wan-Video/Wan2.1. ``google/umt5-xxl`` contains the
-tokenizer. diffusers' VAE and transformers' UMT5 have the same layers under other names, so no value is changed.
+Format: ``Wan2.1_VAE.pth`` and ``models_t5_umt5-xxl-enc-bf16.pth`` were written by ``torch.save``. Each file contains
+one state dict with the key names of wan/modules/vae.py or t5.py in github.com/Wan-Video/Wan2.1. The folder
+``google/umt5-xxl`` contains the tokenizer. The VAE of diffusers and UMT5 of transformers have the same layers as Wan's
+models under other names, so that the import only renames tensors.
 
 ``load_components`` also accepts a folder in diffusers' layout (``vae/``, ``text_encoder/``, ``tokenizer/``).
 """
@@ -30,14 +31,14 @@ VAE_FILE = "Wan2.1_VAE.pth"
 TEXT_ENCODER_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
 TOKENIZER_FOLDER = "google/umt5-xxl"
 
-# Files that a folder must contain, by layout.
+# The files that a folder in Wan's own layout, or in diffusers' layout, must contain.
 _TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
 _ORIGINAL = (VAE_FILE, TEXT_ENCODER_FILE, *(f"{TOKENIZER_FOLDER}/{name}" for name in _TOKENIZER_FILES))
 _DIFFUSERS = ("vae/config.json", "text_encoder/config.json", *(f"tokenizer/{name}" for name in _TOKENIZER_FILES))
 
 
 class Components(NamedTuple):
-    """The models that a generator needs in addition. They are frozen and in eval mode, and the VAE is in float32."""
+    """The VAE and the text encoder, frozen and in eval mode, and the tokenizer. The VAE is in float32."""
 
     vae: Vae
     text_encoder: TextEncoder
@@ -56,12 +57,12 @@ def load_components(
 
     Args:
         folder: The folder.
-        vae_config: As in ``load_vae``; not used for a folder in diffusers' layout, which contains a config.
-        text_config: As in ``load_text_encoder``; not used for a folder in diffusers' layout.
+        vae_config: Config for ``load_vae``. A folder in diffusers' layout contains a config; this argument is ignored.
+        text_config: Config for ``load_text_encoder``; ignored for a folder in diffusers' layout.
         dtype: Data type of the text encoder.
 
     Raises:
-        ValueError: Files are missing or invalid, or do not fit the configs.
+        ValueError: Files are missing or invalid, or do not match the configs.
     """
     original = is_original(folder)
     missing = [name for name in (_ORIGINAL if original else _DIFFUSERS) if not (folder / name).is_file()]
@@ -83,11 +84,12 @@ def load_vae(folder: Path, config: Mapping[str, Any]) -> Vae:
 
     Args:
         folder: The folder of Wan2.1.
-        config: diffusers' config with latents_mean and latents_std, which Wan has in its code and not in the file.
+        config: diffusers' config with latents_mean and latents_std. Wan stores these statistics in its code, not in the
+            file.
 
     Raises:
-        ValueError: The statistics are missing, or the file is truncated, contains code, or has other keys than
-            ``config`` implies.
+        ValueError: The statistics are missing, or the file is truncated, contains code, or has other keys than a VAE
+            with ``config``.
     """
     with torch.device("meta"):
         vae = Vae(**config)
@@ -113,12 +115,12 @@ def load_text_encoder(
 
     Args:
         folder: The folder of Wan2.1.
-        config: transformers' config. ``vocab_size`` may be absent; it is then inferred from the weights.
+        config: transformers' config. If ``vocab_size`` is absent, the size is inferred from the weights.
         dtype: Data type of the encoder.
 
     Raises:
-        ValueError: A file is missing or truncated, contains code, or has other keys than ``config`` implies, or
-            ``config`` contradicts a constant of Wan's code.
+        ValueError: A file is missing or truncated, contains code, or has other keys than an encoder with ``config``, or
+            ``config`` contradicts a constant in Wan's code.
     """
     for name, value in TEXT_ENCODER_CONSTANTS.items():
         if config.get(name, value) != value:
@@ -147,7 +149,7 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _fill(model: nn.Module, name: str, state: Mapping[str, torch.Tensor], theirs: Mapping[str, str]) -> None:
-    """Load ``state`` into ``model``, whose tied weights remain on the meta device. For the arguments, see ``fit``."""
+    """Load ``state`` into ``model``. Tied weights remain on the meta device. ``fit`` describes the arguments."""
     expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     tied = expected.keys() - theirs.keys()
     left = model.load_state_dict(fit(name, state, theirs, expected), strict=False, assign=True)
@@ -155,10 +157,10 @@ def _fill(model: nn.Module, name: str, state: Mapping[str, torch.Tensor], theirs
 
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer from its tokenizer.json. Raises ValueError if files are missing or truncated.
+    """Load the tokenizer from the tokenizer.json in ``folder``. Raises ValueError if files are missing or truncated.
 
-    AutoTokenizer would be wrong: transformers 5 rebuilds the T5Tokenizer that the folder names, and gives unknown
-    characters T5's token id (2) instead of UMT5's (3).
+    AutoTokenizer would load a wrong tokenizer: transformers 5 builds the T5Tokenizer that the config names, which maps
+    unknown characters to T5's token id (2) instead of UMT5's token id (3).
     """
     missing = [name for name in _TOKENIZER_FILES if not (folder / name).is_file()]
     if missing:

@@ -1,4 +1,4 @@
-"""Dataclasses of the YAML files of the released trainings, with keys, types and defaults."""
+"""Dataclasses for the YAML configs of the original CausVid code, with keys, types and defaults."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class Frozen:
 
 @dataclass(frozen=True, kw_only=True)
 class Released:
-    """Keys that both released trainings read. Defaults are those of the released code.
+    """Keys that ODE regression and DMD read in the original code. The defaults are the defaults of the original code.
 
     Attributes:
-        denoising_step_list: Timesteps, or positions in an unshifted grid of 1000 if warp_denoising_step is set.
-        batch_size: Samples per GPU.
-        log_iters: Steps between checkpoints.
+        denoising_step_list: Timesteps; if warp_denoising_step is true, positions in an unshifted grid of 1000.
+        batch_size: Number of samples per GPU.
+        log_iters: Number of steps between checkpoints.
     """
 
     distillation_loss: Literal["dmd", "ode"]
@@ -58,7 +58,7 @@ class Released:
 
 @dataclass(frozen=True, kw_only=True)
 class ReleasedDmd(Released):
-    """Keys of the released distillation.
+    """Keys that DMD reads in the original code.
 
     Attributes:
         image_or_video_shape: Shape of the latents [B, F, C, H, W]; B is the batch size.

@@ -1,7 +1,7 @@
-"""The paper's Table 4 over several seeds: means, standard errors, and a test of the paper's claims.
+"""Compute the paper's Table 4 over several seeds: means, standard errors, and a test of the paper's claims.
 
-A row is one method of training. The same seed gives the same noise in every row, so two rows are compared by their
-differences per seed (paired gaps).
+A row is one method of training. The same seed gives the same noise in every row. Two rows are therefore compared by
+their differences for each seed (paired gaps).
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ ROWS = {
     "few_step_ode_init_bidirectional_teacher": "few steps, ODE init, bidirectional teacher (CausVid)",
     "few_step_bidirectional": "few steps, bidirectional student",
 }
-# Rows without DMD. They do not depend on train_dmd.inputs.
+# Rows without DMD, which do not depend on train_dmd.inputs.
 UNDISTILLED = ("many_step_bidirectional", "many_step_causal", "few_step_ode_init_no_teacher")
 QUALITY = ("temporal", "frame", "text")
 MEASURES = (*QUALITY, "diversity")
 HOLDS, FAILS, UNRESOLVED = "holds", "does not hold", "not resolved"
-# Share of the teacher's score that an equally good student may lose. The smallest loss that the paper's table counts as
-# one is 1.4 %.
+# A student is as good as the teacher if its score is lower by at most this share of the teacher's score. The smallest
+# difference that the paper counts as a loss is 1.4 %.
 LEVEL = 0.01
-ROUNDING = 1e-9  # share of a score; smaller differences between gaps are rounding errors
-# Figure 4: the rows, the scores of the judge, and the keys of an evaluation's scores per block and per window.
+ROUNDING = 1e-9  # smaller differences between gaps, as a share of a score, are rounding errors
+# Figure 4: the rows, the scores of the judge, and the keys of the scores per block and per window in an evaluation.
 DRAWN = ("few_step_ode_init_bidirectional_teacher", "few_step_ode_init_causal_teacher", "many_step_causal")
 DRAWN_MEASURES = {"velocity": "velocity", "frame_psnr": "frame PSNR, dB", "shape": "shape", "seen": "object seen"}
 ALONG = {"blocks": ("drift", "blocks"), "windows": ("drift", "judge")}
@@ -53,7 +53,7 @@ class Claim:
         higher: Row with the higher score.
         lower: Row with the lower score.
         measures: Columns of Table 4 to which the claim applies.
-        margin: Share of the lower row's score by which the higher row may be below it.
+        margin: Share of the lower row's score by which the score of the higher row may be smaller.
     """
 
     name: str
@@ -111,7 +111,7 @@ CLAIMS = (
 
 
 def read_seeds(settings: Path) -> tuple[int, ...]:
-    """Read ``seeds`` from ablation/params.yaml. Raises ValueError if there are none or if one is repeated."""
+    """Read ``seeds`` from ablation/params.yaml. Raises ValueError if there is no seed, or if a seed is repeated."""
     listed = params.read_mapping(settings, holding="settings", remedy="restore it from git").get("seeds")
     seeds = params.build(tuple[int, ...], listed, name=f"{settings}: seeds")
     if not seeds or len(set(seeds)) < len(seeds):
@@ -125,11 +125,11 @@ def read_evaluations(folder: Path, seeds: Sequence[int], inputs: str) -> dict[st
     Args:
         folder: Folder of the evaluations.
         seeds: Seeds, which determine the order of the evaluations of a row.
-        inputs: Value of ``train_dmd.inputs`` in the runs of DMD.
+        inputs: Value of ``train_dmd.inputs`` in the rows with DMD.
 
     Raises:
-        ValueError: An evaluation is missing, lacks a measure, or scored another number of videos than the others. The
-            message names the file.
+        ValueError: An evaluation is missing, lacks a measure, or scored another number of videos than the other
+            evaluations. The message names the file.
     """
     found: dict[str, list[dict[str, Any]]] = {}
     counts: dict[int, Path] = {}
@@ -148,9 +148,10 @@ def table4(found: Evaluations) -> dict[str, Any]:
     """Compute the table from the evaluations of every row.
 
     Returns:
-        ``seeds``, ``prompts`` (different ones) and ``videos`` (of one seed and row), all of them numbers; ``rows``: a
-        ``summary`` per row and measure; ``claims``: a ``verdict`` per claim and measure; ``gaps``: the ``summary`` of
-        the paired gaps of each claim; ``curves``: the lines of figure 4.
+        A dictionary. ``seeds`` is the number of seeds, ``prompts`` the number of different prompts, and ``videos`` the
+        number of videos per seed and row. ``rows`` has a ``summary`` per row and measure. ``claims`` has a ``verdict``
+        per claim and measure. ``gaps`` has a ``summary`` of the paired gaps per claim and measure. ``curves`` has the
+        lines of figure 4.
     """
     tests = {f"{claim.name}/{measure}": (claim, measure) for claim in CLAIMS for measure in claim.measures}
     gaps = {name: _gaps(found, *test) for name, test in tests.items()}
@@ -167,7 +168,7 @@ def table4(found: Evaluations) -> dict[str, Any]:
 
 
 def summary(values: Sequence[float]) -> dict[str, float | None]:
-    """Return the mean and its standard error se = sd / sqrt(n), which is None for a single value."""
+    """Return the mean of n values and its standard error se = sd / sqrt(n). For a single value, se is None."""
     se = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
     return {"mean": statistics.fmean(values), "se": se}
 
@@ -175,9 +176,10 @@ def summary(values: Sequence[float]) -> dict[str, float | None]:
 def verdict(gaps: Sequence[float], *, scale: float) -> str:
     """Test a claim.
 
-    A claim is resolved if the mean gap is more than two standard errors from zero. It is not resolved with a single
-    seed, nor if the gaps of all seeds are equal except for rounding errors: then the seed had no influence (for
-    example, because the scores are at their ceiling), and the error cannot be estimated.
+    A claim is resolved if the mean gap differs from zero by more than two standard errors. With a single seed, a claim
+    is not resolved. If the gaps of all seeds are equal except for rounding errors, a claim is not resolved either: the
+    seed had no influence (for example, because all scores are at their maximum), so that the standard error cannot be
+    estimated.
 
     Args:
         gaps: One paired gap per seed, positive in the direction of the claim.
@@ -194,7 +196,7 @@ def verdict(gaps: Sequence[float], *, scale: float) -> str:
 def commit(root: Path) -> dict[str, Any] | None:
     """Return the commit as ``sha`` and ``dirty``, or None outside git.
 
-    ``dirty`` tells whether a tracked file differs from the commit. Files that stages write are ignored.
+    ``dirty`` is whether a tracked file differs from the commit. Files that stages write are ignored.
     """
     git = ["git", "-C", str(root)]
     sha = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
@@ -238,9 +240,9 @@ def _gaps(found: Evaluations, claim: Claim, measure: str) -> list[float]:
 def _curves(
     evaluations: Sequence[Mapping[str, Any]], *path: str
 ) -> Iterator[tuple[str, list[dict[str, float | None]]]]:
-    """Yield each measure with its summaries over the seeds, one for each entry of the lists at ``path``.
+    """Yield each measure and its summaries over the seeds, with one summary for each entry of the lists at ``path``.
 
-    A summary is ``UNKNOWN`` if the entry of a seed has no value.
+    If the entry of a seed has no value, the summary is ``UNKNOWN``.
     """
     lists = []
     for evaluation in evaluations:

@@ -1,4 +1,4 @@
-"""Figures: curves and bars as SVG, contact sheets as PNG. Equal data give equal bytes.
+"""Draw curves and bars as SVG, and contact sheets as PNG. Equal data give files with equal bytes.
 
 Frames are uint8 [F, H, W, 3]. Backgrounds are transparent and axes are grey, so that figures are legible on light and
 dark pages.
@@ -24,29 +24,29 @@ from numpy.typing import NDArray
 Frames = NDArray[np.uint8]
 Line = tuple[list[float], list[float]]  # steps, values
 Curve = dict[str, Line]
-Point = Mapping[str, float | None]  # mean, and its standard error se, which is None for a single seed
+Point = Mapping[str, float | None]  # {"mean": mean, "se": standard error of the mean, None for a single seed}
 
 GREY, BLUE = "#7f7f7f", "#3b82c4"
 # These colours are distinguishable on light and on dark backgrounds.
 LINES = (BLUE, "#d9822b", "#3f9b57", "#a44fb0", "#c0504d", "#2aa5a0", "#b59a00", "#8c6d5a")
-# A file must not depend on the date, the fonts of the machine, or random ids.
+# The bytes of a figure must not depend on the date, the fonts of the machine, or random ids.
 REPRODUCIBLE: dict[Any, Any] = {
     "svg.hashsalt": "causvid",
     "svg.fonttype": "path",
     "font.family": "DejaVu Sans",
     "font.size": 9,
 }
-ACROSS = 3  # panels per row of a figure with a legend
-LEGEND = 160  # characters per line of a legend
+ACROSS = 3  # number of panels per row of a figure with a legend
+LEGEND = 160  # number of characters per line of a legend
 TILE = 96  # approximate width of a frame on a sheet, in pixels
 GAP, TITLE, LABEL = 3, 26, 128  # gap between frames, height of a title, width of a label, in pixels
 DOTS = 100  # dots per inch; one dot of a sheet is one pixel
-LATIN = 0x250  # the font has the characters below this code
+LATIN = 0x250  # the font contains the characters with lower codes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Strip:
-    """The part of a sheet for one prompt: a title, and the videos of the prompt by their labels."""
+    """The part of a sheet for one prompt: a title, and a mapping from labels to videos of the prompt."""
 
     title: str
     videos: Mapping[str, Frames]
@@ -56,7 +56,7 @@ def read_curve(path: Path) -> Curve:
     """Read a CSV file whose first column is ``step``.
 
     Returns:
-        The steps and values of each other column by its name, without empty cells.
+        A mapping from the name of each other column to its steps and values, without empty cells.
 
     Raises:
         ValueError: The first column is not ``step``. The message names the file.
@@ -76,7 +76,7 @@ def read_curve(path: Path) -> Curve:
 
 
 def draw_curves(curves: Mapping[str, Curve], out: Path) -> None:
-    """Draw curves as SVG: one row of panels per stage, and one panel per column of its curve."""
+    """Draw curves as SVG, with one row of panels per stage and one panel per column of the stage's curve."""
     drawn = {stage: curve for stage, curve in curves.items() if any(values for _, values in curve.values())}
     across = max((len(curve) for curve in drawn.values()), default=1)
     with matplotlib.rc_context(REPRODUCIBLE):
@@ -92,23 +92,24 @@ def draw_curves(curves: Mapping[str, Curve], out: Path) -> None:
 def draw_along(panels: Mapping[str, Mapping[str, Sequence[Point]]], out: Path) -> None:
     """Draw scores along a video as SVG, with standard errors as error bars.
 
-    The first point is not connected to the others, because the first block or window has no earlier frames to continue.
+    The first point is not connected to later points, because the first block or window has no earlier frames to
+    continue.
 
     Args:
-        panels: The points of each line, by the title of the panel and the label of the line. A point is drawn at 1, 2,
-            ... on the horizontal axis.
+        panels: Maps the title of each panel and the label of each line to points. Points are drawn at 1, 2, ... on the
+            horizontal axis.
         out: File to write.
     """
     _draw_panels(panels, out, _draw_points)
 
 
 def draw_overlaid(panels: Mapping[str, Mapping[str, Line]], out: Path) -> None:
-    """Draw lines over steps as SVG, by the title of the panel and the label of the line."""
+    """Draw lines over steps as SVG. ``panels`` maps the title of each panel and the label of each line to the line."""
     _draw_panels(panels, out, _draw_steps)
 
 
 def draw_bars(values: Mapping[str, Mapping[str, float]], out: Path) -> None:
-    """Draw bars as SVG. A label of ``values`` is a colour, and a name within it is a place on the axis."""
+    """Draw bars as SVG. ``values`` maps each label (a colour) and each name (a place on the axis) to a bar's length."""
     names = list(dict.fromkeys(name for bars in values.values() for name in bars))
     thick = 0.8 / len(values)
     with matplotlib.rc_context(REPRODUCIBLE):
@@ -125,7 +126,7 @@ def draw_bars(values: Mapping[str, Mapping[str, float]], out: Path) -> None:
 
 
 def draw_sheet(strips: Sequence[Strip], out: Path, *, columns: int) -> None:
-    """Draw a contact sheet as PNG: a title per strip, and one row of ``columns`` evenly spaced frames per video."""
+    """Draw a contact sheet as PNG, with a title per strip and a row of ``columns`` evenly spaced frames per video."""
     tiled = [(strip, {label: tile(video, columns) for label, video in strip.videos.items()}) for strip in strips]
     width = LABEL + max((row.shape[1] for _, rows in tiled for row in rows.values()), default=TILE)
     heights = [TITLE + sum(row.shape[0] + GAP for row in rows.values()) for _, rows in tiled]
@@ -147,7 +148,7 @@ def draw_sheet(strips: Sequence[Strip], out: Path, *, columns: int) -> None:
 
 
 def _draw_panels(panels: Mapping[str, Mapping[str, Any]], out: Path, draw: Callable[[Axes, Any, str], None]) -> None:
-    """Draw a grid of panels with one legend. ``draw`` adds a line to a panel; lines of one label share a colour."""
+    """Draw a grid of panels with one legend. ``draw`` adds a line to a panel. Equal labels have the same colour."""
     labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
     rows = math.ceil(len(panels) / ACROSS)
     with matplotlib.rc_context(REPRODUCIBLE):
@@ -213,7 +214,7 @@ def _resize(frames: Frames, width: int) -> Frames:
 
 
 def _drawable(text: str) -> str:
-    """Shorten ``text``, and replace characters that the built-in font does not have; the HTML page shows all."""
+    """Shorten ``text``, and replace characters that are not in the font. The HTML page shows the complete text."""
     shown = "".join(character if ord(character) < LATIN else "?" for character in text)
     return shown if len(shown) <= 110 else f"{shown[:109]}…"
 

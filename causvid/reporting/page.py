@@ -1,6 +1,6 @@
-"""The report: an HTML page, a short Markdown file for git, and the figures.
+"""Write the report: an HTML page, a short Markdown file for git, and the figures.
 
-The page contains its videos and figures in base64, so that it opens from disk without a network.
+The HTML page contains videos and figures in base64, so that the page opens from disk without a network.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ FIGURE4_NOTE = (
     "first block or window has no earlier frames to continue. Students of DMD are trained on their own rollouts unless "
     "the legend says otherwise."
 )
-ROLLOUTS = "rollouts"  # folder below a student's samples
+ROLLOUTS = "rollouts"  # subfolder of the folder of a student's samples
 STUDENTS = MODELS[1:]
 ATTRIBUTES = ("colour", "background", "shape", "motion", "velocity")  # scores of the judge for student and teacher
-CLOSE = 0.03  # a student may score this much lower and still counts as equal to its teacher
-SHOWN_WIDTH = 176  # approximate width of a small video on the page, in pixels; larger videos fill their column
+CLOSE = 0.03  # largest difference of scores by which a student counts as equal to its teacher
+SHOWN_WIDTH = 176  # approximate width in pixels of a small video on the page; larger videos fill their column
 SHEET_PROMPTS, SHEET_FRAMES = 4, 9
 
 
@@ -42,7 +42,7 @@ class Show:
     Attributes:
         id: The id.
         caption: The prompt.
-        videos: File of each model by its label; None if the model has no videos.
+        videos: Maps the label of each model to the file of its video; None if the model has no videos.
     """
 
     id: str
@@ -60,11 +60,11 @@ class Content:
         schedule: Schedule of teacher and student.
         published: Published numbers.
         results: Metrics of the stages.
-        ablation: Table 4 for each value of ``train_dmd.inputs``; empty if it was not run.
-        curves: Training curves by stage.
+        ablation: Maps each value of ``train_dmd.inputs`` to Table 4; empty if the ablation was not run.
+        curves: Maps stages to training curves.
         samples: Videos of all models for the same prompts and noise.
-        rollouts: Long videos of the students.
-        reconstructions: Real clips after the VAE.
+        rollouts: Long videos that the students generated.
+        reconstructions: Real clips after encoding and decoding with the VAE.
     """
 
     profile: str
@@ -80,7 +80,7 @@ class Content:
 
     @property
     def lead(self) -> str:
-        """The measured speedup in one sentence."""
+        """A sentence with the measured speedup."""
         latency = self.results.get("measure_latency")
         first, rate = (tables.lookup(latency, "ratio", name) for name in ("first_frame", "fps"))
         if first is None or rate is None:
@@ -92,7 +92,7 @@ class Content:
 
     @property
     def standing(self) -> str:
-        """Comparison of the student's scores with those of its teacher, in sentences; empty without a judge."""
+        """Sentences that compare the scores of student and teacher; empty if there is no judge."""
         ours, theirs = (self.results.get(f"evaluate/{name}") for name in (MODELS[-1], MODELS[0]))
         pairs = {
             name: (tables.lookup(ours, "judge", name), tables.lookup(theirs, "judge", name)) for name in ATTRIBUTES
@@ -217,7 +217,7 @@ def collect(
 
 
 def draw(content: Content, folder: Path) -> list[str]:
-    """Write curves.svg, samples.png and, if there are results, rollouts.png and figure4.svg; return their names."""
+    """Write curves.svg, samples.png and, if there are results, rollouts.png and figure4.svg. Return the file names."""
     folder.mkdir(parents=True)
     names = ["curves.svg", "samples.png"]
     figures.draw_curves(content.curves, folder / "curves.svg")

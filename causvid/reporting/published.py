@@ -1,4 +1,4 @@
-"""Published numbers and their sources, from data/inputs/published.yaml."""
+"""Read published numbers and their sources from data/inputs/published.yaml."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Source:
     """A publication.
 
     Attributes:
-        name: Short name, which tables cite.
+        name: Short name that tables use for citations.
         citation: Full citation.
         url: Address.
     """
@@ -31,11 +31,11 @@ class Latency:
 
     Attributes:
         model: The published model.
-        like: The comparable model here, "teacher" or "student".
+        like: The comparable model of this project, "teacher" or "student".
         first_frame_s: Seconds until the first frame.
         fps: Frames per second.
         source: Key of the source.
-        table: Table of the source.
+        table: Table in the source.
         setting: Video size and device of the measurement.
     """
 
@@ -54,13 +54,13 @@ class Quality:
 
     Attributes:
         model: The published model.
-        like: The comparable model here ("teacher", "ode_init" or "dmd"), or None.
-        row: The same row of Table 4 here, a key of ``ablation.ROWS``, or None.
+        like: The comparable model of this project ("teacher", "ode_init" or "dmd"), or None.
+        row: The same row in the Table 4 of this project, as a key of ``ablation.ROWS``, or None.
         temporal: Temporal quality.
         frame: Frame-wise quality.
         text: Text alignment.
         source: Key of the source.
-        table: Table of the source.
+        table: Table in the source.
     """
 
     model: str
@@ -75,7 +75,7 @@ class Quality:
 
 @dataclass(frozen=True, kw_only=True)
 class VBench:
-    """Published VBench totals in percent. ``model``, ``like``, ``source`` and ``table`` are as in ``Quality``."""
+    """Published VBench totals in percent. ``Quality`` describes ``model``, ``like``, ``source`` and ``table``."""
 
     model: str
     like: str
@@ -88,7 +88,7 @@ class VBench:
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """Content of data/inputs/published.yaml. ``sources`` are by their keys."""
+    """Content of data/inputs/published.yaml. ``sources`` maps keys to sources."""
 
     sources: dict[str, Source]
     latency: tuple[Latency, ...]
@@ -112,6 +112,6 @@ def read_published(path: Path) -> Published:
     """Read the published numbers.
 
     Raises:
-        ValueError: A field is wrong or a source is missing. The message names it.
+        ValueError: A field is wrong or a source is missing. The message names the field or the source.
     """
     return params.build(Published, YAML(typ="safe").load(path), name=path.name)

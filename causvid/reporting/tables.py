@@ -1,4 +1,4 @@
-"""Tables of the report: the measured numbers, read from JSON files, and published numbers, as text cells.
+"""Build the tables of the report: text cells with measured numbers, read from JSON files, and with published numbers.
 
 A missing number is shown as "not measured". A published number is always shown with its source.
 """
@@ -18,7 +18,8 @@ from causvid.reporting.published import Published
 NOT_MEASURED = "not measured"
 NOT_RUN = "not run"
 PUBLISHED = "published, not measured here"
-# Folders of videos in the order of the tables. The videos of MODELS have the same prompts and noise.
+# Maps folders of videos to labels, in the order of the tables. The models in MODELS generated their videos from the
+# same prompts and noise.
 SETS = {
     "clips": "real clips",
     "reconstruction": "VAE reconstructions",
@@ -29,7 +30,7 @@ SETS = {
 MODELS = ("teacher", "ode_init", "dmd")
 TRAINED = ("train_vae", "train_teacher", "train_ode_init", "train_dmd")
 SINGLE = ("download", "resample", *TRAINED, "generate_ode_pairs", "measure_latency")
-# Column, keys of the number in an evaluation, decimals.
+# Name of the column, keys of the number in an evaluation, and number of decimals.
 SCORES = (
     ("colour", ("judge", "colour"), 3),
     ("background", ("judge", "background"), 3),
@@ -46,7 +47,7 @@ SCORES = (
     ("flicker", ("flicker",), 4),
 )
 
-# Results of the ablation for each value of train_dmd.inputs. The value of the profiles is the first.
+# Maps each value of train_dmd.inputs to a result of the ablation. The first value is the value in the profiles.
 TABLE4 = {"rollout": "table4.json", "data": "table4_data.json"}
 INPUTS = {"rollout": "their own rollouts", "data": "noised real clips"}
 
@@ -84,25 +85,25 @@ class Table:
 
 
 def read_results(reports: Path) -> dict[str, dict[str, Any]]:
-    """Read the metrics of the stages by name ("train_vae", "evaluate/dmd", ...). Missing files are ignored."""
+    """Map names of stages ("train_vae", "evaluate/dmd", ...) to their metrics. Missing files are ignored."""
     files = {name: reports / name / "metrics.json" for name in SINGLE}
     files |= {f"evaluate/{name}": reports / "evaluate" / f"{name}.json" for name in SETS}
     return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in files.items() if path.is_file()}
 
 
 def read_ablation(reports: Path) -> dict[str, dict[str, Any]]:
-    """Read the tables of the ablation by the value of ``train_dmd.inputs``. Missing files are ignored."""
+    """Map values of ``train_dmd.inputs`` to the tables of the ablation. Missing files are ignored."""
     files = {inputs: reports / "ablate" / name for inputs, name in TABLE4.items()}
     return {inputs: json.loads(path.read_text(encoding="utf-8")) for inputs, path in files.items() if path.is_file()}
 
 
 def number(value: Any, decimals: int) -> str:
-    """Return a number with ``decimals`` decimals; anything else is "not measured"."""
+    """Format a number with ``decimals`` decimals. Any value that is not a number becomes "not measured"."""
     return f"{value:,.{decimals}f}" if isinstance(value, int | float) else NOT_MEASURED
 
 
 def spread(value: Mapping[str, float | None] | None) -> str:
-    """Return a mean ± its standard error over seeds, with two digits of the error; a single seed has no error."""
+    """Format a mean ± its standard error over seeds, with two digits of the error. A single seed has no error."""
     if value is None or value["mean"] is None:
         return NOT_MEASURED
     mean, se = value["mean"], value["se"]
@@ -121,7 +122,7 @@ def lookup(values: Mapping[str, Any] | None, *path: str) -> Any:
 
 
 def quality(results: Results) -> Table:
-    """Scores of the five sets of videos and of the floors: judge, Fréchet distance and flicker."""
+    """Build the table of scores (judge, Fréchet distance, flicker) of the five sets of videos and of the floors."""
     rows = []
     for name, label in SETS.items():
         found = results.get(f"evaluate/{name}")
@@ -151,14 +152,14 @@ def _scores(found: Mapping[str, Any] | None) -> Iterator[str]:
 
 
 def _frechet(found: Mapping[str, Any] | None) -> str:
-    """Return the Fréchet distance with its interval, if it has one."""
+    """Format the Fréchet distance and, if it exists, the interval of the distance."""
     low, high = lookup(found, "frechet_interval") or (None, None)
     between = f" ({number(low, 2)} to {number(high, 2)})" if low is not None else ""
     return number(lookup(found, "frechet_distance"), 2) + between
 
 
 def latency(results: Results, published: Published) -> Table:
-    """Speed of teacher and student and their ratio, as measured and as published."""
+    """Build the table of the measured and the published speeds of teacher and student, and of their ratios."""
     measured = results.get("measure_latency")
     device = lookup(measured, "device") or NOT_MEASURED
     rows: list[tuple[str, ...]] = []
@@ -182,7 +183,7 @@ def latency(results: Results, published: Published) -> Table:
 
 
 def beside_paper(results: Results, published: Published) -> Table:
-    """Rows of the paper's tables 1 and 4, each with the scores of the comparable model of this run."""
+    """Build a table of rows from the paper's tables 1 and 4, with the scores of the comparable models of this run."""
     rows = []
     for row in published.quality:
         if row.like is None:
@@ -202,10 +203,10 @@ def beside_paper(results: Results, published: Published) -> Table:
 
 
 def table4(found: Mapping[str, Any] | None, inputs: str, published: Published) -> Table:
-    """The measured Table 4 and that of the paper.
+    """Build a table with the measured Table 4 and the Table 4 of the paper.
 
     Args:
-        found: Result of the ablation; None if it was not run.
+        found: Result of the ablation; None if the ablation was not run.
         inputs: Value of ``train_dmd.inputs``.
         published: Published numbers.
     """
@@ -233,7 +234,7 @@ def table4(found: Mapping[str, Any] | None, inputs: str, published: Published) -
 
 
 def _made_at(found: Mapping[str, Any]) -> str:
-    """Return the commit of an ablation's result, in words."""
+    """Return a text that names the commit with which the ablation was run."""
     commit = found["commit"]
     if commit is None:
         return "made outside git"
@@ -241,7 +242,7 @@ def _made_at(found: Mapping[str, Any]) -> str:
 
 
 def claims(found: Mapping[str, Any], inputs: str) -> Table:
-    """The paper's claims about Table 4, with the measured gap and the verdict for each measure."""
+    """Build the table of the paper's claims about Table 4, with the measured gap and the verdict for each measure."""
     rows = [
         (_words(name.partition("/")[0]), name.partition("/")[2], spread(found["gaps"][name]), verdict)
         for name, verdict in sorted(found["claims"].items())
@@ -322,7 +323,7 @@ def drift(results: Results) -> Table:
 
 
 def training(results: Results) -> Table:
-    """Final metrics of the training stages, including the VAE's PSNR on held-out clips."""
+    """Build the table of the final metrics of the training stages, including the VAE's PSNR on held-out clips."""
     rows = [
         (stage, _words(name), f"{value:,}" if isinstance(value, int) else f"{value:.5g}")
         for stage in (*TRAINED, "generate_ode_pairs")
@@ -332,7 +333,7 @@ def training(results: Results) -> Table:
 
 
 def data(results: Results) -> Table:
-    """Numbers of source videos, of clips, and of rejected videos by reason."""
+    """Build the table of the numbers of source videos, of clips, and of rejected videos for each reason."""
     rows = [
         (stage, _words(name), f"{value:,}")
         for stage in ("download", "resample")

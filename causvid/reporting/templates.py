@@ -1,4 +1,4 @@
-"""HTML pages that open from disk without a network: Jinja templates that contain their files in base64."""
+"""Fill the Jinja templates of HTML pages. The pages contain all files in base64 and open without a network."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-SHARED = "shared.html.jinja"  # imported by the templates: named here, it is one of this module's files
+# Name of the template that other templates import. This constant makes the template a file of this module.
+SHARED = "shared.html.jinja"
 MEDIA = {".mp4": "video/mp4", ".svg": "image/svg+xml"}
 
 
 def render(template: Path, **values: Any) -> str:
-    """Fill a template, which can import the templates of this folder. A missing value is an error."""
+    """Fill a template, which can import the templates in this folder. A missing value raises an error."""
     environment = Environment(
         loader=FileSystemLoader([template.parent, Path(__file__).parent]), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,

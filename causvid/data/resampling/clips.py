@@ -1,8 +1,8 @@
-"""Convert every source video into one clip of the run's size, frame rate and number of frames, or reject the video.
+"""Convert every source video into one clip with the size, frame rate and length in params.yaml, or reject the video.
 
 Frames are selected by their timestamps, never by their index, because phones and screen recorders write variable frame
-rates. Source videos are untrusted: their content decides the demuxer, no other file is opened, and every video is
-decoded in a process that may die.
+rates. Source videos are untrusted: the content of the file determines the demuxer, no other file is opened, and every
+video is decoded in a process that may die.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from causvid.harness.progress import progress
 from causvid.runtime.shapes import VideoShape
 
 REJECTED = "rejected.jsonl"
-SECONDS_PER_VIDEO = 300.0  # time limit
-VIDEO_MEMORY = 4 * 2**30  # bytes; an 8K video with 16 reference frames needs 2**30
-SQUEEZE_LIMIT = Fraction(1, 10)  # largest relative change of the aspect ratio by squeezing (the released rule)
-VIDEOS_PER_GROUP = 32  # per Ray task; every task starts a decoder process, which takes about a second
+SECONDS_PER_VIDEO = 300.0  # time limit for one video
+VIDEO_MEMORY = 4 * 2**30  # memory limit of a process in bytes; an 8K video with 16 reference frames needs 2**30 bytes
+SQUEEZE_LIMIT = Fraction(1, 10)  # largest relative change of the aspect ratio by squeezing, as in the original code
+VIDEOS_PER_GROUP = 32  # number of videos in a Ray task; the start of a decoder process takes about a second per task
 
 Picture = TypeVar("Picture")
 Row = dict[str, Any]
@@ -48,8 +48,8 @@ class ResampleConfig:
     """Params section ``resample``.
 
     Attributes:
-        aspect: ``crop`` scales and crops around the centre; ``squeeze`` only scales, and rejects videos whose aspect
-            ratio would change by more than 10 %.
+        aspect: ``crop`` scales the video and crops it around the centre; ``squeeze`` only scales the video, and rejects
+            a video whose aspect ratio would change by more than 10 %.
         crf: Quality of x264 for the clips; lower is better.
         hdr: ``tone_map`` converts HLG and PQ video to BT.709 SDR; ``reject`` rejects it.
         interlaced: ``deinterlace`` converts each interlaced frame to a progressive one; ``reject`` rejects the video.
@@ -70,7 +70,7 @@ class Resampler:
         out: Folder of the clips.
         video: Size, frame rate and number of frames of the clips.
         config: Params section ``resample``.
-        processes: Videos that a worker decodes at once.
+        processes: Number of videos that a worker decodes at the same time.
         seconds: Time limit for one video.
     """
 
@@ -82,7 +82,7 @@ class Resampler:
     seconds: float
 
     def load(self, row: Row) -> Row:
-        """Return ``row``: the decoder process reads the file."""
+        """Return ``row``, because the decoder process reads the file."""
         return row
 
     def worker(self) -> Resampler:
@@ -90,18 +90,18 @@ class Resampler:
         return self
 
     def __call__(self, rows: Sequence[Row]) -> list[Row]:
-        """Return, for each row, the manifest row of its clip, or its row of rejected.jsonl."""
+        """Return the manifest row of the clip, or the row of rejected.jsonl, for each of ``rows``."""
         return list(self.each(rows))
 
     def each(self, rows: Sequence[Row]) -> Iterator[Row]:
-        """Yield, in the order of completion, the manifest row of each clip, or its row of rejected.jsonl."""
+        """Yield the manifest rows of clips and the rows of rejected.jsonl in the order of completion."""
         processes = min(self.processes, len(rows))
         done = run_killable(self.one, rows, workers=processes, seconds=self.seconds, memory=VIDEO_MEMORY)
         for row, result in done:
             yield _rejected(row, result.code, result.reason) if isinstance(result, Lost) else result
 
     def one(self, row: Row) -> Row:
-        """Resample one video in this process; return the manifest row of its clip, or its row of rejected.jsonl."""
+        """Resample one video in this process. Return the manifest row of the clip, or the row of rejected.jsonl."""
         target = self.out / "videos" / f"{row['id']}.mp4"
         try:
             if not row["caption"]:
@@ -138,10 +138,10 @@ def resample_folder(
     A video that takes more than ``seconds`` is rejected.
 
     Returns:
-        Counts of kept and rejected videos.
+        Numbers of kept and rejected videos.
 
     Raises:
-        ValueError: Every video is rejected.
+        ValueError: All videos are rejected.
     """
     rows = manifest.read_manifest(raw)
     (out / "videos").mkdir(parents=True)
@@ -172,7 +172,7 @@ def _rejected(row: Mapping[str, Any], code: str, reason: str) -> dict[str, Any]:
 
 
 def _summary(rejected: Iterable[Mapping[str, Any]]) -> str:
-    """Return the number of rejected videos by code, with one example of each."""
+    """Return a text with the number of rejected videos per code and an example for each code."""
     first: dict[str, Mapping[str, Any]] = {}
     count: Counter[str] = Counter()
     for row in rejected:
@@ -186,14 +186,15 @@ def make_clip(source: Path, target: Path, *, video: VideoShape, config: Resample
     """Write one clip, and verify it by decoding.
 
     Args:
-        source: A video of any size and frame rate. A video that already is such a clip is copied.
+        source: A video of any size and frame rate. A video that already has the format of a clip is copied.
         target: The mp4 file to write.
-        video: Size, frame rate and number of frames of the clip, which begins with the first frame of ``source``.
+        video: Size, frame rate and number of frames of the clip. The clip begins with the first frame of ``source``.
         config: Params section ``resample``.
 
     Returns:
-        The conversions that the source needed, other than those of size and frame rate: ``deinterlace``, then
-        ``tone_map`` (from HDR) or ``gamut`` (from the primaries of BT.2020 or P3). Empty for ordinary video.
+        The names of conversions, other than conversions of size and frame rate, that were applied to the source:
+        ``deinterlace``, then ``tone_map`` (from HDR) or ``gamut`` (from the primaries of BT.2020 or P3). The list is
+        empty for ordinary video.
 
     Raises:
         Rejection: The source cannot become a clip.
@@ -219,14 +220,14 @@ def constant_rate(
     """Resample frames with arbitrary timestamps to a constant frame rate.
 
     Args:
-        pictures: The source frames, as (time at which the frame appears, latest time at which it ends, frame). Times
-            are in seconds and never decrease; the first frame appears at 0.
+        pictures: The source frames, as (time at which the frame appears, latest time at which the frame ends, frame).
+            Times are in seconds and never decrease; the first frame appears at 0 seconds.
         fps: Frames per second of the result.
         frames: Largest number of frames to yield.
         slack: Seconds by which a source frame may be late, because timestamps are rounded.
 
     Yields:
-        The source frame on display at 0, 1/fps, 2/fps, ... seconds, until the last source frame ends.
+        The source frames on display at 0, 1/fps, 2/fps, ... seconds, until the last source frame ends.
     """
     shown = 0
     held: list[Picture] = []
@@ -250,8 +251,8 @@ class Fit:
 
     Attributes:
         cut: The part of the stored frame to use: width, height, x and y in pixels.
-        scale: Width and height to which that part is scaled.
-        turns: Counterclockwise quarter turns after scaling.
+        scale: Width and height in pixels to which this part is scaled.
+        turns: Number of counterclockwise quarter turns after scaling.
     """
 
     cut: tuple[int, int, int, int]
@@ -271,7 +272,7 @@ def fit(width: int, height: int, *, pixel_aspect: Fraction, rotation: int, video
     """
     turns = round(rotation / 90) % 4
     goal_width, goal_height = (video.height, video.width) if turns % 2 else (video.width, video.height)
-    # Aspect ratio on display divided by that of the clip, both before rotation.
+    # The aspect ratio on display divided by the aspect ratio of the clip, both before rotation.
     excess = width * pixel_aspect * goal_height / (height * goal_width)
     cut_width, cut_height = width, height
     if aspect == "squeeze":
@@ -308,7 +309,7 @@ def _clip_frames(source: Path, video: VideoShape, config: ResampleConfig) -> tup
         timed = deinterlace(timed_pictures(packets, stream))
         slack = (stream.time_base or Fraction(0)) / 2
         frames = [convert(p) for p in constant_rate(timed, fps=video.fps, frames=video.frames, slack=slack)]
-        for _ in packets:  # read the rest only to reject a truncated file
+        for _ in packets:  # the remaining packets are read only to detect a truncated file
             pass
     if len(frames) < video.frames:
         raise Rejection(
@@ -319,7 +320,7 @@ def _clip_frames(source: Path, video: VideoShape, config: ResampleConfig) -> tup
 
 
 def _is_clip(source: Path, video: VideoShape) -> bool:
-    """Return whether ``source`` already is such a clip, by its header and all of its frames. Raises Rejection."""
+    """Return whether the header and all frames of ``source`` already have the format of a clip. Raises Rejection."""
     with open_strictly(source) as (container, stream):
         context = stream.codec_context
         if (
@@ -347,7 +348,7 @@ class _Converter:
 
     def __init__(self, stream: VideoStream, video: VideoShape, config: ResampleConfig) -> None:
         self.stream, self.video, self.config = stream, video, config
-        self.header = Tags.of(stream.codec_context)  # read now, because decoders overwrite it
+        self.header = Tags.of(stream.codec_context)  # read before decoding, because decoders overwrite the header
         self.layout: tuple[int, int, str] | None = None
         self.colour: Colour | None = None
         self.last: Shown | None = None
@@ -355,7 +356,7 @@ class _Converter:
 
     @property
     def conversions(self) -> list[str]:
-        """The conversions so far, as ``make_clip`` returns them."""
+        """The names of the conversions that were applied so far, in the order of ``make_clip``."""
         return [name for name in ("deinterlace", "tone_map", "gamut") if name in self.applied]
 
     def __call__(self, shown: Shown) -> NDArray[np.uint8]:

@@ -17,8 +17,8 @@ Kind = Literal["ycbcr", "gray", "rgb"]
 Transfer = Literal["sdr", "pq", "hlg"]
 Primaries = Literal["bt709", "bt2020", "p3"]
 
-# The keys of these tables are the code points of ITU-T H.273, which are also those of FFmpeg. Matrices have the names
-# of FFmpeg's scale filter.
+# The keys of these tables are the code points of ITU-T H.273; FFmpeg uses the same numbers. Names of matrices are the
+# names that FFmpeg's scale filter uses.
 _UNSPECIFIED = {0, 2, 3}  # matrix 0 is R'G'B', which is meaningless for a Y'CbCr frame; 3 is reserved
 _MATRICES = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020"}
 _HDR: dict[int, Transfer] = {16: "pq", 18: "hlg"}
@@ -54,10 +54,10 @@ class Tags:
         )
 
     def completed_by(self, header: Tags) -> Tags:
-        """Return these tags, with each unspecified tag replaced by that of ``header``.
+        """Return these tags, with each unspecified tag replaced by the same tag of ``header``.
 
-        Decoders report limited range for a frame without a range tag. The range of ``header`` therefore has priority if
-        the frame has no other tag either.
+        Decoders report limited range for a frame without a range tag. If the frame has no other tag, the range of
+        ``header`` therefore has priority over the range of the frame.
         """
         silent = self.matrix in _UNSPECIFIED and self.transfer in _UNSPECIFIED and self.primaries in _UNSPECIFIED
         return Tags(
@@ -74,8 +74,8 @@ class Colour:
 
     Attributes:
         kind: Content of the planes.
-        matrix: The Y'CbCr matrix, used for the kind ``"ycbcr"`` only.
-        assumed: Whether the matrix was derived from the size of the frame, because the frame has no tag for it.
+        matrix: The Y'CbCr matrix; only the kind ``"ycbcr"`` uses it.
+        assumed: Whether the matrix was derived from the size of the frame, because the frame has no matrix tag.
         full: Whether the range is full; otherwise it is limited.
         transfer: The transfer function.
         primaries: The colour primaries.
@@ -99,24 +99,25 @@ class Colour:
     def as_written(self) -> bool:
         """Whether ``data.videos.video_reader`` decodes the colours of a Y'CbCr stream with these tags correctly.
 
-        The decoder of that module follows the tags of BT.601 and BT.709, assumes BT.601 for an untagged stream, and
-        does no tone mapping.
+        The decoder of that module uses the tags of BT.601 and BT.709, assumes BT.601 for a stream without tags, and
+        does not apply tone mapping.
         """
         known = self.matrix == "bt601" or (self.matrix == "bt709" and not self.assumed)
         return known and not self.full and self.conversion is None
 
 
 def colour_of(picture: VideoFrame, header: Tags) -> Colour:
-    """Read the colours of a frame from its tags; a missing tag is taken from the header of the stream.
+    """Read the colours of a frame from its tags. If the frame lacks a tag, the tag in the stream's header is used.
 
-    If both lack a tag, the rules of video players apply. Y'CbCr without a range tag has limited range; gray without a
-    range tag has full range, as FFmpeg writes it. Without a matrix tag, frames that are at least 1280 pixels wide or
-    more than 576 pixels high are BT.709, and smaller ones BT.601. HDR without a matrix or primaries tag is BT.2020.
-    The primaries of BT.601 are treated as those of BT.709, which differ little, and all SDR transfer functions as one.
+    If the frame and the header lack a tag, the rules of video players apply. Y'CbCr without a range tag has limited
+    range. Gray without a range tag has full range, because FFmpeg writes gray with full range. Without a matrix tag,
+    frames that are at least 1280 pixels wide or more than 576 pixels high use BT.709; smaller frames use BT.601. HDR
+    without a matrix or primaries tag uses BT.2020. The primaries of BT.601 differ little from the primaries of BT.709,
+    and are treated as equal. All SDR transfer functions are treated as equal.
 
     Args:
         picture: A decoded frame.
-        header: The tags of the stream before its first frame was decoded.
+        header: The tags in the stream's header, read before the first frame was decoded.
 
     Raises:
         Rejection: The tags name a matrix, transfer function or primaries that cannot be converted.
@@ -138,7 +139,7 @@ def colour_of(picture: VideoFrame, header: Tags) -> Colour:
 
 
 def side_data(picture: VideoFrame) -> dict[Type, bytes]:
-    """Return the metadata of a frame by type, each as the bytes of FFmpeg's structure."""
+    """Map the types of a frame's metadata to the bytes of FFmpeg's structures."""
     return {part.type: bytes(part) for part in cast(Iterable[SideData], picture.side_data)}
 
 
@@ -149,7 +150,7 @@ def _kind(pixels: VideoFormat) -> Kind:
 
 
 def _check(tags: Tags, kind: Kind, extra: Set[Type]) -> None:
-    """Raise Rejection for colours that cannot be converted. ``extra`` has the types of the frame's side data."""
+    """Raise Rejection if the colours cannot be converted. ``extra`` contains the types of the frame's side data."""
     fault = None
     if tags.transfer in _UNSPECIFIED and extra & {Type.DOVI_METADATA, Type.DOVI_RPU_BUFFER}:
         # Dolby Vision profile 5 stores IPT without tags; profiles with a Y'CbCr base layer have tags.

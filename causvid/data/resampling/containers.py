@@ -1,6 +1,6 @@
-"""Choose the demuxer of a video file by its content.
+"""Choose the demuxer of a video file from the content of the file.
 
-File names may be wrong, and FFmpeg's own detection also accepts playlists, which refer to other files.
+The suffix of a file name may be wrong. FFmpeg's detection of formats accepts playlists, which refer to other files.
 """
 
 from __future__ import annotations
@@ -13,20 +13,21 @@ from typing import BinaryIO
 
 from causvid.data.resampling.rejection import Rejection
 
-# ISO 14496-12 and QuickTime. A file may begin with boxes of other types; one of these follows before its samples.
+# Types of boxes in ISO 14496-12 and QuickTime files. Boxes of other types may come first, but one of these types is
+# present before the samples.
 _MP4_BOXES = {b"ftyp", b"styp", b"moov", b"moof", b"mdat"}
 _IMAGE_BRANDS = {b"jp2 ", b"jpx ", b"jpm ", b"jxl "}  # JPEG 2000 and JPEG XL use the same boxes for still images
-_MOST_BOXES = 1000  # boxes to read before a file is rejected
+_MOST_BOXES = 1000  # number of boxes to read before a file is rejected
 
 
 def demuxer(source: Path) -> str:
     """Return FFmpeg's name of the demuxer for ``source``: ``mp4``, ``matroska`` or ``avi``.
 
-    A file is MP4 or QuickTime if a walk over its boxes, each skipped by its size, reaches a box that only such files
-    have. The type of the first box is irrelevant, as it is to FFmpeg.
+    A file is MP4 or QuickTime if one of its top-level boxes has a type in ``_MP4_BOXES``. As in FFmpeg, the type of the
+    first box is not relevant.
 
     Raises:
-        Rejection: The file is empty or is none of these containers.
+        Rejection: The file is empty or has another format.
     """
     with source.open("rb") as stream:
         head = stream.read(12)

@@ -1,4 +1,4 @@
-"""Strict decoding of a source video with FFmpeg: any damage that FFmpeg reports or conceals is a Rejection."""
+"""Decode a source video strictly with FFmpeg: any damage that FFmpeg reports or conceals raises Rejection."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def open_strictly(source: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     Raises:
         Rejection: The file cannot be opened or has no video, or FFmpeg reported damage inside the ``with`` block.
     """
-    # "file:" and the whitelist prevent a file name or a header from opening the network or other files.
+    # With "file:" and the whitelist, FFmpeg opens no network connection, whatever the file name or the header contains.
     url, only = f"file:{source.resolve()}", {"protocol_whitelist": "file"}
     with _complaints() as messages:
         try:
@@ -61,7 +61,7 @@ def open_strictly(source: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
 
 @contextmanager
 def _complaints() -> Iterator[list[str]]:
-    """Collect FFmpeg's messages about damage, which FFmpeg conceals. The list is filled when the block ends."""
+    """Collect FFmpeg's messages about damage that FFmpeg conceals. The list is filled at the end of the block."""
     messages: list[str] = []
     before = av.logging.get_level()
     av.logging.set_level(av.logging.INFO)
@@ -83,7 +83,8 @@ def packets_of(container: InputContainer, stream: VideoStream) -> Iterator[Packe
             seconds = max(seconds, (packet.pts + (packet.duration or 0)) * packet.time_base)
         if packet.stream is stream:
             yield packet
-    # Matroska has no packet count: only the announced duration, which counts from 0, shows that a file is truncated.
+    # A Matroska file stores no number of packets. Only its announced duration, which is counted from a timestamp of 0,
+    # shows that the file is truncated.
     announced = Fraction(container.duration or 0, av.time_base)
     if not stream.frames and seconds + SILENT_END < announced:
         raise Rejection(
@@ -97,7 +98,7 @@ def timed_pictures(
     """Decode packets.
 
     Yields:
-        (time at which a frame appears, time at which it ends, frame), in seconds after the first frame.
+        (time at which a frame appears, time at which it ends, frame). Times are in seconds after the first frame.
 
     Raises:
         Rejection: A frame is damaged, or its timestamp is wrong.

@@ -15,7 +15,7 @@ from causvid.data.resampling.rejection import Rejection
 
 Timed = tuple[Fraction, Fraction, VideoFrame]
 
-# AVFieldOrder of a stream's header, by the field that is shown first.
+# Values of AVFieldOrder in the header of a stream in which the top field, or the bottom field, is shown first.
 _TOP_FIRST, _BOTTOM_FIRST = {2, 5}, {3, 4}
 
 
@@ -24,8 +24,8 @@ class Shown:
     """A decoded frame, after deinterlacing.
 
     Attributes:
-        picture: The frame; progressive, unless interlaced frames are only marked.
-        interlaced: Whether the frame is stored interlaced in the source.
+        picture: The frame. It is progressive if ``Deinterlacer.replace`` is set; otherwise it may be interlaced.
+        interlaced: Whether the frame was interlaced in the source.
         rotation: Counterclockwise rotation of the frame for display, in degrees.
     """
 
@@ -42,14 +42,15 @@ def is_interlaced(picture: VideoFrame, field_order: int) -> bool:
 class Deinterlacer:
     """Replaces each interlaced frame by a progressive one at the time of its first field, with FFmpeg's bwdif filter.
 
-    Only tags decide whether a frame is interlaced, so telecined film and progressive frames with a wrong tag count as
-    interlaced. The header of the stream decides until a frame has an interlaced flag: some codecs have no flags.
+    Only tags determine whether a frame is interlaced. Telecined film and progressive frames with a wrong tag therefore
+    count as interlaced. Some codecs have no flags for frames: the tag in the header of the stream is used until a frame
+    has an interlaced flag.
 
     Args:
         codec: FFmpeg's name of the stream's codec.
-        field_order: FFmpeg's AVFieldOrder of the stream's header, before the first frame was decoded.
+        field_order: FFmpeg's AVFieldOrder in the stream's header, read before the first frame was decoded.
         time_base: The unit of the frames' timestamps, in seconds.
-        replace: Whether to replace interlaced frames. If not, they are only marked as interlaced.
+        replace: Whether to replace interlaced frames. If False, interlaced frames are only marked as interlaced.
     """
 
     def __init__(self, *, codec: str, field_order: int, time_base: Fraction, replace: bool) -> None:
@@ -59,10 +60,10 @@ class Deinterlacer:
         self.waiting: deque[tuple[Fraction, Fraction, VideoFrame, bool]] = deque()
 
     def __call__(self, pictures: Iterable[Timed]) -> Iterator[tuple[Fraction, Fraction, Shown]]:
-        """Yield one frame for each of ``pictures``, with its times. Progressive frames are yielded unchanged.
+        """Yield each of ``pictures`` after deinterlacing, with its times. Progressive frames are yielded unchanged.
 
         Raises:
-            Rejection: The frames are single fields, are too small, or change in size or pixel format.
+            Rejection: A frame is a single field, is too small, or has another size or pixel format than earlier frames.
         """
         graph: Graph | None = None
         for begins, ends, picture in pictures:
@@ -90,7 +91,7 @@ class Deinterlacer:
         return bool(picture.interlaced_frame) or (not self.flagged and is_interlaced(picture, self.field_order))
 
     def _graph(self, picture: VideoFrame) -> Graph:
-        """Build the filter, which returns each frame after it has received the next one.
+        """Build the filter. The filter returns a frame after it has received the next frame.
 
         Raises:
             Rejection: The frames are too small for the filter.
@@ -103,7 +104,7 @@ class Deinterlacer:
                 width=picture.width, height=picture.height, format=picture.format, time_base=self.time_base
             )
         ]
-        if not picture.interlaced_frame:  # the filter reads only the flags of frames
+        if not picture.interlaced_frame:  # bwdif reads only the flags of frames, not the header
             nodes.append(graph.add("setfield", "tff" if self.field_order in _TOP_FIRST else "bff"))
         nodes += [
             graph.add("bwdif", "mode=send_frame:parity=auto:deint=interlaced"),
@@ -131,10 +132,10 @@ class Deinterlacer:
 
 
 def layout_of(picture: VideoFrame) -> tuple[int, int, str]:
-    """Return width, height and pixel format, which must be the same for every frame of a stream."""
+    """Return width, height and pixel format of a frame. All frames of a stream must have the same layout."""
     return picture.width, picture.height, picture.format.name
 
 
 def changed(before: tuple[int, int, str] | None, picture: VideoFrame) -> Rejection:
-    """Return the Rejection of a stream in which ``picture`` has another layout than the frames ``before``."""
+    """Return the Rejection of a stream because the layout of ``picture`` differs from ``before``, the first layout."""
     return Rejection("changing_size", f"the frames of the video change from {before} to {layout_of(picture)}")

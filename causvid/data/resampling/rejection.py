@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class Rejection(Exception):
-    """A source video that cannot become a clip.
+    """Raised if a source video cannot become a clip.
 
     Args:
         code: A short, stable identifier of the kind of fault.

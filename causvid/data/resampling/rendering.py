@@ -18,11 +18,11 @@ from causvid.data.resampling.rejection import Rejection
 
 Render = Callable[[VideoFrame], NDArray[np.uint8]]
 
-# FFmpeg widens the bicubic kernel for downscaling, which prevents aliasing. The other flags make the rounding the same
-# on every CPU.
+# For downscaling, FFmpeg widens the bicubic kernel, which prevents aliasing. With the other flags, values are rounded
+# in the same way on every CPU.
 _SCALE_FLAGS = "bicubic+accurate_rnd+bitexact+full_chroma_int"
 _DEEP = {"ycbcr": "yuv444p16le", "gray": "gray16le", "rgb": "gbrp16le"}
-# The weights of red and blue in luma, by FFmpeg's name of the matrix (ITU-T H.273, table 4).
+# Maps FFmpeg's name of a matrix to the weights of red and blue in luma (ITU-T H.273, table 4).
 _LUMA = {
     "bt601": (0.299, 0.114),
     "bt709": (0.2126, 0.0722),
@@ -35,17 +35,18 @@ _LUMA = {
 def renderer(
     picture: VideoFrame, colour: Colour, *, cut: tuple[int, int, int, int], size: tuple[int, int], time_base: Fraction
 ) -> Render:
-    """Return a function that crops, scales and converts frames like ``picture`` to uint8 [H, W, 3].
+    """Return a function that crops, scales and converts frames with the layout of ``picture`` to uint8 [H, W, 3].
 
-    FFmpeg's scale filter converts ordinary SDR. For HDR, wide gamut and limited-range gray the filter only scales, and
-    this module converts the colours: the filter's conversion to linear light uses a coarse table (errors of up to 40 of
-    255 at the edge of BT.709), and the filter ignores limited range in gray.
+    FFmpeg's scale filter converts the colours of ordinary SDR. For HDR, wide gamut and limited-range gray, the filter
+    only scales the frames, and this module converts the colours, for two reasons. The filter's conversion to linear
+    light uses a coarse table, with errors of up to 40 of 255 levels at the edge of BT.709. The filter also ignores
+    limited range in gray.
 
     Args:
-        picture: The first of the frames, which provides the peak luminance of HDR.
+        picture: The first frame, which stores the peak luminance of HDR.
         colour: The colours of the frames.
         cut: The part of the stored frame to use: width, height, x and y in pixels.
-        size: The width and height to which that part is scaled.
+        size: The width and height in pixels to which this part is scaled.
         time_base: The unit of the frames' timestamps, in seconds.
     """
     matrix, span = colour.matrix, "full" if colour.full else "limited"
@@ -59,7 +60,7 @@ def renderer(
         raise Rejection(
             "unsupported_colour", f"the pixel format {picture.format.name} is floating point, which is not supported"
         )
-    # The filter keeps matrix and range, so that its 16-bit values are those of the source times a power of two.
+    # The filter does not change matrix and range, so that its 16-bit values are the source's values times a power of 2.
     keep = f"{read}:out_color_matrix={matrix}:out_range={span}" if read else ""
     graph = _graph(picture, cut, size, time_base, keep, _DEEP[colour.kind])
 
@@ -75,8 +76,8 @@ def renderer(
 def peak_luminance(picture: VideoFrame, colour: Colour) -> float:
     """Return the luminance of the brightest highlights in cd/m2.
 
-    For PQ it is MaxCLL, or else the peak of the mastering display. If both are missing or impossible, it is 10,000, the
-    maximum of the format. HLG is rendered for a display of 1,000 cd/m2.
+    For PQ, this luminance is MaxCLL, or else the peak of the mastering display. If both values are missing or
+    impossible, the luminance is 10,000 cd/m2, the maximum of PQ. HLG is rendered for a display of 1,000 cd/m2.
     """
     if colour.transfer != "pq":
         return hdr.HLG_PEAK
@@ -116,8 +117,8 @@ def _through(graph: Graph, picture: VideoFrame) -> VideoFrame:
 
 
 def _signal(planes: NDArray[np.uint16], colour: Colour, bits: int) -> NDArray[np.float64]:
-    """Return R'G'B' [H, W, 3] from 0 to 1 of 16-bit planes that were scaled from ``bits`` bits (BT.2100, table 9)."""
-    step = float(1 << (16 - bits))  # between consecutive values of the source
+    """Convert 16-bit planes, scaled from ``bits`` bits, to R'G'B' [H, W, 3] from 0 to 1 (BT.2100, table 9)."""
+    step = float(1 << (16 - bits))  # difference of consecutive values of the source, in 16-bit values
     low, span, colour_span = (0.0, ((1 << bits) - 1) * step, ((1 << bits) - 1) * step)
     if not colour.full:
         low, span, colour_span = 16 * 256.0, 219 * 256.0, 224 * 256.0

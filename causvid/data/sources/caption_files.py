@@ -1,4 +1,4 @@
-"""Read captions from JSON files with many captions, and from text files with one."""
+"""Read captions from JSON files, which have many captions, and from text files, which have one caption."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from pathlib import Path, PurePosixPath
 from causvid.data.sources.caption_match import composed
 from causvid.runtime import text
 
-NAMED = 5  # names that an error message lists; the others are counted
+NAMED = 5  # largest number of names that an error message lists; the message counts the other names
 
 
 def caption_pairs(file: Path) -> list[tuple[str, str]]:
     """Read a JSON file of captions: {path: caption} or [{path, cap, frame_idx}].
 
-    A list may name a video several times, for ranges of frames "start:end". The earliest range is returned first,
-    because clips start at the beginning of a video. If ``cap`` is a list of captions, its first one is used.
+    A list may have several entries for a video, one for each range of frames "start:end". The caption of the earliest
+    range is returned first, because clips start at the beginning of a video. If ``cap`` is a list of captions, the
+    first caption of this list is used.
 
     Returns:
-        (path, caption), the preferred caption of a path first. Both strings may contain halves of surrogate pairs,
-        because JSON can encode them.
+        Pairs (path, caption). If a path has several captions, the preferred caption is first. The strings may contain
+        halves of surrogate pairs, because JSON can encode such halves.
 
     Raises:
-        ValueError: The file is not UTF-8, is not JSON, or has neither form.
+        ValueError: The file is not UTF-8, is not JSON, or is not one of the two forms.
     """
     try:
         value = json.loads(text.decode(file.read_bytes(), str(file)))
@@ -62,7 +63,7 @@ def _one_line(caption: str) -> str:
 
 
 def named(names: Sequence[str]) -> str:
-    """Format the first few of ``names`` and the number of the others. Names that may look like others are escaped."""
+    """Format the first ``NAMED`` of ``names`` and the number of other names. Names that look alike are escaped."""
     shown = [name if name == composed(name) and text.fault(name) is None else ascii(name) for name in names[:NAMED]]
     rest = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(shown) + rest

@@ -1,7 +1,8 @@
 """Match captions to videos by their paths, if the match is unique.
 
-Paths are compared in Unicode's composed form (NFC), because file systems and archives store the same name composed
-(``é``) or decomposed (``e`` and an accent). If several paths are equal in that form, only an identical path matches.
+Paths are compared in Unicode's composed form (NFC), because a file system or an archive may store an accented letter
+composed (``é``) or decomposed (``e`` and an accent). If several paths are equal in the composed form, only an identical
+path matches.
 """
 
 from __future__ import annotations
@@ -11,18 +12,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 
 Names = Mapping[str, Sequence[str]]
-LONGEST_TAIL = 16  # components of a path; a path in an archive may have a million
+LONGEST_TAIL = 16  # components of a path that are compared; a path in an archive may have a million components
 
 
 def match(videos: Names, captions: Names) -> dict[str, str]:
-    """Pair a video and a caption if each is the only best match of the other.
+    """Pair a video and a caption if the caption is the only best match of the video, and the reverse.
 
     Args:
-        videos: The names of each video, the preferred name first.
-        captions: The names of each caption, the preferred name first.
+        videos: Maps each video to its names, the preferred name first.
+        captions: Maps each caption to its names, the preferred name first.
 
     Returns:
-        The caption of each video that has one.
+        A mapping from videos to captions. Videos without a caption are omitted.
     """
     by_video, by_caption = _index(videos), _index(captions)
     best = {video: _best(names, by_caption) for video, names in videos.items()}
@@ -34,18 +35,19 @@ def match(videos: Names, captions: Names) -> dict[str, str]:
 
 
 def match_ends(videos: Names, captions: Iterable[str], *, bare: bool) -> dict[str, str]:
-    """Pair videos with captions by their full paths, and the remaining ones by the ends of their paths.
+    """Pair videos with captions by their full paths, and the remaining videos by the ends of their paths.
 
-    Paths often begin with the folders of another machine, so that only their ends are equal. A bare file name is enough
-    if one of the two paths has no folder; a caption for A/v.mp4 never matches B/v.mp4.
+    Paths often begin with the folders of another machine, so that only the ends of two paths are equal. Equal file
+    names are enough if one of the two paths has no folder; a caption for A/v.mp4 never matches B/v.mp4.
 
     Args:
-        videos: The full paths of each video, the longest first.
+        videos: Maps each video to its full paths, the longest path first.
         captions: The paths of the captions.
-        bare: Whether a bare file name can match. If some videos are unknown, one of them may have the same name.
+        bare: Whether a path without a folder can match. If some videos are unknown, an unknown video may have the same
+            file name.
 
     Returns:
-        The caption of each video that has one. No two videos have the same caption.
+        A mapping from videos to captions, without videos that have no caption. No two videos have the same caption.
     """
     captions = list(captions)
     full = {video: [name for name in names if bare or "/" in name] for video, names in videos.items()}
@@ -77,7 +79,7 @@ def composed(name: str) -> str:
 
 
 def _index(owners: Names) -> dict[str, dict[str, list[str]]]:
-    """Return a mapping from composed name and spelling to the owners of that name."""
+    """Map each composed name to its spellings, and each spelling to the owners of this name."""
     index: dict[str, dict[str, list[str]]] = {}
     for owner, names in owners.items():
         for name in names:
@@ -86,7 +88,7 @@ def _index(owners: Names) -> dict[str, dict[str, list[str]]]:
 
 
 def _best(names: Sequence[str], index: Mapping[str, Mapping[str, Sequence[str]]]) -> str | None:
-    """Return the owner of the first of ``names`` that has owners; None if there are several owners, or none."""
+    """Return the owner of the first name in ``names`` that has owners; None if there is no owner or several owners."""
     for name in names:
         if spellings := index.get(composed(name)):
             owners = spellings.get(name) or (next(iter(spellings.values())) if len(spellings) == 1 else ())

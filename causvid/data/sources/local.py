@@ -1,7 +1,7 @@
 """Collect videos and captions from the toy world or from a folder of the user.
 
-Each source fills one folder with videos/ and manifest.jsonl, whose rows are {id, path, caption, source}. No video is
-decoded here: the stage resample rejects videos that cannot be used.
+Each source fills one folder with videos/ and manifest.jsonl, whose rows are {id, path, caption, source}. This module
+does not decode videos; the stage resample rejects videos that cannot be used.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ class DownloadConfig:
             video is in a .txt file beside the video.
         toy_world_captions: Text file with the captions of the toy world's clips, one per line.
         toy_world_clips: Number of clips to render.
-        mixkit_repo: Data set on the hub.
+        mixkit_repo: Name of the data set on the hub, owner/name.
         mixkit_revision: Commit, branch or tag of the data set.
-        mixkit_files: Pattern of the tar archives in the data set.
-        mixkit_captions: Patterns of the JSON files with captions, the preferred one first.
+        mixkit_files: Pattern of the names of the tar archives in the data set.
+        mixkit_captions: Patterns of the names of JSON files with captions, the preferred pattern first.
         limit: Largest number of videos; None = all.
     """
 
     source: Literal["toy_world", "folder", "mixkit"]
-    folder: Annotated[Path, PathRule(may_be_missing=True)]  # read for source folder only
-    captions: Annotated[Path, PathRule(may_be_missing=True)]  # without it, captions are .txt files beside the videos
+    folder: Annotated[Path, PathRule(may_be_missing=True)]  # only the source folder reads it
+    captions: Annotated[Path, PathRule(may_be_missing=True)]  # if missing, captions are .txt files beside the videos
     toy_world_captions: Path
     toy_world_clips: int
     mixkit_repo: str
@@ -80,14 +80,14 @@ def toy_world_videos(
         out: Folder of the videos and their manifest.
         config: Params section ``download``.
         video: Size, frame rate and number of frames of the clips.
-        seed: Seed of the captions' order, the start positions and the radii.
-        workers: Number of processes, which does not change the result.
+        seed: Seed from which the order of the captions, the start positions and the radii are drawn.
+        workers: Number of processes. The result does not depend on this number.
 
     Returns:
-        Counts of videos and captions.
+        Numbers of videos and captions.
 
     Raises:
-        ValueError: The file of captions is missing, is empty or has a caption that is not of the toy world.
+        ValueError: The file of captions is missing or empty, or a caption does not describe a scene of the toy world.
         RuntimeError: A clip exceeded the limits of its process.
     """
     count = min(config.toy_world_clips, config.limit or config.toy_world_clips)
@@ -116,11 +116,11 @@ def _write_toy_clip(job: tuple[int, str], *, out: Path, video: VideoShape, seed:
 def folder_videos(out: Path, config: DownloadConfig) -> dict[str, Any]:
     """Copy the videos in ``config.folder`` and its subfolders, without hidden files, into ``out``.
 
-    Links to files and folders are followed. A video is passed over if UTF-8 cannot hold its name or its caption, or if
-    it is a broken link; passed_over.jsonl has the reason.
+    Links to files and folders are followed. A video is passed over if its name or its caption cannot be encoded in
+    UTF-8, or if it is a broken link. The reason is written to passed_over.jsonl.
 
     Returns:
-        Counts of videos, of captions and of rows in passed_over.jsonl.
+        Numbers of videos, of captions and of rows in passed_over.jsonl.
 
     Raises:
         ValueError: The folder is missing or empty, a video has no caption, a caption has no video, or every video is
@@ -160,7 +160,7 @@ def folder_videos(out: Path, config: DownloadConfig) -> dict[str, Any]:
 
 
 def _has_fault(value: str, what: str, source: str, passed: PassedOver) -> bool:
-    """Return whether UTF-8 cannot hold ``value``; if so, add a row for ``source`` that calls the value ``what``."""
+    """Return whether ``value`` cannot be encoded in UTF-8. If so, add a row for ``source`` with ``what`` as subject."""
     reason = text.fault(value)
     if reason is not None:
         passed.add(source, text.NOT_UTF8, f"{what} {reason}")
@@ -173,12 +173,13 @@ def _video_names(folder: Path) -> list[str]:
 
 
 def _names_below(folder: Path) -> Iterator[PurePosixPath]:
-    """Yield the relative paths of all files in ``folder`` and its subfolders, including linked ones.
+    """Yield the relative paths of all files in ``folder`` and its subfolders, including files and folders behind links.
 
     Each folder is entered once, even if several links lead to it. Broken links are included; pipes and devices are not.
     """
     seen: set[tuple[int, int]] = set()
-    real, linked = [folder], deque[Path]()  # real folders first, so that a folder is entered under its own name
+    # Links are followed last, so that a folder is entered under its real name.
+    real, linked = [folder], deque[Path]()
     while real or linked:
         here = real.pop() if real else linked.popleft()
         status = here.stat()
@@ -203,7 +204,10 @@ def _leads_nowhere(path: Path, name: str, passed: PassedOver) -> bool:
 
 
 def _read_captions(folder: Path, captions: Path, names: list[str], passed: PassedOver) -> dict[str, str]:
-    """Read the captions of the videos ``names`` from one file. Entries whose path UTF-8 cannot hold are passed over."""
+    """Read the captions of the videos ``names`` from one file.
+
+    Entries whose path cannot be encoded in UTF-8 are passed over.
+    """
     caption_of = {path: caption for path, caption in reversed(caption_pairs(captions)) if caption}
     for path in [path for path in caption_of if text.fault(path)]:
         del caption_of[path]
@@ -254,12 +258,12 @@ def _refuse_lookalikes(missing: Iterable[str], names: Iterable[str], what: str) 
 
 
 def video_id(index: int) -> str:
-    """Return the id of video ``index``. The order of ids is that of the numbers."""
+    """Return the id of video ``index``. Ids sorted as strings are in the order of their indices."""
     return f"{index:06d}"
 
 
 def write_index(out: Path, rows: list[Row]) -> dict[str, Any]:
-    """Write the manifest of ``out``; return the counts of videos and captions."""
+    """Write the manifest of ``out``, and return the numbers of videos and captions."""
     manifest.write_rows(out / manifest.NAME, rows)
     captions = [row["caption"] for row in rows if row["caption"]]
     return {"videos": len(rows), "distinct_captions": len(set(captions)), "without_caption": len(rows) - len(captions)}

@@ -1,7 +1,8 @@
 """Download MixKit from the hub: tar archives of videos ("parts"), and JSON files of captions.
 
-Archives are untrusted. Their members are read one after another and never extracted by name: a video is written under
-the sha256 of its content. Links, special files, unsafe names and oversized files are recorded in passed_over.jsonl.
+Archives are untrusted. The members of an archive are read one after another. A video is written to a file that is named
+after the sha256 of its content, never to the file name in the archive. Links, special files, unsafe names and oversized
+files are recorded in passed_over.jsonl.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from causvid.data.sources.passed_over import PassedOver
 from causvid.harness.progress import progress
 from causvid.runtime import text
 
-MEMBERS = 200_000  # largest number of members of one part; all of MixKit has 6484 videos
-VIDEO_BYTES = 4 * 2**30  # largest size of a video
-COPY_BYTES = 2**20
+MEMBERS = 200_000  # largest number of members of one part; all parts of MixKit together have 6484 videos
+VIDEO_BYTES = 4 * 2**30  # largest size of a video in bytes
+COPY_BYTES = 2**20  # bytes that are copied with one read
 
 
 def mixkit_videos(out: Path, config: DownloadConfig, *, hub: Path) -> dict[str, Any]:
-    """Download MixKit's parts one after another, until the limit is reached, and write their videos.
+    """Download MixKit's parts one after another, until the limit is reached, and write the videos in these parts.
 
     A video without a caption in the data set has the caption None. passed_over.jsonl lists every member, video and
     caption that is passed over, as {source, code, reason}.
@@ -35,10 +36,10 @@ def mixkit_videos(out: Path, config: DownloadConfig, *, hub: Path) -> dict[str, 
     Args:
         out: Folder of the videos and their manifest.
         config: Params section ``download``.
-        hub: Folder of the downloads, which may hold those of an interrupted call.
+        hub: Folder of the downloads, which may contain the downloads of an interrupted call.
 
     Returns:
-        Counts of videos, of captions and of rows in passed_over.jsonl, and the commit of the data set.
+        Numbers of videos, of captions and of rows in passed_over.jsonl, and the commit of the data set.
 
     Raises:
         ValueError: The repository, the revision or a file does not exist, a download fails, a part is not a valid tar
@@ -68,15 +69,15 @@ def mixkit_videos(out: Path, config: DownloadConfig, *, hub: Path) -> dict[str, 
 
 
 class _Taken:
-    """The videos of all parts so far.
+    """The videos in the parts that were read so far. A source is the name of a part and the path in this part.
 
     Attributes:
         out: Folder of the videos.
         limit: Largest number of videos; None = all.
         passed: The rows of passed_over.jsonl.
-        files: The file that was written, by source.
-        sources: All sources with one content, by its sha256. The first one was written.
-        paths: The path inside its part of every video, by source; includes videos that were passed over.
+        files: Maps the source of each written video to its file.
+        sources: Maps the sha256 of a content to all sources with this content; the first source was written.
+        paths: Maps the source of every video, including videos that were passed over, to its path in the part.
         member: Name of the last member that was read.
     """
 
@@ -96,7 +97,7 @@ class _Taken:
 
 
 def _captions(repository: HubCommit, patterns: tuple[str, ...], passed: PassedOver) -> dict[str, str]:
-    """Return the captions by path. If two files have a caption for one path, the first file's is used."""
+    """Map paths to captions. If two files have a caption for the same path, the caption in the first file is used."""
     files = [file for pattern in patterns for file in repository.files(pattern)]
     if not files:
         places = ", ".join(patterns)
@@ -112,12 +113,12 @@ def _captions(repository: HubCommit, patterns: tuple[str, ...], passed: PassedOv
 
 
 def _captioned(taken: _Taken, captions: Mapping[str, str], *, complete: bool) -> list[Row]:
-    """Build the rows of the videos with their captions. A video whose caption UTF-8 cannot hold is passed over."""
+    """Build the rows of the manifest. A video whose caption cannot be encoded in UTF-8 is passed over."""
     matched = _matched(taken.paths, captions, complete=complete)
     rows: list[Row] = []
     for sources in taken.sources.values():
         source, file = sources[0], taken.files[sources[0]]
-        # Files with the same content are one video, which has the caption of any of them.
+        # Files with the same content are one video. Its caption is that of the first of these files with a caption.
         caption = next((captions[matched[copy]] for copy in sources if copy in matched), None)
         if reason := caption and text.fault(caption):
             file.unlink()
@@ -132,14 +133,14 @@ def _captioned(taken: _Taken, captions: Mapping[str, str], *, complete: bool) ->
 
 
 def _matched(paths: Mapping[str, PurePosixPath], captions: Iterable[str], *, complete: bool) -> dict[str, str]:
-    """Return the path of the caption for each source that has one.
+    """Map sources to the paths of their captions. Sources without a caption are omitted.
 
-    A caption names its video "<part>/<file>". Inside the part, the file may be in several folders or in none.
+    The path of a caption is "<part>/<file>". In the part, the path of the file may have any number of folders.
 
     Args:
-        paths: Path of each video inside its part.
+        paths: Maps the source of each video to its path in the part.
         captions: Paths of the captions.
-        complete: Whether ``paths`` has the videos of every part.
+        complete: Whether ``paths`` contains the videos of every part.
     """
     folders = {composed(folder) for path in captions for folder in PurePosixPath(path).parent.parts}
     names = {
@@ -156,14 +157,14 @@ def _matched(paths: Mapping[str, PurePosixPath], captions: Iterable[str], *, com
 
 
 def _part(source: str) -> str:
-    """Return the name of the part that holds ``source``, without its suffix. Captions use it as a folder name."""
+    """Return the name of the part that contains ``source``, without suffix. Paths of captions begin with this name."""
     return PurePosixPath(source.split("/")[0]).stem
 
 
 def _take_part(part: Path, taken: _Taken) -> None:
-    """Write the videos of one part until the limit is reached, and record the paths of all its videos."""
+    """Write the videos of one part until the limit is reached, and record the paths of all videos in the part."""
     try:
-        # An explicit encoding, because the default depends on the locale.
+        # The encoding is given, because the default encoding depends on the locale.
         with tarfile.open(part, "r:", encoding="utf-8") as archive:
             for source, member in _plain_videos(archive, part.name, taken):
                 _write(archive, member, taken, source)
@@ -175,7 +176,7 @@ def _take_part(part: Path, taken: _Taken) -> None:
 
 
 def _plain_videos(archive: tarfile.TarFile, part: str, taken: _Taken) -> Iterator[tuple[str, tarfile.TarInfo]]:
-    """Yield each video file that can be taken, after its source, until the limit is reached."""
+    """Yield (source, member) for each video file that can be used, until the limit is reached."""
     seen: set[str] = set()
     taken.member = ""
     for count, member in enumerate(archive, start=1):
@@ -190,7 +191,7 @@ def _plain_videos(archive: tarfile.TarFile, part: str, taken: _Taken) -> Iterato
             continue
         source = f"{part}/{name}"
         taken.paths[source] = name
-        if taken.is_full:  # only the paths are needed: a caption may belong to one of them
+        if taken.is_full:  # later members only provide their paths, because a caption may belong to such a path
             continue
         if refused := _refusal(member, name, again=source in seen):
             taken.passed.add(f"{part}/{member.name}", *refused)
@@ -200,7 +201,7 @@ def _plain_videos(archive: tarfile.TarFile, part: str, taken: _Taken) -> Iterato
 
 
 def _refusal(member: tarfile.TarInfo, name: PurePosixPath, *, again: bool) -> tuple[str, str] | None:
-    """Return the code and the reason for passing over a member; None for a regular file that can be taken."""
+    """Return the code and the reason why a member is passed over; None for a regular file that can be used."""
     if reason := text.fault(member.name):
         return text.NOT_UTF8, f"the name {reason}"
     if not member.isreg() or member.issparse():
@@ -215,7 +216,7 @@ def _refusal(member: tarfile.TarInfo, name: PurePosixPath, *, again: bool) -> tu
 
 
 def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, taken: _Taken, source: str) -> None:
-    """Write a member to a file that is named after its sha256, unless a file with that content exists."""
+    """Write a member to a file that is named after its sha256, unless a file with the same content exists."""
     stream = archive.extractfile(member)
     assert stream is not None, "a regular file has content"
     incoming, digest = taken.out / "videos" / "incoming", hashlib.sha256()

@@ -9,17 +9,17 @@ from causvid.data.videos import manifest
 from causvid.runtime import text
 
 PASSED_OVER = "passed_over.jsonl"
-SAID = 5  # rows that are also printed on stderr
+SAID = 5  # number of rows that are also printed on stderr
 
 
 class PassedOver:
-    """Rows {source, code, reason} of passed_over.jsonl. The first few are printed on stderr at once."""
+    """Rows {source, code, reason} of passed_over.jsonl. The first ``SAID`` rows are printed on stderr immediately."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, str]] = []
 
     def add(self, source: str, code: str, reason: str) -> None:
-        """Add a row. Characters of ``source`` and ``reason`` that UTF-8 cannot hold are escaped.
+        """Add a row. Characters of ``source`` and ``reason`` that cannot be encoded in UTF-8 are escaped.
 
         Args:
             source: Path of the video or caption.

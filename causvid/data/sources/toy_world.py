@@ -1,8 +1,8 @@
 """The toy world: captioned videos of one moving shape on a solid background, which two CPU cores can learn.
 
 Coordinates are (x, y) in pixels, x to the right and y down; the centre of the pixel in row i and column j is (j, i).
-The plane is a torus: a shape that leaves on one side enters on the opposite side. Sizes and speeds are given for a
-32-pixel video, and scale with the smaller side of the video.
+The plane is a torus: a shape that leaves on one side enters on the opposite side. Sizes and speeds are given for videos
+of 32 x 32 pixels, and are proportional to the smaller side of the video.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 from causvid.runtime.seeding import derive_seed
 from causvid.runtime.shapes import VideoShape
 
-# RGB. Each colour differs from each background in brightness too: H.264's 4:2:0 keeps colour at half resolution only.
+# RGB values. Each colour also differs from each background in brightness, because H.264's 4:2:0 halves the resolution
+# of colour.
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (235, 20, 30),
     "green": (20, 240, 30),
@@ -39,7 +40,7 @@ SHAPES: tuple[str, ...] = ("circle", "square", "triangle")
 _REFERENCE_SIDE = 32  # pixels
 _SPEED = 1.0  # pixels per frame at the reference side
 _RADII = (5.5, 6.5)  # pixels at the reference side
-# In radii. With these sizes the three shapes have about the same area, so that area does not reveal the shape.
+# Multiples of the radius. With these sizes the three shapes have similar areas, so that area does not reveal the shape.
 _SQUARE_HALF_SIDE = 0.9
 _TRIANGLE_HALF_BASE = 1.2
 _TRIANGLE_HEIGHT = 2.4
@@ -47,7 +48,7 @@ _TRIANGLE_HEIGHT = 2.4
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """Content of a caption.
+    """The scene that a caption describes.
 
     Attributes:
         shape: One of SHAPES.
@@ -63,7 +64,7 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """The sentence that describes the scene, from which ``parse`` returns the scene."""
+        """The sentence that describes the scene. ``parse`` returns the scene for this sentence."""
         return f"a {self.colour} {self.shape} moves {self.direction} over a {self.background} background"
 
 
@@ -82,7 +83,7 @@ def captions() -> list[str]:
 
 
 def parse(caption: str) -> Scene:
-    """Return the scene of a caption. Raises ValueError if the caption is not of the toy world."""
+    """Return the scene that a caption describes. Raises ValueError if there is no such scene in the toy world."""
     try:
         return _scenes()[caption]
     except KeyError:
@@ -161,10 +162,10 @@ def render(scene: Scene, *, video: VideoShape, start_xy: tuple[float, float], ra
 def clip_captions(known: Sequence[str], count: int, *, seed: int) -> list[str]:
     """Return the captions of the training clips 0 to ``count`` - 1.
 
-    Every caption of ``known`` appears once before one appears again; each round has a separate random order.
+    Every caption of ``known`` appears once before a caption appears again; each round has another random order.
 
     Raises:
-        ValueError: A caption is not of the toy world.
+        ValueError: A caption does not describe a scene of the toy world.
     """
     distinct = sorted({parse(caption).caption for caption in known})
     rounds = range(-(-count // len(distinct)))
@@ -173,7 +174,7 @@ def clip_captions(known: Sequence[str], count: int, *, seed: int) -> list[str]:
 
 
 def clip_frames(caption: str, index: int, *, video: VideoShape, seed: int) -> NDArray[np.uint8]:
-    """Return training clip ``index`` with ``caption``, uint8 [F, H, W, 3]; start and radius depend on (seed, index)."""
+    """Return training clip ``index``, uint8 [F, H, W, 3]. The start and the radius depend on (seed, index)."""
     draw = np.random.Generator(np.random.PCG64(derive_seed(seed, "toy_world", index)))
     start_xy = (draw.uniform(0, video.width), draw.uniform(0, video.height))
     return render(parse(caption), video=video, start_xy=start_xy, radius=draw.uniform(*radius_range(video)))

@@ -1,10 +1,10 @@
-"""Read and write LMDBs of latents in the released layout, to which this project adds checksums.
+"""Read and write LMDBs of latents in the layout of the original CausVid code, to which this project adds checksums.
 
-The released keys are ``latents_{i}_data`` (raw little-endian float16, C order), ``prompts_{i}_data`` (UTF-8),
-``latents_shape`` and ``prompts_shape`` (integers separated by spaces, the count first). A row on disk is [F, C, H, W]
-for a clip, or [T, F, C, H, W] for an ODE pair of T solver states, the clean one last. This project adds the keys
-``latents_{i}_sha256``, ``metadata`` (JSON) and ``metadata_sha256``. In memory, C is before F; no other module converts
-between the two orders.
+The original keys are ``latents_{i}_data`` (raw little-endian float16, C order), ``prompts_{i}_data`` (UTF-8),
+``latents_shape`` and ``prompts_shape`` (integers separated by spaces, the number of rows first). A row on disk is
+[F, C, H, W] for a clip, or [T, F, C, H, W] for an ODE pair of T solver states, the clean state last. This project adds
+the keys ``latents_{i}_sha256``, ``metadata`` (JSON) and ``metadata_sha256``. In memory, C is before F; no other module
+converts between the two orders.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MORE_ROOM = (
 
 
 class Source(StrEnum):
-    """Origin of an LMDB: shards of this run, or an LMDB of the released code."""
+    """Origin of an LMDB: the shards of this run (OURS), or an LMDB that the original CausVid code wrote (RELEASED)."""
 
     OURS = "ours"
     RELEASED = "released"
@@ -50,7 +50,7 @@ class Record(NamedTuple):
     """One record in memory.
 
     Attributes:
-        latents: [C, F, H, W] of a clip, or [T, C, F, H, W] of an ODE pair; float16 when they are read.
+        latents: [C, F, H, W] for a clip, or [T, C, F, H, W] for an ODE pair. Latents that are read are float16.
         prompt: Caption of the clip or the pair.
     """
 
@@ -70,14 +70,14 @@ def write_store(
         records: Latents of one shape, and their prompts.
         folder: Folder to create.
         timesteps: Timesteps of the T states of ODE pairs; None for clips.
-        per_transaction: Records per LMDB transaction, which are in memory twice.
+        per_transaction: Records per LMDB transaction. Memory holds two copies of these records.
 
     Returns:
-        The metadata: count, shape of a row, dtype and timesteps.
+        The metadata: number of records, shape of a row, dtype and timesteps.
 
     Raises:
-        ValueError: The shapes differ, there are no records, UTF-8 cannot hold a prompt, or the limit on the address
-            space of the process is too low.
+        ValueError: The shapes differ, there are no records, a prompt cannot be encoded in UTF-8, or the limit on the
+            address space of the process is too low.
         FileExistsError: ``folder`` exists.
     """
     if folder.exists():
@@ -92,7 +92,7 @@ def write_store(
             copy_compact(env, compact / FILE)
         compact.rename(folder)
     except lmdb.MemoryError as error:
-        size = sum(file.stat().st_size for file in scratch.glob(FILE))  # no file yet if the first map was refused
+        size = sum(file.stat().st_size for file in scratch.glob(FILE))  # no file exists if the first map was refused
         raise ValueError(
             f"{folder} has {size} bytes so far, and LMDB cannot get more address space ({error}); {MORE_ROOM}"
         ) from error
@@ -104,7 +104,7 @@ def write_store(
 def _fill(
     env: lmdb.Environment, records: Iterable[Record], *, timesteps: Sequence[float] | None, per_transaction: int
 ) -> dict[str, Any]:
-    """Write the records, then the shapes and the metadata; return the metadata."""
+    """Write the records, then the shapes and the metadata, and return the metadata."""
     shape: tuple[int, ...] | None = None
     count = 0
     remaining = iter(records)
@@ -146,13 +146,13 @@ def _entries(index: int, data: bytes, prompt: str) -> list[tuple[str, bytes]]:
 
 
 def _commit(env: lmdb.Environment, entries: Sequence[tuple[str, bytes]]) -> None:
-    """Write ``entries`` in one transaction, after the map is enlarged by an upper bound of their size.
+    """Enlarge the map by an upper bound of the size of ``entries``, and write ``entries`` in one transaction.
 
-    The map is not enlarged after a MapFullError, because the pages of an aborted transaction stay in LMDB's pool, and
-    their content appears in the gaps of later pages: equal records would give different bytes.
+    The map is enlarged before the transaction, not after a MapFullError. The pages of an aborted transaction stay in
+    LMDB's pool, and their content appears in the gaps of later pages, so that equal records would give different bytes.
     """
     page = env.stat()["psize"]
-    used = (env.info()["last_pgno"] + 1 + PAGES_PER_ENTRY) * page  # with one entry for the list of free pages
+    used = (env.info()["last_pgno"] + 1 + PAGES_PER_ENTRY) * page  # includes one entry for the list of free pages
     needed = used + sum(len(value) + PAGES_PER_ENTRY * page for _, value in entries)
     if needed > env.info()["map_size"]:
         env.set_mapsize(needed)
@@ -168,7 +168,7 @@ class LatentStore:
 
     Attributes:
         folder: Folder of the LMDB.
-        metadata: count, shape of a row on disk, dtype and timesteps.
+        metadata: Number of records (``count``), shape of a row on disk, dtype and timesteps.
 
     Raises:
         ValueError: The LMDB is missing, truncated or damaged. Every method that reads can raise this error.
@@ -176,7 +176,7 @@ class LatentStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._verified: set[int] = set()  # records that were compared with their checksum
+        self._verified: set[int] = set()  # numbers of the records that were compared with their checksum
         self._buffer = np.empty(0, DTYPE)
         with self._reading() as transaction:
             packed, digest = (cast("bytes | None", transaction.get(key)) for key in (b"metadata", b"metadata_sha256"))
@@ -199,8 +199,8 @@ class LatentStore:
             indices: Numbers of the n records.
 
         Returns:
-            Latents, float16 [n, C, F, H, W] or [n, T, C, F, H, W], and prompts. The latents are a view of a buffer that
-            the next call overwrites, because the allocation of new memory takes longer than the copy.
+            Latents, float16 [n, C, F, H, W] or [n, T, C, F, H, W], and prompts. The latents are a view of a buffer. The
+            next call overwrites this buffer, because the allocation of a new buffer takes longer than the copy.
         """
         if len(self._buffer) != len(indices):
             self._buffer = np.empty((len(indices), *self.metadata["shape"]), DTYPE)
@@ -256,9 +256,10 @@ class LatentStore:
 
 
 def read_prompts(folder: Path) -> list[str]:
-    """Return the prompts of an LMDB of this project or of the released code, in the order of the rows.
+    """Return the prompts of an LMDB of this project or of the original CausVid code, in the order of the rows.
 
-    A prompt of a released LMDB that is not UTF-8 is skipped, like its row in an import, with a message on stderr.
+    In an LMDB of the original code, a prompt that is not UTF-8 is skipped, with a message on stderr. An import of the
+    LMDB skips the row of such a prompt too.
 
     Raises:
         ValueError: The LMDB is damaged or has no prompts.
@@ -269,9 +270,9 @@ def read_prompts(folder: Path) -> list[str]:
             has_metadata = transaction.get(b"metadata") is not None  # only LMDBs of this project have this key
             shape = transaction.get(b"latents_shape")
             counted = re.match(rb"\d+", shape) if shape is not None else None
-            count = int(counted[0]) if counted else None  # later rows are those of an earlier build
+            count = int(counted[0]) if counted else None  # an earlier build of the LMDB wrote any later rows
             cursor = transaction.cursor()
-            cursor.set_range(b"prompts_")  # keys are sorted: the latents before the prompts are not read
+            cursor.set_range(b"prompts_")  # keys are sorted, so that the cursor does not read the latents
             for key, value in cursor:
                 if named := re.fullmatch(rb"prompts_(\d+)_data", key):
                     encoded[int(named[1])] = bytes(value)
@@ -292,7 +293,7 @@ def read_prompts(folder: Path) -> list[str]:
 
 
 def left_out(index: int, reason: str) -> str:
-    """Return the message about a row of a released LMDB that is rejected."""
+    """Return the message about a rejected row of an LMDB of the original code."""
     return f"row {index} is left out: {reason}"
 
 
@@ -301,7 +302,7 @@ def _environment_of(folder: Path, file: int) -> lmdb.Environment:
     return open_store(folder)
 
 
-# LMDB handles are not valid after a fork, so parent and child must open new ones.
+# LMDB handles are not valid after a fork, so that the parent and the child must open new handles.
 os.register_at_fork(before=_environment_of.cache_clear)
 
 
@@ -317,8 +318,8 @@ def open_store(folder: Path) -> lmdb.Environment:
     if not file.is_file():
         raise ValueError(f"{folder} holds no {FILE}; run pack_lmdb, or name a folder that has one")
     try:
-        # lock=False, because a reader must not create a lock file in a tracked folder. The kernel's readahead is on,
-        # because a record is several contiguous megabytes, which take several times as long to read page by page.
+        # lock=False, because a reader must not create a lock file in a tracked folder. The kernel's readahead is on:
+        # a record has several contiguous megabytes, and reading such a record page by page takes several times as long.
         env = lmdb.open(str(folder), readonly=True, lock=False, meminit=False)
     except lmdb.MemoryError as error:
         raise ValueError(

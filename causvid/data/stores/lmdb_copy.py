@@ -1,8 +1,8 @@
-"""Write compacting copies of an LMDB whose bytes do not depend on the size of the memory map.
+"""Write compacting copies of an LMDB. The bytes of the copy do not depend on the size of the memory map.
 
-LMDB records the size of the map in its two meta pages. LMDB's compacting copy also reuses a write buffer without
-clearing it, so that the field appears again in the unused middle of some later pages. This module sets the field to a
-constant in all these places. Readers ignore the field and map the size of the file.
+LMDB records the size of the map in a field of its two meta pages. LMDB's compacting copy also reuses a write buffer
+without clearing it, so that the content of this field appears again in the unused middle of some later pages. This
+module writes a constant to all these places. Readers ignore the field; they map as many bytes as the file has.
 """
 
 from __future__ import annotations
@@ -16,16 +16,19 @@ from typing import BinaryIO
 
 import lmdb
 
-RECORDED_MAP = 2**40  # bytes; never mapped
-MAP_SIZE_AT = 32  # offset in a meta page: page header 16 bytes, magic 4, version 4, address 8
-FIELD = 8  # bytes
-HEADER = struct.Struct("=QHHHH")  # page number, padding, flags, lower and upper end of the unused middle
-PAGES = struct.Struct("=12xI")  # number of pages that the value takes, in the header of an OVERFLOW page
-OVERFLOW, META = 0x04, 0x08  # bits of the flags
+RECORDED_MAP = 2**40  # the constant that is written as the map size, in bytes; no process maps so many bytes
+# Offset of the map size in a meta page, in bytes. A header of 16 bytes, a magic number of 4 bytes, a version of 4 bytes
+# and an address of 8 bytes are before the map size.
+MAP_SIZE_AT = 32
+FIELD = 8  # size of the field of the map size in bytes
+# The header of a page: page number, padding, flags, lower and upper end of the unused middle of the page.
+HEADER = struct.Struct("=QHHHH")
+PAGES = struct.Struct("=12xI")  # the header of an OVERFLOW page ends with the number of pages that the value occupies
+OVERFLOW, META = 0x04, 0x08  # bits of the flags in the header of a page
 
 
 def copy_compact(env: lmdb.Environment, file: Path) -> None:
-    """Copy ``env`` without free pages to ``file``, whose name must be data.mdb, with RECORDED_MAP as the map size."""
+    """Copy ``env`` without free pages to ``file``, and set the map size to RECORDED_MAP. ``file`` must be data.mdb."""
     env.copy(str(file.parent), compact=True)
     written = env.info()["map_size"].to_bytes(FIELD, sys.byteorder)
     with file.open("r+b") as stream:
@@ -39,7 +42,7 @@ def copy_compact(env: lmdb.Environment, file: Path) -> None:
 
 
 def _places(stream: BinaryIO, *, page_size: int) -> Iterator[tuple[int, int]]:
-    """Yield every offset at which the file has, or may have, the map size, and the flags of the page."""
+    """Yield each offset at which the file stores, or may store, the map size, and the flags of the page there."""
     at, end = 0, stream.seek(0, os.SEEK_END)
     while at < end:
         stream.seek(at)

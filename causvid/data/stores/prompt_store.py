@@ -39,7 +39,7 @@ def read_prompt_file(path: Path, name: str) -> list[str]:
 
 
 def require_tokens(tokens: int) -> int:
-    """Return ``tokens``, the length to which prompts are padded. Raises ValueError if it is below 1."""
+    """Return ``tokens``, the length to which prompts are padded. Raises ValueError if ``tokens`` is below 1."""
     if tokens < 1:
         raise ValueError(
             f"model.text_tokens is {tokens}; a prompt needs 1 token at least: set it to the length of the longest "
@@ -65,7 +65,7 @@ def write_prompts(
 
     Args:
         folder: Folder to create.
-        embeddings: Embedding of each prompt, without padding, [number of tokens, D].
+        embeddings: Maps each prompt to its embedding without padding, [number of tokens, D].
         captions: The training prompts.
         evaluation: The evaluation prompts.
         negative: The negative prompt.
@@ -83,9 +83,9 @@ def write_prompts(
 
 
 class PromptStore:
-    """Reads embeddings from a folder of ``write_prompts``.
+    """Reads embeddings from a folder that ``write_prompts`` created.
 
-    Embeddings are padded with zeros. The transformer attends to the padding, as in the released code.
+    Embeddings are padded with zeros. The transformer attends to the padding, as in the original CausVid code.
 
     Attributes:
         folder: The folder.
@@ -111,9 +111,9 @@ class PromptStore:
         self.negative: str = index["negative"]
 
     def require(self, prompts: Iterable[str], source: Path) -> None:
-        """Raise ValueError if one of ``prompts``, which are those of ``source``, has no embedding.
+        """Raise ValueError if one of ``prompts``, which come from ``source``, has no embedding.
 
-        Callers check all prompts before training, so that a missing one does not stop the training later.
+        Callers check all prompts before training, so that a missing embedding does not stop the training later.
         """
         known = set(self.prompts)
         missing = sorted({prompt for prompt in prompts if prompt not in known})
@@ -124,7 +124,7 @@ class PromptStore:
             )
 
     def __call__(self, prompts: str | Sequence[str]) -> torch.Tensor:
-        """Return the embeddings of B prompts, float32 [B, tokens, D]. Raises ValueError if a prompt has none."""
+        """Return the embeddings of B prompts, float32 [B, tokens, D]. Raises ValueError if an embedding is missing."""
         prompts = prompt_list(prompts)
         with safe_open(self.folder / EMBEDDINGS, framework="pt") as file:
             known = set(file.keys())

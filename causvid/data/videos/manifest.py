@@ -1,4 +1,4 @@
-"""manifest.jsonl: the index of a folder of files, which all stages use: one JSON object per line, sorted by id."""
+"""Read and write manifest.jsonl, the index of a folder of files: one JSON object per line, sorted by id."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ NAME = "manifest.jsonl"
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows as JSON lines with sorted keys, in the given order.
 
-    A character that UTF-8 cannot hold is written as a JSON escape, so that any reason can be written.
+    A character that cannot be encoded in UTF-8 is written as a JSON escape, so that the reason of a rejection can
+    contain any file name.
     """
     lines = [text.escaped(json.dumps(dict(row), sort_keys=True, ensure_ascii=False)) + "\n" for row in rows]
     path.write_text("".join(lines), encoding="utf-8")
@@ -43,7 +44,7 @@ def read_manifest(folder: Path) -> list[dict[str, Any]]:
     """Return the rows of the manifest in ``folder``.
 
     Raises:
-        ValueError: The manifest is missing, empty or damaged, or UTF-8 cannot hold the text of a row.
+        ValueError: The manifest is missing, empty or damaged, or the text of a row cannot be encoded in UTF-8.
     """
     path = folder / NAME
     if not path.is_file():
@@ -57,7 +58,7 @@ def read_manifest(folder: Path) -> list[dict[str, Any]]:
 
 
 def split(rows: list[dict[str, Any]], held_out: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the training rows and the last ``held_out`` rows. Raises ValueError if one of the two would be empty."""
+    """Return the training rows and the last ``held_out`` rows. Raises ValueError if one of the lists would be empty."""
     if not 0 < held_out < len(rows):
         raise ValueError(
             f"train_vae.held_out_clips is {held_out} of {len(rows)} clips; it must be at least 1 and less than their "

@@ -1,4 +1,4 @@
-"""Decode clips and samples that this project wrote. The package data.resampling decodes all other videos."""
+"""Decode clips and samples that this project wrote. The package ``data.resampling`` decodes all other videos."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def read_frames(path: Path) -> NDArray[np.uint8]:
         frames: NDArray[np.uint8] = video.get_batch(range(len(video))).asnumpy()
     except (RuntimeError, DECORDError) as error:
         reason = str(error).splitlines()[0]
-        # decord 0.6 fails on the row padding of some widths (16, 24, 48, 72); PyAV returns equal values.
+        # decord 0.6 fails on the row padding of some widths (16, 24, 48 and 72 pixels). PyAV decodes the same values.
         if "ArrayCopyFromTo" in reason:
             return _read_with_pyav(path)
         raise ValueError(f"{path} cannot be decoded ({reason}); run the stage that writes it again") from error

@@ -12,7 +12,7 @@ class LatentConfig:
     """Params section ``extract_latents``.
 
     Attributes:
-        batch_size: Clips that a worker encodes at once.
+        batch_size: Number of clips that a worker encodes in one batch.
     """
 
     batch_size: PositiveInt

@@ -1,4 +1,4 @@
-"""Encode clips to latents, one shard per clip."""
+"""Encode clips to latents, and write one shard per clip."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class LatentEncoder:
     precision: devices.Precision
 
     def load(self, row: dict[str, Any]) -> tuple[dict[str, Any], NDArray[np.uint8]]:
-        """Return the row and the frames of its clip, uint8 [F, H, W, 3]. Raises BadItem if they cannot be used."""
+        """Return the row and the frames of the clip, uint8 [F, H, W, 3]. Raises BadItem if the clip cannot be used."""
         try:
             frames = read_frames(self.clips / row["path"])
         except ValueError as error:
@@ -74,9 +74,9 @@ class _Encoding:
 
 
 def extract_latents(encoder: LatentEncoder, config: LatentConfig, compute: Compute) -> dict[str, float]:
-    """Encode the clips that have no shard yet, and write the index.
+    """Encode the clips that have no shard, and write the index.
 
-    The groups depend on the manifest only, so the result does not depend on the number of workers.
+    The groups of clips depend only on the manifest, so that the result does not depend on the number of workers.
 
     Args:
         encoder: The encoder, with its folders and settings.
@@ -84,10 +84,10 @@ def extract_latents(encoder: LatentEncoder, config: LatentConfig, compute: Compu
         compute: Number of workers.
 
     Returns:
-        Counts of encoded clips, of rejected ones, and of clips whose group had all its shards already.
+        Numbers of encoded clips, of rejected clips, and of clips in groups whose shards were already complete.
 
     Raises:
-        ValueError: No clip can be encoded. If some can, the others are listed in rejected.jsonl.
+        ValueError: No clip can be encoded. If some clips can be encoded, rejected.jsonl lists the other clips.
     """
     rows = read_manifest(encoder.clips)
     encoder.out.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ class OdePairConfig:
 
     Attributes:
         pairs: Number of pairs.
-        batch_size: Pairs that a worker solves at once.
+        batch_size: Number of pairs that a worker solves in one batch.
         guidance_scale: Guidance w of the teacher: uncond + w (cond - uncond).
     """
 

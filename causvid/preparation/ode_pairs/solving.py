@@ -1,4 +1,4 @@
-"""Solve the teacher's ODE from noise for many prompts, and store states to train the student (CausVid sec. 4.3)."""
+"""Solve the teacher's ODE from noise for many prompts, and store states for training the student (CausVid sec. 4.3)."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from causvid.wan.transformer.wan import load_transformer
 
 @dataclass(frozen=True, kw_only=True)
 class OdePairSolver:
-    """Solves groups of pairs; an item is the number of a pair and its caption.
+    """Solves groups of pairs. An item is (number of a pair, caption of the pair).
 
     Attributes:
         teacher: Folder of the teacher.
         prompts: Folder of the prompt embeddings.
         out: Folder of the shards.
-        schedule: Solver steps, and the timesteps of the states to store.
+        schedule: Number of solver steps, and timesteps of the states to store.
         latent: Shape of a latent clip.
-        guidance_scale: Guidance w of the teacher.
+        guidance_scale: Guidance scale w of the teacher.
         precision: Precision of the teacher's matrix products.
         seed: Seed of the noise, which depends on the number of the pair.
     """
@@ -48,7 +48,7 @@ class OdePairSolver:
     seed: int
 
     def load(self, item: tuple[int, str]) -> tuple[int, str]:
-        """Return ``item``, because there is no file to read."""
+        """Return ``item``, because an item needs no file."""
         return item
 
     def worker(self) -> _Solving:
@@ -87,20 +87,20 @@ def pair_name(number: int) -> str:
 def generate_ode_pairs(
     solver: OdePairSolver, captions: Sequence[str], config: OdePairConfig, compute: Compute
 ) -> dict[str, float]:
-    """Solve the pairs that have no shard yet, and write the index.
+    """Solve the pairs that have no shard, and write the index.
 
     Args:
         solver: The solver, with its folders and settings.
-        captions: Captions, which the pairs use one after another and from the beginning again.
+        captions: Captions of the pairs. If there are more pairs than captions, the captions are repeated in order.
         config: Params section ``generate_ode_pairs``.
         compute: Number of workers.
 
     Returns:
-        Counts of solved pairs, of rejected ones, of pairs whose group had all its shards already, and of the states of
-        a pair.
+        Numbers of solved pairs, of rejected pairs, of pairs in groups whose shards were already complete, and of states
+        per pair.
 
     Raises:
-        ValueError: No pair can be solved. If some can, the others are listed in rejected.jsonl.
+        ValueError: No pair can be solved. If some pairs can be solved, rejected.jsonl lists the other pairs.
     """
     items = [(number, captions[number % len(captions)]) for number in range(config.pairs)]
     solver.out.mkdir(parents=True, exist_ok=True)

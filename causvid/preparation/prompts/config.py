@@ -14,11 +14,12 @@ class PromptConfig:
 
     Attributes:
         init: Weights of the text encoder and its tokenizer.
-        captions: Training prompts: a folder of clips, an LMDB of this project or of the released code, or a text file
-            with one prompt per line.
-        more_captions: Further prompts to embed, from the same kinds of sources; an empty folder means none.
+        captions: Source of the training prompts: a folder of clips, an LMDB of this project or of the original CausVid
+            code, or a text file with one prompt per line.
+        more_captions: Source of further prompts to embed, of the same kinds as ``captions``. An empty folder means that
+            there are no further prompts.
         evaluation_prompts: Text file with one prompt per line.
-        negative_prompt: Prompt of the unconditional half of guidance; may be "".
+        negative_prompt: Prompt for the unconditional velocity in guidance; may be "".
     """
 
     init: Init

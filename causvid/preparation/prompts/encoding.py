@@ -44,10 +44,10 @@ def encode_prompts(
         text_encoder: Configuration of the text encoder that is built if ``config.init`` has no weights.
         tokens: Number of tokens of a padded embedding.
         precision: Precision of loaded weights.
-        seed: Seed of the weights of a text encoder that is built.
+        seed: Seed of the random weights if a text encoder is built.
 
     Returns:
-        Counts of distinct prompts and of evaluation prompts.
+        Numbers of distinct prompts and of evaluation prompts.
 
     Raises:
         ValueError: Prompts or weights cannot be read, or ``tokens`` is below 1.

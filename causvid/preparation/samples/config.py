@@ -12,10 +12,10 @@ class SampleConfig:
     """Params section ``sample``.
 
     Attributes:
-        videos: Number of videos. They use the evaluation prompts one after another, and from the beginning again.
-        batch_size: Videos that are generated at once.
-        guidance_scale: Guidance w of models of many steps.
-        rollouts: Number of rollouts by a causal model, with the prompts of the first videos.
+        videos: Number of videos. If there are more videos than evaluation prompts, the prompts are repeated in order.
+        batch_size: Number of videos that are generated in one batch.
+        guidance_scale: Guidance scale w for models that generate with many steps.
+        rollouts: Number of rollouts that a causal model generates, with the prompts of the first videos.
         rollout_clips: Length of a rollout in training clips.
         crf: Quality of x264; lower is better.
     """

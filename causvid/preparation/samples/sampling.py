@@ -28,8 +28,7 @@ def sample(
     """Generate videos and, with a causal model, rollouts.
 
     The noise of a video depends on ``seed`` and the number of the video, but not on the prompt, because recorded scores
-    were computed with this noise. Rollouts are written while they are generated, so that memory does not limit their
-    length.
+    were computed with this noise. Rollouts are written during the generation, so that memory does not limit the length.
 
     Args:
         pipeline: The model.
@@ -38,11 +37,11 @@ def sample(
         config: Params section ``sample``.
         seed: Seed of the noise.
         out: Folder of the mp4 files and their manifest; the rollouts are in ``out``/rollouts.
-        few_steps: Whether the model is a student, which uses the few steps of its schedule; a teacher uses many steps,
-            with guidance.
+        few_steps: Whether the model is a student, which generates with the few steps of its schedule. A teacher
+            generates with many steps and guidance.
 
     Returns:
-        Counts of videos and rollouts.
+        Numbers of videos and rollouts.
     """
     chosen = [prompts.evaluation[k % len(prompts.evaluation)] for k in range(config.videos)]
     negative, scale = prompts([prompts.negative]), config.guidance_scale

@@ -154,8 +154,10 @@ def _fault(folder: Path) -> str:
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"]
         listed = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
-    except OSError:
+    except FileNotFoundError:
         return f"no {MANIFEST}"
+    except OSError as error:
+        return f"{MANIFEST} cannot be read: {error}"
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} is not a valid manifest"
     if STATE not in listed:

@@ -87,14 +87,7 @@ class Transformer:
         return self.num_layers * 2 * (4 * d * d + 2 * d * d + 2 * d * self.ffn_dim)
 
     def forward(self, queries: int, pairs: int, text_tokens: int, text_cached: bool = False) -> Flops:
-        """Return the FLOPs of a forward pass.
-
-        Args:
-            queries: Number of video tokens.
-            pairs: Number of query-key pairs in the self-attention of one layer.
-            text_tokens: Number of prompt tokens.
-            text_cached: Whether the keys and values of the prompt are in the cache.
-        """
+        """Return the FLOPs of a forward pass, with the arguments of ``causvid.costs.TransformerCost.forward``."""
         d, patch = self.width, math.prod(self.patch_size)
         ends = 2 * queries * patch * d * (self.in_channels + self.out_channels)
         text = 2 * text_tokens * (self.text_dim * d + d * d + self.num_layers * 2 * d * d)

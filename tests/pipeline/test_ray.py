@@ -52,7 +52,7 @@ def test_an_item_that_kills_its_worker_affects_no_other_item(tmp_path: Path) -> 
         n * n for n in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11)
     ]
     bad = sorted((item, error.code, error.reason) for handled in done for item, error in handled.bad)
-    assert bad == [(-1, "unreadable", "it is -1"), (13, "crashed", "this item crashed 3 processes")]
+    assert bad == [(-1, "unreadable", "it is -1"), (13, "crashed", "the item crashed 3 processes")]
     assert len((tmp_path / "7").read_text().splitlines()) >= 2
     assert len((tmp_path / "13").read_text().splitlines()) >= 3
 

@@ -12,19 +12,9 @@ from causvid.consistency import read_profile
 from causvid.harness.declaration import Section, declared
 from causvid.profile import Profile
 from tests.architecture.dependencies import STAGES, stage_class
+from tests.unit.test_params import file_with
 
-SMOKE = (params.PROFILES / "smoke.yaml").read_text(encoding="utf-8")
 PROFILES = sorted(params.PROFILES.glob("*.yaml"))
-
-
-def file_with(tmp_path: Path, *changes: tuple[str, str]) -> Path:
-    text = SMOKE
-    for old, new in changes:
-        assert old in text
-        text = text.replace(old, new, 1)
-    path = tmp_path / "params.yaml"
-    path.write_text(text, encoding="utf-8")
-    return path
 
 
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)

@@ -184,7 +184,7 @@ def _rewrite(file: str) -> None:
         if " cmd: " in line:
             need = needs.pop(0) if "-m stages." in line else None
             if need and need.desc and file == FILES[0]:
-                result[-1] = f"{line[: line.index('cmd: ')]}desc: {need.desc}"
+                result[-1] = f"{line[: line.index('cmd: ')]}desc: {_quoted(need.desc)}"
         indent = line[: len(line) - len(line.lstrip())]
         if need and line.strip() == "deps:":
             while re.match(r" *- ", lines[0]):
@@ -200,8 +200,9 @@ def _rewrite(file: str) -> None:
     (ROOT / file).write_text("\n".join(result) + "\n")
 
 
-def _quoted(path: str) -> str:
-    return f"'{path}'" if "${" in path else path
+def _quoted(text: str) -> str:
+    """Quote a string that would have another meaning in YAML."""
+    return f"'{text}'" if "${" in text or ": " in text else text
 
 
 if __name__ == "__main__":

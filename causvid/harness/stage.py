@@ -85,7 +85,7 @@ def stage_run(
         name: Name of the stage.
         params: Path of the params file.
         sections: Types of the params sections and entries that the stage reads, keyed by name.
-        inputs: Inputs from the command line, which are outputs of earlier stages.
+        inputs: Paths from the command line, which are outputs of earlier stages.
         metrics: Path of the JSON file of metrics.
         item: Item of a matrix stage.
         paths: Rules of other inputs, whose paths are in the params file, keyed by dotted name.
@@ -142,7 +142,7 @@ def _origin(
         name: Name of the stage.
         params: Sections of the params file that the stage reads.
         everything: Content of the whole params file.
-        inputs: Inputs from the command line.
+        inputs: Paths from the command line, which are outputs of earlier stages.
         paths: Rules of other inputs, whose paths are in the params file, keyed by dotted name.
         root: Folder in which the stage runs.
     """

@@ -142,7 +142,7 @@ def load_weights(module: nn.Module, state: dict[str, Any]) -> None:
 
 
 def part_of(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Shard the full tensor ``value`` like ``like``. If ``like`` is not sharded, return ``value`` unchanged."""
+    """Shard the full tensor ``value`` in the same way as the tensor ``like``; unchanged if ``like`` is not sharded."""
     if not isinstance(like, DTensor) or isinstance(value, DTensor):
         return value
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

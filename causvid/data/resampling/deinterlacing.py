@@ -15,7 +15,7 @@ from causvid.data.resampling.rejection import Rejection
 
 Timed = tuple[Fraction, Fraction, VideoFrame]
 
-# Values of AVFieldOrder in the header of a stream in which the top field, or the bottom field, is shown first.
+# Values of AVFieldOrder in the header of a stream: those for "top field first", and those for "bottom field first".
 _TOP_FIRST, _BOTTOM_FIRST = {2, 5}, {3, 4}
 
 

@@ -77,7 +77,7 @@ def student_of(teacher: WanTransformer3DModel, frames_per_block: int | None) -> 
 def to_precision(model: WanTransformer3DModel, dtype: torch.dtype, *, trains: bool = False) -> WanTransformer3DModel:
     """Convert the weights of ``model`` to ``dtype`` in place, except weights that diffusers keeps in float32.
 
-    Buffers, for example the rotary table, are not converted.
+    Buffers, for example the rotary table, keep their data type.
 
     Args:
         model: The transformer.

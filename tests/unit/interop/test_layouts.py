@@ -49,7 +49,7 @@ def state_dicts(*names: str, **others: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        # a checkpoint with additional or unknown entries
+        # checkpoints with entries that the import does not use
         (lambda: state_dicts("generator", "critic", "generator_ema"), "entries critic, generator, generator_ema; expected generator"),
         (lambda: state_dicts("generator_ema"), "torch.save({'generator': torch.load(FILE)['generator_ema']}, 'model.pt')"),
         # training states of other projects
@@ -82,7 +82,7 @@ def test_the_suggested_command_extracts_one_entry(tmp_path: Path) -> None:
 
 
 def inside(state: State, mark: str) -> State:
-    """Return the state dict of a model whose blocks are wrapped separately, as by FSDP with a wrapping policy."""
+    """Return the state dict of a model in which each block has a wrapper, as FSDP creates with a wrapping policy."""
     return {
         key.replace("blocks.0.", f"blocks.0.{mark}").replace("blocks.1.", f"blocks.1.{mark}"): v
         for key, v in state.items()

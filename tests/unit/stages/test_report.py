@@ -53,7 +53,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: list[tuple[st
     params.use("laptop", tmp_path / "params.yaml")
     (tmp_path / "published.yaml").write_text((params.ROOT / "data/inputs/published.yaml").read_text())
     (tmp_path / "reports").mkdir()
-    for code in ("stages", "causvid"):  # the key of the stage covers its source code
+    for code in ("stages", "causvid"):  # the key of the work folder is computed from the source code, too
         (tmp_path / code).symlink_to(params.ROOT / code)
     return tmp_path
 

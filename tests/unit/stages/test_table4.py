@@ -50,7 +50,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             (folder / f"{seed}.json").write_text(
                 json.dumps({"n": 8, "prompts": 4, "table4": score, "judge": None, "drift": None})
             )
-    for code in ("stages", "causvid"):  # the key of the stage covers its source code
+    for code in ("stages", "causvid"):  # the key of the work folder is computed from the source code, too
         (tmp_path / code).symlink_to(params.ROOT / code)
     return tmp_path
 

@@ -241,7 +241,7 @@ def generate(pipeline: CausVidPipeline) -> torch.Tensor:
 def test_every_method_of_a_pipeline_raises_an_error_if_nothing_is_loaded(
     way: str, causal: bool, transformer_config: dict[str, Any], vae: Any, lora: Path, tmp_path: Path
 ) -> None:
-    """The transformer may have the class of diffusers and may be loaded from another source."""
+    """The check also applies to a transformer of diffusers' own class, and to one that diffusers loaded."""
 
     def plain() -> WanTransformer3DModel:
         made = build_transformer(transformer_config, seed=0)

@@ -119,7 +119,7 @@ class Content:
 
     @property
     def facts(self) -> str:
-        """Size of the clips, and steps of teacher and student, in sentences."""
+        """Sentences that describe the size of the clips and the steps of teacher and student."""
         video, steps = self.video, self.schedule.denoising_timesteps
         size = f"{video.frames} frames, {video.width}x{video.height} pixels at {video.fps} frames per second"
         return (
@@ -154,8 +154,8 @@ class Content:
     def along(self) -> dict[str, dict[str, list[figures.Point]]]:
         """Return the panels of figure 4: scores of the judge by block and by window of a rollout.
 
-        A line is a row of Table 4. Students of DMD are those trained on their own rollouts. For the row of the paper's
-        student, the other values of ``train_dmd.inputs`` have lines, too.
+        A line is a row of Table 4. Students of DMD were trained on their own rollouts. In addition, the row of the
+        paper's student has a line for each other value of ``train_dmd.inputs``.
         """
         best, *others = tables.TABLE4
         rows = {ablation.ROWS[row]: (best, row) for row in ablation.DRAWN}

@@ -260,7 +260,7 @@ def claims(found: Mapping[str, Any], inputs: str) -> Table:
 
 
 def published_vbench(published: Published) -> Table:
-    """Published VBench totals of the models whose weights are released."""
+    """Build the table of the published VBench totals of the models whose weights were published."""
     return Table(
         title="VBench of the released models",
         head=("model", "total", "quality", "semantic", "where"),
@@ -273,7 +273,7 @@ def published_vbench(published: Published) -> Table:
 
 
 def vbench(results: Results) -> Table:
-    """VBench's scores of the five sets of videos, one row per dimension."""
+    """Build the table of VBench's scores of the five sets of videos, with one row per dimension."""
     sets = [results.get(f"evaluate/{name}") for name in SETS]
     dimensions = sorted({name for found in sets for name in lookup(found, "vbench", "scores") or {}})
     versions = sorted({str(version) for found in sets if (version := lookup(found, "vbench", "version"))})
@@ -290,7 +290,7 @@ def vbench(results: Results) -> Table:
 
 
 def vbench_skipped(results: Results) -> Table:
-    """Requested dimensions that were not scored, with the reason."""
+    """Build the table of the requested VBench dimensions that were not scored, with the reasons."""
     reasons: dict[tuple[str, str], list[str]] = {}
     for name, label in SETS.items():
         for dimension, reason in (lookup(results.get(f"evaluate/{name}"), "vbench", "skipped") or {}).items():
@@ -303,7 +303,7 @@ def vbench_skipped(results: Results) -> Table:
 
 
 def drift(results: Results) -> Table:
-    """Scores of every window of the long rollouts."""
+    """Build the table of the scores of every window of the long rollouts."""
     drifts = {name: lookup(results.get(f"evaluate/{name}"), "drift") for name in MODELS}
     drifts = {name: value for name, value in drifts.items() if value}
     windows = max((value["windows"] for value in drifts.values()), default=0)

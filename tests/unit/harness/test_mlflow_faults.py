@@ -340,10 +340,11 @@ def test_a_full_disk_of_the_work_folder_stops_the_stage(
 # The following tests run the stage and the sender in separate processes, as in a real run.
 
 TRAINING = """\
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from causvid.harness.tracking import Made, child_run
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores SIGINT, and so do its children
 root, steps, pause = Path.cwd(), int(sys.argv[1]), float(sys.argv[2])
 with child_run("train_dmd", "smoke", root, {}, Made(key="k", inputs={}, upstream={}), root / ".work/train_dmd/k") as it:
     print(it.journal.folder.name, flush=True)

@@ -216,7 +216,7 @@ def test_frames_that_do_not_divide_into_blocks_are_rejected(
 
 @pytest.mark.parametrize("student", ["causal", "bidirectional"])
 @pytest.mark.parametrize("inputs", ["data", "rollout"])
-def test_student_and_critic_share_samples_but_draw_their_own_noise(
+def test_student_and_critic_use_one_batch_of_samples_with_separate_noise(
     inputs: str, student: str, kinds: dict[str, Any], bidirectional: Any, tmp_path: Path
 ) -> None:
     """A cycle ends with an update of the student. The student generates samples once per cycle."""

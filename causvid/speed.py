@@ -83,7 +83,7 @@ class Speed:
         )
 
     def read(self) -> dict[str, float]:
-        """Return the total speed of all workers since the last call, and the peak memory of this worker."""
+        """Return samples and tokens per second and MFU of all workers since the last call, and this worker's memory."""
         devices.synchronize(self.device)
         seconds = max(time.monotonic() - self.since, 1e-9)
         rates = {"speed/samples_per_second": self.done.samples / seconds, "speed/peak_memory_gb": self._memory() / 1e9}

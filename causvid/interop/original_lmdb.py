@@ -156,37 +156,42 @@ def import_store(
     if broken or not found.rows:
         more = f"; and {len(broken) - 5} more" if len(broken) > 5 else ""
         raise ValueError(f"{source} cannot be imported: {'; '.join(broken[:5]) or 'there is no valid row'}{more}")
-    states = found.row_shape[0] if len(found.row_shape) == 5 else None
-    if states != (len(timesteps) if timesteps else None):
-        raise ValueError(
-            f"timesteps is {list(timesteps) if timesteps else 'not given'}; rows of shape {found.row_shape} "
-            + (f"have {states} states and need {states} timesteps" if states else "are clips and have no timesteps")
-        )
-
-    if timesteps and not (timesteps[0] <= 1000 and timesteps[-1] >= 0 and all(a > b for a, b in pairwise(timesteps))):
-        raise ValueError(f"timesteps is {list(timesteps)}; it must decrease strictly, with values from 1000 to 0")
-
+    _require_timesteps(found.row_shape, timesteps)
     for index, reason in found.rejected.items():
         sys.stderr.write(f"{source}: {left_out(index, reason)}\n")
-
-    def records() -> Iterator[Record]:
-        with _reading(source) as transaction:
-            for index in found.rows:
-                row = np.frombuffer(_value(transaction, "latents", index), DTYPE).reshape(found.row_shape)
-                if not np.isfinite(row).all():
-                    raise ValueError(f"{source}: row {index} has values that are not finite (float16 maximum: 65504)")
-                latents = row_in_memory(torch.from_numpy(row.astype(np.float32)))
-                yield Record(latents, bytes(_value(transaction, "prompts", index)).decode())
 
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as building:
         store = Path(building) / "store"
-        metadata = write_store(records(), store, timesteps=timesteps, per_transaction=per_transaction)
+        metadata = write_store(_records(source, found), store, timesteps=timesteps, per_transaction=per_transaction)
         if found.rejected:
             rows = ({"id": str(i), "code": text.NOT_UTF8, "reason": reason} for i, reason in found.rejected.items())
             manifest.write_rows(store / REJECTED, rows)
         publish(store, target)
     return metadata
+
+
+def _require_timesteps(row_shape: Sequence[int], timesteps: Sequence[float] | None) -> None:
+    """Raise ValueError if ``timesteps`` does not fit the states in a row, or does not decrease from noise to clean."""
+    states = row_shape[0] if len(row_shape) == 5 else None
+    if states != (len(timesteps) if timesteps else None):
+        raise ValueError(
+            f"timesteps is {list(timesteps) if timesteps else 'not given'}; rows of shape {row_shape} "
+            + (f"have {states} states and need {states} timesteps" if states else "are clips and have no timesteps")
+        )
+    if timesteps and not (timesteps[0] <= 1000 and timesteps[-1] >= 0 and all(a > b for a, b in pairwise(timesteps))):
+        raise ValueError(f"timesteps is {list(timesteps)}; it must decrease strictly, with values from 1000 to 0")
+
+
+def _records(source: Path, found: Survey) -> Iterator[Record]:
+    """Yield the valid rows of a released LMDB. Raises ValueError if a value is not finite."""
+    with _reading(source) as transaction:
+        for index in found.rows:
+            row = np.frombuffer(_value(transaction, "latents", index), DTYPE).reshape(found.row_shape)
+            if not np.isfinite(row).all():
+                raise ValueError(f"{source}: row {index} has values that are not finite (float16 maximum: 65504)")
+            latents = row_in_memory(torch.from_numpy(row.astype(np.float32)))
+            yield Record(latents, bytes(_value(transaction, "prompts", index)).decode())
 
 
 @contextmanager

@@ -78,7 +78,7 @@ def make(root: Path) -> None:
 
 
 def outs(root: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file in the outs. Hidden files, which belong to git and DVC, are skipped."""
+    """Return the SHA-256 of every file in the outputs of DVC. Hidden files, which belong to git and DVC, are skipped."""
     paths = (path for part in ("data", "reports") for path in sorted((root / part).rglob("*")))
     files = [path for path in paths if path.is_file() and not path.name.startswith(".")]
     return {file.relative_to(root).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}

@@ -109,7 +109,7 @@ class TeacherStep:
     def _block_times(self, step: int, batch: Batch, layout: BlockLayout) -> torch.Tensor:
         """Return one timestep per sample and block, repeated for each frame of the block [b, F].
 
-        Every rank draws the timesteps of the global batch, and uses the rows of its own samples.
+        Every rank draws the timesteps of the global batch, and keeps those of the samples on this rank.
         """
         run, size = self.run, self.run.config.batch_size
         draws = [generator(run.seed, "teacher_block", step, block) for block in range(layout.blocks)]

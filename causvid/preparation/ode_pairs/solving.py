@@ -80,7 +80,7 @@ class _Solving:
 
 
 def pair_name(number: int) -> str:
-    """Return the name of the shard of pair ``number``."""
+    """Return the file name, without suffix, of the shard that stores the ODE pair ``number``."""
     return f"{number:07d}"
 
 

@@ -35,7 +35,7 @@ def model(transformer_config: dict[str, Any]) -> CausalWanTransformer3DModel:
 def test_a_block_attends_to_clean_earlier_blocks(
     model: CausalWanTransformer3DModel, scale: float, context_timestep: float
 ) -> None:
-    """Compare with forward passes without a cache over the clean blocks and the noisy block, for both prompts."""
+    """For both prompts, the result equals uncached forward passes over the clean blocks and the noisy block."""
     schedule = ScheduleConfig(shift=3.0, solver_steps=5, denoising_timesteps=(1000,), context_timestep=context_timestep)
     blocks = list(solve_blocks(model, TEXT, NEGATIVE, scale, NOISE, schedule))
     assert len(blocks) == 3

@@ -11,7 +11,7 @@ from causvid.data.stores.prompt_store import require_tokens
 from causvid.harness.inputs import path_problems
 from causvid.profile import PATHS, Profile
 from causvid.runtime.shapes import BlockLayout
-from causvid.wan.formats.configs import mismatches, stride_problems, token_shape
+from causvid.wan.formats.configs import mismatches, missing_keys, stride_problems, token_shape
 
 
 def read_profile(params: Path) -> Profile:
@@ -39,6 +39,9 @@ def checked(values: Mapping[str, Any]) -> Profile:
 def problems(profile: Profile) -> Iterator[str]:
     """Yield a sentence with the remedy for each pair of sections that do not fit together."""
     model, sample = profile.model, profile.sample
+    if missing := [*missing_keys(vae=model.vae, transformer=model.transformer, text_encoder=model.text_encoder)]:
+        yield from missing
+        return  # the other rules need these values
     try:
         latent = token_shape(model.vae, model.transformer, profile.video)
         BlockLayout(frames=latent.frames, frames_per_block=model.frames_per_block or latent.frames)

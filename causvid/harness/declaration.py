@@ -55,7 +55,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Option:
-    """A command line option that is not a path and does not influence the result.
+    """A command line option. This class itself is for a value that is not a path and not part of the stage's key.
 
     Attributes:
         help: Description in ``--help``.

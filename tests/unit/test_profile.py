@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_origin, get_type_hints
 import pytest
 
 from causvid import params
-from causvid.consistency import read_profile
+from causvid.consistency import checked, read_profile
 from causvid.harness.declaration import Section, declared
 from causvid.profile import Profile
 from tests.architecture.dependencies import STAGES, stage_class
@@ -60,6 +60,22 @@ def test_sections_of_other_libraries_are_free(tmp_path: Path) -> None:
 def test_a_wrong_value_is_named(tmp_path: Path, change: tuple[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=rf"params.yaml: .*{message}"):
         read_profile(file_with(tmp_path, change))
+
+
+@pytest.mark.parametrize(
+    ("key", "section"),
+    [
+        ("z_dim", "vae"), ("scale_factor_spatial", "vae"), ("in_channels", "transformer"), ("text_dim", "transformer"),
+        ("patch_size", "transformer"), ("num_layers", "transformer"), ("d_model", "text_encoder"), ("num_heads", "text_encoder"),
+    ],
+)  # fmt: skip
+def test_a_missing_key_of_a_model_is_named(key: str, section: str) -> None:
+    values = params.read(params.PROFILES / "smoke.yaml")
+    del values["model"][section][key]
+    with pytest.raises(
+        ValueError, match=rf"model.{section} lacks the key {key}; add the key, as in profiles/laptop.yaml"
+    ):
+        checked(values)
 
 
 def test_equal_score_timesteps_are_accepted(tmp_path: Path) -> None:

@@ -13,6 +13,15 @@ from causvid.runtime.shapes import LatentShape, VideoShape
 
 # Default values of diffusers for configs without these keys.
 _ARCHITECTURE = {"temperal_downsample": (False, True, True), "dim_mult": (1, 2, 4, 4), "patch_size": None}
+# Keys that a params section must have, because sizes and costs are computed from the values.
+_REQUIRED = {
+    "vae": ("z_dim", "scale_factor_temporal", "scale_factor_spatial"),
+    "transformer": (
+        "patch_size", "num_attention_heads", "attention_head_dim", "in_channels", "out_channels", "text_dim",
+        "freq_dim", "ffn_dim", "num_layers",
+    ),
+    "text_encoder": ("d_model", "d_kv", "d_ff", "num_layers", "num_heads"),
+}  # fmt: skip
 
 
 class Strides(NamedTuple):
@@ -59,6 +68,14 @@ def latent_statistics(vae: Mapping[str, Any]) -> tuple[Sequence[float], Sequence
     """Return mean [C] and standard deviation [C] of the raw latents, or None if the config has no statistics."""
     mean, std = vae.get("latents_mean"), vae.get("latents_std")
     return None if mean is None or std is None else (mean, std)
+
+
+def missing_keys(**models: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a sentence for each required key that the config of a model lacks, keyed by ``vae``, ``transformer``, …"""
+    for section, config in models.items():
+        for key in _REQUIRED[section]:
+            if key not in config:
+                yield f"model.{section} lacks the key {key}; add the key, as in profiles/laptop.yaml"
 
 
 class Mismatch(NamedTuple):

@@ -71,7 +71,7 @@ def latent_statistics(vae: Mapping[str, Any]) -> tuple[Sequence[float], Sequence
 
 
 def missing_keys(**models: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a sentence for each required key that the config of a model lacks, keyed by ``vae``, ``transformer``, …"""
+    """Yield a sentence for each required key that a config lacks. The keywords are vae, transformer, text_encoder."""
     for section, config in models.items():
         for key in _REQUIRED[section]:
             if key not in config:

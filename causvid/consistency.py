@@ -59,8 +59,11 @@ def problems(profile: Profile) -> Iterator[str]:
     for name, count in (("sample.rollouts", sample.rollouts), ("report.rows", profile.report.rows)):
         if count > sample.videos:
             yield f"{name} is {count}; there are only sample.videos {sample.videos}"
-    if profile.train_teacher.causal and not model.frames_per_block:
-        yield "train_teacher.causal is true; it needs model.frames_per_block, latent frames in a block, not null"
+    if profile.train_causal_teacher.steps and not model.frames_per_block:
+        yield (
+            f"train_causal_teacher.steps is {profile.train_causal_teacher.steps} and model.frames_per_block is null; "
+            "a causal teacher needs the number of latent frames in a block: set one, or set the steps to 0"
+        )
     yield from _batch_problems(profile)
 
 
@@ -70,6 +73,7 @@ def _batch_problems(profile: Profile) -> Iterator[str]:
     for stage, config, parts in (
         ("train_vae", profile.train_vae, 1),
         ("train_teacher", profile.train_teacher, micro_batches),
+        ("train_causal_teacher", profile.train_causal_teacher, micro_batches),
         ("train_ode_init", profile.train_ode_init, micro_batches),
         ("train_dmd", profile.train_dmd, micro_batches),
     ):

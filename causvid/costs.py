@@ -156,6 +156,7 @@ class Row:
     Attributes:
         stage: Name of the stage.
         work: Description of the amount of work.
+        updates: Number of optimizer steps of the model that the stage trains.
         flops: FLOPs of the whole stage.
         memory: Peak bytes of one worker.
         disk: Bytes of the outputs; None = unknown before the run.
@@ -164,6 +165,7 @@ class Row:
 
     stage: str
     work: str
+    updates: int = 0
     flops: float = 0.0
     memory: float = 0.0
     disk: float | None = 0.0

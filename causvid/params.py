@@ -166,13 +166,23 @@ def use(profile: str, target: Path) -> None:
 
 
 def vary(base: Path, changes: Sequence[str], target: Path) -> None:
-    """Copy the params file ``base`` to ``target``, and apply ``changes``.
+    """Write the result of ``changed`` to the file ``target``."""
+    yaml, content = YAML(), io.BytesIO()
+    yaml.default_flow_style = False
+    yaml.dump(changed(base, changes), content)
+    _replace(target, content.getvalue())
+
+
+def changed(base: Path, changes: Sequence[str]) -> dict[str, Any]:
+    """Read the params file ``base``, and apply ``changes``.
 
     Args:
         base: The original params file.
         changes: ``dotted.key=value`` with a value in YAML, or ``FILE:section``, a mapping of dotted keys to values in a
             YAML file. If two changes have the same key, the later change is applied.
-        target: The file to write.
+
+    Returns:
+        The content of the changed params file.
 
     Raises:
         ValueError: ``base`` does not contain a key, or a change replaces a section by a section with other keys.
@@ -190,11 +200,8 @@ def vary(base: Path, changes: Sequence[str], target: Path) -> None:
     wrong = [f"missing key {key}" for key in sorted(before - after)]
     wrong += [f"unknown key {key}" for key in sorted(after - before)]
     if wrong:
-        raise ValueError(f"{target}: {'; '.join(wrong)} (the keys must be those of {base})")
-    yaml, content = YAML(), io.BytesIO()
-    yaml.default_flow_style = False
-    yaml.dump(values, content)
-    _replace(target, content.getvalue())
+        raise ValueError(f"{'; '.join(wrong)} (the keys must be those of {base})")
+    return values
 
 
 def _parse_changes(changes: Iterable[str]) -> Iterator[tuple[str, Any]]:

@@ -114,24 +114,36 @@ class Plan:
         return self.transformer.activation_bytes(self.clip.tokens, self.bytes, checkpointing)
 
     def student_clip(self) -> float:
-        """Return the FLOPs with which the few-step student generates one clip.
+        """Return the FLOPs with which the few-step student generates one clip."""
+        return self._block_by_block(len(self.schedule.denoising_timesteps)) + self.vae.decode(self.latent.frames)
+
+    def teacher_clip(self, guidance_scale: float, *, decode: bool = True) -> float:
+        """Return the FLOPs with which the teacher generates one clip."""
+        passes = self.schedule.solver_steps * self._predictions(guidance_scale)
+        return passes * self.clip.bidirectional.forward + (self.vae.decode(self.latent.frames) if decode else 0)
+
+    def causal_teacher_clip(self, guidance_scale: float) -> float:
+        """Return the FLOPs with which the causal teacher generates one clip."""
+        clip = self._predictions(guidance_scale) * self._block_by_block(self.schedule.solver_steps)
+        return clip + self.vae.decode(self.latent.frames)
+
+    def _predictions(self, guidance_scale: float) -> int:
+        """Return the number of forward passes of a solver step: guidance needs an unconditional prediction as well."""
+        return 1 if guidance_scale == 1 else 2
+
+    def _block_by_block(self, steps: int) -> float:
+        """Return the FLOPs of the forward passes with which a causal model generates one clip.
 
         Every block needs one forward pass per step. Every block except the last needs one more forward pass, which
         writes the block into the cache.
         """
-        steps = len(self.schedule.denoising_timesteps)
         passes = [self.clip.block_pass(block) for block in range(self.layout.blocks)]
         text = self.transformer.forward(0, 0, self.text_tokens).forward
-        return text + (steps + 1) * sum(passes) - passes[-1] + self.vae.decode(self.latent.frames)
-
-    def teacher_clip(self, guidance_scale: float, *, decode: bool = True) -> float:
-        """Return the FLOPs with which the teacher generates one clip. Guidance doubles the forward passes."""
-        passes = self.schedule.solver_steps * (1 if guidance_scale == 1 else 2)
-        return passes * self.clip.bidirectional.forward + (self.vae.decode(self.latent.frames) if decode else 0)
+        return text + (steps + 1) * sum(passes) - passes[-1]
 
     def rows(self) -> list[Row]:
         """Return the costs of all stages, in the order of the pipeline."""
-        return [*self._data(), *self._training(), *self._judging()]
+        return [*self._data(), *self.training(), *self._judging()]
 
     def _data(self) -> Iterator[Row]:
         profile, row = self.profile, self.latent_bytes
@@ -160,10 +172,13 @@ class Plan:
         )
         yield Row(stage="pack_lmdb@latents", work=f"{self.clips} rows of {row:,} bytes", disk=self.clips * row)
 
-    def _training(self) -> Iterator[Row]:
+    def training(self) -> Iterator[Row]:
+        """Yield the costs of the stages that train transformers, and of the ODE pairs."""
         pairs, states = self.profile.generate_ode_pairs, len(self.schedule.stored_timesteps())
         row = states * self.latent_bytes
-        yield teacher_row(self.profile.train_teacher, self.clip, self.workers)
+        profile, causal = self.profile, self.profile.model.frames_per_block is not None
+        yield teacher_row("train_teacher", profile.train_teacher, self.clip, self.workers, causal=False)
+        yield teacher_row("train_causal_teacher", profile.train_causal_teacher, self.clip, self.workers, causal=causal)
         yield Row(
             stage="generate_ode_pairs",
             work=f"{pairs.pairs} pairs, {states} states each",
@@ -178,27 +193,35 @@ class Plan:
     def _judging(self) -> Iterator[Row]:
         config, latency = self.profile.sample, self.profile.measure_latency
         loaded = self.bytes * (self.transformer.parameters + self.vae.parameters)
-        student = loaded + self.kv_cache() * config.batch_size
+        cache = self.kv_cache() * config.batch_size
         long, teacher_clip = config.rollouts * config.rollout_clips, self.teacher_clip(config.guidance_scale)
-        for name in ("teacher", "ode_init", "dmd"):
-            is_teacher = name == "teacher"
+        for name, clip_flops, caches in (
+            ("teacher", teacher_clip, 0),
+            (
+                "causal_teacher",
+                self.causal_teacher_clip(config.guidance_scale),
+                self._predictions(config.guidance_scale),
+            ),
+            ("ode_init", self.student_clip(), 1),
+            ("dmd", self.student_clip(), 1),
+        ):
             clips, work = config.videos, f"{config.videos} videos"
-            if not is_teacher:
+            if caches:
                 clips, work = clips + long, f"{work}, {long} clips of rollouts"
             yield Row(
                 stage=f"sample@{name}",
                 work=work,
-                flops=clips * (teacher_clip if is_teacher else self.student_clip()),
-                memory=loaded if is_teacher else student,
+                flops=clips * clip_flops,
+                memory=loaded + caches * cache,
                 disk=clips * self.clip_bytes,
             )
-        yield Row(stage="evaluate", work="5 folders; VBench's own models are not counted", disk=None)
+        yield Row(stage="evaluate", work="6 folders; VBench's own models are not counted", disk=None)
         runs = latency.warmup + latency.repeats
         yield Row(
             stage="measure_latency",
             work=f"{runs} clips of each",
             flops=runs * (teacher_clip + self.student_clip()),
-            memory=student + self.bytes * self.transformer.parameters,
+            memory=loaded + cache + self.bytes * self.transformer.parameters,
         )
 
 

@@ -70,6 +70,7 @@ class Profile:
     extract_latents: LatentConfig
     pack_lmdb: PackConfig
     train_teacher: TeacherConfig
+    train_causal_teacher: TeacherConfig
     generate_ode_pairs: OdePairConfig
     train_ode_init: OdeConfig
     train_dmd: DmdConfig

@@ -41,7 +41,12 @@ SETTINGS = (
 # Latent statistics whose relative or absolute difference is smaller give the same latents in float16.
 TOLERANCE = 1e-3
 # Maps NAME of data/checkpoints/NAME to the stage that writes the folder.
-MAKERS = {"teacher": "train_teacher", "ode_init": "train_ode_init", "dmd": "train_dmd"}
+MAKERS = {
+    "teacher": "train_teacher",
+    "causal_teacher": "train_causal_teacher",
+    "ode_init": "train_ode_init",
+    "dmd": "train_dmd",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

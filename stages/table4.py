@@ -8,8 +8,11 @@ from typing import Annotated
 
 import typer
 
+from causvid import params
+from causvid.consistency import checked
 from causvid.harness.declaration import Item, Metrics, Reads, Section, Stage, command
 from causvid.harness.stage import StageRun
+from causvid.plan import Plan
 from causvid.reporting import ablation
 
 
@@ -18,7 +21,8 @@ class Table4(Stage):
     """Compute the mean scores over the seeds, and check which claims of the paper hold (CausVid Table 4)."""
 
     evaluations: Annotated[Path, Reads("folder of <row>/<seed>.json and <row>-<inputs>/<seed>.json")]
-    settings: Annotated[Path, Reads("the ablation's params file, which names the seeds", keys=("seeds",))]
+    settings: Annotated[Path, Reads("the ablation's params file, with the seeds and the changes of each row")]
+    base: Annotated[Path, Reads("the params file that the rows change")]
     inputs: Annotated[str, Item("input of the students in training: data or rollout")]
     # If DVC tracked the table, the report's stage would depend on the whole ablation (docs/architecture.md).
     out: Annotated[Path, Metrics("JSON file of the table", in_dvc=False)]
@@ -28,7 +32,13 @@ class Table4(Stage):
         """Write the table of the rows that share ``inputs``."""
         found = ablation.read_evaluations(self.evaluations, ablation.read_seeds(self.settings), self.inputs)
         origin = {"profile": self.profile, "inputs": self.inputs, "commit": ablation.commit(Path.cwd())}
-        stage.report({**origin, **ablation.table4(found)})
+        stage.report({**origin, **ablation.table4(found, {row: self._cost(row) for row in found})})
+
+    def _cost(self, row: str) -> dict[str, float]:
+        """Return the cost of a row as the planner estimates it. The planner is no dependency of this stage in DVC."""
+        changes = [f"{self.settings}:all", f"{self.settings}:rows.{row}", f"train_dmd.inputs={self.inputs}"]
+        plan = Plan(checked(params.changed(self.base, changes)))
+        return ablation.cost(row, {it.stage: it for it in plan.training()})
 
 
 main = command(Table4)

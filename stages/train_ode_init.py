@@ -28,7 +28,7 @@ class TrainOdeInit(Stage):
 
     pairs: Annotated[Path, Reads("LMDB of ODE pairs")]
     prompts: Annotated[Path, Reads("folder of prompt embeddings")]
-    teacher: Annotated[Path, Reads("folder of the teacher, whose weights the student starts from by default")]
+    start: Annotated[Path, Reads("folder of the causal teacher, from which the student starts by default")]
     vae: Annotated[Path, Untracked("folder of the VAE, which decodes preview videos")]
     out: Annotated[Path, Writes("folder of the student, in diffusers' format")]
     metrics: Annotated[Path, Metrics()]
@@ -46,9 +46,9 @@ class TrainOdeInit(Stage):
         """Train the student, and publish the student with its training record."""
         clips = clips_of(self.pairs, self.video, self.source, vae=self.vae, config=self.vae_config)
         record = student_record(clips, self.schedule, self.prompts, self.precision, self.frames_per_block)
-        require_same_training(self.teacher, record, steps=MANY)
+        require_same_training(self.start, record, steps=MANY)
         check_origin(self.config.init.locate("transformer"), record, stage=self.name(), steps=self.config.steps)
-        inputs = {"pairs": self.pairs, "prompts": self.prompts, "teacher": self.teacher, "vae": self.vae}
+        inputs = {"pairs": self.pairs, "prompts": self.prompts, "start": self.start, "vae": self.vae}
         run = new_run(stage, self.config, record, seed=self.seed, precision=self.precision, inputs=inputs)
         carry_out(train_ode_init, run, stage)
         publish(run, stage, out=self.out, curve=self.curve)

@@ -22,7 +22,7 @@ from causvid.training.trainer import carry_out, publish
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTeacher(Stage):
-    """Train the teacher, bidirectional or causal, by flow matching, or publish a pretrained teacher."""
+    """Train the bidirectional teacher by flow matching, or publish a pretrained teacher."""
 
     latents: Annotated[Path, Reads("LMDB of the latents of the clips")]
     prompts: Annotated[Path, Reads("folder of prompt embeddings")]
@@ -34,7 +34,6 @@ class TrainTeacher(Stage):
     video: Annotated[VideoShape, Section("video")]
     vae_config: Annotated[dict[str, Any], Section("model.vae")]
     network: Annotated[dict[str, Any], Section("model.transformer")]
-    frames_per_block: Annotated[int | None, Section("model.frames_per_block")]
     precision: Annotated[Precision, Section("model.precision")]
     shift: Annotated[float, Section("schedule.shift")]
     source: Annotated[Source, Section("pack_lmdb.latents.source")]
@@ -43,9 +42,7 @@ class TrainTeacher(Stage):
     def run(self, stage: StageRun) -> None:
         """Train the teacher, and publish the teacher with its training record."""
         clips = clips_of(self.latents, self.video, self.source, vae=self.vae, config=self.vae_config)
-        record = teacher_record(
-            clips, self.shift, self.prompts, self.precision, self.frames_per_block, causal=self.config.causal
-        )
+        record = teacher_record(clips, self.shift, self.prompts, self.precision, None)
         check_origin(self.config.init.locate("transformer"), record, stage=self.name(), steps=self.config.steps)
         inputs = {"latents": self.latents, "prompts": self.prompts}
         run = new_run(

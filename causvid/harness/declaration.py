@@ -75,12 +75,9 @@ class Reads(Option):
 
     Attributes:
         entries: Entries of the folder that the stage reads; empty = all entries.
-        keys: Keys of the params file that the stage reads; empty = the path is a dependency. Otherwise, the keys are
-            params in dvc.yaml and the file is not a dependency.
     """
 
     entries: Sequence[str] = ()
-    keys: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Compute the paper's Table 4 over several seeds: means, standard errors, and a test of the paper's claims.
+"""Compute the paper's Table 4 over several seeds: means, standard errors, costs, and a test of the claims.
 
 A row is one method of training. The same seed gives the same noise in every row. Two rows are therefore compared by
 their differences for each seed (paired gaps).
@@ -15,19 +15,63 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from causvid import params
+from causvid import costs, params
 
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A row of Table 4: a model that is trained from the shared bidirectional teacher.
+
+    Attributes:
+        label: Name of the row in the report.
+        updates: Stages that update the weights of the model, one after another.
+        also: Other stages that the row needs. Their FLOPs count, but not their updates.
+    """
+
+    label: str
+    updates: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
+
+    @property
+    def distilled(self) -> bool:
+        """Whether the model is trained by DMD, and so depends on ``train_dmd.inputs``."""
+        return "train_dmd" in self.updates
+
+
+_PAIRS = ("generate_ode_pairs",)
 ROWS = {
-    "many_step_bidirectional": "many steps, bidirectional (the teacher)",
-    "many_step_causal": "many steps, causal",
-    "few_step_no_ode_init_bidirectional_teacher": "few steps, no ODE init, bidirectional teacher",
-    "few_step_ode_init_no_teacher": "few steps, ODE init only",
-    "few_step_ode_init_causal_teacher": "few steps, ODE init, causal teacher",
-    "few_step_ode_init_bidirectional_teacher": "few steps, ODE init, bidirectional teacher (CausVid)",
-    "few_step_bidirectional": "few steps, bidirectional student",
+    "many_step_bidirectional": Row(label="many steps, bidirectional (the teacher)"),
+    "many_step_bidirectional_longer": Row(
+        label="many steps, bidirectional, trained further", updates=("train_teacher",)
+    ),
+    "many_step_causal": Row(label="many steps, causal (the causal teacher)", updates=("train_causal_teacher",)),
+    "few_step_no_ode_init_bidirectional_teacher": Row(
+        label="few steps, no ODE init, bidirectional teacher", updates=("train_dmd",)
+    ),
+    "few_step_ode_init_no_teacher": Row(label="few steps, ODE init only", updates=("train_ode_init",), also=_PAIRS),
+    "few_step_ode_init_causal_teacher": Row(
+        label="few steps, ODE init, causal teacher",
+        updates=("train_ode_init", "train_dmd"),
+        also=(*_PAIRS, "train_causal_teacher"),
+    ),
+    "few_step_ode_init_bidirectional_teacher": Row(
+        label="few steps, ODE init, bidirectional teacher (CausVid)",
+        updates=("train_ode_init", "train_dmd"),
+        also=_PAIRS,
+    ),
+    "few_step_bidirectional": Row(
+        label="few steps, bidirectional student", updates=("train_ode_init", "train_dmd"), also=_PAIRS
+    ),
+    "few_step_causal_start_ode_init": Row(
+        label="few steps, from the causal teacher, ODE init, bidirectional teacher",
+        updates=("train_causal_teacher", "train_ode_init", "train_dmd"),
+        also=_PAIRS,
+    ),
+    "few_step_causal_start_no_ode_init": Row(
+        label="few steps, from the causal teacher, no ODE init, bidirectional teacher",
+        updates=("train_causal_teacher", "train_dmd"),
+    ),
 }
-# Rows without DMD, which do not depend on train_dmd.inputs.
-UNDISTILLED = ("many_step_bidirectional", "many_step_causal", "few_step_ode_init_no_teacher")
 QUALITY = ("temporal", "frame", "text")
 MEASURES = (*QUALITY, "diversity")
 HOLDS, FAILS, UNRESOLVED = "holds", "does not hold", "not resolved"
@@ -36,7 +80,12 @@ HOLDS, FAILS, UNRESOLVED = "holds", "does not hold", "not resolved"
 LEVEL = 0.01
 ROUNDING = 1e-9  # smaller differences between gaps, as a share of a score, are rounding errors
 # Figure 4: the rows, the scores of the judge, and the keys of the scores per block and per window in an evaluation.
-DRAWN = ("few_step_ode_init_bidirectional_teacher", "few_step_ode_init_causal_teacher", "many_step_causal")
+DRAWN = (
+    "few_step_ode_init_bidirectional_teacher",
+    "few_step_ode_init_causal_teacher",
+    "many_step_causal",
+    "few_step_causal_start_ode_init",
+)
 DRAWN_MEASURES = {"velocity": "velocity", "frame_psnr": "frame PSNR, dB", "shape": "shape", "seen": "object seen"}
 ALONG = {"blocks": ("drift", "blocks"), "windows": ("drift", "judge")}
 UNKNOWN: dict[str, float | None] = {"mean": None, "se": None}
@@ -46,7 +95,7 @@ Evaluations = Mapping[str, Sequence[Mapping[str, Any]]]
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A claim of the paper: one row has a higher score than another.
+    """A claim of the paper, or of this project about an added row: one row has a higher score than another.
 
     Attributes:
         name: Key of the claim.
@@ -63,7 +112,7 @@ class Claim:
     margin: float
 
 
-_STUDENT = "few_step_ode_init_bidirectional_teacher"
+_STUDENT, _CAUSAL_START = "few_step_ode_init_bidirectional_teacher", "few_step_causal_start_ode_init"
 CLAIMS = (
     Claim(
         name="no_ode_init_is_worse",
@@ -94,6 +143,13 @@ CLAIMS = (
         margin=0.0,
     ),
     Claim(
+        name="many_step_causal_is_worse_than_bidirectional_trained_further",
+        higher="many_step_bidirectional_longer",
+        lower="many_step_causal",
+        measures=QUALITY,
+        margin=0.0,
+    ),
+    Claim(
         name="student_is_as_good_as_many_step_bidirectional",
         higher=_STUDENT,
         lower="many_step_bidirectional",
@@ -106,6 +162,27 @@ CLAIMS = (
         lower=_STUDENT,
         measures=("diversity",),
         margin=0.0,
+    ),
+    Claim(
+        name="start_from_teacher_is_worse_than_from_causal_teacher",
+        higher=_CAUSAL_START,
+        lower=_STUDENT,
+        measures=QUALITY,
+        margin=0.0,
+    ),
+    Claim(
+        name="no_ode_init_from_causal_teacher_is_worse",
+        higher=_CAUSAL_START,
+        lower="few_step_causal_start_no_ode_init",
+        measures=QUALITY,
+        margin=0.0,
+    ),
+    Claim(
+        name="student_from_causal_teacher_is_as_good_as_many_step_bidirectional",
+        higher=_CAUSAL_START,
+        lower="many_step_bidirectional",
+        measures=QUALITY,
+        margin=LEVEL,
     ),
 )
 
@@ -134,7 +211,7 @@ def read_evaluations(folder: Path, seeds: Sequence[int], inputs: str) -> dict[st
     found: dict[str, list[dict[str, Any]]] = {}
     counts: dict[int, Path] = {}
     for row in ROWS:
-        run = row if row in UNDISTILLED else f"{row}-{inputs}"
+        run = f"{row}-{inputs}" if ROWS[row].distilled else row
         paths = [folder / run / f"{seed}.json" for seed in seeds]
         found[row] = [_read(path) for path in paths]
         counts |= {evaluation["n"]: path for evaluation, path in zip(found[row], paths, strict=True)}
@@ -144,14 +221,29 @@ def read_evaluations(folder: Path, seeds: Sequence[int], inputs: str) -> dict[st
     return found
 
 
-def table4(found: Evaluations) -> dict[str, Any]:
-    """Compute the table from the evaluations of every row.
+def cost(row: str, stages: Mapping[str, costs.Row]) -> dict[str, float]:
+    """Return the updates and the training FLOPs that ``row`` adds to the shared bidirectional teacher.
+
+    Args:
+        row: Key of ``ROWS``.
+        stages: Costs of the stages of this row, by stage.
+    """
+    updated, also = ([stages[name] for name in names] for names in (ROWS[row].updates, ROWS[row].also))
+    return {"updates": sum(it.updates for it in updated), "flops": sum(it.flops for it in (*updated, *also))}
+
+
+def table4(found: Evaluations, spent: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """Compute the table.
+
+    Args:
+        found: Evaluations of every row.
+        spent: Result of ``cost`` for every row.
 
     Returns:
         A dictionary. ``seeds`` is the number of seeds, ``prompts`` the number of different prompts, and ``videos`` the
-        number of videos per seed and row. ``rows`` has a ``summary`` per row and measure. ``claims`` has a ``verdict``
-        per claim and measure. ``gaps`` has a ``summary`` of the paired gaps per claim and measure. ``curves`` has the
-        lines of figure 4.
+        number of videos per seed and row. ``rows`` has a ``summary`` per row and measure, and ``costs`` is ``spent``.
+        ``claims`` has a ``verdict`` per claim and measure. ``gaps`` has a ``summary`` of the paired gaps per claim and
+        measure. ``curves`` has the lines of figure 4.
     """
     tests = {f"{claim.name}/{measure}": (claim, measure) for claim in CLAIMS for measure in claim.measures}
     gaps = {name: _gaps(found, *test) for name, test in tests.items()}
@@ -161,6 +253,7 @@ def table4(found: Evaluations) -> dict[str, Any]:
         "prompts": first[0]["prompts"],
         "videos": first[0]["n"],
         "rows": {row: {name: summary(_scores(found, row, name)) for name in MEASURES} for row in found},
+        "costs": dict(spent),
         "claims": {name: verdict(gaps[name], scale=max(map(abs, _both(found, *test)))) for name, test in tests.items()},
         "gaps": {name: summary(values) for name, values in gaps.items()},
         "curves": {row: {along: dict(_curves(found[row], *path)) for along, path in ALONG.items()} for row in DRAWN},

@@ -28,7 +28,7 @@ FIGURE4_NOTE = (
     "the legend says otherwise."
 )
 ROLLOUTS = "rollouts"  # subfolder of the folder of a student's samples
-STUDENTS = MODELS[1:]
+CAUSAL = MODELS[1:]
 ATTRIBUTES = ("colour", "background", "shape", "motion", "velocity")  # scores of the judge for student and teacher
 CLOSE = 0.03  # largest difference of scores by which a student counts as equal to its teacher
 SHOWN_WIDTH = 176  # approximate width in pixels of a small video on the page; larger videos fill their column
@@ -158,9 +158,9 @@ class Content:
         paper's student has a line for each other value of ``train_dmd.inputs``.
         """
         best, *others = tables.TABLE4
-        rows = {ablation.ROWS[row]: (best, row) for row in ablation.DRAWN}
+        rows = {ablation.ROWS[row].label: (best, row) for row in ablation.DRAWN}
         ours = ablation.DRAWN[0]
-        rows |= {f"{ablation.ROWS[ours]}, trained on {tables.INPUTS[other]}": (other, ours) for other in others}
+        rows |= {f"{ablation.ROWS[ours].label}, trained on {tables.INPUTS[other]}": (other, ours) for other in others}
         panels: dict[str, dict[str, list[figures.Point]]] = {}
         for along in ablation.ALONG:
             for measure, label in ablation.DRAWN_MEASURES.items():
@@ -211,7 +211,7 @@ def collect(
         ablation=tables.read_ablation(reports),
         curves={stage: figures.read_curve(path) for stage, path in curves.items() if path.is_file()},
         samples=_shows({SETS[name]: samples / name for name in MODELS}, rows),
-        rollouts=_shows({SETS[name]: samples / name / ROLLOUTS for name in STUDENTS}, rows),
+        rollouts=_shows({SETS[name]: samples / name / ROLLOUTS for name in CAUSAL}, rows),
         reconstructions=_shows({SETS["reconstruction"]: samples / "reconstruction"}, rows),
     )
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from causvid.costs import scaled
 from causvid.reporting import ablation
 from causvid.reporting.published import Published
 
@@ -24,11 +25,12 @@ SETS = {
     "clips": "real clips",
     "reconstruction": "VAE reconstructions",
     "teacher": "teacher",
+    "causal_teacher": "causal teacher",
     "ode_init": "student, ODE init",
     "dmd": "student, DMD",
 }
-MODELS = ("teacher", "ode_init", "dmd")
-TRAINED = ("train_vae", "train_teacher", "train_ode_init", "train_dmd")
+MODELS = ("teacher", "causal_teacher", "ode_init", "dmd")
+TRAINED = ("train_vae", "train_teacher", "train_causal_teacher", "train_ode_init", "train_dmd")
 SINGLE = ("download", "resample", *TRAINED, "generate_ode_pairs", "measure_latency")
 # Name of the column, keys of the number in an evaluation, and number of decimals.
 SCORES = (
@@ -122,7 +124,7 @@ def lookup(values: Mapping[str, Any] | None, *path: str) -> Any:
 
 
 def quality(results: Results) -> Table:
-    """Build the table of scores (judge, Fréchet distance, flicker) of the five sets of videos and of the floors."""
+    """Build the table of scores (judge, Fréchet distance, flicker) of the sets of videos and of the floors."""
     rows = []
     for name, label in SETS.items():
         found = results.get(f"evaluate/{name}")
@@ -212,21 +214,25 @@ def table4(found: Mapping[str, Any] | None, inputs: str, published: Published) -
     """
     theirs = {row.row: row for row in published.quality if row.row}
     rows = []
-    for name, label in ablation.ROWS.items():
+    for name, row in ablation.ROWS.items():
+        updates, flops = (lookup(found, "costs", name, key) for key in ("updates", "flops"))
+        cost = (number(updates, 0), scaled(flops, "FLOP")) if found else (NOT_RUN, NOT_RUN)
         ours = (spread(lookup(found, "rows", name, measure)) if found else NOT_RUN for measure in ablation.MEASURES)
         paper = (number(getattr(theirs[name], group), 1) if name in theirs else "-" for group in ablation.QUALITY)
-        rows.append((label, *ours, *paper))
+        rows.append((row.label, *cost, *ours, *paper))
     cited = published.cite(next(iter(theirs.values())))
     ran = (
         f"Columns on the left: mean ± standard error over {found['seeds']} seeds, each with {found['videos']} "
         f"videos of {found['prompts']} prompts; scores of the toy world's judge; profile {found['profile']}, "
-        f"{_made_at(found)}. Students of DMD are trained on {INPUTS[inputs]}."
+        f"{_made_at(found)}. Students of DMD are trained on {INPUTS[inputs]}. Updates are "
+        "the optimizer steps of the model after those of the teacher. Training is the planner's estimate of all "
+        "training that the row adds to the teacher, with ODE pairs, the critic and the causal teacher."
         if found
         else "Columns on the left: not run; run 'make ablation'."
     )
     return Table(
         title="Table 4" if inputs == next(iter(TABLE4)) else f"Table 4, students trained on {INPUTS[inputs]}",
-        head=("row", *ablation.MEASURES, *(f"paper: {name}" for name in ablation.QUALITY)),
+        head=("row", "updates", "training", *ablation.MEASURES, *(f"paper: {name}" for name in ablation.QUALITY)),
         rows=tuple(rows),
         note=f"{ran} Columns of the paper: {cited}, {PUBLISHED}; VBench groups in percent. Compare the order of the "
         "rows, not the numbers.",
@@ -273,7 +279,7 @@ def published_vbench(published: Published) -> Table:
 
 
 def vbench(results: Results) -> Table:
-    """Build the table of VBench's scores of the five sets of videos, with one row per dimension."""
+    """Build the table of VBench's scores of the sets of videos, with one row per dimension."""
     sets = [results.get(f"evaluate/{name}") for name in SETS]
     dimensions = sorted({name for found in sets for name in lookup(found, "vbench", "scores") or {}})
     versions = sorted({str(version) for found in sets if (version := lookup(found, "vbench", "version"))})
@@ -372,4 +378,4 @@ def _words(name: str) -> str:
 
 
 def _stage_order(row: Sequence[str]) -> tuple[int, str]:
-    return (*TRAINED[:2], "generate_ode_pairs", *TRAINED[2:]).index(row[0]), row[1]
+    return (*TRAINED[:3], "generate_ode_pairs", *TRAINED[3:]).index(row[0]), row[1]

@@ -88,15 +88,12 @@ def required(stage: str, command: str, changed: Mapping[str, str] | None = None)
         return Stanza("", ["out"], code(stage), {}, [given["out"]], [], {})
     file, item = given.get("params", "params.yaml"), given.get("item")
     reads = declared(cls, Reads)
-    read = [
-        f"{given[it.name]}/{entry}".rstrip("/") for it in reads if not it.role.keys for entry in it.role.entries or [""]
-    ]
-    keys = {given[it.name]: list(it.role.keys) for it in reads if it.role.keys}
+    read = [f"{given[it.name]}/{entry}".rstrip("/") for it in reads for entry in it.role.entries or [""]]
     return Stanza(
         desc=(cls.__doc__ or "").splitlines()[0].rstrip("."),
         options=[it.name for it in declared(cls, Option)],
-        deps=[*code(stage), *read, *_user_paths(cls.user_paths(item), changed or {})],
-        params={file: [it.role.name for it in declared(cls, Section)], **keys},
+        deps=[*dict.fromkeys([*code(stage), *read, *_user_paths(cls.user_paths(item), changed or {})])],
+        params={file: [it.role.name for it in declared(cls, Section)]},
         outs=[given[it.name] for it in declared(cls, Writes)],
         metrics=[given[it.name] for it in declared(cls, Metrics) if it.role.in_dvc],
         plots={given[it.name]: it.role.y for it in declared(cls, Curve)},
@@ -140,7 +137,9 @@ def changed_paths(stanza: Mapping[str, Any], settings: Mapping[str, Any]) -> dic
         stanza: The stage.
         settings: Content of ablation/params.yaml.
     """
-    rows = [settings["rows"][row] for row in stanza.get("matrix", {}).get("row", [])]
+    if "matrix" not in stanza:
+        return {}
+    rows = [settings["all"] | settings["rows"][row] for row in stanza["matrix"].get("row", [])] or [settings["all"]]
     found: dict[str, str] = {}
     for entry in PATHS:
         section, _, key = entry.rpartition(".")

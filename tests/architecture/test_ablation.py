@@ -14,12 +14,15 @@ from dvc.repo import Repo
 from ruamel.yaml import YAML
 
 from causvid import params
-from causvid.reporting.ablation import ROWS, UNDISTILLED
+from causvid.reporting.ablation import ROWS
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS: dict[str, Any] = YAML(typ="safe").load(ROOT / "ablation" / "params.yaml")
-RUNS = [*UNDISTILLED, *(f"{row}-{inputs}" for row in ROWS if row not in UNDISTILLED for inputs in ("data", "rollout"))]
-TEACHER, CAUSAL, ODE_INIT = UNDISTILLED
+UNDISTILLED = [row for row in ROWS if not ROWS[row].distilled]
+RUNS = [*UNDISTILLED, *(f"{row}-{inputs}" for row in ROWS if ROWS[row].distilled for inputs in ("data", "rollout"))]
+MANY_STEPS = ("many_step_bidirectional", "many_step_bidirectional_longer", "many_step_causal")
+TEACHER, _, CAUSAL = MANY_STEPS
+ODE_INIT = "few_step_ode_init_no_teacher"
 CASES = [(run, seed) for run in RUNS for seed in SETTINGS["seeds"]]
 
 
@@ -77,7 +80,7 @@ def test_every_row_and_seed_is_scored_from_its_own_model(stages: dict[str, Any],
 
     All these stages have the same seed and use the params file of the same row.
     """
-    folder, steps = f"data/ablate/{run}/{seed}", "many" if run in (TEACHER, CAUSAL) else "few"
+    folder, steps = f"data/ablate/{run}/{seed}", "many" if run in MANY_STEPS else "few"
     scoring = maker(stages, f"ablation/evaluate/{run}/{seed}.json")
     sampling = maker(stages, option(scoring, "videos"))
     training = maker(stages, option(sampling, "checkpoint"))
@@ -88,16 +91,23 @@ def test_every_row_and_seed_is_scored_from_its_own_model(stages: dict[str, Any],
     inputs = [] if run in UNDISTILLED else [f"train_dmd.inputs={run.rpartition('-')[2]}"]
     changes = ["ablation/params.yaml:all", f"ablation/params.yaml:rows.{row}", f"seed={seed}", *inputs]
     assert asked[5 : asked.index("--out")] == ["params.yaml", *changes]
-    if run in (TEACHER, CAUSAL):
+    if run == CAUSAL:
+        assert " stages.train_causal_teacher " in training
+    elif run in MANY_STEPS:
         assert " stages.train_teacher " in training
     elif run == ODE_INIT:
         assert " stages.train_ode_init " in training
     else:
         assert " stages.train_dmd " in training
         teacher = CAUSAL if row == "few_step_ode_init_causal_teacher" else TEACHER
-        start = row if row in ("few_step_bidirectional", "few_step_no_ode_init_bidirectional_teacher") else ODE_INIT
+        start = ODE_INIT if row.startswith("few_step_ode_init") else row
         assert option(training, "teacher") == f"data/ablate/{teacher}/{seed}/teacher"
         assert option(training, "student") == f"data/ablate/{start}/{seed}/student"
+        beginning = maker(stages, option(training, "student"))
+        causal = "_causal_start_" in row
+        begin = f"data/ablate/{CAUSAL}/{seed}/teacher" if causal else "data/checkpoints/teacher"
+        assert option(beginning, "start") == begin
+        assert option(beginning, "params") == f"data/ablate/{start}/{seed}/params.yaml"
 
 
 def test_inputs_of_a_command_are_deps_and_outputs_are_outs(stages: dict[str, Any]) -> None:

@@ -327,8 +327,8 @@ def _change_both(*changes: Callable[[dict[str, Any]], None]) -> Callable[[dict[s
         (_change("model.text_tokens", 12.5), ["model.text_tokens", "integer", "12.5"]),
         (_change("model.text_tokens", None), ["model.text_tokens", "integer", "None"]),
         (
-            _change_both(_change("train_teacher.causal", True), _change("model.frames_per_block", None)),
-            ["train_teacher.causal is true", "model.frames_per_block"],
+            _change_both(_change("train_causal_teacher.steps", 5), _change("model.frames_per_block", None)),
+            ["train_causal_teacher.steps is 5", "model.frames_per_block is null"],
         ),
         (_change("sample.rollouts", 1000), ["sample.rollouts", "sample.videos"]),
         (_change("report.rows", 1000), ["report.rows", "sample.videos"]),

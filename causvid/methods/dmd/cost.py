@@ -61,6 +61,7 @@ class DmdCost:
         return Row(
             stage="train_dmd",
             work=f"{config.steps} critic and {updates} student updates",
+            updates=updates,
             flops=config.batch_size * (updates * self.student + config.steps * self.critic),
             memory=self._memory(workers),
             disk=SINGLE * workers.weights,

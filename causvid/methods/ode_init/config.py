@@ -14,7 +14,7 @@ class OdeConfig(TrainingConfig):
     """Params section ``train_ode_init``.
 
     Attributes:
-        init: Source of the initial student. Without a source, the student starts from the teacher's weights.
+        init: Source of the initial student. Without a source, the student starts from the causal teacher.
         optimizer: Parameters of the optimizer.
         ema_decay: Decay of the weight average.
     """

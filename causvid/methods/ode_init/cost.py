@@ -18,6 +18,7 @@ def ode_init_row(config: OdeConfig, clip: Clip, workers: Workers) -> Row:
     return Row(
         stage="train_ode_init",
         work=steps_in_words(config.steps),
+        updates=config.steps,
         flops=config.steps * config.batch_size * clip.causal.training,
         memory=workers.memory(config.batch_size, 1),
         disk=weights,

@@ -24,7 +24,7 @@ from causvid.training.checkpoint import Stateful
 from causvid.training.distributed import weight_of
 from causvid.training.run import Run
 from causvid.training.trainer import train
-from causvid.wan.transformer.wan import Transformer, load_transformer, student_of
+from causvid.wan.transformer.wan import load_start
 
 OdeRun = Run[OdeConfig, StudentRecord]
 
@@ -44,26 +44,9 @@ class OdeStep:
         self.layout = BlockLayout(frames=shape[0], frames_per_block=blocks or shape[0])
         # Clean blocks are context for later blocks. The clip of a bidirectional student is a single block.
         self.choices = len(times) - (0 if blocks else 1)
-        self.student = Trainee(self._initial(), run, run.config.optimizer, ema_decay=run.config.ema_decay)
+        start = load_start(run.config.init.locate("transformer") or run.inputs["start"], blocks)
+        self.student = Trainee(start, run, run.config.optimizer, ema_decay=run.config.ema_decay)
         self.clip = clip_of(self.student.model.config, shape, blocks, self.texts.length)
-
-    def _initial(self) -> Transformer:
-        """Return the student before training.
-
-        Raises:
-            ValueError: The blocks of the initial student do not have ``model.frames_per_block`` latent frames.
-        """
-        found, wanted = self.run.config.init.locate("transformer"), self.run.record.frames_per_block
-        if found is None:
-            return student_of(load_transformer(self.run.inputs["teacher"]), wanted)
-        student = load_transformer(found)
-        blocks = student.config.get("frames_per_block")
-        if blocks != wanted:
-            raise ValueError(
-                f"train_ode_init.init is {found} with frames_per_block {blocks}; model.frames_per_block is {wanted} "
-                "(null = bidirectional): change one of them"
-            )
-        return student
 
     def state(self) -> dict[str, Stateful]:
         """Return the student's weights, their average and the optimizer."""

@@ -74,7 +74,7 @@ def clips_of(latents: Path, video: VideoShape, source: Source, *, vae: Path, con
 
 
 def teacher_record(
-    clips: Clips, shift: float, prompts: Path, precision: Precision, frames_per_block: int | None, *, causal: bool
+    clips: Clips, shift: float, prompts: Path, precision: Precision, frames_per_block: int | None
 ) -> TeacherRecord:
     """Build the training record of a teacher that is trained on ``clips``.
 
@@ -83,22 +83,13 @@ def teacher_record(
         shift: Shift of the timesteps.
         prompts: Folder of the prompt embeddings.
         precision: Precision of the matrix products.
-        frames_per_block: ``model.frames_per_block``.
-        causal: Whether the teacher is causal; a bidirectional teacher has no blocks.
-
-    Raises:
-        ValueError: The teacher is causal and ``frames_per_block`` is None.
+        frames_per_block: Number of latent frames in a block of a causal teacher; None = the teacher is bidirectional.
     """
-    if causal and frames_per_block is None:
-        raise ValueError(
-            "train_teacher.causal is true and model.frames_per_block is null; a causal teacher needs the number of "
-            "latent frames in a block, or set train_teacher.causal to false"
-        )
     return TeacherRecord(
         schedule=FlowSchedule(shift=shift),
         video=clips.video,
         text_tokens=PromptStore(prompts).tokens,
-        frames_per_block=frames_per_block if causal else None,
+        frames_per_block=frames_per_block,
         precision=precision,
         latents=clips.latents,
     )

@@ -11,18 +11,17 @@ from causvid.training.run import TrainingConfig
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig(TrainingConfig):
-    """Params section ``train_teacher``.
+    """Params sections ``train_teacher`` and ``train_causal_teacher``.
 
     Attributes:
-        init: Source of the initial weights. A causal teacher can start from a bidirectional or a causal model.
-        causal: Whether the teacher is block-causal and is trained with a timestep for each block (diffusion forcing).
+        init: Source of the initial weights. Without a source, the teacher starts from random weights, and the causal
+            teacher starts from the weights of the teacher.
         optimizer: Parameters of the optimizer.
         prompt_dropout: Share of the samples whose prompt is replaced by the negative prompt. Guidance needs this.
         ema_decay: Decay of the weight average.
     """
 
     init: Init
-    causal: bool
     optimizer: OptimizerConfig
     prompt_dropout: float
     ema_decay: float

@@ -6,18 +6,21 @@ from causvid.costs import SINGLE, Clip, Row, Workers, steps_in_words
 from causvid.methods.teacher.config import TeacherConfig
 
 
-def teacher_row(config: TeacherConfig, clip: Clip, workers: Workers) -> Row:
-    """Return the cost of the stage ``train_teacher``.
+def teacher_row(stage: str, config: TeacherConfig, clip: Clip, workers: Workers, *, causal: bool) -> Row:
+    """Return the cost of the stage ``train_teacher`` or ``train_causal_teacher``.
 
     Args:
-        config: Params section ``train_teacher``.
+        stage: Name of the stage.
+        config: Params section of the stage.
         clip: The clip, with the FLOPs of the transformer on this clip.
         workers: The workers that train the transformer.
+        causal: Whether the teacher is causal.
     """
-    flops, weights = (clip.causal if config.causal else clip.bidirectional).training, SINGLE * workers.weights
+    flops, weights = (clip.causal if causal else clip.bidirectional).training, SINGLE * workers.weights
     return Row(
-        stage="train_teacher",
+        stage=stage,
         work=steps_in_words(config.steps),
+        updates=config.steps,
         flops=config.steps * config.batch_size * flops,
         memory=workers.memory(config.batch_size, 1) if config.steps else weights,
         disk=weights,

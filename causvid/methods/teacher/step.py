@@ -1,6 +1,7 @@
 """Train the teacher by flow matching (CausVid eq. 3), with prompt dropout for guidance and a weight average.
 
-The training of a causal teacher uses diffusion forcing (CausVid sec. 4.2): every block has a separate timestep.
+The training of a causal teacher uses diffusion forcing (CausVid sec. 4.2): every block has a separate timestep. A
+causal teacher starts from the weights of the bidirectional teacher, if ``Run.inputs`` names this teacher.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from causvid.speed import Counts, clip_of
 from causvid.training.checkpoint import Stateful
 from causvid.training.run import Run
 from causvid.training.trainer import train
-from causvid.wan.transformer.wan import Transformer, build_transformer, causal_student, load_transformer
+from causvid.wan.transformer.wan import Transformer, build_transformer, load_start
 
 TeacherRun = Run[TeacherConfig, TeacherRecord]
 
@@ -44,23 +45,11 @@ class TeacherStep:
         self.clip = clip_of(self.teacher.model.config, shape, blocks, self.texts.length)
 
     def _initial(self) -> Transformer:
-        """Return the teacher before training.
-
-        Raises:
-            ValueError: The initial model is causal, and its blocks have another size than the blocks of this run.
-        """
-        found, wanted = self.run.config.init.locate("transformer"), self.run.record.frames_per_block
-        model = load_transformer(found) if found else build_transformer(self.run.network, self.run.seed)
-        has = model.config.get("frames_per_block")
-        if has is None:
-            return model if wanted is None else causal_student(model, wanted)
-        if has != wanted:
-            expected = "wants a bidirectional model" if wanted is None else f"has model.frames_per_block {wanted}"
-            raise ValueError(
-                f"train_teacher.init is {found}, a causal model with frames_per_block {has}; this run, with "
-                f"train_teacher.causal {self.run.config.causal}, {expected}: change one of them"
-            )
-        return model
+        """Return the teacher before training. Only a bidirectional teacher can start from random weights."""
+        found = self.run.config.init.locate("transformer") or self.run.inputs.get("teacher")
+        if found is None:
+            return build_transformer(self.run.network, self.run.seed)
+        return load_start(found, self.run.record.frames_per_block)
 
     def state(self) -> dict[str, Stateful]:
         """Return the teacher's weights, their average and the optimizer."""

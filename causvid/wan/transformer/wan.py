@@ -69,9 +69,30 @@ def causal_student(teacher: WanTransformer3DModel, frames_per_block: int) -> Cau
     return student
 
 
-def student_of(teacher: WanTransformer3DModel, frames_per_block: int | None) -> WanTransformer3DModel:
-    """Return a causal student that shares the weights of ``teacher``, or ``teacher`` for ``frames_per_block`` None."""
-    return teacher if frames_per_block is None else causal_student(teacher, frames_per_block)
+def load_start(folder: Path, frames_per_block: int | None) -> WanTransformer3DModel:
+    """Load the transformer from which a training starts.
+
+    Args:
+        folder: Folder of the transformer, as in ``load_transformer``.
+        frames_per_block: Number of latent frames in a block of the model in training; None = bidirectional.
+
+    Returns:
+        The transformer. A bidirectional transformer becomes a causal one if ``frames_per_block`` is a number.
+
+    Raises:
+        ValueError: The transformer is causal, and its blocks have another size.
+    """
+    model = load_transformer(folder)
+    has = model.config.get("frames_per_block")
+    if has == frames_per_block:
+        return model
+    if has is None and frames_per_block is not None:
+        return causal_student(model, frames_per_block)
+    needs = "a bidirectional model" if frames_per_block is None else f"model.frames_per_block {frames_per_block}"
+    raise ValueError(
+        f"the initial weights in {folder} are a causal model with frames_per_block {has}; this training needs {needs}: "
+        "start from another folder, or change model.frames_per_block"
+    )
 
 
 def to_precision(model: WanTransformer3DModel, dtype: torch.dtype, *, trains: bool = False) -> WanTransformer3DModel:

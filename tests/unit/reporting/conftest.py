@@ -22,6 +22,7 @@ from causvid.runtime.shapes import VideoShape
 PUBLISHED = params.ROOT / "data/inputs/published.yaml"
 VIDEO = VideoShape(height=32, width=32, frames=5, fps=8)
 SCHEDULE = ScheduleConfig(shift=3.0, solver_steps=20, denoising_timesteps=(1000, 750, 500, 250), context_timestep=0)
+SHIFTS = {"clips": 0.0, "reconstruction": 0.1, "teacher": 0.2, "causal_teacher": 0.25, "ode_init": 0.3, "dmd": 0.4}
 CAPTIONS = {"00000": "a red square moves left", "00001": "costs $5 & <b>more</b>", "00002": "雪"}
 
 
@@ -69,7 +70,7 @@ def reports(tmp_path: Path) -> Path:
         },
     }
     files = {folder / name / "metrics.json": value for name, value in metrics.items()}
-    files |= {folder / "evaluate" / f"{name}.json": _evaluation(k / 10) for k, name in enumerate(page.SETS)}
+    files |= {folder / "evaluate" / f"{name}.json": _evaluation(shift) for name, shift in SHIFTS.items()}
     frozen = {"judge": {"velocity": 0.125}, "table4": {"temporal": 33.3}, "frechet_distance": 187.0}
     files[folder / "evaluate" / "clips.json"] |= {"floors": {"frozen": frozen}}
     for path, value in files.items():
@@ -97,6 +98,7 @@ def ablated(reports: Path) -> Path:
         "profile": "laptop",
         "commit": {"sha": "0123456789abcdef", "dirty": True},
         "rows": {row: dict.fromkeys(MEASURES, value) for row, value in rows.items()},
+        "costs": {row: {"updates": 1000 * k, "flops": k * 1.5e12} for k, row in enumerate(ROWS)},
         "claims": {name: verdicts[k % 3] for k, name in enumerate(sorted(tests, reverse=True))},
         "gaps": {name: {"mean": 0.1, "se": 0.01} for name in tests},
         "curves": dict.fromkeys(DRAWN, curve),
@@ -122,9 +124,9 @@ def _add_videos(folder: Path, frames: int, brightness: int) -> None:
 def samples(tmp_path: Path) -> Path:
     """Return the folder data/samples of a finished run."""
     folder = tmp_path / "samples"
-    for number, name in enumerate(("reconstruction", "teacher", "ode_init", "dmd")):
+    for number, name in enumerate(("reconstruction", "teacher", "causal_teacher", "ode_init", "dmd")):
         _add_videos(folder / name, 5, 40 * number)
-    for number, name in enumerate(("ode_init", "dmd")):
+    for number, name in enumerate(("causal_teacher", "ode_init", "dmd")):
         _add_videos(folder / name / "rollouts", 13, 100 + 40 * number)
     return folder
 

@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from causvid.reporting import ablation
-from causvid.reporting.ablation import CLAIMS, FAILS, HOLDS, LEVEL, MEASURES, ROWS, UNDISTILLED, UNRESOLVED, verdict
+from causvid.reporting.ablation import CLAIMS, FAILS, HOLDS, LEVEL, MEASURES, ROWS, UNRESOLVED, verdict
 
 STUDENT, TEACHER = "few_step_ode_init_bidirectional_teacher", "many_step_bidirectional"
+SPENT = {row: {"updates": 5, "flops": 1e12} for row in ROWS}
 OTHER = {HOLDS: FAILS, FAILS: HOLDS, UNRESOLVED: UNRESOLVED}
 scores = st.floats(-100, 100).map(lambda value: round(value, 6))
 gap_lists = st.lists(scores, min_size=2, max_size=6)
@@ -44,7 +45,7 @@ def write(tmp_path: Path) -> Write:
 
     def to_folder(rows: Mapping[str, list[float]], inputs: str = "rollout") -> Path:
         for row, values in rows.items():
-            folder = tmp_path / (row if row in UNDISTILLED else f"{row}-{inputs}")
+            folder = tmp_path / (f"{row}-{inputs}" if ROWS[row].distilled else row)
             folder.mkdir(exist_ok=True)
             for seed, score in enumerate(values):
                 (folder / f"{seed}.json").write_text(json.dumps(evaluation(score)))
@@ -115,7 +116,7 @@ def test_every_claim_can_hold_and_can_fail(write: Write) -> None:
             # The two rows have different noise, because equal gaps are not resolved.
             rows |= {claim.higher: [better + value**2 for value in noise], claim.lower: [0.6, 0.601, 0.602]}
             found = ablation.read_evaluations(write(rows), range(3), "rollout")
-            claims = ablation.table4(found)["claims"]
+            claims = ablation.table4(found, SPENT)["claims"]
             assert {claims[f"{claim.name}/{measure}"] for measure in claim.measures} == {said}, claim.name
 
 
@@ -125,14 +126,14 @@ def test_a_student_is_as_good_as_its_teacher_within_the_margin(write: Write) -> 
         rows = {row: [0.5, 0.501, 0.502] for row in ROWS}
         rows |= {TEACHER: [0.8, 0.801, 0.802], STUDENT: [0.8 * (1 - short), 0.801 * (1 - short), 0.8021 * (1 - short)]}
         found = ablation.read_evaluations(write(rows), range(3), "rollout")
-        assert ablation.table4(found)["claims"]["student_is_as_good_as_many_step_bidirectional/frame"] == said
+        assert ablation.table4(found, SPENT)["claims"]["student_is_as_good_as_many_step_bidirectional/frame"] == said
 
 
 def test_gaps_are_paired_by_seed(write: Write) -> None:
     """A row that is slightly better in every seed is better, even if the scores of different seeds differ much more."""
     rows = {row: [0.1, 0.5, 0.9] for row in ROWS}
     rows[STUDENT] = [0.111, 0.512, 0.913]
-    made = ablation.table4(ablation.read_evaluations(write(rows), range(3), "rollout"))
+    made = ablation.table4(ablation.read_evaluations(write(rows), range(3), "rollout"), SPENT)
     assert made["claims"]["no_ode_init_is_worse/temporal"] == HOLDS
     assert made["gaps"]["no_ode_init_is_worse/temporal"]["mean"] == pytest.approx(0.012)
     assert made["rows"][STUDENT]["temporal"]["se"] > 0.2
@@ -141,24 +142,25 @@ def test_gaps_are_paired_by_seed(write: Write) -> None:
 
 
 def test_the_result_file(write: Write) -> None:
-    """The result contains seeds, prompts, seven rows of four measures and sixteen claims, and is JSON without NaN."""
+    """The result contains seeds, prompts, all rows with measures and costs, and all claims, and is JSON without NaN."""
     found = ablation.read_evaluations(write({row: [0.1 * k, 0.2 * k] for k, row in enumerate(ROWS)}), (0, 1), "rollout")
-    made = json.loads(json.dumps(ablation.table4(found), allow_nan=False))
+    made = json.loads(json.dumps(ablation.table4(found, SPENT), allow_nan=False))
     assert (made["seeds"], made["prompts"], made["videos"], list(made["rows"])) == (2, 32, 256, list(ROWS))
     assert {tuple(row) for row in made["rows"].values()} == {MEASURES}
-    assert len(made["claims"]) == 5 * 3 + 1 == len(made["gaps"])
+    assert made["costs"] == SPENT
+    assert len(made["claims"]) == 9 * 3 + 1 == len(made["gaps"])
     assert set(made["claims"].values()) <= {HOLDS, FAILS, UNRESOLVED}
     curves = made["curves"]["many_step_causal"]
     assert curves["blocks"]["velocity"][0] == {"mean": None, "se": None}  # a block of one frame has no velocity
-    assert curves["blocks"]["velocity"][1]["mean"] == pytest.approx(0.15)
+    assert curves["blocks"]["velocity"][1]["mean"] == pytest.approx(0.3)
     assert [point["mean"] for point in curves["windows"]["velocity"]] == pytest.approx(
-        [0.15 - k / 100 for k in range(6)]
+        [0.3 - k / 100 for k in range(6)]
     )
     assert "shape" not in curves["windows"]
 
 
 def test_one_seed_has_means_but_no_verdict(write: Write) -> None:
-    made = ablation.table4(ablation.read_evaluations(write({row: [0.5] for row in ROWS}), (0,), "rollout"))
+    made = ablation.table4(ablation.read_evaluations(write({row: [0.5] for row in ROWS}), (0,), "rollout"), SPENT)
     assert set(made["claims"].values()) == {UNRESOLVED}
     assert made["rows"][STUDENT]["frame"] == {"mean": 0.5, "se": None}
 
@@ -166,9 +168,12 @@ def test_one_seed_has_means_but_no_verdict(write: Write) -> None:
 def test_rows_of_dmd_depend_on_the_inputs(write: Write) -> None:
     """Only rows without DMD are equal in the tables of both inputs."""
     write({row: [0.5] for row in ROWS}, "rollout")
-    folder = write({row: [0.7] for row in ROWS if row not in UNDISTILLED}, "data")
-    both = [ablation.table4(ablation.read_evaluations(folder, (0,), inputs))["rows"] for inputs in ("rollout", "data")]
-    assert {row for row in ROWS if both[0][row] == both[1][row]} == set(UNDISTILLED)
+    folder = write({row: [0.7] for row in ROWS if ROWS[row].distilled}, "data")
+    both = [
+        ablation.table4(ablation.read_evaluations(folder, (0,), inputs), SPENT)["rows"]
+        for inputs in ("rollout", "data")
+    ]
+    assert {row for row in ROWS if both[0][row] == both[1][row]} == {row for row in ROWS if not ROWS[row].distilled}
     assert both[1][STUDENT]["text"]["mean"] == 0.7
 
 

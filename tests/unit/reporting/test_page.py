@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from causvid.data.videos import manifest
-from causvid.reporting import page
+from causvid.reporting import page, tables
 from causvid.reporting.page import Content
 
 Collect = Callable[[Path, Path], Content]
@@ -57,17 +57,19 @@ def test_the_page_is_self_contained(content: Content, tmp_path: Path) -> None:
 def test_the_videos_are_the_samples_and_play_automatically(
     content: Content, samples: Path, captions: dict[str, str], tmp_path: Path
 ) -> None:
-    """The page shows two prompts of three models, then rollouts and reconstructions.
+    """The page shows two prompts of four models, then rollouts and reconstructions.
 
     The videos on the page have the bytes of the files.
     """
     reader = read(content, tmp_path / "figures")
-    assert len(reader.videos) == content.videos_shown == 2 * 3 + 2 * 2 + 2
+    assert len(reader.videos) == content.videos_shown == 2 * 4 + 2 * 3 + 2
     assert all({"autoplay", "muted", "loop", "playsinline"} <= set(video) for video in reader.videos)
-    shown = [base64.b64decode((video["src"] or "").partition(",")[2]) for video in reader.videos[:3]]
-    assert shown == [(samples / name / "00000.mp4").read_bytes() for name in ("teacher", "ode_init", "dmd")]
-    labels = [video["aria-label"] for video in reader.videos[3:6]]
-    assert labels == [f"{name}: {captions['00001']}" for name in ("teacher", "student, ODE init", "student, DMD")]
+    shown = [base64.b64decode((video["src"] or "").partition(",")[2]) for video in reader.videos[:4]]
+    assert shown == [(samples / name / "00000.mp4").read_bytes() for name in tables.MODELS]
+    labels = [video["aria-label"] for video in reader.videos[4:8]]
+    assert labels == [
+        f"{name}: {captions['00001']}" for name in ("teacher", "causal teacher", "student, ODE init", "student, DMD")
+    ]
 
 
 def test_a_small_video_is_enlarged_by_a_whole_factor(content: Content, tmp_path: Path) -> None:
@@ -156,8 +158,8 @@ def test_the_place_of_a_model_without_samples_is_empty(
     """If one model has no samples, the page still shows the videos of the other models."""
     shutil.rmtree(samples / "ode_init")
     content = collect(reports, samples)
-    assert [path is None for path in content.samples[0].videos.values()] == [False, True, False]
-    assert len(read(content, tmp_path / "figures").videos) == 2 * 2 + 2 + 2
+    assert [path is None for path in content.samples[0].videos.values()] == [False, False, True, False]
+    assert len(read(content, tmp_path / "figures").videos) == 2 * 3 + 2 * 2 + 2
 
 
 def test_only_prompts_with_videos_of_every_model_are_shown(collect: Collect, reports: Path, samples: Path) -> None:
@@ -186,9 +188,9 @@ def test_markdown_has_figures_tables_and_sources(content: Content, tmp_path: Pat
 def test_figures_are_written_without_rollouts(
     collect: Collect, reports: Path, samples: Path, tmp_path: Path, name: str
 ) -> None:
-    """A run without students has no rollouts, and the report has no sheet of rollouts."""
-    for student in ("ode_init", "dmd"):
-        shutil.rmtree(samples / student / "rollouts")
+    """A run without causal models has no rollouts, and the report has no sheet of rollouts."""
+    for model in page.CAUSAL:
+        shutil.rmtree(samples / model / "rollouts")
     names = page.draw(collect(reports, samples), tmp_path / "figures")
     assert name in names
     assert "rollouts.png" not in names

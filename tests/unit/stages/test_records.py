@@ -17,25 +17,47 @@ from causvid.compute.device import Precision
 from causvid.data.stores.prompt_store import INDEX
 from causvid.diffusion.schedule import FlowSchedule
 from causvid.record import FILE, TrainingRecord, read_record, write_record
-from stages import generate_ode_pairs, measure_latency, sample, train_dmd, train_ode_init, train_teacher
-from tests.conftest import SCHEDULE, STUDENT, TEACHER, VIDEO
+from stages import (
+    generate_ode_pairs,
+    measure_latency,
+    sample,
+    train_causal_teacher,
+    train_dmd,
+    train_ode_init,
+    train_teacher,
+)
+from tests.conftest import CAUSAL_TEACHER, SCHEDULE, STUDENT, TEACHER, VIDEO
 
 MAINS = {
     it.__name__.rpartition(".")[2]: it.main
-    for it in (generate_ode_pairs, measure_latency, sample, train_dmd, train_ode_init, train_teacher)
+    for it in (
+        generate_ode_pairs,
+        measure_latency,
+        sample,
+        train_causal_teacher,
+        train_dmd,
+        train_ode_init,
+        train_teacher,
+    )
 }
 
 
 @pytest.fixture
 def data(project: Path, world: Path, vae_config: dict[str, Any], transformer_config: dict[str, Any]) -> Path:
-    """Return the data folder of a project with a trained teacher and two trained students."""
+    """Return the data folder of a project with two trained teachers and two trained students."""
     folder = project / "data"
-    for name, source in (("vae", "vae"), ("teacher", "teacher"), ("ode_init", "student"), ("dmd", "student")):
+    for name, source in (
+        ("vae", "vae"),
+        ("teacher", "teacher"),
+        ("causal_teacher", "causal_teacher"),
+        ("ode_init", "student"),
+        ("dmd", "student"),
+    ):
         shutil.copytree(world / source, folder / "checkpoints" / name)
     for name in ("prompts", "lmdb"):
         shutil.copytree(world / name, folder / name)
     write_params(project, model__vae=vae_config, model__transformer=transformer_config, model__frames_per_block=2)
-    for stage in ("train_teacher", "train_ode_init", "train_dmd"):
+    for stage in ("train_teacher", "train_causal_teacher", "train_ode_init", "train_dmd"):
         write_params(project, **{f"{stage}__steps": 1, f"{stage}__batch_size": 2})
     write_params(
         project,
@@ -65,7 +87,10 @@ def run(stage: str, data: Path) -> Result:
     models = data / "checkpoints"
     paths = {
         "train_teacher": {"latents": data / "lmdb/latents", "vae": models / "vae"},
-        "train_ode_init": {"pairs": data / "lmdb/pairs", "teacher": models / "teacher", "vae": models / "vae"},
+        "train_causal_teacher": {
+            "latents": data / "lmdb/latents", "teacher": models / "teacher", "vae": models / "vae",
+        },
+        "train_ode_init": {"pairs": data / "lmdb/pairs", "start": models / "causal_teacher", "vae": models / "vae"},
         "train_dmd": {
             "latents": data / "lmdb/latents", "teacher": models / "teacher", "student": models / "ode_init",
             "vae": models / "vae",
@@ -88,8 +113,8 @@ def test_a_stage_runs_with_the_params_of_the_training(stage: str, data: Path) ->
     done = run(stage, data)
     assert done.exit_code == 0, done.output
     if stage.startswith("train"):
-        expected = TEACHER if stage == "train_teacher" else STUDENT
-        assert read_record(data / "out") == expected
+        expected = {"train_teacher": TEACHER, "train_causal_teacher": CAUSAL_TEACHER}
+        assert read_record(data / "out") == expected.get(stage, STUDENT)
 
 
 @pytest.mark.parametrize(
@@ -119,8 +144,9 @@ def test_a_sampled_student_is_refused_if_params_differ(data: Path, change: dict[
 @pytest.mark.parametrize(
     ("stage", "model", "record", "said"),
     [
-        ("train_ode_init", "teacher", replace(TEACHER, text_tokens=512), "model.text_tokens 512, not 4"),
-        ("train_ode_init", "teacher", STUDENT, "trained for few steps"),
+        ("train_ode_init", "causal_teacher", replace(CAUSAL_TEACHER, text_tokens=512), "model.text_tokens 512, not 4"),
+        ("train_ode_init", "causal_teacher", STUDENT, "trained for few steps"),
+        ("train_causal_teacher", "teacher", STUDENT, "trained for few steps"),
         ("train_dmd", "teacher", STUDENT, "trained for few steps"),
         ("train_dmd", "teacher", replace(TEACHER, video=replace(VIDEO, fps=24)), "video.fps 24, not 8"),
         ("train_dmd", "ode_init", replace(STUDENT, schedule=replace(SCHEDULE, solver_steps=8)), "solver_steps 8, not 4"),
@@ -149,14 +175,19 @@ def test_every_stage_refuses_a_model_of_another_training(
 @pytest.mark.parametrize(
     ("stage", "model"),
     [
-        ("train_ode_init", "teacher"), ("train_dmd", "teacher"), ("train_dmd", "ode_init"), ("sample", "dmd"),
+        ("train_causal_teacher", "teacher"), ("train_ode_init", "causal_teacher"), ("train_dmd", "teacher"), ("train_dmd", "ode_init"), ("sample", "dmd"),
         ("generate_ode_pairs", "teacher"), ("measure_latency", "teacher"), ("measure_latency", "dmd"),
     ],
 )  # fmt: skip
 def test_a_model_without_a_record_is_refused(data: Path, stage: str, model: str) -> None:
     (data / "checkpoints" / model / FILE).unlink()
     done = run(stage, data)
-    makers = {"teacher": "train_teacher", "ode_init": "train_ode_init", "dmd": "train_dmd"}
+    makers = {
+        "teacher": "train_teacher",
+        "causal_teacher": "train_causal_teacher",
+        "ode_init": "train_ode_init",
+        "dmd": "train_dmd",
+    }
     assert done.exit_code == 1
     assert (
         f"{model} has no {FILE}, which says what its model was trained for: run 'dvc repro {makers[model]}'"

@@ -13,8 +13,9 @@ import typer
 from typer.testing import CliRunner
 
 from causvid import params
+from causvid.consistency import read_profile
 from causvid.harness import tracking
-from causvid.reporting.ablation import MEASURES, ROWS, UNDISTILLED
+from causvid.reporting.ablation import MEASURES, ROWS
 from stages import table4
 
 
@@ -22,7 +23,13 @@ def run(inputs: str, out: str) -> tuple[int, str]:
     """Run the stage in the current folder, as ablation/dvc.yaml does."""
     app = typer.Typer()
     app.command()(table4.main)
-    options = {"evaluations": "evaluate", "settings": "seeds.yaml", "inputs": inputs, "out": out}
+    options = {
+        "evaluations": "evaluate",
+        "settings": "settings.yaml",
+        "base": "params.yaml",
+        "inputs": inputs,
+        "out": out,
+    }
     result = CliRunner().invoke(app, [part for name, value in options.items() for part in (f"--{name}", value)])
     return result.exit_code, str(result.exception)
 
@@ -41,9 +48,10 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tracking, "child_run", no_tracking)
     params.use("smoke", tmp_path / "params.yaml")
-    (tmp_path / "seeds.yaml").write_text("seeds: [4, 7]\nrows: {}\n")
+    settings = (params.ROOT / "ablation" / "params.yaml").read_text()
+    (tmp_path / "settings.yaml").write_text(settings.replace("seeds: [0, 1, 2, 3, 4]", "seeds: [4, 7]"))
     for k, row in enumerate(ROWS):
-        folder = tmp_path / "evaluate" / (row if row in UNDISTILLED else f"{row}-data")
+        folder = tmp_path / "evaluate" / (f"{row}-data" if ROWS[row].distilled else row)
         folder.mkdir(parents=True)
         for seed in (4, 7):
             score = dict.fromkeys(MEASURES, k + seed / 100)
@@ -61,8 +69,36 @@ def test_the_result_has_its_settings_and_means_over_seeds(project: Path) -> None
     assert (made["profile"], made["inputs"], made["seeds"], made["videos"]) == ("smoke", "data", 2, 8)
     assert made["commit"] is None  # this project is not a git repository
     assert sorted(made["rows"]) == sorted(ROWS)
-    assert made["rows"]["many_step_causal"]["temporal"] == pytest.approx({"mean": 1.055, "se": 0.015})
+    assert made["rows"]["many_step_causal"]["temporal"] == pytest.approx({"mean": 2.055, "se": 0.015})
     assert len(made["key"]) == 16
+
+
+def test_every_row_has_the_cost_that_the_planner_estimates(project: Path) -> None:
+    run("data", "reports/ablate/table4_data.json")
+    spent = json.loads((project / "reports/ablate/table4_data.json").read_text())["costs"]
+    settings = params.read_mapping(project / "settings.yaml", holding="settings", remedy="")["all"]
+    causal, ode = settings["train_causal_teacher.steps"], settings["train_ode_init.steps"]
+    dmd = read_profile(project / "params.yaml").train_dmd
+    student = dmd.turns.student_updates(dmd.steps)
+    assert {row: it["updates"] for row, it in spent.items()} == {
+        "many_step_bidirectional": 0,
+        "many_step_bidirectional_longer": causal,
+        "many_step_causal": causal,
+        "few_step_no_ode_init_bidirectional_teacher": student,
+        "few_step_ode_init_no_teacher": ode,
+        "few_step_ode_init_causal_teacher": ode + student,
+        "few_step_ode_init_bidirectional_teacher": ode + student,
+        "few_step_bidirectional": ode + student,
+        "few_step_causal_start_ode_init": causal + ode + student,
+        "few_step_causal_start_no_ode_init": causal + student,
+    }
+    flops = {row: it["flops"] for row, it in spent.items()}
+    assert flops["many_step_bidirectional"] == 0
+    # Both rows train the causal teacher, one as the teacher and one as the start.
+    assert flops["few_step_ode_init_causal_teacher"] == pytest.approx(flops["few_step_causal_start_ode_init"])
+    assert flops["few_step_causal_start_no_ode_init"] == pytest.approx(
+        flops["many_step_causal"] + flops["few_step_no_ode_init_bidirectional_teacher"]
+    )
 
 
 def test_a_missing_score_is_one_sentence(project: Path) -> None:

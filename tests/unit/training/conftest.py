@@ -157,13 +157,16 @@ def kinds(
         }  # fmt: skip
         return Run(**{**values, **changes})
 
-    def teacher(work: Path, *, steps: int = 6, precision: Precision = Precision.FLOAT32, **changes: Any) -> Any:
+    def teacher(
+        work: Path, *, causal: bool = False, steps: int = 6, precision: Precision = Precision.FLOAT32, **changes: Any
+    ) -> Any:
         values: dict[str, Any] = {
-            "init": SCRATCH, "causal": False, "steps": steps, "batch_size": 4, "optimizer": optimizer("muon"),
+            "init": SCRATCH, "steps": steps, "batch_size": 4, "optimizer": optimizer("muon"),
             "prompt_dropout": 0.5, "ema_decay": 0.5, "checkpoint_every": 2, **changes,
         }  # fmt: skip
         config, inputs = TeacherConfig(**values), {"latents": world / "lmdb" / "latents", "prompts": world / "prompts"}
-        record = teacher_record(clips, 3.0, inputs["prompts"], precision, 2, causal=config.causal)
+        inputs |= {"teacher": world / "teacher"} if causal else {}
+        record = teacher_record(clips, 3.0, inputs["prompts"], precision, 2 if causal else None)
         return run(work, config, record, inputs, precision=precision, network=transformer_config)
 
     def ode(work: Path, *, steps: int = 6, precision: Precision = Precision.FLOAT32, **changes: Any) -> Any:
@@ -171,7 +174,11 @@ def kinds(
             "init": SCRATCH, "steps": steps, "batch_size": 4, "optimizer": optimizer("muon"), "ema_decay": 0.5,
             "checkpoint_every": 2, **changes,
         }  # fmt: skip
-        inputs = {"pairs": world / "lmdb" / "pairs", **{name: world / name for name in ("prompts", "teacher", "vae")}}
+        inputs = {
+            "pairs": world / "lmdb" / "pairs",
+            "start": world / "teacher",
+            **{name: world / name for name in ("prompts", "vae")},
+        }
         record = student_record(clips, schedule, inputs["prompts"], precision, 2)
         return run(work, OdeConfig(**values), record, inputs, precision=precision)
 

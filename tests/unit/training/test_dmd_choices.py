@@ -295,15 +295,30 @@ def test_training_can_start_from_a_given_student(kinds: dict[str, Any], world: P
 
 
 @pytest.mark.parametrize(
-    ("folder", "has", "wanted"), [("teacher", "None", 2), ("student", "2", None), ("student", "2", 4)]
+    ("wanted", "said"), [(None, "needs a bidirectional model"), (4, "needs model.frames_per_block 4")]
 )
-def test_a_given_student_must_have_the_blocks_of_the_run(
-    kinds: dict[str, Any], world: Path, tmp_path: Path, folder: str, has: str, wanted: int | None
+def test_a_causal_start_must_have_the_blocks_of_the_run(
+    kinds: dict[str, Any], world: Path, tmp_path: Path, wanted: int | None, said: str
 ) -> None:
-    init = Init(folder=world / folder, hub=None, revision=None)
+    init = Init(folder=world / "student", hub=None, revision=None)
     run = with_blocks(kinds["ode"].new_run(tmp_path, init=init), wanted)
-    with pytest.raises(ValueError, match=f"with frames_per_block {has}; model.frames_per_block is {wanted}"):
+    with pytest.raises(ValueError, match=f"student are a causal model with frames_per_block 2; .*{said}: start from"):
         kinds["ode"].step(run)
+
+
+def test_the_student_starts_from_the_causal_teacher_unless_an_init_is_given(
+    kinds: dict[str, Any], world: Path, tmp_path: Path
+) -> None:
+    """A bidirectional start, which the stage gets if no causal teacher was trained, becomes causal."""
+    new_run = kinds["ode"].new_run
+    for name, init in (("causal_teacher", None), ("teacher", None), ("teacher", world / "student")):
+        (tmp_path / name).mkdir(exist_ok=True)
+        given = {"init": Init(folder=init, hub=None, revision=None)} if init else {}
+        step = kinds["ode"].step(with_inputs(new_run(tmp_path / name, **given), start=world / name))
+        assert step.student.frames_per_block == 2
+        expected = load_transformer(init or world / name)
+        weights = zip(step.student.model.parameters(), expected.parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in weights)
 
 
 # --- clean frames in the loss -----------------------------------------------------------------------------------------

@@ -1,0 +1,59 @@
+"""The stage ``train_causal_teacher`` and its command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from causvid.compute.device import Precision
+from causvid.data.stores.latent_store import Source
+from causvid.harness.declaration import Curve, Metrics, Reads, Section, Stage, Untracked, Writes, command
+from causvid.harness.stage import StageRun
+from causvid.methods.shared.recording import check_origin, clips_of, require_same_training, teacher_record
+from causvid.methods.teacher.config import TeacherConfig
+from causvid.methods.teacher.step import train_teacher
+from causvid.record import MANY
+from causvid.runtime.shapes import VideoShape
+from causvid.training.run import new_run
+from causvid.training.trainer import carry_out, publish
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCausalTeacher(Stage):
+    """Train a causal model of many steps from the teacher, or publish a pretrained one. The student starts from it."""
+
+    latents: Annotated[Path, Reads("LMDB of the latents of the clips")]
+    prompts: Annotated[Path, Reads("folder of prompt embeddings")]
+    teacher: Annotated[Path, Reads("folder of the bidirectional teacher, whose weights are the default start")]
+    vae: Annotated[Path, Untracked("folder of the VAE, whose normalisation enters the training record")]
+    out: Annotated[Path, Writes("folder of the causal teacher, in diffusers' format")]
+    metrics: Annotated[Path, Metrics()]
+    curve: Annotated[Path, Curve(y="loss")]
+    seed: Annotated[int, Section("seed")]
+    video: Annotated[VideoShape, Section("video")]
+    vae_config: Annotated[dict[str, Any], Section("model.vae")]
+    frames_per_block: Annotated[int | None, Section("model.frames_per_block")]
+    precision: Annotated[Precision, Section("model.precision")]
+    shift: Annotated[float, Section("schedule.shift")]
+    source: Annotated[Source, Section("pack_lmdb.latents.source")]
+    config: Annotated[TeacherConfig, Section("train_causal_teacher")]
+
+    def run(self, stage: StageRun) -> None:
+        """Train the causal teacher, and publish it with its training record."""
+        clips = clips_of(self.latents, self.video, self.source, vae=self.vae, config=self.vae_config)
+        record = teacher_record(clips, self.shift, self.prompts, self.precision, self.frames_per_block)
+        require_same_training(self.teacher, record, steps=MANY)
+        check_origin(self.config.init.locate("transformer"), record, stage=self.name(), steps=self.config.steps)
+        inputs = {"latents": self.latents, "prompts": self.prompts, "teacher": self.teacher}
+        run = new_run(stage, self.config, record, seed=self.seed, precision=self.precision, inputs=inputs)
+        carry_out(train_teacher, run, stage)
+        publish(run, stage, out=self.out, curve=self.curve)
+
+
+main = command(TrainCausalTeacher)
+
+if __name__ == "__main__":
+    typer.run(main)

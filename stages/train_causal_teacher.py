@@ -50,6 +50,7 @@ class TrainCausalTeacher(Stage):
         inputs = {"latents": self.latents, "prompts": self.prompts, "teacher": self.teacher}
         run = new_run(stage, self.config, record, seed=self.seed, precision=self.precision, inputs=inputs)
         carry_out(train_teacher, run, stage)
+        stage.report({"start": self.config.init.source("transformer", default="teacher")})
         publish(run, stage, out=self.out, curve=self.curve)
 
 

@@ -63,7 +63,7 @@ class Content:
         ablation: Maps each value of ``train_dmd.inputs`` to Table 4; empty if the ablation was not run.
         curves: Maps stages to training curves.
         samples: Videos of all models for the same prompts and noise.
-        rollouts: Long videos that the students generated.
+        rollouts: Long videos that the causal models generated.
         reconstructions: Real clips after encoding and decoding with the VAE.
     """
 
@@ -126,6 +126,23 @@ class Content:
             f"Profile {self.profile}: clips of {size}. The teacher denoises a whole clip in "
             f"{self.schedule.solver_steps} steps. The student generates one block after another, each in {len(steps)} "
             f"steps (timesteps {', '.join(f'{step:g}' for step in steps)})."
+        )
+
+    @property
+    def start(self) -> str:
+        """A sentence that says from which weights the student starts; empty if the stages did not run."""
+        teacher, causal_teacher, *_ = MODELS
+        student, causal = (self.results.get(stage) for stage in ("train_ode_init", "train_causal_teacher"))
+        if student is None or causal is None:
+            return ""
+        if student["start"] != causal_teacher:
+            return f"The student starts from {student['start']}."
+        if causal["start"] == teacher and not causal["steps"]:
+            return "The student starts from the weights of the bidirectional teacher, as in the paper."
+        return (
+            "The student starts from a causal teacher, which is a causal model of many steps. This start is not the "
+            "paper's: the student of the paper starts from the weights of the bidirectional teacher. Table 4 compares "
+            "both starts."
         )
 
     def tables(self) -> list[Table]:
@@ -256,7 +273,7 @@ def markdown(content: Content, folder: str, names: list[str]) -> str:
         folder: Folder of the figures, relative to the report.
         names: Names of the figures, as ``draw`` returns them.
     """
-    parts = [f"# Report: profile {content.profile}", content.facts, content.lead, content.standing]
+    parts = [f"# Report: profile {content.profile}", content.facts, content.start, content.lead, content.standing]
     parts += [f"![{name.split('.')[0]}]({folder}/{name})" for name in names if name.endswith(".png")]
     for table in content.tables():
         parts += [f"## {table.title}", table.markdown(), table.note]

@@ -28,6 +28,13 @@ class Init:
                 f"init.hub is {self.hub} without init.revision; name the commit, so that the run can be repeated"
             )
 
+    def source(self, subfolder: str, *, default: str) -> str:
+        """Return the id on the hub, or the folder in params.yaml, from which ``locate`` finds a component.
+
+        Returns ``default`` if there is no such component.
+        """
+        return self.hub or (self.folder.as_posix() if self.locate(subfolder) else default)
+
     def locate(self, subfolder: str) -> Path | None:
         """Return the local folder of a component. If ``hub`` is set, the component is downloaded first.
 

@@ -36,7 +36,7 @@ def released(ours: Path, folder: Path) -> Path:
     return folder
 
 
-TRAINED = tuple(f"data/checkpoints/{name}" for name in ("teacher", "ode_init", "dmd"))
+TRAINED = tuple(f"data/checkpoints/{name}" for name in ("teacher", "causal_teacher", "ode_init", "dmd"))
 
 
 def data(outs: dict[str, str]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from causvid import params
 from causvid.harness import inputs
 from causvid.profile import PATHS
+from causvid.reporting.tables import MODELS
 from tests.pipeline.conftest import Clone
 
 pytestmark = pytest.mark.pipeline
@@ -63,9 +64,9 @@ def test_mlflow_has_a_child_run_for_every_stage(smoke: Clone) -> None:
     assert sorted(stages) == sorted(smoke.hashes().keys() - {"checksums"})
     assert [runs[parent][0] for parent in parents] == ["repro"]
     assert {status for _, status in runs.values()} == {"FINISHED"}
-    assert sorted(models.values()) == ["dmd", "ode_init", "teacher", "vae"]
+    assert sorted(models.values()) == ["causal_teacher", "dmd", "ode_init", "teacher", "vae"]
     assert {(models[model], runs[run][0]) for model, run in scored} == {
-        (model, f"{stage}@{model}") for model in ("dmd", "ode_init", "teacher") for stage in ("sample", "evaluate")
+        (model, f"{stage}@{model}") for model in MODELS for stage in ("sample", "evaluate")
     }
 
 

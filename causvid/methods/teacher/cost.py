@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from causvid.costs import SINGLE, Clip, Row, Workers, steps_in_words
+from causvid.costs import SINGLE, Clip, Row, Workers, scaled, steps_in_words
 from causvid.methods.teacher.config import TeacherConfig
 
 
@@ -16,12 +16,15 @@ def teacher_row(stage: str, config: TeacherConfig, clip: Clip, workers: Workers,
         workers: The workers that train the transformer.
         causal: Whether the teacher is causal.
     """
-    flops, weights = (clip.causal if causal else clip.bidirectional).training, SINGLE * workers.weights
+    step, weights = (
+        config.batch_size * (clip.causal if causal else clip.bidirectional).training,
+        SINGLE * workers.weights,
+    )
     return Row(
         stage=stage,
-        work=steps_in_words(config.steps),
+        work=f"{steps_in_words(config.steps)} ({scaled(step, 'FLOP')} a step)",
         updates=config.steps,
-        flops=config.steps * config.batch_size * flops,
+        flops=config.steps * step,
         memory=workers.memory(config.batch_size, 1) if config.steps else weights,
         disk=weights,
         network=workers.traffic(config.steps * workers.exchanges) + (weights if config.init.hub else 0.0),

@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -195,6 +197,23 @@ def test_figures_are_written_without_rollouts(
     assert name in names
     assert "rollouts.png" not in names
     assert (tmp_path / "figures" / name).stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("causal", "student", "said"),
+    [
+        ({"steps": 0, "start": "weights/causal"}, "causal_teacher", "This start is not the paper's"),
+        ({"steps": 5, "start": "teacher"}, "causal_teacher", "This start is not the paper's"),
+        ({"steps": 0, "start": "teacher"}, "causal_teacher", "weights of the bidirectional teacher, as in the paper"),
+        ({"steps": 0, "start": "teacher"}, "weights/student", "The student starts from weights/student."),
+    ],
+)
+def test_the_report_says_where_the_student_starts(
+    content: Content, causal: dict[str, Any], student: str, said: str
+) -> None:
+    content = replace(content, results={"train_causal_teacher": causal, "train_ode_init": {"start": student}})
+    assert said in content.start
+    assert replace(content, results={}).start == ""
 
 
 def test_the_facts_come_from_the_params(content: Content) -> None:

@@ -51,11 +51,12 @@ repro: env vbench-env ## run all stages of the experiment that are out of date
 	@git rev-parse --git-dir > /dev/null 2>&1 || { echo "this folder is not a git repository, and DVC needs one: run 'git init' in it first"; exit 1; }
 	dvc repro
 
-toy-wan: env vbench-env ## retrain the weights in data/inputs/toy_wan (80 minutes); then run make profile NAME=laptop
+toy-wan: env vbench-env ## retrain the weights in data/inputs/toy_wan (100 minutes); then run make profile NAME=laptop
 	python -m causvid.params use toy-wan
-	dvc repro evaluate@reconstruction evaluate@teacher
-	cd data/inputs/toy_wan && rm -rf vae text_encoder tokenizer transformer && \
-	  cp -r ../../checkpoints/vae ../../checkpoints/text_encoder/* . && cp -r ../../checkpoints/teacher transformer
+	dvc repro evaluate@reconstruction evaluate@teacher evaluate@causal_teacher
+	cd data/inputs/toy_wan && rm -rf vae text_encoder tokenizer transformer causal_transformer && \
+	  cp -r ../../checkpoints/vae ../../checkpoints/text_encoder/* . && cp -r ../../checkpoints/teacher transformer && \
+	  cp -r ../../checkpoints/causal_teacher causal_transformer
 
 test: env ## check the code and run all tests except those marked slow, gpu or browser
 	$(MAKE) check

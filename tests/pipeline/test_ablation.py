@@ -22,10 +22,13 @@ def test_the_flow_writes_table_4_and_a_changed_param_reruns_only_its_stages(
     for key, value in (
         ("seeds: [0, 1, 2, 3, 4]", "[0, 1]"),
         ("train_ode_init.steps: 300", "6"),
+        ("train_ode_init.steps: 200", "6"),
+        ("train_dmd.steps: 254", "6"),
         ("sample.videos: 256", "4"),
         ("sample.rollouts: 32", "2"),
         ("sample.rollout_clips: 6", "2"),
-        ("train_teacher.steps: 800", "6"),
+        ("train_causal_teacher.steps: 6400", "6"),
+        ("train_teacher.steps: 6400", "6"),
     ):
         assert key in text
         text = text.replace(key, f"{key.split(':')[0]}: {value}")

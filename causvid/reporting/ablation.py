@@ -59,9 +59,6 @@ ROWS = {
         updates=("train_ode_init", "train_dmd"),
         also=_PAIRS,
     ),
-    "few_step_bidirectional": Row(
-        label="few steps, bidirectional student", updates=("train_ode_init", "train_dmd"), also=_PAIRS
-    ),
     "few_step_causal_start_ode_init": Row(
         label="few steps, from the causal teacher, ODE init, bidirectional teacher",
         updates=("train_causal_teacher", "train_ode_init", "train_dmd"),
@@ -70,6 +67,9 @@ ROWS = {
     "few_step_causal_start_no_ode_init": Row(
         label="few steps, from the causal teacher, no ODE init, bidirectional teacher",
         updates=("train_causal_teacher", "train_dmd"),
+    ),
+    "few_step_bidirectional": Row(
+        label="few steps, bidirectional student", updates=("train_ode_init", "train_dmd"), also=_PAIRS
     ),
 }
 QUALITY = ("temporal", "frame", "text")

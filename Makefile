@@ -78,7 +78,7 @@ test-slow: env vbench-env ## run the tests that take several minutes each
 flow: env vbench-env ## run the experiment as a Prefect flow
 	@$(PASSWORD) python -m flows.distill
 
-ablation: env vbench-env ## measure the paper's Table 4 over five seeds (four hours); then run make report
+ablation: env vbench-env ## measure the paper's Table 4 over five seeds (seven hours); then run make report
 	@$(PASSWORD) python -m flows.ablate
 
 ui: env ## serve Prefect on http://127.0.0.1:4200 and MLflow on http://127.0.0.1:5000 until Ctrl-C

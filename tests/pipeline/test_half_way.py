@@ -79,7 +79,7 @@ def test_training_starts_from_original_causvid_lmdbs(smoke: Clone, make_clone: C
         assert model(here) == model(there)
         assert read_record(there).latents is not None
         assert read_record(here) == replace(read_record(there), latents=None)
-    assert {"train_teacher", "train_ode_init", "train_dmd"} <= ran_here.keys()
+    assert {"train_teacher", "train_causal_teacher", "train_ode_init", "train_dmd"} <= ran_here.keys()
 
 
 def test_an_original_causvid_lmdb_that_cannot_be_repaired_is_an_error_with_one_sentence(

@@ -22,7 +22,7 @@ def cells(table: Table, row: str) -> dict[str, str]:
 
 
 def test_quality_rows_have_the_numbers_of_their_evaluations(reports: Path) -> None:
-    """The five sets of videos are in order, each number is in its column, and null appears as "not measured"."""
+    """The sets of videos are in order, each number is in its column, and null appears as "not measured"."""
     table = tables.quality(tables.read_results(reports))
     assert [row[0] for row in table.rows] == [*tables.SETS.values(), "floor: real clips, frozen"]
     floor = cells(table, "floor: real clips, frozen")

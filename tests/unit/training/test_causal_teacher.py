@@ -1,4 +1,4 @@
-"""Test that diffusion forcing trains a causal teacher from a bidirectional, a causal or a random model."""
+"""Test that diffusion forcing trains a causal teacher from a bidirectional or a causal model."""
 
 from __future__ import annotations
 

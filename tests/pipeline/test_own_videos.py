@@ -36,7 +36,7 @@ def test_the_complete_pipeline_runs_with_real_videos(make_clone: Callable[[str],
     (folder / "captions.json").write_text(json.dumps(captions))
     clone.set(download__source="folder", download__folder="mine", download__captions="mine/captions.json")
     clone.set(train_vae__held_out_clips=1)
-    assert "Completed('21 ran, 1 unchanged')" in clone.run(sys.executable, "-m", "flows.distill").stderr
+    assert "Completed('24 ran, 1 unchanged')" in clone.run(sys.executable, "-m", "flows.distill").stderr
     kept = {row["source"]: row for row in read_rows(clone.root / "data" / "clips" / "manifest.jsonl")}
     rejected = {row["source"]: row["code"] for row in read_rows(clone.root / "data" / "clips" / "rejected.jsonl")}
     assert set(kept) | set(rejected) == set(captions)

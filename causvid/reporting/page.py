@@ -141,8 +141,7 @@ class Content:
             return "The student starts from the weights of the bidirectional teacher, as in the paper."
         return (
             "The student starts from a causal teacher, which is a causal model of many steps. This start is not the "
-            "paper's: the student of the paper starts from the weights of the bidirectional teacher. Table 4 compares "
-            "both starts."
+            "paper's: the student of the paper starts from the weights of the bidirectional teacher."
         )
 
     def tables(self) -> list[Table]:

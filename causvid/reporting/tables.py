@@ -124,7 +124,7 @@ def lookup(values: Mapping[str, Any] | None, *path: str) -> Any:
 
 
 def quality(results: Results) -> Table:
-    """Build the table of scores (judge, Fréchet distance, flicker) of the sets of videos and of the floors."""
+    """Build the table with the scores of every set of videos and of the floors, which are corrupted real clips."""
     rows = []
     for name, label in SETS.items():
         found = results.get(f"evaluate/{name}")

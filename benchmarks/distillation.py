@@ -53,7 +53,7 @@ from causvid.methods.shared.recording import Clips, student_record
 from causvid.plan import Plan
 from causvid.speed import peak_flops
 from causvid.training.run import Run
-from causvid.wan.transformer.wan import build_transformer, causal_student, load_transformer
+from causvid.wan.transformer.wan import as_causal, build_transformer, load_transformer
 
 CLIPS_STORED = 8
 ONE_DEVICE = {"workers": 1, "shard_weights": False, "gradient_accumulation_steps": 1}
@@ -108,7 +108,7 @@ def write_models(values: dict[str, Any], run: DmdRun) -> None:
     """Write a teacher and a student with random weights."""
     teacher = build_transformer(values["model"]["transformer"], seed=0)
     teacher.save_pretrained(run.inputs["teacher"])
-    causal_student(teacher, values["model"]["frames_per_block"]).save_pretrained(run.inputs["student"])
+    as_causal(teacher, values["model"]["frames_per_block"]).save_pretrained(run.inputs["student"])
 
 
 def ours(run: DmdRun) -> Cycle:

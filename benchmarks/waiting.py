@@ -34,7 +34,7 @@ import json, sys, time
 import torch
 from causvid import params
 from causvid.wan.formats.configs import latent_shape
-from causvid.wan.transformer.wan import build_transformer, causal_student
+from causvid.wan.transformer.wan import build_transformer
 from causvid.runtime.shapes import VideoShape
 values = params.read(__import__("pathlib").Path(sys.argv[1]))
 model, video = values["model"], VideoShape(**values["video"])

@@ -20,7 +20,7 @@ from causvid.data.videos import manifest
 from causvid.diffusion.schedule import FlowSchedule, ScheduleConfig
 from causvid.record import CacheRule, Normalisation, StudentRecord, TeacherRecord, write_record
 from causvid.runtime.shapes import VideoShape
-from causvid.wan.transformer.wan import build_transformer, causal_student
+from causvid.wan.transformer.wan import as_causal, build_transformer
 from causvid.wan.vae.vae import build_vae
 
 # Ray clusters of tests listen on every interface, so each cluster needs a token. Ray reads these variables at import.
@@ -150,7 +150,7 @@ def world(
     write_prompts(root / "prompts", embeddings, captions=CAPTIONS, evaluation=CAPTIONS[::-1], negative="", tokens=4)
     teacher = build_transformer(transformer_config, seed=0)
     teacher.save_pretrained(root / "teacher")
-    causal = causal_student(build_transformer(transformer_config, seed=1), frames_per_block=2)
+    causal = as_causal(build_transformer(transformer_config, seed=1), frames_per_block=2)
     for name in ("student", "causal_teacher"):
         causal.save_pretrained(root / name)
     for name, record in (("teacher", TEACHER), ("causal_teacher", CAUSAL_TEACHER), ("student", STUDENT)):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from causvid.compute import device as devices
-from causvid.wan.transformer.wan import build_transformer, causal_student
+from causvid.wan.transformer.wan import as_causal, build_transformer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -32,7 +32,7 @@ def test_compiled_flex_attention_has_the_gradients_of_plain_attention(
     times = torch.full((2, 6), 500.0, device=device)
     results = []
     for backend in ("native", "flex"):
-        student = causal_student(build_transformer(transformer_config, 1), frames_per_block).to(device).train()
+        student = as_causal(build_transformer(transformer_config, 1), frames_per_block).to(device).train()
         student.set_attention_backend(backend)
         optimizer = torch.optim.SGD(student.parameters(), lr=1e-2)
         out = student(x, timestep=times, encoder_hidden_states=text, return_dict=False)[0]

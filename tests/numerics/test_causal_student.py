@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
 from causvid.wan.transformer.rope import rotary_embedding
-from causvid.wan.transformer.wan import build_transformer, causal_student
+from causvid.wan.transformer.wan import as_causal, build_transformer
 
 TOLERANCE = 2e-6  # tolerance in float32, relative to the largest output
 
@@ -86,7 +86,7 @@ def test_a_forward_pass_with_a_cache_equals_one_without_a_cache(
     transformer_config: dict[str, Any], shape: Shape
 ) -> None:
     batch, frames, frames_per_block, height, width, head_dim = shape
-    student = causal_student(teacher_of(transformer_config, attention_head_dim=head_dim), frames_per_block).eval()
+    student = as_causal(teacher_of(transformer_config, attention_head_dim=head_dim), frames_per_block).eval()
     x, text = inputs(batch, frames, height, width)
     timestep = block_times(batch, frames, frames_per_block)
     whole = forward(student, x, timestep, text)
@@ -108,7 +108,7 @@ def test_a_forward_pass_with_a_cache_equals_one_without_a_cache(
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_later_block_changes_no_bit_of_an_earlier_block(transformer_config: dict[str, Any], shape: Shape) -> None:
     batch, frames, frames_per_block, height, width, head_dim = shape
-    student = causal_student(teacher_of(transformer_config, attention_head_dim=head_dim), frames_per_block).eval()
+    student = as_causal(teacher_of(transformer_config, attention_head_dim=head_dim), frames_per_block).eval()
     x, text = inputs(batch, frames, height, width)
     timestep = block_times(batch, frames, frames_per_block)
     before = forward(student, x, timestep, text)
@@ -126,7 +126,7 @@ def test_a_later_block_changes_no_bit_of_an_earlier_block(transformer_config: di
 
 @pytest.mark.parametrize("frames_per_block", [1, 2, 3])
 def test_no_gradient_reaches_later_noise(transformer_config: dict[str, Any], frames_per_block: int) -> None:
-    student = causal_student(teacher_of(transformer_config), frames_per_block)
+    student = as_causal(teacher_of(transformer_config), frames_per_block)
     x, text = inputs(1, 6, 4, 4)
     x.requires_grad_(True)
     out = forward(student, x, block_times(1, 6, frames_per_block), text)
@@ -143,7 +143,7 @@ def test_with_a_single_block_the_student_equals_the_bidirectional_model(
 ) -> None:
     batch, frames, _, height, width, head_dim = shape
     teacher = teacher_of(transformer_config, attention_head_dim=head_dim)
-    student = causal_student(teacher, frames).eval()
+    student = as_causal(teacher, frames).eval()
     x, text = inputs(batch, frames, height, width)
     timestep = torch.tensor([757.0, 20.0, 1000.0, 0.0])[:batch]
     assert_close(forward(student, x, timestep[:, None].expand(-1, frames), text), forward(teacher, x, timestep, text))
@@ -153,7 +153,7 @@ def test_with_a_single_block_the_student_equals_the_bidirectional_model(
 def test_an_image_is_one_block(transformer_config: dict[str, Any]) -> None:
     """With one latent frame, a student with blocks of three frames equals the bidirectional model."""
     teacher = build_transformer(transformer_config, 0).eval()
-    student = causal_student(teacher, 3).eval()
+    student = as_causal(teacher, 3).eval()
     generator = torch.Generator().manual_seed(0)
     x, text = torch.randn(2, 4, 1, 4, 6, generator=generator), torch.randn(2, 3, 8, generator=generator)
     times = torch.tensor([250.0, 750.0])
@@ -203,7 +203,7 @@ def test_block_causal_equals_diffusers_with_a_mask_and_a_timestep_per_token(
     transformer_config: dict[str, Any], frames_per_block: int, size: tuple[int, int, int]
 ) -> None:
     teacher = teacher_of(transformer_config)
-    student = causal_student(teacher, frames_per_block).eval()
+    student = as_causal(teacher, frames_per_block).eval()
     frames, height, width = size
     x, text = inputs(2, frames, height, width)
     timestep = block_times(2, frames, frames_per_block)
@@ -217,7 +217,7 @@ def test_block_causal_equals_diffusers_with_a_mask_and_a_timestep_per_token(
 def test_gradient_checkpointing_changes_no_gradient(transformer_config: dict[str, Any]) -> None:
     gradients = []
     for checkpointed in (False, True):
-        student = causal_student(teacher_of(transformer_config), 2).train()
+        student = as_causal(teacher_of(transformer_config), 2).train()
         if checkpointed:
             student.enable_gradient_checkpointing()
         recomputed = 0
@@ -257,7 +257,7 @@ def test_the_rotary_table_with_an_offset_is_a_slice_of_the_whole_table(
 
 @torch.no_grad()
 def test_modulation_has_one_row_per_frame(transformer_config: dict[str, Any]) -> None:
-    student = causal_student(teacher_of(transformer_config), 2)
+    student = as_causal(teacher_of(transformer_config), 2)
     rows = []
     student.condition_embedder.time_proj.register_forward_hook(lambda _, __, out: rows.append(out.shape))
     x, text = inputs(2, 6, 4, 8)  # each frame has 8 tokens
@@ -280,7 +280,7 @@ class _Sizes(TorchDispatchMode):
 
 @torch.no_grad()
 def test_no_tensor_is_as_large_as_a_mask(transformer_config: dict[str, Any]) -> None:
-    student = causal_student(teacher_of(transformer_config), 2)
+    student = as_causal(teacher_of(transformer_config), 2)
     x, text = inputs(1, 6, 20, 20)
     tokens = 6 * 10 * 10
     with _Sizes() as seen:
@@ -291,7 +291,7 @@ def test_no_tensor_is_as_large_as_a_mask(transformer_config: dict[str, Any]) -> 
 
 @torch.no_grad()
 def test_wrong_timesteps_and_frames_are_named(transformer_config: dict[str, Any]) -> None:
-    student = causal_student(teacher_of(transformer_config), 3)
+    student = as_causal(teacher_of(transformer_config), 3)
     x, text = inputs(2, 4, 4, 4)
     with pytest.raises(ValueError, match=r"timestep has shape \(2,\); expected one per frame, \(2, 4\)"):
         forward(student, x, torch.zeros(2), text)

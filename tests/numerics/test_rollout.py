@@ -19,7 +19,7 @@ from causvid.diffusion.schedule import ScheduleConfig
 from causvid.sampling.autoregressive import generate_blocks, rollout_with_gradient
 from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
 from causvid.wan.transformer.rope import Rotary, rotate
-from causvid.wan.transformer.wan import build_transformer, causal_student, for_training
+from causvid.wan.transformer.wan import as_causal, build_transformer, for_training
 
 NOISE = torch.randn(2, 4, 6, 4, 4, generator=torch.Generator().manual_seed(1))
 TEXT = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(2))
@@ -41,7 +41,7 @@ def student(transformer_config: dict[str, Any]) -> CausalWanTransformer3DModel:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return causal_student(model, 2).train()
+    return as_causal(model, 2).train()
 
 
 def rollout(student: CausalWanTransformer3DModel, exit_step: int, noise: torch.Tensor = NOISE) -> torch.Tensor:

@@ -29,7 +29,7 @@ from causvid.generate.command import app
 from causvid.params import PROFILES, ROOT
 from causvid.record import Normalisation, read_vae_config, student_of_params, write_record
 from causvid.runtime.shapes import VideoShape
-from causvid.wan.transformer.wan import causal_student, load_transformer
+from causvid.wan.transformer.wan import as_causal, load_transformer
 from stages import checksums, download, resample, train_vae
 from tests.pipeline.conftest import Clone
 
@@ -116,7 +116,7 @@ def brought(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(toy / part, checkpoints / "text_encoder" / part)
     record = student_of_params(PROFILES / "laptop.yaml")
     assert record.frames_per_block is not None
-    causal_student(load_transformer(toy / "transformer"), record.frames_per_block).save_pretrained(checkpoints / "dmd")
+    as_causal(load_transformer(toy / "transformer"), record.frames_per_block).save_pretrained(checkpoints / "dmd")
     latents = Normalisation.of(read_vae_config(checkpoints / "vae"))
     write_record(type(record)(**{**vars(record), "latents": latents}), checkpoints / "dmd")
     return root

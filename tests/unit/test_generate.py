@@ -35,7 +35,7 @@ from causvid.pipeline import CausVidPipeline
 from causvid.record import FILE, CacheRule, Normalisation, StudentRecord, TeacherRecord, read_vae_config, write_record
 from causvid.runtime.shapes import VideoShape
 from causvid.wan.text_encoder import save_text_encoder
-from causvid.wan.transformer.wan import build_transformer, causal_student
+from causvid.wan.transformer.wan import as_causal, build_transformer
 from causvid.wan.vae.vae import load_vae
 from tests.unit.interop.wan_files import PROMPTS, TEXT, VAE, write_wan_folder
 from tests.unit.peak_memory import LONG, STATUS, VIDEO_BYTES, growth
@@ -97,7 +97,7 @@ def toys(tmp_path_factory: pytest.TempPathFactory, transformer_config: dict[str,
     wan.mkdir(parents=True)
     write_wan_folder(wan)
     parts = load_components(wan, vae_config=VAE, text_config=TEXT, dtype=torch.float32)
-    student = causal_student(build_transformer(config, seed=1), frames_per_block=2)
+    student = as_causal(build_transformer(config, seed=1), frames_per_block=2)
     student.save_pretrained(toys.checkpoints["ours"])
     parts.vae.save_pretrained(toys.root / "checkpoints" / "vae")
     save_text_encoder(parts.text_encoder, parts.tokenizer, toys.root / "checkpoints" / "text_encoder")
@@ -638,7 +638,7 @@ def test_a_run_with_a_full_disk_can_be_continued(
 def test_parts_that_do_not_fit_are_refused(toys: Toys, transformer_config: dict[str, Any], tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(toys.checkpoints["diffusers"], folder)
-    causal_student(build_transformer(transformer_config, seed=1), 2).save_pretrained(folder / "transformer")
+    as_causal(build_transformer(transformer_config, seed=1), 2).save_pretrained(folder / "transformer")
     done = CliRunner().invoke(
         app, ["generate", "--checkpoint", str(folder), "--prompt", "x", "--out", str(tmp_path / "o")]
     )

@@ -16,7 +16,7 @@ from causvid.pipeline import CausVidPipeline
 from causvid.runtime.shapes import VideoShape
 from causvid.sampling.autoregressive import generate_blocks, solve_blocks
 from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
-from causvid.wan.transformer.wan import build_transformer, causal_student, load_transformer
+from causvid.wan.transformer.wan import as_causal, build_transformer, load_transformer
 from causvid.wan.vae.vae import decode, encode, load_vae, to_uint8
 
 TEXT = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0))
@@ -271,7 +271,7 @@ def test_models_that_cannot_stream_or_roll_out_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match="needs a causal model, but this pipeline has a bidirectional one"):
         next(teacher.stream(TEXT[:1], video, generators(1), few_steps=False))
-    whole = causal_student(load_transformer(world / "teacher"), 4).eval()
+    whole = as_causal(load_transformer(world / "teacher"), 4).eval()
     with pytest.raises(ValueError, match="model.frames_per_block is the whole clip"):
         pipeline_of(world, whole, schedule).rollout(TEXT[:1], video, generators(1), 39, few_steps=True)
 

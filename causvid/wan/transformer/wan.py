@@ -1,4 +1,4 @@
-"""Build and load Wan transformers, convert them to causal students, and prepare them for training."""
+"""Build and load Wan transformers, convert them to causal models, and prepare them for training."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ def load_transformer(folder: Path, dtype: torch.dtype = torch.float32) -> WanTra
     return model
 
 
-def causal_student(teacher: WanTransformer3DModel, frames_per_block: int) -> CausalWanTransformer3DModel:
-    """Return a causal student that shares the weights of the bidirectional ``teacher``."""
-    config = {key: value for key, value in teacher.config.items() if not key.startswith("_")}
+def as_causal(model: WanTransformer3DModel, frames_per_block: int) -> CausalWanTransformer3DModel:
+    """Return a causal transformer that shares the weights of the bidirectional ``model``."""
+    config = {key: value for key, value in model.config.items() if not key.startswith("_")}
     with init_empty_weights():
-        student = CausalWanTransformer3DModel(**{**config, "frames_per_block": frames_per_block})
-    student.load_state_dict(teacher.state_dict(), strict=True, assign=True)
-    return student
+        causal = CausalWanTransformer3DModel(**{**config, "frames_per_block": frames_per_block})
+    causal.load_state_dict(model.state_dict(), strict=True, assign=True)
+    return causal
 
 
 def load_start(folder: Path, frames_per_block: int | None) -> WanTransformer3DModel:
@@ -74,24 +74,26 @@ def load_start(folder: Path, frames_per_block: int | None) -> WanTransformer3DMo
 
     Args:
         folder: Folder of the transformer, as in ``load_transformer``.
-        frames_per_block: Number of latent frames in a block of the model in training; None = bidirectional.
+        frames_per_block: ``model.frames_per_block`` of the model in training; None = bidirectional.
 
     Returns:
         The transformer. A bidirectional transformer becomes a causal one if ``frames_per_block`` is a number.
 
     Raises:
-        ValueError: The transformer is causal, and its blocks have another size.
+        ValueError: ``folder`` contains no complete transformer, or a causal one whose blocks have another size.
     """
     model = load_transformer(folder)
     has = model.config.get("frames_per_block")
     if has == frames_per_block:
         return model
     if has is None and frames_per_block is not None:
-        return causal_student(model, frames_per_block)
-    needs = "a bidirectional model" if frames_per_block is None else f"model.frames_per_block {frames_per_block}"
+        return as_causal(model, frames_per_block)
+    found = f"the initial weights in {folder} are a causal model with frames_per_block {has}"
+    if frames_per_block is None:
+        raise ValueError(f"{found}; this training needs a bidirectional model: choose another init")
     raise ValueError(
-        f"the initial weights in {folder} are a causal model with frames_per_block {has}; this training needs {needs}: "
-        "start from another folder, or change model.frames_per_block"
+        f"{found}; model.frames_per_block is {frames_per_block}: set model.frames_per_block to {has}, or choose "
+        "another init"
     )
 
 

@@ -11,7 +11,7 @@ from causvid.diffusion.velocity import conditional, guided
 from causvid.methods.dmd.loss import dmd_loss
 from causvid.methods.shared.flow_matching import flow_matching_loss
 from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
-from causvid.wan.transformer.wan import build_transformer, causal_student
+from causvid.wan.transformer.wan import as_causal, build_transformer
 
 
 def normal(*size: int, seed: int) -> torch.Tensor:
@@ -27,7 +27,7 @@ PER_FRAME = TIMES[:, None].expand(-1, 4)
 
 @pytest.fixture
 def causal(transformer_config: dict[str, Any]) -> CausalWanTransformer3DModel:
-    return causal_student(build_transformer(transformer_config, 0), 2).eval()
+    return as_causal(build_transformer(transformer_config, 0), 2).eval()
 
 
 def test_losses_with_one_timestep_per_sample_work_with_a_causal_model(causal: CausalWanTransformer3DModel) -> None:

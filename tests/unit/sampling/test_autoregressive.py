@@ -16,14 +16,14 @@ from causvid.sampling.autoregressive import generate_blocks
 from causvid.sampling.few_step import few_step
 from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
 from causvid.wan.transformer.kv_cache import KVCache
-from causvid.wan.transformer.wan import build_transformer, causal_student
+from causvid.wan.transformer.wan import as_causal, build_transformer
 
 Call = tuple[int, list[float], torch.Tensor]
 
 
 @pytest.fixture
 def student(transformer_config: dict[str, Any]) -> CausalWanTransformer3DModel:
-    return causal_student(build_transformer(transformer_config, 0), 2).eval()
+    return as_causal(build_transformer(transformer_config, 0), 2).eval()
 
 
 def calls_of(student: CausalWanTransformer3DModel) -> list[Call]:
@@ -207,7 +207,7 @@ def test_an_endless_video_has_constant_memory_and_cost(
 
     All blocks have the same cost once the window is full.
     """
-    student = causal_student(build_transformer({**transformer_config, "rope_max_seq_len": 8}, 0), 2).eval()
+    student = as_causal(build_transformer({**transformer_config, "rope_max_seq_len": 8}, 0), 2).eval()
     caches = []
     make = student.make_kv_cache
     monkeypatch.setattr(student, "make_kv_cache", lambda **sizes: caches.append(make(**sizes)) or caches[-1])

@@ -14,7 +14,7 @@ from causvid.sampling.autoregressive import solve_blocks
 from causvid.sampling.ode_solver import solve_ode
 from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
 from causvid.wan.transformer.kv_cache import KVCache
-from causvid.wan.transformer.wan import build_transformer, causal_student
+from causvid.wan.transformer.wan import as_causal, build_transformer
 
 
 def normal(*size: int, seed: int) -> torch.Tensor:
@@ -26,7 +26,7 @@ NOISE, TEXT, NEGATIVE = normal(2, 4, 6, 4, 4, seed=1), normal(2, 3, 8, seed=2), 
 
 @pytest.fixture
 def model(transformer_config: dict[str, Any]) -> CausalWanTransformer3DModel:
-    return causal_student(build_transformer(transformer_config, 0), 2).eval()
+    return as_causal(build_transformer(transformer_config, 0), 2).eval()
 
 
 @torch.no_grad()

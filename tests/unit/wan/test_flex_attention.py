@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from causvid.wan.transformer import causal_attention
 from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
 from causvid.wan.transformer.flex_attention import block_causal_flex, block_mask
-from causvid.wan.transformer.wan import build_transformer, causal_student
+from causvid.wan.transformer.wan import as_causal, build_transformer
 
 CPU = torch.device("cpu")
 # On a CPU, the slow reference implementation is used on purpose; torch warns about the reference once in a process.
@@ -33,7 +33,7 @@ def _autograd_starts_first() -> None:
 
 def student_of(config: dict[str, Any], frames_per_block: int, head_dim: int = 16) -> CausalWanTransformer3DModel:
     teacher = build_transformer({**config, "attention_head_dim": head_dim}, 1)
-    return causal_student(teacher, frames_per_block).eval()
+    return as_causal(teacher, frames_per_block).eval()
 
 
 def forward(student: CausalWanTransformer3DModel, height: int, width: int, **more: Any) -> torch.Tensor:

@@ -9,12 +9,12 @@ import torch
 
 from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
 from causvid.wan.transformer.kv_cache import KVCache
-from causvid.wan.transformer.wan import build_transformer, causal_student
+from causvid.wan.transformer.wan import as_causal, build_transformer
 
 
 @pytest.fixture
 def student(transformer_config: dict[str, Any]) -> CausalWanTransformer3DModel:
-    return causal_student(build_transformer(transformer_config, 0), 2).eval()
+    return as_causal(build_transformer(transformer_config, 0), 2).eval()
 
 
 def step(student: CausalWanTransformer3DModel, cache: KVCache, start: int, text: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig
 
 from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
-from causvid.wan.transformer.wan import build_transformer, causal_student
+from causvid.wan.transformer.wan import as_causal, build_transformer
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 X = torch.randn(2, 4, 4, 4, 4, generator=torch.Generator().manual_seed(1))
@@ -22,7 +22,7 @@ TIMES = torch.tensor([[757.0, 757.0, 20.0, 20.0], [1000.0, 1000.0, 0.0, 0.0]])
 
 
 def fresh(config: dict[str, Any]) -> CausalWanTransformer3DModel:
-    return causal_student(build_transformer(config, 0), 2).eval()
+    return as_causal(build_transformer(config, 0), 2).eval()
 
 
 def forward(student: CausalWanTransformer3DModel, **more: Any) -> torch.Tensor:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from causvid.pipeline import CausVidPipeline
 from causvid.runtime.shapes import VideoShape
 from causvid.wan.transformer.lora_files import check_lora_files, without_fused_adapters
-from causvid.wan.transformer.wan import build_transformer, causal_student, load_transformer
+from causvid.wan.transformer.wan import as_causal, build_transformer, load_transformer
 from causvid.wan.vae.vae import build_vae
 
 State = dict[str, torch.Tensor]
@@ -29,7 +29,7 @@ def model(request: pytest.FixtureRequest, transformer_config: dict[str, Any]) ->
     """Return a transformer that checks LoRA files, as the transformer of a pipeline does."""
     made = build_transformer(transformer_config, seed=0)
     if request.param == "causal":
-        made = causal_student(made, frames_per_block=2)
+        made = as_causal(made, frames_per_block=2)
     check_lora_files(made)
     return made.eval()
 
@@ -245,7 +245,7 @@ def test_every_method_of_a_pipeline_raises_an_error_if_nothing_is_loaded(
 
     def plain() -> WanTransformer3DModel:
         made = build_transformer(transformer_config, seed=0)
-        return causal_student(made, 2) if causal else made
+        return as_causal(made, 2) if causal else made
 
     pipeline = pipeline_with(plain(), vae)
     if way == "set":

@@ -12,14 +12,14 @@ import torch
 
 from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
 from causvid.wan.transformer.kv_cache import KVCache, Slot, Window
-from causvid.wan.transformer.wan import build_transformer, causal_student
+from causvid.wan.transformer.wan import as_causal, build_transformer
 
 BLOCK = 2
 TEXT = torch.randn(1, 3, 8, generator=torch.Generator().manual_seed(2))
 
 
 def student_of(config: dict[str, Any], **changes: Any) -> CausalWanTransformer3DModel:
-    return causal_student(build_transformer({**config, **changes}, 0), BLOCK).eval()
+    return as_causal(build_transformer({**config, **changes}, 0), BLOCK).eval()
 
 
 def video(frames: int) -> torch.Tensor:

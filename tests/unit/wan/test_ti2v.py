@@ -20,7 +20,7 @@ from causvid.plan import Plan
 from causvid.record import Normalisation
 from causvid.runtime.shapes import VideoShape
 from causvid.wan.costs import Transformer
-from causvid.wan.transformer.wan import build_transformer, causal_student, load_transformer
+from causvid.wan.transformer.wan import as_causal, build_transformer, load_transformer
 from causvid.wan.vae.vae import StreamingDecoder, build_vae, decode, encode, load_vae
 from tests.conftest import SCHEDULE
 
@@ -88,7 +88,7 @@ def test_a_student_with_one_block_equals_the_teacher_with_a_timestep_for_each_to
 ) -> None:
     x, text = inputs()
     per_token = TIMES.repeat_interleave(4, dim=1)  # convert [B, F] to [B, tokens]
-    student = causal_student(teacher, frames_per_block=4)
+    student = as_causal(teacher, frames_per_block=4)
     torch.testing.assert_close(
         forward(student, x, TIMES, text), forward(teacher, x, per_token, text), rtol=0, atol=2e-6
     )
@@ -102,7 +102,7 @@ def test_a_student_with_a_cache_equals_a_student_without_a_cache(
     teacher: WanTransformer3DModel, frames_per_block: int
 ) -> None:
     x, text = inputs()
-    student = causal_student(teacher, frames_per_block)
+    student = as_causal(teacher, frames_per_block)
     times = TIMES[:, ::frames_per_block].repeat_interleave(frames_per_block, dim=1)
     cache = student.make_kv_cache(batch_size=2, num_frames=4, height=4, width=4)
     blocks = []
@@ -131,7 +131,7 @@ def test_the_vae_has_a_spatial_stride_of_16_and_decodes_as_a_stream(vae: Autoenc
 def test_export_and_import_keep_every_weight(
     teacher: WanTransformer3DModel, tmp_path: Path, frames_per_block: int | None
 ) -> None:
-    model = teacher if frames_per_block is None else causal_student(teacher, frames_per_block)
+    model = teacher if frames_per_block is None else as_causal(teacher, frames_per_block)
     model.save_pretrained(tmp_path / "saved")
     export_checkpoint(tmp_path / "saved", tmp_path / "model.pt")
     import_checkpoint(
@@ -157,7 +157,7 @@ def test_a_saved_pipeline_generates_the_same_video(
     assert torch.equal(load_vae(tmp_path / "vae").post_quant_conv.weight, vae.post_quant_conv.weight)
     settings = {"shift": SCHEDULE.shift, "solver_steps": SCHEDULE.solver_steps}
     steps = {"denoising_timesteps": SCHEDULE.denoising_timesteps, "text_tokens": 5}
-    pipeline = CausVidPipeline(vae=vae, transformer=causal_student(teacher, 2), **settings, **steps)
+    pipeline = CausVidPipeline(vae=vae, transformer=as_causal(teacher, 2), **settings, **steps)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(tmp_path / "pipeline")
     loaded = CausVidPipeline.from_pretrained(tmp_path / "pipeline")

@@ -16,8 +16,8 @@ from causvid.compute.parallel import Checkpointing
 from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
 from causvid.wan.transformer.wan import (
     ATTENTIONS,
+    as_causal,
     build_transformer,
-    causal_student,
     for_training,
     load_transformer,
 )
@@ -40,7 +40,7 @@ def test_random_weights_depend_on_the_seed_only(transformer_config: dict[str, An
 
 def test_a_folder_is_loaded_with_the_class_in_its_config(transformer_config: dict[str, Any], tmp_path: Path) -> None:
     teacher = build_transformer(transformer_config, 0)
-    student = causal_student(teacher, 2)
+    student = as_causal(teacher, 2)
     for model, name in [(teacher, "teacher"), (student, "student")]:
         model.save_pretrained(tmp_path / name)
         loaded = load_transformer(tmp_path / name)
@@ -59,7 +59,7 @@ def test_a_student_has_the_config_of_its_teacher(transformer_config: dict[str, A
     """
     config = {**transformer_config, "eps": 1e-5, "cross_attn_norm": False, "rope_max_seq_len": 48}
     teacher = build_transformer(config, 0)
-    student = causal_student(teacher, 3)
+    student = as_causal(teacher, 3)
     student.save_pretrained(tmp_path)
     for found in (student, CausalWanTransformer3DModel.from_pretrained(tmp_path)):
         assert {key: found.config[key] for key in config} == config
@@ -77,13 +77,13 @@ def test_bidirectional_and_causal_folders_load_with_the_other_class(
     assert equal(as_student, teacher)
     assert as_student.config.frames_per_block == 3  # the default is the value of the original CausVid models
     assert not any(p.is_meta for p in as_student.parameters())
-    causal_student(teacher, 2).save_pretrained(tmp_path / "student")
+    as_causal(teacher, 2).save_pretrained(tmp_path / "student")
     student_file = tmp_path / "student" / "diffusion_pytorch_model.safetensors"
     assert student_file.read_bytes() == (tmp_path / "teacher" / student_file.name).read_bytes()
 
 
 def test_some_weights_remain_float32_in_bfloat16(transformer_config: dict[str, Any], tmp_path: Path) -> None:
-    causal_student(build_transformer(transformer_config, 0), 2).save_pretrained(tmp_path)
+    as_causal(build_transformer(transformer_config, 0), 2).save_pretrained(tmp_path)
     loaded = load_transformer(tmp_path, torch.bfloat16)
     assert loaded.blocks[0].attn1.to_q.weight.dtype == torch.bfloat16
     assert loaded.scale_shift_table.dtype == loaded.blocks[0].scale_shift_table.dtype == torch.float32
@@ -137,7 +137,7 @@ def test_activations_that_the_backward_pass_computes_again(
     forward, again, gradients = {}, {}, {}
     for kind in get_args(Checkpointing):
         teacher = build_transformer(transformer_config, 0)
-        model = teacher if frames_per_block is None else causal_student(teacher, frames_per_block)
+        model = teacher if frames_per_block is None else as_causal(teacher, frames_per_block)
         model = for_training(model, gradient_checkpointing=kind)
         with Counted() as first:
             out = model(x, timestep=times, encoder_hidden_states=text, return_dict=False)[0]
@@ -159,7 +159,7 @@ def test_the_student_names_its_blocks_for_other_tools(transformer_config: dict[s
 
     Context parallelism does not support causal attention.
     """
-    student = causal_student(build_transformer(transformer_config, 0), 2)
+    student = as_causal(build_transformer(transformer_config, 0), 2)
     name = type(student.blocks[0]).__name__
     assert student._repeated_blocks == student._no_split_modules == [name]
     assert student._cp_plan is None
@@ -196,9 +196,9 @@ def test_processes_of_a_machine_share_loaded_weights(transformer_config: dict[st
     config = {**transformer_config, "num_attention_heads": 8, "attention_head_dim": 64, "ffn_dim": 2048}
     build_transformer(config, 0).save_pretrained(tmp_path)
     size = (tmp_path / "diffusion_pytorch_model.safetensors").stat().st_size
-    causal_student(load_transformer(tmp_path), 2)  # cause the allocations that happen once in a process
+    as_causal(load_transformer(tmp_path), 2)  # cause the allocations that happen once in a process
     before = own()
-    student = causal_student(load_transformer(tmp_path), 2)
+    student = as_causal(load_transformer(tmp_path), 2)
     assert own() - before < 0.2 * size
     with torch.no_grad():
         for parameter in student.parameters():

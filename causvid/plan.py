@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, get_args
@@ -81,6 +82,7 @@ class Plan:
             config=self.profile.train_dmd,
             few_steps=len(self.schedule.denoising_timesteps),
             causal=self.profile.model.frames_per_block is not None,
+            causal_teacher=False,
         )
 
     @property
@@ -106,7 +108,9 @@ class Plan:
         return min(count, config.limit or count)
 
     def kv_cache(self) -> int:
-        """Return the bytes of the student's KV cache for one clip."""
+        """Return the bytes of the KV cache of a causal model for one clip; 0 without causal models."""
+        if self.profile.model.frames_per_block is None:
+            return 0
         return self.transformer.kv_cache_bytes(self.clip.tokens, self.bytes)
 
     def kept(self, checkpointing: Checkpointing) -> float:
@@ -172,13 +176,16 @@ class Plan:
         )
         yield Row(stage="pack_lmdb@latents", work=f"{self.clips} rows of {row:,} bytes", disk=self.clips * row)
 
-    def training(self) -> Iterator[Row]:
-        """Yield the costs of the stages that train transformers, and of the ODE pairs."""
-        pairs, states = self.profile.generate_ode_pairs, len(self.schedule.stored_timesteps())
+    def training(self, *, causal_teacher: bool = False) -> Iterator[Row]:
+        """Yield the costs of the stages that train transformers, and of the ODE pairs.
+
+        Args:
+            causal_teacher: Whether teacher and critic of DMD are causal (CausVid Table 4).
+        """
+        profile, pairs, states = self.profile, self.profile.generate_ode_pairs, len(self.schedule.stored_timesteps())
         row = states * self.latent_bytes
-        profile, causal = self.profile, self.profile.model.frames_per_block is not None
-        yield teacher_row("train_teacher", profile.train_teacher, self.clip, self.workers, causal=False)
-        yield teacher_row("train_causal_teacher", profile.train_causal_teacher, self.clip, self.workers, causal=causal)
+        yield teacher_row("train_teacher", profile.train_teacher, self.clip.bidirectional, self.workers)
+        yield teacher_row("train_causal_teacher", profile.train_causal_teacher, self.clip.causal, self.workers)
         yield Row(
             stage="generate_ode_pairs",
             work=f"{pairs.pairs} pairs, {states} states each",
@@ -187,14 +194,16 @@ class Plan:
             disk=pairs.pairs * row,
         )
         yield Row(stage="pack_lmdb@ode_pairs", work=f"{pairs.pairs} rows of {row:,} bytes", disk=pairs.pairs * row)
-        yield ode_init_row(self.profile.train_ode_init, self.clip, self.workers)
-        yield self.dmd.row(self.workers)
+        yield ode_init_row(profile.train_ode_init, self.clip, self.workers)
+        yield replace(self.dmd, causal_teacher=causal_teacher).row(self.workers)
 
     def _judging(self) -> Iterator[Row]:
         config, latency = self.profile.sample, self.profile.measure_latency
         loaded = self.bytes * (self.transformer.parameters + self.vae.parameters)
         cache = self.kv_cache() * config.batch_size
         long, teacher_clip = config.rollouts * config.rollout_clips, self.teacher_clip(config.guidance_scale)
+        if self.profile.model.frames_per_block is None:
+            long = 0  # only causal models generate rollouts
         for name, clip_flops, caches in (
             ("teacher", teacher_clip, 0),
             (
@@ -206,7 +215,7 @@ class Plan:
             ("dmd", self.student_clip(), 1),
         ):
             clips, work = config.videos, f"{config.videos} videos"
-            if caches:
+            if caches and long:
                 clips, work = clips + long, f"{work}, {long} clips of rollouts"
             yield Row(
                 stage=f"sample@{name}",

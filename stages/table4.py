@@ -18,7 +18,7 @@ from causvid.reporting import ablation
 
 @dataclass(frozen=True, kw_only=True)
 class Table4(Stage):
-    """Compute the mean scores over the seeds, and check which claims of the paper hold (CausVid Table 4)."""
+    """Compute the mean scores over the seeds, and check which claims about the rows hold (CausVid Table 4)."""
 
     evaluations: Annotated[Path, Reads("folder of <row>/<seed>.json and <row>-<inputs>/<seed>.json")]
     settings: Annotated[Path, Reads("the ablation's params file, with the seeds and the changes of each row")]
@@ -38,7 +38,8 @@ class Table4(Stage):
         """Return the cost of a row as the planner estimates it. The planner is no dependency of this stage in DVC."""
         changes = [f"{self.settings}:all", f"{self.settings}:rows.{row}", f"train_dmd.inputs={self.inputs}"]
         plan = Plan(checked(params.changed(self.base, changes)))
-        return ablation.cost(row, {it.stage: it for it in plan.training()})
+        stages = plan.training(causal_teacher=ablation.ROWS[row].causal_teacher)
+        return ablation.cost(row, {it.stage: it for it in stages})
 
 
 main = command(Table4)

@@ -266,6 +266,52 @@ def test_number_of_student_updates_with_critic_only_steps(shares: bool, turns: i
     assert student_updates(planned(values)) == 0
 
 
+def test_the_causal_teacher_generates_block_by_block_with_guidance(wan: Plan) -> None:
+    """Each of 7 blocks takes 50 steps, and 6 blocks enter the cache. Guidance doubles all passes and the cache."""
+    rows = {row.stage: row for row in wan.rows()}
+    passes = [wan.clip.block_pass(block) for block in range(7)]
+    text = wan.transformer.forward(0, 0, wan.text_tokens).forward
+    expected = 2 * (text + 51 * sum(passes) - passes[-1]) + wan.vae.decode(21)
+    assert wan.causal_teacher_clip(5.0) == pytest.approx(expected)
+    extra = rows["sample@causal_teacher"].memory - rows["sample@dmd"].memory
+    assert extra == wan.kv_cache() * wan.profile.sample.batch_size
+
+
+def test_a_profile_without_blocks_has_no_caches_and_no_rollouts() -> None:
+    values = released()
+    values["model"]["frames_per_block"] = None
+    plan = planned(values)
+    rows = {row.stage: row for row in plan.rows()}
+    weights = plan.bytes * (plan.transformer.parameters + plan.vae.parameters)
+    assert plan.kv_cache() == 0
+    for name in ("teacher", "causal_teacher", "ode_init", "dmd"):
+        row = rows[f"sample@{name}"]
+        assert (row.memory, row.work) == (weights, f"{plan.profile.sample.videos} videos")
+
+
+def test_a_causal_teacher_of_dmd_has_cheaper_scores(wan: Plan) -> None:
+    """A student update evaluates teacher (twice, for guidance) and critic. A critic update trains the critic."""
+    flops = [
+        {row.stage: row.flops for row in wan.training(causal_teacher=causal)}["train_dmd"] for causal in (False, True)
+    ]
+    config, clip, updates = wan.profile.train_dmd, wan.clip, student_updates(wan)
+    assert config.guidance_scale != 1
+    saved = updates * 3 * (clip.bidirectional.forward - clip.causal.forward)
+    saved += config.steps * (clip.bidirectional.training - clip.causal.training)
+    assert flops[0] - flops[1] == pytest.approx(config.batch_size * saved)
+
+
+def test_a_causal_teacher_is_trained_for_less_than_a_bidirectional_teacher() -> None:
+    """With the same steps and batches, only the causal mask reduces the FLOPs."""
+    values = released()
+    for stage in ("train_teacher", "train_causal_teacher"):
+        values[stage] |= {"steps": 10, "batch_size": 64}
+    plan = planned(values)
+    flops = {row.stage: row.flops for row in plan.training()}
+    assert flops["train_teacher"] == pytest.approx(640 * plan.clip.bidirectional.training)
+    assert flops["train_causal_teacher"] == pytest.approx(640 * plan.clip.causal.training)
+
+
 def test_sharded_weights_need_less_memory_but_dmd_sends_more(wan: Plan) -> None:
     """With 64 workers, an update gathers weights in bfloat16 and reduces gradients in float32."""
     values = released()

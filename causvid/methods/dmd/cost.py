@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from causvid.costs import SINGLE, TRAINED, Clip, Row, Workers
+from causvid.costs import SINGLE, TRAINED, Clip, Flops, Row, Workers
 from causvid.methods.dmd.config import DmdConfig, Inputs
 
 
@@ -18,12 +18,14 @@ class DmdCost:
         config: Params section ``train_dmd``.
         few_steps: Number of denoising steps of the student.
         causal: Whether the student is causal.
+        causal_teacher: Whether teacher and critic are causal.
     """
 
     clip: Clip
     config: DmdConfig
     few_steps: int
     causal: bool
+    causal_teacher: bool
 
     @property
     def rolls_out(self) -> bool:
@@ -40,10 +42,10 @@ class DmdCost:
     def critic(self) -> float:
         """FLOPs of a critic update, with the samples. Shared samples are divided by the number of critic updates."""
         samples = self._samples / self.config.turns.ratio if self.config.turns.shared else self._samples
-        training = self.clip.bidirectional.training
+        training = self._scored.training
         if self.config.critic_lora_rank is not None:
             # The backward pass computes no gradients of frozen weights, only of their inputs.
-            training += 3 * self._adapter_pass - self.clip.bidirectional.linear
+            training += 3 * self._adapter_pass - self._scored.linear
         return training + samples
 
     @property
@@ -120,10 +122,15 @@ class DmdCost:
         return samples
 
     @property
+    def _scored(self) -> Flops:
+        """FLOPs of teacher or critic over the clip."""
+        return self.clip.causal if self.causal_teacher else self.clip.bidirectional
+
+    @property
     def _scores(self) -> float:
         """FLOPs of the scores in a student update. With guidance, the teacher needs two forward passes."""
         passes = 2 if self.config.guidance_scale == 1 else 3
-        return passes * self.clip.bidirectional.forward + self._adapter_pass
+        return passes * self._scored.forward + self._adapter_pass
 
     @property
     def _adapter_pass(self) -> float:

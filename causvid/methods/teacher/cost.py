@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from causvid.costs import SINGLE, Clip, Row, Workers, scaled, steps_in_words
+from causvid.costs import SINGLE, Flops, Row, Workers, scaled, steps_in_words
 from causvid.methods.teacher.config import TeacherConfig
 
 
-def teacher_row(stage: str, config: TeacherConfig, clip: Clip, workers: Workers, *, causal: bool) -> Row:
+def teacher_row(stage: str, config: TeacherConfig, clip: Flops, workers: Workers) -> Row:
     """Return the cost of the stage ``train_teacher`` or ``train_causal_teacher``.
 
     Args:
         stage: Name of the stage.
         config: Params section of the stage.
-        clip: The clip, with the FLOPs of the transformer on this clip.
+        clip: FLOPs of a forward pass of the teacher over a clip.
         workers: The workers that train the transformer.
-        causal: Whether the teacher is causal.
     """
-    step, weights = (
-        config.batch_size * (clip.causal if causal else clip.bidirectional).training,
-        SINGLE * workers.weights,
-    )
+    step, weights = config.batch_size * clip.training, SINGLE * workers.weights
     return Row(
         stage=stage,
         work=f"{steps_in_words(config.steps)} ({scaled(step, 'FLOP')} a step)",

@@ -90,11 +90,12 @@ def test_every_row_has_the_cost_that_the_planner_estimates(project: Path) -> Non
     assert {row: it["updates"] for row, it in spent.items()} == updates
     flops = {row: it["flops"] for row, it in spent.items()}
     assert flops["many_step_bidirectional"] == 0
-    for row, *parts in (
-        ("few_step_ode_init_causal_teacher", "few_step_ode_init_bidirectional_teacher", "many_step_causal"),
-        ("few_step_causal_start_no_ode_init", "few_step_no_ode_init_bidirectional_teacher", "many_step_causal"),
-    ):
-        assert flops[row] == pytest.approx(sum(flops[part] for part in parts))
+    causal = flops["many_step_causal"]
+    other_start = flops["few_step_no_ode_init_bidirectional_teacher"]
+    assert flops["few_step_causal_start_no_ode_init"] == pytest.approx(other_start + causal)
+    # A causal teacher of DMD must be trained, but its attention is cheaper.
+    student = flops["few_step_ode_init_bidirectional_teacher"]
+    assert causal < flops["few_step_ode_init_causal_teacher"] < student + causal
     assert flops["few_step_causal_start_ode_init"] > flops["few_step_causal_start_no_ode_init"]
 
 

@@ -11,7 +11,7 @@ import torch
 from causvid.diffusion.velocity import Velocity, conditional, guided
 from causvid.methods.dmd.loss import dmd_loss
 from causvid.wan.transformer.causal_wan import CausalWanTransformer3DModel
-from causvid.wan.transformer.wan import causal_student, load_transformer
+from causvid.wan.transformer.wan import as_causal, load_transformer
 from tests.unit.training.conftest import network, with_inputs
 
 FRAMES, BLOCK = 4, 2
@@ -20,7 +20,7 @@ FRAMES, BLOCK = 4, 2
 @pytest.fixture
 def new_run(kinds: dict[str, Any], world: Path, tmp_path: Path) -> Any:
     """Return a function that creates DMD runs whose teacher is a causal model with blocks of two frames."""
-    causal_student(load_transformer(world / "teacher"), BLOCK).save_pretrained(tmp_path / "teacher")
+    as_causal(load_transformer(world / "teacher"), BLOCK).save_pretrained(tmp_path / "teacher")
 
     def make(folder: str, **changes: Any) -> Any:
         return with_inputs(kinds["dmd"].new_run(tmp_path / folder, **changes), teacher=tmp_path / "teacher")
@@ -42,6 +42,16 @@ def test_dmd_trains_with_a_causal_teacher(kinds: dict[str, Any], new_run: Any) -
     assert [("student_loss" in row) for row in values] == [False, True, False]
     assert asked == {"teacher": {(8, FRAMES)}, "critic": {(4, FRAMES)}}  # guidance doubles the batch of the teacher
     assert any(not torch.equal(value, critic[name]) for name, value in step.critic.model.state_dict().items())
+
+
+def test_the_scores_of_a_causal_teacher_are_counted_as_causal(kinds: dict[str, Any], new_run: Any, world: Path) -> None:
+    run = new_run("causal")
+    causal, plain = (kinds["dmd"].step(it) for it in (run, with_inputs(new_run("plain"), teacher=world / "teacher")))
+    clip = causal.clip
+    saved = clip.bidirectional.training - clip.causal.training
+    assert plain.counts(0).flops - causal.counts(0).flops == pytest.approx(run.config.batch_size * saved)
+    saved += 3 * (clip.bidirectional.forward - clip.causal.forward)  # guidance doubles the pass of the teacher
+    assert plain.counts(1).flops - causal.counts(1).flops == pytest.approx(run.config.batch_size * saved)
 
 
 def test_batches_of_images_can_be_trained_on(kinds: dict[str, Any], new_run: Any) -> None:

@@ -62,7 +62,8 @@ def problems(profile: Profile) -> Iterator[str]:
     if profile.train_causal_teacher.steps and not model.frames_per_block:
         yield (
             f"train_causal_teacher.steps is {profile.train_causal_teacher.steps} and model.frames_per_block is null; "
-            "a causal teacher needs the number of latent frames in a block: set one, or set the steps to 0"
+            "a causal teacher is trained block by block: set model.frames_per_block to a number of latent frames, or "
+            "set train_causal_teacher.steps to 0"
         )
     yield from _batch_problems(profile)
 

@@ -19,11 +19,12 @@ from causvid.record import MANY
 from causvid.runtime.shapes import VideoShape
 from causvid.training.run import new_run
 from causvid.training.trainer import carry_out, publish
+from causvid.wan.formats.weight_files import saved_config
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainCausalTeacher(Stage):
-    """Train a causal model of many steps from the teacher, or publish a pretrained one. The student starts from it."""
+    """Train the causal teacher from the weights of the teacher, or publish a pretrained causal teacher."""
 
     latents: Annotated[Path, Reads("LMDB of the latents of the clips")]
     prompts: Annotated[Path, Reads("folder of prompt embeddings")]
@@ -46,11 +47,14 @@ class TrainCausalTeacher(Stage):
         clips = clips_of(self.latents, self.video, self.source, vae=self.vae, config=self.vae_config)
         record = teacher_record(clips, self.shift, self.prompts, self.precision, self.frames_per_block)
         require_same_training(self.teacher, record, steps=MANY)
-        check_origin(self.config.init.locate("transformer"), record, stage=self.name(), steps=self.config.steps)
-        inputs = {"latents": self.latents, "prompts": self.prompts, "teacher": self.teacher}
+        found = self.config.init.locate("transformer")
+        check_origin(found, record, stage=self.name(), steps=self.config.steps)
+        inputs = {"latents": self.latents, "prompts": self.prompts, "start": self.teacher}
         run = new_run(stage, self.config, record, seed=self.seed, precision=self.precision, inputs=inputs)
         carry_out(train_teacher, run, stage)
-        stage.report({"start": self.config.init.source("transformer", default="teacher")})
+        bidirectional = "frames_per_block" not in saved_config(found or self.teacher, "transformer")
+        start = self.config.init.source("transformer", default=self.teacher)
+        stage.report({"start": start, "untrained": bidirectional and not self.config.steps})
         publish(run, stage, out=self.out, curve=self.curve)
 
 

@@ -51,7 +51,7 @@ class TrainOdeInit(Stage):
         inputs = {"pairs": self.pairs, "prompts": self.prompts, "start": self.start, "vae": self.vae}
         run = new_run(stage, self.config, record, seed=self.seed, precision=self.precision, inputs=inputs)
         carry_out(train_ode_init, run, stage)
-        stage.report({"start": self.config.init.source("transformer", default="causal_teacher")})
+        stage.report({"start": self.config.init.source("transformer", default=self.start)})
         publish(run, stage, out=self.out, curve=self.curve)
 
 

@@ -10,7 +10,10 @@ MARKERS = {"tokenizer": "tokenizer.json"}  # file that identifies a component's 
 
 @dataclass(frozen=True, kw_only=True)
 class Init:
-    """Params entry ``init`` of a stage. If ``hub`` is None and ``folder`` is missing or empty, weights are random.
+    """Params entry ``init`` of a stage: the source of the initial weights.
+
+    If ``hub`` is None and ``folder`` is missing or empty, there is no source. The stage then uses its default, which is
+    another model or random weights.
 
     Attributes:
         folder: A diffusers folder of one component, or of a pipeline whose components are in subfolders.
@@ -28,12 +31,17 @@ class Init:
                 f"init.hub is {self.hub} without init.revision; name the commit, so that the run can be repeated"
             )
 
-    def source(self, subfolder: str, *, default: str) -> str:
-        """Return the id on the hub, or the folder in params.yaml, from which ``locate`` finds a component.
+    def source(self, subfolder: str, *, default: Path) -> str:
+        """Return the name of the source in a metrics file.
 
-        Returns ``default`` if there is no such component.
+        Args:
+            subfolder: Name of the component, as in ``locate``.
+            default: Folder from which the stage starts if ``locate`` finds no component.
+
+        Returns:
+            The id on the hub, or the folder as it is written in the params file or on the command line.
         """
-        return self.hub or (self.folder.as_posix() if self.locate(subfolder) else default)
+        return self.hub or (self.folder if self.locate(subfolder) else default).as_posix()
 
     def locate(self, subfolder: str) -> Path | None:
         """Return the local folder of a component. If ``hub`` is set, the component is downloaded first.
@@ -42,8 +50,8 @@ class Init:
             subfolder: Name of the component in a pipeline: vae, transformer, text_encoder or tokenizer.
 
         Returns:
-            ``folder``/``subfolder`` or ``folder``, whichever contains the component. None means random weights: the
-            folder is missing, or empty except for hidden files and READMEs.
+            ``folder``/``subfolder`` or ``folder``, whichever contains the component. None means that there is no
+            source: the folder is missing, or empty except for hidden files and READMEs.
 
         Raises:
             ValueError: The folder contains other files, or the repository does not have the component.
@@ -75,7 +83,7 @@ def _require_empty(root: Path, subfolder: str, marker: str) -> None:
     if names := [path.name for path in contents(root)]:
         raise ValueError(
             f"init.folder is {root}, which holds {', '.join(names[:3])} but neither {marker} nor "
-            f"{subfolder}/{marker}; give the folder of a saved {subfolder}, or an empty folder to train from scratch"
+            f"{subfolder}/{marker}; give the folder of a saved {subfolder}, or an empty folder for the default start"
         )
 
 

@@ -13,7 +13,9 @@ from causvid.data.stores.latent_store import LatentStore, Source
 from causvid.data.stores.prompt_store import PromptStore
 from causvid.diffusion.schedule import FlowSchedule, ScheduleConfig
 from causvid.record import (
+    FEW,
     FILE,
+    MANY,
     CacheRule,
     Normalisation,
     StudentRecord,
@@ -144,7 +146,7 @@ def check_origin(start: Path | None, record: TrainingRecord, *, stage: str, step
         steps: Number of training steps; with 0, the weights are published unchanged.
 
     Raises:
-        ValueError: The training records differ and ``steps`` is 0.
+        ValueError: ``steps`` is 0, and the training records differ, or a few-step model would become a teacher.
     """
     if start is None:
         return
@@ -157,6 +159,11 @@ def check_origin(start: Path | None, record: TrainingRecord, *, stage: str, step
         )
         return
     theirs = read_record(start)
+    if not steps and theirs.STEPS == FEW and record.STEPS == MANY:
+        raise ValueError(
+            f"{name}, which was trained for few steps, and {stage}.steps is 0; a teacher needs many steps: choose "
+            f"another {stage}.init, or set {stage}.steps above 0"
+        )
     differences = theirs.differences(record.values())
     if not _share_latents(theirs, record):
         differences.append(OTHER_VAE)

@@ -1,7 +1,7 @@
 """Train the teacher by flow matching (CausVid eq. 3), with prompt dropout for guidance and a weight average.
 
-The training of a causal teacher uses diffusion forcing (CausVid sec. 4.2): every block has a separate timestep. A
-causal teacher starts from the weights of the bidirectional teacher, if ``Run.inputs`` names this teacher.
+The training of a causal teacher uses diffusion forcing (CausVid sec. 4.2): every block has a separate timestep.
+Without initial weights in ``init``, a causal teacher starts from the folder ``Run.inputs["start"]``.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class TeacherStep:
 
     def _initial(self) -> Transformer:
         """Return the teacher before training. Only a bidirectional teacher can start from random weights."""
-        found = self.run.config.init.locate("transformer") or self.run.inputs.get("teacher")
+        found = self.run.config.init.locate("transformer") or self.run.inputs.get("start")
         if found is None:
             return build_transformer(self.run.network, self.run.seed)
         return load_start(found, self.run.record.frames_per_block)

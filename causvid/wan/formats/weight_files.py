@@ -21,6 +21,7 @@ from transformers import utils as transformers_names
 
 # Files that may be weights in another format, in the order in which an error message lists them.
 _OTHERS = ("*.safetensors", "*.bin", "*.index*.json", "*.pt", "*.pth", "*.ckpt", "*.gguf")
+CONFIG = "config.json"
 _SHARD = re.compile(r".+-(\d{5})-of-(\d{5})\.\w+")
 _VARIANT = re.compile(
     r"(?:diffusion_pytorch_model|pytorch_model|model)\.([^.-]+)(?:-\d{5}-of-\d{5})?\.(?:safetensors|bin)"
@@ -136,6 +137,25 @@ def shard_number(name: str) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
+def saved_config(folder: Path, kind: str) -> dict[str, Any]:
+    """Read the config.json of a model that diffusers saved.
+
+    Args:
+        folder: A folder that ``save_pretrained`` of a diffusers model wrote.
+        kind: Kind of model for error messages, for example "VAE".
+
+    Raises:
+        ValueError: If there is no config.json, or if it is damaged.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no {kind} (no {CONFIG})")
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error})") from error
+
+
 def saved_class(folder: Path, kind: str, known: Iterable[type]) -> Any:
     """Return the model class whose name is in ``folder``/config.json.
 
@@ -147,18 +167,11 @@ def saved_class(folder: Path, kind: str, known: Iterable[type]) -> Any:
     Raises:
         ValueError: If there is no config.json, if it is damaged, or if it names another class.
     """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{folder} holds no {kind} (no config.json)")
-    try:
-        name = dict(json.loads(path.read_text(encoding="utf-8"))).get("_class_name")
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error})") from error
-    classes = {cls.__name__: cls for cls in known}
+    name, classes = saved_config(folder, kind).get("_class_name"), {cls.__name__: cls for cls in known}
     if name not in classes:
         remedy = ": 'python -m causvid.interop.original_checkpoint import' creates such a folder from a file of Wan"
         raise ValueError(
-            f"{path} names the class {name}; expected one of {', '.join(sorted(classes))}, for a {kind}"
+            f"{folder / CONFIG} names the class {name}; expected one of {', '.join(sorted(classes))}, for a {kind}"
             f"{remedy if name == 'WanModel' else ''}"
         )
     return classes[name]

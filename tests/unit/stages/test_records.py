@@ -118,6 +118,23 @@ def test_a_stage_runs_with_the_params_of_the_training(stage: str, data: Path) ->
 
 
 @pytest.mark.parametrize(
+    ("init", "steps", "untrained"),
+    [(None, 0, True), (None, 1, False), ("teacher", 0, True), ("causal_teacher", 0, False)],
+)
+def test_the_metrics_say_whether_a_causal_teacher_is_trained(
+    data: Path, init: str | None, steps: int, untrained: bool
+) -> None:
+    models = data / "checkpoints"
+    (data / "none").mkdir()
+    folder = data / "none" if init is None else models / init
+    write_params(data.parent, train_causal_teacher__steps=steps, train_causal_teacher__init__folder=str(folder))
+    done = run("train_causal_teacher", data)
+    assert done.exit_code == 0, done.output
+    found = json.loads((data / "metrics.json").read_text())
+    assert (found["start"], found["untrained"]) == (str(models / (init or "teacher")), untrained)
+
+
+@pytest.mark.parametrize(
     ("change", "said"),
     [
         (

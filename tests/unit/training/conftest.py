@@ -165,7 +165,7 @@ def kinds(
             "prompt_dropout": 0.5, "ema_decay": 0.5, "checkpoint_every": 2, **changes,
         }  # fmt: skip
         config, inputs = TeacherConfig(**values), {"latents": world / "lmdb" / "latents", "prompts": world / "prompts"}
-        inputs |= {"teacher": world / "teacher"} if causal else {}
+        inputs |= {"start": world / "teacher"} if causal else {}
         record = teacher_record(clips, 3.0, inputs["prompts"], precision, 2 if causal else None)
         return run(work, config, record, inputs, precision=precision, network=transformer_config)
 

@@ -91,7 +91,9 @@ def test_blocks_that_do_not_fit_are_named(kinds: dict[str, Any], world: Path, tm
     kind, brought = kinds["causal_teacher"], from_folder(world / "student")  # the student has blocks of two frames
     with pytest.raises(ValueError, match="model.frames_per_block is 3; 4 latent frames divide into blocks of 1, 2, 4"):
         kind.step(with_blocks(kind.new_run(tmp_path), 3))
-    with pytest.raises(ValueError, match=r"with frames_per_block 2; .*needs model.frames_per_block 4"):
+    with pytest.raises(
+        ValueError, match=r"frames_per_block 2; model.frames_per_block is 4: set model.frames_per_block to 2, or"
+    ):
         kind.step(with_blocks(kind.new_run(tmp_path, init=brought), 4))
     with pytest.raises(ValueError, match=r"causal model with frames_per_block 2; .*needs a bidirectional model"):
         kinds["teacher"].step(kinds["teacher"].new_run(tmp_path, init=brought))

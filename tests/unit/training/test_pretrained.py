@@ -34,8 +34,9 @@ def test_a_folder_holds_a_pipeline_or_a_model_or_no_model(tmp_path: Path) -> Non
     (tmp_path / "scratch" / "README.md").write_text("nothing here")
     assert folder_init(tmp_path / "scratch").locate("vae") is None
     assert folder_init(tmp_path / "does not exist").locate("vae") is None
-    assert folder_init(tmp_path / "scratch").source("vae", default="teacher") == "teacher"
-    assert folder_init(alone).source("vae", default="teacher") == alone.as_posix()
+    default = Path("data/checkpoints/teacher")
+    assert folder_init(tmp_path / "scratch").source("vae", default=default) == "data/checkpoints/teacher"
+    assert folder_init(alone).source("vae", default=default) == alone.as_posix()
 
 
 def test_one_component_of_a_hub_repository_is_downloaded_at_its_commit(
@@ -51,7 +52,7 @@ def test_one_component_of_a_hub_repository_is_downloaded_at_its_commit(
     init = Init(folder=tmp_path / "ignored", hub="org/wan", revision="0fad780a")
     expected = config_in(tmp_path / "transformer")
     assert init.locate("transformer") == expected
-    assert init.source("transformer", default="teacher") == init.hub
+    assert init.source("transformer", default=tmp_path) == init.hub
     assert asked == [("org/wan", "0fad780a", ["transformer/*"])]
     with pytest.raises(
         ValueError, match=r"init.hub is org/wan, which has no folder vae/ with a config.json at revision 0fad780a"

@@ -184,6 +184,22 @@ def test_training_at_another_size_is_accepted_with_a_message(
     assert found == (f"train_teacher.init is {tmp_path}, which was trained for {said}\n" if said else "")
 
 
+def test_a_few_step_model_becomes_a_teacher_only_by_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_record(STUDENT, tmp_path)
+    with pytest.raises(
+        ValueError,
+        match=r"train_causal_teacher.init is .*, which was trained for few steps, and train_causal_teacher.steps is 0; .*"
+        r"choose another train_causal_teacher.init, or set train_causal_teacher.steps above 0",
+    ):
+        check_origin(tmp_path, CAUSAL_TEACHER, stage="train_causal_teacher", steps=0)
+    check_origin(tmp_path, CAUSAL_TEACHER, stage="train_causal_teacher", steps=1)
+    write_record(CAUSAL_TEACHER, tmp_path)
+    check_origin(tmp_path, STUDENT, stage="train_ode_init", steps=0)  # DMD without ODE initialisation starts here
+    assert capsys.readouterr().err == ""
+
+
 def test_weights_for_another_vae_must_be_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_record(replace(TEACHER, latents=OTHER_LATENTS), tmp_path)
     with pytest.raises(

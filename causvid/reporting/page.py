@@ -130,19 +130,26 @@ class Content:
 
     @property
     def start(self) -> str:
-        """A sentence that says from which weights the student starts; empty if the stages did not run."""
-        teacher, causal_teacher, *_ = MODELS
+        """Sentences that say from which weights the student starts; empty if the stages did not run."""
+        teacher, causal_teacher, *_ = (f"data/checkpoints/{name}" for name in MODELS)
         student, causal = (self.results.get(stage) for stage in ("train_ode_init", "train_causal_teacher"))
         if student is None or causal is None:
             return ""
-        if student["start"] != causal_teacher:
-            return f"The student starts from {student['start']}."
-        if causal["start"] == teacher and not causal["steps"]:
-            return "The student starts from the weights of the bidirectional teacher, as in the paper."
-        return (
-            "The student starts from a causal teacher, which is a causal model of many steps. This start is not the "
-            "paper's: the student of the paper starts from the weights of the bidirectional teacher."
-        )
+        start = student["start"]
+        if start == causal_teacher and causal["untrained"]:
+            start = causal["start"]
+        sentences = {
+            teacher: "The student starts from the weights of the bidirectional teacher, as in the paper.",
+            causal_teacher: "The student starts from a causal teacher, which is a causal model of many steps. This "
+            "start is not the paper's: the student of the paper starts from the weights of the bidirectional teacher.",
+        }
+        said = sentences.get(start, f"The student starts from {start}.")
+        if causal["untrained"]:
+            said += (
+                " The causal teacher in the tables is not trained: it is a causal model with the bidirectional weights "
+                f"of {causal['start']}."
+            )
+        return said
 
     def tables(self) -> list[Table]:
         """Return the tables that have rows, in the order of the page."""

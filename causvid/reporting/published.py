@@ -54,7 +54,7 @@ class Quality:
 
     Attributes:
         model: The published model.
-        like: The comparable model of this project ("teacher", "ode_init" or "dmd"), or None.
+        like: The comparable model of this project, as a key of ``tables.MODELS``, or None.
         row: The same row in the Table 4 of this project, as a key of ``ablation.ROWS``, or None.
         temporal: Temporal quality.
         frame: Frame-wise quality.

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from causvid.costs import scaled
 from causvid.reporting import ablation
 from causvid.reporting.published import Published
 
@@ -216,7 +215,8 @@ def table4(found: Mapping[str, Any] | None, inputs: str, published: Published) -
     rows = []
     for name, row in ablation.ROWS.items():
         updates, flops = (lookup(found, "costs", name, key) for key in ("updates", "flops"))
-        cost = (number(updates, 0), scaled(flops, "FLOP")) if found else (NOT_RUN, NOT_RUN)
+        tera = None if flops is None else flops / 1e12
+        cost = (number(updates, 0), number(tera, 1)) if found else (NOT_RUN, NOT_RUN)
         ours = (spread(lookup(found, "rows", name, measure)) if found else NOT_RUN for measure in ablation.MEASURES)
         paper = (number(getattr(theirs[name], group), 1) if name in theirs else "-" for group in ablation.QUALITY)
         rows.append((row.label, *cost, *ours, *paper))
@@ -224,15 +224,17 @@ def table4(found: Mapping[str, Any] | None, inputs: str, published: Published) -
     ran = (
         f"Columns on the left: mean ± standard error over {found['seeds']} seeds, each with {found['videos']} "
         f"videos of {found['prompts']} prompts; scores of the toy world's judge; profile {found['profile']}, "
-        f"{_made_at(found)}. Students of DMD are trained on {INPUTS[inputs]}. Updates are "
-        "the optimizer steps of the model after those of the teacher. Training is the planner's estimate of all "
-        "training that the row adds to the teacher, with ODE pairs, the critic and the causal teacher."
+        f"{_made_at(found)}. Students of DMD are trained on {INPUTS[inputs]}. The column "
+        "'updates' counts the optimizer steps of the row's model, without those of the shared teacher. The column "
+        "'training' is the planner's estimate of this training. It includes the critic, the ODE pairs and the causal "
+        "teacher if the row needs them."
         if found
         else "Columns on the left: not run; run 'make ablation'."
     )
+    columns = (*ablation.MEASURES, *(f"paper: {name}" for name in ablation.QUALITY))
     return Table(
         title="Table 4" if inputs == next(iter(TABLE4)) else f"Table 4, students trained on {INPUTS[inputs]}",
-        head=("row", "updates", "training", *ablation.MEASURES, *(f"paper: {name}" for name in ablation.QUALITY)),
+        head=("row", "updates", "training, TFLOP", *columns),
         rows=tuple(rows),
         note=f"{ran} Columns of the paper: {cited}, {PUBLISHED}; VBench groups in percent. Compare the order of the "
         "rows, not the numbers.",
@@ -248,14 +250,16 @@ def _made_at(found: Mapping[str, Any]) -> str:
 
 
 def claims(found: Mapping[str, Any], inputs: str) -> Table:
-    """Build the table of the paper's claims about Table 4, with the measured gap and the verdict for each measure."""
-    rows = [
-        (_words(name.partition("/")[0]), name.partition("/")[2], spread(found["gaps"][name]), verdict)
-        for name, verdict in sorted(found["claims"].items())
-    ]
+    """Build the table of the claims about Table 4, with the measured gap and the verdict for each measure."""
+    ours = {claim.name for claim in ablation.CLAIMS if claim.ours}
+    rows = []
+    for name, verdict in sorted(found["claims"].items()):
+        claim, _, measure = name.partition("/")
+        source = "this project" if claim in ours else "paper"
+        rows.append((_words(claim), source, measure, spread(found["gaps"][name]), verdict))
     return Table(
-        title=f"The paper's claims, students trained on {INPUTS[inputs]}",
-        head=("claim", "measure", "gap", "verdict"),
+        title=f"Claims about Table 4, students trained on {INPUTS[inputs]}",
+        head=("claim", "source", "measure", "gap", "verdict"),
         rows=tuple(rows),
         note=f"A gap is the mean difference of two rows over the same seeds, positive in the direction of the claim. "
         f"The verdict is '{ablation.HOLDS}' or '{ablation.FAILS}' if the gap is more than two standard errors from "

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -138,7 +137,12 @@ def test_table_4_and_figure_4_are_shown_if_the_ablation_was_run(
     names = page.draw(content, tmp_path / "figures")
     assert "figure4.svg" in names
     text = page.markdown(content, "figures", names)
-    for words in ("## Table 4\n", "0.502 ± 0.011", "| causal teacher is worse | text |", "](figures/figure4.svg)"):
+    for words in (
+        "## Table 4\n",
+        "0.502 ± 0.011",
+        "| causal teacher is worse | paper | text |",
+        "](figures/figure4.svg)",
+    ):
         assert words in text
     assert "not run" not in text
     titles = [table.title for table in content.tables()]
@@ -199,20 +203,27 @@ def test_figures_are_written_without_rollouts(
     assert (tmp_path / "figures" / name).stat().st_size > 0
 
 
+@pytest.mark.parametrize("untrained", [False, True])
 @pytest.mark.parametrize(
-    ("causal", "student", "said"),
+    ("causal", "student", "if_trained", "if_untrained"),
     [
-        ({"steps": 0, "start": "weights/causal"}, "causal_teacher", "This start is not the paper's"),
-        ({"steps": 5, "start": "teacher"}, "causal_teacher", "This start is not the paper's"),
-        ({"steps": 0, "start": "teacher"}, "causal_teacher", "weights of the bidirectional teacher, as in the paper"),
-        ({"steps": 0, "start": "teacher"}, "weights/student", "The student starts from weights/student."),
+        ("data/checkpoints/teacher", "data/checkpoints/causal_teacher", "not the paper's", "as in the paper"),
+        ("weights/any", "data/checkpoints/causal_teacher", "not the paper's", "The student starts from weights/any."),
+        ("weights/any", "data/checkpoints/teacher", "as in the paper", "as in the paper"),
+        ("weights/any", "weights/student", "starts from weights/student.", "starts from weights/student."),
     ],
 )
 def test_the_report_says_where_the_student_starts(
-    content: Content, causal: dict[str, Any], student: str, said: str
+    content: Content, causal: str, student: str, if_trained: str, if_untrained: str, untrained: bool
 ) -> None:
-    content = replace(content, results={"train_causal_teacher": causal, "train_ode_init": {"start": student}})
-    assert said in content.start
+    causal_teacher = {"steps": 0, "start": causal, "untrained": untrained}
+    results = {"train_causal_teacher": causal_teacher, "train_ode_init": {"start": student}}
+    said = replace(content, results=results).start
+    assert (if_untrained if untrained else if_trained) in said
+    assert (
+        f"The causal teacher in the tables is not trained: it is a causal model with the bidirectional weights of {causal}."
+        in said
+    ) == untrained
     assert replace(content, results={}).start == ""
 
 

@@ -166,7 +166,16 @@ def use(profile: str, target: Path) -> None:
 
 
 def vary(base: Path, changes: Sequence[str], target: Path) -> None:
-    """Write the result of ``changed`` to the file ``target``."""
+    """Write a changed copy of a params file.
+
+    Args:
+        base: The original params file.
+        changes: Changes, as in ``changed``.
+        target: The new params file, which is replaced if it exists.
+
+    Raises:
+        ValueError: ``changed`` refuses a change. ``target`` is then not written.
+    """
     yaml, content = YAML(), io.BytesIO()
     yaml.default_flow_style = False
     yaml.dump(changed(base, changes), content)

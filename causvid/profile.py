@@ -40,7 +40,8 @@ class ModelConfig:
         transformer: Config of diffusers' WanTransformer3DModel, which teacher, critic and student share.
         text_encoder: Config of transformers' UMT5EncoderModel.
         text_tokens: Number of tokens to which prompts are padded.
-        frames_per_block: Number of latent frames that the student generates together; None = the whole clip.
+        frames_per_block: Number of latent frames that the causal teacher and the student generate together; None = the
+            whole clip, so that both models are bidirectional.
         precision: Precision of the matrix products.
     """
 

@@ -110,7 +110,8 @@ def _block_by_block(
         if cache is None:
             cache = _make_cache(model, part, len(texts), frames, window, sink)
         if finished is not None:  # the last block is never written, because no block attends to it
-            _remember(model, texts, cache, start - per_block, finished, schedule)
+            with torch.no_grad():
+                _remember(model, texts, cache, start - per_block, finished, schedule)
         if context is not None and start < known:
             finished = context[:, :, start : start + per_block]
         else:
@@ -125,11 +126,13 @@ def rollout_with_gradient(
     schedule: ScheduleConfig,
     draw: Callable[[int], torch.Tensor],
     exit_step: int,
+    *,
+    truncated: bool,
 ) -> torch.Tensor:
     """Generate a video for the training of the student (Self-Forcing, arXiv 2506.08009, algorithm 1).
 
-    Every block is the x0 that the student predicts at the exit step. Gradients flow only through this prediction, not
-    through the earlier timesteps and not through the cache.
+    Every block is the x0 that the student predicts at the exit step. Gradients do not flow through the earlier
+    timesteps.
 
     Args:
         student: The causal student.
@@ -139,18 +142,24 @@ def rollout_with_gradient(
         draw: Function that returns new noise of the given number of latent frames.
         exit_step: Index of the denoising timestep whose x0 is returned. With the last index, ``generate_blocks``
             generates the same video from the same ``noise`` and ``draw``.
+        truncated: Whether gradients stop at the cache, as in Self-Forcing. Otherwise, they also flow through the cache,
+            from a block to the earlier blocks.
 
     Returns:
         The video [B, C, F, H, W].
     """
     batch, _, frames, height, width = noise.shape
     layout = BlockLayout(frames=frames, frames_per_block=1 if frames == 1 else student.config.frames_per_block)
-    cache = student.make_kv_cache(batch_size=batch, num_frames=frames, height=height, width=width)
+    if truncated:
+        cache = student.make_kv_cache(batch_size=batch, num_frames=frames, height=height, width=width)
+    else:
+        cache = student.make_kv_history(height=height, width=width)
     steps = schedule.denoising_timesteps[: exit_step + 1]
     blocks: list[torch.Tensor] = []
     for start, part in zip(layout.starts(), noise.split(layout.frames_per_block, dim=2), strict=True):
         if blocks:
-            _remember(student, text, cache, start - layout.frames_per_block, blocks[-1], schedule)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not truncated):
+                _remember(student, text, cache, start - layout.frames_per_block, blocks[-1], schedule)
         velocity = conditional(student, text, kv_cache=cache, start_frame=start)
         blocks.append(few_step(velocity, part, steps, lambda: draw(layout.frames_per_block)))
     return torch.cat(blocks, dim=2)
@@ -189,7 +198,6 @@ def _make_cache(
     return student.make_kv_cache(num_frames=window, sink_frames=sink, **size)
 
 
-@torch.no_grad()
 def _remember(
     student: CausalTransformer,
     texts: torch.Tensor,

@@ -1,7 +1,7 @@
-"""The rollout of DMD equals the video of the sampler, and one prediction per block has a gradient.
+"""The rollout of DMD equals the video of the sampler, and its gradients equal those of a computation without a cache.
 
-The reference is computed without a cache, by one forward pass over the clean earlier blocks and the noisy block. The
-attention of the reference has no gradient to earlier blocks. A video has 3 blocks; a block has 2 latent frames of 4 x 4
+The reference is computed by one forward pass over the clean earlier blocks and the noisy block. For truncated rollouts,
+the earlier blocks and the attention to them have no gradient. A video has 3 blocks; a block has 2 latent frames of 4 x 4
 latent pixels, which are 8 tokens.
 """
 
@@ -29,6 +29,8 @@ WEIGHT = torch.randn(
 STEPS = (1000.0, 750.0, 500.0)
 SCHEDULE = ScheduleConfig(shift=3.0, solver_steps=4, denoising_timesteps=STEPS, context_timestep=20.0)
 
+TRUNCATED = pytest.mark.parametrize("truncated", [False, True])
+
 Gradients = dict[str, torch.Tensor]
 Pass = tuple[int, float, torch.Tensor, torch.Tensor]  # start frame, timestep, input and output of a call
 
@@ -44,8 +46,10 @@ def student(transformer_config: dict[str, Any]) -> CausalWanTransformer3DModel:
     return as_causal(model, 2).train()
 
 
-def rollout(student: CausalWanTransformer3DModel, exit_step: int, noise: torch.Tensor = NOISE) -> torch.Tensor:
-    return rollout_with_gradient(student, TEXT, noise, SCHEDULE, draw_from(5), exit_step)
+def rollout(
+    student: CausalWanTransformer3DModel, exit_step: int, noise: torch.Tensor = NOISE, *, truncated: bool
+) -> torch.Tensor:
+    return rollout_with_gradient(student, TEXT, noise, SCHEDULE, draw_from(5), exit_step, truncated=truncated)
 
 
 def draw_from(seed: int) -> Any:
@@ -102,18 +106,21 @@ class DetachedPast:
 
 
 def uncached(student: CausalWanTransformer3DModel, past: torch.Tensor, x_t: torch.Tensor, time: float) -> torch.Tensor:
-    """Return x0 of the block ``x_t`` at timestep ``time`` after the clean blocks ``past``, which have no gradient."""
+    """Return x0 of the block ``x_t`` at timestep ``time`` after the clean blocks ``past``."""
     times = torch.cat([torch.full((2, past.shape[2]), 20.0), torch.full((2, 2), time)], dim=1)
     velocity = student(torch.cat([past, x_t], dim=2), timestep=times, encoder_hidden_states=TEXT, return_dict=False)[0]
     return velocity_to_x0(x_t, velocity[:, :, -2:], sigma_of(times[:, -2:]))
 
 
-def test_at_the_last_step_the_rollout_equals_the_video_of_the_sampler(student: CausalWanTransformer3DModel) -> None:
+@TRUNCATED
+def test_at_the_last_step_the_rollout_equals_the_video_of_the_sampler(
+    student: CausalWanTransformer3DModel, truncated: bool
+) -> None:
     """The rollout and the video of the sampler are equal bit for bit, with and without gradients."""
     with torch.no_grad():
         expected = torch.cat(list(generate_blocks(student, TEXT, NOISE, SCHEDULE, draw_from(5))), dim=2)
-        assert torch.equal(rollout(student, exit_step=2), expected)
-    ours = rollout(student, exit_step=2)
+        assert torch.equal(rollout(student, exit_step=2, truncated=truncated), expected)
+    ours = rollout(student, exit_step=2, truncated=truncated)
     assert ours.requires_grad
     assert torch.equal(ours, expected)
     # generate_blocks returns the same video without gradients
@@ -121,17 +128,18 @@ def test_at_the_last_step_the_rollout_equals_the_video_of_the_sampler(student: C
     assert torch.equal(torch.cat(list(sampled), dim=2), expected)
 
 
+@TRUNCATED
 @pytest.mark.parametrize("exit_step", [0, 1, 2])
 def test_a_block_is_denoised_to_the_exit_step_and_then_written(
-    student: CausalWanTransformer3DModel, exit_step: int
+    student: CausalWanTransformer3DModel, exit_step: int, truncated: bool
 ) -> None:
-    """One forward pass per block has a gradient.
+    """One denoising pass per block has a gradient. The context pass has one if the rollout is not truncated.
 
     The last block is not written to the cache, because no block follows.
     """
     seen = passes_of(student)
-    video = rollout(student, exit_step)
-    passes = [*((time, time == STEPS[exit_step]) for time in STEPS[: exit_step + 1]), (20.0, False)]
+    video = rollout(student, exit_step, truncated=truncated)
+    passes = [*((time, time == STEPS[exit_step]) for time in STEPS[: exit_step + 1]), (20.0, not truncated)]
     expected = [(start, *each) for start in (0, 2, 4) for each in passes][:-1]
     assert [(start, time, out.requires_grad) for start, time, _, out in seen] == expected
     written = [x for _, time, x, _ in seen if time == 20.0]
@@ -143,9 +151,25 @@ def test_a_block_is_denoised_to_the_exit_step_and_then_written(
 def test_the_gradient_equals_that_of_a_computation_without_a_cache(
     student: CausalWanTransformer3DModel, exit_step: int, frames: slice
 ) -> None:
-    """Compare losses on one block and on all blocks, for all weights. Earlier blocks are constants."""
+    """Compare losses on one block and on all blocks, for all weights."""
     seen = passes_of(student)
-    video = rollout(student, exit_step)
+    video = rollout(student, exit_step, truncated=False)
+    ours = gradients(student, (video * WEIGHT)[:, :, frames].sum())
+    shown = [x for _, time, x, _ in seen if time == STEPS[exit_step]]
+    again = NOISE[:, :, :0]
+    for x_t in shown:
+        again = torch.cat([again, uncached(student, again, x_t, STEPS[exit_step])], dim=2)
+    torch.testing.assert_close(video, again, rtol=1e-5, atol=1e-5)
+    assert_same(ours, gradients(student, (again * WEIGHT)[:, :, frames].sum()))
+
+
+@pytest.mark.parametrize("frames", [slice(0, 2), slice(2, 4), slice(4, 6), slice(0, 6)])
+@pytest.mark.parametrize("exit_step", [0, 2])
+def test_in_a_truncated_rollout_earlier_blocks_are_constants(
+    student: CausalWanTransformer3DModel, exit_step: int, frames: slice
+) -> None:
+    seen = passes_of(student)
+    video = rollout(student, exit_step, truncated=True)
     ours = gradients(student, (video * WEIGHT)[:, :, frames].sum())
     shown = [x for _, time, x, _ in seen if time == STEPS[exit_step]]
     for block in student.blocks:
@@ -157,58 +181,69 @@ def test_the_gradient_equals_that_of_a_computation_without_a_cache(
     assert_same(ours, gradients(student, (again * WEIGHT)[:, :, frames].sum()))
 
 
-def test_the_loss_of_a_block_has_no_gradient_to_other_blocks(student: CausalWanTransformer3DModel) -> None:
+@TRUNCATED
+def test_the_loss_of_a_block_has_a_gradient_to_no_later_block(
+    student: CausalWanTransformer3DModel, truncated: bool
+) -> None:
+    """In a truncated rollout, the loss of a block has no gradient to earlier blocks, either."""
     seen = passes_of(student)
-    video = rollout(student, exit_step=1)
-    predictions = [out for _, _, _, out in seen if out.requires_grad]
+    video = rollout(student, exit_step=1, truncated=truncated)
+    predictions = [out for _, time, _, out in seen if time == STEPS[1]]
     for k in range(3):
         loss = (video * WEIGHT)[:, :, 2 * k : 2 * k + 2].sum()
-        reached = torch.autograd.grad(loss, predictions, retain_graph=True)
-        assert [gradient.abs().max().item() > 0 for gradient in reached] == [block == k for block in range(3)]
+        reached = torch.autograd.grad(loss, predictions, retain_graph=True, allow_unused=True, materialize_grads=True)
+        found = [gradient.abs().max().item() > 0 for gradient in reached]
+        assert found == [block == k or (block < k and not truncated) for block in range(3)]
 
 
-def test_a_rollout_does_not_depend_on_noise_of_later_blocks(student: CausalWanTransformer3DModel) -> None:
+@TRUNCATED
+def test_a_rollout_does_not_depend_on_noise_of_later_blocks(
+    student: CausalWanTransformer3DModel, truncated: bool
+) -> None:
     other = torch.cat([NOISE[:, :, :2], -NOISE[:, :, 2:]], dim=2)
-    ours, theirs = rollout(student, 2), rollout(student, 2, other)
+    ours, theirs = (rollout(student, 2, noise, truncated=truncated) for noise in (NOISE, other))
     assert torch.equal(ours[:, :, :2], theirs[:, :, :2])
     assert not torch.allclose(ours[:, :, 4:], theirs[:, :, 4:], atol=1e-3)
 
 
+@TRUNCATED
 @pytest.mark.parametrize("kind", ["selective", "full"])
 def test_gradient_checkpointing_changes_no_gradient_of_a_rollout(
-    student: CausalWanTransformer3DModel, kind: Checkpointing
+    student: CausalWanTransformer3DModel, kind: Checkpointing, truncated: bool
 ) -> None:
     """The backward pass reads the cache again. By then, later blocks have been written, but at later positions."""
-    plain = gradients(student, (rollout(student, 1) * WEIGHT).sum())
+    plain = gradients(student, (rollout(student, 1, truncated=truncated) * WEIGHT).sum())
     for_training(student, kind)
     made: list[int] = []
     student.blocks[0].register_forward_pre_hook(lambda *_: made.append(1))
-    video = rollout(student, 1)
+    video = rollout(student, 1, truncated=truncated)
     forward = len(made)
     recomputed = gradients(student, (video * WEIGHT).sum())
-    assert len(made) == forward + 3
+    assert len(made) == forward + 3 + (0 if truncated else 2)  # two blocks have a context pass
     assert all(torch.equal(recomputed[name], gradient) for name, gradient in plain.items())
 
 
 @pytest.mark.filterwarnings(
     "ignore:Mismatch dtype between input and weight"
 )  # torch warns about a slower kernel for norm_q
-def test_in_bfloat16_every_weight_has_a_gradient(student: CausalWanTransformer3DModel) -> None:
+@TRUNCATED
+def test_in_bfloat16_every_weight_has_a_gradient(student: CausalWanTransformer3DModel, truncated: bool) -> None:
     """autocast must not use a cast of a weight that was cached in a forward pass without gradients."""
-    exact = gradients(student, (rollout(student, 2) * WEIGHT).sum())
+    exact = gradients(student, (rollout(student, 2, truncated=truncated) * WEIGHT).sum())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        video = rollout(student, 2)
+        video = rollout(student, 2, truncated=truncated)
     rough = gradients(student, (video * WEIGHT).sum())
     for name, gradient in exact.items():
         assert torch.cosine_similarity(rough[name].flatten(), gradient.flatten(), dim=0) > 0.9, name
 
 
-def test_an_image_is_one_block(student: CausalWanTransformer3DModel) -> None:
+@TRUNCATED
+def test_an_image_is_one_block(student: CausalWanTransformer3DModel, truncated: bool) -> None:
     """A single latent frame is one block, although the student has larger blocks."""
     seen = passes_of(student)
-    picture = rollout(student, 1, NOISE[:, :, :1])
+    picture = rollout(student, 1, NOISE[:, :, :1], truncated=truncated)
     assert picture.shape == (2, 4, 1, 4, 4)
     assert [(start, time, out.requires_grad) for start, time, _, out in seen] == [(0, 1000.0, False), (0, 750.0, True)]
     gradients(student, (picture * WEIGHT[:, :, :1]).sum())
     with pytest.raises(ValueError, match="frames_per_block is 2; 5 latent frames divide into blocks of 1, 5"):
-        rollout(student, 1, NOISE[:, :, :5])
+        rollout(student, 1, NOISE[:, :, :5], truncated=truncated)

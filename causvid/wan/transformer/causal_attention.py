@@ -12,7 +12,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_a
 from diffusers.models.transformers.transformer_wan import WanAttention
 
 from causvid.wan.transformer.flex_attention import block_causal_flex
-from causvid.wan.transformer.kv_cache import LayerCache, Slot
+from causvid.wan.transformer.kv_cache import Layer, Slot
 from causvid.wan.transformer.rope import Rotary, rotate
 
 
@@ -31,7 +31,7 @@ class BlockCausalAttnProcessor:
         rotary_emb: Rotary | None = None,
         *,
         block_tokens: int,
-        cache: LayerCache | None = None,
+        cache: Layer | None = None,
         slot: Slot | None = None,
         key_rotary: Rotary | None = None,
     ) -> torch.Tensor:
@@ -87,7 +87,7 @@ class CachedTextAttnProcessor:
         attention_mask: None = None,
         rotary_emb: None = None,
         *,
-        cache: LayerCache | None = None,
+        cache: Layer | None = None,
     ) -> torch.Tensor:
         """Attend ``hidden_states`` [B, tokens, dim] to the prompt [B, L, dim]."""
         query = _heads(attn, attn.norm_q(attn.to_q(hidden_states)))

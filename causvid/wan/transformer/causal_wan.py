@@ -20,7 +20,8 @@ from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from diffusers.utils import apply_lora_scale
 
 from causvid.wan.transformer.causal_attention import BlockCausalAttnProcessor, CachedTextAttnProcessor
-from causvid.wan.transformer.kv_cache import KVCache, LayerCache, Slot, Window
+from causvid.wan.transformer.kv_cache import KVCache, Layer, Slot, Window
+from causvid.wan.transformer.kv_history import LayerHistory
 from causvid.wan.transformer.lora_files import load_lora_adapter
 from causvid.wan.transformer.rope import Rotary, rotary_embedding
 
@@ -40,7 +41,7 @@ class CausalWanTransformerBlock(WanTransformerBlock):
         temb: torch.Tensor,
         rotary_emb: Rotary,
         block_tokens: int,
-        cache: LayerCache | None = None,
+        cache: Layer | None = None,
         slot: Slot | None = None,
         key_rotary: Rotary | None = None,
     ) -> torch.Tensor:
@@ -157,6 +158,15 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
             window=None if sink_frames is None else Window(frames=num_frames, sink=sink_frames, block=per_block),
         )
 
+    def make_kv_history(self, *, height: int, width: int) -> KVCache:
+        """Create a KV cache for one video, through which gradients flow to earlier blocks.
+
+        Args:
+            height: Height in latent pixels.
+            width: Width in latent pixels.
+        """
+        return KVCache([LayerHistory() for _ in self.blocks], self._frame_tokens(height, width), window=None)
+
     def set_attention_backend(self, backend: str) -> None:
         """Select an attention backend of diffusers. The backend "flex" applies to block-causal attention only.
 
@@ -179,8 +189,9 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
         """Predict the velocity.
 
-        With gradients, the cache is not written. The cached tokens that the block attends to must not be changed until
-        the backward pass, because gradient checkpointing reads these tokens again. Later blocks may be written.
+        With gradients, a cache from ``make_kv_cache`` is not written. The cached tokens that the block attends to must
+        not be changed until the backward pass, because gradient checkpointing reads these tokens again. Later blocks
+        may be written.
 
         Args:
             hidden_states: Noisy latents [B, C, F, H, W] of all blocks of a video; with ``kv_cache``, of one block.

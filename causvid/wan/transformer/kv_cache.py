@@ -7,13 +7,26 @@ stored before the rotation, and are rotated when they are read.
 
 Only forward passes without gradients write into the cache. A forward pass with gradients only reads the cache.
 Therefore cached tensors never have a gradient, and a backward pass never needs an overwritten tensor.
+``kv_history.LayerHistory`` replaces the memory of a layer if gradients flow through the cache.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
+
+
+class Layer(Protocol):
+    """The keys and values that one layer remembers."""
+
+    text: tuple[torch.Tensor, torch.Tensor] | None  # keys and values of the cross-attention [B, L, heads, head_dim]
+
+    def write(self, slot: Slot, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store the keys and values of a block, and return those of all blocks that this block attends to."""
+        ...
 
 
 @dataclass
@@ -135,12 +148,12 @@ class KVCache:
     """The KV cache of all layers for one batch of videos.
 
     Attributes:
-        layers: Caches of the layers.
+        layers: Keys and values of the layers.
         frame_tokens: Number of tokens in a latent frame.
         window: Latent frames that are kept; None = all latent frames of the video.
     """
 
-    layers: list[LayerCache]
+    layers: Sequence[Layer]
     frame_tokens: int
     window: Window | None
 

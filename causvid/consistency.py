@@ -9,6 +9,7 @@ from typing import Any
 from causvid import params as params_file
 from causvid.data.stores.prompt_store import require_tokens
 from causvid.harness.inputs import path_problems
+from causvid.methods.dmd.config import Inputs
 from causvid.profile import PATHS, Profile
 from causvid.runtime.shapes import BlockLayout
 from causvid.wan.formats.configs import mismatches, missing_keys, stride_problems, token_shape
@@ -64,6 +65,11 @@ def problems(profile: Profile) -> Iterator[str]:
             f"train_causal_teacher.steps is {profile.train_causal_teacher.steps} and model.frames_per_block is null; "
             "a causal teacher is trained block by block: set model.frames_per_block to a number of latent frames, or "
             "set train_causal_teacher.steps to 0"
+        )
+    if profile.train_dmd.inputs == Inputs.TRUNCATED_ROLLOUT and not model.frames_per_block:
+        yield (
+            f"train_dmd.inputs is {Inputs.TRUNCATED_ROLLOUT} and model.frames_per_block is null; a bidirectional "
+            f"student has no KV cache at which gradients could stop: set train_dmd.inputs to {Inputs.ROLLOUT}"
         )
     yield from _batch_problems(profile)
 

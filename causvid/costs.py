@@ -143,10 +143,15 @@ class Clip:
         pairs = self.block_tokens**2 * self.layout.blocks * (self.layout.blocks + 1) // 2
         return self.transformer.forward(self.tokens, pairs, self.text_tokens)
 
-    def block_pass(self, block: int) -> float:
-        """Return the FLOPs of a forward pass over one block. The earlier blocks and the prompt are in the cache."""
+    def block_pass(self, block: int, *, text_cached: bool = True) -> Flops:
+        """Return the FLOPs of a forward pass over one block. The earlier blocks are in the cache.
+
+        Args:
+            block: Index of the block.
+            text_cached: Whether the prompt is in the cache, as in passes without a gradient.
+        """
         pairs = self.block_tokens**2 * (block + 1)
-        return self.transformer.forward(self.block_tokens, pairs, self.text_tokens, text_cached=True).forward
+        return self.transformer.forward(self.block_tokens, pairs, self.text_tokens, text_cached=text_cached)
 
 
 @dataclass(frozen=True, kw_only=True)

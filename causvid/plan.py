@@ -141,7 +141,7 @@ class Plan:
         Every block needs one forward pass per step. Every block except the last needs one more forward pass, which
         writes the block into the cache.
         """
-        passes = [self.clip.block_pass(block) for block in range(self.layout.blocks)]
+        passes = [self.clip.block_pass(block).forward for block in range(self.layout.blocks)]
         text = self.transformer.forward(0, 0, self.text_tokens).forward
         return text + (steps + 1) * sum(passes) - passes[-1]
 

@@ -173,7 +173,7 @@ def test_counts_of_the_published_wan_model(wan: Plan) -> None:
 def test_flops_of_one_block(wan: Plan) -> None:
     """Compare the FLOPs of forward passes with a KV cache for each of the seven blocks."""
     expected = (16.18, 20.22, 24.26, 28.30, 32.33, 36.37, 40.41)
-    assert [wan.clip.block_pass(block) / TERA for block in range(7)] == pytest.approx(expected, abs=0.03)
+    assert [wan.clip.block_pass(block).forward / TERA for block in range(7)] == pytest.approx(expected, abs=0.03)
 
 
 def test_flops_of_training_samples(wan: Plan) -> None:
@@ -196,7 +196,8 @@ def test_flops_of_training_samples(wan: Plan) -> None:
 def test_flops_and_memory_of_rollouts(wan: Plan) -> None:
     """Three denoising steps give one step before the exit step on average in a causal rollout, and two otherwise.
 
-    A causal student also writes six of its seven blocks into the KV cache.
+    A causal student also writes six of its seven blocks into the KV cache. Unless the rollout is truncated, these passes
+    have a gradient.
     """
 
     def changed(**changes: object) -> Plan:
@@ -207,13 +208,13 @@ def test_flops_and_memory_of_rollouts(wan: Plan) -> None:
 
     whole = changed(model__frames_per_block=None)
     rollouts = [
-        changed(train_dmd__inputs="rollout", model__frames_per_block=per_block)
-        for per_block in (wan.layout.frames_per_block, None)
+        changed(train_dmd__inputs="truncated_rollout"),
+        changed(train_dmd__inputs="rollout", model__frames_per_block=None),
     ]
     for rollout, clips, more in zip(rollouts, (wan, whole), (198.07 + 157.66, 2 * 283.0), strict=True):
         assert (rollout.dmd.student - clips.dmd.student) / TERA == pytest.approx(more, abs=0.3)
         assert (rollout.dmd.critic - clips.dmd.critic) / TERA == pytest.approx(more, abs=0.3)
-    shared = changed(train_dmd__inputs="rollout", train_dmd__share_samples=True)
+    shared = changed(train_dmd__inputs="truncated_rollout", train_dmd__share_samples=True)
     sample = 198.07 * 2 + 157.66
     assert shared.dmd.critic / TERA == pytest.approx(sample / 5 + 949.4, abs=0.3)
     memory = [next(row.memory for row in each.rows() if row.stage == "train_dmd") for each in (shared, rollouts[0])]
@@ -222,6 +223,12 @@ def test_flops_and_memory_of_rollouts(wan: Plan) -> None:
     assert (rollouts[0].dmd.student - shared.dmd.student) / TERA == pytest.approx(sample, abs=0.3)
     caches = [each.dmd.rollout_cache(each.workers) for each in (wan, whole, *rollouts)]
     assert caches == [0, 0, 2 * wan.kv_cache(), 0]  # each worker has one clip, in float32 instead of bfloat16
+    through = changed(train_dmd__inputs="rollout")
+    context = sum(wan.clip.block_pass(block, text_cached=False).backward for block in range(6))
+    assert through.dmd.student - rollouts[0].dmd.student == pytest.approx(context)
+    assert through.dmd.critic == rollouts[0].dmd.critic
+    activations = through.dmd.rollout_cache(through.workers) - caches[2]
+    assert activations == pytest.approx(through.kept("full") * 6 / 7)
 
 
 def test_flops_of_the_vae(wan: Plan) -> None:
@@ -269,7 +276,7 @@ def test_number_of_student_updates_with_critic_only_steps(shares: bool, turns: i
 def test_the_causal_teacher_generates_block_by_block_with_guidance(wan: Plan) -> None:
     """Each of 7 blocks takes 50 steps, and 6 blocks enter the cache. Guidance doubles all passes and the cache."""
     rows = {row.stage: row for row in wan.rows()}
-    passes = [wan.clip.block_pass(block) for block in range(7)]
+    passes = [wan.clip.block_pass(block).forward for block in range(7)]
     text = wan.transformer.forward(0, 0, wan.text_tokens).forward
     expected = 2 * (text + 51 * sum(passes) - passes[-1]) + wan.vae.decode(21)
     assert wan.causal_teacher_clip(5.0) == pytest.approx(expected)
@@ -375,6 +382,10 @@ def _change_both(*changes: Callable[[dict[str, Any]], None]) -> Callable[[dict[s
         (
             _change_both(_change("train_causal_teacher.steps", 5), _change("model.frames_per_block", None)),
             ["train_causal_teacher.steps is 5", "model.frames_per_block is null"],
+        ),
+        (
+            _change_both(_change("train_dmd.inputs", "truncated_rollout"), _change("model.frames_per_block", None)),
+            ["train_dmd.inputs is truncated_rollout", "set train_dmd.inputs to rollout"],
         ),
         (_change("sample.rollouts", 1000), ["sample.rollouts", "sample.videos"]),
         (_change("report.rows", 1000), ["report.rows", "sample.videos"]),

@@ -16,11 +16,14 @@ from causvid.training.run import TrainingConfig
 class Inputs(StrEnum):
     """Input of the student in training.
 
-    DATA means real clips with added noise. ROLLOUT means states of the student's sampler, which starts from noise.
+    DATA means real clips with added noise. ROLLOUT and TRUNCATED_ROLLOUT mean states of the student's sampler, which
+    starts from noise. In a ROLLOUT of a causal student, the gradient of a block flows through the KV cache to the
+    earlier blocks. In a TRUNCATED_ROLLOUT, it stops at the cache (Self-Forcing, arXiv 2506.08009).
     """
 
     DATA = "data"
     ROLLOUT = "rollout"
+    TRUNCATED_ROLLOUT = "truncated_rollout"
 
 
 @dataclass(frozen=True, kw_only=True)

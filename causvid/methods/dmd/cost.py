@@ -30,12 +30,12 @@ class DmdCost:
     @property
     def rolls_out(self) -> bool:
         """Whether the student is causal and generates its training clips block by block."""
-        return self.causal and self.config.inputs == Inputs.ROLLOUT
+        return self.causal and self.config.inputs != Inputs.DATA
 
     @property
     def student(self) -> float:
         """FLOPs of a student update: both scores, the backward pass, and samples that are not shared."""
-        update = self.clip.causal.training - self.clip.causal.forward + self._scores
+        update = self.clip.causal.backward + self._context_backward + self._scores
         return update if self.config.turns.shared else update + self._samples
 
     @property
@@ -83,12 +83,16 @@ class DmdCost:
         return trained + frozen * workers.weights + adapter + self.rollout_cache(workers)
 
     def rollout_cache(self, workers: Workers) -> float:
-        """Return the bytes of the float32 KV cache for the rollout of one micro-batch on one worker."""
+        """Return the bytes of the float32 KV cache for the rollout of one micro-batch on one worker.
+
+        If gradients flow through the cache, the activations of the context passes are included.
+        """
         if not self.rolls_out:
             return 0.0
         at_once = workers.count * self._student_micro_batches(workers.micro_batches)
-        clips = max(1, self.config.batch_size // at_once)
-        return clips * self.clip.transformer.kv_cache_bytes(self.clip.tokens, SINGLE)
+        clips, blocks = max(1, self.config.batch_size // at_once), self.clip.layout.blocks
+        activations = workers.kept * (blocks - 1) / blocks if self._trains_context else 0.0
+        return clips * (self.clip.transformer.kv_cache_bytes(self.clip.tokens, SINGLE) + activations)
 
     def _student_micro_batches(self, count: int) -> int:
         """Return the number of micro-batches in a student update, if other updates have ``count`` micro-batches."""
@@ -103,7 +107,7 @@ class DmdCost:
         passes = 1.0  # forward passes for one batch of samples
         if self.rolls_out:
             passes = self.clip.layout.blocks * (before / 2 + 2) - 1
-        elif self.config.inputs == Inputs.ROLLOUT:
+        elif self.config.inputs != Inputs.DATA:
             passes += before
         return turns.batches(steps) * passes + 2 * turns.student_updates(steps)
 
@@ -115,11 +119,24 @@ class DmdCost:
         if self.rolls_out:
             # A rollout exits at a random step, on average after half of the steps before the last. Every block except
             # the last block then enters the cache.
-            passes = [self.clip.block_pass(block) for block in range(self.clip.layout.blocks)]
+            passes = [self.clip.block_pass(block).forward for block in range(self.clip.layout.blocks)]
             samples += before / 2 * sum(passes) + sum(passes[:-1])
-        elif self.config.inputs == Inputs.ROLLOUT:
+        elif self.config.inputs != Inputs.DATA:
             samples += before * self.clip.causal.forward
         return samples
+
+    @property
+    def _trains_context(self) -> bool:
+        """Whether the passes that write a block into the cache have a gradient."""
+        return self.causal and self.config.inputs == Inputs.ROLLOUT
+
+    @cached_property
+    def _context_backward(self) -> float:
+        """FLOPs of the backward passes of the context passes. The last block has no context pass."""
+        if not self._trains_context:
+            return 0.0
+        blocks = range(self.clip.layout.blocks - 1)
+        return sum(self.clip.block_pass(block, text_cached=False).backward for block in blocks)
 
     @property
     def _scored(self) -> Flops:

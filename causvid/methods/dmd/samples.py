@@ -135,6 +135,7 @@ class Rollout:
     """Generate clips with a causal student, block by block from noise and KV cache (Self-Forcing algorithm 1)."""
 
     needs_latents: ClassVar[bool] = False
+    truncated: ClassVar[bool] = False  # whether the gradient stops at the KV cache
 
     def __init__(self, run: DmdRun, student: Trainee) -> None:
         self.run, self.student = run, student
@@ -153,6 +154,7 @@ class Rollout:
             schedule,
             lambda frames: batch.noise(seed, f"{purpose}_renoise_{next(renoise)}", (channels, frames, *size)),
             int(exit_step),
+            truncated=self.truncated,
         )
 
     def noisy(self, batch: Batch, purpose: str) -> torch.Tensor:
@@ -161,8 +163,16 @@ class Rollout:
         return torch.ones(len(batch.latents), frames, dtype=torch.bool, device=device)
 
 
+class TruncatedRollout(Rollout):
+    """Generate the same clips as ``Rollout``, but with a gradient that stops at the KV cache."""
+
+    truncated: ClassVar[bool] = True
+
+
 def source_class(run: DmdRun) -> type[Noised] | type[Rollout]:
     """Choose the class that generates samples from ``train_dmd.inputs`` and the kind of student."""
     if run.config.inputs == Inputs.DATA:
         return Noised
-    return Simulated if run.record.frames_per_block is None else Rollout
+    if run.record.frames_per_block is None:
+        return Simulated
+    return TruncatedRollout if run.config.inputs == Inputs.TRUNCATED_ROLLOUT else Rollout

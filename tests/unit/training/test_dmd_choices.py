@@ -178,18 +178,22 @@ def test_all_blocks_and_samples_of_an_iteration_share_the_exit_step(
     assert student != critic
 
 
-def test_one_forward_pass_for_each_block_of_a_causal_rollout_has_a_gradient(
-    kinds: dict[str, Any], tmp_path: Path
+@pytest.mark.parametrize(("inputs", "passes"), [("rollout", 3), ("truncated_rollout", 2)])
+def test_one_pass_for_each_block_of_a_causal_rollout_has_a_gradient_and_so_has_the_context_pass(
+    kinds: dict[str, Any], tmp_path: Path, inputs: str, passes: int
 ) -> None:
-    """The update of the student trains all weights. The update of the critic needs no gradient of the student."""
-    step = kinds["dmd"].step(kinds["dmd"].new_run(tmp_path, inputs="rollout"))
+    """The update of the student trains all weights. The update of the critic needs no gradient of the student.
+
+    In a truncated rollout, the context pass of the first block has no gradient.
+    """
+    step = kinds["dmd"].step(kinds["dmd"].new_run(tmp_path, inputs=inputs))
     trained: list[bool] = []
     step.student.model.register_forward_hook(lambda _, __, out: trained.append(out[0].requires_grad))
     before = {name: parameter.detach().clone() for name, parameter in step.student.model.named_parameters()}
     step(0)
     assert not any(trained)
     step(1)
-    assert sum(trained) == 2
+    assert sum(trained) == passes
     assert not any(torch.equal(parameter, before[name]) for name, parameter in step.student.model.named_parameters())
 
 

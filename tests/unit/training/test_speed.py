@@ -27,6 +27,7 @@ from causvid.wan.costs import Transformer
         ("dmd", {}),
         ("dmd", {"guidance_scale": 1.0}),
         ("dmd", {"inputs": "rollout"}),
+        ("dmd", {"inputs": "truncated_rollout"}),
         ("dmd_sharing_samples", {"inputs": "rollout"}),
     ],
 )

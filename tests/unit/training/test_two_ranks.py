@@ -100,6 +100,7 @@ def test_a_single_process_shares_nothing() -> None:
         ("ode", None),
         ("dmd", "data"),
         ("dmd", "rollout"),
+        ("dmd", "truncated_rollout"),
         ("dmd_sharing_samples", "data"),
         ("dmd_sharing_samples", "rollout"),
         ("dmd_lora_critic", "data"),

@@ -71,17 +71,6 @@ def problems(profile: Profile) -> Iterator[str]:
             f"train_dmd.inputs is {Inputs.TRUNCATED_ROLLOUT} and model.frames_per_block is null; a bidirectional "
             f"student has no KV cache at which gradients could stop: set train_dmd.inputs to {Inputs.ROLLOUT}"
         )
-    compute = profile.compute
-    if (
-        profile.train_dmd.inputs == Inputs.ROLLOUT
-        and compute.shard_weights
-        and compute.gradient_checkpointing == "none"
-    ):
-        yield (
-            f"compute.shard_weights is true, compute.gradient_checkpointing is none and train_dmd.inputs is "
-            f"{Inputs.ROLLOUT}; sharded weights are not in memory in the backward pass of a rollout: set "
-            f"compute.gradient_checkpointing to selective, or train_dmd.inputs to {Inputs.TRUNCATED_ROLLOUT}"
-        )
     yield from _batch_problems(profile)
 
 

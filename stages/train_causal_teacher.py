@@ -52,10 +52,16 @@ class TrainCausalTeacher(Stage):
         inputs = {"latents": self.latents, "prompts": self.prompts, "start": self.teacher}
         run = new_run(stage, self.config, record, seed=self.seed, precision=self.precision, inputs=inputs)
         carry_out(train_teacher, run, stage)
-        bidirectional = "frames_per_block" not in saved_config(found or self.teacher, "transformer")
         start = self.config.init.source("transformer", default=self.teacher)
-        stage.report({"start": start, "untrained": bidirectional and not self.config.steps})
+        stage.report({"start": start, "model": self._model(found or self.teacher)})
         publish(run, stage, out=self.out, curve=self.curve)
+
+    def _model(self, start: Path) -> str:
+        """Return whether the resulting model is bidirectional, a converted bidirectional model, or a causal teacher."""
+        if self.frames_per_block is None:
+            return "bidirectional"
+        is_causal = "frames_per_block" in saved_config(start, "transformer")
+        return "causal" if is_causal or self.config.steps else "converted"
 
 
 main = command(TrainCausalTeacher)

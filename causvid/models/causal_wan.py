@@ -1,4 +1,4 @@
-"""The module under whose name exported pipelines list the class of the causal student.
+"""The module under whose name exported pipelines list the class of the causal transformer.
 
 diffusers loads a class from the module that model_index.json names, so this name must not change. The module must
 already be imported, and must contain the base class ``ModelMixin``, by which diffusers recognises a model.

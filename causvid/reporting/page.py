@@ -136,7 +136,7 @@ class Content:
         if student is None or causal is None:
             return ""
         start = student["start"]
-        if start == causal_teacher and causal["untrained"]:
+        if start == causal_teacher and causal["model"] != "causal":
             start = causal["start"]
         sentences = {
             teacher: "The student starts from the weights of the bidirectional teacher, as in the paper.",
@@ -144,12 +144,13 @@ class Content:
             "start is not the paper's: the student of the paper starts from the weights of the bidirectional teacher.",
         }
         said = sentences.get(start, f"The student starts from {start}.")
-        if causal["untrained"]:
-            said += (
-                " The causal teacher in the tables is not trained: it is a causal model with the bidirectional weights "
-                f"of {causal['start']}."
-            )
-        return said
+        notes = {
+            "converted": " The causal teacher in the tables is not trained: it is a causal model with the weights of a "
+            f"bidirectional model, {causal['start']}.",
+            "bidirectional": " All models are bidirectional, also the causal teacher in the tables, because "
+            "model.frames_per_block is null.",
+        }
+        return said + notes.get(causal["model"], "")
 
     def tables(self) -> list[Table]:
         """Return the tables that have rows, in the order of the page."""

@@ -387,14 +387,6 @@ def _change_both(*changes: Callable[[dict[str, Any]], None]) -> Callable[[dict[s
             _change_both(_change("train_dmd.inputs", "truncated_rollout"), _change("model.frames_per_block", None)),
             ["train_dmd.inputs is truncated_rollout", "set train_dmd.inputs to rollout"],
         ),
-        (
-            _change_both(
-                _change("train_dmd.inputs", "rollout"),
-                _change("compute.shard_weights", True),
-                _change("compute.gradient_checkpointing", "none"),
-            ),
-            ["compute.shard_weights is true", "set compute.gradient_checkpointing to selective"],
-        ),
         (_change("sample.rollouts", 1000), ["sample.rollouts", "sample.videos"]),
         (_change("report.rows", 1000), ["report.rows", "sample.videos"]),
         (_change("compute.workers", 3), ["train_dmd.batch_size", "compute.workers 3"]),

@@ -132,7 +132,10 @@ class Simulated(Noised):
 
 
 class Rollout:
-    """Generate clips with a causal student, block by block from noise and KV cache (Self-Forcing algorithm 1)."""
+    """Generate clips with a causal student, block by block from noise and KV cache.
+
+    The rollout is that of Self-Forcing (arXiv 2506.08009, algorithm 1), but gradients also flow through the cache.
+    """
 
     needs_latents: ClassVar[bool] = False
     truncated: ClassVar[bool] = False  # whether the gradient stops at the KV cache
@@ -164,7 +167,7 @@ class Rollout:
 
 
 class TruncatedRollout(Rollout):
-    """Generate the same clips as ``Rollout``, but with a gradient that stops at the KV cache."""
+    """Generate the same clips as ``Rollout``, but with a gradient that stops at the KV cache, as in Self-Forcing."""
 
     truncated: ClassVar[bool] = True
 

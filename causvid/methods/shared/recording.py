@@ -167,7 +167,7 @@ def check_origin(start: Path | None, record: TrainingRecord, *, stage: str, step
     differences = theirs.differences(record.values())
     if not _share_latents(theirs, record):
         differences.append(OTHER_VAE)
-    # A causal student may start from a bidirectional teacher.
+    # A causal model may start from a bidirectional teacher.
     wrong = [it for it in differences if not it.startswith("model.frames_per_block")]
     if wrong and not steps:
         raise ValueError(

@@ -12,7 +12,8 @@ from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_a
 from diffusers.models.transformers.transformer_wan import WanAttention
 
 from causvid.wan.transformer.flex_attention import block_causal_flex
-from causvid.wan.transformer.kv_cache import Layer, Slot
+from causvid.wan.transformer.kv_cache import LayerCache, Slot
+from causvid.wan.transformer.kv_history import KeysValues
 from causvid.wan.transformer.rope import Rotary, rotate
 
 
@@ -31,10 +32,10 @@ class BlockCausalAttnProcessor:
         rotary_emb: Rotary | None = None,
         *,
         block_tokens: int,
-        cache: Layer | None = None,
+        cache: LayerCache | tuple[KeysValues, ...] | None = None,
         slot: Slot | None = None,
         key_rotary: Rotary | None = None,
-    ) -> torch.Tensor:
+    ) -> torch.Tensor | tuple[torch.Tensor, KeysValues]:
         """Attend each block to itself and to all earlier blocks.
 
         Args:
@@ -44,17 +45,25 @@ class BlockCausalAttnProcessor:
             attention_mask: Not used.
             rotary_emb: Rotary table for the tokens in ``hidden_states``.
             block_tokens: Number of tokens in a block.
-            cache: Keys and values of earlier blocks. Those of the current block are written into the cache.
+            cache: Keys and values of earlier blocks: a cache, into which those of the current block are written, or a
+                tuple from a history.
             slot: Position of the block in ``cache``.
             key_rotary: Rotary table for all keys that the block attends to; the cache then contains keys before the
                 rotation. None = ``rotary_emb`` rotates the keys of the block before they enter the cache.
+
+        Returns:
+            The tokens [B, tokens, dim]. If ``cache`` is a tuple, also the keys and values of the block.
         """
         assert rotary_emb is not None
         query = rotate(_heads(attn, attn.norm_q(attn.to_q(hidden_states))), rotary_emb)
         key = _heads(attn, attn.norm_k(attn.to_k(hidden_states)))
         key = rotate(key, rotary_emb) if key_rotary is None else key
         value = _heads(attn, attn.to_v(hidden_states))
-        if cache is not None:
+        if isinstance(cache, tuple):
+            block = KeysValues(key, value)
+            key, value = (torch.cat(parts, dim=1) for parts in zip(*cache, block, strict=True))
+            out = self._attend(query, key, value)
+        elif cache is not None:
             assert slot is not None
             key, value = cache.write(slot, key, value)
             out = self._attend(query, key if key_rotary is None else rotate(key, key_rotary), value)
@@ -64,7 +73,8 @@ class BlockCausalAttnProcessor:
             ends = range(block_tokens, query.shape[1] + 1, block_tokens)
             blocks = [self._attend(query[:, end - block_tokens : end], key[:, :end], value[:, :end]) for end in ends]
             out = torch.cat(blocks, dim=1)
-        return _project_out(attn, out.flatten(2, 3).type_as(query))
+        tokens = _project_out(attn, out.flatten(2, 3).type_as(query))
+        return (tokens, block) if isinstance(cache, tuple) else tokens
 
     def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         return dispatch_attention_fn(query, key, value, backend=_maskless(self._attention_backend))
@@ -87,7 +97,7 @@ class CachedTextAttnProcessor:
         attention_mask: None = None,
         rotary_emb: None = None,
         *,
-        cache: Layer | None = None,
+        cache: LayerCache | None = None,
     ) -> torch.Tensor:
         """Attend ``hidden_states`` [B, tokens, dim] to the prompt [B, L, dim]."""
         query = _heads(attn, attn.norm_q(attn.to_q(hidden_states)))

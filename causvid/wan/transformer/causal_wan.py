@@ -20,8 +20,8 @@ from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 from diffusers.utils import apply_lora_scale
 
 from causvid.wan.transformer.causal_attention import BlockCausalAttnProcessor, CachedTextAttnProcessor
-from causvid.wan.transformer.kv_cache import KVCache, Layer, Slot, Window
-from causvid.wan.transformer.kv_history import LayerHistory
+from causvid.wan.transformer.kv_cache import KVCache, LayerCache, Slot, Window
+from causvid.wan.transformer.kv_history import KeysValues, LayerHistory
 from causvid.wan.transformer.lora_files import load_lora_adapter
 from causvid.wan.transformer.rope import Rotary, rotary_embedding
 
@@ -41,10 +41,10 @@ class CausalWanTransformerBlock(WanTransformerBlock):
         temb: torch.Tensor,
         rotary_emb: Rotary,
         block_tokens: int,
-        cache: Layer | None = None,
+        cache: LayerCache | tuple[KeysValues, ...] | None = None,
         slot: Slot | None = None,
         key_rotary: Rotary | None = None,
-    ) -> torch.Tensor:
+    ) -> torch.Tensor | tuple[torch.Tensor, KeysValues]:
         """Apply the layer.
 
         Args:
@@ -53,9 +53,13 @@ class CausalWanTransformerBlock(WanTransformerBlock):
             temb: Modulation [B, F, 6, D].
             rotary_emb: Rotary table for the tokens.
             block_tokens: Number of tokens in a block.
-            cache: KV cache of this layer; the tokens are then one block. None = the tokens are all blocks of a video.
+            cache: KV cache of this layer, or the earlier blocks in its history; the tokens are then one block. None =
+                the tokens are all blocks of a video.
             slot: Position of the block in ``cache``.
             key_rotary: Rotary table for the keys in ``cache``; None = the cache contains rotated keys.
+
+        Returns:
+            The tokens [B, F P, D]. If ``cache`` is a tuple, also the keys and values of the block.
         """
         frames = temb.shape[1]
         rows = (self.scale_shift_table + temb.float()).unsqueeze(2).unbind(3)  # six tensors [B, F, 1, D]
@@ -66,14 +70,17 @@ class CausalWanTransformerBlock(WanTransformerBlock):
         attended = self.attn1(
             normed, None, None, rotary_emb, block_tokens=block_tokens, cache=cache, slot=slot, key_rotary=key_rotary
         )
+        attended, block = attended if isinstance(cache, tuple) else (attended, None)
         hidden_states = (x + _gate(attended, gate, frames)).type_as(hidden_states)
 
         normed = self.norm2(hidden_states.float()).type_as(hidden_states)
-        hidden_states = hidden_states + self.attn2(normed, encoder_hidden_states, cache=cache)
+        text_cache = None if isinstance(cache, tuple) else cache
+        hidden_states = hidden_states + self.attn2(normed, encoder_hidden_states, cache=text_cache)
 
         x = hidden_states.float()
         normed = _modulate(self.norm3(x), ffn_scale, ffn_shift, frames).type_as(hidden_states)
-        return (x + _gate(self.ffn(normed).float(), ffn_gate, frames)).type_as(hidden_states)
+        hidden_states = (x + _gate(self.ffn(normed).float(), ffn_gate, frames)).type_as(hidden_states)
+        return hidden_states if block is None else (hidden_states, block)
 
 
 class CausalWanTransformer3DModel(WanTransformer3DModel):
@@ -108,9 +115,11 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         frames_per_block: int = 3,
     ) -> None:
         if patch_size[0] != 1:
-            raise ValueError(f"patch_size is {patch_size}; a causal student needs one latent frame per patch in time")
+            raise ValueError(
+                f"patch_size is {patch_size}; a causal transformer needs one latent frame per patch in time"
+            )
         if image_dim is not None or added_kv_proj_dim is not None:
-            raise ValueError("image_dim and added_kv_proj_dim must be null: the causal student is text-to-video")
+            raise ValueError("image_dim and added_kv_proj_dim must be null: the causal transformer is text-to-video")
         super().__init__(
             patch_size=patch_size,
             num_attention_heads=num_attention_heads,
@@ -227,12 +236,15 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         x = self.patch_embedding(hidden_states).flatten(2).transpose(1, 2).contiguous()
         block_tokens = block_frames * self._frame_tokens(height, width)
         for index, block in enumerate(self.blocks):
-            cache = kv_cache.layers[index] if kv_cache is not None else None
+            layer = kv_cache.layers[index] if kv_cache is not None else None
+            history = layer if isinstance(layer, LayerHistory) else None
+            cache = history.earlier(slot) if history is not None else layer
             arguments = (x, text, modulation, rotary_emb, block_tokens, cache, slot, key_rotary)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                x = self._gradient_checkpointing_func(block, *arguments)
+                result = self._gradient_checkpointing_func(block, *arguments)
             else:
-                x = block(*arguments)
+                result = block(*arguments)
+            x = history.store(slot, *result) if history is not None else result
         shift, scale = (self.scale_shift_table + temb.unsqueeze(2)).unsqueeze(2).unbind(3)  # two tensors [B, F, 1, D]
         x = _modulate(self.norm_out(x.float()), scale, shift, frames).type_as(x)
         sample = self._unpatchify(self.proj_out(x), frames, height, width)

@@ -5,28 +5,21 @@ the first frames (the sink; StreamingLLM, arXiv 2309.17453) and a ring buffer of
 block overwrites the oldest block. The position of a key in the window changes during the video. Therefore keys are
 stored before the rotation, and are rotated when they are read.
 
-Only forward passes without gradients write into the cache. A forward pass with gradients only reads the cache.
-Therefore cached tensors never have a gradient, and a backward pass never needs an overwritten tensor.
-``kv_history.LayerHistory`` replaces the memory of a layer if gradients flow through the cache.
+Only forward passes without gradients write into a ``LayerCache``. A forward pass with gradients only reads it.
+Therefore its tensors never have a gradient, and a backward pass never needs an overwritten tensor. If gradients flow
+through the cache, a ``LayerHistory`` replaces it (``kv_history.py``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
-
-class Layer(Protocol):
-    """The keys and values that one layer remembers."""
-
-    text: tuple[torch.Tensor, torch.Tensor] | None  # keys and values of the cross-attention [B, L, heads, head_dim]
-
-    def write(self, slot: Slot, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store the keys and values of a block, and return those of all blocks that this block attends to."""
-        ...
+if TYPE_CHECKING:
+    from causvid.wan.transformer.kv_history import LayerHistory
 
 
 @dataclass
@@ -153,7 +146,7 @@ class KVCache:
         window: Latent frames that are kept; None = all latent frames of the video.
     """
 
-    layers: Sequence[Layer]
+    layers: Sequence[LayerCache | LayerHistory]
     frame_tokens: int
     window: Window | None
 

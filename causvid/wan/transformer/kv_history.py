@@ -1,32 +1,59 @@
-"""Keys and values of finished blocks together with their graphs, for training through a rollout."""
+"""Keys and values of finished blocks together with their graphs, for training through a rollout.
+
+A layer of the transformer receives the keys and values of earlier blocks as arguments, and returns those of its block.
+Gradient checkpointing and FSDP2 handle them like all other inputs and outputs of the layer. A layer that is computed
+again in the backward pass therefore does not change the history.
+"""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 
 from causvid.wan.transformer.kv_cache import Slot
 
 
-class LayerHistory:
-    """The keys and values of one layer, in one pair of tensors per block.
-
-    Unlike ``LayerCache``, the history is never changed in place: a later call with the same block replaces its tensors,
-    and earlier graphs keep the old ones. Gradients therefore flow from a block to all earlier blocks. This class is no
-    dataclass, because FSDP2 copies dataclasses among the arguments of a module, and a block would enter the copy.
+class KeysValues(NamedTuple):
+    """Keys and values of the self-attention of one layer, for one block.
 
     Attributes:
-        blocks: Keys and values of the self-attention [B, tokens, heads, head_dim], by the first token of the block.
-        text: Keys and values of the cross-attention [B, L, heads, head_dim]; None until they are computed.
+        keys: Keys [B, tokens, heads, head_dim], after the rotation.
+        values: Values [B, tokens, heads, head_dim].
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+
+class LayerHistory:
+    """The keys and values of one layer.
+
+    Unlike ``LayerCache``, the history is never changed in place: a later call with the same block replaces its tensors,
+    and earlier graphs keep the old ones. Gradients therefore flow from a block to all earlier blocks.
     """
 
     def __init__(self) -> None:
-        self.blocks: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self.text: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.blocks: dict[int, KeysValues] = {}
 
-    def write(self, slot: Slot, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store a block, and return all keys and values that the block attends to: earlier blocks, then the block."""
-        self.blocks[slot.start] = keys, values
-        starts = sorted(start for start in self.blocks if start <= slot.start)
-        keys, values = (torch.cat(parts, dim=1) for parts in zip(*(self.blocks[it] for it in starts), strict=True))
-        assert keys.shape[1] == slot.seen, f"blocks {starts} have {keys.shape[1]} tokens, not {slot.seen}"
-        return keys, values
+    def earlier(self, slot: Slot | None) -> tuple[KeysValues, ...]:
+        """Return the keys and values of all blocks before ``slot``, in their order.
+
+        Raises:
+            ValueError: An earlier block is missing.
+        """
+        assert slot is not None
+        blocks = tuple(self.blocks[start] for start in sorted(self.blocks) if start < slot.start)
+        tokens = sum(block.keys.shape[1] for block in blocks)
+        if tokens != slot.start:
+            raise ValueError(
+                f"a block starts at token {slot.start}, and the history has {tokens} earlier tokens; call the model "
+                "with the blocks in their order"
+            )
+        return blocks
+
+    def store(self, slot: Slot | None, hidden_states: torch.Tensor, block: KeysValues) -> torch.Tensor:
+        """Store the keys and values of the block at ``slot``, and return ``hidden_states``, the tokens of the block."""
+        assert slot is not None
+        self.blocks[slot.start] = block
+        return hidden_states

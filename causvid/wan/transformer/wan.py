@@ -90,7 +90,7 @@ def load_start(folder: Path, frames_per_block: int | None) -> WanTransformer3DMo
         return as_causal(model, frames_per_block)
     found = f"the initial weights in {folder} are a causal model with frames_per_block {has}"
     if frames_per_block is None:
-        raise ValueError(f"{found}; this training needs a bidirectional model: choose another init")
+        raise ValueError(f"{found}; this training needs a bidirectional model: choose a bidirectional model as init")
     raise ValueError(
         f"{found}; model.frames_per_block is {frames_per_block}: set model.frames_per_block to {has}, or choose "
         "another init"

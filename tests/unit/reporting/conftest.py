@@ -59,7 +59,7 @@ def reports(tmp_path: Path) -> Path:
         "resample": {"kept": 9, "rejected": 3, "rejected_by_code": {"too_short": 2, "unreadable": 1}, "key": "b"},
         "train_vae": {"psnr_db": 28.61, "steps": 1500, "loss": 0.00123456},
         "train_teacher": {"steps": 1600, "loss": 0.5},
-        "train_causal_teacher": {"steps": 0, "start": "weights/causal", "untrained": False},
+        "train_causal_teacher": {"steps": 0, "start": "weights/causal", "model": "causal"},
         "train_ode_init": {"steps": 600, "loss": 0.25, "start": "data/checkpoints/causal_teacher"},
         "train_dmd": {"steps": 400, "critic_loss": 0.5},
         "generate_ode_pairs": {"pairs": 896},

@@ -118,11 +118,11 @@ def test_a_stage_runs_with_the_params_of_the_training(stage: str, data: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("init", "steps", "untrained"),
-    [(None, 0, True), (None, 1, False), ("teacher", 0, True), ("causal_teacher", 0, False)],
+    ("init", "steps", "model"),
+    [(None, 0, "converted"), (None, 1, "causal"), ("teacher", 0, "converted"), ("causal_teacher", 0, "causal")],
 )
 def test_the_metrics_say_whether_a_causal_teacher_is_trained(
-    data: Path, init: str | None, steps: int, untrained: bool
+    data: Path, init: str | None, steps: int, model: str
 ) -> None:
     models = data / "checkpoints"
     (data / "none").mkdir()
@@ -131,7 +131,12 @@ def test_the_metrics_say_whether_a_causal_teacher_is_trained(
     done = run("train_causal_teacher", data)
     assert done.exit_code == 0, done.output
     found = json.loads((data / "metrics.json").read_text())
-    assert (found["start"], found["untrained"]) == (str(models / (init or "teacher")), untrained)
+    assert (found["start"], found["model"]) == (str(models / (init or "teacher")), model)
+    if init is None and not steps:
+        write_params(data.parent, model__frames_per_block=None)
+        shutil.rmtree(data / "out")
+        assert run("train_causal_teacher", data).exit_code == 0
+        assert json.loads((data / "metrics.json").read_text())["model"] == "bidirectional"
 
 
 @pytest.mark.parametrize(

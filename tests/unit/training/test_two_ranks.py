@@ -17,6 +17,7 @@ from torch import distributed as dist
 from torch import nn
 
 from causvid.compute.device import Precision
+from causvid.compute.parallel import Checkpointing
 from causvid.methods.teacher.step import TeacherStep
 from causvid.training import distributed
 from causvid.training.trainer import train
@@ -108,9 +109,13 @@ def test_a_single_process_shares_nothing() -> None:
         ("vae", None),
     ],
 )
-@pytest.mark.parametrize("shard_weights", [False, True], ids=["replicated", "sharded"])
+@pytest.mark.parametrize(
+    ("shard_weights", "again"),
+    [(False, "none"), (True, "selective"), (True, "none")],
+    ids=["replicated", "sharded", "sharded_without_checkpointing"],
+)
 def test_two_ranks_train_like_one_process(
-    name: str, inputs: str | None, shard_weights: bool, kinds: dict[str, Any], tmp_path: Path
+    name: str, inputs: str | None, shard_weights: bool, again: Checkpointing, kinds: dict[str, Any], tmp_path: Path
 ) -> None:
     """Test every method; the VAE trains on images, is resumed, and trains on clips.
 
@@ -125,7 +130,6 @@ def test_two_ranks_train_like_one_process(
         changes |= {"image_steps": 2}
     alone, together = (kinds[name].new_run(tmp_path / place, steps=6, **changes) for place in ("alone", "together"))
     if name != "vae":
-        again = "selective" if shard_weights else "none"
         together = replace(
             together,
             compute=replace(

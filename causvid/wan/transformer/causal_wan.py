@@ -236,19 +236,34 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         x = self.patch_embedding(hidden_states).flatten(2).transpose(1, 2).contiguous()
         block_tokens = block_frames * self._frame_tokens(height, width)
         for index, block in enumerate(self.blocks):
-            layer = kv_cache.layers[index] if kv_cache is not None else None
-            history = layer if isinstance(layer, LayerHistory) else None
-            cache = history.earlier(slot) if history is not None else layer
-            arguments = (x, text, modulation, rotary_emb, block_tokens, cache, slot, key_rotary)
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                result = self._gradient_checkpointing_func(block, *arguments)
-            else:
-                result = block(*arguments)
-            x = history.store(slot, *result) if history is not None else result
+            cache = kv_cache.layers[index] if kv_cache is not None else None
+            x = self._apply_layer(block, cache, slot, key_rotary, x, text, modulation, rotary_emb, block_tokens)
         shift, scale = (self.scale_shift_table + temb.unsqueeze(2)).unsqueeze(2).unbind(3)  # two tensors [B, F, 1, D]
         x = _modulate(self.norm_out(x.float()), scale, shift, frames).type_as(x)
         sample = self._unpatchify(self.proj_out(x), frames, height, width)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    def _apply_layer(
+        self,
+        layer: torch.nn.Module,
+        cache: LayerCache | LayerHistory | None,
+        slot: Slot | None,
+        key_rotary: Rotary | None,
+        *arguments: Any,
+    ) -> torch.Tensor:
+        """Apply a layer to ``arguments``, the first arguments of its forward, and update its ``cache``."""
+        known: LayerCache | LayerHistory | tuple[KeysValues, ...] | None = cache
+        if isinstance(cache, LayerHistory):
+            assert slot is not None
+            known = cache.earlier(slot)
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            result = self._gradient_checkpointing_func(layer, *arguments, known, slot, key_rotary)
+        else:
+            result = layer(*arguments, known, slot, key_rotary)
+        if isinstance(cache, LayerHistory):
+            assert slot is not None
+            result, cache.blocks[slot.start] = result
+        return result
 
     def _rotary(self, frames: Sequence[range], height: int, width: int) -> Rotary:
         rows, columns = height // self._patch(1), width // self._patch(2)

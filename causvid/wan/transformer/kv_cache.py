@@ -6,8 +6,8 @@ block overwrites the oldest block. The position of a key in the window changes d
 stored before the rotation, and are rotated when they are read.
 
 Only forward passes without gradients write into a ``LayerCache``. A forward pass with gradients only reads it.
-Therefore its tensors never have a gradient, and a backward pass never needs an overwritten tensor. If gradients flow
-through the cache, a ``LayerHistory`` replaces it (``kv_history.py``).
+Therefore the tensors of a ``LayerCache`` never have a gradient, and a backward pass never needs an overwritten tensor.
+For training with gradients through the cache, each layer has a ``LayerHistory`` instead (``kv_history.py``).
 """
 
 from __future__ import annotations

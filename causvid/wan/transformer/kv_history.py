@@ -31,18 +31,20 @@ class LayerHistory:
 
     Unlike ``LayerCache``, the history is never changed in place: a later call with the same block replaces its tensors,
     and earlier graphs keep the old ones. Gradients therefore flow from a block to all earlier blocks.
+
+    Attributes:
+        blocks: Keys and values of the blocks, by the first token of the block.
     """
 
     def __init__(self) -> None:
         self.blocks: dict[int, KeysValues] = {}
 
-    def earlier(self, slot: Slot | None) -> tuple[KeysValues, ...]:
+    def earlier(self, slot: Slot) -> tuple[KeysValues, ...]:
         """Return the keys and values of all blocks before ``slot``, in their order.
 
         Raises:
             ValueError: An earlier block is missing.
         """
-        assert slot is not None
         blocks = tuple(self.blocks[start] for start in sorted(self.blocks) if start < slot.start)
         tokens = sum(block.keys.shape[1] for block in blocks)
         if tokens != slot.start:
@@ -51,9 +53,3 @@ class LayerHistory:
                 "with the blocks in their order"
             )
         return blocks
-
-    def store(self, slot: Slot | None, hidden_states: torch.Tensor, block: KeysValues) -> torch.Tensor:
-        """Store the keys and values of the block at ``slot``, and return ``hidden_states``, the tokens of the block."""
-        assert slot is not None
-        self.blocks[slot.start] = block
-        return hidden_states

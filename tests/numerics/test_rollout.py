@@ -1,8 +1,8 @@
 """The rollout of DMD equals the video of the sampler, and its gradients equal those of a computation without a cache.
 
-The reference is computed by one forward pass over the clean earlier blocks and the noisy block. For truncated rollouts,
-the earlier blocks and the attention to them have no gradient. A video has 3 blocks; a block has 2 latent frames of 4 x 4
-latent pixels, which are 8 tokens.
+The reference computes each block in one forward pass, whose input is the clean earlier blocks followed by the noisy
+block. In the reference for truncated rollouts, no gradient flows to the earlier blocks. A video has 3 blocks; a block has
+2 latent frames of 4 x 4 latent pixels, which are 8 tokens.
 """
 
 from __future__ import annotations

@@ -88,6 +88,7 @@ def solve_blocks(
     return _block_by_block(model, texts, noise, denoise, schedule, context, window, sink)
 
 
+@torch.no_grad()
 def _block_by_block(
     model: CausalTransformer,
     texts: torch.Tensor,
@@ -110,8 +111,7 @@ def _block_by_block(
         if cache is None:
             cache = _make_cache(model, part, len(texts), frames, window, sink)
         if finished is not None:  # the last block is never written, because no block attends to it
-            with torch.no_grad():
-                _remember(model, texts, cache, start - per_block, finished, schedule)
+            _remember(model, texts, cache, start - per_block, finished, schedule)
         if context is not None and start < known:
             finished = context[:, :, start : start + per_block]
         else:
@@ -148,19 +148,16 @@ def rollout_with_gradient(
     Returns:
         The video [B, C, F, H, W].
     """
-    batch, _, frames, height, width = noise.shape
+    _, _, frames, height, width = noise.shape
     layout = BlockLayout(frames=frames, frames_per_block=1 if frames == 1 else student.config.frames_per_block)
-    if truncated:
-        cache = student.make_kv_cache(batch_size=batch, num_frames=frames, height=height, width=width)
-    else:
-        cache = student.make_kv_history(height=height, width=width)
+    history = student.make_kv_history(height=height, width=width)
     steps = schedule.denoising_timesteps[: exit_step + 1]
     blocks: list[torch.Tensor] = []
     for start, part in zip(layout.starts(), noise.split(layout.frames_per_block, dim=2), strict=True):
         if blocks:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not truncated):
-                _remember(student, text, cache, start - layout.frames_per_block, blocks[-1], schedule)
-        velocity = conditional(student, text, kv_cache=cache, start_frame=start)
+                _remember(student, text, history, start - layout.frames_per_block, blocks[-1], schedule)
+        velocity = conditional(student, text, kv_cache=history, start_frame=start)
         blocks.append(few_step(velocity, part, steps, lambda: draw(layout.frames_per_block)))
     return torch.cat(blocks, dim=2)
 

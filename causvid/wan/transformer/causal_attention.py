@@ -81,10 +81,7 @@ class BlockCausalAttnProcessor:
 
 
 class CachedTextAttnProcessor:
-    """Cross-attention that computes the keys and values of the prompt once for each cache.
-
-    If gradients are enabled, every forward pass computes them again, so that each pass has a separate graph.
-    """
+    """Cross-attention that computes the keys and values of the prompt once for each cache."""
 
     _attention_backend: AttentionBackendName | None = None
     _parallel_config = None
@@ -101,11 +98,11 @@ class CachedTextAttnProcessor:
     ) -> torch.Tensor:
         """Attend ``hidden_states`` [B, tokens, dim] to the prompt [B, L, dim]."""
         query = _heads(attn, attn.norm_q(attn.to_q(hidden_states)))
-        text = None if cache is None or torch.is_grad_enabled() else cache.text
+        text = None if cache is None else cache.text
         if text is None:
             key = _heads(attn, attn.norm_k(attn.to_k(encoder_hidden_states)))
             text = key, _heads(attn, attn.to_v(encoder_hidden_states))
-            if cache is not None and not torch.is_grad_enabled():
+            if cache is not None:
                 cache.text = text
         out = dispatch_attention_fn(query, *text, backend=_maskless(self._attention_backend))
         return _project_out(attn, out.flatten(2, 3).type_as(query))

@@ -168,7 +168,9 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         )
 
     def make_kv_history(self, *, height: int, width: int) -> KVCache:
-        """Create a KV cache for one video, through which gradients flow to earlier blocks.
+        """Create a KV cache for forward passes with gradients, which flow through the cache to the earlier blocks.
+
+        A block that was written under ``torch.no_grad`` stops the gradient. The cache is for one video.
 
         Args:
             height: Height in latent pixels.
@@ -198,10 +200,6 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
         """Predict the velocity.
 
-        With gradients, a cache from ``make_kv_cache`` is not written. The cached tokens that the block attends to must
-        not be changed until the backward pass, because gradient checkpointing reads these tokens again. Later blocks
-        may be written.
-
         Args:
             hidden_states: Noisy latents [B, C, F, H, W] of all blocks of a video; with ``kv_cache``, of one block.
             timestep: Timestep of each frame [B, F].
@@ -209,14 +207,16 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
             return_dict: Whether to return a ``Transformer2DModelOutput`` instead of a tuple.
             attention_kwargs: The key ``scale`` is the scale of the LoRA adapters, as in diffusers.
             kv_cache: Cache that the block attends to and is written into. The block replaces a cached block with the
-                same start. A cache with a window needs the blocks in order.
+                same start. A cache with a window needs the blocks in order. With gradients, the cache must be one of
+                ``make_kv_history``.
             start_frame: First latent frame of the block in the video.
 
         Returns:
             The velocity [B, C, F, H, W].
 
         Raises:
-            ValueError: ``timestep`` has a wrong shape, or the frames cannot be divided into blocks or exceed the cache.
+            ValueError: ``timestep`` has a wrong shape, the frames cannot be divided into blocks or exceed the cache, or
+                the cache is one of ``make_kv_cache`` and the pass has gradients.
         """
         batch, _, frames, height, width = hidden_states.shape
         if timestep.shape != (batch, frames):

@@ -5,9 +5,8 @@ the first frames (the sink; StreamingLLM, arXiv 2309.17453) and a ring buffer of
 block overwrites the oldest block. The position of a key in the window changes during the video. Therefore keys are
 stored before the rotation, and are rotated when they are read.
 
-Only forward passes without gradients write into a ``LayerCache``. A forward pass with gradients only reads it.
-Therefore the tensors of a ``LayerCache`` never have a gradient, and a backward pass never needs an overwritten tensor.
-For training with gradients through the cache, each layer has a ``LayerHistory`` instead (``kv_history.py``).
+A ``LayerCache`` is for forward passes without gradients, because a backward pass could need an overwritten tensor. In
+training rollouts, each layer has a ``LayerHistory`` instead (``kv_history.py``).
 """
 
 from __future__ import annotations
@@ -39,11 +38,8 @@ class LayerCache:
     def write(self, slot: Slot, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Write a block into its ``slot``, and return all keys and values that the block attends to.
 
-        If the keys or the values have a gradient, the cache is not changed, and the returned tensors are a copy
-        of the cache that includes the block.
-
         Raises:
-            ValueError: The block does not fit into the cache.
+            ValueError: The block does not fit into the cache, or has a gradient.
         """
         end = slot.start + keys.shape[1]
         if end > self.keys.shape[1] or keys.shape[0] != self.keys.shape[0]:
@@ -53,10 +49,9 @@ class LayerCache:
                 "with sink_frames for an endless video"
             )
         if keys.requires_grad or values.requires_grad:
-            before, after = slice(slot.start), slice(end, slot.seen)
-            return (
-                torch.cat([self.keys[:, before], keys, self.keys[:, after]], dim=1),
-                torch.cat([self.values[:, before], values, self.values[:, after]], dim=1),
+            raise ValueError(
+                "a KV cache of make_kv_cache stores no gradients; call the model under torch.no_grad(), or create the "
+                "cache with make_kv_history"
             )
         self.keys[:, slot.start : end] = keys
         self.values[:, slot.start : end] = values

@@ -62,20 +62,6 @@ def test_a_window_that_the_video_fits_changes_no_bit(
         assert torch.equal(ours, expected)
 
 
-@pytest.mark.parametrize("start", [4, 6, 8, 10])
-def test_a_forward_pass_with_gradients_attends_to_the_same_window(
-    transformer_config: dict[str, Any], start: int
-) -> None:
-    """In the ring of the cache, the slot of the current block may precede slots of earlier blocks."""
-    student, x = student_of(transformer_config), video(12)
-    cache = cache_of(student, 6, 2)
-    with torch.no_grad():
-        *_, expected = run(student, cache, x[:, :, : start + BLOCK])
-        again = cache_of(student, 6, 2)
-        run(student, again, x[:, :, :start])
-    assert torch.equal(step(student, again, start, x[:, :, start : start + BLOCK]), expected)
-
-
 @torch.no_grad()
 @pytest.mark.parametrize(("window", "sink"), [(6, 0), (6, 2), (6, 4), (8, 2), (2, 0)])
 def test_a_window_equals_a_video_of_the_sink_and_the_latest_blocks(

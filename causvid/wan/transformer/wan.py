@@ -24,6 +24,10 @@ ATTENTIONS = [
     for kernel in ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention")
 ]
 
+# Maximum number of graphs that torch compiles for a layer. A layer of a training rollout needs one for each number of
+# earlier blocks, with and without gradients; after torch's default of 8, it would run without compilation.
+MAX_GRAPHS = 256
+
 # Names of the classes of this backbone for code in other folders.
 Transformer, CausalTransformer = WanTransformer3DModel, CausalWanTransformer3DModel
 # Names of the matrices in a layer: the projections of both attentions, and both matrices of the feed-forward.
@@ -125,6 +129,8 @@ def for_training(
             (The attention of the backend "flex" is computed again nevertheless.)
         compiled: Whether the layers will be compiled.
     """
+    if compiled:
+        torch._dynamo.config.recompile_limit = MAX_GRAPHS
     if gradient_checkpointing != "none":
         again = partial(checkpoint, use_reentrant=False)
         if gradient_checkpointing == "selective":

@@ -12,7 +12,10 @@ import torch
 import torch._inductor.config
 from torch.profiler import profile
 
-from causvid.wan.transformer.wan import build_transformer, for_training
+from causvid.compute.parallel import Checkpointing
+from causvid.diffusion.schedule import ScheduleConfig
+from causvid.sampling.autoregressive import rollout_with_gradient
+from causvid.wan.transformer.wan import as_causal, build_transformer, for_training
 from tests.conftest import ONE_WORKER
 from tests.unit.training.conftest import curve, optimizer
 from tests.unit.training.test_two_ranks import on_two_ranks
@@ -25,7 +28,7 @@ STEPS = 3
 @pytest.fixture(autouse=True)
 def _compiled_again() -> Iterator[None]:
     """Compile in this process: two ranks are forks of this process, and a fork has no compiler threads."""
-    with torch._inductor.config.patch(compile_threads=1):
+    with torch._inductor.config.patch(compile_threads=1), torch._dynamo.config.patch(recompile_limit=8):
         torch._dynamo.reset()
         yield
         torch._dynamo.reset()
@@ -51,6 +54,24 @@ def test_a_compiled_student_trains_like_an_uncompiled_student(kinds: dict[str, A
     assert_same("ode", tmp_path / "plain", tmp_path / "compiled")
 
 
+@pytest.mark.parametrize("again", ["none", pytest.param("selective", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("truncated", [False, True])
+def test_a_rollout_of_many_blocks_stays_compiled(
+    again: Checkpointing, truncated: bool, transformer_config: dict[str, Any], schedule: ScheduleConfig
+) -> None:
+    """Each number of earlier blocks needs a graph, and torch stops compiling after eight graphs by default."""
+    student = as_causal(build_transformer(transformer_config, 0), frames_per_block=1)
+    for_training(student, again, compiled=True)
+    student.compile_repeated_blocks(backend="eager")
+    noise, text = torch.ones(1, 4, 10, 4, 4), torch.ones(1, 5, 8)
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for exit_step in range(2):
+            x0 = rollout_with_gradient(
+                student, text, noise, schedule, lambda frames: noise[:, :, :frames], exit_step, truncated=truncated
+            )
+            x0.sum().backward()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("again", ["none", "selective", "full"])
 @pytest.mark.parametrize(
@@ -59,6 +80,7 @@ def test_a_compiled_student_trains_like_an_uncompiled_student(kinds: dict[str, A
         ("teacher", "data"),
         ("dmd", "data"),
         ("dmd", "rollout"),
+        ("dmd", "truncated_rollout"),
         ("dmd_sharing_samples", "rollout"),
         ("dmd_lora_critic", "data"),
     ],
@@ -82,19 +104,28 @@ def test_compiled_layers_on_two_ranks(shard_weights: bool, again: str, kinds: di
 
 
 @pytest.mark.slow
-def test_selective_checkpointing_keeps_the_attention_of_compiled_layers(transformer_config: dict[str, Any]) -> None:
+@pytest.mark.parametrize("rolls_out", [False, True])
+def test_selective_checkpointing_keeps_the_attention_of_compiled_layers(
+    rolls_out: bool, transformer_config: dict[str, Any], schedule: ScheduleConfig
+) -> None:
     """Checkpointing is compiled together with the layer; otherwise, the backward pass would compute attention again."""
     x, text = torch.ones(1, 4, 4, 4, 4), torch.ones(1, 5, 8)
+
+    def predict(model: Any) -> torch.Tensor:
+        if rolls_out:
+            return rollout_with_gradient(model, text, x, schedule, lambda frames: x[:, :, :frames], 0, truncated=False)
+        out: torch.Tensor = model(x, timestep=torch.tensor([500.0]), encoder_hidden_states=text, return_dict=False)[0]
+        return out
+
     computed = {}
     for again in ("none", "selective", "full"):
         torch._dynamo.reset()
-        model = for_training(build_transformer(transformer_config, 0), again, compiled=True)
+        model = build_transformer(transformer_config, 0)
+        model = for_training(as_causal(model, 2) if rolls_out else model, again, compiled=True)
         model.compile_repeated_blocks()
         for _ in range(2):
             with profile() as seen:
-                model(x, timestep=torch.tensor([500.0]), encoder_hidden_states=text, return_dict=False)[
-                    0
-                ].sum().backward()
+                predict(model).sum().backward()
         computed[again] = sum(
             event.count for event in seen.key_averages() if event.key.endswith("flash_attention_for_cpu")
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
@@ -143,12 +143,17 @@ class Clip:
         pairs = self.block_tokens**2 * self.layout.blocks * (self.layout.blocks + 1) // 2
         return self.transformer.forward(self.tokens, pairs, self.text_tokens)
 
+    def divided(self, frames_per_block: int | None) -> Clip:
+        """Return the same clip in blocks of ``frames_per_block`` latent frames; None = one block."""
+        frames = self.layout.frames
+        return replace(self, layout=BlockLayout(frames=frames, frames_per_block=frames_per_block or frames))
+
     def block_pass(self, block: int, *, text_cached: bool = True) -> Flops:
         """Return the FLOPs of a forward pass over one block. The earlier blocks are in the cache.
 
         Args:
             block: Index of the block.
-            text_cached: Whether the prompt is in the cache, as in passes without a gradient.
+            text_cached: Whether the keys and values of the prompt are in the cache, as in generation.
         """
         pairs = self.block_tokens**2 * (block + 1)
         return self.transformer.forward(self.block_tokens, pairs, self.text_tokens, text_cached=text_cached)
@@ -218,15 +223,16 @@ class Workers:
         gathered = 2 * self.value_bytes * self.weights / self.layers if self.shards > 1 else 0.0
         return held + gathered + samples * self.kept
 
-    def traffic(self, updates: int, *, other_passes: float = 0.0, trained: int | None = None) -> float:
+    def traffic(self, updates: int, *, passes: int = 1, other_passes: float = 0.0, trained: int | None = None) -> float:
         """Return the bytes that each worker sends.
 
         In a ring of n workers, each worker sends (n - 1) / n of the values to gather weights or to scatter a sum. To
         average gradients, a worker does both. With sharding, every forward pass and every backward pass gathers the
-        weights in the precision of the matrix products.
+        weights in the precision of the matrix products, and every update scatters the sums of the gradients.
 
         Args:
-            updates: Number of forward passes with a backward pass.
+            updates: Number of updates.
+            passes: Number of forward passes with a backward pass in an update.
             other_passes: Number of forward passes without a backward pass, which send data only with sharding.
             trained: Number of weights that have a gradient; None = all weights.
         """
@@ -234,7 +240,7 @@ class Workers:
         if self.shards == 1:
             return updates * 2 * SINGLE * learned * sent
         held = self.weights if trained is None else self.weights + trained
-        gathered = self.value_bytes * (2 * updates * held + other_passes * self.weights)
+        gathered = self.value_bytes * (2 * updates * passes * held + other_passes * self.weights)
         return (gathered + updates * SINGLE * learned) * sent
 
 

@@ -18,14 +18,14 @@ class DmdCost:
         config: Params section ``train_dmd``.
         few_steps: Number of denoising steps of the student.
         causal: Whether the student is causal.
-        causal_teacher: Whether teacher and critic are causal.
+        teacher: The same clip, in the blocks of teacher and critic. A bidirectional teacher has one block.
     """
 
     clip: Clip
     config: DmdConfig
     few_steps: int
     causal: bool
-    causal_teacher: bool
+    teacher: Clip
 
     @property
     def rolls_out(self) -> bool:
@@ -35,17 +35,17 @@ class DmdCost:
     @property
     def student(self) -> float:
         """FLOPs of a student update: both scores, the backward pass, and samples that are not shared."""
-        update = self.clip.causal.backward + self._context_backward + self._scores
+        update = self._backward + self._scores
         return update if self.config.turns.shared else update + self._samples
 
     @property
     def critic(self) -> float:
         """FLOPs of a critic update, with the samples. Shared samples are divided by the number of critic updates."""
         samples = self._samples / self.config.turns.ratio if self.config.turns.shared else self._samples
-        training = self._scored.training
+        training = self.teacher.causal.training
         if self.config.critic_lora_rank is not None:
             # The backward pass computes no gradients of frozen weights, only of their inputs.
-            training += 3 * self._adapter_pass - self._scored.linear
+            training += 3 * self._adapter_pass - self.teacher.causal.linear
         return training + samples
 
     @property
@@ -58,7 +58,9 @@ class DmdCost:
         """Return the cost of the stage ``train_dmd``."""
         config, updates = self.config, self.config.turns.student_updates(self.config.steps)
         exchanges = self._student_micro_batches(workers.exchanges)
-        student = workers.traffic(updates * exchanges, other_passes=self.untrained_passes() * exchanges)
+        student = workers.traffic(
+            updates * exchanges, passes=self._trained_passes, other_passes=self._untrained_passes * exchanges
+        )
         critic = workers.traffic(config.steps * workers.exchanges, trained=self.adapter or None)
         return Row(
             stage="train_dmd",
@@ -85,7 +87,8 @@ class DmdCost:
     def rollout_cache(self, workers: Workers) -> float:
         """Return the bytes of the float32 KV cache for the rollout of one micro-batch on one worker.
 
-        If gradients flow through the cache, the activations of the context passes are included.
+        If gradients flow through the cache, the activations of the context passes are included. The copies of earlier
+        keys and values that attention stores without gradient checkpointing are not included.
         """
         if not self.rolls_out:
             return 0.0
@@ -98,8 +101,20 @@ class DmdCost:
         """Return the number of micro-batches in a student update, if other updates have ``count`` micro-batches."""
         return 1 if self.config.turns.shared else count
 
-    def untrained_passes(self) -> float:
-        """Return the number of forward passes without a backward pass in the whole training.
+    @property
+    def _trained_passes(self) -> int:
+        """Number of the student's forward passes with a backward pass in an update.
+
+        In a rollout, each block has one, and each context pass is one if gradients flow through the cache.
+        """
+        blocks = self.clip.layout.blocks
+        if not self.rolls_out:
+            return 1
+        return 2 * blocks - 1 if self._trains_context else blocks
+
+    @property
+    def _untrained_passes(self) -> float:
+        """Number of forward passes without a backward pass in the whole training.
 
         These forward passes generate samples, and evaluate the critic and the teacher in student updates.
         """
@@ -109,45 +124,44 @@ class DmdCost:
             passes = self.clip.layout.blocks * (before / 2 + 2) - 1
         elif self.config.inputs != Inputs.DATA:
             passes += before
-        return turns.batches(steps) * passes + 2 * turns.student_updates(steps)
+        return turns.batches(steps) * passes + turns.student_updates(steps) * (2 - self._trained_passes)
 
     @cached_property
     def _samples(self) -> float:
         """FLOPs of one sample of the student."""
         before = self.few_steps - 1
-        samples = self.clip.causal.forward
         if self.rolls_out:
             # A rollout exits at a random step, on average after half of the steps before the last. Every block except
             # the last block then enters the cache.
-            passes = [self.clip.block_pass(block).forward for block in range(self.clip.layout.blocks)]
-            samples += before / 2 * sum(passes) + sum(passes[:-1])
-        elif self.config.inputs != Inputs.DATA:
-            samples += before * self.clip.causal.forward
-        return samples
+            passes = [block.forward for block in self._block_passes]
+            return (before / 2 + 1) * sum(passes) + sum(passes[:-1])
+        passes_before = 0 if self.config.inputs == Inputs.DATA else before
+        return (passes_before + 1) * self.clip.causal.forward
 
     @property
     def _trains_context(self) -> bool:
         """Whether the passes that write a block into the cache have a gradient."""
         return self.causal and self.config.inputs == Inputs.ROLLOUT
 
-    @cached_property
-    def _context_backward(self) -> float:
-        """FLOPs of the backward passes of the context passes. The last block has no context pass."""
-        if not self._trains_context:
-            return 0.0
-        blocks = range(self.clip.layout.blocks - 1)
-        return sum(self.clip.block_pass(block, text_cached=False).backward for block in blocks)
+    @property
+    def _backward(self) -> float:
+        """FLOPs of the student's backward pass. In a rollout, the last block has no context pass."""
+        if not self.rolls_out:
+            return self.clip.causal.backward
+        passes = [block.backward for block in self._block_passes]
+        return sum(passes) + (sum(passes[:-1]) if self._trains_context else 0.0)
 
     @property
-    def _scored(self) -> Flops:
-        """FLOPs of teacher or critic over the clip."""
-        return self.clip.causal if self.causal_teacher else self.clip.bidirectional
+    def _block_passes(self) -> list[Flops]:
+        """FLOPs of the forward passes of a rollout, one for each block. Every pass projects the prompt again."""
+        blocks = range(self.clip.layout.blocks)
+        return [self.clip.block_pass(block, text_cached=False) for block in blocks]
 
     @property
     def _scores(self) -> float:
         """FLOPs of the scores in a student update. With guidance, the teacher needs two forward passes."""
         passes = 2 if self.config.guidance_scale == 1 else 3
-        return passes * self._scored.forward + self._adapter_pass
+        return passes * self.teacher.causal.forward + self._adapter_pass
 
     @property
     def _adapter_pass(self) -> float:

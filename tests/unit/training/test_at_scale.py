@@ -20,6 +20,7 @@ from causvid.costs import Flops
 from causvid.data.stores.latent_store import Record, write_store
 from causvid.methods.dmd import critic as critics
 from causvid.methods.dmd import step as dmd
+from causvid.methods.dmd.cost import DmdCost
 from causvid.methods.dmd.samples import DmdRun
 from causvid.methods.dmd.step import DmdStep
 from causvid.methods.ode_init import step as ode_init
@@ -106,6 +107,28 @@ def test_dmd(run: DmdRun, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found == [{"student": every, "critic": 0, "teacher": 0}, critic, critic]
     assert iterations[1] == counted(plan.dmd.critic, plan.clip.bidirectional)
     assert iterations[0] - iterations[1] == counted(plan.dmd.student, plan.clip.causal)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("inputs", "context_passes"), [("rollout", 6), ("truncated_rollout", 0)])
+def test_rollouts(run: DmdRun, inputs: str, context_passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Roll out seven blocks of one denoising step. Count the FLOPs of an update that has gradients through the cache.
+
+    In a context pass, the backward pass omits most of the last layer, because only its keys and values are used.
+    """
+    config, one_step = replace(run.config, inputs=inputs), replace(run.record.schedule, denoising_timesteps=(1000.0,))
+    step = DmdStep(replace(run, config=config, record=replace(run.record, schedule=one_step)))
+    updates_of(monkeypatch)
+    iterations = [flops(step, index) for index in (0, 1)]
+    blocks = [step.clip.block_pass(block, text_cached=False) for block in range(7)]
+    trained = Flops(*(sum(parts) for parts in zip(*blocks, *blocks[:context_passes], strict=True)))
+    cost = DmdCost(clip=step.clip, config=config, few_steps=1, causal=True, teacher=step.clip.divided(None))
+    assert iterations[1] == counted(cost.critic, step.clip.bidirectional)
+    student, expected = iterations[0] - iterations[1], counted(cost.student, trained)
+    if context_passes:
+        assert 0.995 < student / expected.expected < 1
+    else:
+        assert student == expected
 
 
 def test_ode_regression(run: DmdRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

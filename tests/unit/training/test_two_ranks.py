@@ -222,13 +222,24 @@ def test_fifty_steps_with_the_learning_rates_of_the_profile(
     assert_same_losses(alone.work, together.work, steps=50)
 
 
-@pytest.mark.parametrize("name", ["teacher", "ode", "dmd", "dmd_lora_critic", "dmd_lora_critic_asked_second"])
-def test_sharded_training_in_bfloat16(name: str, kinds: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "inputs"),
+    [
+        ("teacher", None),
+        ("ode", None),
+        ("dmd", "data"),
+        ("dmd", "rollout"),
+        ("dmd_lora_critic", "data"),
+        ("dmd_lora_critic_asked_second", "data"),
+    ],
+)
+def test_sharded_training_in_bfloat16(name: str, inputs: str | None, kinds: dict[str, Any], tmp_path: Path) -> None:
     """Sharded blocks are gathered and computed in bfloat16, and stored in float32.
 
     Losses agree up to bfloat16 rounding.
     """
-    changes = {} if "dmd" in name else {"optimizer": optimizer(learning_rate=1e-3, decay="constant")}
+    adamw = optimizer(learning_rate=1e-3, decay="constant")
+    changes = {"inputs": inputs} if inputs else {"optimizer": adamw}
     exact = kinds[name].new_run(tmp_path / "exact", steps=4, **changes)
     rounded = kinds[name].new_run(tmp_path / "rounded", steps=4, precision=Precision.BFLOAT16, **changes)
     rounded = replace(rounded, compute=replace(rounded.compute, shard_weights=True))

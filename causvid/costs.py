@@ -143,7 +143,7 @@ class Clip:
         pairs = self.block_tokens**2 * self.layout.blocks * (self.layout.blocks + 1) // 2
         return self.transformer.forward(self.tokens, pairs, self.text_tokens)
 
-    def divided(self, frames_per_block: int | None) -> Clip:
+    def in_blocks_of(self, frames_per_block: int | None) -> Clip:
         """Return the same clip in blocks of ``frames_per_block`` latent frames; None = one block."""
         frames = self.layout.frames
         return replace(self, layout=BlockLayout(frames=frames, frames_per_block=frames_per_block or frames))
@@ -223,25 +223,37 @@ class Workers:
         gathered = 2 * self.value_bytes * self.weights / self.layers if self.shards > 1 else 0.0
         return held + gathered + samples * self.kept
 
-    def traffic(self, updates: int, *, passes: int = 1, other_passes: float = 0.0, trained: int | None = None) -> float:
-        """Return the bytes that each worker sends.
+    def traffic(self, exchanges: int, *, passes: int = 1, trained: int | None = None) -> float:
+        """Return the bytes that each worker sends for gradients, and for the weights of passes with gradients.
 
         In a ring of n workers, each worker sends (n - 1) / n of the values to gather weights or to scatter a sum. To
         average gradients, a worker does both. With sharding, every forward pass and every backward pass gathers the
-        weights in the precision of the matrix products, and every update scatters the sums of the gradients.
+        weights in the precision of the matrix products, and each exchange scatters the gradients in float32.
 
         Args:
-            updates: Number of updates.
-            passes: Number of forward passes with a backward pass in an update.
-            other_passes: Number of forward passes without a backward pass, which send data only with sharding.
+            exchanges: Number of gradient exchanges (attribute ``exchanges`` per update).
+            passes: Number of forward passes with a backward pass per exchange.
             trained: Number of weights that have a gradient; None = all weights.
         """
-        sent, learned = (self.count - 1) / self.count, self.weights if trained is None else trained
+        learned = self.weights if trained is None else trained
         if self.shards == 1:
-            return updates * 2 * SINGLE * learned * sent
-        held = self.weights if trained is None else self.weights + trained
-        gathered = self.value_bytes * (2 * updates * passes * held + other_passes * self.weights)
-        return (gathered + updates * SINGLE * learned) * sent
+            return exchanges * 2 * SINGLE * learned * self._sent
+        gathered = self.gathering(2 * exchanges * passes, trained or 0)
+        return gathered + exchanges * SINGLE * learned * self._sent
+
+    def gathering(self, passes: float, adapter: int = 0) -> float:
+        """Return the bytes that each worker sends to gather the weights for ``passes`` passes; 0 without sharding.
+
+        Args:
+            passes: Number of passes.
+            adapter: Number of weights in an adapter of the transformer.
+        """
+        return self.value_bytes * passes * (self.weights + adapter) * self._sent if self.shards > 1 else 0.0
+
+    @property
+    def _sent(self) -> float:
+        """Share of the values that each worker sends in a ring."""
+        return (self.count - 1) / self.count
 
 
 def steps_in_words(steps: int) -> str:

@@ -82,7 +82,7 @@ class Plan:
             config=self.profile.train_dmd,
             few_steps=len(self.schedule.denoising_timesteps),
             causal=self.profile.model.frames_per_block is not None,
-            teacher=self.clip.divided(None),
+            scored=self.clip.in_blocks_of(None),
         )
 
     @property
@@ -195,7 +195,7 @@ class Plan:
         )
         yield Row(stage="pack_lmdb@ode_pairs", work=f"{pairs.pairs} rows of {row:,} bytes", disk=pairs.pairs * row)
         yield ode_init_row(profile.train_ode_init, self.clip, self.workers)
-        dmd = replace(self.dmd, teacher=self.clip) if causal_teacher else self.dmd
+        dmd = replace(self.dmd, scored=self.clip) if causal_teacher else self.dmd
         yield dmd.row(self.workers)
 
     def _judging(self) -> Iterator[Row]:

@@ -30,7 +30,9 @@ def generate_blocks(
     window: int | None = None,
     sink: int = 0,
 ) -> Iterator[torch.Tensor]:
-    """Generate the blocks [B, C, k, H, W] of a few-step student. Each block is yielded as soon as it is final.
+    """Generate the blocks [B, C, k, H, W] of a few-step student, without gradients.
+
+    Each block is yielded as soon as it is final.
 
     Args:
         student: The causal student, with blocks of k latent frames.
@@ -67,7 +69,9 @@ def solve_blocks(
     window: int | None = None,
     sink: int = 0,
 ) -> Iterator[torch.Tensor]:
-    """Generate the blocks [B, C, k, H, W] of a many-step causal model with the Euler method and guidance.
+    """Generate the blocks [B, C, k, H, W] of a many-step causal model, without gradients.
+
+    The solver is the Euler method with guidance.
 
     With guidance, the cache has 2 B entries, because the keys and values of a block depend on the prompt.
     ``generate_blocks`` describes the other arguments.

@@ -66,8 +66,8 @@ def replicate(module: Module, *, unused_parameters: bool = False) -> Module:
 def synchronize_gradients(module: nn.Module, wanted: bool) -> None:
     """Choose whether later backward passes of a replicated ``module`` average the gradients over the ranks.
 
-    If not, each rank only accumulates its own gradients. The gradients of a sharded module are always averaged, because
-    all gradients do not fit into the memory of one rank.
+    If not, each rank only accumulates its own gradients. The gradients of a sharded module are averaged after each
+    micro-batch, so that a rank stores only its shards between micro-batches.
     """
     from torch.distributed._composable.replicate import DDP
 

@@ -213,7 +213,8 @@ def test_flops_and_memory_of_rollouts(wan: Plan) -> None:
         changed(train_dmd__inputs="rollout", model__frames_per_block=None),
     ]
     text = 2 * 512 * (4096 * 1536 + 1536**2 + 30 * 2 * 1536**2) / TERA  # the prompt in the text embedder and 30 layers
-    # a pass before the exit step, a context pass, and the prompt in the exit step of the seven blocks instead of once
+    # Additional work: one pass before the exit step, six context passes, and six more projections of the prompt in the
+    # exit step (one per block instead of one per clip).
     block_by_block = (198.07 + 7 * text) + (157.66 + 6 * text) + 6 * text
     for rollout, clips, more, backward in zip(
         rollouts, (wan, whole), (block_by_block, 2 * 283.0), (2 * 6 * text, 0.0), strict=True
@@ -228,13 +229,42 @@ def test_flops_and_memory_of_rollouts(wan: Plan) -> None:
     assert memory[0] - memory[1] == pytest.approx(shared.kept("full"))
     assert (rollouts[0].dmd.student - shared.dmd.student) / TERA == pytest.approx(sample, abs=0.3)
     caches = [each.dmd.rollout_cache(each.workers) for each in (wan, whole, *rollouts)]
-    assert caches == [0, 0, 2 * wan.kv_cache(), 0]  # each worker has one clip, in float32 instead of bfloat16
+    assert caches == [0, 0, wan.kv_cache(), 0]  # each worker has one clip
     through = changed(train_dmd__inputs="rollout")
     context = sum(wan.clip.block_pass(block, text_cached=False).backward for block in range(6))
     assert through.dmd.student - rollouts[0].dmd.student == pytest.approx(context)
     assert through.dmd.critic == rollouts[0].dmd.critic
     activations = through.dmd.rollout_cache(through.workers) - caches[2]
-    assert activations == pytest.approx(through.kept("full") * 6 / 7)
+    assert activations == pytest.approx((through.kept("full") + wan.kv_cache()) * 6 / 7)
+
+
+@pytest.mark.parametrize(("inputs", "sums"), [("data", 0), ("rollout", 1), ("truncated_rollout", 1)])
+def test_sharded_rollouts_store_the_sums_of_all_gradients(inputs: str, sums: int) -> None:
+    """A gradient is complete after the last backward pass of a layer, and only then divided among the workers."""
+    values = released()
+    values["train_dmd"] |= {"inputs": inputs}
+    values["compute"] |= {"shard_weights": True}
+    plan = planned(values)
+    row = next(row for row in plan.rows() if row.stage == "train_dmd")
+    trained = plan.workers.memory(64, 2) + 4 * plan.transformer.parameters / plan.workers.count
+    gradients = row.memory - trained - plan.dmd.rollout_cache(plan.workers)
+    assert gradients == pytest.approx(sums * 2 * plan.transformer.parameters, abs=1)
+
+
+@pytest.mark.parametrize(("rank", "gathered"), [(None, 0), (64, 1)])
+def test_a_sharded_adapter_is_gathered_with_the_critic(rank: int | None, gathered: int, wan: Plan) -> None:
+    """A critic update needs two passes with gradients, and a student update two passes without."""
+    values = released()
+    values["train_dmd"] |= {"critic_lora_rank": rank}
+    values["compute"] |= {"shard_weights": True}
+    plan = planned(values)
+    row = next(row for row in plan.rows() if row.stage == "train_dmd")
+    weights, updates, steps = plan.transformer.parameters, student_updates(plan), values["train_dmd"]["steps"]
+    adapter = gathered * wan.transformer.adapter_parameters(64)
+    learned = adapter if gathered else weights
+    passes = 2 * (weights + adapter) * (steps + updates) + weights * (2 * updates + steps)
+    sent = (plan.workers.count - 1) / plan.workers.count
+    assert row.network == pytest.approx(sent * (2 * passes + 4 * (updates * weights + steps * learned)))
 
 
 def test_flops_of_the_vae(wan: Plan) -> None:
@@ -320,9 +350,9 @@ def test_a_causal_teacher_can_have_other_blocks_than_the_student(rank: int | Non
     values = released()
     values["train_dmd"] |= {"critic_lora_rank": rank}
     plan = planned(values)
-    causal = replace(plan.dmd, teacher=plan.clip.divided(1))
+    causal = replace(plan.dmd, scored=plan.clip.in_blocks_of(1))
     saved = 4 * 1536 * 30 * (32760**2 - 1560**2 * 21 * 22 / 2)
-    assert plan.dmd.student - causal.student == pytest.approx(3 * saved)  # guidance doubles the pass of the teacher
+    assert plan.dmd.student - causal.student == pytest.approx(3 * saved)  # with guidance, the teacher needs two passes
     assert plan.dmd.critic - causal.critic == pytest.approx(3.5 * saved)
 
 

@@ -190,8 +190,8 @@ class DmdStep:
         config = self.run.config
         few_steps = len(self.run.record.schedule.denoising_timesteps)
         causal = self.run.record.frames_per_block is not None
-        teacher = self.clip.divided(self.critic.frames_per_block)
-        cost = DmdCost(clip=self.clip, config=config, few_steps=few_steps, causal=causal, teacher=teacher)
+        scored = self.clip.in_blocks_of(self.critic.frames_per_block)
+        cost = DmdCost(clip=self.clip, config=config, few_steps=few_steps, causal=causal, scored=scored)
         flops = cost.critic + (cost.student if config.turns.updates_student(step) else 0.0)
         return Counts(config.batch_size, config.batch_size * self.clip.tokens, config.batch_size * flops)
 

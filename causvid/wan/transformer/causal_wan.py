@@ -168,9 +168,9 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
         )
 
     def make_kv_history(self, *, height: int, width: int) -> KVCache:
-        """Create a KV cache for forward passes with gradients, which flow through the cache to the earlier blocks.
+        """Create the KV cache of a training rollout, for one batch of videos.
 
-        A block that was written under ``torch.no_grad`` stops the gradient. The cache is for one video.
+        Gradients flow through the cache to earlier blocks, except blocks that were written under ``torch.no_grad``.
 
         Args:
             height: Height in latent pixels.
@@ -207,8 +207,8 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
             return_dict: Whether to return a ``Transformer2DModelOutput`` instead of a tuple.
             attention_kwargs: The key ``scale`` is the scale of the LoRA adapters, as in diffusers.
             kv_cache: Cache that the block attends to and is written into. The block replaces a cached block with the
-                same start. A cache with a window needs the blocks in order. With gradients, the cache must be one of
-                ``make_kv_history``.
+                same start. A cache with a window needs the blocks in order. If the pass computes gradients, the cache
+                must come from ``make_kv_history``.
             start_frame: First latent frame of the block in the video.
 
         Returns:
@@ -216,7 +216,7 @@ class CausalWanTransformer3DModel(WanTransformer3DModel):
 
         Raises:
             ValueError: ``timestep`` has a wrong shape, the frames cannot be divided into blocks or exceed the cache, or
-                the cache is one of ``make_kv_cache`` and the pass has gradients.
+                ``kv_cache`` comes from ``make_kv_cache`` and the pass computes gradients.
         """
         batch, _, frames, height, width = hidden_states.shape
         if timestep.shape != (batch, frames):

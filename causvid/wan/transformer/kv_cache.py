@@ -5,8 +5,9 @@ the first frames (the sink; StreamingLLM, arXiv 2309.17453) and a ring buffer of
 block overwrites the oldest block. The position of a key in the window changes during the video. Therefore keys are
 stored before the rotation, and are rotated when they are read.
 
-A ``LayerCache`` is for forward passes without gradients, because a backward pass could need an overwritten tensor. In
-training rollouts, each layer has a ``LayerHistory`` instead (``kv_history.py``).
+A ``LayerCache`` rejects keys and values that require gradients, because later blocks overwrite the cache in place, and
+a backward pass could need the old values. In training rollouts, each layer has a ``LayerHistory`` instead
+(``kv_history.py``).
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class LayerCache:
         """Write a block into its ``slot``, and return all keys and values that the block attends to.
 
         Raises:
-            ValueError: The block does not fit into the cache, or has a gradient.
+            ValueError: The block does not fit into the cache, or its keys or values require gradients.
         """
         end = slot.start + keys.shape[1]
         if end > self.keys.shape[1] or keys.shape[0] != self.keys.shape[0]:
@@ -50,8 +51,8 @@ class LayerCache:
             )
         if keys.requires_grad or values.requires_grad:
             raise ValueError(
-                "a KV cache of make_kv_cache stores no gradients; call the model under torch.no_grad(), or create the "
-                "cache with make_kv_history"
+                "a KV cache from make_kv_cache cannot store keys or values that require gradients; call the model "
+                "under torch.no_grad(), or create the cache with make_kv_history"
             )
         self.keys[:, slot.start : end] = keys
         self.values[:, slot.start : end] = values

@@ -1,4 +1,4 @@
-"""Keys and values of finished blocks together with their graphs, for training through a rollout.
+"""Keys and values of finished blocks in a training rollout. Gradients can flow through them to earlier blocks.
 
 A layer of the transformer receives the keys and values of earlier blocks as arguments, and returns those of its block.
 Gradient checkpointing and FSDP2 handle them like all other inputs and outputs of the layer. A layer that is computed
@@ -30,7 +30,8 @@ class LayerHistory:
     """The keys and values of one layer.
 
     Unlike ``LayerCache``, the history is never changed in place: a later call with the same block replaces its tensors,
-    and earlier graphs keep the old ones. Gradients therefore flow from a block to all earlier blocks.
+    and earlier graphs keep the old ones. Gradients therefore flow from a block to earlier blocks, except blocks that
+    were written under ``torch.no_grad``.
 
     Attributes:
         blocks: Keys and values of the blocks, by the first token of the block.

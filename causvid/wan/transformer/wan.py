@@ -24,8 +24,9 @@ ATTENTIONS = [
     for kernel in ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention")
 ]
 
-# Maximum number of graphs that torch compiles for a layer. A layer of a training rollout needs one for each number of
-# earlier blocks, with and without gradients; after torch's default of 8, it would run without compilation.
+# Maximum number of graphs of a compiled layer. In a rollout of n blocks, torch compiles a layer up to 3 n - 1 times:
+# for each number of earlier blocks, with gradients, without, and without after blocks that have gradients. Above the
+# limit (torch's default is 8), torch runs the layer without compilation.
 MAX_GRAPHS = 256
 
 # Names of the classes of this backbone for code in other folders.
@@ -127,7 +128,7 @@ def for_training(
         gradient_checkpointing: Activations that the backward pass computes again. "selective" stores the outputs of
             the attention, because in long videos attention needs most of the time of a layer but has small outputs.
             (The attention of the backend "flex" is computed again nevertheless.)
-        compiled: Whether the layers will be compiled.
+        compiled: Whether the layers will be compiled. If true, torch's limit of graphs is raised in this process.
     """
     if compiled:
         torch._dynamo.config.recompile_limit = MAX_GRAPHS

@@ -59,11 +59,11 @@ def test_a_compiled_student_trains_like_an_uncompiled_student(kinds: dict[str, A
 def test_a_rollout_of_many_blocks_stays_compiled(
     again: Checkpointing, truncated: bool, transformer_config: dict[str, Any], schedule: ScheduleConfig
 ) -> None:
-    """Each number of earlier blocks needs a graph, and torch stops compiling after eight graphs by default."""
+    """Five blocks need 14 graphs (10 if truncated), and torch stops compiling after eight graphs by default."""
     student = as_causal(build_transformer(transformer_config, 0), frames_per_block=1)
     for_training(student, again, compiled=True)
     student.compile_repeated_blocks(backend="eager")
-    noise, text = torch.ones(1, 4, 10, 4, 4), torch.ones(1, 5, 8)
+    noise, text = torch.ones(1, 4, 5, 4, 4), torch.ones(1, 5, 8)
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         for exit_step in range(2):
             x0 = rollout_with_gradient(
@@ -96,11 +96,14 @@ def test_compiled_layers_train_like_uncompiled_layers(
 @pytest.mark.slow
 @pytest.mark.parametrize("shard_weights", [False, True], ids=["replicated", "sharded"])
 @pytest.mark.parametrize("again", ["none", "selective"])
-def test_compiled_layers_on_two_ranks(shard_weights: bool, again: str, kinds: dict[str, Any], tmp_path: Path) -> None:
-    train("ode", kinds, tmp_path / "plain")
+@pytest.mark.parametrize(("name", "inputs"), [("ode", "data"), ("dmd", "rollout")])
+def test_compiled_layers_on_two_ranks(
+    name: str, inputs: str, shard_weights: bool, again: str, kinds: dict[str, Any], tmp_path: Path
+) -> None:
+    train(name, kinds, tmp_path / "plain", inputs)
     compute = {"compile": True, "gradient_checkpointing": again, "shard_weights": shard_weights}
-    on_two_ranks(tmp_path / "ranks", lambda _: train("ode", kinds, tmp_path / "compiled", **compute))
-    assert_same("ode", tmp_path / "plain", tmp_path / "compiled")
+    on_two_ranks(tmp_path / "ranks", lambda _: train(name, kinds, tmp_path / "compiled", inputs, **compute))
+    assert_same(name, tmp_path / "plain", tmp_path / "compiled")
 
 
 @pytest.mark.slow

@@ -44,10 +44,14 @@ def test_dmd_trains_with_a_causal_teacher(kinds: dict[str, Any], new_run: Any) -
     assert any(not torch.equal(value, critic[name]) for name, value in step.critic.model.state_dict().items())
 
 
-def test_the_scores_of_a_causal_teacher_are_counted_as_causal(kinds: dict[str, Any], new_run: Any, world: Path) -> None:
+@pytest.mark.parametrize("frames_per_block", [1, BLOCK])
+def test_the_scores_of_a_causal_teacher_are_counted_with_its_blocks(
+    frames_per_block: int, kinds: dict[str, Any], new_run: Any, world: Path, tmp_path: Path
+) -> None:
     run = new_run("causal")
+    as_causal(load_transformer(world / "teacher"), frames_per_block).save_pretrained(tmp_path / "teacher")
     causal, plain = (kinds["dmd"].step(it) for it in (run, with_inputs(new_run("plain"), teacher=world / "teacher")))
-    clip = causal.clip
+    clip = causal.clip.in_blocks_of(frames_per_block)
     saved = clip.bidirectional.training - clip.causal.training
     assert plain.counts(0).flops - causal.counts(0).flops == pytest.approx(run.config.batch_size * saved)
     saved += 3 * (clip.bidirectional.forward - clip.causal.forward)  # guidance doubles the pass of the teacher

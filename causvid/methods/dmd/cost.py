@@ -89,8 +89,8 @@ class DmdCost:
     def rollout_cache(self, workers: Workers) -> float:
         """Return the bytes of the KV cache for the rollout of one micro-batch on one worker.
 
-        If gradients flow through the cache, the activations of the context passes are included, and the gradients of the
-        cached blocks. Without gradient checkpointing, autograd also stores, for each block, a concatenated copy of all
+        If gradients flow through the cache, the activations of the context passes and the gradients of the cache are
+        included. Without gradient checkpointing, autograd also stores, for each block, a concatenated copy of all
         earlier keys and values. This memory, up to five times the cache with seven blocks, is not included.
         """
         if not self.rolls_out:

@@ -103,7 +103,7 @@ class CachedTextAttnProcessor:
             key = _heads(attn, attn.norm_k(attn.to_k(encoder_hidden_states)))
             text = key, _heads(attn, attn.to_v(encoder_hidden_states))
             if cache is not None:
-                cache.text = text
+                cache.write_text(*text)
         out = dispatch_attention_fn(query, *text, backend=_maskless(self._attention_backend))
         return _project_out(attn, out.flatten(2, 3).type_as(query))
 

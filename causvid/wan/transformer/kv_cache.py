@@ -42,6 +42,7 @@ class LayerCache:
         Raises:
             ValueError: The block does not fit into the cache, or its keys or values require gradients.
         """
+        _refuse_gradients(keys, values)
         end = slot.start + keys.shape[1]
         if end > self.keys.shape[1] or keys.shape[0] != self.keys.shape[0]:
             raise ValueError(
@@ -49,14 +50,26 @@ class LayerCache:
                 f"{self.keys.shape[1]} tokens and a batch of {self.keys.shape[0]}; create the cache for this video, or "
                 "with sink_frames for an endless video"
             )
-        if keys.requires_grad or values.requires_grad:
-            raise ValueError(
-                "a KV cache from make_kv_cache cannot store keys or values that require gradients; call the model "
-                "under torch.no_grad(), or create the cache with make_kv_history"
-            )
         self.keys[:, slot.start : end] = keys
         self.values[:, slot.start : end] = values
         return self.keys[:, : slot.seen], self.values[:, : slot.seen]
+
+    def write_text(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Store the keys and values of the prompt.
+
+        Raises:
+            ValueError: They require gradients.
+        """
+        _refuse_gradients(keys, values)
+        self.text = keys, values
+
+
+def _refuse_gradients(keys: torch.Tensor, values: torch.Tensor) -> None:
+    if keys.requires_grad or values.requires_grad:
+        raise ValueError(
+            "a KV cache from make_kv_cache cannot store keys or values that require gradients; call the model under "
+            "torch.no_grad(), or create the cache with make_kv_history"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,6 +79,10 @@ def test_a_forward_pass_with_gradients_is_refused(student: CausalWanTransformer3
     with pytest.raises(ValueError, match=re.escape("require gradients; call the model under torch.no_grad()")):
         step(student, cache, 0, torch.randn(1, 3, 8))
     student.requires_grad_(False)
+    student.blocks[-1].attn2.to_k.requires_grad_(True)  # only the keys of the prompt have a gradient
+    with pytest.raises(ValueError, match="require gradients"):
+        step(student, cache, 0, torch.randn(1, 3, 8))
+    student.requires_grad_(False)
     assert not step(student, cache, 0, torch.randn(1, 3, 8)).requires_grad
 
 

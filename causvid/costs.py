@@ -131,7 +131,7 @@ class Clip:
     @cached_property
     def bidirectional(self) -> Flops:
         """FLOPs of a bidirectional model over the whole clip, in which every token attends to all tokens."""
-        return self.transformer.forward(self.tokens, self.tokens**2, self.text_tokens)
+        return self.in_blocks_of(None).causal
 
     @cached_property
     def causal(self) -> Flops:
@@ -245,7 +245,7 @@ class Workers:
         """Return the bytes that each worker sends to gather the weights for ``passes`` passes; 0 without sharding.
 
         Args:
-            passes: Number of passes.
+            passes: Number of forward and backward passes.
             adapter: Number of weights in an adapter of the transformer.
         """
         return self.value_bytes * passes * (self.weights + adapter) * self._sent if self.shards > 1 else 0.0

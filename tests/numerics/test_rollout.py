@@ -211,7 +211,7 @@ def test_a_rollout_does_not_depend_on_noise_of_later_blocks(
 def test_gradient_checkpointing_changes_no_gradient_of_a_rollout(
     student: CausalWanTransformer3DModel, kind: Checkpointing, truncated: bool
 ) -> None:
-    """The backward pass of a truncated rollout reads the cache again, after later blocks were written behind it."""
+    """The backward pass computes only passes with gradients again, with the keys and values of the first computation."""
     plain = gradients(student, (rollout(student, 1, truncated=truncated) * WEIGHT).sum())
     for_training(student, kind)
     made: list[int] = []

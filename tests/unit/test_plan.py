@@ -346,7 +346,10 @@ def test_a_causal_teacher_of_dmd_has_cheaper_scores(wan: Plan) -> None:
 
 @pytest.mark.parametrize("rank", [None, 64])
 def test_a_causal_teacher_can_have_other_blocks_than_the_student(rank: int | None, wan: Plan) -> None:
-    """Only the query-key pairs differ. With blocks of one latent frame, there are 21 * 22 / 2 pairs of blocks."""
+    """The teacher's attention costs less with blocks of one latent frame, and all other costs are equal.
+
+    A latent frame attends to itself and to earlier frames. These are 1 + 2 + ... + 21 = 21 * 22 / 2 pairs of frames.
+    """
     values = released()
     values["train_dmd"] |= {"critic_lora_rank": rank}
     plan = planned(values)

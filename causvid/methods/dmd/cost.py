@@ -119,7 +119,7 @@ class DmdCost:
 
     @property
     def _untrained_passes(self) -> float:
-        """Number of the student's forward passes without a backward pass in the whole training."""
+        """Number of the student's forward passes that have no backward pass, summed over the training."""
         before, turns, steps = self.few_steps - 1, self.config.turns, self.config.steps
         passes = 1.0  # forward passes for one batch of samples
         if self.rolls_out:

@@ -132,9 +132,10 @@ class Simulated(Noised):
 
 
 class Rollout:
-    """Generate clips with a causal student, block by block from noise and KV cache.
+    """Generate clips block by block with a causal student.
 
-    The rollout is that of Self-Forcing (arXiv 2506.08009, algorithm 1), but gradients also flow through the cache.
+    Each block starts as noise, and attends to the earlier blocks in a KV cache. The rollout is that of Self-Forcing
+    (arXiv 2506.08009, algorithm 1), but gradients also flow through the cache.
     """
 
     needs_latents: ClassVar[bool] = False

@@ -87,16 +87,23 @@ def flops(run: Callable[[int], Any], index: int) -> float:
 def counted(costs: float, trained: Flops) -> Any:
     """Return the count that PyTorch should give for an update that costs ``costs`` FLOPs.
 
-    ``trained`` are the FLOPs of a forward pass of the trained network. Full checkpointing adds one forward pass. For
-    attention as plain matrix products, the backward pass costs 2 forward passes. ``costs`` assumes 2.5 forward passes,
-    because a fused kernel computes the attention scores again. The relative tolerance of 1e-4 covers the first and last
-    layers, for which ``costs`` is not exact: the embedding of the timestep, and the input, which needs no gradient.
+    ``with_checkpointing`` describes the arguments. The relative tolerance of 1e-4 covers the first and last layers, for
+    which ``costs`` is not exact: the embedding of the timestep, and the input, which needs no gradient.
     """
     return pytest.approx(with_checkpointing(costs, trained), rel=1e-4)
 
 
 def with_checkpointing(costs: float, trained: Flops) -> float:
-    """Return the FLOPs of an update with full checkpointing and attention as plain matrix products."""
+    """Convert the planned FLOPs of an update into the FLOPs that PyTorch executes in these tests.
+
+    The plan counts no recomputed activations; the tests use full checkpointing, which adds a forward pass. The plan counts
+    the backward pass of attention as 2.5 forward passes, because a fused kernel computes the scores again; the tests
+    compute attention with plain matrix products, whose backward pass costs 2 forward passes.
+
+    Args:
+        costs: Planned FLOPs of the update.
+        trained: FLOPs of a forward pass of the trained network.
+    """
     return costs + trained.forward - trained.attention / 2
 
 

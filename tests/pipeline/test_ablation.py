@@ -23,7 +23,7 @@ def test_the_flow_writes_table_4_and_a_changed_param_reruns_only_its_stages(
         ("seeds: [0, 1, 2, 3, 4]", "[0, 1]"),
         ("train_ode_init.steps: 300", "6"),
         ("train_ode_init.steps: 200", "6"),
-        ("train_dmd.steps: 254", "6"),
+        ("train_dmd.steps: 200", "6"),
         ("sample.videos: 256", "4"),
         ("sample.rollouts: 32", "2"),
         ("sample.rollout_clips: 6", "2"),

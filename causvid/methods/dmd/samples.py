@@ -132,7 +132,7 @@ class Simulated(Noised):
 
 
 class Rollout:
-    """Generate clips block by block with a causal student.
+    """Generate training clips with a causal student, one block after another.
 
     Each block starts as noise, and attends to the earlier blocks in a KV cache. The rollout is that of Self-Forcing
     (arXiv 2506.08009, algorithm 1), but gradients also flow through the cache.

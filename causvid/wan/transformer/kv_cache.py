@@ -55,10 +55,14 @@ class LayerCache:
         return self.keys[:, : slot.seen], self.values[:, : slot.seen]
 
     def write_text(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Store the keys and values of the prompt.
+        """Store the keys and values that the cross-attention computed from the prompt, for all later forward passes.
+
+        Args:
+            keys: Keys [B, L, heads, head_dim] of the L tokens of the prompt.
+            values: Values of the same shape.
 
         Raises:
-            ValueError: They require gradients.
+            ValueError: ``keys`` or ``values`` require gradients.
         """
         _refuse_gradients(keys, values)
         self.text = keys, values

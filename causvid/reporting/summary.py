@@ -1,0 +1,72 @@
+"""Select the eight headline numbers of a run: six scores of the student, and two speeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from causvid.reporting.tables import MODELS, Results, lookup
+
+STUDENT = f"evaluate/{MODELS[-1]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Headline:
+    """A headline number.
+
+    Attributes:
+        name: Key of the number in ``reports/summary.json`` and in MLflow.
+        label: Name of the number for readers, with its unit.
+        stage: Name of the metrics that contain the number, as in ``tables.read_results``.
+        path: Keys of the number in these metrics.
+        decimals: Number of decimals in texts.
+        higher_is_better: Whether a higher number is better.
+    """
+
+    name: str
+    label: str
+    stage: str
+    path: tuple[str, ...]
+    decimals: int
+    higher_is_better: bool = True
+
+
+SCORES = (
+    Headline(name="velocity", label="velocity", stage=STUDENT, path=("judge", "velocity"), decimals=3),
+    Headline(name="motion", label="motion", stage=STUDENT, path=("judge", "motion"), decimals=3),
+    Headline(
+        name="frechet",
+        label="Fréchet distance",
+        stage=STUDENT,
+        path=("frechet_distance",),
+        decimals=2,
+        higher_is_better=False,
+    ),
+    Headline(name="temporal", label="temporal", stage=STUDENT, path=("table4", "temporal"), decimals=1),
+    Headline(name="frame", label="frame", stage=STUDENT, path=("table4", "frame"), decimals=1),
+    Headline(name="text", label="text", stage=STUDENT, path=("table4", "text"), decimals=1),
+)
+SPEEDS = (
+    Headline(
+        name="first_frame_s",
+        label="first frame, s",
+        stage="measure_latency",
+        path=("student", "first_frame_s"),
+        decimals=3,
+        higher_is_better=False,
+    ),
+    Headline(name="fps", label="frames per second", stage="measure_latency", path=("student", "fps"), decimals=1),
+)
+HEADLINES = (*SCORES, *SPEEDS)
+
+
+def values(results: Results, headlines: tuple[Headline, ...] = HEADLINES) -> dict[str, float]:
+    """Return the headline numbers that were measured, keyed by name.
+
+    Args:
+        results: Metrics of the stages, from ``tables.read_results``.
+        headlines: The numbers to select.
+    """
+    found: Mapping[str, Any] = {each.name: lookup(results.get(each.stage), *each.path) for each in headlines}
+    return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -150,6 +150,13 @@ def examine(frames: Frames, scene: Scene) -> Examination:
     return Examination(verdict=verdict, seen=found.seen, psnr=psnr, right=right, start=start)
 
 
+class Examined(NamedTuple):
+    """Examinations of a set of videos, grouped by scene, and the spread of the videos of each scene."""
+
+    examinations: list[Examination]
+    spreads: list[spread.Spread]
+
+
 def judge_videos(videos: Sequence[Frames], captions: Sequence[str], blocks: Sequence[range]) -> Averages | None:
     """Judge a set of videos and return the averages.
 
@@ -159,25 +166,43 @@ def judge_videos(videos: Sequence[Frames], captions: Sequence[str], blocks: Sequ
         blocks: Frames of each block of a clip.
 
     Returns:
-        None if no caption describes the toy world. Otherwise, a dictionary with the values of ``average``, with
-        ``start_spread`` and ``sample_spread`` of ``causvid.evaluation.spread`` (None if no two videos have the same
-        caption), and with ``blocks``, a list with the result of ``over_block`` for each block.
+        The result of ``averages``.
 
     Raises:
         ValueError: The numbers of captions and videos differ, or a caption is not a string.
     """
+    return averages(examine_videos(videos, captions), blocks)
+
+
+def examine_videos(videos: Sequence[Frames], captions: Sequence[str]) -> Examined:
+    """Examine a set of videos. Arguments and errors are those of ``judge_videos``."""
     captions = prompt_list(captions, "captions")
     if len(captions) != len(videos):
         raise ValueError(f"captions has {len(captions)} entries, videos {len(videos)}; give one caption per video")
-    examinations: list[Examination] = []
-    spreads: list[spread.Spread] = []
+    found = Examined(examinations=[], spreads=[])
     scenes = {scene: [k for k, text in enumerate(captions) if text == scene.caption] for scene in _scenes(captions)}
     for scene in progress(scenes, total=len(scenes), what="judge, by caption"):
         shown = [videos[k] for k in scenes[scene]]
         examined = [examine(frames, scene) for frames in shown]
-        examinations += examined
+        found.examinations.extend(examined)
         if len(shown) > 1:
-            spreads.append(spread.of_scene(scene, shown, [each.start for each in examined]))
+            found.spreads.append(spread.of_scene(scene, shown, [each.start for each in examined]))
+    return found
+
+
+def averages(examined: Examined, blocks: Sequence[range]) -> Averages | None:
+    """Average the examinations of a set of videos.
+
+    Args:
+        examined: The examinations.
+        blocks: Frames of each block of a clip.
+
+    Returns:
+        None if there is no examination. Otherwise, a dictionary with the values of ``average``, with ``start_spread``
+        and ``sample_spread`` of ``causvid.evaluation.spread`` (None if no two videos have the same caption), and with
+        ``blocks``, a list with the result of ``over_block`` for each block.
+    """
+    examinations, spreads = examined
     means = average([each.verdict for each in examinations])
     if means is None:
         return None

@@ -5,12 +5,13 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from pydantic import PositiveInt
 
 from causvid.compute import device as devices
+from causvid.harness.machine import OtherLoad
 from causvid.runtime.seeding import generator
 from causvid.runtime.shapes import VideoShape
 
@@ -31,6 +32,18 @@ class LatencyConfig:
     repeats: PositiveInt
 
 
+class Timing(NamedTuple):
+    """Times of the parts of one video. A part is a block of a causal model, or the clip of a bidirectional model.
+
+    Attributes:
+        ready_s: Seconds from the start until each part was decoded.
+        frames: Number of frames of each part.
+    """
+
+    ready_s: list[float]
+    frames: list[int]
+
+
 def measure(
     pipeline: CausVidPipeline,
     text: torch.Tensor,
@@ -39,8 +52,8 @@ def measure(
     guidance_scale: float,
     seed: int,
     few_steps: bool,
-) -> dict[str, float]:
-    """Measure the seconds until the first and the last frame of one video are decoded, without text encoding.
+) -> Timing:
+    """Measure the seconds until each part of one video is decoded, without text encoding.
 
     Args:
         pipeline: Pipeline of the model.
@@ -53,20 +66,16 @@ def measure(
     """
     noise = [generator(seed, "latency")]
     devices.synchronize(pipeline.device)
-    started = time.perf_counter()
+    started, ready, frames = time.perf_counter(), [], []
     if pipeline.is_causal:
-        stream = pipeline.stream(text, video, noise, None, negative, guidance_scale, few_steps=few_steps)
-        next(stream)
+        parts = pipeline.stream(text, video, noise, None, negative, guidance_scale, few_steps=few_steps)
+    else:  # no frame is available before the whole clip is denoised
+        parts = iter([pipeline(text, video, noise, negative, guidance_scale, few_steps=few_steps)])
+    for part in parts:
         devices.synchronize(pipeline.device)
-        first = time.perf_counter() - started
-        for _ in stream:
-            pass
-    else:
-        pipeline(text, video, noise, negative, guidance_scale, few_steps=few_steps)
-        devices.synchronize(pipeline.device)
-        first = time.perf_counter() - started  # no frame is available before the whole clip is denoised
-    devices.synchronize(pipeline.device)
-    return {"first_frame_s": first, "seconds": time.perf_counter() - started}
+        ready.append(time.perf_counter() - started)
+        frames.append(part.shape[1])
+    return Timing(ready_s=ready, frames=frames)
 
 
 def compare(
@@ -93,28 +102,33 @@ def compare(
         config: Number of runs.
 
     Returns:
-        A dictionary. ``device`` is the name of the device. ``teacher`` and ``student`` map ``first_frame_s`` and
-        ``seconds`` to medians, ``fps`` to frames per second, and ``passes`` to the number of forward passes over each
-        frame (a step with guidance has two forward passes; context passes are not counted). ``ratio`` maps
-        ``first_frame`` and ``fps`` to the factors by which the student is faster.
+        A dictionary. ``device`` is the name of the device. ``other_load`` is the mean number of cores that other
+        processes used. ``teacher`` and ``student`` map ``first_frame_s``, ``seconds`` and ``ready_s`` (a list, as in
+        ``Timing``) to medians, ``frames`` to the number of frames of each
+        part, ``fps`` to frames per second, and ``passes`` to the number of forward passes over each frame (a step with
+        guidance has two forward passes; context passes are not counted). ``ratio`` maps ``first_frame`` and ``fps`` to
+        the factors by which the student is faster.
     """
-    runs: dict[str, list[dict[str, float]]] = {"teacher": [], "student": []}
+    runs: dict[str, list[Timing]] = {"teacher": [], "student": []}
+    load = OtherLoad()
     for index in range(config.warmup + config.repeats):
         for name, pipeline in (("teacher", teacher), ("student", student)):
             measured = measure(pipeline, text, negative, video, guidance_scale, seed, name == "student")
             if index >= config.warmup:
                 runs[name].append(measured)
-    results: dict[str, Any] = {"device": devices.describe(teacher.device)}
+    results: dict[str, Any] = {"device": devices.describe(teacher.device), "other_load": load.cores()}
     passes = {
         "teacher": teacher.config.solver_steps * (1 if guidance_scale == 1 else 2),
         "student": len(student.config.denoising_timesteps),
     }
-    for name, measured_runs in runs.items():
-        seconds = statistics.median(run["seconds"] for run in measured_runs)
+    for name, timings in runs.items():
+        ready = [statistics.median(times) for times in zip(*(timing.ready_s for timing in timings), strict=True)]
         results[name] = {
-            "first_frame_s": statistics.median(run["first_frame_s"] for run in measured_runs),
-            "seconds": seconds,
-            "fps": video.frames / seconds,
+            "first_frame_s": ready[0],
+            "seconds": ready[-1],
+            "ready_s": ready,
+            "frames": timings[0].frames,
+            "fps": video.frames / ready[-1],
             "passes": passes[name],
         }
     results["ratio"] = {

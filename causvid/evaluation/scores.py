@@ -75,8 +75,9 @@ def score(folder: Path, net: FeatureNet, setting: Setting) -> dict[str, Any]:
         A dictionary:
 
         - ``n`` is the number of videos, and ``prompts`` is the number of different captions.
-        - ``judge`` is the result of ``judge.judge_videos``, and ``table4`` is the result of ``table4.columns``. The two
-          results are None if no caption describes the toy world.
+        - ``judge`` is the result of ``judge.averages``, ``table4`` is the result of ``table4.columns``, and
+          ``intervals`` is the result of ``table4.intervals``. The three results are None if no caption describes the
+          toy world.
         - The values of ``Ruler.measure`` are included.
         - ``flicker`` is the result of ``quality.mean_flicker``, and ``drift`` is the result of ``drift.drift``.
         - ``floors`` is the result of ``floors.floors`` if ``folder`` contains real clips of the toy world, else None.
@@ -86,12 +87,16 @@ def score(folder: Path, net: FeatureNet, setting: Setting) -> dict[str, Any]:
     reserved = quality.halves(clips, setting.count)[1]
     real = renderings(captions, setting.video, crf=setting.crf) if rendered else Clips(setting.reference, reserved)
     ruler = Ruler(net=net, reference=net(real), count=setting.count)
-    judged = judge.judge_videos(videos, captions, setting.blocks) if setting.toy_world else None
+    examined = judge.examine_videos(videos, captions) if setting.toy_world else judge.Examined([], [])
+    judged = judge.averages(examined, setting.blocks)
     return {
         "n": len(rows),
         "prompts": len(set(captions)),
         "judge": judged,
         "table4": table4.columns(judged) if judged else None,
+        "intervals": table4.intervals([each.verdict for each in examined.examinations])
+        if examined and judged
+        else None,
         **ruler.measure(videos),
         "flicker": quality.mean_flicker(videos),
         "drift": drift.drift(folder, clips[0]["frames"], setting.blocks),

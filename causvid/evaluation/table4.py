@@ -15,8 +15,15 @@ scores. The formulas were fixed before any model was scored.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from causvid.evaluation.intervals import bootstrap
+from causvid.evaluation.judge import Verdict
 
 # PSNR in dB that gives the quality 0 and 1. These values were measured with 256 clips of 32 x 32 pixels and crf 10.
 # Real clips have a temporal PSNR of 30.0 dB and a frame PSNR of 30.1 dB. Clips with a static object have a temporal
@@ -30,6 +37,24 @@ Averages = Mapping[str, Any]
 def columns(judged: Averages) -> dict[str, float | None]:
     """Return all four columns for the averages of ``judge.judge_videos``, in [0, 100]; higher is better."""
     return {"temporal": temporal(judged), "frame": frame(judged), "text": text(judged), "diversity": diversity(judged)}
+
+
+def intervals(verdicts: Sequence[Verdict]) -> dict[str, list[float] | None]:
+    """Return the 95 % intervals of ``bootstrap`` for the mean of every field of ``verdicts``, and for three columns.
+
+    The diversity has no interval, because it is a mean over pairs of videos.
+    """
+    names = [field.name for field in fields(Verdict)]
+    values = np.array([[getattr(verdict, name) for name in names] for verdict in verdicts], dtype=np.float64)
+
+    def scores_of(chosen: NDArray[np.intp]) -> dict[str, float | None]:
+        drawn = values[chosen]
+        known = (~np.isnan(drawn)).sum(axis=0)  # a field that is None counts as missing, as in judge.average
+        sums = np.nansum(drawn, axis=0)
+        means = {name: float(sums[k] / known[k]) if known[k] else None for k, name in enumerate(names)}
+        return {**means, "temporal": temporal(means), "frame": frame(means), "text": text(means)}
+
+    return bootstrap(len(verdicts), scores_of)
 
 
 def temporal(judged: Averages) -> float:

@@ -1,11 +1,17 @@
-"""Record system metrics during a stage (CPU, memory, disk, network, GPU), as metrics ``system/...`` of the run."""
+"""Observe the machine during a stage: system metrics of the run, and the load of other processes.
+
+The system metrics (CPU, memory, disk, network, GPU) are the metrics ``system/...`` of the run.
+"""
 
 from __future__ import annotations
 
 import sys
 import threading
+import time
 from contextlib import suppress
 from typing import Any
+
+import psutil
 
 from causvid.harness.journal import Journal, now
 
@@ -48,3 +54,22 @@ def _monitors() -> list[Any]:
         with suppress(Exception):  # there is no GPU of this vendor, or no library for the GPU
             return [*monitors, gpus()]
     return monitors
+
+
+class OtherLoad:
+    """The CPU time that other processes use from the creation of the object on."""
+
+    def __init__(self) -> None:
+        self.start = self._seconds()
+
+    def cores(self) -> float:
+        """Return the mean number of cores that processes other than this one have used."""
+        wall, busy = (after - before for after, before in zip(self._seconds(), self.start, strict=True))
+        return max(0.0, busy / wall) if wall > 0 else 0.0
+
+    @staticmethod
+    def _seconds() -> tuple[float, float]:
+        """Return the time, and the CPU seconds of all processes without those of this process."""
+        system, own = psutil.cpu_times(), psutil.Process().cpu_times()
+        # On Linux, the time of guests is also part of the user time.
+        return time.perf_counter(), system.user + system.system + getattr(system, "nice", 0.0) - own.user - own.system

@@ -37,3 +37,13 @@ def test_teacher_and_student_run_the_reported_numbers_of_steps(
         assert 0 < found[name]["first_frame_s"] <= found[name]["seconds"]
         assert found[name]["fps"] == pytest.approx(video.frames / found[name]["seconds"])
     assert (found["teacher"]["passes"], found["student"]["passes"]) == (8, 3)
+    assert found["other_load"] >= 0
+    # A bidirectional teacher shows all frames at once. The blocks of a causal model have 5 and 8 frames.
+    blocks = [5, 8]
+    assert found["teacher"]["frames"] == ([video.frames] if teacher == "teacher" else blocks)
+    assert found["student"]["frames"] == blocks
+    for name in ("teacher", "student"):
+        ready = found[name]["ready_s"]
+        assert len(ready) == len(found[name]["frames"])
+        assert sorted(ready) == ready
+        assert (ready[0], ready[-1]) == (found[name]["first_frame_s"], found[name]["seconds"])

@@ -88,7 +88,19 @@ FRECHET = {"frechet_distance", "frechet_interval", "frechet_n", "frechet_note"}
 def test_real_clips_set_the_ceiling_and_the_floors(tmp_path: Path, run: Callable[..., dict[str, Any]]) -> None:
     write_folder(tmp_path / "clips", 24)
     found = run("clips")
-    assert set(found) == {"n", "prompts", "judge", "table4", *FRECHET, "flicker", "drift", "floors", "vbench", "key"}
+    assert set(found) == {
+        "n",
+        "prompts",
+        "judge",
+        "table4",
+        "intervals",
+        *FRECHET,
+        "flicker",
+        "drift",
+        "floors",
+        "vbench",
+        "key",
+    }
     assert found["n"] == found["judge"]["n"] == found["frechet_n"] == 20
     assert found["prompts"] == 20
     assert all(found["judge"][name] == 1 for name in ("colour", "background", "shape", "motion"))

@@ -12,6 +12,7 @@ import typer
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.harness.declaration import Metrics, Reads, Section, Stage, Writes, command
 from causvid.harness.stage import StageRun
+from causvid.reporting import content as contents
 from causvid.reporting import page, tables
 from causvid.reporting.config import ReportConfig
 from causvid.runtime.files import write_text
@@ -38,7 +39,7 @@ class Report(Stage):
 
     def run(self, stage: StageRun) -> None:
         """Write the page in both formats."""
-        content = page.collect(
+        content = contents.collect(
             self.reports,
             self.samples,
             self.published,
@@ -50,10 +51,10 @@ class Report(Stage):
         built = stage.work / "out"
         shutil.rmtree(built, ignore_errors=True)
         drawn = page.draw(content, built / "figures")
-        write_text(built / "index.html", page.html(content, built / "figures"))
+        write_text(built / "index.html", page.html(content, built / "figures", drawn))
         write_text(built / "report.md", page.markdown(content, self.figures.name, drawn))
-        stage.report({"videos": content.videos_shown, "prompts": len(content.samples), "tables": len(content.tables())})
-        for path in (built / "index.html", *(built / "figures" / name for name in drawn)):
+        stage.report({"videos": content.videos_shown, "prompts": len(content.samples), "tables": content.tables_shown})
+        for path in (built / "index.html", *(built / "figures" / name for name in drawn.names)):
             stage.tracker.log_artifact(path, "report")
         stage.publish(built / "figures", self.figures)
         stage.publish(built / "report.md", self.markdown)

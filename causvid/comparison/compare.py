@@ -9,9 +9,8 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import quote
@@ -55,7 +54,7 @@ LATENCY = (
     ("student sooner, times", "ratio.first_frame", 1),
     ("student faster, times", "ratio.fps", 1),
 )
-CURVES, DRIFTS, BARS = "curves.svg", "drift.svg", "vbench.svg"
+BARS = "vbench.svg"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +74,11 @@ class Comparison:
         tables: Tables at the top of the page.
         further: Tables below the figures.
         stages: One table per stage, with all metrics of the stage.
-        curves: Maps panels and runs to training curves.
-        drifts: Maps panels and runs to scores along a rollout.
+        curves: Panels with the training curves of all runs.
+        drifts: Panels with the scores along a rollout of all runs.
         bars: Maps runs and dimensions to VBench scores of the student.
         clips: Maps models to videos.
+        fps: Frames per second of the videos of the first run that has videos.
         links: Maps stages to the addresses of MLflow's comparisons.
     """
 
@@ -87,10 +87,11 @@ class Comparison:
     tables: Sequence[Table]
     further: Sequence[Table]
     stages: Sequence[Table]
-    curves: Mapping[str, Mapping[str, figures.Line]]
-    drifts: Mapping[str, Mapping[str, figures.Line]]
+    curves: Sequence[figures.Panel]
+    drifts: Sequence[figures.Panel]
     bars: Mapping[str, Mapping[str, float]]
     clips: Mapping[str, Sequence[Clips]]
+    fps: float
     links: Mapping[str, str]
 
 
@@ -114,6 +115,7 @@ def compare(api: MlflowClient, wanted: Sequence[str], published: Published, *, u
         drifts=_lines(api, compared, [stage for stage in stages if stage.startswith("evaluate")], drift=True),
         bars=_bars(compared),
         clips={SETS[name]: found for name in reversed(MODELS) if (found := _clips(api, compared, f"sample@{name}"))},
+        fps=_fps(compared),
         links=dict(_links(compared, stages, ui)),
     )
 
@@ -121,36 +123,36 @@ def compare(api: MlflowClient, wanted: Sequence[str], published: Published, *, u
 def write(found: Comparison, out: Path) -> None:
     """Write the self-contained page ``out``/index.html, and write ``out``/compare.md with its figures."""
     out.mkdir(parents=True, exist_ok=True)
-    drawing: dict[str, Callable[[Path], None]] = {}
-    if found.curves:
-        drawing[CURVES] = partial(figures.draw_overlaid, found.curves)
-    if found.drifts:
-        drawing[DRIFTS] = partial(figures.draw_overlaid, found.drifts)
+    for old in out.glob("*.svg"):  # an earlier comparison wrote these figures
+        old.unlink()
+    drawn = {
+        "Training curves": figures.draw_overlaid(found.curves, out, "curves"),
+        "Drift along a rollout, by window or block": figures.draw_overlaid(found.drifts, out, "drift"),
+    }
     if found.bars:
-        drawing[BARS] = partial(figures.draw_bars, found.bars)
-    for name in (CURVES, DRIFTS, BARS):
-        (out / name).unlink(missing_ok=True)  # an earlier comparison may have written this figure
-    for name, draw in drawing.items():
-        draw(out / name)
-    shown = {name: data_uri(out / name) for name in drawing}
+        figures.draw_bars(found.bars, out / BARS)
+        drawn["VBench of the student"] = [BARS]
+    drawn = {heading: names for heading, names in drawn.items() if names}
     page = render(
         TEMPLATE,
         found=found,
-        figures=shown,
+        folder=out,
+        drawn=drawn,
         missing=(NOT_MEASURED, NOT_RUN),
         not_measured=NOT_MEASURED,
         title=_title(found.compared),
     )
     write_text(out / "index.html", page)
-    write_text(out / "compare.md", markdown(found, list(drawing)))
+    write_text(out / "compare.md", markdown(found, drawn))
 
 
-def markdown(found: Comparison, drawn: Sequence[str]) -> str:
+def markdown(found: Comparison, drawn: Mapping[str, Sequence[str]]) -> str:
     """Return the tables and figures as Markdown, for a pull request or a wiki."""
     parts = [f"# {_title(found.compared)}"]
     for table in (*found.tables, *found.further):
         parts += [f"## {table.title}", table.markdown(), table.note]
-    parts += [f"![{name.partition('.')[0]}]({name})" for name in drawn]
+    for heading, names in drawn.items():
+        parts += [f"## {heading}", "\n".join(f"![{name.partition('.')[0]}]({name})" for name in names)]
     if found.links:
         parts += ["## In MLflow", "\n".join(f"- [{stage}](<{link}>)" for stage, link in found.links.items())]
     sources = [f"- {source.citation}. <{source.url}>" for source in found.published.sources.values()]
@@ -294,12 +296,12 @@ def _all_metrics(compared: Sequence[Compared], stage: str) -> Table:
 
 def _lines(
     api: MlflowClient, compared: Sequence[Compared], stages: Sequence[str], *, drift: bool
-) -> dict[str, dict[str, figures.Line]]:
+) -> list[figures.Panel]:
     """Return a panel for each metric with several steps: metrics along a rollout if ``drift``, else all other metrics.
 
     Metrics with a slash in their names (speed, memory, statistics of single frames) are omitted.
     """
-    panels: dict[str, dict[str, figures.Line]] = {}
+    panels = []
     for stage in stages:
         names = sorted({name for run in compared if stage in run.results for name in run.results[stage].metrics})
         for name in names:
@@ -308,7 +310,10 @@ def _lines(
             lines = {run.label: runs.curve(api, run.results[stage], name) for run in compared if _has(run, stage, name)}
             lines = {label: line for label, line in lines.items() if len(line[0]) > 1}
             if lines:
-                panels[f"{stage}: {name.removeprefix(DRIFT).replace('_', ' ')}"] = lines
+                measure = name.removeprefix(DRIFT).replace("_", " ")
+                panels.append(
+                    figures.Panel(title=stage, x="part of the rollout" if drift else "step", y=measure, lines=lines)
+                )
     return panels
 
 
@@ -349,6 +354,11 @@ def _clips(api: MlflowClient, compared: Sequence[Compared], stage: str) -> list[
         )
         for name, caption in prompts
     ]
+
+
+def _fps(compared: Sequence[Compared]) -> float:
+    every = (result.params for run in compared for stage, result in run.results.items() if stage.startswith("sample"))
+    return float(next((params["video.fps"] for params in every if "video.fps" in params), 1))
 
 
 def _videos(api: MlflowClient, result: Result) -> dict[tuple[str, str], str]:

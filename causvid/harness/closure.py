@@ -38,9 +38,9 @@ def import_closure(module: Path, root: Path) -> set[str]:
         if path in seen:
             continue
         seen.add(path)
-        if not is_neutral(path.relative_to(root).as_posix()) and path.suffix == ".py":
-            todo.extend(_imports(path, root))
-            # A template is part of the module that names it.
+        if not is_neutral(path.relative_to(root).as_posix()):
+            todo.extend(_imports(path, root) if path.suffix == ".py" else ())
+            # A template is part of the module or template that names it.
             todo.extend(file for file in path.parent.glob("*.jinja") if file.name in path.read_text())
     names = {path.relative_to(root).as_posix() for path in seen if path.stat().st_size}
     return {name for name in names if not is_neutral(name)}

@@ -1,13 +1,14 @@
 """Draw curves and bars as SVG, and contact sheets as PNG. Equal data give files with equal bytes.
 
-Frames are uint8 [F, H, W, 3]. Backgrounds are transparent and axes are grey, so that figures are legible on light and
-dark pages.
+Frames are uint8 [F, H, W, 3]. Backgrounds are transparent, so that figures fit light and dark pages. Every panel is a
+file of its own, so that a page can place as many panels in a row as fit.
 """
 
 from __future__ import annotations
 
 import csv
-import math
+import io
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
@@ -26,9 +28,10 @@ Line = tuple[list[float], list[float]]  # steps, values
 Curve = dict[str, Line]
 Point = Mapping[str, float | None]  # {"mean": mean, "se": standard error of the mean, None for a single seed}
 
-GREY, BLUE = "#7f7f7f", "#3b82c4"
+INK, INK_ON_DARK = "#5b6370", "#aab1bb"  # texts and axes; the contrast to a white or dark page is above 4.5 to 1
+GREY = "#7f7f7f"  # texts of sheets, which are pixels and have the same colour on all pages
 # These colours are distinguishable on light and on dark backgrounds.
-LINES = (BLUE, "#d9822b", "#3f9b57", "#a44fb0", "#c0504d", "#2aa5a0", "#b59a00", "#8c6d5a")
+LINES = ("#3b82c4", "#d9822b", "#3f9b57", "#a44fb0", "#c0504d", "#2aa5a0", "#b59a00", "#8c6d5a")
 # The bytes of a figure must not depend on the date, the fonts of the machine, or random ids.
 REPRODUCIBLE: dict[Any, Any] = {
     "svg.hashsalt": "causvid",
@@ -36,8 +39,9 @@ REPRODUCIBLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
 }
-ACROSS = 3  # number of panels per row of a figure with a legend
-LEGEND = 160  # number of characters per line of a legend
+PANEL = (3.4, 2.3)  # width and height of a panel in inches, 326 x 221 CSS pixels; 8.5 points are 11.3 CSS pixels
+LEGEND = 44  # number of characters per line of a legend
+SMOOTH = 9  # number of values in a mean of a training curve
 TILE = 96  # approximate width of a frame on a sheet, in pixels
 GAP, TITLE, LABEL = 3, 26, 128  # gap between frames, height of a title, width of a label, in pixels
 DOTS = 100  # dots per inch; one dot of a sheet is one pixel
@@ -50,6 +54,16 @@ class Strip:
 
     title: str
     videos: Mapping[str, Frames]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """A diagram: its title, the labels of its axes with units, and a mapping from labels to lines."""
+
+    title: str
+    x: str
+    y: str
+    lines: Mapping[str, Any]
 
 
 def read_curve(path: Path) -> Curve:
@@ -75,37 +89,40 @@ def read_curve(path: Path) -> Curve:
     return curve
 
 
-def draw_curves(curves: Mapping[str, Curve], out: Path) -> None:
-    """Draw curves as SVG, with one row of panels per stage and one panel per column of the stage's curve."""
-    drawn = {stage: curve for stage, curve in curves.items() if any(values for _, values in curve.values())}
-    across = max((len(curve) for curve in drawn.values()), default=1)
-    with matplotlib.rc_context(REPRODUCIBLE):
-        figure = Figure(figsize=(2.6 * across, 1.9 * max(1, len(drawn))), layout="constrained")
-        for row, (stage, curve) in enumerate(drawn.items()):
-            for column, (name, (steps, values)) in enumerate(curve.items()):
-                axes = figure.add_subplot(len(drawn), across, row * across + column + 1)
-                axes.plot(steps, values, color=BLUE, linewidth=1, marker="" if len(steps) > 1 else "o")
-                _style(axes, f"{stage}: {name.replace('_', ' ')}")
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+def draw_curves(curves: Mapping[str, Curve], folder: Path) -> list[str]:
+    """Draw training curves as SVG, with one file for each stage and column. Return the names of the files.
+
+    Each value is drawn in a pale colour, and the mean of ``SMOOTH`` consecutive values in the full colour.
+    """
+    names = []
+    for stage, curve in curves.items():
+        for column, line in curve.items():
+            if line[1]:
+                panel = Panel(title=stage, x="step", y=column.replace("_", " "), lines={column: line})
+                names.append(_draw_panel(panel, folder / f"{stage}-{column}.svg", _draw_curve, [column]))
+    return names
 
 
-def draw_along(panels: Mapping[str, Mapping[str, Sequence[Point]]], out: Path) -> None:
+def draw_along(panels: Sequence[Panel], folder: Path, name: str) -> list[str]:
     """Draw scores along a video as SVG, with standard errors as error bars.
 
     The first point is not connected to later points, because the first block or window has no earlier frames to
     continue.
 
     Args:
-        panels: Maps the title of each panel and the label of each line to points. Points are drawn at 1, 2, ... on the
-            horizontal axis.
-        out: File to write.
+        panels: Panels whose lines are sequences of points. Points are drawn at 1, 2, ... on the horizontal axis.
+        folder: Folder of the files.
+        name: Beginning of the names of the files.
+
+    Returns:
+        The names of the files: one file for each panel and, if there are several lines, a legend.
     """
-    _draw_panels(panels, out, _draw_points)
+    return _draw_panels(panels, folder, name, _draw_points)
 
 
-def draw_overlaid(panels: Mapping[str, Mapping[str, Line]], out: Path) -> None:
-    """Draw lines over steps as SVG. ``panels`` maps the title of each panel and the label of each line to the line."""
-    _draw_panels(panels, out, _draw_steps)
+def draw_overlaid(panels: Sequence[Panel], folder: Path, name: str) -> list[str]:
+    """Draw lines over steps as SVG. Arguments and result are those of ``draw_along``; lines are of type ``Line``."""
+    return _draw_panels(panels, folder, name, _draw_steps)
 
 
 def draw_bars(values: Mapping[str, Mapping[str, float]], out: Path) -> None:
@@ -113,7 +130,7 @@ def draw_bars(values: Mapping[str, Mapping[str, float]], out: Path) -> None:
     names = list(dict.fromkeys(name for bars in values.values() for name in bars))
     thick = 0.8 / len(values)
     with matplotlib.rc_context(REPRODUCIBLE):
-        figure = Figure(figsize=(3.2 * ACROSS, 0.8 + len(names) * (0.16 + 0.16 * len(values))), layout="constrained")
+        figure = Figure(figsize=(9.6, 0.8 + len(names) * (0.16 + 0.16 * len(values))), layout="constrained")
         axes = figure.add_subplot()
         for index, bars in enumerate(values.values()):
             places = [names.index(name) + (index - (len(values) - 1) / 2) * thick for name in bars]
@@ -121,8 +138,9 @@ def draw_bars(values: Mapping[str, Mapping[str, float]], out: Path) -> None:
         axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
         axes.invert_yaxis()
         _style(axes, "")
-        _legend(figure, list(values), marker="s")
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        handles = [Patch(color=LINES[index]) for index in range(len(values))]
+        figure.legend(handles, list(values), loc="outside lower center", frameon=False, labelcolor=INK)
+        _save(figure, out)
 
 
 def draw_sheet(strips: Sequence[Strip], out: Path, *, columns: int) -> None:
@@ -147,26 +165,61 @@ def draw_sheet(strips: Sequence[Strip], out: Path, *, columns: int) -> None:
         figure.savefig(out, format="png", dpi=DOTS, transparent=True, metadata={"Software": None})
 
 
-def _draw_panels(panels: Mapping[str, Mapping[str, Any]], out: Path, draw: Callable[[Axes, Any, str], None]) -> None:
-    """Draw a grid of panels with one legend. ``draw`` adds a line to a panel. Equal labels have the same colour."""
-    labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
-    rows = math.ceil(len(panels) / ACROSS)
+def _draw_panels(panels: Sequence[Panel], folder: Path, name: str, draw: Callable[[Axes, Any, str], None]) -> list[str]:
+    """Draw panels with one legend. ``draw`` adds a line to a panel. Equal labels have the same colour."""
+    labels = list(dict.fromkeys(label for panel in panels for label in panel.lines))
+    names = [
+        _draw_panel(panel, folder / f"{name}-{number}.svg", draw, labels)
+        for number, panel in enumerate(panels, start=1)
+    ]
+    if len(labels) > 1:
+        names.append(f"{name}-legend.svg")
+        _draw_legend(labels, folder / names[-1])
+    return names
+
+
+def _draw_panel(panel: Panel, out: Path, draw: Callable[[Axes, Any, str], None], labels: Sequence[str]) -> str:
     with matplotlib.rc_context(REPRODUCIBLE):
-        figure = Figure(figsize=(3.2 * ACROSS, 2.1 * rows + 0.3), layout="constrained")
-        for index, (title, lines) in enumerate(panels.items()):
-            axes = figure.add_subplot(rows, ACROSS, index + 1)
-            for label, line in lines.items():
-                draw(axes, line, LINES[labels.index(label)])
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            _style(axes, title)
-        _legend(figure, labels, marker="o")
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        figure = Figure(figsize=PANEL, layout="constrained")
+        axes = figure.add_subplot()
+        for label, line in panel.lines.items():
+            draw(axes, line, LINES[labels.index(label) % len(LINES)])
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel(panel.x, color=INK)
+        axes.set_ylabel(panel.y, color=INK)
+        _style(axes, panel.title)
+        _save(figure, out)
+    return out.name
 
 
-def _legend(figure: Figure, labels: Sequence[str], *, marker: str) -> None:
-    handles = [Line2D([], [], color=LINES[index], marker=marker, markersize=3) for index in range(len(labels))]
-    across = max(1, min(len(labels), LEGEND // (max(map(len, labels), default=1) + 8)))  # 8: marker and gaps
-    figure.legend(handles, labels, loc="outside lower center", ncols=across, frameon=False, labelcolor=GREY)
+def _draw_legend(labels: Sequence[str], out: Path) -> None:
+    wrapped = [textwrap.fill(label, LEGEND) for label in labels]
+    lines = sum(label.count("\n") + 1 for label in wrapped)
+    with matplotlib.rc_context(REPRODUCIBLE):
+        figure = Figure(figsize=(PANEL[0], 0.1 + 0.19 * lines))
+        handles = [Line2D([], [], color=LINES[k % len(LINES)], marker="o", markersize=3) for k in range(len(labels))]
+        figure.legend(handles, wrapped, loc="center left", bbox_to_anchor=(0, 0.5), frameon=False, labelcolor=INK)
+        _save(figure, out)
+
+
+def _save(figure: Figure, out: Path) -> None:
+    """Write ``figure`` as SVG. The style sheet changes the colour of texts and axes on dark pages."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    rules = " ".join(f'[style*="{kind}: {INK}"] {{ {kind}: {INK_ON_DARK} !important }}' for kind in ("fill", "stroke"))
+    dark = f"@media (prefers-color-scheme: dark) {{ {rules} }}"
+    out.write_text(text.getvalue().replace("</style>", f" {dark}</style>", 1), encoding="utf-8")
+
+
+def _draw_curve(axes: Axes, line: Line, colour: str) -> None:
+    steps, values = line
+    if len(values) <= 2 * SMOOTH:
+        axes.plot(steps, values, color=colour, linewidth=1.2, marker="" if len(steps) > 1 else "o")
+        return
+    axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.35)
+    means = np.convolve(values, np.full(SMOOTH, 1 / SMOOTH), mode="valid")
+    middle = SMOOTH // 2
+    axes.plot(steps[middle : middle + len(means)], means, color=colour, linewidth=1.5)
 
 
 def _draw_steps(axes: Axes, line: Line, colour: str) -> None:
@@ -184,10 +237,10 @@ def _draw_points(axes: Axes, points: Sequence[Point], colour: str) -> None:
 
 
 def _style(axes: Axes, title: str) -> None:
-    axes.set_title(title, color=GREY, fontsize=9, parse_math=False)
-    axes.tick_params(colors=GREY, labelsize=7)
+    axes.set_title(title, color=INK, fontsize=9, parse_math=False)
+    axes.tick_params(colors=INK, labelsize=8.5)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(GREY)
+    axes.spines[["left", "bottom"]].set_color(INK)
     axes.patch.set_alpha(0)
 
 

@@ -34,6 +34,7 @@ class Latency:
         like: The comparable model of this project, "teacher" or "student".
         first_frame_s: Seconds until the first frame.
         fps: Frames per second.
+        passes: Number of forward passes over each frame; None if the source does not state it.
         source: Key of the source.
         table: Table in the source.
         setting: Video size and device of the measurement.
@@ -43,6 +44,7 @@ class Latency:
     like: str
     first_frame_s: float
     fps: float
+    passes: int | None
     source: str
     table: str
     setting: str

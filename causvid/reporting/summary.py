@@ -20,6 +20,7 @@ class Headline:
         label: Name of the number for readers, with its unit.
         stage: Name of the metrics that contain the number, as in ``tables.read_results``.
         path: Keys of the number in these metrics.
+        interval: Keys of the 95 % confidence interval in these metrics; empty if the number has no interval.
         decimals: Number of decimals in texts.
         higher_is_better: Whether a higher number is better.
     """
@@ -28,24 +29,36 @@ class Headline:
     label: str
     stage: str
     path: tuple[str, ...]
+    interval: tuple[str, ...] = ()
     decimals: int
     higher_is_better: bool = True
 
 
 SCORES = (
-    Headline(name="velocity", label="velocity", stage=STUDENT, path=("judge", "velocity"), decimals=3),
-    Headline(name="motion", label="motion", stage=STUDENT, path=("judge", "motion"), decimals=3),
+    *(
+        Headline(
+            name=name,
+            label=name,
+            stage=STUDENT,
+            path=("judge", name),
+            interval=("intervals", name),
+            decimals=3,
+        )
+        for name in ("velocity", "motion")
+    ),
     Headline(
         name="frechet",
         label="Fréchet distance",
         stage=STUDENT,
         path=("frechet_distance",),
+        interval=("frechet_interval",),
         decimals=2,
         higher_is_better=False,
     ),
-    Headline(name="temporal", label="temporal", stage=STUDENT, path=("table4", "temporal"), decimals=1),
-    Headline(name="frame", label="frame", stage=STUDENT, path=("table4", "frame"), decimals=1),
-    Headline(name="text", label="text", stage=STUDENT, path=("table4", "text"), decimals=1),
+    *(
+        Headline(name=name, label=name, stage=STUDENT, path=("table4", name), interval=("intervals", name), decimals=1)
+        for name in ("temporal", "frame", "text")
+    ),
 )
 SPEEDS = (
     Headline(

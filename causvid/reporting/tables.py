@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,11 @@ class Table:
     def __post_init__(self) -> None:
         assert all(len(row) == len(self.head) for row in self.rows), self.title
 
+    def is_number(self, column: int) -> bool:
+        """Return whether the column contains numbers, which pages align on the right. Missing numbers are ignored."""
+        cells = [row[column] for row in self.rows if row[column] not in (NOT_MEASURED, NOT_RUN, "-")]
+        return all(cell[:1].isdigit() or cell[:2].lstrip("-")[:1].isdigit() for cell in cells)
+
     def markdown(self) -> str:
         """Return the table in GitHub's Markdown, without the title and the note."""
         lines = [self.head, ("---",) * len(self.head), *self.rows]
@@ -123,20 +128,14 @@ def lookup(values: Mapping[str, Any] | None, *path: str) -> Any:
 
 
 def quality(results: Results) -> Table:
-    """Build the table with the scores of every set of videos and of the floors, which are corrupted real clips."""
-    rows = []
-    for name, label in SETS.items():
-        found = results.get(f"evaluate/{name}")
-        rows.append((label, number(lookup(found, "n"), 0), _frechet(found), *_scores(found)))
-    real = results.get("evaluate/clips")
-    for name, found in (lookup(real, "floors") or {}).items():
-        label = f"floor: real clips, {_words(name)}"
-        rows.append((label, number(lookup(real, "n"), 0), _frechet(found), *_scores(found)))
+    """Build the table with the scores of every set of videos, with one row for each score."""
+    found = {label: results.get(f"evaluate/{name}") for name, label in SETS.items()}
     psnr = number(lookup(results.get("train_vae"), "psnr_db"), 1)
+    count = ("number of videos", *(number(lookup(each, "n"), 0) for each in found.values()))
     return Table(
-        title="Quality",
-        head=("videos", "n", "Fréchet distance", *(column for column, _, _ in SCORES)),
-        rows=tuple(rows),
+        title="All scores",
+        head=("score", *found),
+        rows=(count, *_scores(found.values())),
         note="The analytic judge scores only videos with captions of the toy world. Colour, background, shape and "
         "motion are shares of the videos that agree with their captions; velocity is a share of the steps between "
         "frames. PSNR compares each frame with the ideal frame of the caption, with the object at its measured "
@@ -144,12 +143,27 @@ def quality(results: Results) -> Table:
         "columns of Table 4, out of 100. For size flicker and Fréchet distance (with its 95 % interval), lower is "
         "better; compare distances of equal n only. Flicker is the mean change between consecutive frames, including "
         "motion, and should be close to that of the real clips. VAE reconstructions are the ceiling of all models "
-        f"here. The floors are corrupted real clips. PSNR of complete held-out clips through the VAE, in dB: {psnr}.",
+        f"here. PSNR of complete held-out clips through the VAE, in dB: {psnr}.",
     )
 
 
-def _scores(found: Mapping[str, Any] | None) -> Iterator[str]:
-    return (number(lookup(found, *path), decimals) for _, path, decimals in SCORES)
+def floors(results: Results) -> Table:
+    """Build the table with the scores of corrupted real clips."""
+    found = lookup(results.get("evaluate/clips"), "floors") or {}
+    return Table(
+        title="Floors: scores of corrupted real clips",
+        head=("score", *(_words(name) for name in found)),
+        rows=tuple(_scores(found.values())) if found else (),
+        note="A model whose score is close to that of a corruption has the fault of this corruption.",
+    )
+
+
+def _scores(found: Iterable[Mapping[str, Any] | None]) -> Iterator[tuple[str, ...]]:
+    """Yield one row for each score, with a cell for each set of videos."""
+    every = list(found)
+    yield ("Fréchet distance", *(_frechet(each) for each in every))
+    for label, path, decimals in SCORES:
+        yield (label, *(number(lookup(each, *path), decimals) for each in every))
 
 
 def _frechet(found: Mapping[str, Any] | None) -> str:

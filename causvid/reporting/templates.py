@@ -8,8 +8,6 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-# Name of the template that other templates import. This constant makes the template a file of this module.
-SHARED = "shared.html.jinja"
 MEDIA = {".mp4": "video/mp4", ".svg": "image/svg+xml"}
 
 

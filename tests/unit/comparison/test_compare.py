@@ -181,10 +181,11 @@ def test_curves_share_panels_and_a_repeated_step_is_used_once(api: Any, two: tup
     found = compare.compare(api, two, PUBLISHED, ui=UI)
     first, second = (run.label for run in found.compared)
     steps = [0.0, 1.0, 2.0]
-    assert found.curves == {"train_dmd: loss": {first: (steps, [3.0, 1.5, 2.0]), second: (steps, [3.0, 2.0, 3.0])}}
-    assert found.drifts == {
-        "evaluate@dmd: judge.velocity": {first: ([0, 1], [0.75, 0.5]), second: ([0, 1], [0.75, 0.75])}
-    }
+    (curve,), (drift,) = found.curves, found.drifts
+    assert (curve.title, curve.x, curve.y) == ("train_dmd", "step", "loss")
+    assert curve.lines == {first: (steps, [3.0, 1.5, 2.0]), second: (steps, [3.0, 2.0, 3.0])}
+    assert (drift.title, drift.x, drift.y) == ("evaluate@dmd", "part of the rollout", "judge.velocity")
+    assert drift.lines == {first: ([0, 1], [0.75, 0.5]), second: ([0, 1], [0.75, 0.75])}
     assert found.bars == {first: {"temporal_flickering": 0.5}, second: {"temporal_flickering": 0.5}}
 
 
@@ -209,13 +210,8 @@ def test_the_page_is_self_contained_and_links_to_mlflow(api: Any, two: tuple[str
     assert f"{UI}/#/compare-runs?runs=%5B%22{trained[0]}%22%2C%20%22{trained[1]}%22%5D&amp;experiments=" in page
     text = (out / "compare.md").read_text()
     assert "| colour | 0.500 | 0.750 | - |" in text
-    assert {file.name for file in out.iterdir()} == {
-        "index.html",
-        "compare.md",
-        "curves.svg",
-        "drift.svg",
-        "vbench.svg",
-    }
+    panels = {f"{name}-{part}.svg" for name in ("curves", "drift") for part in ("1", "legend")}
+    assert {file.name for file in out.iterdir()} == {"index.html", "compare.md", "vbench.svg", *panels}
 
 
 def test_figures_of_an_earlier_page_are_removed(api: Any, two: tuple[str, str], stage: Make, tmp_path: Path) -> None:

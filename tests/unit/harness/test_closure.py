@@ -39,3 +39,13 @@ def test_the_closure_has_direct_lazy_and_circular_imports_but_no_neutral_ones(tr
 def test_an_init_file_with_code_is_in_the_closure(tree: Path) -> None:
     (tree / "causvid" / "models" / "__init__.py").write_text("x = 1\n")
     assert "causvid/models/__init__.py" in import_closure(tree / "stages" / "toy.py", tree)
+
+
+def test_templates_that_a_module_or_a_template_names_are_in_the_closure(tree: Path) -> None:
+    folder = tree / "causvid" / "models"
+    (folder / "net.py").write_text('PAGE = "page.html.jinja"\n')
+    (folder / "page.html.jinja").write_text('{% import "shared.html.jinja" as shared %}')
+    (folder / "shared.html.jinja").write_text("text")
+    (folder / "other.html.jinja").write_text("text")
+    found = {Path(name).name for name in import_closure(tree / "stages" / "toy.py", tree) if name.endswith(".jinja")}
+    assert found == {"page.html.jinja", "shared.html.jinja"}

@@ -14,9 +14,9 @@ from causvid import params
 from causvid.data.videos import manifest
 from causvid.data.videos.video_writer import write_video
 from causvid.diffusion.schedule import ScheduleConfig
-from causvid.reporting import page
+from causvid.reporting import content as contents
 from causvid.reporting.ablation import CLAIMS, DRAWN, FAILS, HOLDS, MEASURES, ROWS, UNRESOLVED
-from causvid.reporting.page import Content
+from causvid.reporting.content import Content
 from causvid.runtime.shapes import VideoShape
 
 PUBLISHED = params.ROOT / "data/inputs/published.yaml"
@@ -65,8 +65,22 @@ def reports(tmp_path: Path) -> Path:
         "generate_ode_pairs": {"pairs": 896},
         "measure_latency": {
             "device": "CPU, 2 threads",
-            "teacher": {"first_frame_s": 2.0, "fps": 16.5, "seconds": 2.0, "passes": 40},
-            "student": {"first_frame_s": 0.125, "fps": 66.0, "seconds": 0.5, "passes": 4},
+            "teacher": {
+                "first_frame_s": 2.0,
+                "fps": 16.5,
+                "seconds": 2.0,
+                "passes": 40,
+                "ready_s": [2.0],
+                "frames": [5],
+            },
+            "student": {
+                "first_frame_s": 0.125,
+                "fps": 66.0,
+                "seconds": 0.5,
+                "passes": 4,
+                "ready_s": [0.125, 0.5],
+                "frames": [1, 4],
+            },
             "ratio": {"first_frame": 16.0, "fps": 4.0},
         },
     }
@@ -158,7 +172,7 @@ def collect() -> Collect:
     """Return a function that maps the folders of reports and samples to the content of the report."""
 
     def from_folders(reports: Path, samples: Path) -> Content:
-        return page.collect(reports, samples, PUBLISHED, profile="smoke", video=VIDEO, schedule=SCHEDULE, rows=2)
+        return contents.collect(reports, samples, PUBLISHED, profile="smoke", video=VIDEO, schedule=SCHEDULE, rows=2)
 
     return from_folders
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +14,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from causvid.reporting import figures
-from causvid.reporting.figures import GAP, LABEL, TILE, TITLE, Strip
+from causvid.reporting.figures import GAP, LABEL, TILE, TITLE, Panel, Strip
 
 
 def video(frames: int, height: int, width: int) -> figures.Frames:
     """Return a video in which all pixels of frame k have the value k."""
     return np.broadcast_to(np.arange(frames, dtype=np.uint8)[:, None, None, None], (frames, height, width, 3)).copy()
+
+
+def panel(x: str, lines: Mapping[str, Any]) -> Panel:
+    """Return a panel with ``lines``."""
+    return Panel(title="velocity", x=x, y="velocity", lines=lines)
 
 
 def test_every_column_is_read_without_empty_cells(reports: Path) -> None:
@@ -34,37 +42,49 @@ def test_the_first_column_must_be_step(tmp_path: Path) -> None:
             figures.read_curve(path)
 
 
-def test_curves_are_reproducible(tmp_path: Path) -> None:
-    """A figure file contains no date, no version and no random ids, and has one panel per column."""
-    curves = {"train_dmd": {"critic_loss": ([0.0, 1.0], [2.0, 1.0]), "student_loss": ([0.0], [3.0])}, "train_vae": {}}
-    for name in ("a.svg", "b.svg"):
-        figures.draw_curves(curves, tmp_path / name)
-    text = (tmp_path / "a.svg").read_text()
-    assert text == (tmp_path / "b.svg").read_text()
-    assert text.count('id="axes_') == 2
-    assert "<dc:date>" not in text
-    figures.draw_curves({}, tmp_path / "none.svg")
-    assert 'id="axes_' not in (tmp_path / "none.svg").read_text()
+def test_every_column_has_its_panel_and_panels_are_reproducible(tmp_path: Path) -> None:
+    """A figure file contains no date, no version and no random ids."""
+    curves = {
+        "train_dmd": {"critic_loss": ([0.0, 1.0], [2.0, 1.0]), "student_loss": ([0.0], [3.0])},
+        "train_vae": {"loss": ([], [])},
+    }
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        drawn = figures.draw_curves(curves, tmp_path / name)
+    assert drawn == ["train_dmd-critic_loss.svg", "train_dmd-student_loss.svg"]
+    for name in drawn:
+        text = (tmp_path / "a" / name).read_text()
+        assert text == (tmp_path / "b" / name).read_text()
+        assert "<dc:date>" not in text
+        assert "prefers-color-scheme: dark" in text
+
+
+def test_a_long_curve_shows_its_values_and_their_mean(tmp_path: Path) -> None:
+    """The second line is the mean of consecutive values. It has no points where this mean is not defined."""
+    steps = [float(step) for step in range(40)]
+    lines = []
+    for values in (steps, [*steps[:-1], 1000.0]):
+        figures.draw_curves({"train_dmd": {"loss": (steps, values)}}, tmp_path)
+        lines.append(re.findall(r'<path d="([^"]*)" clip-path', (tmp_path / "train_dmd-loss.svg").read_text()))
+    assert [len(line.split("L")) for line in lines[0]] == [40, 40 - figures.SMOOTH + 1]
+    assert lines[0] != lines[1]
 
 
 def test_scores_along_a_video_are_reproducible_and_missing_points_are_omitted(tmp_path: Path) -> None:
-    """A figure has one panel per title, does not connect the first point, and omits missing points."""
+    """There is one file per panel and one legend. The first point is not connected."""
     points = [{"mean": 0.5, "se": 0.1}, {"mean": 0.7, "se": None}, {"mean": 0.8, "se": 0.05}]
-    panels = {
-        "velocity by block": {"student": points, "other": [{"mean": None, "se": None}, *points[1:]]},
-        "velocity by window": {"student": points},
-    }
-    for name in ("a.svg", "b.svg"):
-        figures.draw_along(panels, tmp_path / name)
-    text = (tmp_path / "a.svg").read_text()
-    assert text == (tmp_path / "b.svg").read_text()
-    assert text.count('id="axes_') == 2
-    alone = {"velocity by block": {"student": points[:1]}}
-    figures.draw_along(alone, tmp_path / "alone.svg")
-    figures.draw_along(
-        {"velocity by block": {"student": [*points[:1], {"mean": None, "se": None}]}}, tmp_path / "c.svg"
-    )
-    assert (tmp_path / "alone.svg").read_text() == (tmp_path / "c.svg").read_text()
+    several = {"student": points, "other": [{"mean": None, "se": None}, *points[1:]]}
+    panels = [panel("block", several), panel("window", {"student": points})]
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        drawn = figures.draw_along(panels, tmp_path / name, "along")
+    assert drawn == ["along-1.svg", "along-2.svg", "along-legend.svg"]
+    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in drawn)
+    missing = {"student": [points[0], {"mean": None, "se": None}]}
+    assert figures.draw_along([panel("block", {"student": points[:1]})], tmp_path, "alone") == ["alone-1.svg"]
+    figures.draw_along([panel("block", missing)], tmp_path, "missing")
+    assert (tmp_path / "alone-1.svg").read_text() == (tmp_path / "missing-1.svg").read_text()
+    assert figures.draw_along([], tmp_path, "none") == []
 
 
 def test_a_row_of_tiles_contains_the_first_and_the_last_frame() -> None:
@@ -113,19 +133,18 @@ def test_a_sheet_without_videos_is_a_valid_image(tmp_path: Path) -> None:
         assert image.size[0] > 0
 
 
-def test_lines_of_several_runs_share_panels_and_colours(tmp_path: Path) -> None:
-    """A figure has one panel per title, and a label has the same colour in all panels."""
+def test_a_label_has_the_same_colour_in_all_panels(tmp_path: Path) -> None:
     lines = {"a": ([0.0, 1.0], [2.0, 1.0]), "b": ([0.0, 1.0], [3.0, 2.5])}
-    panels = {"loss": lines, "gradient": {"b": lines["b"]}}
-    for name in ("a.svg", "b.svg"):
-        figures.draw_overlaid(panels, tmp_path / name)
-    text = (tmp_path / "a.svg").read_text()
-    assert text == (tmp_path / "b.svg").read_text()
-    assert text.count('id="axes_') == 2
-    first, second = (text.split('id="axes_')[panel] for panel in (1, 2))
-    assert figures.LINES[0] in first
-    assert figures.LINES[1] in first
-    assert figures.LINES[1] in second
+    figures.draw_overlaid([panel("step", lines), panel("step", {"b": lines["b"]})], tmp_path, "lines")
+    first, second, legend = ((tmp_path / f"lines-{name}.svg").read_text() for name in ("1", "2", "legend"))
+    for text, colours in ((first, (0, 1)), (second, (1,)), (legend, (0, 1))):
+        assert [index for index in range(len(figures.LINES)) if figures.LINES[index] in text] == list(colours)
+
+
+def test_more_lines_than_colours_can_be_drawn(tmp_path: Path) -> None:
+    lines = {str(k): ([0.0, 1.0], [float(k), 1.0]) for k in range(len(figures.LINES) + 1)}
+    figures.draw_overlaid([panel("step", lines)], tmp_path, "many")
+    assert (tmp_path / "many-legend.svg").is_file()
 
 
 def test_bars_of_several_runs_are_grouped_by_name(tmp_path: Path) -> None:

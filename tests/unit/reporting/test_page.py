@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from causvid.data.videos import manifest
+from causvid.reporting import content as contents
 from causvid.reporting import page, tables
-from causvid.reporting.page import Content
+from causvid.reporting.content import Content
 
 Collect = Callable[[Path, Path], Content]
 
@@ -40,9 +41,8 @@ class Reader(HTMLParser):
 
 def read(content: Content, folder: Path) -> Reader:
     """Parse the page that ``content`` describes."""
-    page.draw(content, folder)
     reader = Reader()
-    reader.feed(page.html(content, folder))
+    reader.feed(page.html(content, folder, page.draw(content, folder)))
     return reader
 
 
@@ -55,19 +55,21 @@ def test_the_page_is_self_contained(content: Content, tmp_path: Path) -> None:
     assert "@import" not in reader.text
 
 
-def test_the_videos_are_the_samples_and_play_automatically(
-    content: Content, samples: Path, captions: dict[str, str], tmp_path: Path
-) -> None:
-    """The page shows two prompts of four models, then rollouts and reconstructions.
+def test_the_videos_are_the_samples(content: Content, samples: Path, captions: dict[str, str], tmp_path: Path) -> None:
+    """The page shows the race, two prompts of four models, then reconstructions and rollouts.
 
-    The videos on the page have the bytes of the files.
+    The videos on the page have the bytes of the files. The player starts them, not the browser.
     """
-    reader = read(content, tmp_path / "figures")
-    assert len(reader.videos) == content.videos_shown == 2 * 4 + 2 * 3 + 2
-    assert all({"autoplay", "muted", "loop", "playsinline"} <= set(video) for video in reader.videos)
-    shown = [base64.b64decode((video["src"] or "").partition(",")[2]) for video in reader.videos[:4]]
-    assert shown == [(samples / name / "00000.mp4").read_bytes() for name in tables.MODELS]
-    labels = [video["aria-label"] for video in reader.videos[4:8]]
+    race, videos = [], []
+    for video in read(content, tmp_path / "figures").videos:
+        (videos if video.get("class") == "clip" else race).append(video)
+        assert {"muted", "playsinline"} <= set(video)
+        assert "autoplay" not in video
+    assert len(videos) == content.videos_shown == 2 * 4 + 2 + 2 * 3
+    shown = [base64.b64decode((video["src"] or "").partition(",")[2]) for video in (*race, *videos[:4])]
+    names = ("teacher", "dmd", *tables.MODELS)
+    assert shown == [(samples / name / "00000.mp4").read_bytes() for name in names]
+    labels = [video["aria-label"] for video in videos[4:8]]
     assert labels == [
         f"{name}: {captions['00001']}" for name in ("teacher", "causal teacher", "student, ODE init", "student, DMD")
     ]
@@ -77,7 +79,23 @@ def test_a_small_video_is_enlarged_by_a_whole_factor(content: Content, tmp_path:
     """Videos of 32 x 32 pixels are shown with 160 x 160 pixels and without interpolation."""
     reader = read(content, tmp_path / "figures")
     assert {video["width"] for video in reader.videos} == {"160"}
-    assert "image-rendering: pixelated" in page.html(content, tmp_path / "figures")
+    assert "image-rendering: pixelated" in reader.text
+
+
+def test_without_measured_speed_there_is_no_race(
+    collect: Collect, reports: Path, samples: Path, tmp_path: Path
+) -> None:
+    (reports / "measure_latency" / "metrics.json").unlink()
+    content = collect(reports, samples)
+    assert content.race is None
+    assert "race" not in {video.get("class") for video in read(content, tmp_path / "figures").videos}
+    assert content.speeds == ()
+
+
+@pytest.mark.parametrize(("load", "warned"), [(None, False), (0.1, False), (1.5, True)])
+def test_a_busy_machine_is_named(content: Content, load: float | None, warned: bool) -> None:
+    results = {**content.results, "measure_latency": {**content.results["measure_latency"], "other_load": load}}
+    assert ("other processes used 1.5 cores" in replace(content, results=results).busy) == warned
 
 
 def test_captions_and_tables_are_shown_as_text(content: Content, captions: dict[str, str], tmp_path: Path) -> None:
@@ -89,28 +107,13 @@ def test_captions_and_tables_are_shown_as_text(content: Content, captions: dict[
     assert "in 4 steps (timesteps 1000, 750, 500, 250)" in reader.text
 
 
-def test_a_sentence_lists_the_scores_in_which_the_student_is_worse(
-    content: Content, collect: Collect, tmp_path: Path
-) -> None:
-    said = (
-        "According to the analytic judge, the student scores at most 0.03 below its teacher in background, shape, "
-        "motion, and more than 0.03 below its teacher in colour (0.600, teacher 0.800), velocity (0.350, teacher 0.550). "
-        "The Fréchet distance of the student is 1.00 times that of its teacher. The velocity scores of the blocks of a "
-        "clip, from first to last, are 0.10, 0.88."
-    )
-    assert content.standing == said
-    assert said in read(content, tmp_path / "figures").text
-    assert said in page.markdown(content, "figures", [])
-    assert collect(tmp_path / "no reports", tmp_path / "no samples").standing == ""
-
-
 def test_the_report_is_reproducible(content: Content, tmp_path: Path) -> None:
     """Page, Markdown and figures of the same run have equal bytes when they are written again."""
     made = []
     for name in ("a", "b"):
-        names = page.draw(content, tmp_path / name)
-        images = [(tmp_path / name / figure).read_bytes() for figure in names]
-        made.append((page.html(content, tmp_path / name), page.markdown(content, "figures", names), images))
+        drawn = page.draw(content, tmp_path / name)
+        images = [(tmp_path / name / figure).read_bytes() for figure in drawn.names]
+        made.append((page.html(content, tmp_path / name, drawn), page.markdown(content, "figures", drawn), images))
     assert made[0] == made[1]
 
 
@@ -134,27 +137,29 @@ def test_table_4_and_figure_4_are_shown_if_the_ablation_was_run(
     A second table appears if the students were also trained on the other inputs.
     """
     content = collect(ablated, samples)
-    names = page.draw(content, tmp_path / "figures")
-    assert "figure4.svg" in names
-    text = page.markdown(content, "figures", names)
+    drawn = page.draw(content, tmp_path / "figures")
+    text = page.markdown(content, "figures", drawn)
     for words in (
         "## Table 4\n",
         "0.502 ± 0.011",
         "| causal teacher is worse | paper | text |",
-        "](figures/figure4.svg)",
+        "](figures/figure4-1.svg)",
+        "](figures/figure4-legend.svg)",
     ):
         assert words in text
     assert "not run" not in text
-    titles = [table.title for table in content.tables()]
+    titles = [table.title for section in content.sections() for table in (*section.tables, *section.folded)]
     assert "Table 4, students trained on noised real clips" not in titles
     (ablated / "ablate" / "table4_data.json").write_text((ablated / "ablate" / "table4.json").read_text())
     both = collect(ablated, samples)
-    assert "Table 4, students trained on noised real clips" in [table.title for table in both.tables()]
-    alone, beside = (list(each.along()["velocity by window"]) for each in (content, both))
+    assert "Table 4, students trained on noised real clips" in [
+        table.title for section in both.sections() for table in section.folded
+    ]
+    alone, beside = (list(each.along()[-1].lines) for each in (content, both))
     assert beside == [*alone, f"{alone[0]}, trained on noised real clips"]
     reader = read(content, tmp_path / "again")
     assert "0.502 ± 0.011" in reader.text
-    svg = base64.b64encode((tmp_path / "figures" / "figure4.svg").read_bytes()).decode()
+    svg = base64.b64encode((tmp_path / "figures" / "figure4-1.svg").read_bytes()).decode()
     assert any(address.endswith(svg) for address in reader.loaded)
 
 
@@ -165,7 +170,7 @@ def test_the_place_of_a_model_without_samples_is_empty(
     shutil.rmtree(samples / "ode_init")
     content = collect(reports, samples)
     assert [path is None for path in content.samples[0].videos.values()] == [False, False, True, False]
-    assert len(read(content, tmp_path / "figures").videos) == 2 * 3 + 2 * 2 + 2
+    assert len(read(content, tmp_path / "figures").videos) == 2 + 2 * 3 + 2 * 2 + 2  # the race has two
 
 
 def test_only_prompts_with_videos_of_every_model_are_shown(collect: Collect, reports: Path, samples: Path) -> None:
@@ -181,8 +186,8 @@ def test_markdown_has_figures_tables_and_sources(content: Content, tmp_path: Pat
     for words in (
         "](figures/samples.png)",
         "](figures/rollouts.png)",
-        "](figures/curves.svg)",
-        "| teacher | 128 |",
+        "](figures/train_dmd-student_loss.svg)",
+        "| teacher | **0.550** |",
         "2412.07772",
     ):
         assert words in text
@@ -190,17 +195,13 @@ def test_markdown_has_figures_tables_and_sources(content: Content, tmp_path: Pat
     assert text.endswith(">\n")
 
 
-@pytest.mark.parametrize("name", ["samples.png", "curves.svg"])
-def test_figures_are_written_without_rollouts(
-    collect: Collect, reports: Path, samples: Path, tmp_path: Path, name: str
-) -> None:
+def test_figures_are_written_without_rollouts(collect: Collect, reports: Path, samples: Path, tmp_path: Path) -> None:
     """A run without causal models has no rollouts, and the report has no sheet of rollouts."""
-    for model in page.CAUSAL:
+    for model in contents.CAUSAL:
         shutil.rmtree(samples / model / "rollouts")
-    names = page.draw(collect(reports, samples), tmp_path / "figures")
-    assert name in names
-    assert "rollouts.png" not in names
-    assert (tmp_path / "figures" / name).stat().st_size > 0
+    drawn = page.draw(collect(reports, samples), tmp_path / "figures")
+    assert drawn.sheets == ["samples.png"]
+    assert all((tmp_path / "figures" / name).stat().st_size > 0 for name in drawn.names)
 
 
 @pytest.mark.parametrize(

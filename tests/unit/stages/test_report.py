@@ -63,17 +63,20 @@ def test_all_files_are_published_and_metrics_count_them(project: Path, kept: lis
 
     A second run replaces the page.
     """
-    latency = {"device": "CPU", "teacher": {"first_frame_s": 4.0}, "ratio": {"first_frame": 8.0, "fps": 2.0}}
+    speed = {"first_frame_s": 0.5, "fps": 10.0, "passes": 4}
+    latency = {"device": "CPU", "student": speed, "ratio": {"first_frame": 8.0, "fps": 2.0}}
+    (project / "reports/train_dmd").mkdir()
+    (project / "reports/train_dmd/curve.csv").write_text("step,student_loss\n0,1.0\n1,0.5\n")
     (project / "reports/measure_latency").mkdir()
     path = project / "reports/measure_latency/metrics.json"
     path.write_text(json.dumps(latency))
     assert run() == (0, "None")
-    assert kept == [("report", "index.html"), ("report", "curves.svg"), ("report", "samples.png")]
+    assert kept == [("report", "index.html"), ("report", "train_dmd-student_loss.svg")]
     page = (project / OUTS["out"]).read_text()
     assert "8.0 times sooner" in page
     assert "not measured" in page
-    assert "](figures/samples.png)" in (project / OUTS["markdown"]).read_text()
-    assert sorted(file.name for file in (project / OUTS["figures"]).iterdir()) == ["curves.svg", "samples.png"]
+    assert "](figures/train_dmd-student_loss.svg)" in (project / OUTS["markdown"]).read_text()
+    assert [file.name for file in (project / OUTS["figures"]).iterdir()] == ["train_dmd-student_loss.svg"]
     metrics = json.loads((project / "reports/report/metrics.json").read_text())
     assert (metrics["videos"], metrics["prompts"]) == (0, 0)
     assert metrics["tables"] >= 4

@@ -11,6 +11,7 @@ from causvid.reporting.tables import MODELS, SETS, Results, lookup, number
 REFERENCES = ("clips", "reconstruction")
 SHOWN = (*REFERENCES, "teacher", "ode_init", "dmd")
 TEACHER, STUDENT = MODELS[0], MODELS[-1]
+CLOSE = 0.02  # smallest difference of velocity scores that a sentence mentions
 NOTE = (
     "Arrows point in the direction of better scores. The best score of the models is bold. Brackets contain 95 % "
     "confidence intervals from a bootstrap over the videos. The interval of the Fréchet distance is from a jackknife, "
@@ -98,13 +99,15 @@ def not_good(results: Results) -> str:
 def by_block(results: Results) -> str:
     """Return a sentence with the velocity score of each block of the student; empty if it was not measured."""
     blocks = lookup(results.get(f"evaluate/{STUDENT}"), "judge", "blocks") or ()
-    shares = [number(block["velocity"], 2) for block in blocks]
-    if len(shares) < 2:
+    values = [block["velocity"] for block in blocks]
+    if len(values) < 2:
         return ""
-    return (
-        f"The velocity scores of the student by block of a clip, from first to last, are {', '.join(shares)}. The "
-        "first block is the hardest, because it has no earlier frames to continue."
-    )
+    shares = ", ".join(number(value, 2) for value in values)
+    listed = f"The velocity scores of the student by block of a clip, from first to last, are {shares}."
+    known = [value for value in values if value is not None]
+    if len(known) > 1 and min(known[1:]) - known[0] > CLOSE:
+        return f"{listed} The first block is the hardest, because it has no earlier frames to continue."
+    return listed
 
 
 def _compared(results: Results) -> Iterator[tuple[Headline, int]]:

@@ -47,8 +47,8 @@ def sections(results: Results, ablation: Mapping[str, Mapping[str, Any]], publis
         Section(
             name="scores",
             title="Scores",
-            tables=_filled([tables.quality(results)]),
-            folded=_filled([tables.floors(results), tables.beside_paper(results, published)]),
+            tables=_filled([tables.beside_paper(results, published)]),
+            folded=_filled([tables.quality(results), tables.floors(results)]),
         ),
         Section(name="speed", title="Speed", tables=_filled([tables.latency(results, published)])),
         Section(name="rollouts", title="Long rollouts of the causal models", tables=_filled([tables.drift(results)])),

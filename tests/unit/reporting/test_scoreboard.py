@@ -62,8 +62,21 @@ def test_the_sentences_compare_the_intervals_of_student_and_teacher() -> None:
     assert "better" not in scoreboard.good(wide)
 
 
-def test_the_blocks_of_the_student_are_listed() -> None:
-    assert "are 0.85, not measured." in scoreboard.by_block(RESULTS)
+@pytest.mark.parametrize(
+    ("values", "listed", "is_hardest"),
+    [
+        ([0.85, None], "0.85, not measured", False),
+        ([0.5, 0.9, 1.0], "0.50, 0.90, 1.00", True),
+        ([0.99, 1.0, 1.0], "0.99, 1.00, 1.00", False),
+        ([0.9, 0.5], "0.90, 0.50", False),
+        ([None, None], "not measured, not measured", False),
+    ],
+)
+def test_the_blocks_of_the_student_are_listed(values: list[float | None], listed: str, is_hardest: bool) -> None:
+    blocks = [{"velocity": value} for value in values]
+    said = scoreboard.by_block({"evaluate/dmd": {"judge": {"blocks": blocks}}})
+    assert f"are {listed}." in said
+    assert ("The first block is the hardest" in said) == is_hardest
 
 
 @pytest.mark.parametrize("name", ["evaluate/dmd", "evaluate/teacher"])

@@ -211,7 +211,7 @@ def test_the_comparison_shows_different_params_and_plays_videos_in_sync(comparis
     page.screenshot("compare")
     page.click("Pause")
     page.driver.execute_script(
-        "const slider = document.getElementById('time'); slider.value = 0.5; slider.dispatchEvent(new Event('input'))"
+        "const slider = document.querySelector('[data-part=time]'); slider.value = 0.5; slider.dispatchEvent(new Event('input'))"
     )
     assert page.wait(
         f"{videos}.every((video) => video.paused && !video.seeking && Math.abs(video.currentTime - 2.06) < 0.05)"

@@ -247,14 +247,14 @@ def _style(axes: Axes, title: str) -> None:
 def tile(frames: Frames, columns: int) -> Frames:
     """Return ``columns`` evenly spaced frames side by side, each about ``TILE`` pixels wide, as RGBA [h, w, 4]."""
     chosen = frames[np.linspace(0, len(frames) - 1, columns).round().astype(int)]
-    sized = _resize(chosen, TILE)
+    sized = resize(chosen, TILE)
     opaque = np.concatenate([sized, np.full((*sized.shape[:3], 1), 255, np.uint8)], axis=-1)
     padded = np.pad(opaque, ((0, 0), (0, 0), (0, GAP), (0, 0)))
     return np.ascontiguousarray(np.concatenate(list(padded), axis=1)[:, :-GAP])
 
 
-def _resize(frames: Frames, width: int) -> Frames:
-    """Enlarge small frames by an integer factor; reduce large frames to the means of squares of pixels."""
+def resize(frames: Frames, width: int) -> Frames:
+    """Bring frames close to ``width``: enlarge by an integer factor, or reduce to the means of squares of pixels."""
     across = frames.shape[2]
     if across <= width:
         times = width // across

@@ -12,10 +12,11 @@ from pathlib import Path
 from causvid.data.videos.video_reader import read_frames
 from causvid.reporting import figures, scoreboard, summary, tables
 from causvid.reporting.content import Content, Show
+from causvid.reporting.race_picture import draw_race
 from causvid.reporting.templates import render
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
-SHEET = "samples.png"
+RACE, SHEET = "race.webp", "samples.png"
 FIGURE4_NOTE = (
     "Quality along a video: by block of a clip, and by window of a long rollout. A window is as long as a training "
     "clip. Error bars are standard errors over seeds. The first point is not connected to the others, because the "
@@ -28,8 +29,9 @@ SHEET_PROMPTS, SHEET_FRAMES = 4, 9
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """File names of the figures: sheets of frames, panels of figure 4, and training curves."""
+    """File names of the figures: the race, sheets of frames, panels of figure 4, and training curves."""
 
+    race: Sequence[str]
     sheets: Sequence[str]
     figure4: Sequence[str]
     curves: Sequence[str]
@@ -37,17 +39,21 @@ class Drawn:
     @property
     def names(self) -> tuple[str, ...]:
         """All file names."""
-        return (*self.sheets, *self.figure4, *self.curves)
+        return (*self.race, *self.sheets, *self.figure4, *self.curves)
 
 
 def draw(content: Content, folder: Path) -> Drawn:
-    """Write the figures of the report to ``folder``: sheets of frames, figure 4, and training curves."""
+    """Write the figures of the report to ``folder``: the race, sheets of frames, figure 4, and training curves."""
     folder.mkdir(parents=True)
     sheets = {SHEET: content.samples, "rollouts.png": content.rollouts}
     for name, shows in sheets.items():
         if shows:
             figures.draw_sheet(_strips(shows), folder / name, columns=SHEET_FRAMES)
+    race = content.race
+    if race:
+        draw_race(race, folder / RACE)
     return Drawn(
+        race=[RACE] if race else [],
         sheets=[name for name, shows in sheets.items() if shows],
         figure4=figures.draw_along(content.along(), folder, "figure4"),
         curves=figures.draw_curves(content.curves, folder),
@@ -86,8 +92,9 @@ def markdown(content: Content, folder: str, drawn: Drawn) -> str:
         return "\n".join(f"![{name.rpartition('.')[0].replace('_', ' ')}]({folder}/{name})" for name in names)
 
     board = scoreboard.markdown(scoreboard.scoreboard(content.results))
-    parts = [f"# Report: profile {content.profile}", content.facts, content.lead, content.busy, "## Scoreboard", board]
-    parts += [scoreboard.NOTE, *(f"{name}: {said}" for name, said in content.verdict.items()), images(drawn.sheets)]
+    parts = [f"# Report: profile {content.profile}", content.facts, content.lead, content.busy, images(drawn.race)]
+    parts += ["## Scoreboard", board, scoreboard.NOTE, *(f"{name}: {said}" for name, said in content.verdict.items())]
+    parts += [images(drawn.sheets)]
     for section in content.sections():
         for table in (*section.tables, *section.folded):
             parts += [f"## {table.title}", table.markdown(), table.note]

@@ -45,6 +45,22 @@ class Lane:
     video: Path
     parts: tuple[Part, ...]
 
+    def frame_at(self, now: float, *, count: int) -> int | None:
+        """Return the index of the frame that the video shows at ``now``; None before the first frame.
+
+        Args:
+            now: Time in seconds of the page.
+            count: Number of frames of the video.
+        """
+        begun = [part for part in self.parts if now >= part.shown]
+        if not begun:
+            return None
+        part = begun[-1]
+        position = min(part.start + now - part.shown, part.end)
+        frame = int(position / self.parts[-1].end * count + 1e-6)
+        last = round(part.end / self.parts[-1].end * count) - 1
+        return min(frame, last)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Race:
@@ -65,10 +81,14 @@ class Race:
     @property
     def plan(self) -> dict[str, Any]:
         """The times, for the script of the page."""
-        measured = [part.measured for lane in self.lanes for part in lane.parts]
-        decimals = max(0, math.ceil(2 - math.log10(max(measured))))
         lanes = [[part._asdict() for part in lane.parts] for lane in self.lanes]
-        return {"factor": self.factor, "seconds": self.seconds, "decimals": decimals, "lanes": lanes}
+        return {"factor": self.factor, "seconds": self.seconds, "decimals": self.decimals, "lanes": lanes}
+
+    @property
+    def decimals(self) -> int:
+        """Number of decimals of the clock, so that the longest time has three digits."""
+        longest = max(part.measured for lane in self.lanes for part in lane.parts)
+        return max(0, math.ceil(2 - math.log10(longest)))
 
     @property
     def note(self) -> str:

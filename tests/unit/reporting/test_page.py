@@ -184,6 +184,7 @@ def test_markdown_has_figures_tables_and_sources(content: Content, tmp_path: Pat
     """Markdown refers to figures by relative paths, and to sources by addresses."""
     text = page.markdown(content, "figures", page.draw(content, tmp_path / "figures"))
     for words in (
+        "](figures/race.webp)",
         "](figures/samples.png)",
         "](figures/rollouts.png)",
         "](figures/train_dmd-student_loss.svg)",

@@ -84,8 +84,8 @@ ablation: env vbench-env ## measure the paper's Table 4 over five seeds (seven h
 ui: env ## serve Prefect on http://127.0.0.1:4200 and MLflow on http://127.0.0.1:5000 until Ctrl-C
 	@python -m flows.servers
 
-compare: env ## compare MLflow runs in reports/compare/index.html: RUNS="id id", an experiment, or a filter
-	@python -m causvid.comparison.compare "$${RUNS:?must name the runs to compare, as in make compare RUNS=causvid/laptop}"
+compare: env ## compare MLflow runs in reports/compare/index.html: RUNS="id id" BASELINE=id; without RUNS, list the latest runs
+	@python -m causvid.comparison.compare "$(RUNS)" --baseline "$(BASELINE)"
 
 send: env ## send the records that MLflow could not store during a stage
 	@python -m causvid.harness.outbox

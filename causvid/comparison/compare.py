@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 import typer
 
-from causvid.comparison import runs
+from causvid.comparison import listing, runs, tables
 from causvid.comparison.runs import Compared, Result
 from causvid.data.videos import manifest
 from causvid.harness import mlflow_store
@@ -27,13 +27,9 @@ from causvid.reporting.tables import (
     MODELS,
     NOT_MEASURED,
     NOT_RUN,
-    PUBLISHED,
-    SCORES,
     SETS,
     TRAINED,
-    Cell,
     Table,
-    number,
 )
 from causvid.reporting.templates import data_uri, render
 from causvid.runtime.files import write_text
@@ -43,17 +39,14 @@ if TYPE_CHECKING:
 
 TEMPLATE = Path(__file__).with_name("compare.html.jinja")
 UI = "http://127.0.0.1:5000"  # address of 'make ui', which serves a store that is a local file
-QUALITY = (*SCORES, ("Fréchet distance", ("frechet_distance",), 2))
-PAPER = "published"  # header of the column with published numbers
+STUDENT = "evaluate@dmd"
 DRIFT = "drift."
-LATENCY = (
-    ("teacher: first frame, s", "teacher.first_frame_s", 3),
-    ("teacher: frames a second", "teacher.fps", 2),
-    ("student: first frame, s", "student.first_frame_s", 3),
-    ("student: frames a second", "student.fps", 2),
-    ("student sooner, times", "ratio.first_frame", 1),
-    ("student faster, times", "ratio.fps", 1),
-)
+# Maps scores along a rollout, as metrics of MLflow, to labels. The statistics exist also without the toy world.
+DRIFTS = {
+    **{f"judge.{name}": name for name in ("velocity", "colour", "shape", "seen")},
+    "judge.frame_psnr": "frame PSNR, dB",
+    **{f"statistics.{name}.windows": name for name in ("brightness", "saturation", "sharpness")},
+}
 BARS = "vbench.svg"
 
 
@@ -95,24 +88,27 @@ class Comparison:
     links: Mapping[str, str]
 
 
-def compare(api: MlflowClient, wanted: Sequence[str], published: Published, *, ui: str) -> Comparison:
+def compare(
+    api: MlflowClient, wanted: Sequence[str], published: Published, *, ui: str, baseline: str = ""
+) -> Comparison:
     """Read the runs that match ``wanted``. ``runs.collect`` describes the arguments and errors.
 
     ``ui`` is the address of MLflow's web page, which the links contain.
     """
-    compared = runs.collect(api, wanted)
+    compared = runs.collect(api, wanted, baseline)
     stages = runs.stages(compared)
-    student, *others = (_quality(compared, name, published) for name in reversed(MODELS))
-    first = [_overview(compared), _differences(compared, stages), student, _latency(compared, published)]
-    further = [*others, _keys(compared, stages)]
+    student, *others = (tables.quality(api, compared, name, published) for name in reversed(MODELS))
+    first = [tables.overview(compared), tables.differences(compared, stages), student]
+    first.append(tables.latency(compared, published))
+    further = [*others, tables.keys(compared, stages)]
     return Comparison(
         compared=compared,
         published=published,
         tables=[table for table in first if table.rows],
         further=[table for table in further if table.rows],
-        stages=[table for stage in stages if (table := _all_metrics(compared, stage)).rows],
-        curves=_lines(api, compared, [stage for stage in stages if stage in TRAINED], drift=False),
-        drifts=_lines(api, compared, [stage for stage in stages if stage.startswith("evaluate")], drift=True),
+        stages=[table for stage in stages if (table := tables.all_metrics(compared, stage)).rows],
+        curves=_curves(api, compared, [stage for stage in stages if stage in TRAINED]),
+        drifts=_drifts(api, compared),
         bars=_bars(compared),
         clips={SETS[name]: found for name in reversed(MODELS) if (found := _clips(api, compared, f"sample@{name}"))},
         fps=_fps(compared),
@@ -161,164 +157,37 @@ def markdown(found: Comparison, drawn: Mapping[str, Sequence[str]]) -> str:
 
 
 def _title(compared: Sequence[Compared]) -> str:
-    return "CausVid, compared: " + ", ".join(run.label for run in compared)
+    return f"CausVid: comparison of {len(compared)} runs" if len(compared) > 1 else f"CausVid: {compared[0].label}"
 
 
-def _overview(compared: Sequence[Compared]) -> Table:
-    rows = []
-    for run in compared:
-        made = sum(result.made_here for result in run.results.values())
-        cells = (run.experiment, run.commit, run.started, str(made), str(len(run.results) - made), run.run_id)
-        rows.append((run.label, *cells))
-    return Table(
-        title="Runs",
-        head=("run", "experiment", "commit", "started", "stages made", "taken over", "id"),
-        rows=tuple(rows),
-        note="A stage is taken over if its result already existed. Its numbers are then those of the run that computed "
-        "the result. Hover over a number to see its run, commit and stage.",
-    )
-
-
-def _differences(compared: Sequence[Compared], stages: Sequence[str]) -> Table:
-    """Return the params whose values differ between the runs. A param that several stages read has one row."""
-    rows: dict[tuple[str, ...], list[str]] = {}
-    for stage in stages:
-        names = sorted({name for run in compared if stage in run.results for name in run.results[stage].params})
-        for name in names:
-            values = [_param(run.results.get(stage), name) for run in compared]
-            if len(set(values) - {NOT_MEASURED}) > 1:
-                rows.setdefault((name, *values), []).append(stage)
-    return Table(
-        title="Params that differ",
-        head=("param", *(run.label for run in compared), "read by"),
-        rows=tuple((*row, ", ".join(readers)) for row, readers in rows.items()),
-    )
-
-
-def _param(result: Result | None, name: str) -> str:
-    if result is None or name not in result.params:
-        return NOT_MEASURED
-    return Cell(result.params[name], result.origin)
-
-
-def _keys(compared: Sequence[Compared], stages: Sequence[str]) -> Table:
-    """Return the keys of the stages. Keys are equal for equal params, inputs and code."""
-    rows = []
-    for stage in stages:
-        results = [run.results.get(stage) for run in compared]
-        cells = [
-            Cell(result.key[:8] + ("" if result.made_here else ", taken over"), result.origin) if result else NOT_RUN
-            for result in results
-        ]
-        same = "same" if len({result.key for result in results if result}) == 1 else "differs"
-        rows.append((stage, *cells, "-" if None in results else same))
-    return Table(
-        title="Stages by key",
-        head=("stage", *(run.label for run in compared), ""),
-        rows=tuple(rows) if len(compared) > 1 else (),
-        note="A key is the checksum of everything that determines a result: params, inputs and code.",
-    )
-
-
-def _row(compared: Sequence[Compared], stage: str, label: str, metric: str, decimals: int) -> tuple[str, ...]:
-    return (label, *(_number(run, stage, metric, decimals) for run in compared))
-
-
-def _number(run: Compared, stage: str, metric: str, decimals: int) -> str:
-    value = run.metric(stage, metric)
-    return NOT_MEASURED if value is None else Cell(number(value, decimals), run.results[stage].origin)
-
-
-def _measured(rows: Sequence[tuple[str, ...]], columns: int) -> tuple[tuple[str, ...], ...]:
-    """Return the rows in which at least one run has a number."""
-    return tuple(row for row in rows if set(row[1 : columns + 1]) != {NOT_MEASURED})
-
-
-def _quality(compared: Sequence[Compared], name: str, published: Published) -> Table:
-    theirs = next((row for row in published.quality if row.like == name), None)
-    rows = []
-    for label, path, decimals in QUALITY:
-        value = getattr(theirs, label, None)
-        paper = Cell(number(value, decimals), published.cite(theirs)) if theirs and value is not None else "-"
-        rows.append((*_row(compared, f"evaluate@{name}", label, ".".join(path), decimals), paper))
-    cited = f" VBench groups in percent ({published.cite(theirs)}) are {PUBLISHED}." if theirs else ""
-    return Table(
-        title=f"Quality: {SETS[name]}",
-        head=("measure", *(run.label for run in compared), PAPER),
-        rows=_measured(rows, len(compared)),
-        note=f"Scores as in the report.{cited} Compare the order of models, not the numbers.",
-    )
-
-
-def _latency(compared: Sequence[Compared], published: Published) -> Table:
-    teacher, student = published.latency[:2]
-    paper = {
-        "teacher.first_frame_s": teacher.first_frame_s,
-        "teacher.fps": teacher.fps,
-        "student.first_frame_s": student.first_frame_s,
-        "student.fps": student.fps,
-        "ratio.first_frame": teacher.first_frame_s / student.first_frame_s,
-        "ratio.fps": student.fps / teacher.fps,
-    }
-    rows = [
-        (
-            *_row(compared, "measure_latency", label, name, places),
-            Cell(number(paper[name], places), published.cite(student)),
-        )
-        for label, name, places in LATENCY
-    ]
-    return Table(
-        title="Speed",
-        head=("measure", *(run.label for run in compared), PAPER),
-        rows=_measured(rows, len(compared)),
-        note=f"Published: {published.cite(student)}, {student.setting}; {PUBLISHED}. Runs on different machines, or on "
-        "a busy machine, are not comparable.",
-    )
-
-
-def _all_metrics(compared: Sequence[Compared], stage: str) -> Table:
-    """Return all metrics of a stage, with the last value of each curve. For two runs, a column shows the difference."""
-    names = sorted({name for run in compared if stage in run.results for name in run.results[stage].metrics})
-    rows = []
-    for name in names:
-        values = [run.metric(stage, name) for run in compared]
-        cells = [
-            NOT_MEASURED if value is None else Cell(f"{value:.6g}", run.results[stage].origin)
-            for run, value in zip(compared, values, strict=True)
-        ]
-        if len(values) == 2:
-            first, second = values
-            cells.append("-" if first is None or second is None else f"{second - first:+.4g}")
-        rows.append((name, *cells))
-    change = ("change",) if len(compared) == 2 else ()
-    return Table(title=stage, head=("metric", *(run.label for run in compared), *change), rows=tuple(rows))
-
-
-def _lines(
-    api: MlflowClient, compared: Sequence[Compared], stages: Sequence[str], *, drift: bool
-) -> list[figures.Panel]:
-    """Return a panel for each metric with several steps: metrics along a rollout if ``drift``, else all other metrics.
-
-    Metrics with a slash in their names (speed, memory, statistics of single frames) are omitted.
-    """
+def _curves(api: MlflowClient, compared: Sequence[Compared], stages: Sequence[str]) -> list[figures.Panel]:
+    """Return a panel for each training curve. Metrics with a slash in their names (speed, memory) are omitted."""
     panels = []
     for stage in stages:
         names = sorted({name for run in compared if stage in run.results for name in run.results[stage].metrics})
         for name in names:
-            if "/" in name or drift != name.startswith(DRIFT):
-                continue
-            lines = {run.label: runs.curve(api, run.results[stage], name) for run in compared if _has(run, stage, name)}
-            lines = {label: line for label, line in lines.items() if len(line[0]) > 1}
-            if lines:
-                measure = name.removeprefix(DRIFT).replace("_", " ")
-                panels.append(
-                    figures.Panel(title=stage, x="part of the rollout" if drift else "step", y=measure, lines=lines)
-                )
+            lines = _lines(api, compared, stage, name)
+            if lines and "/" not in name:
+                panels.append(figures.Panel(title=stage, x="step", y=name.replace("_", " "), lines=lines))
     return panels
 
 
-def _has(run: Compared, stage: str, name: str) -> bool:
-    return run.metric(stage, name) is not None
+def _drifts(api: MlflowClient, compared: Sequence[Compared]) -> list[figures.Panel]:
+    """Return a panel for each score of the student along a rollout. Scores that are constant are omitted."""
+    panels = []
+    for measure, label in DRIFTS.items():
+        lines = _lines(api, compared, STUDENT, f"{DRIFT}{measure}")
+        if len({value for _, values in lines.values() for value in values}) > 1:
+            panels.append(figures.Panel(title=f"student: {label}", x="window of the rollout", y=label, lines=lines))
+    return panels
+
+
+def _lines(api: MlflowClient, compared: Sequence[Compared], stage: str, name: str) -> dict[str, figures.Line]:
+    """Return the values of a metric in each run in which the metric has several steps."""
+    found = {
+        run.label: runs.curve(api, run.results[stage], name) for run in compared if run.metric(stage, name) is not None
+    }
+    return {label: line for label, line in found.items() if len(line[0]) > 1}
 
 
 def _bars(compared: Sequence[Compared]) -> dict[str, dict[str, float]]:
@@ -326,7 +195,7 @@ def _bars(compared: Sequence[Compared]) -> dict[str, dict[str, float]]:
     bars: dict[str, dict[str, float]] = {}
     prefix = "vbench.scores."
     for run in compared:
-        metrics = run.results["evaluate@dmd"].metrics if "evaluate@dmd" in run.results else {}
+        metrics = run.results[STUDENT].metrics if STUDENT in run.results else {}
         scores = {
             name.removeprefix(prefix): value for name, value in sorted(metrics.items()) if name.startswith(prefix)
         }
@@ -385,20 +254,24 @@ def _links(compared: Sequence[Compared], stages: Sequence[str], ui: str) -> Iter
 
 
 def main(
-    wanted: Annotated[list[str], typer.Argument(help="run ids, experiment names, or MLflow filters", metavar="RUNS")],
+    wanted: Annotated[
+        list[str] | None, typer.Argument(help="run ids, experiment names, or MLflow filters", metavar="[RUNS]")
+    ] = None,
+    baseline: Annotated[str, typer.Option(help="id of the run to compare with; empty = the oldest")] = "",
     out: Annotated[Path, typer.Option(help="folder of the page")] = Path("reports/compare"),
     published: Annotated[Path, typer.Option(help="published numbers")] = Path("data/inputs/published.yaml"),
 ) -> None:
-    """Write a page that compares MLflow runs."""
+    """Write a page that compares MLflow runs. Without RUNS, list the latest runs."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     uri = mlflow_store.tracking_uri(Path.cwd())
+    api = mlflow_store.client(uri)
+    named = [name for name in wanted or [] if name.strip()]
+    if not named:
+        print(listing.latest(api))
+        return
     try:
-        found = compare(
-            mlflow_store.client(uri),
-            wanted,
-            read_published(published),
-            ui=uri.rstrip("/") if uri.startswith("http") else UI,
-        )
+        ui = uri.rstrip("/") if uri.startswith("http") else UI
+        found = compare(api, named, read_published(published), ui=ui, baseline=baseline)
     except ValueError as error:
         sys.exit(f"compare: {error}")
     write(found, out)

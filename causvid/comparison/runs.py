@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+
+from causvid.comparison import names
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -58,6 +60,7 @@ class Compared:
     """One compared run: a ``dvc repro``, a flow, or a single stage.
 
     Attributes:
+        label: A short, unique name that says in which params the run differs from the other compared runs.
         name: Name of the run.
         run_id: Id of the MLflow run.
         experiment: Name of the experiment.
@@ -66,6 +69,7 @@ class Compared:
         results: Maps each stage to its result.
     """
 
+    label: str
     name: str
     run_id: str
     experiment: str
@@ -74,9 +78,9 @@ class Compared:
     results: Mapping[str, Result]
 
     @property
-    def label(self) -> str:
-        """A short, unique name."""
-        return f"{self.name} {self.run_id[:SHORT]}"
+    def params(self) -> dict[str, str]:
+        """Params of all stages."""
+        return {name: value for result in self.results.values() for name, value in result.params.items()}
 
     def metric(self, stage: str, name: str) -> float | None:
         """Return a metric of a stage, or None if the stage does not have this metric."""
@@ -84,22 +88,35 @@ class Compared:
         return result.metrics.get(name) if result else None
 
 
-def collect(api: MlflowClient, wanted: Sequence[str]) -> list[Compared]:
-    """Return the runs that match ``wanted``, the oldest run first.
+def collect(api: MlflowClient, wanted: Sequence[str], baseline: str = "") -> list[Compared]:
+    """Return the runs that match ``wanted``: the baseline, then the other runs, the oldest run first.
 
     Args:
         api: Client of the MLflow store.
         wanted: Run ids, experiment names, or MLflow filters. A string may contain several ids and names, with spaces.
+        baseline: Beginning of the id of the baseline, which is one of the runs; empty = the oldest run.
 
     Raises:
-        ValueError: A name matches no run, more than ``LIMIT`` runs match, or a run has no finished stage.
+        ValueError: A name matches no run, more than ``LIMIT`` runs match, a run has no finished stage, or the baseline
+            is not one of the runs.
     """
     experiments = {experiment.experiment_id: experiment.name for experiment in api.search_experiments()}
     found = {run.info.run_id: run for name in wanted for run in _select(api, name, experiments)}
     if len(found) > LIMIT:
         raise ValueError(f"{len(found)} runs match {' '.join(wanted)}; name at most {LIMIT} runs by their ids")
-    ordered = sorted(found.values(), key=lambda run: (run.info.start_time, run.info.run_id))
-    return [_compared(api, run, experiments) for run in ordered]
+    if not any(name.startswith(baseline) for name in found):
+        raise ValueError(f"the baseline {baseline!r} is not one of the runs; give one of {', '.join(sorted(found))}")
+    is_other = {name: not name.startswith(baseline) for name in found}
+    ordered = sorted(found.values(), key=lambda run: (is_other[run.info.run_id], run.info.start_time, run.info.run_id))
+    compared = [_compared(api, run, experiments) for run in ordered]
+    labels = names.labels([run.params for run in compared], [run.label for run in compared])
+    return [replace(run, label=label) for run, label in zip(compared, labels, strict=True)]
+
+
+def interval(api: MlflowClient, result: Result, name: str) -> tuple[float, float] | None:
+    """Return the 95 % confidence interval that the metric ``name`` contains as two steps; None if there is none."""
+    edges = curve(api, result, name)[1] if name in result.metrics else []
+    return (edges[0], edges[1]) if len(edges) == 2 else None
 
 
 def _select(api: MlflowClient, name: str, experiments: Mapping[str, str]) -> list[Run]:
@@ -149,6 +166,7 @@ def _compared(api: MlflowClient, run: Run, experiments: Mapping[str, str]) -> Co
     if alone:
         results[run.data.tags["dvc_stage"].partition("@")[0]] = results.pop(run.data.tags["dvc_stage"])
     return Compared(
+        label=f"{run.info.run_name} {run.info.run_id[:SHORT]}",
         name=run.info.run_name,
         run_id=run.info.run_id,
         experiment=experiments[run.info.experiment_id],

@@ -197,13 +197,13 @@ def comparison(servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             )
             for name in (manifest.NAME, "0.mp4"):
                 tracker.log_artifact(tmp_path / name, "samples")
-    compare.main([f"causvid/{profile}"], tmp_path / "page", ROOT / "data/inputs/published.yaml")
+    compare.main([f"causvid/{profile}"], "", tmp_path / "page", ROOT / "data/inputs/published.yaml")
     return tmp_path / "page" / "index.html"
 
 
 def test_the_comparison_shows_different_params_and_plays_videos_in_sync(comparison: Path, page: Page) -> None:
     page.open(comparison.as_uri())
-    shown = page.shows("CausVid, compared", "train_dmd.steps", "it grows brighter", "same noise")
+    shown = page.shows("comparison of 2 runs", "train_dmd.steps", "it grows brighter", "same noise")
     assert "taken over" in shown
     videos = "[...document.querySelectorAll('video')]"
     assert page.wait(f"{videos}.length == 2 && {videos}.every((video) => video.currentTime > 0.3 && !video.paused)")

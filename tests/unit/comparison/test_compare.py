@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from causvid import params
-from causvid.comparison import compare, runs
+from causvid.comparison import compare, listing, runs
 from causvid.data.videos import manifest
 from causvid.data.videos.video_writer import write_video
 from causvid.harness import mlflow_store, tracking
@@ -84,7 +84,13 @@ def two(api: Any, stage: Make, tmp_path: Path) -> tuple[str, str]:
         stage("train_dmd", parent, f"train{key}", data, params=values, losses=[3.0, 2.0, scale])
         done = {**data, "train_dmd": f"train{key}"}
         stage("sample@dmd", parent, f"sample{key}", done, grey=grey)
-        results = {"judge": {"colour": scale / 4}, "table4": {"temporal": 80 + scale}, "vbench": vbench}
+        colour = scale / 4
+        results = {
+            "intervals": {"colour": [colour - 0.1, colour + 0.1]},
+            "judge": {"colour": colour},
+            "table4": {"temporal": 80 + scale},
+            "vbench": vbench,
+        }
         results |= {"drift": {"judge": [{"velocity": 0.75}, {"velocity": scale / 4}]}, "words": "are for the file"}
         stage("evaluate@dmd", parent, f"evaluate{key}", {**done, "sample@dmd": f"sample{key}"}, results=results)
     return first, second
@@ -146,8 +152,8 @@ def test_the_tables_compare_params_keys_and_scores(api: Any, two: tuple[str, str
     assert keys["clips"] == ("k0", "k0, taken over", "same")
     assert keys["train_dmd"] == ("traina", "trainb", "differs")
     quality = {row[0]: row[1:] for row in table(found, "Quality: student, DMD").rows}
-    assert quality["colour"] == ("0.500", "0.750", "-")
-    assert quality["temporal"] == ("82.0", "83.0", "94.7")
+    assert quality["colour"] == ("0.500", "0.750 (+0.250 ± 0.141 ▲)", "-")
+    assert quality["temporal"] == ("82.0", "83.0 (+1.0)", "94.7")
     assert "published, not measured here" in table(found, "Quality: student, DMD").note
     assert ("judge.colour", "0.5", "0.75", "+0.25") in table(found, "evaluate@dmd").rows
     titles = {it.title for it in (*found.tables, *found.further)}
@@ -184,7 +190,7 @@ def test_curves_share_panels_and_a_repeated_step_is_used_once(api: Any, two: tup
     (curve,), (drift,) = found.curves, found.drifts
     assert (curve.title, curve.x, curve.y) == ("train_dmd", "step", "loss")
     assert curve.lines == {first: (steps, [3.0, 1.5, 2.0]), second: (steps, [3.0, 2.0, 3.0])}
-    assert (drift.title, drift.x, drift.y) == ("evaluate@dmd", "part of the rollout", "judge.velocity")
+    assert (drift.title, drift.x, drift.y) == ("student: velocity", "window of the rollout", "velocity")
     assert drift.lines == {first: ([0, 1], [0.75, 0.5]), second: ([0, 1], [0.75, 0.75])}
     assert found.bars == {first: {"temporal_flickering": 0.5}, second: {"temporal_flickering": 0.5}}
 
@@ -209,7 +215,7 @@ def test_the_page_is_self_contained_and_links_to_mlflow(api: Any, two: tuple[str
     trained = [run.results["train_dmd"].run_id for run in runs.collect(api, two)]
     assert f"{UI}/#/compare-runs?runs=%5B%22{trained[0]}%22%2C%20%22{trained[1]}%22%5D&amp;experiments=" in page
     text = (out / "compare.md").read_text()
-    assert "| colour | 0.500 | 0.750 | - |" in text
+    assert "| colour | 0.500 | 0.750 (+0.250 ± 0.141 ▲) | - |" in text
     panels = {f"{name}-{part}.svg" for name in ("curves", "drift") for part in ("1", "legend")}
     assert {file.name for file in out.iterdir()} == {"index.html", "compare.md", "vbench.svg", *panels}
 
@@ -226,7 +232,64 @@ def test_the_command_writes_the_page_and_reports_errors(
     api: Any, two: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     published = params.ROOT / "data/inputs/published.yaml"
-    compare.main(["causvid/toy"], tmp_path / "page", published)
+    compare.main(["causvid/toy"], two[1], tmp_path / "page", published)
     assert capsys.readouterr().out == f"{tmp_path}/page/index.html: 2 runs\n"
     with pytest.raises(SystemExit, match="compare: 'nothing' is neither a run id"):
-        compare.main(["nothing"], tmp_path / "page", published)
+        compare.main(["nothing"], "", tmp_path / "page", published)
+
+
+def test_the_baseline_comes_first_and_must_be_one_of_the_runs(api: Any, two: tuple[str, str]) -> None:
+    assert [run.run_id for run in runs.collect(api, two, two[1][:8])] == [two[1], two[0]]
+    found = compare.compare(api, two, PUBLISHED, ui=UI, baseline=two[1])
+    quality = {row[0]: row[1:] for row in table(found, "Quality: student, DMD").rows}
+    assert quality["colour"] == ("0.750", "0.500 (-0.250 ± 0.141 ▼)", "-")
+    with pytest.raises(ValueError, match="the baseline 'x' is not one of the runs; give one of"):
+        runs.collect(api, two, "x")
+
+
+def test_a_difference_within_its_interval_has_no_verdict(api: Any, two: tuple[str, str], stage: Make) -> None:
+    for parent, colour, flicker in ((two[0], 0.5, 0.01), (two[1], 0.6, 0.02)):
+        results = {
+            "judge": {"colour": colour, "area_cv": 0.1 * colour},
+            "intervals": {"colour": [colour - 0.1, colour + 0.1], "area_cv": [0.1 * colour, 0.1 * colour]},
+            "flicker": flicker,
+        }
+        stage("evaluate@dmd", parent, f"again{parent}", {}, results=results)
+    quality = {row[0]: row for row in table(compare.compare(api, two, PUBLISHED, ui=UI), "Quality: student, DMD").rows}
+    assert quality["colour"][2] == "0.600 (+0.100 ± 0.141)"
+    assert quality["size flicker"][2] == "0.060 (+0.010 ± 0.000 ▼)"  # lower is better
+    assert quality["flicker"][2] == "0.0200 (+0.0100)"
+
+
+def test_columns_are_named_by_the_params_that_differ(api: Any, two: tuple[str, str], stage: Make) -> None:
+    assert [run.label for run in runs.collect(api, two)] == ["guidance_scale=2.0", "guidance_scale=3.0"]
+    again = repro(api)
+    stage("train_dmd", again, "traina", {}, params={"seed": 0, "train_dmd": {"guidance_scale": 2.0}})
+    assert [run.label for run in runs.collect(api, [*two, again])] == [
+        f"guidance_scale=2.0 repro {two[0][:8]}", "guidance_scale=3.0", f"guidance_scale=2.0 repro {again[:8]}",
+    ]  # fmt: skip
+    assert runs.collect(api, [again])[0].label == f"repro {again[:8]}"
+
+
+def test_numbers_of_unchanged_stages_are_marked(api: Any, two: tuple[str, str], stage: Make) -> None:
+    stage("evaluate@teacher", two[0], "t", {}, results={"judge": {"colour": 1.0}})
+    stage("report", two[1], "r", {"evaluate@teacher": "t"})
+    quality = {row[0]: row[1:] for row in table(compare.compare(api, two, PUBLISHED, ui=UI), "Quality: teacher").rows}
+    assert quality["colour"][:2] == ("1.000", "1.000° (+0.000)")
+
+
+def test_without_runs_the_latest_runs_are_listed_with_a_command(
+    api: Any, two: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api.log_metric(two[1], "velocity", 0.98765)
+    compare.main([""], "", tmp_path / "page", tmp_path / "unused")
+    out = capsys.readouterr().out
+    assert f'make compare RUNS="{two[0]} {two[1]}"' in out
+    assert "0.988" in out
+    assert "train_dmd" not in out
+    assert not (tmp_path / "page").exists()
+
+
+def test_without_any_run_a_sentence_says_so(api: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    compare.main()
+    assert capsys.readouterr().out == f"{listing.NONE}\n"

@@ -25,10 +25,10 @@ vbench-env: .venvs/vbench/.ready ## install the separate environment of VBench
 # The password of Prefect's server, if 'make ui' has created one.
 PASSWORD := $(if $(wildcard .prefect/auth),PREFECT_API_AUTH_STRING="$$(cat .prefect/auth)")
 
-# Compiles the bytecode of the modules that stages import, not of all packages, which would take a minute longer. A
-# 'dvc repro' outside of this Makefile uses the bytecode too.
-COMPILE := import importlib, pathlib; \
-  [importlib.import_module(f'stages.{file.stem}') for file in pathlib.Path('stages').glob('[a-z]*.py')]
+# Compiles the bytecode of this project and of the modules that it imports, not of all packages, which would take a minute
+# longer. A 'dvc repro' outside of this Makefile uses the bytecode too.
+COMPILE := import importlib, pkgutil; \
+  [importlib.import_module(it.name) for name in ('causvid', 'stages') for it in pkgutil.walk_packages([name], f'{name}.')]
 
 $(UV):
 	$(PYTHON) -m venv .tools

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from benchmarks.resampling import compute, moving, seconds
-from causvid.compute.device import Precision
 from causvid.compute.parallel import cores
+from causvid.compute.precision import Precision
 from causvid.data.generated import write_clips
 from causvid.data.stores.latent_store import LatentStore, Record, write_store
 from causvid.data.videos import manifest

@@ -36,6 +36,7 @@ import torch
 from causvid import params
 from causvid.compute import device as devices
 from causvid.compute.parallel import Compute
+from causvid.compute.precision import Precision
 from causvid.consistency import checked
 from causvid.data.stores.latent_store import LatentStore, Record, write_store
 from causvid.data.stores.prompt_store import PromptStore, write_prompts
@@ -88,7 +89,7 @@ def prepared(values: dict[str, Any], clips: int, folder: Path) -> DmdRun:
     tokens, width = values["model"]["text_tokens"], values["model"]["transformer"]["text_dim"]
     embeddings = {name: torch.randn(tokens, width, generator=generator) for name in ["", *names]}
     write_prompts(folder / "prompts", embeddings, captions=names, evaluation=names, negative="", tokens=tokens)
-    precision = devices.Precision(values["model"]["precision"])
+    precision = Precision(values["model"]["precision"])
     clip, blocks = Clips(video=plan.video, latents=None), values["model"]["frames_per_block"]
     return Run(
         config=dmd_config(values, clips),

@@ -20,7 +20,8 @@ from scipy import ndimage
 
 from causvid import params
 from causvid.compute.parallel import Compute, cores
-from causvid.data.resampling.clips import ResampleConfig, resample_folder
+from causvid.data.resampling.clips import resample_folder
+from causvid.data.resampling.config import ResampleConfig
 from causvid.data.videos import manifest
 from causvid.data.videos.video_writer import write_video
 from causvid.runtime.shapes import VideoShape

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from causvid import params as params_file
-from causvid.data.stores.prompt_store import require_tokens
+from causvid.data.stores.config import require_tokens
 from causvid.harness.inputs import path_problems
 from causvid.methods.dmd.config import Inputs
 from causvid.profile import PATHS, Profile

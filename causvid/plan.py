@@ -23,8 +23,8 @@ import psutil
 import typer
 
 from causvid.compute import device
-from causvid.compute.device import Precision
 from causvid.compute.parallel import Checkpointing, Compute
+from causvid.compute.precision import Precision
 from causvid.consistency import read_profile
 from causvid.costs import CPU, HALF, KINDS, SINGLE, Clip, Row, Workers, duration, scaled
 from causvid.methods.dmd.cost import DmdCost

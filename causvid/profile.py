@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from causvid import params
-from causvid.compute.device import Precision
 from causvid.compute.parallel import Compute
-from causvid.data.pack import PackConfig
-from causvid.data.resampling.clips import ResampleConfig
-from causvid.data.sources.local import DownloadConfig
+from causvid.compute.precision import Precision
+from causvid.data.resampling.config import ResampleConfig
+from causvid.data.sources.config import DownloadConfig
+from causvid.data.stores.config import PackConfig
 from causvid.diffusion.schedule import ScheduleConfig
-from causvid.evaluation.latency import LatencyConfig
-from causvid.evaluation.vbench import EvaluateConfig
+from causvid.evaluation.config import EvaluateConfig, LatencyConfig
 from causvid.harness.tracking import Watch
 from causvid.methods.dmd.config import DmdConfig
 from causvid.methods.ode_init.config import OdeConfig

@@ -21,8 +21,8 @@ from typing import Any, ClassVar, Literal, TypeVar
 from pydantic import NonNegativeInt, PositiveInt
 
 from causvid import params as params_file
-from causvid.compute.device import Precision
-from causvid.data.stores.prompt_store import require_tokens
+from causvid.compute.precision import Precision
+from causvid.data.stores.config import require_tokens
 from causvid.diffusion.schedule import FlowSchedule, ScheduleConfig
 from causvid.runtime.files import write_json
 from causvid.runtime.shapes import VideoShape

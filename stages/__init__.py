@@ -2,9 +2,11 @@
 
 This module prepares the environment, because OpenMP reads the environment when torch is imported.
 
-The imports of a stage create a million objects that live until the process ends. The garbage collector needed more than
-one of the nine seconds of a start, and two seconds at every exit, to scan these objects. This module therefore reduces
-the collections; ``causvid.harness.stage.stage_run`` restores the usual thresholds.
+A stage module imports only the types of its fields. The modules that do the work import torch, diffusers and others for
+several seconds, so that ``run`` imports them: ``--help``, a wrong option or a wrong params file is answered at once.
+
+These imports create a million objects that live until the process ends. The garbage collector would need two seconds at
+every exit to scan these objects, so that this module excludes them from the last collection.
 """
 
 import atexit
@@ -13,5 +15,4 @@ import gc
 from causvid.harness.environment import prepare
 
 prepare()
-gc.set_threshold(100_000)
 atexit.register(gc.freeze)

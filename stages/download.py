@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from causvid.data.sources import local as sources
+from causvid.data.sources.config import DownloadConfig
 from causvid.harness.declaration import Metrics, Section, Stage, Writes, command
+from causvid.harness.imports import importing
 from causvid.harness.stage import StageRun
 from causvid.runtime.shapes import VideoShape
 
@@ -23,10 +24,13 @@ class Download(Stage):
     metrics: Annotated[Path, Metrics()]
     seed: Annotated[int, Section("seed")]
     video: Annotated[VideoShape, Section("video")]
-    config: Annotated[sources.DownloadConfig, Section("download")]
+    config: Annotated[DownloadConfig, Section("download")]
 
     def run(self, stage: StageRun) -> None:
         """Write the videos of the source that params.yaml names."""
+        with importing():
+            from causvid.data.sources import local as sources
+
         built, hub = stage.work / "out", stage.work / "hub"
         shutil.rmtree(built, ignore_errors=True)
         if self.config.source == "toy_world":

@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from causvid.compute.device import Precision
+from causvid.compute.precision import Precision
 from causvid.harness.declaration import Metrics, Section, Stage, Writes, command
+from causvid.harness.imports import importing
 from causvid.harness.stage import StageRun
 from causvid.preparation.prompts.config import PromptConfig
-from causvid.preparation.prompts.encoding import encode_prompts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,9 @@ class EncodePrompts(Stage):
 
     def run(self, stage: StageRun) -> None:
         """Write the embeddings and the text encoder."""
+        with importing():
+            from causvid.preparation.prompts.encoding import encode_prompts
+
         building, encoder = stage.work / "out", stage.work / "text_encoder"
         for leftover in (building, encoder):
             shutil.rmtree(leftover, ignore_errors=True)

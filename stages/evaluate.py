@@ -8,10 +8,9 @@ from typing import Annotated
 
 import typer
 
-from causvid.compute import device
-from causvid.evaluation import scores, vbench
-from causvid.evaluation.features import FeatureNet
+from causvid.evaluation.config import EvaluateConfig
 from causvid.harness.declaration import Item, Metrics, Reads, Section, Stage, command
+from causvid.harness.imports import importing
 from causvid.harness.stage import StageRun
 from causvid.runtime.shapes import VideoShape, block_frames
 
@@ -30,10 +29,15 @@ class Evaluate(Stage):
     source: Annotated[str, Section("download.source")]
     count: Annotated[int, Section("sample.videos")]
     crf: Annotated[int, Section("sample.crf")]
-    config: Annotated[vbench.EvaluateConfig, Section("evaluate")]
+    config: Annotated[EvaluateConfig, Section("evaluate")]
 
     def run(self, stage: StageRun) -> None:
         """Score the first ``sample.videos`` videos of the folder."""
+        with importing():
+            from causvid.compute import device
+            from causvid.evaluation import scores, vbench
+            from causvid.evaluation.features import FeatureNet
+
         setting = scores.Setting(
             reference=self.reference,
             toy_world=self.source == "toy_world",

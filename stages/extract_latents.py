@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from causvid.compute.device import Precision
+from causvid.compute.precision import Precision
 from causvid.harness.declaration import Metrics, Reads, Section, Stage, Writes, command
+from causvid.harness.imports import importing
 from causvid.harness.stage import StageRun
 from causvid.preparation.latents.config import LatentConfig
-from causvid.preparation.latents.encoding import LatentEncoder, extract_latents
 from causvid.runtime.shapes import VideoShape
 
 
@@ -30,6 +30,9 @@ class ExtractLatents(Stage):
 
     def run(self, stage: StageRun) -> None:
         """Encode the clips whose shards do not exist yet."""
+        with importing():
+            from causvid.preparation.latents.encoding import LatentEncoder, extract_latents
+
         encoder = LatentEncoder(
             clips=self.clips.resolve(),
             vae=self.vae.resolve(),

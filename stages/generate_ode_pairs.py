@@ -8,17 +8,13 @@ from typing import Annotated
 
 import typer
 
-from causvid.compute.device import Precision
-from causvid.data.captions import read_captions
-from causvid.data.stores.prompt_store import PromptStore
+from causvid.compute.precision import Precision
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.harness.declaration import Metrics, Reads, Section, Stage, Writes, command
+from causvid.harness.imports import importing
 from causvid.harness.stage import StageRun
 from causvid.preparation.ode_pairs.config import OdePairConfig
-from causvid.preparation.ode_pairs.solving import OdePairSolver, generate_ode_pairs
-from causvid.record import MANY, read_record, read_vae_config, values_of
 from causvid.runtime.shapes import VideoShape
-from causvid.wan.formats.configs import latent_shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +35,13 @@ class GenerateOdePairs(Stage):
 
     def run(self, stage: StageRun) -> None:
         """Solve the ODE for the prompts whose shards do not exist yet."""
+        with importing():
+            from causvid.data.captions import read_captions
+            from causvid.data.stores.prompt_store import PromptStore
+            from causvid.preparation.ode_pairs.solving import OdePairSolver, generate_ode_pairs
+            from causvid.record import MANY, read_record, read_vae_config, values_of
+            from causvid.wan.formats.configs import latent_shape
+
         record = read_record(self.teacher, steps=MANY)
         tokens = PromptStore(self.prompts).tokens
         record.require(self.teacher, values_of(self.schedule, self.video, tokens, self.precision))

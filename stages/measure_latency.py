@@ -8,14 +8,12 @@ from typing import Annotated
 
 import typer
 
-from causvid.compute.device import Precision
-from causvid.data.stores.prompt_store import PromptStore
+from causvid.compute.precision import Precision
 from causvid.diffusion.schedule import ScheduleConfig
-from causvid.evaluation.latency import LatencyConfig, compare
+from causvid.evaluation.config import LatencyConfig
 from causvid.harness.declaration import Metrics, Reads, Section, Stage, command
+from causvid.harness.imports import importing
 from causvid.harness.stage import StageRun
-from causvid.pipeline import load_pipeline
-from causvid.record import FEW, MANY, read_record, values_of
 from causvid.runtime.shapes import VideoShape
 
 
@@ -37,6 +35,12 @@ class MeasureLatency(Stage):
 
     def run(self, stage: StageRun) -> None:
         """Generate one clip several times with each model."""
+        with importing():
+            from causvid.data.stores.prompt_store import PromptStore
+            from causvid.evaluation.latency import compare
+            from causvid.pipeline import load_pipeline
+            from causvid.record import FEW, MANY, read_record, values_of
+
         embeddings, pipelines = PromptStore(self.prompts), []
         expected = values_of(self.schedule, self.video, embeddings.tokens, self.precision)
         for folder, steps in ((self.teacher, MANY), (self.student, FEW)):

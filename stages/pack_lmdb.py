@@ -9,11 +9,10 @@ from typing import Annotated
 
 import typer
 
-from causvid.data.pack import PackConfig, pack
-from causvid.data.stores.latent_store import Source
+from causvid.data.stores.config import PackConfig, Source
 from causvid.harness.declaration import Item, Metrics, Section, Stage, Writes, command
+from causvid.harness.imports import importing
 from causvid.harness.stage import StageRun
-from causvid.interop.original_lmdb import import_store
 from causvid.params import PathRule
 
 
@@ -33,6 +32,10 @@ class PackLmdb(Stage):
 
     def run(self, stage: StageRun) -> None:
         """Write the LMDB of ``item``."""
+        with importing():
+            from causvid.data.pack import pack
+            from causvid.interop.original_lmdb import import_store
+
         building, chosen = stage.work / "out", self.config.item(self.item)
         for leftover in (building, *stage.work.glob(".out.*")):
             shutil.rmtree(leftover, ignore_errors=True)

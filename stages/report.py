@@ -11,11 +11,10 @@ import typer
 
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.harness.declaration import Metrics, Reads, Section, Stage, Writes, command
+from causvid.harness.imports import importing
 from causvid.harness.stage import StageRun
-from causvid.reporting import content as contents
-from causvid.reporting import page, tables
+from causvid.reporting import tables
 from causvid.reporting.config import ReportConfig
-from causvid.runtime.files import write_text
 from causvid.runtime.shapes import VideoShape
 
 
@@ -39,6 +38,11 @@ class Report(Stage):
 
     def run(self, stage: StageRun) -> None:
         """Write the page in both formats."""
+        with importing():
+            from causvid.reporting import content as contents
+            from causvid.reporting import page
+            from causvid.runtime.files import write_text
+
         content = contents.collect(
             self.reports,
             self.samples,

@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from causvid.data.resampling.clips import ResampleConfig, resample_folder
+from causvid.data.resampling.config import ResampleConfig
 from causvid.harness.declaration import Metrics, Reads, Section, Stage, Writes, command
+from causvid.harness.imports import importing
 from causvid.harness.stage import StageRun
 from causvid.runtime.shapes import VideoShape
 
@@ -27,6 +28,9 @@ class Resample(Stage):
 
     def run(self, stage: StageRun) -> None:
         """Resample the videos on all workers."""
+        with importing():
+            from causvid.data.resampling.clips import resample_folder
+
         built = stage.work / "out"
         shutil.rmtree(built, ignore_errors=True)
         counts = resample_folder(

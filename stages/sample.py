@@ -9,16 +9,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from causvid.compute.device import Precision
-from causvid.data.stores.prompt_store import PromptStore
-from causvid.data.videos import manifest
+from causvid.compute.precision import Precision
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.harness.declaration import Item, Metrics, Option, Reads, Section, Stage, Writes, command
+from causvid.harness.imports import importing
 from causvid.harness.stage import StageRun
-from causvid.pipeline import load_pipeline
 from causvid.preparation.samples.config import SampleConfig
-from causvid.preparation.samples.sampling import sample
-from causvid.record import FEW, read_record, values_of
 from causvid.runtime.shapes import VideoShape
 
 SHOWN = 4  # videos that are logged in MLflow
@@ -43,6 +39,13 @@ class Sample(Stage):
 
     def run(self, stage: StageRun) -> None:
         """Generate the videos."""
+        with importing():
+            from causvid.data.stores.prompt_store import PromptStore
+            from causvid.data.videos import manifest
+            from causvid.pipeline import load_pipeline
+            from causvid.preparation.samples.sampling import sample
+            from causvid.record import FEW, read_record, values_of
+
         building = stage.work / "out"
         shutil.rmtree(building, ignore_errors=True)
         texts, record = PromptStore(self.prompts), read_record(self.checkpoint, steps=self.steps)

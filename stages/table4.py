@@ -8,12 +8,9 @@ from typing import Annotated
 
 import typer
 
-from causvid import params
-from causvid.consistency import checked
 from causvid.harness.declaration import Item, Metrics, Reads, Section, Stage, command
+from causvid.harness.imports import importing
 from causvid.harness.stage import StageRun
-from causvid.plan import Plan
-from causvid.reporting import ablation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +27,20 @@ class Table4(Stage):
 
     def run(self, stage: StageRun) -> None:
         """Write the table of the rows that share ``inputs``."""
+        from causvid.reporting import ablation
+
         found = ablation.read_evaluations(self.evaluations, ablation.read_seeds(self.settings), self.inputs)
         origin = {"profile": self.profile, "inputs": self.inputs, "commit": ablation.commit(Path.cwd())}
         stage.report({**origin, **ablation.table4(found, {row: self._cost(row) for row in found})})
 
     def _cost(self, row: str) -> dict[str, float]:
         """Return the cost of a row as the planner estimates it. The planner is no dependency of this stage in DVC."""
+        with importing():
+            from causvid import params
+            from causvid.consistency import checked
+            from causvid.plan import Plan
+            from causvid.reporting import ablation
+
         changes = [f"{self.settings}:all", f"{self.settings}:rows.{row}", f"train_dmd.inputs={self.inputs}"]
         plan = Plan(checked(params.changed(self.base, changes)))
         stages = plan.training(causal_teacher=ablation.ROWS[row].causal_teacher)

@@ -8,18 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from causvid.compute.device import Precision
-from causvid.data.stores.latent_store import Source
+from causvid.compute.precision import Precision
+from causvid.data.stores.config import Source
 from causvid.harness.declaration import Curve, Metrics, Reads, Section, Stage, Untracked, Writes, command
+from causvid.harness.imports import importing
 from causvid.harness.stage import StageRun
-from causvid.methods.shared.recording import check_origin, clips_of, require_same_training, teacher_record
 from causvid.methods.teacher.config import TeacherConfig
-from causvid.methods.teacher.step import train_teacher
-from causvid.record import MANY
 from causvid.runtime.shapes import VideoShape
-from causvid.training.run import new_run
-from causvid.training.trainer import carry_out, publish
-from causvid.wan.formats.weight_files import saved_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +39,13 @@ class TrainCausalTeacher(Stage):
 
     def run(self, stage: StageRun) -> None:
         """Train the causal teacher, and publish it with its training record."""
+        with importing():
+            from causvid.methods.shared.recording import check_origin, clips_of, require_same_training, teacher_record
+            from causvid.methods.teacher.step import train_teacher
+            from causvid.record import MANY
+            from causvid.training.run import new_run
+            from causvid.training.trainer import carry_out, publish
+
         clips = clips_of(self.latents, self.video, self.source, vae=self.vae, config=self.vae_config)
         record = teacher_record(clips, self.shift, self.prompts, self.precision, self.frames_per_block)
         require_same_training(self.teacher, record, steps=MANY)
@@ -58,6 +60,8 @@ class TrainCausalTeacher(Stage):
 
     def _model(self, start: Path) -> str:
         """Return whether the resulting model is bidirectional, a converted bidirectional model, or a causal teacher."""
+        from causvid.wan.formats.weight_files import saved_config
+
         if self.frames_per_block is None:
             return "bidirectional"
         is_causal = "frames_per_block" in saved_config(start, "transformer")

@@ -8,18 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from causvid.compute.device import Precision
-from causvid.data.stores.latent_store import Source
+from causvid.compute.precision import Precision
+from causvid.data.stores.config import Source
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.harness.declaration import Curve, Metrics, Reads, Section, Stage, Untracked, Writes, command
+from causvid.harness.imports import importing
 from causvid.harness.stage import StageRun
 from causvid.methods.dmd.config import DmdConfig
-from causvid.methods.dmd.step import train_dmd
-from causvid.methods.shared.recording import clips_of, require_same_training, student_record
-from causvid.record import FEW, MANY, read_student
 from causvid.runtime.shapes import VideoShape
-from causvid.training.run import new_run
-from causvid.training.trainer import carry_out, publish
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +40,13 @@ class TrainDmd(Stage):
 
     def run(self, stage: StageRun) -> None:
         """Train the student, and publish the student with its training record."""
+        with importing():
+            from causvid.methods.dmd.step import train_dmd
+            from causvid.methods.shared.recording import clips_of, require_same_training, student_record
+            from causvid.record import FEW, MANY, read_student
+            from causvid.training.run import new_run
+            from causvid.training.trainer import carry_out, publish
+
         clips = clips_of(self.latents, self.video, self.source, vae=self.vae, config=self.vae_config)
         blocks = read_student(self.student).frames_per_block
         record = student_record(clips, self.schedule, self.prompts, self.precision, blocks)

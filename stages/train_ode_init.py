@@ -8,18 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from causvid.compute.device import Precision
-from causvid.data.stores.latent_store import Source
+from causvid.compute.precision import Precision
+from causvid.data.stores.config import Source
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.harness.declaration import Curve, Metrics, Reads, Section, Stage, Untracked, Writes, command
+from causvid.harness.imports import importing
 from causvid.harness.stage import StageRun
 from causvid.methods.ode_init.config import OdeConfig
-from causvid.methods.ode_init.step import train_ode_init
-from causvid.methods.shared.recording import check_origin, clips_of, require_same_training, student_record
-from causvid.record import MANY
 from causvid.runtime.shapes import VideoShape
-from causvid.training.run import new_run
-from causvid.training.trainer import carry_out, publish
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +40,13 @@ class TrainOdeInit(Stage):
 
     def run(self, stage: StageRun) -> None:
         """Train the student, and publish the student with its training record."""
+        with importing():
+            from causvid.methods.ode_init.step import train_ode_init
+            from causvid.methods.shared.recording import check_origin, clips_of, require_same_training, student_record
+            from causvid.record import MANY
+            from causvid.training.run import new_run
+            from causvid.training.trainer import carry_out, publish
+
         clips = clips_of(self.pairs, self.video, self.source, vae=self.vae, config=self.vae_config)
         record = student_record(clips, self.schedule, self.prompts, self.precision, self.frames_per_block)
         require_same_training(self.start, record, steps=MANY)

@@ -8,16 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from causvid.compute.device import Precision
-from causvid.data.stores.latent_store import Source
+from causvid.compute.precision import Precision
+from causvid.data.stores.config import Source
 from causvid.harness.declaration import Curve, Metrics, Reads, Section, Stage, Untracked, Writes, command
+from causvid.harness.imports import importing
 from causvid.harness.stage import StageRun
-from causvid.methods.shared.recording import check_origin, clips_of, teacher_record
 from causvid.methods.teacher.config import TeacherConfig
-from causvid.methods.teacher.step import train_teacher
 from causvid.runtime.shapes import VideoShape
-from causvid.training.run import new_run
-from causvid.training.trainer import carry_out, publish
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +38,12 @@ class TrainTeacher(Stage):
 
     def run(self, stage: StageRun) -> None:
         """Train the teacher, and publish the teacher with its training record."""
+        with importing():
+            from causvid.methods.shared.recording import check_origin, clips_of, teacher_record
+            from causvid.methods.teacher.step import train_teacher
+            from causvid.training.run import new_run
+            from causvid.training.trainer import carry_out, publish
+
         clips = clips_of(self.latents, self.video, self.source, vae=self.vae, config=self.vae_config)
         record = teacher_record(clips, self.shift, self.prompts, self.precision, None)
         check_origin(self.config.init.locate("transformer"), record, stage=self.name(), steps=self.config.steps)

@@ -9,16 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
-from causvid.compute.device import Precision
-from causvid.data.videos.manifest import read_manifest, split
+from causvid.compute.precision import Precision
 from causvid.harness.declaration import Curve, Metrics, Reads, Section, Stage, Writes, command
+from causvid.harness.imports import importing
 from causvid.harness.stage import StageRun
 from causvid.methods.vae.config import VaeConfig
-from causvid.methods.vae.reconstructions import write_reconstructions
-from causvid.methods.vae.step import train_vae
 from causvid.runtime.shapes import VideoShape
-from causvid.training.run import new_run
-from causvid.training.trainer import EXPORT, carry_out, publish
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +34,13 @@ class TrainVae(Stage):
 
     def run(self, stage: StageRun) -> None:
         """Train the VAE, then reconstruct the held-out clips."""
+        with importing():
+            from causvid.data.videos.manifest import read_manifest, split
+            from causvid.methods.vae.reconstructions import write_reconstructions
+            from causvid.methods.vae.step import train_vae
+            from causvid.training.run import new_run
+            from causvid.training.trainer import EXPORT, carry_out, publish
+
         _, held_out = split(read_manifest(self.clips), self.config.held_out_clips)
         # The VAE is always trained in float32, regardless of model.precision. A VAE has no training record.
         run = new_run(

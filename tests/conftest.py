@@ -11,8 +11,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from causvid.compute.device import Precision
 from causvid.compute.parallel import Compute
+from causvid.compute.precision import Precision
 from causvid.data.generated import write_clips
 from causvid.data.stores.latent_store import Record, write_store
 from causvid.data.stores.prompt_store import write_prompts

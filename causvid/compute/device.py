@@ -1,24 +1,13 @@
-"""Select the device of tensors and the precision of matrix products. No other file of the project mentions CUDA."""
+"""Select the device of tensors, and apply the precision of matrix products. No other file mentions CUDA."""
 
 from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager, nullcontext
-from enum import StrEnum
 
 import torch
 
-
-class Precision(StrEnum):
-    """Precision of matrix products (params entry ``model.precision``)."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Return the torch dtype with the name of this precision."""
-        return {Precision.FLOAT32: torch.float32, Precision.BFLOAT16: torch.bfloat16}[self]
+from causvid.compute.precision import Precision
 
 
 def pick() -> torch.device:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from causvid.data.prompt_file import read_prompt_file
 from causvid.data.stores import latent_store
-from causvid.data.stores.prompt_store import read_prompt_file
 from causvid.data.videos import manifest
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-TRAIN_TIMESTEPS = 1000
+from causvid.diffusion.schedule import TRAIN_TIMESTEPS
 
 
 def sigma_of(timestep: torch.Tensor) -> torch.Tensor:

@@ -1,15 +1,20 @@
-"""Compute the noise levels of a solver, and select the solver states that train the few-step student."""
+"""Compute the noise levels of a solver, and select the solver states that train the few-step student.
+
+This module imports torch only in the function that creates a tensor, so that params are read without torch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-from causvid.diffusion.flow import TRAIN_TIMESTEPS
-
+Noise = TypeVar("Noise", float, "torch.Tensor")
+TRAIN_TIMESTEPS = 1000
 # Maximum difference between two timesteps that count as equal. The timesteps 757 and 522 in the original CausVid code
 # are rounded: a 50-step solver has states at 756.757 and 521.739.
 COLUMN_TOLERANCE = 0.5
@@ -25,14 +30,15 @@ class FlowSchedule:
         if self.shift <= 0:
             raise ValueError(f"schedule.shift is {self.shift}; it must be positive (1 = no shift)")
 
-    def shifted(self, s: torch.Tensor) -> torch.Tensor:
+    def shifted(self, s: Noise) -> Noise:
         """Return sigma in [0, 1] for the unshifted noise level ``s`` in [0, 1]."""
         return self.shift * s / (1 + (self.shift - 1) * s)
 
     def sigmas(self, steps: int) -> torch.Tensor:
         """Return the ``steps`` + 1 noise levels of a solver in float64, from exactly 1 to exactly 0."""
-        if steps < 1:
-            raise ValueError(f"schedule.solver_steps is {steps}; it must be at least 1")
+        import torch
+
+        _require_steps(steps)
         return self.shifted(torch.linspace(1, 0, steps + 1, dtype=torch.float64))
 
     def trajectory_columns(self, steps: int, timesteps: Sequence[float]) -> list[int]:
@@ -46,20 +52,25 @@ class FlowSchedule:
             ValueError: A timestep differs from every state by more than ``COLUMN_TOLERANCE``. The message lists the
                 nearest states.
         """
-        states = self.sigmas(steps) * TRAIN_TIMESTEPS
+        _require_steps(steps)
+        states = [self.shifted(1 - k / steps) * TRAIN_TIMESTEPS for k in range(steps + 1)]
         columns = []
         for timestep in timesteps:
-            column = int((states - timestep).abs().argmin())
-            if abs(states[column].item() - timestep) > COLUMN_TOLERANCE:
-                near = sorted(
-                    {round(states[k].item(), 1) for k in range(max(0, column - 1), min(steps, column + 1) + 1)}
-                )
+            distances = [abs(state - timestep) for state in states]
+            column = distances.index(min(distances))
+            if distances[column] > COLUMN_TOLERANCE:
+                near = sorted({round(states[k], 1) for k in range(max(0, column - 1), min(steps, column + 1) + 1)})
                 raise ValueError(
                     f"schedule.denoising_timesteps has {timestep:g}, which is not a state of a solver with "
                     f"schedule.solver_steps {steps} and schedule.shift {self.shift:g}; the nearest states are {near}"
                 )
             columns.append(column)
         return columns
+
+
+def _require_steps(steps: int) -> None:
+    if steps < 1:
+        raise ValueError(f"schedule.solver_steps is {steps}; it must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

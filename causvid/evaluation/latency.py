@@ -4,32 +4,18 @@ from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from pydantic import PositiveInt
 
 from causvid.compute import device as devices
+from causvid.evaluation.config import LatencyConfig
 from causvid.harness.machine import OtherLoad
 from causvid.runtime.seeding import generator
 from causvid.runtime.shapes import VideoShape
 
 if TYPE_CHECKING:  # the import of diffusers takes seconds, and params are checked without diffusers
     from causvid.pipeline import CausVidPipeline
-
-
-@dataclass(frozen=True, kw_only=True)
-class LatencyConfig:
-    """Params section ``measure_latency``.
-
-    Attributes:
-        warmup: Number of runs that are not timed.
-        repeats: Number of timed runs, whose median is reported.
-    """
-
-    warmup: int
-    repeats: PositiveInt
 
 
 class Timing(NamedTuple):

@@ -1,8 +1,7 @@
 """Run VBench in a separate environment, because VBench requires other package versions than this project.
 
 This process exchanges JSON with the subprocess that runs VBench. A dimension whose weights are missing is skipped; the
-reason lists the missing files. The names of files and settings are the names in VBench 0.1.5. Some download links of
-this version no longer work.
+reason lists the missing files.
 """
 
 from __future__ import annotations
@@ -15,73 +14,18 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from causvid.evaluation import vbench_runner
-from causvid.params import PathRule
+from causvid.evaluation.config import EvaluateConfig
+from causvid.evaluation.vbench_dimensions import ALSO_AT, NEEDS_OWN_PROMPTS, WEIGHTS
 
 RUNNER = Path(vbench_runner.__file__)
 
-_CLIP_B = "clip_model/ViT-B-32.pt"  # OpenAI's TorchScript archive, not a state dict
-_CLIP_L = "clip_model/ViT-L-14.pt"
-_VICLIP = "ViCLIP/ViClip-InternVid-10M-FLT.pth"
-_DINO = "dino_model/dino_vitbase16_pretrain.pth"
-_DINO_CODE = "dino_model/facebookresearch_dino_main"
-# Maps each dimension to the files that it reads from evaluate.vbench_weights (VBench's cache folder).
-WEIGHTS: dict[str, tuple[str, ...]] = {
-    "temporal_flickering": (),
-    "subject_consistency": (_DINO, *(f"{_DINO_CODE}/{name}.py" for name in ("hubconf", "vision_transformer", "utils"))),
-    "background_consistency": (_CLIP_B,),
-    "motion_smoothness": ("amt_model/amt-s.pth",),
-    "dynamic_degree": ("raft_model/models/raft-things.pth",),
-    "aesthetic_quality": (_CLIP_L, "aesthetic_model/emb_reader/sa_0_4_vit_l_14_linear.pth"),
-    "imaging_quality": ("pyiqa_model/musiq_spaq_ckpt-358bb6af.pth",),
-    "overall_consistency": (_VICLIP,),
-    "temporal_style": (_VICLIP,),
-}
-# These dimensions need labels or boxes that exist for VBench's own prompts only.
-NEEDS_OWN_PROMPTS = (
-    "appearance_style",
-    "color",
-    "human_action",
-    "multiple_objects",
-    "object_class",
-    "scene",
-    "spatial_relationship",
-)
-# VBench also loads the weights of DINO through torch.hub, even if their path is given.
-ALSO_AT = {_DINO: "torch_hub/hub/checkpoints/dino_vitbase16_pretrain.pth"}
 START_SECONDS = 600.0  # time limit for the start of VBench
 # Time limit per video and dimension. The slowest dimension takes about 340 s for 81 frames of 480p on one CPU thread.
 SECONDS_PER_VIDEO = 900.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """Params section ``evaluate``.
-
-    Attributes:
-        feature_vae: Folder of the VAE whose encoder computes the features of the Frechet distance.
-        vbench_python: Python interpreter of VBench's environment.
-        vbench_weights: Folder of the weights, which VBench calls its cache.
-        vbench_dimensions: Dimensions to score.
-    """
-
-    feature_vae: Path
-    # If the interpreter is missing, the scores of VBench are "not measured". The lock file defines the environment.
-    vbench_python: Annotated[Path, PathRule(may_be_missing=True, counted_by=Path("requirements/vbench.txt"))]
-    vbench_weights: Annotated[Path, PathRule(may_be_missing=True)]
-    vbench_dimensions: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        known = {*WEIGHTS, *NEEDS_OWN_PROMPTS}
-        for name in self.vbench_dimensions:
-            if name not in known:
-                raise ValueError(
-                    f"evaluate.vbench_dimensions has {name!r}; the dimensions of VBench are {', '.join(sorted(known))}"
-                )
 
 
 @contextmanager

@@ -1,4 +1,8 @@
-"""The command ``causvid``: generate videos from prompts (``generate``), or export a checkpoint (``export``)."""
+"""The command ``causvid``: generate videos from prompts (``generate``), or export a checkpoint (``export``).
+
+This module imports no torch. The commands check arguments and paths before they import the modules that load models, so
+that ``--help`` and errors are printed at once.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +14,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from transformers.utils import logging
 
-from causvid.compute import device as devices
-from causvid.data.stores.prompt_store import read_prompt_file
-from causvid.generate.formats import load_checkpoint
-from causvid.generate.videos import MAP, generate
+from causvid.compute.precision import Precision
+from causvid.data.prompt_file import read_prompt_file
+from causvid.generate.checkpoint import find_checkpoint
+from causvid.generate.folder import MAP, check, require_folder
+from causvid.harness.imports import importing
 from causvid.runtime import text
 from causvid.runtime.files import publish
 
@@ -29,7 +33,7 @@ Params = Annotated[
     typer.Option(help="params file with sizes, schedule and block size of a model.pt; none = params.yaml"),
 ]
 Wan = Annotated[Path | None, typer.Option(help="Wan2.1 folder, if it is not beside model.pt")]
-OfPrecision = Annotated[devices.Precision | None, typer.Option(help="precision of the weights; none = as trained")]
+OfPrecision = Annotated[Precision | None, typer.Option(help="precision of the weights; none = as trained")]
 
 
 @app.command("generate")
@@ -56,10 +60,15 @@ def generate_command(
     def run() -> str:
         if (prompts is None) == (prompt is None) or (prompt is not None and not prompt.strip()):
             raise ValueError("give exactly one of --prompts and --prompt; the prompt must not be empty")
-        if prompt is not None:
-            text.require(prompt, "--prompt")
         lines = [prompt] if prompt is not None else read_prompt_file(prompts or Path(), "--prompts")
-        pipeline = load_checkpoint(checkpoint, params=params, wan=wan_folder, precision=precision)
+        check(lines, seed)
+        require_folder(out)
+        found = find_checkpoint(checkpoint, params=params, wan=wan_folder)
+        with importing():
+            from causvid.generate.formats import load
+            from causvid.generate.videos import generate
+
+        pipeline = load(found, precision)
         changes = {"height": height, "width": width, "fps": fps}
         shape = replace(pipeline.video, **{name: value for name, value in changes.items() if value is not None})
         counts = generate(pipeline, lines, out, shape=shape, seconds=seconds, seeds=seed)
@@ -76,14 +85,18 @@ def export_command(
     out: Annotated[Path, typer.Option(help="diffusers folder to create")],
     params: Params = None,
     wan_folder: Wan = None,
-    precision: OfPrecision = devices.Precision.FLOAT32,
+    precision: OfPrecision = Precision.FLOAT32,
 ) -> None:
     """Export the transformer, VAE, text encoder and settings to one diffusers folder."""
 
     def run() -> str:
         if out.exists():
             raise ValueError(f"--out is {out}, which exists; choose another folder or remove it")
-        pipeline = load_checkpoint(checkpoint, params=params, wan=wan_folder, precision=precision)
+        found = find_checkpoint(checkpoint, params=params, wan=wan_folder)
+        with importing():
+            from causvid.generate.formats import load
+
+        pipeline = load(found, precision)
         building = out.with_name(f".{out.name}.exporting")
         shutil.rmtree(building, ignore_errors=True)
         try:
@@ -100,7 +113,6 @@ def export_command(
 
 def _say(run: Callable[[], str]) -> None:
     """Print the result of ``run``. After a ValueError, print its message and exit with code 1."""
-    logging.disable_progress_bar()  # hides the progress of loading weights; the progress of the videos is shown
     try:
         print(text.escaped(run()))  # the name in --out may not be encodable in UTF-8
     except ValueError as error:

@@ -3,59 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from itertools import count
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from causvid.data.videos.video_writer import remove_unfinished, write_video
+from causvid.generate.folder import MAP, NOISE, Video, check, held, numbers_of, read_map
 from causvid.harness.progress import progress
 from causvid.pipeline import CausVidPipeline
-from causvid.runtime import text
 from causvid.runtime.files import write_json
 from causvid.runtime.shapes import VideoShape
 from causvid.runtime.text import prompt_list
 
 Frames = NDArray[np.uint8]
-MAP = "videos.json"
 CRF = 16  # quality of x264 for the mp4 files; lower is better
-SEEDS = 2**32  # PyTorch's CPU generator ignores higher bits: seed 2**32 would give the noise of seed 0
-NOISE = "torch.Generator().manual_seed(seed)"  # a folder whose map has another value of settings.noise raises an error
 RULE = (  # explains the map to its readers; no code reads this text
     f"The prompt and the seed determine a video. All its noise comes from {NOISE}: the line of the prompt, the other "
     "prompts and the batch size do not change it. Batches of equal size give equal bytes; in batches of other sizes, "
     "values of frames differ by at most one level of 255 (float32)."
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Video:
-    """One video to generate.
-
-    Attributes:
-        index: Number of the prompt in the output folder (``_numbers``). Videos of the same prompt have the same number.
-        prompt: The prompt.
-        seed: Seed of the noise.
-    """
-
-    index: int
-    prompt: str
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Name of the mp4 file of this video."""
-        return f"{self.index:05d}-seed{self.seed}.mp4"
 
 
 def make_video(pipeline: CausVidPipeline, video: Video, shape: VideoShape, frames: int) -> Iterator[Frames]:
@@ -109,11 +82,11 @@ def generate(
     frames = _frames_of(seconds, shape, is_causal=pipeline.is_causal)
     pipeline.latent_shape(shape)  # raises ValueError for an unsupported size
     prompts = prompt_list(prompts)
-    _check(prompts, seeds)
+    check(prompts, seeds)
     settings = _settings_of(pipeline, shape, frames)
-    with _held(out):
-        done = _read_map(out, settings)
-        numbers = _numbers(prompts, {video.prompt: video.index for video in done.values()})
+    with held(out):
+        done = read_map(out, settings)
+        numbers = numbers_of(prompts, {video.prompt: video.index for video in done.values()})
         wanted = [
             Video(index=numbers[prompt], prompt=prompt, seed=seed)
             for prompt in dict.fromkeys(prompts)
@@ -133,31 +106,6 @@ def generate(
                 f"--out is {out}, which cannot be written into ({error}); run the same command again to continue"
             ) from error
     return {"videos": len(wanted), "made": len(missing), "repeated": len(prompts) - len(set(prompts))}
-
-
-def _check(prompts: Sequence[str], seeds: Sequence[int]) -> None:
-    for seed in seeds:
-        if not 0 <= seed < SEEDS:
-            raise ValueError(
-                f"--seed is {seed}; choose one from 0 to {SEEDS - 1}: PyTorch's generator uses 32 bits, so that a seed "
-                "outside this range repeats the video of a seed in this range"
-            )
-    for prompt in prompts:
-        text.require(prompt, "--prompt")
-
-
-def _numbers(prompts: Sequence[str], found: Mapping[str, int]) -> dict[str, int]:
-    """Map each prompt to its number in the output folder. ``found`` maps the prompts that are already in the folder.
-
-    The number of a new prompt is its line. If another prompt has this number, the new prompt gets the next number after
-    all lines and all used numbers. The number of a prompt in the folder never changes, so that files keep their names.
-    """
-    numbers, taken = dict(found), set(found.values())
-    free = count(max([len(prompts), *(number + 1 for number in taken)]))
-    for line, prompt in enumerate(prompts):
-        if prompt not in numbers:
-            numbers[prompt] = next(free) if line in taken else line
-    return numbers
 
 
 def _frames_of(seconds: float | None, shape: VideoShape, *, is_causal: bool) -> int:
@@ -199,23 +147,6 @@ def fingerprint(pipeline: CausVidPipeline) -> str:
     return digest.hexdigest()[:16]
 
 
-@contextmanager
-def _held(out: Path) -> Iterator[None]:
-    """Create ``out`` and lock it. Raises ValueError if ``out`` cannot be written or is locked by another process."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out / ".lock", blocking=False)
-        lock.acquire()
-    except Timeout as error:
-        raise ValueError(f"another process is writing into {out}; wait for it or choose another --out") from error
-    except OSError as error:
-        raise ValueError(f"--out is {out}, which cannot be written into ({error})") from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _sync(path: Path) -> None:
     """Flush a file to disk before the map lists it, so that listed files are complete after a power failure."""
     with path.open("rb") as file:
@@ -224,41 +155,3 @@ def _sync(path: Path) -> None:
 
 def _has_bytes(path: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0
-
-
-def _read_map(out: Path, settings: dict[str, Any]) -> dict[str, Video]:
-    """Map the names of the files in ``out`` to their videos.
-
-    Raises:
-        ValueError: The videos in ``out`` were generated by an older version or with other settings, or the map of the
-            files is damaged.
-    """
-    path = out / MAP
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        before, videos = dict(found["settings"]), {name: Video(**row) for name, row in found["videos"].items()}
-        _check_names(videos)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is not a map of videos ({error!r}); choose another --out") from error
-    if before.get("noise") != NOISE:
-        raise ValueError(
-            f"{out} holds videos of another version, whose noise does not depend only on the seed (settings.noise in "
-            f"{MAP} is {before.get('noise')}, not {NOISE}); choose another --out"
-        )
-    for name in sorted(before.keys() | settings.keys()):
-        if before.get(name) != settings.get(name):
-            was, now = before.get(name), settings.get(name)
-            raise ValueError(f"{out} holds videos made with {name} {was}, not {now}; choose another --out")
-    return videos
-
-
-def _check_names(videos: Mapping[str, Video]) -> None:
-    """Raise ValueError unless each file has the name of its video and each number belongs to one prompt."""
-    prompts = {video.index: video.prompt for video in videos.values()}
-    for name, video in videos.items():
-        if name != video.name or prompts[video.index] != video.prompt:
-            raise ValueError(f"{name} is listed as {video}")
-    if len(set(prompts.values())) < len(prompts):
-        raise ValueError("a prompt has two numbers")

@@ -12,7 +12,10 @@ dvc.yaml. Each path and each params section is thus declared only once:
         metrics: Annotated[Path, Metrics()]
         video: Annotated[VideoShape, Section("video")]
 
-        def run(self, stage: StageRun) -> None: ...
+        def run(self, stage: StageRun) -> None:
+            with importing():  # the command answers a wrong option before this import
+                from causvid.data.resampling.clips import resample_folder
+            ...
 
     main = command(Resample)
 """

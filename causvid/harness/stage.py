@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import gc
 import os
 import signal
 import sys
@@ -22,8 +21,6 @@ from causvid.harness.inputs import checksums, located, value_of
 from causvid.harness.work import Origin
 from causvid.params import PathRule
 from causvid.runtime import files
-
-COLLECTS = (700, 10, 10)  # Python's default thresholds of garbage collection; stages/__init__.py increases the first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +112,6 @@ def stage_run(
             run = StageRun(
                 name=name, work=folder, origin=origin, tracker=tracker, compute=compute, watch=watch, params=built
             )
-            gc.set_threshold(*COLLECTS)
             started = time.monotonic()
             yield run
             tracker.log_metrics({"stage_seconds": time.monotonic() - started})

@@ -1,7 +1,8 @@
 """Recognise checkpoint layouts that cannot be imported, and raise errors that name the layout and a remedy.
 
 Projects related to CausVid and Wan save the same weights in other kinds of files (shards, training states) and under
-other keys (with the prefix of a wrapper). The functions in this file read names only, never tensors.
+other keys (with the prefix of a wrapper). The functions in this file read names only, never tensors, and the functions
+for paths import no torch.
 """
 
 from __future__ import annotations
@@ -11,10 +12,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+from causvid.wan.formats.shard_names import shard_number
 
-from causvid.wan.formats.weight_files import shard_number
-
+LAYOUT = "original_layout.json"  # file beside an imported model that stores the layout of the original file
 JOIN = (
     "join the shards into one .safetensors file first: load each shard with safetensors.torch.load_file, and write all "
     "tensors with save_file"
@@ -213,4 +213,6 @@ def _class_name(folder: Path) -> str | None:
 
 
 def _is_state(value: Any) -> bool:
+    import torch
+
     return isinstance(value, Mapping) and any(isinstance(tensor, torch.Tensor) for tensor in value.values())

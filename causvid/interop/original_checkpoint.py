@@ -24,7 +24,7 @@ import typer
 from safetensors.torch import save_file
 
 from causvid.interop.checkpoint_files import check_tensors, read_file, read_tensors
-from causvid.interop.layouts import entries_remedy, foreign_folder, require_wan_keys
+from causvid.interop.layouts import LAYOUT, entries_remedy, foreign_folder, require_wan_keys
 from causvid.params import build
 from causvid.runtime.files import publish, write_json
 from causvid.wan.formats.weight_files import diffusers_files, require_all_weights, saved_class
@@ -33,7 +33,6 @@ from causvid.wan.transformer.wan import CausalTransformer, Transformer
 
 GENERATOR, CRITIC = "generator", "critic"
 PREFIX = "model."
-LAYOUT = "original_layout.json"  # file beside an imported model that stores the ``Layout`` of the original file
 
 
 @dataclass(frozen=True, kw_only=True)

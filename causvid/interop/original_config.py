@@ -28,8 +28,7 @@ from ruamel.yaml.comments import CommentedSeq
 from ruamel.yaml.representer import RoundTripRepresenter
 
 from causvid.compute.parallel import Compute
-from causvid.diffusion.flow import TRAIN_TIMESTEPS
-from causvid.diffusion.schedule import FlowSchedule, ScheduleConfig
+from causvid.diffusion.schedule import TRAIN_TIMESTEPS, FlowSchedule, ScheduleConfig
 from causvid.interop.released_config import TRAININGS, Released, ReleasedDmd
 from causvid.params import PROFILES, build, read, read_mapping
 from causvid.runtime.files import publish, write_text

@@ -8,40 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from causvid.training.config import OptimizerConfig
 from causvid.training.distributed import part_of
 from causvid.training.muon import Muon
 
 MUON_MOMENTUM = 0.95
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """Params entry ``optimizer``.
-
-    Attributes:
-        kind: Optimizer of the matrices; AdamW always updates the other parameters.
-        learning_rate: Maximum learning rate.
-        betas: Decay rates of the two moments in AdamW.
-        weight_decay: Decoupled weight decay.
-        grad_clip: Maximum norm of the gradient; a larger gradient is scaled to this norm.
-        warmup_steps: Number of steps with a linear warm-up of the learning rate.
-        decay: Learning rate schedule after the warm-up.
-    """
-
-    kind: Literal["muon", "adamw"]
-    learning_rate: float
-    betas: tuple[float, float]
-    weight_decay: float
-    grad_clip: float
-    warmup_steps: int
-    decay: Literal["cosine", "constant"]
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:

@@ -7,30 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from pydantic import NonNegativeInt, PositiveInt
-
-from causvid.compute.device import Precision
 from causvid.compute.parallel import Compute
+from causvid.compute.precision import Precision
 from causvid.harness.stage import StageRun
 from causvid.harness.tracking import Tracker, Watch
+from causvid.training.config import TrainingConfig
 
-Config = TypeVar("Config", bound="TrainingConfig")
+Config = TypeVar("Config", bound=TrainingConfig)
 Record = TypeVar("Record")  # StudentRecord, TeacherRecord or None
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """The entries that the params sections of all methods share.
-
-    Attributes:
-        steps: Number of training steps. With 0 steps, the initial weights are exported unchanged.
-        batch_size: Number of samples in one step, over all workers.
-        checkpoint_every: Number of steps between two checkpoints.
-    """
-
-    steps: NonNegativeInt
-    batch_size: PositiveInt
-    checkpoint_every: PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True)

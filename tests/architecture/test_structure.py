@@ -26,6 +26,11 @@ STANZAS = {name: stanza.get("do", stanza) for name, stanza in PIPELINE.items()}
 # Every stage of both pipelines that runs a stage module, with its content and the content that its declaration
 # requires.
 EVERY = {f"{file}: {name}": (stanza, need) for file, name, _, stanza, need in stanzas()}
+# Packages whose import takes a second or more, and the packages that import them.
+HEAVY = (
+    "accelerate", "av", "decord", "diffusers", "huggingface_hub", "lmdb", "matplotlib", "mlflow", "numpy", "pandas", "peft",
+    "prefect", "ray", "safetensors", "scipy", "tokenizers", "torch", "transformers",
+)  # fmt: skip
 PROFILES = sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
 
 
@@ -158,6 +163,20 @@ def test_the_model_core_needs_no_orchestration() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("module", [*(f"stages.{stage}" for stage in STAGES), "causvid.generate.command"])
+def test_a_command_prints_its_help_without_the_packages_of_its_work(module: str) -> None:
+    """The import of torch, diffusers and others takes seconds, so that ``--help`` and wrong options must not need it."""
+    code = (
+        "import runpy, sys\n"
+        f"sys.modules.update(dict.fromkeys({HEAVY}))\n"
+        f"sys.argv[1:] = ['--help']\n"
+        f"runpy.run_module('{module}', run_name='__main__', alter_sys=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--help" in done.stdout
 
 
 def test_our_packages_are_importable_from_any_folder(tmp_path: Path) -> None:

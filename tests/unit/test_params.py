@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 
 from causvid import params
 from causvid.methods.teacher.config import TeacherConfig
-from causvid.training.optimizers import OptimizerConfig
+from causvid.training.config import OptimizerConfig
 from causvid.training.pretrained import Init
 
 SMOKE = (params.PROFILES / "smoke.yaml").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from causvid.compute.device import Precision
+from causvid.compute.precision import Precision
 from causvid.diffusion.schedule import FlowSchedule
 from causvid.record import (
     FILE,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from causvid import params
-from causvid.compute.device import Precision
+from causvid.compute.precision import Precision
 from causvid.data.sources import toy_world
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.evaluation.judge import judge

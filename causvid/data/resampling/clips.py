@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from av.video.stream import VideoStream
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from causvid.compute.parallel import Compute, map_groups
 from causvid.data.resampling.colour import Colour, Tags, colour_of
+from causvid.data.resampling.config import ResampleConfig
 from causvid.data.resampling.decoding import open_strictly, packets_of, timed_pictures
 from causvid.data.resampling.deinterlacing import Deinterlacer, Shown, changed, is_interlaced, layout_of
 from causvid.data.resampling.rejection import Rejection
@@ -41,24 +42,6 @@ VIDEOS_PER_GROUP = 32  # number of videos in a Ray task; the start of a decoder 
 
 Picture = TypeVar("Picture")
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResampleConfig:
-    """Params section ``resample``.
-
-    Attributes:
-        aspect: ``crop`` scales the video and crops it around the centre; ``squeeze`` only scales the video, and rejects
-            a video whose aspect ratio would change by more than 10 %.
-        crf: Quality of x264 for the clips; lower is better.
-        hdr: ``tone_map`` converts HLG and PQ video to BT.709 SDR; ``reject`` rejects it.
-        interlaced: ``deinterlace`` converts each interlaced frame to a progressive one; ``reject`` rejects the video.
-    """
-
-    aspect: Literal["crop", "squeeze"]
-    crf: int
-    hdr: Literal["tone_map", "reject"]
-    interlaced: Literal["deinterlace", "reject"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,21 +9,20 @@ from __future__ import annotations
 import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Any
 
+from causvid.data.prompt_file import read_prompt_file
 from causvid.data.sources import toy_world
 from causvid.data.sources.caption_files import caption_pairs, named, read_sidecar
 from causvid.data.sources.caption_match import composed, match
+from causvid.data.sources.config import DownloadConfig
 from causvid.data.sources.passed_over import PassedOver
-from causvid.data.stores.prompt_store import read_prompt_file
 from causvid.data.videos import manifest
 from causvid.data.videos.video_writer import write_video
 from causvid.data.workers import Lost, run_killable
 from causvid.harness.progress import progress
-from causvid.params import PathRule
 from causvid.runtime import text
 from causvid.runtime.shapes import VideoShape
 
@@ -33,42 +32,6 @@ SECONDS_PER_CLIP = 300.0  # time limit of a rendering process
 CLIP_MEMORY = 4 * 2**30  # bytes
 
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DownloadConfig:
-    """Params section ``download``.
-
-    Attributes:
-        source: Source of the videos.
-        folder: Folder with the user's videos, for source folder.
-        captions: JSON file {relative path: caption}, for source folder. If the file does not exist, the caption of each
-            video is in a .txt file beside the video.
-        toy_world_captions: Text file with the captions of the toy world's clips, one per line.
-        toy_world_clips: Number of clips to render.
-        mixkit_repo: Name of the data set on the hub, owner/name.
-        mixkit_revision: Commit, branch or tag of the data set.
-        mixkit_files: Pattern of the names of the tar archives in the data set.
-        mixkit_captions: Patterns of the names of JSON files with captions, the preferred pattern first.
-        limit: Largest number of videos; None = all.
-    """
-
-    source: Literal["toy_world", "folder", "mixkit"]
-    folder: Annotated[Path, PathRule(may_be_missing=True)]  # only the source folder reads it
-    captions: Annotated[Path, PathRule(may_be_missing=True)]  # if missing, captions are .txt files beside the videos
-    toy_world_captions: Path
-    toy_world_clips: int
-    mixkit_repo: str
-    mixkit_revision: str
-    mixkit_files: str
-    mixkit_captions: tuple[str, ...]
-    limit: int | None
-
-    def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"download.limit is {self.limit}; it must be at least 1, or null for all videos")
-        if self.source == "toy_world" and self.toy_world_clips < 1:
-            raise ValueError(f"download.toy_world_clips is {self.toy_world_clips}; it must be at least 1")
 
 
 def toy_world_videos(

@@ -17,7 +17,8 @@ from typing import Any
 from causvid.data.hub import HubCommit, open_commit
 from causvid.data.sources.caption_files import caption_pairs
 from causvid.data.sources.caption_match import composed, match_ends
-from causvid.data.sources.local import VIDEO_SUFFIXES, DownloadConfig, Row, video_id, write_index
+from causvid.data.sources.config import DownloadConfig
+from causvid.data.sources.local import VIDEO_SUFFIXES, Row, video_id, write_index
 from causvid.data.sources.passed_over import PassedOver
 from causvid.harness.progress import progress
 from causvid.runtime import text

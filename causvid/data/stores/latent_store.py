@@ -17,7 +17,6 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from enum import StrEnum
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -37,13 +36,6 @@ MORE_ROOM = (
     "LMDB maps the whole file: raise the limit on virtual memory (ulimit -v, or that of the batch system) above "
     "the size of the file"
 )
-
-
-class Source(StrEnum):
-    """Origin of an LMDB: the shards of this run (OURS), or an LMDB that the original CausVid code wrote (RELEASED)."""
-
-    OURS = "ours"
-    RELEASED = "released"
 
 
 class Record(NamedTuple):

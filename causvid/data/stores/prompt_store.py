@@ -1,10 +1,9 @@
-"""Read and write data/prompts (prompt embeddings and lists of prompts), and read text files of prompts."""
+"""Read and write data/prompts: prompt embeddings and lists of prompts."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -12,40 +11,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from causvid.runtime import text
 from causvid.runtime.text import prompt_list
 
 EMBEDDINGS = "embeddings.safetensors"
 INDEX = "prompts.json"
-
-
-def read_prompt_file(path: Path, name: str) -> list[str]:
-    """Read a text file with one prompt per line. Blank lines are ignored; LF, CRLF and CR end a line.
-
-    Args:
-        path: The text file.
-        name: Name of the setting that holds ``path``, for error messages.
-
-    Raises:
-        ValueError: The file does not exist, has no prompts, or is not UTF-8.
-    """
-    if not path.is_file():
-        raise ValueError(f"{name} is {path}, which does not exist; name a text file with one prompt per line")
-    lines = re.split(r"\r\n?|\n", text.decode(path.read_bytes(), f"{name} is {path}, which"))
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise ValueError(f"{name} is {path}, which holds no prompts; write one per line")
-    return prompts
-
-
-def require_tokens(tokens: int) -> int:
-    """Return ``tokens``, the length to which prompts are padded. Raises ValueError if ``tokens`` is below 1."""
-    if tokens < 1:
-        raise ValueError(
-            f"model.text_tokens is {tokens}; a prompt needs 1 token at least: set it to the length of the longest "
-            "prompt, for example 12 for the toy world or 512 for Wan2.1"
-        )
-    return tokens
 
 
 def _key(prompt: str) -> str:

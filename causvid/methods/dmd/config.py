@@ -7,10 +7,9 @@ from enum import StrEnum
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from causvid.diffusion.flow import TRAIN_TIMESTEPS
+from causvid.diffusion.schedule import TRAIN_TIMESTEPS
 from causvid.methods.dmd.turns import Turns
-from causvid.training.optimizers import OptimizerConfig
-from causvid.training.run import TrainingConfig
+from causvid.training.config import OptimizerConfig, TrainingConfig
 
 
 class Inputs(StrEnum):

@@ -17,11 +17,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from causvid.compute import device as devices
 from causvid.compute.parallel import Compute
+from causvid.compute.precision import Precision
 from causvid.diffusion.velocity import Velocity, conditional
 from causvid.record import TrainingRecord, write_record
 from causvid.training.checkpoint import Stateful
+from causvid.training.config import OptimizerConfig
 from causvid.training.distributed import is_main, replicate, shard, synchronize_gradients, whole_weights, world_size
-from causvid.training.optimizers import Optimizer, OptimizerConfig
+from causvid.training.optimizers import Optimizer
 from causvid.training.run import Run
 from causvid.wan.transformer.wan import Transformer, for_training, is_block_matrix, load_transformer, to_precision
 
@@ -110,7 +112,7 @@ def _averaged(model: Transformer, decay: float, compute: Compute) -> AveragedMod
     return average
 
 
-def _distributed(model: Transformer, compute: Compute, precision: devices.Precision) -> Transformer:
+def _distributed(model: Transformer, compute: Compute, precision: Precision) -> Transformer:
     """Distribute ``model`` over the devices of the ranks, in place, as in ``compute``.
 
     If every rank has all weights, the frozen weights are converted to ``precision``.

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from causvid.compute.device import Precision
-from causvid.data.stores.latent_store import LatentStore, Source
+from causvid.compute.precision import Precision
+from causvid.data.stores.config import Source
+from causvid.data.stores.latent_store import LatentStore
 from causvid.data.stores.prompt_store import PromptStore
 from causvid.diffusion.schedule import FlowSchedule, ScheduleConfig
 from causvid.record import (

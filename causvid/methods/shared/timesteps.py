@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from causvid.diffusion.flow import TRAIN_TIMESTEPS
-from causvid.diffusion.schedule import FlowSchedule
+from causvid.diffusion.schedule import TRAIN_TIMESTEPS, FlowSchedule
 from causvid.runtime.shapes import BlockLayout
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from causvid.training.optimizers import OptimizerConfig
+from causvid.training.config import OptimizerConfig, TrainingConfig
 from causvid.training.pretrained import Init
-from causvid.training.run import TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from causvid.training.optimizers import OptimizerConfig
+from causvid.training.config import OptimizerConfig, TrainingConfig
 from causvid.training.pretrained import Init
-from causvid.training.run import TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)

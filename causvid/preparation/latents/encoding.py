@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from causvid.compute import device as devices
 from causvid.compute.parallel import BadItem, Compute, map_groups
+from causvid.compute.precision import Precision
 from causvid.data.shards import Shard, finish, shard_path, write_shard
 from causvid.data.videos.manifest import read_manifest
 from causvid.data.videos.video_reader import read_frames
@@ -38,7 +39,7 @@ class LatentEncoder:
     vae: Path
     out: Path
     video: VideoShape
-    precision: devices.Precision
+    precision: Precision
 
     def load(self, row: dict[str, Any]) -> tuple[dict[str, Any], NDArray[np.uint8]]:
         """Return the row and the frames of the clip, uint8 [F, H, W, 3]. Raises BadItem if the clip cannot be used."""

@@ -11,6 +11,7 @@ import torch
 
 from causvid.compute import device as devices
 from causvid.compute.parallel import Compute, map_groups
+from causvid.compute.precision import Precision
 from causvid.data.shards import Shard, finish, shard_path, write_shard
 from causvid.data.stores.prompt_store import PromptStore
 from causvid.diffusion.schedule import ScheduleConfig
@@ -44,7 +45,7 @@ class OdePairSolver:
     schedule: ScheduleConfig
     latent: LatentShape
     guidance_scale: float
-    precision: devices.Precision
+    precision: Precision
     seed: int
 
     def load(self, item: tuple[int, str]) -> tuple[int, str]:

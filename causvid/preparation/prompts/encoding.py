@@ -9,8 +9,11 @@ from typing import Any
 import torch
 
 from causvid.compute import device as devices
+from causvid.compute.precision import Precision
 from causvid.data.captions import read_captions
-from causvid.data.stores.prompt_store import read_prompt_file, require_tokens, write_prompts
+from causvid.data.prompt_file import read_prompt_file
+from causvid.data.stores.config import require_tokens
+from causvid.data.stores.prompt_store import write_prompts
 from causvid.harness.progress import progress
 from causvid.preparation.prompts.config import PromptConfig
 from causvid.training.pretrained import contents
@@ -32,7 +35,7 @@ def encode_prompts(
     *,
     text_encoder: Mapping[str, Any],
     tokens: int,
-    precision: devices.Precision,
+    precision: Precision,
     seed: int,
 ) -> dict[str, float]:
     """Embed all prompts, and save the text encoder.

@@ -19,10 +19,11 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import utils as transformers_names
 
+from causvid.wan.formats.shard_names import shard_number
+
 # Files that may be weights in another format, in the order in which an error message lists them.
 _OTHERS = ("*.safetensors", "*.bin", "*.index*.json", "*.pt", "*.pth", "*.ckpt", "*.gguf")
 CONFIG = "config.json"
-_SHARD = re.compile(r".+-(\d{5})-of-(\d{5})\.\w+")
 _VARIANT = re.compile(
     r"(?:diffusion_pytorch_model|pytorch_model|model)\.([^.-]+)(?:-\d{5}-of-\d{5})?\.(?:safetensors|bin)"
 )
@@ -129,12 +130,6 @@ def tensor_names(file: Path) -> list[str]:
             return list(tensors.keys())
     except SafetensorError as error:
         raise ValueError(f"{file} is cut short or is not a safetensors file ({error})") from error
-
-
-def shard_number(name: str) -> tuple[int, int] | None:
-    """Return (number, total) of a shard named like ``model-00001-of-00003.safetensors``; None for other names."""
-    match = _SHARD.fullmatch(name)
-    return (int(match[1]), int(match[2])) if match else None
 
 
 def saved_config(folder: Path, kind: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from causvid.compute import device as devices
-from causvid.compute.device import Precision
+from causvid.compute.precision import Precision
 from causvid.params import build
 
 CPU = torch.device("cpu")

@@ -9,7 +9,8 @@ import av
 import numpy as np
 import pytest
 
-from causvid.data.resampling.clips import ResampleConfig, make_clip
+from causvid.data.resampling.clips import make_clip
+from causvid.data.resampling.config import ResampleConfig
 from causvid.data.resampling.containers import demuxer
 from causvid.data.resampling.rejection import Rejection
 from causvid.data.videos.video_reader import read_frames

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from causvid.data.resampling import hdr
-from causvid.data.resampling.clips import ResampleConfig, make_clip, resample_folder
+from causvid.data.resampling.clips import make_clip, resample_folder
+from causvid.data.resampling.config import ResampleConfig
 from causvid.data.videos import manifest
 from causvid.data.videos.video_reader import read_frames
 from causvid.runtime.shapes import VideoShape

@@ -23,7 +23,7 @@ from huggingface_hub import HfApi
 
 from causvid.data import hub as hub_module
 from causvid.data.sources import mixkit
-from causvid.data.sources.local import DownloadConfig
+from causvid.data.sources.config import DownloadConfig
 from causvid.data.sources.mixkit import mixkit_videos
 from causvid.data.sources.passed_over import PASSED_OVER
 from causvid.data.videos import manifest

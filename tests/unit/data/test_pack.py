@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from causvid.data.pack import PackConfig, PackItem, pack
+from causvid.data.pack import pack
 from causvid.data.shards import Shard, finish, shard_path, write_shard
+from causvid.data.stores.config import PackConfig, PackItem
 from causvid.data.stores.latent_store import LatentStore
 from causvid.params import build
 

@@ -17,7 +17,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from causvid.compute import parallel
-from causvid.data.resampling.clips import ResampleConfig, constant_rate, fit, make_clip, resample_folder
+from causvid.data.resampling.clips import constant_rate, fit, make_clip, resample_folder
+from causvid.data.resampling.config import ResampleConfig
 from causvid.data.resampling.rejection import Rejection
 from causvid.data.videos import manifest
 from causvid.data.videos.video_reader import read_frames

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from causvid.data.sources.local import DownloadConfig, folder_videos, toy_world_videos
+from causvid.data.sources.config import DownloadConfig
+from causvid.data.sources.local import folder_videos, toy_world_videos
 from causvid.data.sources.passed_over import PASSED_OVER
 from causvid.data.videos import manifest
 from causvid.data.videos.video_reader import read_frames

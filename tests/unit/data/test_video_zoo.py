@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from causvid.data.resampling.clips import REJECTED, ResampleConfig, resample_folder
+from causvid.data.resampling.clips import REJECTED, resample_folder
+from causvid.data.resampling.config import ResampleConfig
 from causvid.data.videos import manifest
 from causvid.data.videos.video_reader import read_frames
 from causvid.runtime.shapes import VideoShape

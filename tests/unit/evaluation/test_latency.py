@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from causvid.diffusion.schedule import ScheduleConfig
-from causvid.evaluation.latency import LatencyConfig, compare
+from causvid.evaluation.config import LatencyConfig
+from causvid.evaluation.latency import compare
 from causvid.pipeline import load_pipeline
 from causvid.record import read_record
 from causvid.runtime.shapes import VideoShape

@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 
 from causvid import params
 from causvid.evaluation import vbench
-from causvid.evaluation.vbench import EvaluateConfig
+from causvid.evaluation.config import EvaluateConfig
 
 ROWS = [{"path": "a.mp4", "caption": "one"}, {"path": "b.mp4", "caption": "two"}]
 AMT = "amt_model/amt-s.pth"

@@ -97,8 +97,11 @@ def test_threads_spin_shortly_unless_the_user_sets_a_variable(monkeypatch: pytes
     assert "GOMP_SPINCOUNT" not in os.environ
 
 
-@pytest.mark.parametrize("module", ["stages.report", "stages.sample", "flows.report", "causvid.generate.videos"])
-def test_every_command_sets_the_variables_before_torch_and_prefect_are_imported(module: str) -> None:
+@pytest.mark.parametrize(
+    "modules", ["stages.report, torch", "stages.sample, causvid.pipeline", "flows.report", "causvid.generate.videos"]
+)
+def test_every_command_sets_the_variables_before_torch_and_prefect_are_imported(modules: str) -> None:
+    """A stage imports torch in ``run``, after the import of its module."""
     code = (
         "import os, sys\n"
         "class Watch:\n"
@@ -108,7 +111,7 @@ def test_every_command_sets_the_variables_before_torch_and_prefect_are_imported(
         "            assert os.environ['DO_NOT_TRACK'] == 'true'\n"
         "            print(name)\n"
         "sys.meta_path.insert(0, Watch())\n"
-        f"import {module}\n"
+        f"import {modules}\n"
     )
     env = {name: value for name, value in os.environ.items() if name not in ("DO_NOT_TRACK", "no_proxy", "NO_PROXY")}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=False)

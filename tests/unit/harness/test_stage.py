@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
-import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +10,6 @@ from typing import Any
 
 import pytest
 
-import stages
 from causvid import params as params_file
 from causvid.harness import mlflow_store, stage
 from causvid.harness.stage import StageRun, stage_run
@@ -93,18 +90,6 @@ def test_an_unchanged_stage_has_the_same_key_and_a_changed_stage_another_key(pro
     run_stage(body)
     assert keys[0] == keys[1] == keys[3]
     assert len(set(keys)) == 3
-
-
-def test_garbage_collection_is_rare_during_imports_and_normal_in_the_stage(project: Path) -> None:
-    before, found = gc.get_threshold(), list[tuple[int, int, int]]()
-    try:
-        gc.set_threshold(700, 10, 10)
-        importlib.reload(stages)
-        assert gc.get_threshold()[0] >= 10_000
-        run_stage(lambda run: found.append(gc.get_threshold()))
-    finally:
-        gc.set_threshold(*before)
-    assert found == [(700, 10, 10)]
 
 
 def raising(error: BaseException) -> Callable[[StageRun], None]:

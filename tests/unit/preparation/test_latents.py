@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from causvid.compute.device import Precision
+from causvid.compute.precision import Precision
 from causvid.data.shards import REJECTED, indexed, read_shard, shard_path
 from causvid.data.videos.manifest import read_manifest, read_rows
 from causvid.data.videos.video_reader import read_frames

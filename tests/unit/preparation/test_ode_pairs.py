@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from causvid.compute.device import Precision
+from causvid.compute.precision import Precision
 from causvid.data.captions import read_captions
 from causvid.data.pack import pack
 from causvid.data.shards import read_shard, shard_path

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from causvid.compute.device import Precision
+from causvid.compute.precision import Precision
 from causvid.data.captions import read_captions
-from causvid.data.stores.prompt_store import PromptStore, read_prompt_file
+from causvid.data.prompt_file import read_prompt_file
+from causvid.data.stores.prompt_store import PromptStore
 from causvid.data.videos.manifest import read_manifest
 from causvid.preparation.prompts.config import PromptConfig
 from causvid.preparation.prompts.encoding import encode_prompts

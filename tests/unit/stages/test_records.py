@@ -13,7 +13,7 @@ import typer
 from ruamel.yaml import YAML
 from typer.testing import CliRunner, Result
 
-from causvid.compute.device import Precision
+from causvid.compute.precision import Precision
 from causvid.data.stores.prompt_store import INDEX
 from causvid.diffusion.schedule import FlowSchedule
 from causvid.record import FILE, TrainingRecord, read_record, write_record

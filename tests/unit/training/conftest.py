@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from causvid import params
-from causvid.compute.device import Precision
+from causvid.compute.precision import Precision
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.harness.tracking import Watch
 from causvid.methods.dmd.config import DmdConfig
@@ -28,7 +28,7 @@ from causvid.methods.vae.step import VaeStep, train_vae
 from causvid.record import CacheRule
 from causvid.speed import Counts
 from causvid.training.checkpoint import Stateful
-from causvid.training.optimizers import OptimizerConfig
+from causvid.training.config import OptimizerConfig
 from causvid.training.pretrained import Init
 from causvid.training.run import Run
 from causvid.training.trainer import CURVE

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.distillation import prepared
 from causvid import params
 from causvid.compute import device as devices
+from causvid.compute.precision import Precision
 from causvid.costs import Clip, Flops
 from causvid.data.stores.latent_store import Record, write_store
 from causvid.methods.dmd import critic as critics
@@ -57,7 +58,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DmdRun:
         monkeypatch.setattr(module, "load_transformer", load)
     monkeypatch.setattr(ode_init, "load_start", lambda folder, _: load(folder))
     monkeypatch.setattr(torch.Tensor, "isfinite", lambda _: True)
-    return replace(prepared(WAN, 1, tmp_path), precision=devices.Precision.FLOAT32)
+    return replace(prepared(WAN, 1, tmp_path), precision=Precision.FLOAT32)
 
 
 def updates_of(monkeypatch: pytest.MonkeyPatch, **networks: torch.nn.Module) -> list[dict[str, int]]:

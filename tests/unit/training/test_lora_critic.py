@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from causvid.compute.device import Precision
+from causvid.compute.precision import Precision
 from causvid.diffusion.velocity import conditional
 from causvid.wan.transformer.wan import load_transformer
 from tests.conftest import ONE_WORKER

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from causvid.compute import device as devices
-from causvid.compute.device import Precision
+from causvid.compute.precision import Precision
 from tests.conftest import ONE_WORKER
 from tests.unit.training.conftest import curve
 

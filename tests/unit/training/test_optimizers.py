@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from causvid.methods.vae.step import _Autoencoding
-from causvid.training.optimizers import Optimizer, OptimizerConfig, learning_rate
+from causvid.training.config import OptimizerConfig
+from causvid.training.optimizers import Optimizer, learning_rate
 from causvid.wan.transformer.wan import build_transformer, is_block_matrix
 from causvid.wan.vae.vae import build_vae, channels_last, is_kernel
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from causvid.compute.device import Precision
-from causvid.data.stores.latent_store import LatentStore, Source
+from causvid.compute.precision import Precision
+from causvid.data.stores.config import Source
+from causvid.data.stores.latent_store import LatentStore
 from causvid.diffusion.schedule import FlowSchedule, ScheduleConfig
 from causvid.methods.shared.recording import Clips, check_origin, clips_of, require_same_training, student_record
 from causvid.record import FEW, FILE, MANY, Normalisation, TrainingRecord, read_record, write_record

@@ -10,15 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from causvid.compute.device import Precision
 from causvid.compute.parallel import Checkpointing
+from causvid.compute.precision import Precision
 from causvid.data.stores.latent_store import LatentStore, Record, write_store
 from causvid.data.videos.video_reader import read_frames
 from causvid.diffusion.flow import sigma_of, velocity_to_x0
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.methods.ode_init.step import pick_states
 from causvid.methods.shared.batches import read_batch
-from causvid.training.optimizers import OptimizerConfig
+from causvid.training.config import OptimizerConfig
 from causvid.training.pretrained import Init
 from causvid.training.trainer import CURVE
 from causvid.wan.formats.configs import latent_shape

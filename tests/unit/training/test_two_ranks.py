@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch import distributed as dist
 from torch import nn
 
-from causvid.compute.device import Precision
 from causvid.compute.parallel import Checkpointing
+from causvid.compute.precision import Precision
 from causvid.methods.teacher.step import TeacherStep
 from causvid.training import distributed
 from causvid.training.trainer import train

@@ -14,6 +14,7 @@ import typer
 from causvid import params as params_file
 from causvid.consistency import checked
 from causvid.harness import inputs
+from causvid.harness.command_line import run
 from causvid.harness.project import refuse_unusable
 from causvid.profile import PATHS
 from causvid.runtime import files
@@ -43,4 +44,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run("checksums", main)

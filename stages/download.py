@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from causvid.data.sources.config import DownloadConfig
+from causvid.harness.command_line import run
 from causvid.harness.declaration import Metrics, Section, Stage, Writes, command
 from causvid.harness.imports import importing
 from causvid.harness.stage import StageRun
@@ -50,4 +49,4 @@ class Download(Stage):
 main = command(Download)
 
 if __name__ == "__main__":
-    typer.run(main)
+    run("download", main)

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from causvid.compute.precision import Precision
+from causvid.harness.command_line import run
 from causvid.harness.declaration import Metrics, Section, Stage, Writes, command
 from causvid.harness.imports import importing
 from causvid.harness.stage import StageRun
@@ -54,4 +53,4 @@ class EncodePrompts(Stage):
 main = command(EncodePrompts)
 
 if __name__ == "__main__":
-    typer.run(main)
+    run("encode_prompts", main)

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from causvid.evaluation.config import EvaluateConfig
+from causvid.harness.command_line import run
 from causvid.harness.declaration import Item, Metrics, Reads, Section, Stage, command
 from causvid.harness.imports import importing
 from causvid.harness.stage import StageRun
@@ -57,4 +56,4 @@ class Evaluate(Stage):
 main = command(Evaluate)
 
 if __name__ == "__main__":
-    typer.run(main)
+    run("evaluate", main)

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from causvid.compute.precision import Precision
+from causvid.harness.command_line import run
 from causvid.harness.declaration import Metrics, Reads, Section, Stage, Writes, command
 from causvid.harness.imports import importing
 from causvid.harness.stage import StageRun
@@ -47,4 +46,4 @@ class ExtractLatents(Stage):
 main = command(ExtractLatents)
 
 if __name__ == "__main__":
-    typer.run(main)
+    run("extract_latents", main)

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from causvid.compute.precision import Precision
 from causvid.diffusion.schedule import ScheduleConfig
+from causvid.harness.command_line import run
 from causvid.harness.declaration import Metrics, Reads, Section, Stage, Writes, command
 from causvid.harness.imports import importing
 from causvid.harness.stage import StageRun
@@ -63,4 +62,4 @@ class GenerateOdePairs(Stage):
 main = command(GenerateOdePairs)
 
 if __name__ == "__main__":
-    typer.run(main)
+    run("generate_ode_pairs", main)

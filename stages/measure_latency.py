@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from causvid.compute.precision import Precision
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.evaluation.config import LatencyConfig
+from causvid.harness.command_line import run
 from causvid.harness.declaration import Metrics, Reads, Section, Stage, command
 from causvid.harness.imports import importing
 from causvid.harness.stage import StageRun
@@ -62,4 +61,4 @@ class MeasureLatency(Stage):
 main = command(MeasureLatency)
 
 if __name__ == "__main__":
-    typer.run(main)
+    run("measure_latency", main)

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from causvid.data.stores.config import PackConfig, Source
+from causvid.harness.command_line import run
 from causvid.harness.declaration import Item, Metrics, Section, Stage, Writes, command
 from causvid.harness.imports import importing
 from causvid.harness.stage import StageRun
@@ -51,4 +50,4 @@ class PackLmdb(Stage):
 main = command(PackLmdb)
 
 if __name__ == "__main__":
-    typer.run(main)
+    run("pack_lmdb", main)

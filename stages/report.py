@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from causvid.diffusion.schedule import ScheduleConfig
+from causvid.harness.command_line import run
 from causvid.harness.declaration import Metrics, Reads, Section, Stage, Writes, command
 from causvid.harness.imports import importing
 from causvid.harness.stage import StageRun
@@ -68,4 +67,4 @@ class Report(Stage):
 main = command(Report)
 
 if __name__ == "__main__":
-    typer.run(main)
+    run("report", main)

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from causvid.data.resampling.config import ResampleConfig
+from causvid.harness.command_line import run
 from causvid.harness.declaration import Metrics, Reads, Section, Stage, Writes, command
 from causvid.harness.imports import importing
 from causvid.harness.stage import StageRun
@@ -43,4 +42,4 @@ class Resample(Stage):
 main = command(Resample)
 
 if __name__ == "__main__":
-    typer.run(main)
+    run("resample", main)

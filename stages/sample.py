@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
-
 from causvid.compute.precision import Precision
 from causvid.diffusion.schedule import ScheduleConfig
+from causvid.harness.command_line import run
 from causvid.harness.declaration import Item, Metrics, Option, Reads, Section, Stage, Writes, command
 from causvid.harness.imports import importing
 from causvid.harness.stage import StageRun
@@ -62,4 +61,4 @@ class Sample(Stage):
 main = command(Sample)
 
 if __name__ == "__main__":
-    typer.run(main)
+    run("sample", main)

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
+from causvid.harness.command_line import run
 from causvid.harness.declaration import Item, Metrics, Reads, Section, Stage, command
 from causvid.harness.imports import importing
 from causvid.harness.stage import StageRun
@@ -50,4 +49,4 @@ class Table4(Stage):
 main = command(Table4)
 
 if __name__ == "__main__":
-    typer.run(main)
+    run("table4", main)

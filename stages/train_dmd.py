@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from causvid.compute.precision import Precision
 from causvid.data.stores.config import Source
 from causvid.diffusion.schedule import ScheduleConfig
+from causvid.harness.command_line import run
 from causvid.harness.declaration import Curve, Metrics, Reads, Section, Stage, Untracked, Writes, command
 from causvid.harness.imports import importing
 from causvid.harness.stage import StageRun
@@ -62,4 +61,4 @@ class TrainDmd(Stage):
 main = command(TrainDmd)
 
 if __name__ == "__main__":
-    typer.run(main)
+    run("train_dmd", main)

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from causvid.compute.precision import Precision
 from causvid.data.stores.config import Source
+from causvid.harness.command_line import run
 from causvid.harness.declaration import Curve, Metrics, Reads, Section, Stage, Untracked, Writes, command
 from causvid.harness.imports import importing
 from causvid.harness.stage import StageRun
@@ -58,4 +57,4 @@ class TrainTeacher(Stage):
 main = command(TrainTeacher)
 
 if __name__ == "__main__":
-    typer.run(main)
+    run("train_teacher", main)

@@ -18,6 +18,9 @@ dvc.yaml. Each path and each params section is thus declared only once:
             ...
 
     main = command(Resample)
+
+    if __name__ == "__main__":
+        run("resample", main)
 """
 
 from __future__ import annotations

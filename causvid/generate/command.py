@@ -41,7 +41,7 @@ def generate_command(
     checkpoint: Checkpoint,
     out: Annotated[Path, typer.Option(help="folder for the mp4s and videos.json; may contain videos of earlier calls")],
     prompts: Annotated[Path | None, typer.Option(help="text file with one prompt per line")] = None,
-    prompt: Annotated[str | None, typer.Option(help="one prompt")] = None,
+    prompt: Annotated[list[str], typer.Option(help="one prompt; repeat --prompt for more prompts")] = [],  # noqa: B006  the default of a typer option
     seed: Annotated[
         list[int], typer.Option(help="0 to 4294967295, as in torch.Generator; repeat --seed for more videos per prompt")
     ] = [0],  # noqa: B006  the default of a typer option
@@ -51,6 +51,7 @@ def generate_command(
     height: Annotated[int | None, typer.Option(help="height in pixels; none = as in training")] = None,
     width: Annotated[int | None, typer.Option(help="width in pixels; none = as in training")] = None,
     fps: Annotated[int | None, typer.Option(help="frames per second; none = as in training")] = None,
+    scale: Annotated[int, typer.Option(help="factor by which each frame is enlarged, without interpolation")] = 1,
     params: Params = None,
     wan_folder: Wan = None,
     precision: OfPrecision = None,
@@ -58,23 +59,32 @@ def generate_command(
     """Generate an mp4 for every prompt and seed."""
 
     def run() -> str:
-        if (prompts is None) == (prompt is None) or (prompt is not None and not prompt.strip()):
-            raise ValueError("give exactly one of --prompts and --prompt; the prompt must not be empty")
-        lines = [prompt] if prompt is not None else read_prompt_file(prompts or Path(), "--prompts")
+        given = [line.strip() for line in prompt]
+        if (prompts is None) == (not given) or not all(given):
+            raise ValueError("give either --prompts or at least one --prompt; a prompt must not be empty")
+        lines = given or read_prompt_file(prompts or Path(), "--prompts")
         check(lines, seed)
         require_folder(out)
         found = find_checkpoint(checkpoint, params=params, wan=wan_folder)
         with importing():
             from causvid.generate.formats import load
             from causvid.generate.videos import generate
+            from causvid.wan.text_encoder import unknown_words
 
         pipeline = load(found, precision)
         changes = {"height": height, "width": width, "fps": fps}
         shape = replace(pipeline.video, **{name: value for name, value in changes.items() if value is not None})
-        counts = generate(pipeline, lines, out, shape=shape, seconds=seconds, seeds=seed)
-        repeated = f" {counts['repeated']} lines repeat a prompt and were ignored." if counts["repeated"] else ""
-        made = f"{counts['videos']} videos, {counts['made']} of them new"
-        return f"{out}: {made}; {out / MAP} lists the prompt and seed of each file.{repeated}"
+        if unknown := unknown_words(pipeline.tokenizer, lines):
+            words = ", ".join(unknown)
+            print(
+                f"causvid: the text encoder knows none of these words and cannot tell them apart: {words}",
+                file=sys.stderr,
+            )
+        result = generate(pipeline, lines, out, shape=shape, seconds=seconds, seeds=seed, scale=scale)
+        parts = [f"{out}: {result.videos} videos, {result.made} of them new"]
+        parts.append(f"{out / MAP} lists the prompt and seed of each file.")
+        repeated = f" {result.repeated} lines repeat a prompt and were ignored." if result.repeated else ""
+        return "; ".join(parts) + repeated + (f"\n{result.speed}" if result.speed else "")
 
     _say(run)
 

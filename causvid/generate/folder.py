@@ -5,12 +5,13 @@ This module imports no torch, so that the command refuses wrong arguments at onc
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from filelock import FileLock, Timeout
 from causvid.runtime import text
 
 MAP = "videos.json"
+LENGTH = 80  # maximum number of bytes of a prompt in the name of a file
 SEEDS = 2**32  # PyTorch's CPU generator ignores higher bits: seed 2**32 would give the noise of seed 0
 NOISE = "torch.Generator().manual_seed(seed)"  # a folder whose map has another value of settings.noise raises an error
 
@@ -28,19 +30,35 @@ class Video:
     """One video to generate.
 
     Attributes:
-        index: Number of the prompt in the folder (``numbers_of``). Videos of the same prompt have the same number.
         prompt: The prompt.
         seed: Seed of the noise.
     """
 
-    index: int
     prompt: str
     seed: int
 
     @property
     def name(self) -> str:
-        """Name of the mp4 file of this video."""
-        return f"{self.index:05d}-seed{self.seed}.mp4"
+        """Name of the mp4 file of this video, which depends on the prompt and the seed only."""
+        return f"{_stem(self.prompt)}-seed{self.seed}.mp4"
+
+
+def _stem(prompt: str) -> str:
+    """Return a name for the videos of a prompt: its letters and digits in lower case, with hyphens between the words.
+
+    Different prompts have different names. A name that does not contain the whole prompt (because of other characters,
+    capital letters or the length) ends with an underscore and a checksum of the prompt. Other names have no underscore.
+    """
+    text = unicodedata.normalize("NFC", prompt).lower()
+    # Letters, marks (such as the vowel signs of Devanagari) and numbers of all scripts.
+    words = "".join(sign if unicodedata.category(sign)[0] in "LMN" else " " for sign in text).split()
+    name = "-".join(words)
+    if name.replace("-", " ") == prompt and len(name.encode()) <= LENGTH:
+        return name
+    cut = name.encode()[:LENGTH].decode(errors="ignore")
+    if len(cut) < len(name):
+        cut = cut.rpartition("-")[0] or cut  # without the last word, which may be incomplete
+    return f"{cut or 'prompt'}_{hashlib.sha256(prompt.encode()).hexdigest()[:8]}"
 
 
 def check(prompts: Sequence[str], seeds: Sequence[int]) -> None:
@@ -61,20 +79,6 @@ def require_folder(out: Path) -> None:
     if not place.is_dir() or not os.access(place, os.W_OK):
         problem = "is not writable" if place.is_dir() else "is not a folder"
         raise ValueError(f"--out is {out}, which cannot be written into ({place} {problem}); choose another --out")
-
-
-def numbers_of(prompts: Sequence[str], found: Mapping[str, int]) -> dict[str, int]:
-    """Map each prompt to its number in the output folder. ``found`` maps the prompts that are already in the folder.
-
-    The number of a new prompt is its line. If another prompt has this number, the new prompt gets the next number after
-    all lines and all used numbers. The number of a prompt in the folder never changes, so that files keep their names.
-    """
-    numbers, taken = dict(found), set(found.values())
-    free = count(max([len(prompts), *(number + 1 for number in taken)]))
-    for line, prompt in enumerate(prompts):
-        if prompt not in numbers:
-            numbers[prompt] = next(free) if line in taken else line
-    return numbers
 
 
 @contextmanager
@@ -109,7 +113,9 @@ def read_map(out: Path, settings: dict[str, Any]) -> dict[str, Video]:
         before, videos = dict(found["settings"]), {name: Video(**row) for name, row in found["videos"].items()}
         _check_names(videos)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is not a map of videos ({error!r}); choose another --out") from error
+        raise ValueError(
+            f"{path} is not a map of videos, or another version wrote it ({error!r}); choose another --out"
+        ) from error
     if before.get("noise") != NOISE:
         raise ValueError(
             f"{out} holds videos of another version, whose noise does not depend only on the seed (settings.noise in "
@@ -123,10 +129,7 @@ def read_map(out: Path, settings: dict[str, Any]) -> dict[str, Video]:
 
 
 def _check_names(videos: Mapping[str, Video]) -> None:
-    """Raise ValueError unless each file has the name of its video and each number belongs to one prompt."""
-    prompts = {video.index: video.prompt for video in videos.values()}
+    """Raise ValueError unless each file has the name of its video."""
     for name, video in videos.items():
-        if name != video.name or prompts[video.index] != video.prompt:
+        if name != video.name:
             raise ValueError(f"{name} is listed as {video}")
-    if len(set(prompts.values())) < len(prompts):
-        raise ValueError("a prompt has two numbers")

@@ -6,23 +6,24 @@ import hashlib
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from causvid.compute import device as devices
 from causvid.data.videos.video_writer import remove_unfinished, write_video
-from causvid.generate.folder import MAP, NOISE, Video, check, held, numbers_of, read_map
+from causvid.generate.enlarging import Frames, enlarged, require_scale
+from causvid.generate.folder import MAP, NOISE, Video, check, held, read_map
+from causvid.generate.speed import Stopwatch
 from causvid.harness.progress import progress
 from causvid.pipeline import CausVidPipeline
 from causvid.runtime.files import write_json
 from causvid.runtime.shapes import VideoShape
 from causvid.runtime.text import prompt_list
 
-Frames = NDArray[np.uint8]
 CRF = 16  # quality of x264 for the mp4 files; lower is better
 RULE = (  # explains the map to its readers; no code reads this text
     f"The prompt and the seed determine a video. All its noise comes from {NOISE}: the line of the prompt, the other "
@@ -31,20 +32,47 @@ RULE = (  # explains the map to its readers; no code reads this text
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """The result of ``generate``.
+
+    Attributes:
+        videos: Number of requested videos.
+        made: Number of videos that this call generated.
+        repeated: Number of repeated prompts, which were ignored.
+        speed: Speed of the generation in one line; empty if this call generated no video.
+    """
+
+    videos: int
+    made: int
+    repeated: int
+    speed: str
+
+
 def make_video(pipeline: CausVidPipeline, video: Video, shape: VideoShape, frames: int) -> Iterator[Frames]:
     """Generate a video in chunks: a clip that is cut to ``frames`` or, if ``frames`` exceeds a clip, a rollout.
 
     As in diffusers, the noise depends only on the seed. In Python, a torch.Generator with this seed gives this video.
 
     Returns:
-        An iterator over uint8 chunks [f, H, W, 3] with ``frames`` frames in total.
+        An iterator over uint8 chunks [f, H, W, 3] with ``frames`` frames in total. A causal student yields each block.
     """
     embeddings, noise = pipeline.embed([video.prompt]), [torch.Generator().manual_seed(video.seed)]
     if frames > shape.frames:
         chunks = pipeline.rollout(embeddings, shape, noise, frames, few_steps=True)
+    elif pipeline.is_causal:
+        chunks = pipeline.stream(embeddings, shape, noise, few_steps=True)
     else:
-        chunks = iter([pipeline(embeddings, shape, noise, few_steps=True)[:, :frames]])
-    return (chunk[0].cpu().numpy() for chunk in chunks)
+        chunks = iter([pipeline(embeddings, shape, noise, few_steps=True)])
+    return _cut((chunk[0].cpu().numpy() for chunk in chunks), frames)
+
+
+def _cut(chunks: Iterator[Frames], frames: int) -> Iterator[Frames]:
+    """Yield the first ``frames`` frames. Later chunks are not generated."""
+    while frames > 0:
+        chunk = next(chunks)[:frames]
+        frames -= len(chunk)
+        yield chunk
 
 
 def generate(
@@ -55,13 +83,13 @@ def generate(
     shape: VideoShape,
     seconds: float | None,
     seeds: Sequence[int],
-) -> dict[str, int]:
+    scale: int = 1,
+) -> Result:
     """Write an mp4 for every different prompt and seed, and write videos.json, which lists each file with its prompt.
 
-    Files are named INDEX-seedN.mp4. INDEX is the line of the prompt, counted from 0. If INDEX is already the number of
-    another prompt in the folder, the next free number is used. Videos of the same prompt and seed that are already in
-    the folder keep their names, so that an interrupted run can be continued, and prompts can be added in any order. A
-    long video is written during the generation.
+    The prompt and the seed determine the name of a file. Videos of the same prompt and seed that are already in the
+    folder are not generated again, so that an interrupted run can be continued, and prompts can be added in any order.
+    A long video is written during the generation.
 
     Args:
         pipeline: A few-step student with its text encoder.
@@ -70,10 +98,7 @@ def generate(
         shape: Size of a clip.
         seconds: Length of the videos; None = the length of a clip.
         seeds: Seeds from 0 to 2**32 - 1. A repeated seed is used once.
-
-    Returns:
-        ``videos`` is the number of requested videos, ``made`` is the number of videos that this call generated, and
-        ``repeated`` is the number of repeated prompts.
+        scale: Factor by which the height and the width of the frames are enlarged, without interpolation.
 
     Raises:
         ValueError: ``out`` contains videos that other settings or an older version generated, another process is
@@ -83,20 +108,18 @@ def generate(
     pipeline.latent_shape(shape)  # raises ValueError for an unsupported size
     prompts = prompt_list(prompts)
     check(prompts, seeds)
-    settings = _settings_of(pipeline, shape, frames)
+    require_scale(scale, shape)
+    settings = {**_settings_of(pipeline, shape, frames), "scale": scale}
+    watch = Stopwatch()
     with held(out):
         done = read_map(out, settings)
-        numbers = numbers_of(prompts, {video.prompt: video.index for video in done.values()})
-        wanted = [
-            Video(index=numbers[prompt], prompt=prompt, seed=seed)
-            for prompt in dict.fromkeys(prompts)
-            for seed in dict.fromkeys(seeds)
-        ]
+        wanted = [Video(prompt=prompt, seed=seed) for prompt in dict.fromkeys(prompts) for seed in dict.fromkeys(seeds)]
         missing = [video for video in wanted if video.name not in done or not _has_bytes(out / video.name)]
         try:
             remove_unfinished(out)
             for video in progress(missing, total=len(missing), what="generate"):
-                write_video(out / video.name, make_video(pipeline, video, shape, frames), fps=shape.fps, crf=CRF)
+                chunks = watch.timed(partial(make_video, pipeline, video, shape, frames))
+                write_video(out / video.name, enlarged(chunks, scale), fps=shape.fps, crf=CRF)
                 _sync(out / video.name)
                 done[video.name] = video
                 videos = {name: asdict(shown) for name, shown in done.items()}
@@ -105,7 +128,8 @@ def generate(
             raise ValueError(
                 f"--out is {out}, which cannot be written into ({error}); run the same command again to continue"
             ) from error
-    return {"videos": len(wanted), "made": len(missing), "repeated": len(prompts) - len(set(prompts))}
+    speed = watch.describe(devices.describe(pipeline.device))
+    return Result(videos=len(wanted), made=len(missing), repeated=len(prompts) - len(set(prompts)), speed=speed)
 
 
 def _frames_of(seconds: float | None, shape: VideoShape, *, is_causal: bool) -> int:

@@ -63,8 +63,13 @@ def _commands(name: str, stanza: Mapping[str, Any]) -> Iterator[str]:
         values = {"key": key, "item": item}
         if isinstance(item, Mapping):
             values |= {f"item.{field}": value for field, value in item.items()}
-        command = re.sub(r"\$\{([\w.]+)\}", lambda found: str(values.get(found[1], found[0])), stanza["do"]["cmd"])
+        command = _filled(stanza["do"]["cmd"], values)
         yield f"# {name}@{key}\n{_in_lines(command)}"
+
+
+def _filled(command: str, values: Mapping[str, Any]) -> str:
+    """Replace ``${name}`` by the value of ``name``, if ``values`` has one."""
+    return re.sub(r"\$\{([\w.]+)\}", lambda found: str(values.get(found[1], found[0])), command)
 
 
 def _in_lines(command: str) -> str:

@@ -109,6 +109,20 @@ def save_text_encoder(encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerB
     tokenizer.save_pretrained(folder / "tokenizer")
 
 
+def unknown_words(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[str]:
+    """Return the words of ``prompts`` that are not in the vocabulary of ``build_tokenizer``, without duplicates.
+
+    The encoder gives all these words the same embedding. Other tokenizers divide every word into known parts. Upper and
+    lower case are different words.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not isinstance(backend.model, WordLevel):
+        return []
+    vocabulary = backend.get_vocab(with_added_tokens=False)
+    words = (word for prompt in prompts for word, _ in Whitespace().pre_tokenize_str(clean(prompt)))
+    return [word for word in dict.fromkeys(words) if word not in vocabulary and any(map(str.isalnum, word))]
+
+
 @torch.no_grad()
 def embed(
     encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerBase, prompts: str | Sequence[str], tokens: int

@@ -43,7 +43,7 @@ def shown(stage: str, folder: Path) -> list[list[str]]:
 
 def test_a_command_is_shown_with_all_its_options_in_a_form_that_a_shell_accepts(tmp_path: Path) -> None:
     (tmp_path / "dvc.yaml").write_text(PIPELINE)
-    assert shown("plain", tmp_path) == ["python -m stages.plain --raw data/raw --out data/clips".split()]
+    assert shown("plain", tmp_path) == [["python", "-m", "stages.plain", "--raw", "data/raw", "--out", "data/clips"]]
     assert commands_in_dvc("plain", tmp_path).splitlines()[2:] == [
         "python -m stages.plain \\",
         "    --raw data/raw \\",
@@ -58,8 +58,8 @@ def test_a_stage_with_items_has_one_command_for_each_item(tmp_path: Path) -> Non
     assert "# each@teacher\n" in text
     assert "# each@student\n" in text
     assert [words for words in shown("each", tmp_path) if words] == [
-        "python -m stages.each --item teacher --steps many --crf ${crf}".split(),
-        "python -m stages.each --item student --steps few --crf ${crf}".split(),
+        ["python", "-m", "stages.each", "--item", "teacher", "--steps", "many", "--crf", "${crf}"],
+        ["python", "-m", "stages.each", "--item", "student", "--steps", "few", "--crf", "${crf}"],
     ]
     assert [words[-1] for words in shown("listed", tmp_path) if words] == ["a", "b"]
     assert [words[-1] for words in shown("nested", tmp_path) if words] == ["data/one"]

@@ -6,8 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import Unigram
+from transformers import PreTrainedTokenizerFast
 
-from causvid.wan.text_encoder import UNKNOWN, build_text_encoder, build_tokenizer, clean, embed, load_text_encoder
+from causvid.wan.text_encoder import (
+    UNKNOWN,
+    build_text_encoder,
+    build_tokenizer,
+    clean,
+    embed,
+    load_text_encoder,
+    unknown_words,
+)
 
 CONFIG = {"d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
 PROMPTS = ["a red ball moves left", "a blue cube", ""]
@@ -35,6 +46,20 @@ def test_the_empty_prompt_is_one_end_token() -> None:
     assert tokenizer("")["input_ids"] == [tokenizer.eos_token_id]
     assert embed_with([""])[0].abs().sum() > 0
     torch.testing.assert_close(embed_with(["   "])[0], embed_with([""])[0])
+
+
+def test_unknown_words_are_named_once_and_without_punctuation() -> None:
+    tokenizer = build_tokenizer(["a red ball moves", "Wan &amp; co"])
+    assert unknown_words(tokenizer, ["a  red ball, a blue ball.", "A blue... 42 balls &amp; co", "赤い"]) == [
+        "blue", "A", "42", "balls", "赤い",
+    ]  # fmt: skip
+    assert unknown_words(tokenizer, ["a red ball moves."]) == []
+    assert unknown_words(tokenizer, []) == []
+
+
+def test_a_tokenizer_that_divides_words_into_parts_has_no_unknown_words() -> None:
+    parts = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(Unigram([("<unk>", 0.0), ("▁", -1.0), ("a", -2.0)], 0)))
+    assert unknown_words(parts, ["purple"]) == []
 
 
 def test_only_unknown_words_share_a_token() -> None:

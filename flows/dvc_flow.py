@@ -168,7 +168,7 @@ def crash_dead_runs(client: SyncPrefectClient, workspace: str) -> None:
 def _above(name: str, plan: Plan, root: Path) -> Iterator[ParentRun]:
     """Record the parent run of the stages in MLflow, if at least one stage is not up to date."""
     if plan.changed:
-        with parent_run(name, plan.profile, root, {"prefect_flow_run": str(flow_run.id), **plan.git}) as parent:
+        with parent_run(name, root, {"prefect_flow_run": str(flow_run.id)}) as parent:
             yield parent
     else:
         yield ParentRun({})

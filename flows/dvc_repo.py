@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,17 +53,13 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The stages of a flow, and the data for the MLflow run of the flow.
+    """The stages of a flow.
 
     Attributes:
         stages: The stages in topological order. Independent stages have the order of dvc.yaml.
-        profile: The profile in params.yaml.
-        git: MLflow's tags for the commit and for uncommitted changes; empty if there is no commit.
     """
 
     stages: tuple[Stage, ...]
-    profile: str
-    git: Mapping[str, str]
 
     @property
     def changed(self) -> bool:
@@ -111,11 +106,7 @@ def read_plan(
             before = sorted(other.addressing for other in upstream_first.predecessors(stage))
             settled = stage.addressing not in stale and all(stages[name].settled for name in before)
             stages[stage.addressing] = _stage(stage, tuple(before), has_remote=remote, settled=settled)
-        return Plan(
-            stages=tuple(stages.values()),
-            profile=repo.params.show()[""]["data"]["params.yaml"]["data"]["profile"],
-            git=_git_tags(root),
-        )
+        return Plan(stages=tuple(stages.values()))
 
 
 def _opened(root: Path) -> Repo:
@@ -209,16 +200,6 @@ def _stage(stage: Any, upstream: tuple[str, ...], *, has_remote: bool, settled: 
         has_remote=has_remote,
         settled=settled,
     )
-
-
-def _git_tags(root: Path) -> dict[str, str]:
-    # DVC's git client cannot read a repository without commits.
-    git = ["git", "-C", str(root)]
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    if commit.returncode:
-        return {}
-    changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True).stdout
-    return {"mlflow.source.git.commit": commit.stdout.strip(), "git_dirty": str(bool(changes)).lower()}
 
 
 def _is_valid(path: Path) -> bool:

@@ -36,12 +36,12 @@ class ParentRun:
 
 
 @contextmanager
-def parent_run(name: str, profile: str, root: Path, tags: Mapping[str, str]) -> Iterator[ParentRun]:
+def parent_run(name: str, root: Path, tags: Mapping[str, str]) -> Iterator[ParentRun]:
     """Record the run of the flow ``name``. This run is created in MLflow together with the run of the first stage.
 
     At the end, a link to the run is added to the flow's page in Prefect.
     """
-    token = _outbox(root, "begin", "--name", name, "--profile", profile, "--tags", json.dumps(dict(tags)))
+    token = _outbox(root, "begin", "--name", name, "--tags", json.dumps(dict(tags)))
     parent, status = ParentRun({PARENT_VARIABLE: token} if token else {}), "KILLED"
     try:
         yield parent

@@ -12,8 +12,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,7 @@ from flows.dvc_task import bound
 
 POOL = "causvid"
 HOST = "127.0.0.1"
+LOGS = Path(".prefect")  # folder of the servers' output, relative to the project
 READY = 180.0  # seconds after which a server that does not answer has failed
 GRACE = 10.0  # seconds from SIGTERM to SIGKILL
 
@@ -50,29 +52,51 @@ def main(
     names = f"{HOST}:{mlflow_port},localhost:{mlflow_port}"
     artifacts = (root / "mlartifacts").as_uri()  # MLflow's default folder; in a path, MLflow would decode escapes
     with ExitStack() as running:
-        server = ["prefect", "server", "start", "--host", HOST, "--port", str(prefect_port)]
-        first = running.enter_context(process(server, environment))
-        tracker = ["mlflow", "server", "--host", HOST, "--port", str(mlflow_port), "--workers", "1"]
-        tracker += ["--backend-store-uri", mlflow_store(environment), "--allowed-hosts", names]
-        tracker += ["--artifacts-destination", os.environ.get("MLFLOW_ARTIFACTS_DESTINATION", artifacts)]
-        second = running.enter_context(process(tracker, environment))
+
+        def run(*command: str) -> Server:
+            return running.enter_context(process(command, environment, root / LOGS / f"{command[0]}-{command[1]}.log"))
+
+        first = run("prefect", "server", "start", "--host", HOST, "--port", str(prefect_port))
+        uri, table = mlflow_store(environment)
+        second = run(
+            *("mlflow", "server", "--host", HOST, "--port", str(mlflow_port), "--workers", "1"),
+            *("--backend-store-uri", uri, "--allowed-hosts", names),
+            *("--artifacts-destination", os.environ.get("MLFLOW_ARTIFACTS_DESTINATION", artifacts)),
+        )
+        print("starting the servers of Prefect and MLflow", flush=True)
         wait_for(first, f"{prefect}/api/health", secret)
-        deploy(environment)
-        third = running.enter_context(process(["prefect", "worker", "start", "--pool", POOL], environment))
         wait_for(second, f"{mlflow}/health", "")
-        print(f"Prefect: {prefect}, password {secret}\nMLflow: {mlflow}", flush=True)
+        print(panel(f"{prefect}/runs", f"{mlflow}{table}", root, secret), flush=True)
+        deploy(environment)
+        third = run("prefect", "worker", "start", "--pool", POOL)
         try:
-            while all(child.poll() is None for child in (first, second, third)):
+            while all(server.child.poll() is None for server in (first, second, third)):
                 time.sleep(0.5)
+            stopped = next(server for server in (first, second, third) if server.child.poll() is not None)
+            sys.exit(f"a server has ended; see {stopped.log}")
         except KeyboardInterrupt:
             print("stopping", flush=True)
         finally:
-            for child in (third, second, first):  # all processes end in parallel, because each one takes seconds
-                end(child, signal.SIGTERM)
+            for server in (third, second, first):  # all processes end in parallel, because each one takes seconds
+                end(server.child, signal.SIGTERM)
 
 
-def mlflow_store(environment: Mapping[str, str]) -> str:
-    """Create MLflow's store if it does not exist, and return its URI.
+def panel(prefect: str, mlflow: str, root: Path, secret: str) -> str:
+    """Return the lines that ``make ui`` prints: three links, the password, the logs and how to stop."""
+    report = root / "reports" / "index.html"
+    lines = {
+        "Prefect, flow runs": prefect,
+        "Prefect's password": secret,
+        "MLflow, runs": mlflow,
+        "Report": report.as_uri() if report.is_file() else "does not exist yet; 'make repro' writes it",
+        "Logs of the servers": f"{LOGS}/*.log",
+        "To stop": "Ctrl-C",
+    }
+    return "\n".join(f"{name:<21}{value}" for name, value in lines.items())
+
+
+def mlflow_store(environment: Mapping[str, str]) -> tuple[str, str]:
+    """Create MLflow's store if it does not exist. Return its URI, and the address of the table of runs on its server.
 
     If the server and a stage created the store at the same time, one of them would fail.
     """
@@ -80,7 +104,8 @@ def mlflow_store(environment: Mapping[str, str]) -> str:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"the store for MLflow's server cannot be created:\n{done.stderr}")
-    return done.stdout.splitlines()[-1]
+    uri, address = done.stdout.splitlines()[-2:]
+    return uri, address
 
 
 def password(root: Path) -> str:
@@ -106,13 +131,30 @@ def deploy(environment: Mapping[str, str]) -> None:
             sys.exit(f"prefect {' '.join(command)} failed:\n{done.stdout}{done.stderr}")
 
 
+@dataclass(frozen=True)
+class Server:
+    """A server process, and the file with its output."""
+
+    child: subprocess.Popen[bytes]
+    log: Path
+
+
 @contextmanager
-def process(command: list[str], environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program of this environment in a new session, until the end of the block or of this process."""
+def process(command: Sequence[str], environment: Mapping[str, str], log: Path) -> Iterator[Server]:
+    """Run a program of this environment in a new session, until the end of the block or of this process.
+
+    Its output is written to ``log``, which is replaced.
+    """
     arguments = bound([tool(command[0]), *command[1:]])
-    with subprocess.Popen(arguments, env=environment, start_new_session=True) as child:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(
+            arguments, env=environment, start_new_session=True, stdout=output, stderr=subprocess.STDOUT
+        ) as child,
+    ):
         try:
-            yield child
+            yield Server(child, log)
         finally:
             end(child, signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
@@ -126,16 +168,16 @@ def end(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
         os.killpg(child.pid, number)
 
 
-def wait_for(child: subprocess.Popen[bytes], url: str, secret: str) -> None:
-    """Wait until ``url`` answers. Exit with an error if ``child`` ends or does not answer within ``READY`` seconds."""
+def wait_for(server: Server, url: str, secret: str) -> None:
+    """Wait until ``url`` answers. Exit with an error if ``server`` ends or does not answer within ``READY`` seconds."""
     user, _, word = secret.partition(":")
     deadline = time.monotonic() + READY
-    while time.monotonic() < deadline and child.poll() is None:
+    while time.monotonic() < deadline and server.child.poll() is None:
         with suppress(httpx2.HTTPError):
             if httpx2.get(url, auth=(user, word), timeout=5).status_code == httpx2.codes.OK:
                 return
-        time.sleep(0.5)
-    sys.exit(f"{url} does not answer; see the output of the server above (is the port in use?)")
+        time.sleep(0.2)
+    sys.exit(f"{url} does not answer (is the port in use?); see {server.log}")
 
 
 def tool(name: str) -> str:

@@ -16,6 +16,8 @@ from causvid.reporting import tables
 from causvid.reporting.config import ReportConfig
 from causvid.runtime.shapes import VideoShape
 
+SAMPLES = 3  # number of prompts whose videos are also on the MLflow run of the whole experiment
+
 
 @dataclass(frozen=True, kw_only=True)
 class Report(Stage):
@@ -39,7 +41,7 @@ class Report(Stage):
         """Write the page in both formats."""
         with importing():
             from causvid.reporting import content as contents
-            from causvid.reporting import page
+            from causvid.reporting import page, summary
             from causvid.runtime.files import write_text
 
         content = contents.collect(
@@ -59,6 +61,12 @@ class Report(Stage):
         stage.report({"videos": content.videos_shown, "prompts": len(content.samples), "tables": content.tables_shown})
         for path in (built / "index.html", *(built / "figures" / name for name in drawn.names)):
             stage.tracker.log_artifact(path, "report")
+        shown, models = content.samples[:SAMPLES], (tables.SETS[name] for name in (tables.MODELS[0], tables.MODELS[-1]))
+        samples = [video for model in models for show in shown if (video := show.videos[model])]
+        said = [content.lead, *(f"{name}: {sentences}" for name, sentences in content.verdict.items())]
+        captions = "\n".join(f"- sample {show.id}: {show.caption}" for show in shown)
+        text = "\n\n".join([*said, captions]).strip()
+        stage.tracker.log_headline(summary.values(content.results), text, samples)
         stage.publish(built / "figures", self.figures)
         stage.publish(built / "report.md", self.markdown)
         stage.publish(built / "index.html", self.out)

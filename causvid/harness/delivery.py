@@ -14,9 +14,19 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from causvid.harness.events import METRICS, Event, Metrics, log_inputs, log_model, log_params, log_tags, model_of
+from causvid.harness.events import (
+    METRICS,
+    Event,
+    Metrics,
+    log_inputs,
+    log_model,
+    log_note,
+    log_params,
+    log_tags,
+    model_of,
+)
 from causvid.harness.journal import FILES, ROWS, Entry, Journal, Run, Sent
-from causvid.harness.mlflow_store import client, experiment_id, own_uri
+from causvid.harness.mlflow_store import client, experiment_id, own_uri, set_table
 from causvid.harness.project import work_root
 
 if TYPE_CHECKING:
@@ -63,7 +73,7 @@ class Delivery:
         self.sent = sent
         self.read: dict[str, int] = {}  # file offsets up to which the next two attributes are complete
         self.metrics = Metrics()
-        self.parent = self.header.parent
+        self.notes: dict[str, str] = {}
 
     def _send_all(self) -> None:
         if not self.known:
@@ -127,8 +137,8 @@ class Delivery:
             self.journal.keep(self.sent)
         for event, file, end in batch:
             self.metrics.add(event)
-            if event["kind"] == "resume":
-                self.parent = Run(**event["parent"]) if event["parent"] else None
+            if event["kind"] == "note":
+                self.notes[event["part"]] = event["text"]
             self.read[file] = end
 
     def _apply(self, events: Sequence[Event]) -> None:
@@ -157,16 +167,19 @@ class Delivery:
             LOGGED[event["kind"]](self.api, run_id, event)
         elif event["kind"] == "artifact":
             self.api.log_artifact(run_id, str(self.journal.folder / event["copy"]), event["folder"])
+        elif event["kind"] == "note":
+            log_note(self.api, run_id, {**self.notes, event["part"]: event["text"]})
+        elif event["kind"] == "table":
+            set_table(self.api, self._experiment(self.header.run), event["metrics"])
+        elif event["kind"] == "running":
+            self.api.update_run(run_id, status="RUNNING")
         elif event["kind"] == "resume":
             parent = Run(**event["parent"]) if event["parent"] else None
             above = {PARENT: self._id_of(parent, None)} if parent else {}
-            self.api.update_run(run_id, status="RUNNING")
             log_tags(self.api, run_id, {"values": {**event["tags"], **above}})
         else:
             assert event["kind"] == "end", event
             self.api.set_terminated(run_id, event["status"], event["time"])
-            if event["ends_parent"] and self.parent:
-                self.api.set_terminated(self._id_of(self.parent, None), "FINISHED", event["time"])
 
     def _model(self) -> str | None:
         from mlflow.exceptions import MlflowException

@@ -15,6 +15,9 @@ METRICS = ("metrics", "results")  # kinds of events that become metrics in MLflo
 BATCH_LIMIT = 100  # maximum number of parameters in a request to MLflow
 METRICS_LIMIT = 1000  # maximum number of metrics in a request to MLflow
 DIGEST_LIMIT = 36  # maximum number of characters in a dataset's digest in MLflow
+NOTE = "mlflow.note.content"  # tag with the Markdown text on the page of a run
+NOTE_PARTS = ("results", "run", "stages")
+NOTE_LIMIT = 8000  # maximum number of characters of a tag in MLflow
 
 Event = dict[str, Any]
 
@@ -81,6 +84,11 @@ def log_tags(api: MlflowClient, run_id: str, event: Event) -> None:
     """Send tags."""
     for name, value in event["values"].items():
         api.set_tag(run_id, name, value)
+
+
+def log_note(api: MlflowClient, run_id: str, parts: Mapping[str, str]) -> None:
+    """Send the text on the page of a run, whose ``parts`` are joined in the order of ``NOTE_PARTS``."""
+    api.set_tag(run_id, NOTE, "\n\n".join(parts[name] for name in NOTE_PARTS if name in parts)[:NOTE_LIMIT])
 
 
 def log_model(api: MlflowClient, run_id: str, event: Event) -> None:

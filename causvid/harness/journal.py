@@ -83,6 +83,22 @@ class Sent:
     offsets: dict[str, int] = field(default_factory=dict)
 
 
+class Last(NamedTuple):
+    """The state of a run according to its journal.
+
+    Attributes:
+        status: RUNNING, or the status of the last end.
+        owner: Fields of ``processes.Owner``, the process of the run; None if no event names the process.
+        parent: The parent run; None = no parent.
+        time: Time of the last event.
+    """
+
+    status: str
+    owner: list[Any] | None
+    parent: Run | None
+    time: int
+
+
 class Entry(NamedTuple):
     """An event, the file of the event, and the offset of the event's end in the file."""
 
@@ -102,7 +118,7 @@ class Journal:
         """Create a journal below the work folder ``work``."""
         journal = cls(work.resolve() / FOLDER / header.run.token)
         for lane in (ROWS, FILES):
-            (journal.folder / lane).mkdir(parents=True)
+            (journal.folder / lane).mkdir(parents=True, exist_ok=True)  # a process may have died before run.json
         write_json(journal.folder / "run.json", asdict(header))
         return journal
 
@@ -114,7 +130,7 @@ class Journal:
         return Header(run=Run(**values.pop("run")), parent=Run(**parent) if parent else None, **values)
 
     def append(self, kind: str, *, lane: str = ROWS, **values: Any) -> None:
-        """Add an event of the kind ``kind`` with the current time.
+        """Add an event of the kind ``kind``. Its time is the current time, unless ``values`` contain another time.
 
         Raises:
             OSError: The event cannot be written, for example because the disk is full.
@@ -123,6 +139,19 @@ class Journal:
         # The first line break ends an incomplete previous record, which a full disk may have truncated.
         with (self.folder / lane / f"{_writer(os.getpid())}.jsonl").open("ab") as file:
             file.write(f"\n{record}\n".encode())
+
+    def last(self) -> Last:
+        """Return the state of the run after all events in the journal."""
+        last = Last("RUNNING", None, self.header.parent, self.header.run.started)
+        for event, _, _ in self.entries(ROWS, {}):
+            if event["kind"] == "running":
+                last = last._replace(status="RUNNING", owner=event["owner"])
+            elif event["kind"] == "end":
+                last = last._replace(status=event["status"])
+            elif event["kind"] == "resume":
+                last = last._replace(parent=Run(**event["parent"]) if event["parent"] else None)
+            last = last._replace(time=event["time"])
+        return last
 
     def append_file(self, path: Path, folder: str) -> None:
         """Copy the file ``path``, to be sent as an artifact in ``folder``. The file may change after this call."""

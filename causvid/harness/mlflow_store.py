@@ -1,7 +1,7 @@
 """Find or create the MLflow store of a project, its client and its experiments.
 
-``python -m causvid.harness.mlflow_store`` creates the store of this project if the store does not exist, and prints the
-URI of the store for ``mlflow server --backend-store-uri``.
+``python -m causvid.harness.mlflow_store`` creates the store of this project if the store does not exist. It prints the
+URI of the store for ``mlflow server --backend-store-uri``, and the address of the table of runs on the server.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import sqlite3
 import time
 import uuid
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
+from causvid import params as params_file
+from causvid.harness import runs_table
 from causvid.harness.project import project_root
 
 if TYPE_CHECKING:
@@ -24,6 +27,12 @@ if TYPE_CHECKING:
 
 VARIABLE = "MLFLOW_TRACKING_URI"
 BEING_MADE = 20.0  # maximum seconds since the last write in which another process may still create the tables
+# Columns with addresses of artifacts in MLflow's tables.
+ADDRESSES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+)
 
 
 class StoreError(ValueError):
@@ -77,12 +86,18 @@ def experiment_id(api: MlflowClient, uri: str, profile: str, root: Path) -> str:
         # A server chooses the location of artifacts. In a plain path, MLflow would decode characters such as %41.
         place = None if uri.startswith("http") else (project_root(root.resolve()) / "mlruns" / name).as_uri()
         try:
-            return str(api.create_experiment(name, artifact_location=place))
+            return str(api.create_experiment(name, artifact_location=place, tags=runs_table.experiment_tags([])))
         except MlflowException:  # another stage may have created the experiment in the meantime
             found = api.get_experiment_by_name(name)
             if found is None:
                 raise
     return str(found.experiment_id)
+
+
+def set_table(api: MlflowClient, experiment: str, metrics: Sequence[str]) -> None:
+    """Let the table of runs of an experiment have columns for ``metrics``, and sort it by the first of them."""
+    for name, value in runs_table.experiment_tags(metrics).items():
+        api.set_experiment_tag(experiment, name, value)
 
 
 def _sqlite_path(uri: str) -> Path | None:
@@ -110,6 +125,29 @@ def _prepare(path: Path, uri: str) -> None:
             f"{path} has schema {schema}, and this version of MLflow needs {_own_schema()}; use the version of MLflow "
             f"that wrote it, or keep a copy of the file and run: mlflow db upgrade '{uri}'"
         )
+    if schema:
+        _follow_folder(path)
+
+
+def _follow_folder(path: Path) -> None:
+    """Change the addresses of artifacts in the store ``path`` if its folder was moved or copied together with mlruns.
+
+    MLflow stores absolute addresses. The experiment Default, which exists since the creation of the store, has the
+    address of the folder at that time. Addresses in other folders remain.
+    """
+    here, default = path.parent.resolve().as_uri(), "/mlruns/0"
+    with closing(_connect(path)) as database, database:
+        for (place,) in database.execute(
+            "select artifact_location from experiments where experiment_id = 0"
+        ).fetchall():
+            before = str(place).removesuffix(default)
+            if place in (before, f"{here}{default}") or not (path.parent / "mlruns").is_dir():
+                continue
+            for table, column in ADDRESSES:
+                database.execute(
+                    f"update {table} set {column} = ? || substr({column}, ?) where substr({column}, 1, ?) = ?",
+                    (here, len(before) + 1, len(before) + 1, f"{before}/"),
+                )
 
 
 def _create(path: Path) -> None:
@@ -121,7 +159,7 @@ def _create(path: Path) -> None:
 
     beside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     try:
-        store = SqlAlchemyStore(sqlite_uri(beside), (path.parent / "mlruns").absolute().as_uri())
+        store = SqlAlchemyStore(sqlite_uri(beside), (path.parent / "mlruns").resolve().as_uri())
         store.engine.dispose()
         try:
             os.link(beside, path)  # a rename would replace a file that another process created in the meantime
@@ -134,10 +172,14 @@ def _create(path: Path) -> None:
             beside.with_name(beside.name + suffix).unlink(missing_ok=True)
 
 
+def _connect(path: Path) -> sqlite3.Connection:
+    there = f"{path.absolute().as_uri()}?mode=rw"  # never creates a file
+    return sqlite3.connect(there, timeout=5, uri=True)
+
+
 def _schema(path: Path) -> str | None:
     """Return the version of the schema in an sqlite file; None for a file without tables."""
-    there = f"{path.absolute().as_uri()}?mode=rw"  # never creates a file
-    with closing(sqlite3.connect(there, timeout=5, uri=True)) as database:
+    with closing(_connect(path)) as database:
         if not database.execute("select * from sqlite_master").fetchone():
             return None
         if not database.execute("select * from sqlite_master where name = 'alembic_version'").fetchone():
@@ -154,12 +196,16 @@ def _own_schema() -> str:
 
 
 def main() -> None:
-    """Create the store of this project if the store does not exist, and print the URI of the store."""
-    named = os.environ.get(VARIABLE, "")
+    """Create the store of this project if it does not exist. Print its URI, and the address of the table of runs."""
+    named, address = os.environ.get(VARIABLE, ""), ""
     uri = named if named and not named.startswith("http") else own_uri(Path.cwd())
     with suppress(Exception):  # MLflow's server starts next, and reports the error
-        client(uri)
-    print(uri)
+        api, profile = client(uri), str(params_file.read(Path("params.yaml"))["profile"])
+        experiment = experiment_id(api, uri, profile, Path.cwd())
+        if runs_table.TAG not in api.get_experiment(experiment).tags:  # an earlier version created the experiment
+            set_table(api, experiment, [])
+        address = runs_table.address(experiment)
+    print(uri, address, sep="\n")
 
 
 if __name__ == "__main__":

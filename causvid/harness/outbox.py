@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -35,11 +36,10 @@ def send(context: typer.Context) -> None:
 @app.command()
 def begin(
     name: Annotated[str, typer.Option(help="name of the flow")],
-    profile: Annotated[str, typer.Option(help="profile of the flow's params")],
     tags: Annotated[str, typer.Option(help="tags of the run, as JSON")],
 ) -> None:
     """Begin the run of a flow, and print the token for CAUSVID_PARENT_RUN_ID."""
-    print(tracking.start_parent(name, profile, Path.cwd(), json.loads(tags)))
+    print(tracking.start_parent(name, Path.cwd(), json.loads(tags)))
 
 
 @app.command()
@@ -51,7 +51,10 @@ def end(
     """End the run of a flow, and print the id of the run in MLflow; print nothing if the flow has no run."""
     sender.quiet()
     journal = tracking.end_parent(token, status, note, Path.cwd())
-    if status == "KILLED":  # a cancelled flow must not wait; the next stage sends the records
+    if status == "KILLED":  # a cancelled flow must not wait; another process sends the end of the run
+        nothing = subprocess.DEVNULL
+        command = [sys.executable, "-m", "causvid.harness.outbox"]
+        subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True)
         return
     for outcome in sender.send_waiting(Path.cwd()):
         if outcome.journal == journal:

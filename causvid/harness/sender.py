@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ from pathlib import Path
 
 from filelock import Timeout
 
+from causvid.harness import parents
 from causvid.harness.journal import Header, Journal, journals
 from causvid.harness.machine import watch
 from causvid.harness.project import work_root
@@ -77,7 +77,10 @@ def sending(journal: Journal, root: Path) -> Iterator[None]:
 def _begin(journal: Journal, root: Path) -> subprocess.Popen[bytes] | None:
     command = [sys.executable, "-m", __name__, str(journal.folder), str(root.resolve())]
     try:
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, cwd=root)
+        # In its own session, the sender gets no Ctrl-C. It must still send the end of the run.
+        return subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, cwd=root, start_new_session=True
+        )
     except OSError as error:
         Complaint(journal)(str(error))
         return None
@@ -115,11 +118,15 @@ def follow(journal: Journal, root: Path, ended: threading.Event, complain: Compl
 def _follow(journal: Journal, root: Path, ended: threading.Event, complain: Complaint) -> int:
     from causvid.harness.delivery import Delivery, first_line
 
-    deliver, pause = Delivery(journal, root), POLL
+    deliver, parent, pause = Delivery(journal, root), _parent_of(journal, root), POLL
     while True:
         last = ended.is_set()  # read before sending, so that all events before the end are sent
         try:
             deliver()
+            if parent and parent.is_waiting:
+                with parent.lock(blocking=True):
+                    if parent.exists:  # the sender of a flow may have sent and removed it
+                        Delivery(parent, root)()
             pause = POLL
         except Exception as error:  # a failure of MLflow must not stop the stage
             complain(first_line(error))
@@ -129,6 +136,12 @@ def _follow(journal: Journal, root: Path, ended: threading.Event, complain: Comp
         if last:
             return SENT
         ended.wait(pause)
+
+
+def _parent_of(journal: Journal, root: Path) -> Journal | None:
+    """Return the journal of the parent run; None if there is no parent run, or another program began it."""
+    parent = journal.last().parent
+    return parents.journal_of(parent.token, root) if parent else None
 
 
 @dataclass(frozen=True)
@@ -149,12 +162,17 @@ class Outcome:
 
 
 def send_waiting(root: Path) -> list[Outcome]:
-    """Send the journals that no other process is sending. Oldest journals are first, flows after their stages."""
+    """Send the journals that no other process is sending. Oldest journals are first, parent runs after their stages.
+
+    The runs of killed processes are ended before.
+    """
     from causvid.harness.delivery import first_line
 
     outcomes: list[Outcome] = []
     failed: dict[str | None, str] = {}  # maps a store to its failure; a failed store is slow, and is not tried again
-    for journal, header in _journals_of(root):
+    found = _journals_of(root)
+    parents.end_killed([journal for journal, _ in found])
+    for journal, header in found:
         if not journal.is_waiting and not journal.is_finished:
             continue
         run_id, reason = None, failed.get(header.store)
@@ -178,7 +196,7 @@ def _send(journal: Journal, root: Path) -> str | None:
     delivery = Delivery(journal, root)
     delivery()
     token = journal.header.run.token
-    # The run of a flow is needless if MLflow has not created it and no records of the flow's stages are left.
+    # A parent run is needless if MLflow has not created it and no records of its stages are left.
     needless = not delivery.known and all(
         header.parent is None or header.parent.token != token for _, header in _journals_of(root)
     )
@@ -188,7 +206,7 @@ def _send(journal: Journal, root: Path) -> str | None:
 
 
 def _journals_of(root: Path) -> list[tuple[Journal, Header]]:
-    """Return all journals of a project, oldest first and flows after their stages."""
+    """Return all journals of a project, oldest first and parent runs after their stages."""
     found = []
     for work in work_root(root).glob("*/*"):
         for journal in journals(work):
@@ -200,7 +218,6 @@ def _journals_of(root: Path) -> list[tuple[Journal, Header]]:
 def main(folder: Path, root: Path) -> int:
     """Send the journal in ``folder`` until a byte on stdin signals the end of the stage. Return an exit code."""
     quiet()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the stage; this process must still send the last events
     journal, stop, ended = Journal(folder), threading.Event(), threading.Event()
     complain = Complaint(journal)
     watcher = threading.Thread(target=watch, args=(journal, stop), daemon=True)

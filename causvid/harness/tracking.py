@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import subprocess
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,15 +18,15 @@ from typing import Any
 
 import psutil
 
-from causvid.harness.journal import FOLDER, Header, Journal, Run, journals, now
+from causvid.harness import parents
+from causvid.harness.journal import Header, Journal, Run, journals, now
 from causvid.harness.mlflow_store import VARIABLE
-from causvid.harness.project import work_root
+from causvid.harness.parents import VALUE_LIMIT, flatten, git_tags
+from causvid.harness.processes import Owner, this_process
 from causvid.harness.sender import sending
 
 PARENT_VARIABLE = "CAUSVID_PARENT_RUN_ID"
-VALUE_LIMIT = 6000  # maximum number of characters that MLflow stores of a parameter
-REPRO_NOTE = "One `dvc repro`. The stages that it executed are the child runs of this run."
-FLOWS = ("flow", "runs")  # work folder of flows
+BAD = ("FAILED", "KILLED")  # statuses that a parent run keeps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +74,14 @@ class Tracker:
 
     The methods write only to the work folder. They raise OSError if the disk of the work folder is full.
     Failures of MLflow raise no error.
+
+    Attributes:
+        journal: Journal of the stage's run.
+        parent: Journal of the parent run; None if there is none, or if another program began it.
     """
 
     journal: Journal
+    parent: Journal | None = None
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Log a row of a curve. If a name and step are logged twice, MLflow gets only the first value."""
@@ -96,25 +99,41 @@ class Tracker:
         """Register the model in folder ``path`` as ``name``, once per run. MLflow does not store its files."""
         self.journal.append("model", name=name, path=path.as_posix(), key=key)
 
+    def log_headline(self, numbers: Mapping[str, float], text: str, samples: Iterable[Path]) -> None:
+        """Add the most important results of the whole experiment to the parent run, if there is one.
 
-def start_parent(name: str, profile: str, root: Path, tags: Mapping[str, str]) -> str:
-    """Begin the run of a flow. MLflow creates the run together with the run of the first stage.
+        Args:
+            numbers: The headline numbers, which become metrics, and columns of the table of runs. The table is sorted
+                by the first of them.
+            text: Sentences for the page of the run.
+            samples: Videos. Each becomes an artifact in ``samples/`` with the name of its folder.
+        """
+        if self.parent is None:
+            return
+        self.parent.append("results", values=[(name, float(value), 0) for name, value in numbers.items()])
+        self.parent.append("table", metrics=list(numbers))
+        self.parent.append("note", part="results", text=text)
+        for path in samples:
+            self.parent.append_file(path, f"samples/{path.parent.name}")
+
+
+def start_parent(flow: str, root: Path, tags: Mapping[str, str]) -> str:
+    """Begin the run of a flow, whose process is the parent of this process.
 
     Returns:
         Token of the run, which stages read from ``CAUSVID_PARENT_RUN_ID``.
     """
-    run = Run(token=uuid.uuid4().hex, name=name, profile=profile, tags={**tags, **git_tags(root)}, started=now())
-    header = Header(run=run, parent=None, store=os.environ.get(VARIABLE) or None, needs_child=True)
-    Journal.begin(work_root(root).joinpath(*FLOWS), header)
-    return run.token
+    return parents.begin_flow(flow, root, Owner.of(psutil.Process(os.getppid())), tags)
 
 
 def end_parent(token: str, status: str, note: str, root: Path) -> Journal:
     """End the run of a flow, with a ``note`` for the page of the run. The caller must send the returned journal."""
-    journal = _flow(token, root)
+    journal = parents.journal_of(token, root)
+    if journal is None:
+        raise ValueError(f"--token is {token}, but no flow of this project has this token")
     if note:
-        journal.append("tags", values={"mlflow.note.content": note})
-    journal.append("end", status=status, ends_parent=False)
+        journal.append("note", part="stages", text=note)
+    journal.append("end", status=status)
     journal.finish()
     return journal
 
@@ -123,35 +142,66 @@ def end_parent(token: str, status: str, note: str, root: Path) -> Journal:
 def child_run(
     stage: str, profile: str, root: Path, params: Mapping[str, Any], made: Made, folder: Path
 ) -> Iterator[Tracker]:
-    """Record the run of one executed stage as a child of the flow or ``dvc repro``. An exception makes the run FAILED.
+    """Record the run of one executed stage as a child of the flow or ``dvc repro``.
 
-    An interrupted stage continues its run, whose journal is in ``folder``, below the new parent. The results of
-    ``stage``@x are logged for the model x, if an upstream stage produced this model.
+    An interrupt makes the run and its parent run KILLED, another exception makes them FAILED. An interrupted stage
+    continues its run, whose journal is in ``folder``, below the new parent. The results of ``stage``@x are logged for
+    the model x, if an upstream stage produced this model.
     """
     named = os.environ.get(PARENT_VARIABLE)
-    parent = _named_parent(named, root) if named else _repro_parent(profile, root)
+    parent = parents.journal_of(named, root) if named else parents.begin_repro(profile, root)
     tags = {"dvc_stage": stage, "key": made.key, "upstream": json.dumps(made.upstream), **git_tags(root)}
     tags |= {"mlflow.parentRunId": named} if named and not parent else {}  # id of a run that another program began
     tags["mlflow.note.content"] = note(stage, made, tags)
-    journal = _unfinished(folder)
+    journal, above = _unfinished(folder), parent.header.run if parent else None
     if journal is None:
         run = Run(token=uuid.uuid4().hex, name=stage, profile=profile, tags=tags, started=now())
-        header = Header(run=run, parent=parent, store=os.environ.get(VARIABLE) or None, needs_child=False)
+        header = Header(run=run, parent=above, store=os.environ.get(VARIABLE) or None, needs_child=False)
         journal = Journal.begin(folder, header)
         journal.append("params", values={name: str(value)[:VALUE_LIMIT] for name, value in flatten(params)})
         journal.append("inputs", values=dict(made.inputs))
     else:
-        journal.append("resume", tags=tags, parent=asdict(parent) if parent else None)
-    with sending(journal, root):
+        journal.append("resume", tags=tags, parent=asdict(above) if above else None)
+    journal.append("running", owner=this_process())
+    with sending(journal, root), _parent_state(parent, is_flow=bool(named)):
         try:
-            yield Tracker(journal=journal)
-        except BaseException:
+            yield Tracker(journal=journal, parent=parent)
+        except BaseException as error:
             with suppress(OSError):  # if the disk is full, the stage reports the error
-                journal.append("end", status="FAILED", ends_parent=False)
+                journal.append("end", status=_status_of(error))
             raise
-        # Each stage ends the run of the `dvc repro`. The next stage of the same `dvc repro` sets a later end time.
-        journal.append("end", status="FINISHED", ends_parent=parent is not None and not named)
+        journal.append("end", status="FINISHED")
         journal.finish()
+
+
+@contextmanager
+def _parent_state(parent: Journal | None, *, is_flow: bool) -> Iterator[None]:
+    """Record in the journal of a parent run that a stage begins and ends.
+
+    Each stage ends the run of its ``dvc repro``, and the next stage continues it. After a stage has failed, ``dvc repro
+    --keep-going`` may run other stages, but the run stays FAILED. A flow ends its run itself, but if the flow is
+    stopped, its first stopped stage ends the run at once.
+    """
+    if parent is None:
+        yield
+        return
+    before = parent.last()
+    parent.append("running", owner=before.owner)
+    try:
+        yield
+    except BaseException as error:
+        if not is_flow or _status_of(error) == "KILLED":
+            with suppress(OSError):
+                parent.append("end", status=_status_of(error))
+        raise
+    if not is_flow:
+        parent.append("end", status=before.status if before.status in BAD else "FINISHED")
+
+
+def _status_of(error: BaseException) -> str:
+    """Return the status of a run that ``error`` ended. Handlers of signals exit with 128 + the number of the signal."""
+    stopped = isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 128
+    return "KILLED" if stopped or isinstance(error, KeyboardInterrupt) else "FAILED"
 
 
 def note(stage: str, made: Made, tags: Mapping[str, str]) -> str:
@@ -171,45 +221,6 @@ def _unfinished(folder: Path) -> Journal | None:
     store = os.environ.get(VARIABLE) or None
     found = [journal for journal in journals(folder) if not journal.is_finished and journal.header.store == store]
     return max(found, key=lambda journal: journal.header.run.started, default=None)
-
-
-def git_tags(root: Path) -> dict[str, str]:
-    """Return the commit and the dirty flag of the working tree; an empty mapping outside of a git repository."""
-    git = ["git", "-C", str(root)]
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    if commit.returncode:
-        return {}
-    dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False).stdout
-    return {"mlflow.source.git.commit": commit.stdout.strip(), "git_dirty": str(bool(dirty.strip())).lower()}
-
-
-def _flow(token: str, root: Path) -> Journal:
-    return Journal(work_root(root).resolve().joinpath(*FLOWS, FOLDER, token))
-
-
-def _named_parent(token: str, root: Path) -> Run | None:
-    """Return the run of the flow whose token is ``token``; None if no flow has this token."""
-    journal = _flow(token, root)
-    return journal.header.run if journal.exists else None
-
-
-def _repro_parent(profile: str, root: Path) -> Run | None:
-    """Return the run of the dvc process that started this stage, identified by its pid and start time."""
-    above = [p for p in psutil.Process().parents() if any(Path(part).name == "dvc" for part in p.cmdline()[:3])]
-    if not above:
-        return None
-    process = f"{above[-1].pid}@{above[-1].create_time():.2f}"
-    tags = {"dvc_process": process, "mlflow.note.content": REPRO_NOTE, **git_tags(root)}
-    return Run(token=f"{socket.gethostname()}:{process}", name="repro", profile=profile, tags=tags, started=now())
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the leaves of nested mappings with their dotted names."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def numbers(results: Mapping[str, Any]) -> Iterator[tuple[str, float, int]]:

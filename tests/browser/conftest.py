@@ -155,7 +155,7 @@ def _running(command: list[str], env: dict[str, str], root: Path) -> Iterator[No
     with log.open("w") as output, subprocess.Popen(command, cwd=root, env=env, stdout=output, stderr=output) as process:
         try:
             deadline = time.monotonic() + 240
-            while "MLflow: http" not in log.read_text():
+            while "MLflow, runs" not in log.read_text():
                 assert process.poll() is None, log.read_text()
                 assert time.monotonic() < deadline, log.read_text()
                 time.sleep(0.5)

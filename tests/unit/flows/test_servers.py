@@ -30,12 +30,25 @@ def test_the_password_is_created_once_and_only_the_owner_can_read_it(tmp_path: P
 
 
 def test_a_server_that_ends_immediately_is_an_error(tmp_path: Path) -> None:
-    child = subprocess.Popen([sys.executable, "-c", "pass"])
-    with pytest.raises(SystemExit, match="http://127.0.0.1:9/health does not answer.*port in use"):
-        servers.wait_for(child, "http://127.0.0.1:9/health", "a:b")
+    server = servers.Server(subprocess.Popen([sys.executable, "-c", "pass"]), tmp_path / "server.log")
+    with pytest.raises(SystemExit, match=r"http://127.0.0.1:9/health does not answer .*port in use.*server\.log"):
+        servers.wait_for(server, "http://127.0.0.1:9/health", "a:b")
 
 
-def test_a_process_and_its_child_end_with_the_block(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_panel_has_three_links_the_password_the_logs_and_the_way_to_stop(tmp_path: Path) -> None:
+    shown = servers.panel("http://prefect/runs", "http://mlflow/#/experiments/1/runs", tmp_path, "causvid:word")
+    assert "http://prefect/runs\n" in shown
+    assert "http://mlflow/#/experiments/1/runs\n" in shown
+    assert "'make repro' writes it" in shown
+    assert all(word in shown for word in ("causvid:word", ".prefect/*.log", "Ctrl-C"))
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports" / "index.html").touch()
+    assert (tmp_path / "reports/index.html").as_uri() in servers.panel("", "", tmp_path, "")
+
+
+def test_a_process_writes_to_its_log_and_ends_with_its_child_at_the_end_of_the_block(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """The stop kills a server and its child process, which both ignore SIGTERM."""
     code = (
         "import signal, subprocess, sys, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
@@ -46,13 +59,15 @@ def test_a_process_and_its_child_end_with_the_block(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(servers, "tool", lambda name: sys.executable)
     monkeypatch.setattr(servers, "GRACE", 0.5)
     note = tmp_path / "pid"
-    with servers.process(["python", "-c", code, str(note)], os.environ) as child:
+    log = tmp_path / "logs" / "server.log"
+    with servers.process(["python", "-c", f"print('output')\n{code}", str(note)], os.environ, log) as server:
         deadline = time.monotonic() + 60
         while not (note.is_file() and note.read_text().strip()):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         grandchild = psutil.Process(int(note.read_text()))
-    assert child.poll() is not None
+    assert server.child.poll() is not None
+    assert log.read_text() == "output\n"
     grandchild.wait(10)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import sqlalchemy
 
-from causvid.harness import outbox, sender, tracking
+from causvid.harness import outbox, parents, sender, tracking
 from causvid.harness.delivery import TOKEN, Delivery
 from causvid.harness.journal import Journal, journals
 from causvid.harness.mlflow_store import client
@@ -38,7 +38,7 @@ STEPS = 4
 def project(tmp_path: Path, mlflow_uri: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Return the root of a project in which the stages run without dvc, and MLflow does not retry."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tracking, "_repro_parent", lambda *_: None)
+    monkeypatch.setattr(parents, "dvc_above", lambda: None)
     for name, value in sender.QUIET.items():
         monkeypatch.setenv(name, value)
     logging.disable(logging.CRITICAL)
@@ -263,7 +263,8 @@ def test_parent_runs_that_began_without_a_store_are_sent_later(
     """The store is absent during a flow with two stages, the first of which fails."""
     path, uri = store
     with absent(path):
-        flow = start_parent("distill", "smoke", project, {})
+        (project / "params.yaml").write_text("profile: smoke\n")
+        flow = start_parent("distill", project, {})
         monkeypatch.setenv(tracking.PARENT_VARIABLE, flow)
         with (
             pytest.raises(ValueError, match="no"),
@@ -275,7 +276,7 @@ def test_parent_runs_that_began_without_a_store_are_sent_later(
         assert all(outcome.reason for outcome in sender.send_waiting(project))
     assert [outcome.reason for outcome in sender.send_waiting(project)] == [None, None, None]
     parent = run_of(uri, Tracker(journal=Journal(Path(flow))))
-    assert (parent.info.status, parent.info.run_name) == ("FINISHED", "distill")
+    assert (parent.info.status, parent.info.run_name) == ("FINISHED", "smoke")
     assert parent.info.start_time <= run_of(uri, failed).info.start_time <= parent.info.end_time
     for tracker, status in ((failed, "FAILED"), (finished, "FINISHED")):
         run = run_of(uri, tracker)
@@ -424,7 +425,7 @@ def test_a_server_that_is_absent_then_killed_and_restarted_gets_the_complete_cur
         kill(server)
     steps = [step for step, _ in curve(store[1], tracker)]
     assert steps == list(range(len(steps)))
-    assert run_of(store[1], tracker).info.status == "FAILED"
+    assert run_of(store[1], tracker).info.status == "KILLED"
 
 
 def _rows(uri: str, tracker: Tracker) -> int:
@@ -452,7 +453,7 @@ def test_killed_processes_lose_no_record_that_the_stage_wrote(
     process.send_signal(signal.SIGINT if who == "sender" else signal.SIGKILL)
     written = [int(line) for line in process.communicate()[0].split()]
     again = beside(len(written) + 5, 0)
-    assert begun(again) == tracker
+    assert begun(again).journal == tracker.journal
     assert again.communicate()[1] == ""
     assert again.returncode == 0
     steps = [step for step, _ in curve(store[1], tracker)]

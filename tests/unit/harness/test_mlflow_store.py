@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -14,9 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from causvid.harness import mlflow_store
+from causvid.harness import mlflow_store, parents, tracking
 from causvid.harness.mlflow_store import StoreError, client, own_uri, tracking_uri
+from causvid.harness.tracking import Made, child_run
 from flows import servers
+from tests.unit.conftest import send_here
 from tests.unit.harness.mlflow_server import free_port, kill, serving, start, wait_for
 
 # MLflow sends queries about which SQLAlchemy 2.1 warns.
@@ -34,6 +37,7 @@ with child_run(name, "smoke", root, {"seed": 0}, Made(key="k", inputs={}, upstre
     it.log_metrics({"loss": 0.5}, 1)
     it.log_artifact(root / "picture.txt", "samples")
 """
+MADE = Made(key="k", inputs={}, upstream={})
 # These folder names contain characters that have a meaning in URIs, ini files or shells.
 NAMES = [
     "feature%2Fx",
@@ -94,9 +98,10 @@ def test_a_new_store_and_a_server_work_in_a_folder_of_any_name(tmp_path: Path, m
     root = tmp_path / "b%41c ?#&'\"ü" / "c%%d"
     root.mkdir(parents=True)
     monkeypatch.chdir(root)
-    uri = servers.mlflow_store(os.environ)
-    assert uri == own_uri(root)
-    assert [path.name for path in root.iterdir()] == ["mlflow.db"]
+    (root / "params.yaml").write_text("profile: smoke\n")
+    uri, address = servers.mlflow_store(os.environ)
+    assert (uri, address.partition("?")[0]) == (own_uri(root), "/#/experiments/1/runs")
+    assert sorted(path.name for path in root.iterdir()) == ["mlflow.db", "params.yaml"]
     port = free_port()
     artifacts = (root / "mlartifacts").as_uri()
     with serving(uri, port, "--artifacts-destination", artifacts):
@@ -109,6 +114,51 @@ def test_a_new_store_and_a_server_work_in_a_folder_of_any_name(tmp_path: Path, m
     assert len(list((root / "mlartifacts").rglob("picture.txt"))) == 1
     assert client(uri).get_run(run_id).info.status == "RUNNING"
     assert [path.name for path in tmp_path.iterdir()] == [root.parent.name]
+
+
+def stage_here(name: str, root: Path) -> None:
+    """Run a stage of the project ``root`` in this process, with an artifact."""
+    (root / "picture.txt").write_text("kept")
+    with child_run(name, "smoke", root, {}, MADE, root / ".work" / name / "k") as tracker:
+        tracker.log_artifact(root / "picture.txt", "samples")
+
+
+@pytest.mark.parametrize(
+    ("how", "before", "after"), [("moved", "a b%41", "ü?#"), ("moved", "long/name", "x"), ("copied", "a", "b")]
+)
+def test_artifacts_are_found_after_the_folder_was_moved_or_copied(
+    how: str, before: str, after: str, tmp_path: Path, migrated_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "sending", send_here)
+    monkeypatch.setattr(parents, "dvc_above", lambda: None)
+    old, new = tmp_path / before, tmp_path / after
+    (old / "mlruns").mkdir(parents=True)
+    shutil.copy(migrated_database, old / "mlflow.db")
+    stage_here("download", old)
+    elsewhere = client(own_uri(old)).create_experiment("elsewhere", artifact_location="file:///other/mlruns")
+    if how == "moved":
+        old.rename(new)
+    else:
+        shutil.copytree(old, new)
+    stage_here("resample", new)
+    api = client(own_uri(new))
+    found = api.search_runs([mlflow_store.experiment_id(api, own_uri(new), "smoke", new)])
+    assert len(found) == 2
+    for run in found:
+        assert run.info.artifact_uri.startswith(f"{new.as_uri()}/mlruns/causvid/smoke/")
+        kept = api.download_artifacts(run.info.run_id, "samples/picture.txt", str(tmp_path))
+        assert Path(kept).read_text() == "kept"
+    assert len(list((new / "mlruns").rglob("picture.txt"))) == 2
+    assert api.get_experiment(elsewhere).artifact_location == "file:///other/mlruns"
+    if how == "copied":
+        (run,) = client(own_uri(old)).search_runs([found[0].info.experiment_id])
+        assert run.info.artifact_uri.startswith(f"{old.as_uri()}/")
+
+
+def test_a_copied_store_without_its_artifacts_keeps_their_addresses(tmp_path: Path, migrated_database: Path) -> None:
+    shutil.copy(migrated_database, tmp_path)
+    place = client(own_uri(tmp_path)).get_experiment("0").artifact_location
+    assert place == f"{migrated_database.parent.as_uri()}/mlruns/0"
 
 
 def test_the_default_uri_is_absolute_and_the_user_can_replace_it(
@@ -156,7 +206,8 @@ def _beside(kind: str, root: Path) -> Iterator[subprocess.Popen[str] | None]:
         process = subprocess.Popen([sys.executable, "-m", "causvid.harness.mlflow_store"], cwd=root, text=True)
     else:
         outbox = [sys.executable, "-m", "causvid.harness.outbox"]
-        begin = [*outbox, "begin", "--name", "distill", "--profile", "smoke", "--tags", "{}"]
+        (root / "params.yaml").write_text("profile: smoke\n")
+        begin = [*outbox, "begin", "--name", "distill", "--tags", "{}"]
         token = subprocess.run(begin, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
         end = [*outbox, "end", "--token", token, "--status", "FINISHED"]
         process = subprocess.Popen(end, cwd=root, text=True)

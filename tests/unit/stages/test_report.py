@@ -7,13 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from causvid import params
+from causvid.data.videos import manifest
+from causvid.data.videos.video_writer import write_video
 from causvid.harness import tracking
+from causvid.reporting import tables
 from stages import report
 
 OUTS = {"out": "reports/index.html", "markdown": "reports/report.md", "figures": "reports/figures"}
@@ -37,7 +42,13 @@ def kept() -> list[tuple[str, str]]:
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: list[tuple[str, str]]) -> Path:
+def headlines() -> list[tuple[dict[str, float], str, list[Path]]]:
+    """Return the list of headlines that the stage logs: numbers, text and videos."""
+    return []
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: list[tuple[str, str]], headlines: list[Any]) -> Path:
     """Return a project with params and published numbers only, in which tracking is disabled."""
 
     @contextmanager
@@ -46,6 +57,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: list[tuple[st
             log_results=lambda _: None,
             log_metrics=lambda _: None,
             log_artifact=lambda path, folder: kept.append((folder, path.name)),
+            log_headline=lambda *values: headlines.append(values),
         )
 
     monkeypatch.chdir(tmp_path)
@@ -85,6 +97,29 @@ def test_all_files_are_published_and_metrics_count_them(project: Path, kept: lis
     assert run() == (0, "None")
     assert "9.0 times sooner" in (project / OUTS["out"]).read_text()
     assert json.loads((project / "reports/report/metrics.json").read_text())["key"] != metrics["key"]
+
+
+def test_the_headline_has_the_numbers_that_were_measured_and_videos_of_teacher_and_student(
+    project: Path, headlines: list[tuple[dict[str, float], str, list[Path]]]
+) -> None:
+    latency = {"student": {"first_frame_s": 0.125, "fps": 85.0}, "ratio": {"first_frame": 8.0, "fps": 2.0}}
+    (project / "reports/measure_latency").mkdir()
+    (project / "reports/measure_latency/metrics.json").write_text(json.dumps(latency))
+    for model in ("reconstruction", *tables.MODELS):
+        folder = project / "data/samples" / model
+        rows = [{"id": f"{index}", "path": f"{index}.mp4", "caption": f"caption {index}"} for index in range(5)]
+        folder.mkdir(parents=True)
+        manifest.write_rows(folder / manifest.NAME, rows)
+        for row in rows:
+            write_video(folder / row["path"], np.zeros((9, 32, 32, 3), np.uint8), fps=8, crf=10)
+    assert run() == (0, "None")
+    ((numbers, text, videos),) = headlines
+    assert numbers == {"first_frame_s": 0.125, "fps": 85.0}
+    assert "8.0 times sooner" in text
+    assert text.endswith("\n\n- sample 0: caption 0\n- sample 1: caption 1\n- sample 2: caption 2")
+    assert [path.as_posix() for path in videos] == [
+        f"data/samples/{model}/{index}.mp4" for model in ("teacher", "dmd") for index in range(3)
+    ]
 
 
 def test_an_invalid_file_of_published_numbers_is_one_sentence(project: Path) -> None:

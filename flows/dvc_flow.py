@@ -39,6 +39,7 @@ from prefect.states import Cancelled, Completed, Crashed, Failed
 
 from flows.dvc_repo import Plan, Stage, read_plan, repair
 from flows.dvc_task import Record, StageFailed, run_dvc, run_stage
+from flows.labels import run_tags
 from flows.mlflow_run import ParentRun, parent_run
 
 UNFINISHED = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
@@ -70,7 +71,6 @@ def bring_up_to_date(name: str, root: Path, targets: Sequence[str] | None) -> St
             with _above(name, plan, root) as parent:
                 states = run_stages(plan.stages, root, parent.environment)
                 create_table_artifact(key="stages", table=_rows(states), description=f"The stages of this {name}")
-                create_table_artifact(key="metrics", table=_metrics(states), description="The metrics of these stages")
                 parent.note = _note(name, states)
                 failed = [state for state in states.values() if state.is_failed()]
                 errors: list[Any] = [state.result(raise_on_failure=False) for state in failed]
@@ -143,7 +143,7 @@ def only_flow(root: Path) -> Iterator[None]:
         with get_client(sync_client=True) as client:
             workspace = f"{socket.gethostname()}:{root}"
             crash_dead_runs(client, workspace)
-            client.update_flow_run(UUID(flow_run.id), tags=[*flow_run.tags, workspace])
+            client.update_flow_run(UUID(flow_run.id), tags=[*flow_run.tags, workspace, *run_tags(root)])
         yield
     finally:
         lock.release()
@@ -193,24 +193,6 @@ def _is_cancelled(client: SyncPrefectClient) -> bool:
 def _rows(states: Mapping[str, State[Any]]) -> list[dict[str, Any]]:
     seconds = {name: state.result().seconds for name, state in states.items() if state.is_completed()}
     return [{"stage": name, "outcome": state.name, "seconds": seconds.get(name)} for name, state in states.items()]
-
-
-def _metrics(states: Mapping[str, State[Any]]) -> list[dict[str, Any]]:
-    completed = {name: state.result().metrics for name, state in states.items() if state.is_completed()}
-    return [
-        {"stage": name, "metric": metric, "value": value}
-        for name, metrics in completed.items()
-        for metric, value in _numbers(metrics)
-    ]
-
-
-def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Yield the numbers in nested mappings with their dotted names. Lists are omitted."""
-    for name, value in metrics.items():
-        if isinstance(value, Mapping):
-            yield from _numbers(value, f"{prefix}{name}.")
-        elif isinstance(value, int | float):
-            yield f"{prefix}{name}", value
 
 
 def _note(name: str, states: Mapping[str, State[Any]]) -> str:

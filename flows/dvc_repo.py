@@ -32,7 +32,6 @@ class Stage:
     Attributes:
         name: DVC's address of the stage, as in ``dvc repro -s``.
         upstream: Names of the stages on whose outs the stage depends.
-        metrics: Absolute paths of the metrics files.
         gpu: Whether the stage needs the GPUs.
         timeout: Limit of one attempt in seconds; None = no limit.
         retries: Number of attempts after the first one fails.
@@ -43,7 +42,6 @@ class Stage:
 
     name: str
     upstream: tuple[str, ...]
-    metrics: tuple[Path, ...]
     gpu: bool
     timeout: float | None
     retries: int
@@ -141,14 +139,6 @@ def repair(root: Path) -> list[str]:
     return repaired
 
 
-def read_metrics(stage: Stage) -> dict[str, Any]:
-    """Return the content of the stage's metrics files. If several files have the same key, the last file is used."""
-    metrics: dict[str, Any] = {}
-    for path in stage.metrics:
-        metrics |= json.loads(path.read_text(encoding="utf-8"))
-    return metrics
-
-
 def _release_dead(path: Path) -> None:
     """Remove the entries of ended processes from DVC's rwlock.
 
@@ -193,7 +183,6 @@ def _stage(stage: Any, upstream: tuple[str, ...], *, has_remote: bool, settled: 
     return Stage(
         name=stage.addressing,
         upstream=upstream,
-        metrics=tuple(Path(out.fs_path) for out in stage.outs if out.metric),
         gpu=bool(meta.get("gpu", False)),
         timeout=meta.get("timeout"),
         retries=meta.get("retries", 0),

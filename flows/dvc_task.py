@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import IO, Any, Literal
+from typing import IO, Literal
 
 from filelock import FileLock, Timeout
 from prefect import get_run_logger, task
@@ -29,7 +29,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from flows.dvc_repo import Stage, read_metrics, repair
+from flows.dvc_repo import Stage, repair
 from flows.progress import ProgressBar
 
 Outcome = Literal["ran", "restored", "unchanged"]
@@ -65,13 +65,11 @@ class Record:
         stage: Name of the stage.
         outcome: Whether the stage ran, was restored from DVC's cache or was unchanged.
         seconds: Duration of the subprocess.
-        metrics: Content of the metrics files.
     """
 
     stage: str
     outcome: Outcome
     seconds: float
-    metrics: Mapping[str, Any]
 
 
 class StageFailed(Exception):
@@ -90,7 +88,7 @@ class StageTimedOut(StageFailed):
 def run_stage(stage: Stage, root: Path, environment: Mapping[str, str], stop: threading.Event) -> State[Record]:
     """Bring one stage up to date. The name of the state is Ran, Restored, Unchanged, Failed or TimedOut."""
     if stage.settled:
-        same = Record(stage=stage.name, outcome="unchanged", seconds=0.0, metrics=read_metrics(stage))
+        same = Record(stage=stage.name, outcome="unchanged", seconds=0.0)
         return Completed(name="Unchanged", message="the stage and all upstream stages are up to date", data=same)
     logger = get_run_logger()
     for name in repair(root):
@@ -183,7 +181,7 @@ def run_dvc(
         full = ", the disk is full" if shutil.disk_usage(root).free < NO_ROOM else ""
         raise StageFailed(f"stage {stage.name} failed (dvc's exit code {code}{full})", tail)
     seconds = time.monotonic() - started
-    return Record(stage=stage.name, outcome=outcomes[-1], seconds=round(seconds, 2), metrics=read_metrics(stage))
+    return Record(stage=stage.name, outcome=outcomes[-1], seconds=round(seconds, 2))
 
 
 def push(

@@ -14,13 +14,18 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.dvc_flow import bring_up_to_date, run_as_command
 from flows.dvc_task import Record
+from flows.labels import run_name
 from flows.report import show_report
 
 STAGES = ["evaluate", "measure_latency", "report"]
 
 
 # One worker, because DVC does not write dvc.lock atomically; few stages of the graph could run in parallel.
-@flow(name="evaluate", task_runner=ThreadPoolTaskRunner(max_workers=1))  # type: ignore[arg-type]
+@flow(
+    name="evaluate",
+    flow_run_name=run_name("scores"),
+    task_runner=ThreadPoolTaskRunner(max_workers=1),  # type: ignore[arg-type]
+)
 def evaluate() -> State[list[Record]]:
     """Bring the scores, the latency, the report and their upstream stages up to date."""
     root = Path(Repo.find_root())

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import base64
+import json
 import mimetypes
 import re
+import subprocess
+import sys
 from pathlib import Path
 
-from prefect.artifacts import create_markdown_artifact
+from prefect import get_run_logger
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 SHEET = "reports/figures/samples.png"  # figure of the report stage with frames of the samples
 IMAGE_LIMIT = 1_000_000  # bytes; Prefect stores artifacts in its database
 
 
 def show_report(root: Path) -> None:
-    """Create artifacts of ``root``/reports/report.md and of the figure of samples, if they exist."""
+    """Create artifacts of the headline numbers, ``root``/reports/report.md and the figure of samples, if they exist."""
+    # A flow imports none of the package, so that a command selects the numbers.
+    command = [sys.executable, "-m", "causvid.reporting.summary", "reports"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    if done.returncode:
+        get_run_logger().warning("no headline numbers: %s", done.stderr.strip().splitlines()[-1])
+    elif numbers := json.loads(done.stdout):
+        create_table_artifact(key="headline", table=numbers, description="The student's most important results")
     report, sheet = root / "reports" / "report.md", root / SHEET
     if report.is_file():
         create_markdown_artifact(key="report", markdown=inline_images(report.read_text("utf-8"), report.parent))

@@ -65,8 +65,8 @@ class Report(Stage):
         samples = [video for model in models for show in shown if (video := show.videos[model])]
         said = [content.lead, *(f"{name}: {sentences}" for name, sentences in content.verdict.items())]
         captions = "\n".join(f"- sample {show.id}: {show.caption}" for show in shown)
-        text = "\n\n".join([*said, captions]).strip()
-        stage.tracker.log_headline(summary.values(content.results), text, samples)
+        numbers = {each.name: value for each, value in summary.rounded(content.results).items()}
+        stage.tracker.log_headline(numbers, "\n\n".join([*said, captions]).strip(), samples)
         stage.publish(built / "figures", self.figures)
         stage.publish(built / "report.md", self.markdown)
         stage.publish(built / "index.html", self.out)

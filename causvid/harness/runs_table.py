@@ -15,16 +15,21 @@ NOTE = (
     "A run is one `dvc repro`, one DVC experiment or one flow. Its name lists the params that differ from the profile. "
     "Its child runs are the stages that were executed. A run has scores if its stage `report` was executed."
 )
+# Child runs have no tag "profile". A table that is sorted by a metric does not show them below their parents.
+FILTER = "tags.profile != ''"
 
 
 def experiment_tags(metrics: Sequence[str]) -> dict[str, str]:
     """Return the tags of an experiment whose table has columns for ``metrics``, sorted by the first of them."""
     columns = [f"metrics.`{name}`" for name in metrics]
-    columns += [f"tags.`{name}`" for name in ("seed", "git_dirty")]
-    columns += [f"attributes.`{name}`" for name in ("Created", "Duration", "User", "Source", "Version")]
+    columns += [f"tags.`{name}`" for name in ("seed",)]
+    columns += [f"attributes.`{name}`" for name in ("Duration", "User", "Source", "Version")]
     order = columns[0] if metrics else "attributes.start_time"
-    state = {"orderByKey": order, "orderByAsc": False, "selectedColumns": columns, "columnOrder": columns}
-    return {TAG: json.dumps(state), "mlflow.note.content": NOTE}
+    state = {"searchFilter": FILTER, "orderByKey": order, "orderByAsc": False}
+    return {
+        TAG: json.dumps({**state, "selectedColumns": columns, "columnOrder": columns}),
+        "mlflow.note.content": NOTE,
+    }
 
 
 def address(experiment: str) -> str:

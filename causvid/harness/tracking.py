@@ -114,7 +114,7 @@ class Tracker:
         self.parent.append("table", metrics=list(numbers))
         self.parent.append("note", part="results", text=text)
         for path in samples:
-            self.parent.append_file(path, f"samples/{path.parent.name}")
+            self.parent.append_file(path, f"samples/{path.absolute().parent.name}")
 
 
 def start_parent(flow: str, root: Path, tags: Mapping[str, str]) -> str:

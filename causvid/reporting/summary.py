@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from causvid.reporting.tables import MODELS, Results, lookup
+from causvid.reporting.tables import MODELS, Results, lookup, read_results
 
 STUDENT = f"evaluate/{MODELS[-1]}"
 
@@ -83,3 +86,19 @@ def values(results: Results, headlines: tuple[Headline, ...] = HEADLINES) -> dic
     """
     found: Mapping[str, Any] = {each.name: lookup(results.get(each.stage), *each.path) for each in headlines}
     return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
+
+
+def rounded(results: Results) -> dict[Headline, float]:
+    """Return the headline numbers that were measured, with the decimals that are shown to readers."""
+    measured = values(results)
+    return {each: round(measured[each.name], each.decimals) for each in HEADLINES if each.name in measured}
+
+
+def main(reports: Path) -> None:
+    """Print the headline numbers of the metrics in ``reports`` for Prefect: a JSON list of names and values."""
+    shown = rounded(read_results(reports)).items()
+    print(json.dumps([{"measure": each.label, "value": value} for each, value in shown]))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

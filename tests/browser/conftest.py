@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -41,6 +42,7 @@ with child_run("report", "tiny", Path.cwd(), {"steps": 3}, made, Path.cwd()) as 
     for step in range(5):
         tracker.log_metrics({"loss": 1 / (step + 1)}, step)
     tracker.log_artifact(Path("sample.mp4"), "samples")
+    tracker.log_headline({"velocity": 0.875, "fps": 85.5}, "It moves.", [Path("sample.mp4")])
 """
 
 
@@ -52,6 +54,7 @@ class Servers:
     prefect: str
     mlflow: str
     password: str
+    runs: str  # address of MLflow's table of runs, which 'make ui' prints
 
 
 class Page:
@@ -135,8 +138,13 @@ def servers(page: Page, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     command = [sys.executable, "-m", "flows.servers", "--prefect-port", str(prefect), "--mlflow-port", str(mlflow)]
     with _running(command, env, root):
         password = (root / ".prefect" / "auth").read_text()
+        (runs,) = re.findall(r"^MLflow, runs +(\S+)$", (root / "servers.log").read_text(), re.MULTILINE)
         served = Servers(
-            root=root, prefect=f"http://127.0.0.1:{prefect}", mlflow=f"http://127.0.0.1:{mlflow}", password=password
+            root=root,
+            prefect=f"http://127.0.0.1:{prefect}",
+            mlflow=f"http://127.0.0.1:{mlflow}",
+            password=password,
+            runs=runs,
         )
         env |= {"PREFECT_API_URL": f"{served.prefect}/api", "PREFECT_API_AUTH_STRING": password}
         for _ in range(2):

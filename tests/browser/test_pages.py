@@ -29,7 +29,7 @@ pytestmark = pytest.mark.browser
 
 def test_prefect_shows_a_flow_run_with_its_graph_and_the_outcome_of_each_stage(servers: Servers, page: Page) -> None:
     page.open(f"{servers.prefect}/v2/runs")
-    page.shows("2 Flow runs", "distill", "Completed")
+    page.shows("2 Flow runs", "tiny · all stages · ", "Completed", "profile: tiny")
     links = page.driver.find_elements(By.XPATH, "//a[contains(@href, '/runs/flow-run/')]")
     urls = list(dict.fromkeys(str(link.get_attribute("href")) for link in links))
     for url, outcome in zip(urls, ("Unchanged", "Ran"), strict=True):
@@ -106,7 +106,7 @@ def start_from_form(servers: Servers, page: Page) -> str:
     page.screenshot("prefect-deployments")
     href = page.driver.find_element(By.XPATH, "//a[normalize-space()='whole-pipeline']").get_attribute("href")
     page.open(f"{href}/run")
-    page.shows("targets")
+    page.shows("targets", "Stages to run. Their upstream stages are run as well.")
     page.screenshot("prefect-form")
     page.click("Submit")
     page.wait("location.pathname.includes('/runs/flow-run/') || document.querySelector('a[href*=\"/runs/flow-run/\"]')")
@@ -158,15 +158,22 @@ def test_servers_listen_only_on_loopback(servers: Servers) -> None:
     assert listening == {"127.0.0.1"}
 
 
+def test_the_printed_link_opens_the_table_of_parent_runs_with_the_headline(servers: Servers, page: Page) -> None:
+    page.open(servers.runs)
+    shown = page.shows("tiny", "1 matching run", "Sort: velocity", "0.875", "85.5", "flow distill")
+    assert "report" not in shown.split("Run Name")[1].splitlines(), "child runs are rows of the table"
+    page.screenshot("mlflow-table")
+
+
 def test_mlflow_shows_a_child_run_with_its_sample(servers: Servers, page: Page) -> None:
     page.open(f"{servers.mlflow}/#/experiments/1/runs")
-    page.shows("distill", "2 matching runs")
+    page.shows("tiny", "2 matching runs")
     page.screenshot("mlflow-runs")
-    page.driver.find_element(By.XPATH, "//a[normalize-space()='distill']/ancestor::*[@role='gridcell']//button").click()
+    page.driver.find_element(By.XPATH, "//a[normalize-space()='tiny']/ancestor::*[@role='gridcell']//button").click()
     page.shows("report")
     page.screenshot("mlflow-children")
     page.click("report")
-    page.shows("dvc_stage", "Parent run", "distill", "loss")
+    page.shows("dvc_stage", "Parent run", "tiny", "loss")
     page.screenshot("mlflow-child")
     page.click("Artifacts")
     page.shows("samples")
@@ -182,9 +189,10 @@ def comparison(servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("MLFLOW_TRACKING_URI", servers.mlflow)
     monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     profile = tmp_path.name  # each test has a separate experiment
+    (tmp_path / "params.yaml").write_text(f"profile: {profile}\n")
     ramp = np.arange(33, dtype=np.uint8)[:, None, None, None]
     for scale in (1, 3):
-        monkeypatch.setenv(tracking.PARENT_VARIABLE, tracking.start_parent("repro", profile, tmp_path, {}))
+        monkeypatch.setenv(tracking.PARENT_VARIABLE, tracking.start_parent("distill", tmp_path, {}))
         made = tracking.Made(key=f"k{scale}", inputs={}, upstream={})
         params = {"seed": 0, "train_dmd": {"steps": scale}}
         with tracking.child_run("train_dmd", profile, tmp_path, params, made, tmp_path) as tracker:

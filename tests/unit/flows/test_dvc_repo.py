@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flows.dvc_repo import Stage, read_metrics, read_plan, repair
+from flows.dvc_repo import Stage, read_plan, repair
 from tests.unit.flows import tiny_pipeline
 
 VALID_LOCK = """\
@@ -55,15 +55,6 @@ def test_options_of_a_stage_are_read_from_meta(root: Path) -> None:
     assert (report.gpu, report.timeout, report.retries) == (False, None, 0)
 
 
-def test_metrics_files_are_those_of_dvc_yaml(root: Path) -> None:
-    download, train, *_ = read_plan(root).stages
-    assert download.metrics == (root / "clips.json",)
-    assert train.metrics == ()
-    (root / "clips.json").write_text('{"clips": 3}')
-    assert read_metrics(download) == {"clips": 3}
-    assert read_metrics(train) == {}
-
-
 @pytest.mark.parametrize(
     ("targets", "expected"),
     [(["train@b"], ["download", "train@b"]), (["train"], ["download", "train@a", "train@b"]), (["report"], None)],
@@ -101,7 +92,6 @@ def test_the_plan_of_the_second_pipeline_includes_its_upstream_stages_in_the_fir
     assert [stage.name for stage in plan.stages] == tiny_pipeline.SECOND_STAGES
     row = plan.stages[-1]
     assert row.upstream == ("ablation/dvc.yaml:params@y", "download")
-    assert row.metrics == (root / "rows" / "y.json",)  # the path is relative to wdir, not to the folder of dvc.yaml
     assert plan.changed
     subprocess.run([tiny_pipeline.DVC, "repro", "--quiet", "ablation/dvc.yaml"], cwd=root, check=True)
     assert not read_plan(root, ["ablation/dvc.yaml"]).changed

@@ -1,5 +1,10 @@
 """Tests of the headline numbers."""
 
+import json
+from pathlib import Path
+
+import pytest
+
 from causvid.reporting import summary
 
 
@@ -18,3 +23,18 @@ def test_the_headline_numbers_are_those_of_the_student() -> None:
 def test_numbers_that_were_not_measured_are_absent() -> None:
     assert summary.values({}) == {}
     assert summary.values({"evaluate/dmd": {"judge": {"velocity": None}}}) == {}
+
+
+def test_the_command_prints_rounded_numbers_with_their_units(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary.main(tmp_path)
+    assert json.loads(capsys.readouterr().out) == []
+    (tmp_path / "measure_latency").mkdir()
+    speed = {"student": {"first_frame_s": 0.13579, "fps": 84.96}}
+    (tmp_path / "measure_latency" / "metrics.json").write_text(json.dumps(speed))
+    summary.main(tmp_path)
+    assert json.loads(capsys.readouterr().out) == [
+        {"measure": "first frame, s", "value": 0.136},
+        {"measure": "frames per second", "value": 85.0},
+    ]

@@ -96,7 +96,7 @@ def end_killed(found: Sequence[Journal]) -> None:
             if last.status == "RUNNING":
                 above = [it for it in found if last.parent and it.folder.name == last.parent.token]
                 for ended in (journal, *above):
-                    ended.append("end", status="KILLED", time=last.time)
+                    ended.append("end", status="KILLED", time=max(last.time, ended.last().time))  # after its events
             if parent:  # the run of a stage may continue
                 journal.finish()
 

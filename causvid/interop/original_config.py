@@ -24,8 +24,6 @@ from typing import Annotated, Any
 import torch
 import typer
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedSeq
-from ruamel.yaml.representer import RoundTripRepresenter
 
 from causvid.compute.parallel import Compute
 from causvid.diffusion.schedule import TRAIN_TIMESTEPS, FlowSchedule, ScheduleConfig
@@ -82,7 +80,7 @@ def import_config(source: Path, target: Path, *, workers: int) -> list[str]:
         raise FileExistsError(f"{target} exists; choose another name or remove it")
     given, config = _read(source)
     _refuse(config)
-    yaml = _yaml()
+    yaml = YAML()
     params = yaml.load(BASE)
     fates = _fates(config, given, params, workers)
     lines = []
@@ -330,9 +328,7 @@ def _put(params: Any, dotted: str, value: Any) -> str:
         raise ValueError(f"{BASE} has no key {dotted}; restore the profile from git") from error
     if old == value:  # the value is not set again, so that the notation of the profile is unchanged
         return f"{dotted} remains {_shown(value)}"
-    node[last] = CommentedSeq(value) if isinstance(value, list) else value
-    if isinstance(value, list):
-        node[last].fa.set_flow_style()
+    node[last] = value
     return f"{dotted} {_shown(old)} -> {_shown(value)}"
 
 
@@ -341,25 +337,13 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _yaml() -> YAML:
-    """Return a reader and writer of YAML that keeps comments, long lines, quotes and the word null."""
-
-    class Writer(RoundTripRepresenter):
-        pass
-
-    Writer.add_representer(type(None), lambda writer, _: writer.represent_scalar("tag:yaml.org,2002:null", "null"))
-    yaml = YAML()
-    yaml.Representer, yaml.preserve_quotes, yaml.width = Writer, True, 4096
-    return yaml
-
-
 def _with_origin(text: str, source: Path) -> str:
-    """Replace the comment at the top of the profile with a description of the converted file."""
-    title, _, rest = text.partition("\n")
+    """Replace the name of the profile in the comment at the top with a description of the converted file."""
+    *kept, rest = text.split("\n", 3)
     origin = (
         f"# Converted from {source.name} by causvid.interop.original_config; other values are those of {BASE.name}."
     )
-    return "\n".join([title, f"{origin} It needs GPUs.", rest[rest.index("profile: ") :]])
+    return "\n".join([*kept, f"{origin} It needs GPUs.", rest[rest.index("profile: ") :]])
 
 
 def _check(values: Mapping[str, Any]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin, get_type_hints
 
 import pytest
+from dvc.utils.hydra import apply_overrides
 
 from causvid import params
 from causvid.consistency import checked, read_profile
@@ -15,6 +17,7 @@ from tests.architecture.dependencies import STAGES, stage_class
 from tests.unit.test_params import file_with
 
 PROFILES = sorted(params.PROFILES.glob("*.yaml"))
+FILES = [*PROFILES, params.ROOT / "params.yaml", params.ROOT / "ablation" / "params.yaml"]
 
 
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
@@ -24,10 +27,41 @@ def test_a_profile_can_be_read(path: Path) -> None:
     assert profile.train_dmd.turns.ratio == profile.train_dmd.critic_updates_per_student_update
 
 
+def set_by_dvc(tmp_path: Path, path: Path, overrides: list[str]) -> list[list[str]]:
+    """Return the lines of a params file before and after ``dvc exp run -S`` with ``overrides`` has changed the file."""
+    copy = tmp_path / "params.yaml"
+    shutil.copy(path, copy)
+    apply_overrides(copy, overrides)
+    return [file.read_bytes().decode().splitlines(keepends=True) for file in (path, copy)]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(params.ROOT).as_posix())
+def test_dvc_writes_a_params_file_without_a_change(tmp_path: Path, path: Path) -> None:
+    before, after = set_by_dvc(tmp_path, path, [])
+    assert after == before
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
+def test_dvc_changes_only_the_lines_of_the_params_that_it_sets(tmp_path: Path, path: Path) -> None:
+    overrides = {"train_dmd.student_optimizer.learning_rate": "0.25", "download.limit": "17", "sample.crf": "3"}
+    before, after = set_by_dvc(tmp_path, path, [f"{key}={value}" for key, value in overrides.items()])
+    assert len(after) == len(before)
+    changed = [new.split("#")[0].strip() for old, new in zip(before, after, strict=True) if new != old]
+    assert changed == ["limit: 17", "learning_rate: 0.25", "crf: 3"]
+    assert [old.count("#") for old in before] == [new.count("#") for new in after]
+
+
+def test_dvc_changes_only_the_items_of_a_list_that_it_sets(tmp_path: Path) -> None:
+    override = "schedule.denoising_timesteps=[1000,500]"
+    before, after = set_by_dvc(tmp_path, params.PROFILES / "laptop.yaml", [override])
+    where = before.index("  - 900\n")
+    assert after == [*before[:where], *before[where + 2 :]]
+
+
 def test_every_missing_and_unknown_key_is_named_at_once(tmp_path: Path) -> None:
     path = file_with(
         tmp_path, ("  fps: 8", "  fpz: 8"), ("\n  rollouts: ", "\n  rolouts: "), ("\nseed: 0", ""),
-        ("revision: null}", "revision: null, branch: main}"),
+        ("    revision:\n", "    revision:\n    branch: main\n"),
     )  # fmt: skip
     with pytest.raises(ValueError, match="params.yaml: ") as error:
         read_profile(path)
@@ -50,7 +84,7 @@ def test_sections_of_other_libraries_are_free(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("score_timesteps: [20, 980]", "score_timesteps: [980, 20]"), r"train_dmd: train_dmd.score_timesteps is \[980, 20\]"),
+        (("  - 20\n  - 980\n", "  - 980\n  - 20\n"), r"train_dmd: train_dmd.score_timesteps is \[980, 20\]"),
         (("  fps: 8", "  fps: eight"), "video.fps: .* integer.* \\(found 'eight'\\)"),
         (("  precision: float32", "  precision: float64"), "model.precision: .*'float32' or 'bfloat16'.*'float64'"),
         (("  videos: ", "  videos: -"), "sample.videos: .*greater than 0"),
@@ -80,7 +114,7 @@ def test_a_missing_key_of_a_model_is_named(key: str, section: str) -> None:
 
 def test_equal_score_timesteps_are_accepted(tmp_path: Path) -> None:
     """A range with equal ends gives the same timestep for all scores."""
-    path = file_with(tmp_path, ("score_timesteps: [20, 980]", "score_timesteps: [500, 500]"))
+    path = file_with(tmp_path, ("  - 20\n  - 980\n", "  - 500\n  - 500\n"))
     assert read_profile(path).train_dmd.score_timesteps == (500, 500)
 
 

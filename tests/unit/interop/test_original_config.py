@@ -275,8 +275,9 @@ def test_comments_and_notation_of_the_profile_are_kept(tmp_path: Path) -> None:
     assert "# Converted from source.yaml by causvid.interop.original_config" in text
     assert "This is profiles/wan-1.3b.yaml" not in text
     assert "  solver_steps: 52 # Euler steps of the teacher\n" in text
-    assert "  denoising_timesteps: [1000, 960, 888.889, 727.273] # timesteps of the student" in text
-    assert "    image_dim: null\n" in text
+    assert "  denoising_timesteps: # timesteps of the student" in text
+    assert "\n  - 1000\n  - 960\n  - 888.889\n  - 727.273\n  context_timestep: " in text
+    assert "    image_dim:\n" in text
     ours = original_config.BASE.read_text(encoding="utf-8")
     # one comment line replaces the two comment lines at the top of the profile
     assert text.count("#") == ours.count("#") - 1

@@ -49,7 +49,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(tracking, "child_run", no_tracking)
     params.use("smoke", tmp_path / "params.yaml")
     settings = (params.ROOT / "ablation" / "params.yaml").read_text()
-    (tmp_path / "settings.yaml").write_text(settings.replace("seeds: [0, 1, 2, 3, 4]", "seeds: [4, 7]"))
+    (tmp_path / "settings.yaml").write_text(settings.replace("\n- 0\n- 1\n- 2\n- 3\n- 4\n", "\n- 4\n- 7\n"))
     for k, row in enumerate(ROWS):
         folder = tmp_path / "evaluate" / (f"{row}-data" if ROWS[row].distilled else row)
         folder.mkdir(parents=True)

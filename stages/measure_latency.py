@@ -10,7 +10,7 @@ from causvid.compute.precision import Precision
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.evaluation.config import LatencyConfig
 from causvid.harness.command_line import run
-from causvid.harness.declaration import Metrics, Reads, Section, Stage, command
+from causvid.harness.declaration import Headlines, Metrics, Reads, Section, Stage, command
 from causvid.harness.imports import importing
 from causvid.harness.stage import StageRun
 from causvid.runtime.shapes import VideoShape
@@ -25,6 +25,7 @@ class MeasureLatency(Stage):
     student: Annotated[Path, Reads("folder of the student, from the stage train_dmd")]
     prompts: Annotated[Path, Reads("folder of prompt embeddings")]
     metrics: Annotated[Path, Metrics()]
+    speeds: Annotated[Path, Headlines("JSON file of the student's two speeds")]
     seed: Annotated[int, Section("seed")]
     video: Annotated[VideoShape, Section("video")]
     precision: Annotated[Precision, Section("model.precision")]
@@ -36,9 +37,10 @@ class MeasureLatency(Stage):
         """Generate one clip several times with each model."""
         with importing():
             from causvid.data.stores.prompt_store import PromptStore
-            from causvid.evaluation.latency import compare
+            from causvid.evaluation.latency import SPEEDS, compare
             from causvid.pipeline import load_pipeline
             from causvid.record import FEW, MANY, read_record, values_of
+            from causvid.runtime.files import write_json
 
         embeddings, pipelines = PromptStore(self.prompts), []
         expected = values_of(self.schedule, self.video, embeddings.tokens, self.precision)
@@ -56,6 +58,7 @@ class MeasureLatency(Stage):
             config=self.config,
         )
         stage.report(results)
+        write_json(self.speeds, {name: results["student"][name] for name in SPEEDS})
 
 
 main = command(MeasureLatency)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from causvid.diffusion.schedule import ScheduleConfig
 from causvid.harness.command_line import run
-from causvid.harness.declaration import Metrics, Reads, Section, Stage, Writes, command
+from causvid.harness.declaration import Headlines, Metrics, Reads, Section, Stage, Writes, command
 from causvid.harness.imports import importing
 from causvid.harness.stage import StageRun
 from causvid.reporting import tables
@@ -32,6 +32,7 @@ class Report(Stage):
     markdown: Annotated[Path, Writes("the same page as Markdown")]
     figures: Annotated[Path, Writes("folder of the page's figures")]
     metrics: Annotated[Path, Metrics()]
+    summary: Annotated[Path, Headlines("JSON file of the headline scores")]
     profile: Annotated[str, Section("profile")]
     video: Annotated[VideoShape, Section("video")]
     schedule: Annotated[ScheduleConfig, Section("schedule")]
@@ -42,7 +43,7 @@ class Report(Stage):
         with importing():
             from causvid.reporting import content as contents
             from causvid.reporting import page, summary
-            from causvid.runtime.files import write_text
+            from causvid.runtime.files import write_json, write_text
 
         content = contents.collect(
             self.reports,
@@ -58,6 +59,7 @@ class Report(Stage):
         drawn = page.draw(content, built / "figures")
         write_text(built / "index.html", page.html(content, built / "figures", drawn))
         write_text(built / "report.md", page.markdown(content, self.figures.name, drawn))
+        write_json(self.summary, summary.values(content.results, summary.SCORES))
         stage.report({"videos": content.videos_shown, "prompts": len(content.samples), "tables": content.tables_shown})
         for path in (built / "index.html", *(built / "figures" / name for name in drawn.names)):
             stage.tracker.log_artifact(path, "report")

@@ -17,6 +17,8 @@ from causvid.runtime.shapes import VideoShape
 if TYPE_CHECKING:  # the import of diffusers takes seconds, and params are checked without diffusers
     from causvid.pipeline import CausVidPipeline
 
+SPEEDS = ("first_frame_s", "fps")  # results of a model that describe its speed for a viewer
+
 
 class Timing(NamedTuple):
     """Times of the parts of one video. A part is a block of a causal model, or the clip of a bidirectional model.

@@ -103,7 +103,7 @@ class Writes(Option):
 
 @dataclass(frozen=True)
 class Metrics(Option):
-    """The JSON file of the stage's metrics.
+    """The JSON file of the stage's metrics: a plot in dvc.yaml, for the reason that dvc.yaml gives.
 
     Attributes:
         in_dvc: Whether DVC tracks the file. If false, only git tracks the file.
@@ -111,6 +111,11 @@ class Metrics(Option):
 
     help: str = "JSON file of the stage's metrics"
     in_dvc: bool = True
+
+
+@dataclass(frozen=True)
+class Headlines(Option):
+    """A JSON file of headline numbers: metrics in dvc.yaml, which ``dvc metrics show`` and ``dvc exp show`` show."""
 
 
 @dataclass(frozen=True)

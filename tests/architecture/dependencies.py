@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 
 from causvid.harness import inputs
 from causvid.harness.closure import import_closure, is_neutral
-from causvid.harness.declaration import Curve, Metrics, Option, Reads, Section, Stage, Writes, declared
+from causvid.harness.declaration import Curve, Headlines, Metrics, Option, Reads, Section, Stage, Writes, declared
 from causvid.params import PathRule
 from causvid.profile import PATHS
 
@@ -51,8 +51,8 @@ class Stanza(NamedTuple):
         deps: Dependencies.
         params: Entries of params files that are params, by file; ``params.yaml`` is DVC's own.
         outs: Outputs.
-        metrics: Metrics.
-        plots: Vertical axis by plot.
+        metrics: Files of headline numbers.
+        plots: Maps files to vertical axes: the file of all metrics, which has no axis, and the curve.
     """
 
     desc: str
@@ -61,7 +61,7 @@ class Stanza(NamedTuple):
     params: dict[str, list[str]]
     outs: list[str]
     metrics: list[str]
-    plots: dict[str, str]
+    plots: dict[str, str | None]
 
 
 def stage_class(stage: str) -> type[Stage] | None:
@@ -95,8 +95,9 @@ def required(stage: str, command: str, changed: Mapping[str, str] | None = None)
         deps=[*dict.fromkeys([*code(stage), *read, *_user_paths(cls.user_paths(item), changed or {})])],
         params={file: [it.role.name for it in declared(cls, Section)]},
         outs=[given[it.name] for it in declared(cls, Writes)],
-        metrics=[given[it.name] for it in declared(cls, Metrics) if it.role.in_dvc],
-        plots={given[it.name]: it.role.y for it in declared(cls, Curve)},
+        metrics=[given[it.name] for it in declared(cls, Headlines)],
+        plots={given[it.name]: None for it in declared(cls, Metrics) if it.role.in_dvc}
+        | {given[it.name]: it.role.y for it in declared(cls, Curve)},
     )
 
 

@@ -45,8 +45,9 @@ def test_the_same_name_for_stage_module_and_params_section() -> None:
 def test_dvc_yaml_follows_from_the_declaration_of_the_stage(where: str) -> None:
     stanza, need = EVERY[where]
     outs = [out if isinstance(out, str) else next(iter(out)) for out in stanza.get("outs", [])]
-    metrics = [it if isinstance(it, str) else next(iter(it)) for it in stanza.get("metrics", [])]
-    plots = {path: options for plot in stanza.get("plots", []) for path, options in plot.items()}
+    metrics = [path for it in stanza.get("metrics", []) for path in it]
+    plots = [{it: {}} if isinstance(it, str) else it for it in stanza.get("plots", [])]
+    axes = {path: options.get("y") for plot in plots for path, options in plot.items()}
     params = [{"params.yaml": [it]} if isinstance(it, str) else it for it in stanza.get("params", [])]
     keys = {file: [key for entry in params for key in entry.get(file, [])] for file in need.params}
     remedy = f"{where}: run 'python -m tests.architecture.dependencies', or change the stage"
@@ -56,8 +57,14 @@ def test_dvc_yaml_follows_from_the_declaration_of_the_stage(where: str) -> None:
     assert keys == need.params, remedy
     assert {file for entry in params for file in entry} <= set(need.params), remedy
     assert (outs, metrics) == (need.outs, need.metrics), remedy
-    assert {path: options["y"] for path, options in plots.items()} == need.plots, remedy
-    assert all(options["x"] == "step" for options in plots.values())
+    assert axes == need.plots, remedy
+    assert all(options["x"] == "step" for plot in plots for options in plot.values() if "y" in options)
+
+
+def test_dvc_shows_only_the_headline_numbers_as_metrics() -> None:
+    """Neither the key of a stage nor the other numbers in ``reports/`` are columns of ``dvc metrics show``."""
+    shown = {path for stanza in STANZAS.values() for it in stanza.get("metrics", []) for path in it}
+    assert shown == {"reports/summary.json", "reports/measure_latency/speeds.json"}
 
 
 @pytest.mark.parametrize("stage", [stage for stage in STAGES if stage_class(stage)])

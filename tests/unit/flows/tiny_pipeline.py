@@ -16,7 +16,7 @@ stages:
     cmd: echo progress; echo ${download.clips} > clips.txt; echo '{"clips":${download.clips}}' > clips.json
     params: [download]
     outs: [clips.txt]
-    metrics: [{clips.json: {cache: false}}]
+    plots: [{clips.json: {cache: false}}]
     meta: {gpu: false, timeout: 60, retries: 0}
   train:
     foreach: {a: 1, b: 2}
@@ -66,7 +66,7 @@ stages:
     deps: [clips.txt]
     params: ['${item.row}.yaml': [clips]]
     outs: ['${item.row}.txt']
-    metrics: ['rows/${item.row}.json': {cache: false}]
+    plots: ['rows/${item.row}.json': {cache: false}]
 """
 SECOND_STAGES = ["download", *(f"ablation/dvc.yaml:{name}@{row}" for name in ("params", "row") for row in "xy")]
 

@@ -17,6 +17,7 @@ from causvid.compute.precision import Precision
 from causvid.data.stores.prompt_store import INDEX
 from causvid.diffusion.schedule import FlowSchedule
 from causvid.record import FILE, TrainingRecord, read_record, write_record
+from causvid.reporting import summary
 from stages import (
     generate_ode_pairs,
     measure_latency,
@@ -100,7 +101,7 @@ def run(stage: str, data: Path) -> Result:
         "sample": {"model": "dmd", "steps": "few", "checkpoint": models / "dmd", "vae": models / "vae"},
     }[stage]  # fmt: skip
     (data / "captions.txt").write_text("a red ball moves left\n")
-    outs = {} if stage == "measure_latency" else {"out": data / "out"}
+    outs = {"speeds": data / "speeds.json"} if stage == "measure_latency" else {"out": data / "out"}
     curve = {"curve": data / "curve.csv"} if stage.startswith("train") else {}
     options = {**paths, "prompts": data / "prompts", **outs, **curve, "metrics": data / "metrics.json"}
     app = typer.Typer()
@@ -115,6 +116,15 @@ def test_a_stage_runs_with_the_params_of_the_training(stage: str, data: Path) ->
     if stage.startswith("train"):
         expected = {"train_teacher": TEACHER, "train_causal_teacher": CAUSAL_TEACHER}
         assert read_record(data / "out") == expected.get(stage, STUDENT)
+
+
+def test_the_file_of_speeds_has_the_headline_speeds(data: Path) -> None:
+    done = run("measure_latency", data)
+    assert done.exit_code == 0, done.output
+    metrics = json.loads((data / "metrics.json").read_text())
+    assert json.loads((data / "speeds.json").read_text()) == summary.values(
+        {"measure_latency": metrics}, summary.SPEEDS
+    )
 
 
 @pytest.mark.parametrize(

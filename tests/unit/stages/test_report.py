@@ -29,7 +29,7 @@ def run(*extra: str) -> tuple[int, str]:
     app = typer.Typer()
     app.command()(report.main)
     options = {"reports": "reports", "samples": "data/samples", "published": "published.yaml", **OUTS}
-    options |= {"metrics": "reports/report/metrics.json", "params": "params.yaml"}
+    options |= {"metrics": "reports/report/metrics.json", "summary": "reports/summary.json", "params": "params.yaml"}
     arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
     result = CliRunner().invoke(app, [*arguments, *extra])
     return result.exit_code, str(result.exception)
@@ -122,6 +122,16 @@ def test_the_headline_has_the_numbers_that_were_measured_and_videos_of_teacher_a
     assert [path.as_posix() for path in videos] == [
         f"data/samples/{model}/{index}.mp4" for model in ("teacher", "dmd") for index in range(3)
     ]
+
+
+def test_the_summary_has_the_headline_scores_that_were_measured(project: Path) -> None:
+    """Other metrics and the key of the work are not in the summary, which is a metrics file of DVC."""
+    (project / "reports/evaluate").mkdir()
+    scores = {"judge": {"velocity": 0.75, "motion": 0.5, "shape": 1.0}, "frechet_distance": 2.5, "flicker": 0.1}
+    (project / "reports/evaluate/dmd.json").write_text(json.dumps({**scores, "key": "0123"}))
+    assert run() == (0, "None")
+    found = json.loads((project / "reports/summary.json").read_text())
+    assert found == {"velocity": 0.75, "motion": 0.5, "frechet": 2.5}
 
 
 def test_an_invalid_file_of_published_numbers_is_one_sentence(project: Path) -> None:

@@ -11,7 +11,6 @@ from asyncio import CancelledError
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -67,7 +66,7 @@ def bring_up_to_date(name: str, root: Path, targets: Sequence[str] | None) -> St
         for broken in repair(root):
             get_run_logger().warning("%s is incomplete because a process was killed; moved to .dvc/tmp", broken)
         try:
-            plan = read_plan(root, targets, refresh=partial(_refresh, root=root))
+            plan = read_plan(root, targets, refresh=_refresh)
             with _above(name, plan, root) as parent:
                 states = run_stages(plan.stages, root, parent.environment)
                 create_table_artifact(key="stages", table=_rows(states), description=f"The stages of this {name}")
@@ -85,9 +84,9 @@ def bring_up_to_date(name: str, root: Path, targets: Sequence[str] | None) -> St
     return Completed(message=message, data=[state.result() for state in states.values()])
 
 
-def _refresh(stage: Stage, *, root: Path) -> None:
+def _refresh(stage: Stage) -> None:
     """Run a stage that DVC always regards as changed. Raises StageFailed."""
-    run_dvc(stage, root, environment={}, log=get_run_logger().info, stop=threading.Event())
+    run_dvc(stage, environment={}, log=get_run_logger().info, stop=threading.Event())
 
 
 def run_as_command(flow: Flow[..., State[list[Record]]], *arguments: object) -> None:

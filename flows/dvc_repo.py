@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +30,11 @@ class Stage:
     """The properties of a DVC stage that a flow needs.
 
     Attributes:
-        name: DVC's address of the stage, as in ``dvc repro -s``.
+        name: The address, after the path of dvc.yaml if the stage is not in the DVC project of the root.
+        address: DVC's address of the stage in its project, as in ``dvc repro -s``.
+        project: The folder of the stage's DVC project.
         upstream: Names of the stages on whose outs the stage depends.
+        outs: Absolute paths of the outputs.
         gpu: Whether the stage needs the GPUs.
         timeout: Limit of one attempt in seconds; None = no limit.
         retries: Number of attempts after the first one fails.
@@ -41,7 +44,10 @@ class Stage:
     """
 
     name: str
+    address: str
+    project: Path
     upstream: tuple[str, ...]
+    outs: tuple[Path, ...]
     gpu: bool
     timeout: float | None
     retries: int
@@ -75,36 +81,89 @@ def read_plan(
     Args:
         root: The project's root.
         targets: Names of stages, as in ``dvc repro``; None = all stages in the dvc.yaml of the root. Upstream stages of
-            the targets are added.
+            the targets are added. ``FOLDER/dvc.yaml`` and ``FOLDER/dvc.yaml:STAGE`` are stages of a second DVC project
+            in a folder of the root.
         refresh: A function that runs a stage. This function is called for every stage that DVC always regards as
             changed. The status of the other stages is read afterwards, because it depends on the outs of these stages.
 
     Raises:
         ValueError: DVC does not know a target, or the project is not a git repository.
     """
+    wanted: dict[Path, list[str]] = {root: []}
+    for target in targets or ["dvc.yaml"]:
+        project, name = _locate(root, target)
+        wanted.setdefault(project, []).append(name)
+    for project in set(wanted) - {root}:
+        wanted[root] += _makers(root, project, wanted[project])
+    stages: dict[str, Stage] = {}
+    for project, names in wanted.items():
+        if names:
+            _add(stages, root, project, names, refresh)
+    return Plan(stages=tuple(stages.values()))
+
+
+def _locate(root: Path, target: str) -> tuple[Path, str]:
+    """Return the DVC project of a target, and the target as this project names it."""
+    file, _, stage = target.rpartition(":")
+    folder = root / Path(file or target).parent
+    if folder != root and (folder / ".dvc").is_dir():
+        return folder, stage if file else "dvc.yaml"
+    return root, target
+
+
+def _makers(root: Path, project: Path, targets: Sequence[str]) -> list[str]:
+    """Return the stages of ``root`` that write a dependency of the stages ``targets`` of ``project``."""
+    with chdir(project), _opened(project) as repo:
+        read = {Path(dep.fs_path) for stage in _wanted(repo, targets) for dep in stage.deps}
     with chdir(root), _opened(root) as repo:
-        graph = repo.index.graph  # edges point from a stage to what it depends on
-        known = [stage.addressing for stage in repo.index.stages]
-        wanted = set()
-        for target in targets or ["dvc.yaml"]:
-            wanted |= _collect(repo, target, known)
-        wanted |= {upstream for stage in wanted for upstream in networkx.descendants(graph, stage)}
+        outs = {stage.addressing: [Path(out.fs_path) for out in stage.outs] for stage in repo.index.stages if stage.cmd}
+    return [name for name, written in outs.items() if _overlap(read, written)]
+
+
+def _overlap(some: Iterable[Path], others: Iterable[Path]) -> bool:
+    """Return whether a path in ``some`` is a path in ``others``, contains one, or is in one."""
+    return any(one.is_relative_to(two) or two.is_relative_to(one) for one in some for two in others)
+
+
+def _wanted(repo: Repo, targets: Sequence[str]) -> set[Any]:
+    """Return the stages ``targets`` and their upstream stages in the same DVC project."""
+    known = [stage.addressing for stage in repo.index.stages]
+    wanted = set().union(*(_collect(repo, target, known) for target in targets))
+    return wanted | {upstream for stage in wanted for upstream in networkx.descendants(repo.index.graph, stage)}
+
+
+def _add(
+    stages: dict[str, Stage],
+    root: Path,
+    project: Path,
+    targets: Sequence[str],
+    refresh: Callable[[Stage], object] | None,
+) -> None:
+    """Add the stages ``targets`` of ``project``, and their upstream stages, to ``stages``, keyed by name.
+
+    If ``project`` is not ``root``, ``stages`` contains the stages of ``root`` on which the targets depend.
+    """
+    prefix = "" if project == root else f"{project.relative_to(root).as_posix()}/dvc.yaml:"
+    above = tuple(stages.values())
+    with chdir(project), _opened(project) as repo:
+        # edges of the graph point from a stage to what it depends on
+        graph = repo.index.graph.subgraph(stage for stage in _wanted(repo, targets) if stage.cmd).reverse(copy=True)
         written = {stage: index for index, stage in enumerate(repo.index.stages)}
-        upstream_first = graph.subgraph(stage for stage in wanted if stage.cmd).reverse(copy=True)
         remote = bool(repo.config["core"].get("remote"))
-        order = list(networkx.lexicographical_topological_sort(upstream_first, key=written.__getitem__))
+        order = list(networkx.lexicographical_topological_sort(graph, key=written.__getitem__))
         fresh = [stage for stage in order if refresh and stage.always_changed]
         for stage in fresh:
             assert refresh is not None
-            refresh(_stage(stage, (), has_remote=remote, settled=False))
+            refresh(_stage(stage, prefix, project, (), has_remote=remote, settled=False))
         others = [stage.addressing for stage in order if stage not in fresh]
         stale = set(repo.status(others)) if others else set()  # an empty list would mean all stages
-        stages: dict[str, Stage] = {}
         for stage in order:
-            before = sorted(other.addressing for other in upstream_first.predecessors(stage))
+            read = [Path(dep.fs_path) for dep in stage.deps]
+            before = sorted(f"{prefix}{other.addressing}" for other in graph.predecessors(stage))
+            before += [other.name for other in above if _overlap(read, other.outs)]
             settled = stage.addressing not in stale and all(stages[name].settled for name in before)
-            stages[stage.addressing] = _stage(stage, tuple(before), has_remote=remote, settled=settled)
-        return Plan(stages=tuple(stages.values()))
+            new = _stage(stage, prefix, project, tuple(before), has_remote=remote, settled=settled)
+            stages[new.name] = new
 
 
 def _opened(root: Path) -> Repo:
@@ -120,21 +179,30 @@ def repair(root: Path) -> list[str]:
     DVC writes ``.dvc/tmp/rwlock`` and ``dvc.lock`` in place, so that a file can be incomplete after a process was
     killed. DVC then rejects every command. Without dvc.lock, DVC restores finished stages from its run cache.
 
+    Args:
+        root: The project's root. DVC projects in its folders are repaired, too.
+
     Returns:
         The files that were moved, relative to ``root``.
     """
-    temporary = root / ".dvc" / "tmp"
+    projects = [root, *(folder.parent for folder in sorted(root.glob("*/.dvc")))]
+    return [path.relative_to(root).as_posix() for project in projects for path in _repair(project)]
+
+
+def _repair(project: Path) -> list[Path]:
+    """Repair one DVC project as ``repair`` describes, and return the files that were moved."""
+    temporary = project / ".dvc" / "tmp"
     temporary.mkdir(parents=True, exist_ok=True)
     repaired = []
     with (
         make_lock(str(temporary / "lock"), tmp_dir=str(temporary), wait=True),
         make_lock(str(temporary / RWLOCK_LOCK), tmp_dir=str(temporary), wait=True),
     ):
-        for path in (temporary / RWLOCK_FILE, root / "dvc.lock", *sorted(root.glob("*/dvc.lock"))):
+        for path in (temporary / RWLOCK_FILE, project / "dvc.lock"):
             if path.is_file() and not _is_valid(path):
-                name = path.relative_to(root).as_posix()
+                name = path.relative_to(project).as_posix()
                 path.replace(temporary / f"{name.replace('/', '-')}.broken")
-                repaired.append(name)
+                repaired.append(path)
         _release_dead(temporary / RWLOCK_FILE)
     return repaired
 
@@ -178,11 +246,16 @@ def _collect(repo: Repo, target: str, known: Sequence[str]) -> set[Any]:
         raise ValueError(f"targets: {target!r} is not a stage; choose from {', '.join(known)}") from error
 
 
-def _stage(stage: Any, upstream: tuple[str, ...], *, has_remote: bool, settled: bool) -> Stage:
+def _stage(
+    stage: Any, prefix: str, project: Path, upstream: tuple[str, ...], *, has_remote: bool, settled: bool
+) -> Stage:
     meta = stage.meta or {}
     return Stage(
-        name=stage.addressing,
+        name=f"{prefix}{stage.addressing}",
+        address=stage.addressing,
+        project=project,
         upstream=upstream,
+        outs=tuple(Path(out.fs_path) for out in stage.outs),
         gpu=bool(meta.get("gpu", False)),
         timeout=meta.get("timeout"),
         retries=meta.get("retries", 0),

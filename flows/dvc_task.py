@@ -101,10 +101,10 @@ def run_stage(stage: Stage, root: Path, environment: Mapping[str, str], stop: th
 
     try:
         with turn(stage, log=logger.info, stop=stop):
-            record = run_dvc(stage, root, environment=environment, log=handle, stop=stop)
+            record = run_dvc(stage, environment=environment, log=handle, stop=stop)
         bar.done()
         new = stage.has_remote and record.outcome == "ran"
-        if new and not push(stage, root, environment=environment, log=logger.info, stop=stop):
+        if new and not push(stage, environment=environment, log=logger.info, stop=stop):
             logger.warning("the outs of %s are not on the remote; run 'dvc push' to try again", stage.name)
     except StageFailed as error:
         name = "TimedOut" if isinstance(error, StageTimedOut) else "Failed"
@@ -152,13 +152,12 @@ def has_gpu() -> bool:
 
 
 def run_dvc(
-    stage: Stage, root: Path, *, environment: Mapping[str, str], log: Callable[[str], None], stop: threading.Event
+    stage: Stage, *, environment: Mapping[str, str], log: Callable[[str], None], stop: threading.Event
 ) -> Record:
     """Run ``dvc repro`` for one stage only. All processes of the stage have ended when an error is raised.
 
     Args:
         stage: The stage.
-        root: The project's root.
         environment: Additional environment variables.
         log: A function that receives each line of output as soon as it is printed.
         stop: An event that cancels the stage.
@@ -173,25 +172,23 @@ def run_dvc(
 
     def handle(line: str) -> None:
         log(line)
-        outcomes.extend(filter(None, [classify(line, stage.name)]))
+        outcomes.extend(filter(None, [classify(line, stage.address)]))
 
-    code, tail = _follow(command("repro", "-s", stage.name), stage, root, environment, handle, stop)
+    code, tail = _follow(command("repro", "-s", stage.address), stage, environment, handle, stop)
     if code or not outcomes:
         # DVC may report a full disk as "No possible cache link types".
-        full = ", the disk is full" if shutil.disk_usage(root).free < NO_ROOM else ""
+        full = ", the disk is full" if shutil.disk_usage(stage.project).free < NO_ROOM else ""
         raise StageFailed(f"stage {stage.name} failed (dvc's exit code {code}{full})", tail)
     seconds = time.monotonic() - started
     return Record(stage=stage.name, outcome=outcomes[-1], seconds=round(seconds, 2))
 
 
-def push(
-    stage: Stage, root: Path, *, environment: Mapping[str, str], log: Callable[[str], None], stop: threading.Event
-) -> bool:
+def push(stage: Stage, *, environment: Mapping[str, str], log: Callable[[str], None], stop: threading.Event) -> bool:
     """Run ``dvc push`` for the outs of one stage. ``run_dvc`` describes the arguments.
 
     Returns whether the push succeeded. Raises StageTimedOut and CancelledError under the conditions of ``run_dvc``.
     """
-    return not _follow(command("push", stage.name), stage, root, environment, log, stop)[0]
+    return not _follow(command("push", stage.address), stage, environment, log, stop)[0]
 
 
 def command(*arguments: str) -> list[str]:
@@ -207,7 +204,6 @@ def bound(arguments: list[str]) -> list[str]:
 def _follow(
     arguments: list[str],
     stage: Stage,
-    root: Path,
     environment: Mapping[str, str],
     log: Callable[[str], None],
     stop: threading.Event,
@@ -217,7 +213,7 @@ def _follow(
         raise CancelledError(f"stage {stage.name} was not started")
     deadline = time.monotonic() + (float("inf") if stage.timeout is None else stage.timeout)
     tail: deque[str] = deque(maxlen=TAIL)
-    process = _start(arguments, root, environment)
+    process = _start(arguments, stage.project, environment)
     try:
         for line in _lines(process):
             if stop.is_set():

@@ -20,7 +20,7 @@ class Table4(Stage):
     settings: Annotated[Path, Reads("the ablation's params file, with the seeds and the changes of each row")]
     base: Annotated[Path, Reads("the params file that the rows change")]
     inputs: Annotated[str, Item("input of the students in training: data or rollout")]
-    # If DVC tracked the table, the report's stage would depend on the whole ablation (docs/architecture.md).
+    # The table is outside of the ablation's DVC project (docs/architecture.md).
     out: Annotated[Path, Metrics("JSON file of the table", in_dvc=False)]
     profile: Annotated[str, Section("profile")]
 

@@ -142,9 +142,12 @@ def _origin(
         paths: Rules of other inputs, whose paths are in the params file, keyed by dotted name.
         root: Folder in which the stage runs.
     """
-    # DVC has just verified the checksums in dvc.lock, so that these inputs need not be read again.
+    # DVC has just verified the checksums in dvc.lock, so that these inputs need not be read again. This is not true for
+    # a stage of another DVC project, the ablation.
     lock = recorded.read_lock(root) if "DVC_STAGE" in os.environ else {}
-    known, places = recorded.digests(lock), {entry: Path(value_of(everything, entry)) for entry in paths}
+    verified = Path(os.environ.get("DVC_ROOT", root)).resolve() == root.resolve()
+    known = recorded.digests(lock) if verified else {}
+    places = {entry: Path(value_of(everything, entry)) for entry in paths}
     unknown = {entry: rule for entry, rule in paths.items() if places[entry].as_posix() not in known}
     known |= checksums(everything, unknown, root)
     read = [*inputs, *places.values()]

@@ -156,9 +156,29 @@ def stanzas() -> Iterator[tuple[str, str, str, dict[str, Any], Stanza]]:
     for file in FILES:
         for name, entry in YAML(typ="safe").load(ROOT / file)["stages"].items():
             stanza = {**entry, **entry.get("do", {})}
-            if found := re.match(r"exec python -m stages\.(\w+) ", stanza["cmd"]):
+            if found := re.match(r"(?:cd \.\. && )?exec python -m stages\.(\w+) ", stanza["cmd"]):
                 need = required(found[1], stanza["cmd"], changed_paths(stanza, settings))
-                yield file, name, found[1], stanza, need
+                yield file, name, found[1], stanza, need if file == FILES[0] else in_ablation(need)
+
+
+def in_ablation(need: Stanza) -> Stanza:
+    """Return ``need`` with paths relative to ``ablation/``, the folder of the second DVC project."""
+    return Stanza(
+        desc=need.desc,
+        options=need.options,
+        deps=[_from_ablation(path) for path in need.deps],
+        params={_from_ablation(path): keys for path, keys in need.params.items()},
+        outs=[_from_ablation(path) for path in need.outs],
+        metrics=[_from_ablation(path) for path in need.metrics],
+        plots={_from_ablation(path): axis for path, axis in need.plots.items()},
+    )
+
+
+def _from_ablation(path: str) -> str:
+    """Convert a path in the root to a path in ``ablation/``, which contains links to the folders of the code."""
+    if path.startswith("ablation/"):
+        return path.removeprefix("ablation/")
+    return path if path.startswith(("causvid/", "stages/")) else f"../{path}"
 
 
 def _files() -> list[str]:
@@ -191,11 +211,11 @@ def _rewrite(file: str) -> None:
                 lines.pop(0)
             line = "\n".join([line, *(f"{indent}  - {_quoted(dep)}" for dep in need.deps)])
         elif need and line.strip().startswith("params: ["):
-            own = need.params.get("params.yaml", [])
-            others = [
-                f"{_quoted(path)}: [{', '.join(keys)}]" for path, keys in need.params.items() if path != "params.yaml"
+            entries = [
+                ", ".join(keys) if path == "params.yaml" else f"{_quoted(path)}: [{', '.join(keys)}]"
+                for path, keys in need.params.items()
             ]
-            line = f"{indent}params: [{', '.join([*own, *others])}]"
+            line = f"{indent}params: [{', '.join(entries)}]"
         result.append(line)
     (ROOT / file).write_text("\n".join(result) + "\n")
 

@@ -92,9 +92,10 @@ def make_clone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Clon
         names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
         for relative in filter(None, names):
             is_output = relative.startswith("reports/") and Path(relative).name != "README.md"
-            if (ROOT / relative).is_file() and not is_output and Path(relative).name != "dvc.lock":
+            source = ROOT / relative
+            if (source.is_file() or source.is_symlink()) and not is_output and source.name != "dvc.lock":
                 (target / relative).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / relative, target / relative)
+                shutil.copy2(source, target / relative, follow_symlinks=source.is_file())
         clone = Clone(target)
         clone.run("git", "init", "--quiet")
         clone.run(sys.executable, "-m", "causvid.params", "use", "smoke")

@@ -112,7 +112,7 @@ def start(root: Path, log: Path) -> int:
                 print(f"{name} is incomplete", flush=True)
             for stage in read_plan(root).stages:
                 repair(root)
-                run_dvc(stage, root, environment={}, log=lambda line: print(line, flush=True), stop=threading.Event())
+                run_dvc(stage, environment={}, log=lambda line: print(line, flush=True), stop=threading.Event())
         code = 0
     except BaseException as error:
         print(f"{type(error).__name__}: {error}", flush=True)

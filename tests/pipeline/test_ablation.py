@@ -45,15 +45,15 @@ def test_the_flow_writes_table_4_and_a_changed_param_reruns_only_its_stages(
         assert {tuple(sorted(row)) for row in table["rows"].values()} == {tuple(sorted(MEASURES))}
         assert set(table["rows"]) == set(ROWS)
     assert not (clone.root / "data" / "checkpoints" / "dmd").exists(), "the student of the main pipeline was trained"
-    assert "up to date" in clone.run("dvc", "status", "ablation/dvc.yaml").stdout
+    assert "up to date" in clone.run("dvc", "--cd", "ablation", "status").stdout
     clone.run("dvc", "repro")
-    assert "up to date" in clone.run("dvc", "status", "ablation/dvc.yaml").stdout
+    assert "up to date" in clone.run("dvc", "--cd", "ablation", "status").stdout
     report = (clone.root / "reports" / "report.md").read_text()
     assert "not run" not in report
     assert "figure4.svg" in report
     clone.set(train_dmd__score_shift=2.0)
-    listed = json.loads(clone.run("dvc", "status", "--json", "ablation/dvc.yaml").stdout)
-    assert {name.split(":")[-1].split("@")[0] for name in listed} == {"params", "params_dmd", "table4"}
-    clone.run("dvc", "repro", "ablation/dvc.yaml:params_dmd", "ablation/dvc.yaml:params")
-    listed = json.loads(clone.run("dvc", "status", "--json", "ablation/dvc.yaml").stdout)
-    assert {name.split(":")[-1].split("@")[0] for name in listed} == {"train_dmd", "train_dmd_other_start", "table4"}
+    listed = json.loads(clone.run("dvc", "--cd", "ablation", "status", "--json").stdout)
+    assert {name.split("@")[0] for name in listed} == {"params", "params_dmd", "table4"}
+    clone.run("dvc", "--cd", "ablation", "repro", "params_dmd", "params")
+    listed = json.loads(clone.run("dvc", "--cd", "ablation", "status", "--json").stdout)
+    assert {name.split("@")[0] for name in listed} == {"train_dmd", "train_dmd_other_start", "table4"}

@@ -102,8 +102,8 @@ def test_the_second_pipeline_has_a_separate_flow(root: Path) -> None:
     first = ablate(return_state=True)
     assert (first.name, first.message) == ("Completed", "5 ran")
     assert [record.stage for record in first.result()] == tiny_pipeline.SECOND_STAGES
-    assert (root / "rows" / "y.json").read_text() == '{"row":"y"}\n'
-    assert (root / "y.txt").read_text() == "3\nclips: y\n"
+    assert (root / "ablation" / "rows" / "y.json").read_text() == '{"row":"y"}\n'
+    assert (root / "ablation" / "y.txt").read_text() == "3\nclips: y\n"
     assert not (root / "report.txt").exists()
     assert ablate(["row@x"], return_state=True).message == "3 unchanged"
     changed = (

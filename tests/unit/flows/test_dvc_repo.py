@@ -92,8 +92,10 @@ def test_the_plan_of_the_second_pipeline_includes_its_upstream_stages_in_the_fir
     assert [stage.name for stage in plan.stages] == tiny_pipeline.SECOND_STAGES
     row = plan.stages[-1]
     assert row.upstream == ("ablation/dvc.yaml:params@y", "download")
+    assert (row.address, row.project) == ("row@y", root / "ablation")
     assert plan.changed
-    subprocess.run([tiny_pipeline.DVC, "repro", "--quiet", "ablation/dvc.yaml"], cwd=root, check=True)
+    for folder, target in ((root, "download"), (root / "ablation", "dvc.yaml")):
+        subprocess.run([tiny_pipeline.DVC, "repro", "--quiet", target], cwd=folder, check=True)
     assert not read_plan(root, ["ablation/dvc.yaml"]).changed
     assert not (root / "report.txt").exists(), "the root's own stages were run"
 
@@ -118,7 +120,7 @@ def test_the_plan_has_the_status_of_the_stages(tmp_path: Path) -> None:
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with valid lock files of DVC."""
     root = tmp_path_factory.mktemp("bare")
-    (root / "ablation").mkdir()
+    (root / "ablation" / ".dvc").mkdir(parents=True)
     write_locks(root)
     return root
 
@@ -172,14 +174,15 @@ def test_repair_moves_an_incomplete_rwlock(bare: Path, content: str) -> None:
     assert repair(bare) == []
 
 
-@pytest.mark.parametrize("name", ["dvc.lock", "ablation/dvc.lock"])
+@pytest.mark.parametrize("folder", ["", "ablation"])
 @pytest.mark.parametrize("content", ["", "stages: [", "stages: {}", "schema: '2.0'\nstages:\n  a:\n    outs: []\n"])
-def test_repair_moves_an_incomplete_dvc_lock_and_keeps_its_content(bare: Path, name: str, content: str) -> None:
+def test_repair_moves_an_incomplete_dvc_lock_and_keeps_its_content(bare: Path, folder: str, content: str) -> None:
     write_locks(bare)
-    (bare / name).write_text(content)
-    assert repair(bare) == [name]
-    assert not (bare / name).exists()
-    assert (bare / ".dvc" / "tmp" / f"{name.replace('/', '-')}.broken").read_text() == content
+    path = bare / folder / "dvc.lock"
+    path.write_text(content)
+    assert repair(bare) == [path.relative_to(bare).as_posix()]
+    assert not path.exists()
+    assert (bare / folder / ".dvc" / "tmp" / "dvc.lock.broken").read_text() == content
 
 
 def test_repair_does_not_move_a_dvc_lock_with_a_merge_conflict(bare: Path) -> None:

@@ -45,7 +45,7 @@ def stage(root: Path, name: str) -> Stage:
 def run(root: Path, name: str, log: list[str] | None = None, **changes: object) -> Record:
     changed = replace(stage(root, name), **changes)  # type: ignore[arg-type]
     sink = [] if log is None else log
-    return run_dvc(changed, root, environment={}, log=sink.append, stop=threading.Event())
+    return run_dvc(changed, environment={}, log=sink.append, stop=threading.Event())
 
 
 def alive(pid: int) -> bool:
@@ -114,10 +114,10 @@ def test_push_sends_outs_to_a_default_remote(root: Path, tmp_path: Path) -> None
     assert stage(root, "download").has_remote
     run(root, "download")
     quiet: dict[str, Any] = {"environment": {}, "log": lambda _: None, "stop": threading.Event()}
-    assert push(stage(root, "download"), root, **quiet)
+    assert push(stage(root, "download"), **quiet)
     assert "3\n" in [file.read_text() for file in remote.rglob("*") if file.is_file()]
     (root / ".dvc" / "config").write_text("[core]\n    remote = here\n['remote \"here\"']\n    url = /proc/none\n")
-    assert not push(stage(root, "download"), root, **quiet)
+    assert not push(stage(root, "download"), **quiet)
 
 
 def test_run_dvc_does_not_run_upstream_stages(root: Path) -> None:
@@ -196,11 +196,11 @@ def test_a_cancelled_stage_is_killed_and_can_be_run_again(downloaded: Path, monk
     killer = threading.Thread(target=stop_when_it_runs)
     killer.start()
     with pytest.raises(CancelledError):
-        run_dvc(stage(downloaded, "train@a"), downloaded, environment={}, log=lambda _: None, stop=stop)
+        run_dvc(stage(downloaded, "train@a"), environment={}, log=lambda _: None, stop=stop)
     killer.join()
     assert_dead(wait_for(downloaded.parent / "pids"))
     with pytest.raises(CancelledError, match="not started"):
-        run_dvc(stage(downloaded, "train@a"), downloaded, environment={}, log=lambda _: None, stop=stop)
+        run_dvc(stage(downloaded, "train@a"), environment={}, log=lambda _: None, stop=stop)
     repair(downloaded)
     tiny_pipeline.change(downloaded, "train", cmd="true")
     assert run(downloaded, "train@a").outcome == "ran"
@@ -231,7 +231,7 @@ def test_dvc_is_killed_with_the_flow(downloaded: Path) -> None:
     code = (
         "import threading, pathlib\nfrom flows.dvc_repo import read_plan\nfrom flows.dvc_task import run_dvc\n"
         "root = pathlib.Path.cwd()\nstage = read_plan(root, ['train@a']).stages[-1]\n"
-        "run_dvc(stage, root, environment={}, log=print, stop=threading.Event())\n"
+        "run_dvc(stage, environment={}, log=print, stop=threading.Event())\n"
     )
     python_path = str(Path(dvc_task.__file__).parents[1])
     flow = subprocess.Popen(

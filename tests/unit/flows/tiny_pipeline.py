@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,19 +52,17 @@ def make(root: Path) -> Path:
     return root
 
 
-# The first stage of this second pipeline writes the params file of its second stage. Paths are relative to the root.
+# A second DVC project in a folder. Its first stage writes the params file of its second stage.
 SECOND = """\
 stages:
   params:
-    wdir: ..
     matrix: {row: [x, y]}
     cmd: "echo 'clips: ${item.row}' > ${item.row}.yaml"
     outs: ['${item.row}.yaml']
   row:
-    wdir: ..
     matrix: {row: [x, y]}
-    cmd: cat clips.txt ${item.row}.yaml > ${item.row}.txt; echo '{"row":"${item.row}"}' > rows/${item.row}.json
-    deps: [clips.txt]
+    cmd: cat ../clips.txt ${item.row}.yaml > ${item.row}.txt; echo '{"row":"${item.row}"}' > rows/${item.row}.json
+    deps: [../clips.txt]
     params: ['${item.row}.yaml': [clips]]
     outs: ['${item.row}.txt']
     plots: ['rows/${item.row}.json': {cache: false}]
@@ -72,12 +71,14 @@ SECOND_STAGES = ["download", *(f"ablation/dvc.yaml:{name}@{row}" for name in ("p
 
 
 def add_second(root: Path) -> None:
-    """Add the second pipeline to the repository ``root``."""
-    for folder in ("ablation", "rows"):
-        (root / folder).mkdir()
+    """Add the second DVC project to the repository ``root``."""
+    for name in (".dvc", "rows"):
+        (root / "ablation" / name).mkdir(parents=True)
+    for name in ("config", ".gitignore"):
+        shutil.copy(root / ".dvc" / name, root / "ablation" / ".dvc" / name)
     (root / "ablation" / "dvc.yaml").write_text(SECOND)
     with (root / ".gitignore").open("a") as file:
-        file.write("/x.*\n/y.*\n")
+        file.write("/ablation/x.*\n/ablation/y.*\n")
 
 
 def change(root: Path, section: str, **values: object) -> None:

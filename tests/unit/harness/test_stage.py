@@ -125,8 +125,12 @@ def test_checksums_of_dvc_lock_count_if_dvc_runs_the_stage(
     monkeypatch.setenv("DVC_STAGE", "toy")
     under_dvc = key()
     assert json.loads(last_run(mlflow_uri).data.tags["upstream"]) == {"before": "k0"}
+    monkeypatch.setenv("DVC_ROOT", str(project))
     (project / "in").write_text("other")
     assert key() == under_dvc
+    monkeypatch.setenv("DVC_ROOT", str(project / "ablation"))  # the other project does not verify this dvc.lock
+    assert key() not in (without_dvc, under_dvc)
+    monkeypatch.setenv("DVC_ROOT", str(project))
     (project / "dvc.lock").write_text(lock.format("bb"))
     assert key() != under_dvc
 

@@ -25,7 +25,7 @@ class MeasureLatency(Stage):
     student: Annotated[Path, Reads("folder of the student, from the stage train_dmd")]
     prompts: Annotated[Path, Reads("folder of prompt embeddings")]
     metrics: Annotated[Path, Metrics()]
-    speeds: Annotated[Path, Headlines("JSON file of the student's two speeds")]
+    speeds: Annotated[Path, Headlines("JSON file of the student's two speeds, with five significant digits")]
     seed: Annotated[int, Section("seed")]
     video: Annotated[VideoShape, Section("video")]
     precision: Annotated[Precision, Section("model.precision")]
@@ -58,7 +58,7 @@ class MeasureLatency(Stage):
             config=self.config,
         )
         stage.report(results)
-        write_json(self.speeds, {name: results["student"][name] for name in SPEEDS})
+        write_json(self.speeds, {name: float(f"{results['student'][name]:.5g}") for name in SPEEDS})
 
 
 main = command(MeasureLatency)

@@ -32,7 +32,7 @@ class Report(Stage):
     markdown: Annotated[Path, Writes("the same page as Markdown")]
     figures: Annotated[Path, Writes("folder of the page's figures")]
     metrics: Annotated[Path, Metrics()]
-    summary: Annotated[Path, Headlines("JSON file of the headline scores")]
+    summary: Annotated[Path, Headlines("JSON file of the headline scores, with five significant digits")]
     profile: Annotated[str, Section("profile")]
     video: Annotated[VideoShape, Section("video")]
     schedule: Annotated[ScheduleConfig, Section("schedule")]
@@ -59,7 +59,8 @@ class Report(Stage):
         drawn = page.draw(content, built / "figures")
         write_text(built / "index.html", page.html(content, built / "figures", drawn))
         write_text(built / "report.md", page.markdown(content, self.figures.name, drawn))
-        write_json(self.summary, summary.values(content.results, summary.SCORES))
+        scores = summary.values(content.results, summary.SCORES)
+        write_json(self.summary, {name: float(f"{score:.5g}") for name, score in scores.items()})
         stage.report({"videos": content.videos_shown, "prompts": len(content.samples), "tables": content.tables_shown})
         for path in (built / "index.html", *(built / "figures" / name for name in drawn.names)):
             stage.tracker.log_artifact(path, "report")

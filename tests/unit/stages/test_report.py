@@ -127,11 +127,11 @@ def test_the_headline_has_the_numbers_that_were_measured_and_videos_of_teacher_a
 def test_the_summary_has_the_headline_scores_that_were_measured(project: Path) -> None:
     """Other metrics and the key of the work are not in the summary, which is a metrics file of DVC."""
     (project / "reports/evaluate").mkdir()
-    scores = {"judge": {"velocity": 0.75, "motion": 0.5, "shape": 1.0}, "frechet_distance": 2.5, "flicker": 0.1}
+    scores = {"judge": {"velocity": 0.75, "motion": 0.5, "shape": 1.0}, "frechet_distance": 2.5678912, "flicker": 0.1}
     (project / "reports/evaluate/dmd.json").write_text(json.dumps({**scores, "key": "0123"}))
     assert run() == (0, "None")
     found = json.loads((project / "reports/summary.json").read_text())
-    assert found == {"velocity": 0.75, "motion": 0.5, "frechet": 2.5}
+    assert found == {"velocity": 0.75, "motion": 0.5, "frechet": 2.5679}
 
 
 def test_an_invalid_file_of_published_numbers_is_one_sentence(project: Path) -> None:

@@ -14,7 +14,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 
 .DEFAULT_GOAL := help
-.PHONY: help env vbench-env repro toy-wan test test-slow test-browser check flow ablation ui compare send report profile dag plan lock clean
+.PHONY: help env vbench-env repro toy-wan test test-slow test-browser check flow ablation ui compare tries send report profile dag plan lock clean
 
 help: ## print these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
@@ -86,6 +86,9 @@ ui: env ## serve Prefect on http://127.0.0.1:4200 and MLflow on http://127.0.0.1
 
 compare: env ## compare MLflow runs in reports/compare/index.html: RUNS="id id" BASELINE=id; without RUNS, list the latest runs
 	@python -m causvid.comparison.compare "$(RUNS)" --baseline "$(BASELINE)"
+
+tries: env ## print the experiments of DVC: changed params and the eight headline numbers
+	@python -m causvid.comparison.tries
 
 send: env ## send the records that MLflow could not store during a stage
 	@python -m causvid.harness.outbox

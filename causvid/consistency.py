@@ -26,7 +26,7 @@ def read_profile(params: Path) -> Profile:
     try:
         return checked(values)
     except ValueError as error:
-        raise ValueError(f"{params}: {error}") from error
+        raise ValueError(f"{params}: {params_file.with_lines(error, params)}") from error
 
 
 def checked(values: Mapping[str, Any]) -> Profile:

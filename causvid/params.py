@@ -6,6 +6,7 @@ A profile (profiles/NAME.yaml) is a complete params file. ``causvid/profile.py``
 from __future__ import annotations
 
 import argparse
+import difflib
 import io
 import os
 import sys
@@ -16,6 +17,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
 from causvid.runtime import text
@@ -26,6 +28,18 @@ PROFILES = ROOT / "profiles"
 FREE_FORM = ("model.vae", "model.transformer", "model.text_encoder")
 
 T = TypeVar("T")
+
+
+class WrongFields(ValueError):
+    """Raised for wrong fields of a params file.
+
+    Attributes:
+        sentences: A sentence for each wrong field, keyed by the dotted name of the field.
+    """
+
+    def __init__(self, sentences: Mapping[str, str]) -> None:
+        super().__init__("; ".join(sentences.values()))
+        self.sentences = sentences
 
 
 @dataclass(frozen=True)
@@ -112,7 +126,25 @@ def section(path: Path, name: str, cls: type[T]) -> T:
     try:
         return build(cls, lookup(read(path), name, path), name=name)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {with_lines(error, path)}") from error
+
+
+def with_lines(error: BaseException, path: Path) -> str:
+    """Return the message of ``error``. For wrong fields of the params file ``path``, add the line of each field."""
+    if not isinstance(error, WrongFields):
+        return str(error)
+    content = YAML().load(path)
+    return "; ".join(f"{sentence}{_line(content, name)}" for name, sentence in error.sentences.items())
+
+
+def _line(content: Any, dotted: str) -> str:
+    """Return " (line N)", the line of an entry, or of the section in which the entry is missing."""
+    line = ""
+    for key in dotted.split("."):
+        if not isinstance(content, CommentedMap) or key not in content:
+            break
+        line, content = f" (line {content.lc.key(key)[0] + 1})", content[key]
+    return line
 
 
 def build(cls: type[T], value: Any, *, name: str) -> T:
@@ -126,13 +158,13 @@ def build(cls: type[T], value: Any, *, name: str) -> T:
         name: Dotted name of the value, for error messages; empty for a whole file.
 
     Raises:
-        ValueError: Fields are wrong. The message has the name of each, its value and the expected type.
+        WrongFields: Fields are wrong. The message has the name of each, its value and the expected type.
     """
     _refuse_unknown_keys(cls)
     try:
         return TypeAdapter(cls).validate_python(value)
     except ValidationError as error:
-        raise ValueError("; ".join(_sentence(it, name) for it in error.errors())) from error
+        raise WrongFields(dict(_sentence(it, name, cls) for it in error.errors())) from error
 
 
 def _refuse_unknown_keys(kind: Any) -> None:
@@ -144,16 +176,39 @@ def _refuse_unknown_keys(kind: Any) -> None:
                 _refuse_unknown_keys(part)
 
 
-def _sentence(error: Mapping[str, Any], name: str) -> str:
-    """Convert an error of pydantic for the value ``name`` to a sentence."""
+def _sentence(error: Mapping[str, Any], name: str, cls: Any) -> tuple[str, str]:
+    """Convert an error of pydantic for the value ``name`` to the dotted name of the field and a sentence."""
     where = ".".join(part for part in (name, *map(str, error["loc"])) if part)
+    said = f"{error['msg']} (found {error['input']!r})"
     if error["type"] == "missing":
-        return f"{where}: this key is missing"
-    if error["type"] == "unexpected_keyword_argument":
-        return f"{where}: unknown key (found {error['input']!r})"
-    if error["type"] == "value_error":  # raised by our dataclasses, whose messages name the field and the value
-        return f"{where}: {error['ctx']['error']}"
-    return f"{where}: {error['msg']} (found {error['input']!r})"
+        said = "this key is missing"
+    elif error["type"] == "unexpected_keyword_argument":
+        known = [".".join(part for part in (name, field) if part) for field in _leaves_of(cls)]
+        said = f"unknown key (found {error['input']!r}){did_you_mean(where, known)}"
+    elif error["type"] == "value_error":  # raised by our dataclasses, whose messages name the field and the value
+        said = str(error["ctx"]["error"])
+    return where, f"{where}: {said}"
+
+
+def _leaves_of(kind: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted names of all fields of a dataclass, and of the dataclasses in its fields."""
+    for field, hint in get_type_hints(kind).items() if is_dataclass(kind) else ():
+        yield f"{prefix}{field}"
+        for part in (hint, *get_args(hint)):
+            yield from _leaves_of(part, f"{prefix}{field}.")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a question about the known name that may be meant by ``name``; empty if there is no such name.
+
+    A similar key of the same section is preferred to the same key of another section.
+    """
+    section, _, key = name.rpartition(".")
+    entries = [entry.rpartition(".") for entry in known]
+    siblings = {last: f"{parent}{dot}{last}" for parent, dot, last in entries if parent == section}
+    close = [siblings[each] for each in difflib.get_close_matches(key, siblings, n=1)]
+    close += [f"{parent}{dot}{last}" for parent, dot, last in entries if last == key]
+    return f", did you mean {close[0]}?" if close else ""
 
 
 def use(profile: str, target: Path) -> None:
@@ -203,11 +258,11 @@ def changed(base: Path, changes: Sequence[str]) -> dict[str, Any]:
         for parent in parents:
             place = place.get(parent) if isinstance(place, dict) else None
         if not isinstance(place, dict) or last not in place:
-            raise ValueError(f"{base}: unknown key {key}")
+            raise ValueError(f"{base}: unknown key {key}{did_you_mean(key, before)}")
         place[last] = value
     after = set(_leaves(values))
     wrong = [f"missing key {key}" for key in sorted(before - after)]
-    wrong += [f"unknown key {key}" for key in sorted(after - before)]
+    wrong += [f"unknown key {key}{did_you_mean(key, before)}" for key in sorted(after - before)]
     if wrong:
         raise ValueError(f"{'; '.join(wrong)} (the keys must be those of {base})")
     return values

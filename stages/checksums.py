@@ -13,7 +13,7 @@ import typer
 
 from causvid import params as params_file
 from causvid.consistency import checked
-from causvid.harness import inputs
+from causvid.harness import inputs, outputs
 from causvid.harness.command_line import run
 from causvid.harness.project import refuse_unusable
 from causvid.profile import PATHS
@@ -24,8 +24,13 @@ def main(
     out: Path = typer.Option(..., help="folder of checksums, one file for each path in the params file"),
     params: Path = typer.Option(Path("params.yaml"), help="params file"),
 ) -> None:
-    """Write the checksum of every path in params.yaml. An output file with equal content is not written again."""
+    """Write the checksum of every path in params.yaml. An output file with equal content is not written again.
+
+    DVC runs this stage before all others. The stage therefore also puts the outputs of killed stages back.
+    """
     root = Path.cwd()
+    for line in outputs.repair(root):
+        print(line, file=sys.stderr)
     try:
         refuse_unusable(root)
         values = params_file.read(params)
@@ -40,7 +45,8 @@ def main(
                 if not (out / name).is_file() or (out / name).read_text(encoding="utf-8") != f"{found}\n":
                     files.write_text(out / name, f"{found}\n")
     except ValueError as error:
-        sys.exit(f"checksums: {error}")
+        sys.exit(f"checksums: {params_file.with_lines(error, params)}")
+    outputs.finished()
 
 
 if __name__ == "__main__":

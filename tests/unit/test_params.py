@@ -151,7 +151,7 @@ def test_changes_can_come_from_files_and_the_last_change_is_applied(tmp_path: Pa
     ("change", "message"),
     [
         ("sed=1", "params.yaml: unknown key sed"),
-        ("train_teacher.step=1", "params.yaml: unknown key train_teacher.step"),
+        ("train_teacher.step=1", r"params.yaml: unknown key train_teacher.step, did you mean train_teacher.steps\?"),
         ("seed.one=1", "params.yaml: unknown key seed.one"),
         ("nothing.at.all=1", "params.yaml: unknown key nothing.at.all"),
         ("train_teacher.init={folder: x}", "missing key train_teacher.init.hub"),

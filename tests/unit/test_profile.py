@@ -67,13 +67,24 @@ def test_every_missing_and_unknown_key_is_named_at_once(tmp_path: Path) -> None:
         read_profile(path)
     for wrong in (
         "video.fps: this key is missing",
-        "video.fpz: unknown key (found 8)",
+        "video.fpz: unknown key (found 8), did you mean video.fps? (line ",
         "sample.rollouts: this key is missing",
-        "sample.rolouts: unknown key",
+        "sample.rolouts: unknown key (found 2), did you mean sample.rollouts? (line ",
         "seed: this key is missing",
-        "init.branch: unknown key (found 'main')",
+        "init.branch: unknown key (found 'main') (line ",
     ):
         assert wrong in str(error.value)
+
+
+def test_a_wrong_field_is_named_with_its_line(tmp_path: Path) -> None:
+    path = file_with(tmp_path, ("  fps: 8", "  fpz: 8"), ("\nseed: 0", ""))
+    lines = [line.partition(" #")[0] for line in path.read_text(encoding="utf-8").splitlines()]
+    with pytest.raises(ValueError, match="params.yaml: ") as error:
+        read_profile(path)
+    of_key, of_section = lines.index("  fpz: 8") + 1, lines.index("video:") + 1
+    assert f"video.fpz: unknown key (found 8), did you mean video.fps? (line {of_key})" in str(error.value)
+    assert f"video.fps: this key is missing (line {of_section})" in str(error.value)
+    assert "seed: this key is missing;" in str(error.value)
 
 
 def test_sections_of_other_libraries_are_free(tmp_path: Path) -> None:

@@ -54,7 +54,8 @@ def test_a_wrong_key_is_named_from_a_wheel(site: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(text.replace("  fps: 8", "  fpz: 8"), encoding="utf-8")
     planned = run(site, tmp_path, "-m", "causvid.plan", "mine.yaml")
     assert planned.returncode == 1
-    assert planned.stderr.strip() == "plan: mine.yaml: video.fps: this key is missing; video.fpz: unknown key (found 8)"
+    assert planned.stderr.startswith("plan: mine.yaml: video.fps: this key is missing (line ")
+    assert "video.fpz: unknown key (found 8), did you mean video.fps? (line " in planned.stderr
 
 
 def test_what_only_the_repository_has_is_named(site: Path, tmp_path: Path) -> None:

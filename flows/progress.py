@@ -11,7 +11,7 @@ import httpx
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.exceptions import PrefectHTTPStatusError
 
-LINE = re.compile(r"(?P<what>.+): (?P<done>\d+)/(?P<total>[1-9]\d*), \d+ s left")
+LINE = re.compile(r"(?P<what>.+): (?P<done>\d+)/(?P<total>[1-9]\d*), \d+ s left(, .+)?")
 EVERY = 5.0  # seconds between two updates of a bar
 
 

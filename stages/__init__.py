@@ -12,7 +12,9 @@ every exit to scan these objects, so that this module excludes them from the las
 import atexit
 import gc
 
+from causvid.harness import outputs
 from causvid.harness.environment import prepare
 
 prepare()
+outputs.begin()
 atexit.register(gc.freeze)

@@ -19,6 +19,8 @@ from causvid.runtime.shapes import VideoShape
 class Download(Stage):
     """Collect videos and captions from the toy world, from a folder or from MixKit."""
 
+    HEADLINE = ("{videos} videos",)
+
     out: Annotated[Path, Writes("folder of videos with a manifest")]
     metrics: Annotated[Path, Metrics()]
     seed: Annotated[int, Section("seed")]

@@ -19,6 +19,8 @@ from causvid.preparation.prompts.config import PromptConfig
 class EncodePrompts(Stage):
     """Encode the captions, the evaluation prompts and the negative prompt, and save the text encoder."""
 
+    HEADLINE = ("{prompts} prompts",)
+
     out: Annotated[Path, Writes("folder of prompt embeddings")]
     text_encoder: Annotated[Path, Writes("folder of the text encoder and its tokenizer")]
     metrics: Annotated[Path, Metrics()]

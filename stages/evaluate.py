@@ -18,6 +18,8 @@ from causvid.runtime.shapes import VideoShape, block_frames
 class Evaluate(Stage):
     """Compute the scores of videos: judge of the toy world, Frechet distance, flicker, drift and VBench."""
 
+    HEADLINE = ("velocity {judge[velocity]:.3f}", "Fréchet distance {frechet_distance:.2f}")
+
     videos: Annotated[Path, Reads("folder of videos with a manifest")]
     item: Annotated[str, Item("name of the folder in the reports")]
     reference: Annotated[Path, Reads("folder of real clips, for the Frechet distance")]

@@ -19,6 +19,8 @@ from causvid.runtime.shapes import VideoShape
 class ExtractLatents(Stage):
     """Encode the clips with the VAE on all workers, and write one shard for each clip."""
 
+    HEADLINE = ("{clips} clips", "{resumed} of them already done", "{rejected} rejected")
+
     clips: Annotated[Path, Reads("folder of clips with a manifest, from the stage resample")]
     vae: Annotated[Path, Reads("folder of the VAE, from the stage train_vae")]
     out: Annotated[Path, Writes("folder of shards")]

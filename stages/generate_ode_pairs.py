@@ -20,6 +20,8 @@ from causvid.runtime.shapes import VideoShape
 class GenerateOdePairs(Stage):
     """Solve the teacher's ODE for many prompts on all workers, and save the states that train the student."""
 
+    HEADLINE = ("{pairs} pairs", "{resumed} of them already done", "{rejected} rejected")
+
     prompts: Annotated[Path, Reads("folder of prompt embeddings")]
     vae: Annotated[Path, Reads("folder of the VAE, whose strides give the shape of the latents")]
     teacher: Annotated[Path, Reads("folder of the teacher")]

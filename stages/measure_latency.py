@@ -20,6 +20,8 @@ from causvid.runtime.shapes import VideoShape
 class MeasureLatency(Stage):
     """Measure the time to the first frame and the frames per second of teacher and student in one process."""
 
+    HEADLINE = ("student {student[first_frame_s]:.3f} s to the first frame", "{student[fps]:.0f} frames/s")
+
     vae: Annotated[Path, Reads("folder of the VAE")]
     teacher: Annotated[Path, Reads("folder of the teacher")]
     student: Annotated[Path, Reads("folder of the student, from the stage train_dmd")]

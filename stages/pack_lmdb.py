@@ -19,6 +19,8 @@ from causvid.params import PathRule
 class PackLmdb(Stage):
     """Pack shards, or an LMDB of the original CausVid code, into an LMDB of that layout with sha256 checksums."""
 
+    HEADLINE = ("{count} records",)
+
     item: Annotated[str, Item("latents or ode_pairs")]
     out: Annotated[Path, Writes("folder of the LMDB")]
     metrics: Annotated[Path, Metrics()]

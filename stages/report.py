@@ -23,6 +23,8 @@ SAMPLES = 3  # number of prompts whose videos are also on the MLflow run of the 
 class Report(Stage):
     """Write a page with the results of this run and of the paper, sample videos, curves and latency."""
 
+    HEADLINE = ("{videos} videos", "{tables} tables")
+
     reports: Annotated[
         Path, Reads("folder of the stages' metrics and curves", entries=(*tables.SINGLE, "evaluate", "ablate"))
     ]

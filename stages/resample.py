@@ -19,6 +19,8 @@ from causvid.runtime.shapes import VideoShape
 class Resample(Stage):
     """Convert every video to a clip of ``video``'s size, rate and frames, or record why the video is rejected."""
 
+    HEADLINE = ("{kept} clips", "{rejected} rejected")
+
     raw: Annotated[Path, Reads("folder of videos with a manifest, from the stage download")]
     out: Annotated[Path, Writes("folder of clips with a manifest")]
     metrics: Annotated[Path, Metrics()]

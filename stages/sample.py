@@ -23,6 +23,8 @@ SHOWN = 4  # videos that are logged in MLflow
 class Sample(Stage):
     """Generate videos for the evaluation prompts from the same noise for all models, and rollouts for causal models."""
 
+    HEADLINE = ("{videos} videos", "{rollouts} rollouts")
+
     model: Annotated[str, Item("name of the model in the reports")]
     steps: Annotated[Literal["many", "few"], Option("many for a teacher, few for a student")]
     checkpoint: Annotated[Path, Reads("folder of the model")]

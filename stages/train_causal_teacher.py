@@ -20,6 +20,8 @@ from causvid.runtime.shapes import VideoShape
 class TrainCausalTeacher(Stage):
     """Train the causal teacher from the weights of the teacher, or publish a pretrained causal teacher."""
 
+    HEADLINE = ("{steps} steps", "loss {loss:.3f}")
+
     latents: Annotated[Path, Reads("LMDB of the latents of the clips")]
     prompts: Annotated[Path, Reads("folder of prompt embeddings")]
     teacher: Annotated[Path, Reads("folder of the bidirectional teacher, whose weights are the default start")]

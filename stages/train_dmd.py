@@ -21,6 +21,8 @@ from causvid.runtime.shapes import VideoShape
 class TrainDmd(Stage):
     """Distill the student by distribution matching against the bidirectional teacher (CausVid algorithm 1)."""
 
+    HEADLINE = ("{steps} steps", "student loss {student_loss:.3f}")
+
     latents: Annotated[Path, Reads("LMDB of the latents of the clips")]
     prompts: Annotated[Path, Reads("folder of prompt embeddings")]
     teacher: Annotated[Path, Reads("folder of the teacher")]

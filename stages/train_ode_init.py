@@ -21,6 +21,8 @@ from causvid.runtime.shapes import VideoShape
 class TrainOdeInit(Stage):
     """Train the causal student on the ODE trajectories of the teacher (CausVid eq. 6)."""
 
+    HEADLINE = ("{steps} steps", "loss {loss:.3f}")
+
     pairs: Annotated[Path, Reads("LMDB of ODE pairs")]
     prompts: Annotated[Path, Reads("folder of prompt embeddings")]
     start: Annotated[Path, Reads("folder of the causal teacher, from which the student starts by default")]

@@ -20,6 +20,8 @@ from causvid.runtime.shapes import VideoShape
 class TrainTeacher(Stage):
     """Train the bidirectional teacher by flow matching, or publish a pretrained teacher."""
 
+    HEADLINE = ("{steps} steps", "loss {loss:.3f}")
+
     latents: Annotated[Path, Reads("LMDB of the latents of the clips")]
     prompts: Annotated[Path, Reads("folder of prompt embeddings")]
     vae: Annotated[Path, Untracked("folder of the VAE, whose normalisation enters the training record")]

@@ -20,6 +20,8 @@ from causvid.runtime.shapes import VideoShape
 class TrainVae(Stage):
     """Train the video autoencoder on the clips, or use a pretrained one. Measure its error on held-out clips."""
 
+    HEADLINE = ("{steps} steps", "loss {loss:.3f}", "PSNR {psnr_db:.1f} dB")
+
     clips: Annotated[Path, Reads("folder of clips with a manifest, from the stage resample")]
     out: Annotated[Path, Writes("folder of the VAE, in diffusers' format")]
     samples: Annotated[Path, Writes("folder of reconstructed held-out clips with a manifest")]

@@ -30,7 +30,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, ClassVar, NamedTuple, get_type_hints
 
 import typer
 
@@ -42,7 +42,13 @@ PARAMS = Path("params.yaml")
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """Base class of the stages. The docstring of a stage is its description in dvc.yaml and in ``--help``."""
+    """Base class of the stages. The docstring of a stage is its description in dvc.yaml and in ``--help``.
+
+    Attributes:
+        HEADLINE: Format strings of the main numbers that the stage reports, for the line of the finished stage.
+    """
+
+    HEADLINE: ClassVar[Sequence[str]] = ()
 
     def run(self, stage: StageRun) -> None:
         """Do the work of the stage. ``stage`` contains the work folder, and publishes and reports the results."""
@@ -189,5 +195,6 @@ def _execute(stage: type[Stage], given: dict[str, Any], params: Path) -> None:
         metrics=given[metrics.name],
         item=item,
         paths=stage.user_paths(item),
+        headline=stage.HEADLINE,
     ) as run:
         stage(**given, **{it.name: run.params[it.role.name] for it in sections}).run(run)

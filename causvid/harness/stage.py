@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +14,7 @@ from typing import Any
 
 from causvid import params as params_file
 from causvid.compute.parallel import Compute
-from causvid.harness import recorded, tracking, work
+from causvid.harness import lines, outputs, recorded, tracking, work
 from causvid.harness.inputs import checksums, located, value_of
 from causvid.harness.work import Origin
 from causvid.params import PathRule
@@ -72,8 +70,9 @@ def stage_run(
     metrics: Path,
     item: str | None = None,
     paths: Mapping[str, PathRule] | None = None,
+    headline: Sequence[str] = (),
 ) -> Iterator[StageRun]:
-    """Run the body of the ``with`` statement as a stage.
+    """Run the body of the ``with`` statement as a stage. Print one line when the stage has finished or was stopped.
 
     Three errors end the process with one sentence and exit code 1: a ValueError (a mistake that the user can correct),
     a full disk, and another process that does the same work.
@@ -86,11 +85,12 @@ def stage_run(
         metrics: Path of the JSON file of metrics.
         item: Item of a matrix stage.
         paths: Rules of other inputs, whose paths are in the params file, keyed by dotted name.
+        headline: Format strings of the stage's main numbers, as in ``lines.finished``.
 
     Yields:
         The run of the stage.
     """
-    _die_with_parent()
+    label = f"{name}@{item}" if item else name
     try:
         root = Path.cwd()
         everything, paths = params_file.read(params), paths or {}
@@ -100,7 +100,6 @@ def stage_run(
             name: params_file.build(kind, params_file.lookup(found, name, params), name=name)
             for name, kind in sections.items()
         }
-        label = f"{name}@{item}" if item else name
         compute = params_file.build(Compute, everything["compute"], name="compute")
         watch = params_file.build(tracking.Watch, everything["watch"], name="watch")
         origin, upstream = _origin(name, {**values, "item": item}, everything, inputs, paths, root)
@@ -108,16 +107,22 @@ def stage_run(
         with (
             work.work_folder(name, origin.key, root=root) as folder,
             tracking.child_run(label, everything["profile"], root, values, made, folder) as tracker,
+            outputs.kept(),
         ):
             run = StageRun(
                 name=name, work=folder, origin=origin, tracker=tracker, compute=compute, watch=watch, params=built
             )
             started = time.monotonic()
             yield run
-            tracker.log_metrics({"stage_seconds": time.monotonic() - started})
+            seconds = time.monotonic() - started
+            tracker.log_metrics({"stage_seconds": seconds})
             files.write_json(metrics, {**run.results, "key": origin.key})
+            print(lines.finished(label, headline, run.results, seconds), file=sys.stderr, flush=True)
+    except outputs.Stopped as stop:
+        print(lines.stopped(label), file=sys.stderr, flush=True)
+        sys.exit(stop.exit_code)
     except (ValueError, work.BusyError) as error:
-        sys.exit(f"{name}: {error}")
+        sys.exit(f"{name}: {params_file.with_lines(error, params)}")
     except Exception as error:
         if not _disk_is_full(error):
             raise
@@ -161,15 +166,3 @@ def _disk_is_full(error: BaseException) -> bool:
         return True
     hidden = (os.strerror(errno.ENOSPC), "unexpected pos", "mdb_txn_commit: Input/output error")
     return any(words in str(error) for words in hidden)
-
-
-def _die_with_parent() -> None:
-    """Ask the kernel to kill this process when dvc dies (Linux only).
-
-    Without dvc, this process would write into the folders of the next run.
-    """
-    if sys.platform == "linux" and "DVC_STAGE" in os.environ:
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
-        if os.getppid() == 1:
-            sys.exit("dvc has ended")

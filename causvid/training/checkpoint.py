@@ -127,6 +127,14 @@ def resume(
     return state["step"], state["history"]
 
 
+def kept(folder: Path) -> str:
+    """Return a clause about the newest checkpoint in ``folder``."""
+    newest = max(folder.glob("step-*"), default=None)
+    if newest is None:
+        return "there is no checkpoint yet"
+    return f"the checkpoint of step {int(newest.name.removeprefix('step-'))} is kept"
+
+
 def _state_of(part: Stateful) -> dict[str, Any]:
     """Return the state of ``part`` without frozen weights, which can be loaded from the initial model."""
     state: dict[str, Any]

@@ -6,13 +6,14 @@ import csv
 import math
 import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from causvid.compute.parallel import launch
-from causvid.harness.progress import progress
+from causvid.harness.progress import progress, show
 from causvid.harness.stage import StageRun
 from causvid.speed import Counts, Speed
 from causvid.training import checkpoint
@@ -78,8 +79,11 @@ def train(step: Step, run: Run[Any, Any], previews: Callable[[int], None] | None
     )
     log_every = max(1, steps // LOG_POINTS)
     latest: dict[str, torch.Tensor] = {}
-    speed, remaining = Speed(run.precision, world_size()), range(start, steps)
-    for index in progress(remaining, total=steps, what=work.parent.name, initial=start) if is_main() else remaining:
+    speed, steps_left = Speed(run.precision, world_size()), iter(range(start, steps))
+    if is_main():
+        kept = partial(checkpoint.kept, checkpoints)
+        steps_left = progress(steps_left, total=steps, what=work.parent.name, initial=start, kept=kept)
+    for index in steps_left:
         latest |= step(index)
         speed.add(step.counts(index))
 
@@ -92,6 +96,7 @@ def train(step: Step, run: Run[Any, Any], previews: Callable[[int], None] | None
             history.append({"step": index, **{name: value for name, value in row.items() if "/" not in name}})
             if is_main():
                 run.tracker.log_metrics({**row, **speed.read()}, index)
+                show({name: value for name, value in row.items() if name.endswith("loss")})
 
         # Save a checkpoint, and write previews.
         if _is_due(index + 1, run.config.checkpoint_every, steps):

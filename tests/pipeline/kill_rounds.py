@@ -30,16 +30,15 @@ from flows.dvc_task import run_dvc
 STAGE = """\
 import hashlib, shutil, sys, time
 from pathlib import Path
-from causvid.harness import work
+from causvid.harness import outputs, work
 from causvid.runtime import files
-from causvid.harness.stage import _die_with_parent
 
-_die_with_parent()
+outputs.begin()
 name, *inputs = sys.argv[1:]
 root = Path.cwd()
 read = [root / path for path in inputs]
 origin = work.stage_origin(name, params={}, inputs=[Path(path) for path in inputs], known={}, root=root)
-with work.work_folder(name, origin.key, root=root) as folder:
+with work.work_folder(name, origin.key, root=root) as folder, outputs.kept():
     for part in range(4):
         if not (folder / f"{part}.part").exists():
             time.sleep(0.05)

@@ -43,7 +43,7 @@ def test_the_bar_is_updated_at_intervals_and_ends_at_100_percent(
     bar("frames: 10/40, 7 s left")
     bar("frames: 12/40, 7 s left")  # this line comes before the end of the update interval
     monkeypatch.setattr(progress, "EVERY", 0.0)
-    bar("frames: 30/40, 2 s left")
+    bar("frames: 30/40, 2 s left, student_loss 0.434, critic_loss 0.4")
     bar("more: 50/40, 0 s left")
     bar.done()
     assert moves == [25, 75, 100, 100]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
+from tqdm import tqdm
 
 from causvid.harness import progress as module
-from causvid.harness.progress import meter, progress
+from causvid.harness.progress import interrupted, meter, progress, show
 
 
 @pytest.fixture
@@ -35,6 +37,40 @@ def test_fast_work_prints_nothing(clock: list[float], capsys: pytest.CaptureFixt
     clock[0] = 0.001
     list(progress(range(50), total=50, what="pack"))
     assert capsys.readouterr().err == ""
+
+
+def test_values_are_printed_beside_the_progress(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    for loss in progress([0.5, 0.25, 0.125], total=4, what="train"):
+        show({"loss": loss, "critic_loss": 10 * loss})
+    assert capsys.readouterr().err.splitlines() == [
+        "train: 2/4, 6 s left, loss 0.25, critic_loss 2.5",
+    ]
+
+
+def test_a_bar_on_a_terminal_shows_the_loss_and_is_removed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module.sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(module, "tqdm", partial(tqdm, mininterval=0))
+    for _ in progress(range(3), total=3, what="train"):
+        show({"loss": 0.4341})
+    written = capsys.readouterr().err
+    assert "train" in written
+    assert "loss 0.434" in written
+    assert written.split("\r")[-1].strip() == ""
+
+
+def test_the_position_of_interrupted_work_is_known(clock: list[float]) -> None:
+    list(progress(range(3), total=3, what="first"))
+    assert interrupted() is None
+    work = progress(range(5), total=5, what="second", kept=lambda: "all of it is kept")
+    for _ in range(3):
+        next(work)
+    with pytest.raises(KeyboardInterrupt):
+        work.throw(KeyboardInterrupt)
+    found = interrupted()
+    assert found is not None
+    assert (found.what, found.position(), found.kept and found.kept()) == ("second", "2 of 5", "all of it is kept")
 
 
 def test_an_error_in_the_work_is_raised(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,8 @@ from typing import Any
 import pytest
 
 from causvid import params as params_file
-from causvid.harness import mlflow_store, stage
+from causvid.harness import mlflow_store, outputs
+from causvid.harness.progress import progress
 from causvid.harness.stage import StageRun, stage_run
 from causvid.runtime.shapes import VideoShape
 
@@ -117,7 +120,6 @@ def test_checksums_of_dvc_lock_count_if_dvc_runs_the_stage(
         run_stage(lambda run: None)
         return str(json.loads((project / "reports/toy/metrics.json").read_text())["key"])
 
-    monkeypatch.setattr(stage, "_die_with_parent", lambda: None)
     without_dvc = key()
     (project / "dvc.lock").write_text(lock.format("aa"))
     assert key() == without_dvc  # without DVC, the content of the input decides
@@ -133,6 +135,23 @@ def test_checksums_of_dvc_lock_count_if_dvc_runs_the_stage(
     monkeypatch.setenv("DVC_ROOT", str(project))
     (project / "dvc.lock").write_text(lock.format("bb"))
     assert key() != under_dvc
+
+
+def test_a_finished_stage_prints_one_line(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_stage(lambda run: run.report({"clips": 3}), item="dmd", headline=("{clips} clips",))
+    assert re.search(r"^toy@dmd: 3 clips, \d+\.\d s", capsys.readouterr().err, re.MULTILINE)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_stage_prints_how_to_continue_and_has_the_exit_code_of_the_signal(
+    project: Path, capsys: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    list(progress([1], total=1, what="finished work"))
+    with pytest.raises(SystemExit) as stop:
+        run_stage(raising(outputs.Stopped(number)))
+    assert stop.value.code == 128 + number
+    assert capsys.readouterr().err.endswith("toy: stopped; run the same command again to continue\n")
+    assert not Path("reports").exists()
 
 
 def test_a_mistake_of_the_user_is_one_sentence(project: Path, mlflow_uri: str) -> None:
@@ -184,7 +203,7 @@ def test_an_unknown_key_of_params_stops_the_stage_before_it_starts(project: Path
     Path("params.yaml").write_text(text.replace("  fps: 8", "  fpz: 8"), encoding="utf-8")
     with pytest.raises(SystemExit) as stop:
         run_stage(raising(RuntimeError("never reached")))
-    assert_one_sentence(stop, "video.fps: this key is missing; video.fpz: unknown key (found 8)")
+    assert_one_sentence(stop, "video.fpz: unknown key (found 8), did you mean video.fps? (line ")
     assert not (project / ".work").exists()
 
 

@@ -17,10 +17,18 @@ export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 .PHONY: help env vbench-env repro toy-wan test test-slow test-browser check flow ablation ui compare tries send report profile dag plan lock clean
 
 help: ## print these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
+
+##@ Prepare
 
 env: .venv/.ready ## install the locked environment into .venv
 vbench-env: .venvs/vbench/.ready ## install the separate environment of VBench
+
+profile: env ## copy profiles/NAME.yaml to params.yaml: NAME=wan-1.3b
+	python -m causvid.params use $(NAME)
+
+plan: env ## estimate memory, time and disk of params.yaml, and name the limits of this machine
+	python -m causvid.plan params.yaml
 
 # The password of Prefect's server, if 'make ui' has created one.
 PASSWORD := $(if $(wildcard .prefect/auth),PREFECT_API_AUTH_STRING="$$(cat .prefect/auth)")
@@ -47,9 +55,20 @@ $(UV):
 	$(UV) pip sync --quiet --python .venvs/vbench --require-hashes requirements/vbench.txt
 	touch $@
 
-repro: env vbench-env ## run all stages of the experiment that are out of date
+##@ Run
+
+repro: env vbench-env ## run all stages that are out of date (laptop profile: about 5 minutes on two idle cores)
 	@git rev-parse --git-dir > /dev/null 2>&1 || { echo "this folder is not a git repository, and DVC needs one: run 'git init' in it first"; exit 1; }
-	dvc repro
+	@python -m causvid.repro dvc repro
+
+flow: env vbench-env ## the same as make repro, as a Prefect flow
+	@$(PASSWORD) python -m causvid.repro python -m flows.distill
+
+report: env ## the same as make repro, only for the report and the stages that it depends on
+	@python -m causvid.repro dvc repro report
+
+ablation: env vbench-env ## measure the paper's Table 4 over five seeds (seven hours); then run make report
+	@$(PASSWORD) python -m flows.ablate
 
 toy-wan: env vbench-env ## retrain the weights in data/inputs/toy_wan (100 minutes); then run make profile NAME=laptop
 	python -m causvid.params use toy-wan
@@ -58,28 +77,7 @@ toy-wan: env vbench-env ## retrain the weights in data/inputs/toy_wan (100 minut
 	  cp -r ../../checkpoints/vae ../../checkpoints/text_encoder/* . && cp -r ../../checkpoints/teacher transformer && \
 	  cp -r ../../checkpoints/causal_teacher causal_transformer
 
-test: env ## check the code and run all tests except those marked slow, gpu or browser
-	$(MAKE) check
-	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not browser"
-
-check: env ## check style, types and import contracts
-	ruff check .
-	ruff format --check .
-	mypy
-	lint-imports
-
-test-browser: env ## test the Prefect and MLflow pages in Debian's headless Chromium
-	command -v chromium && command -v chromedriver || { apt-get update && apt-get install -y chromium chromium-driver; }
-	python -m pytest -m browser
-
-test-slow: env vbench-env ## run the tests that take several minutes each
-	python -m pytest -m slow
-
-flow: env vbench-env ## run the experiment as a Prefect flow
-	@$(PASSWORD) python -m flows.distill
-
-ablation: env vbench-env ## measure the paper's Table 4 over five seeds (seven hours); then run make report
-	@$(PASSWORD) python -m flows.ablate
+##@ Look
 
 ui: env ## serve Prefect on http://127.0.0.1:4200 and MLflow on http://127.0.0.1:5000 until Ctrl-C
 	@python -m flows.servers
@@ -93,17 +91,27 @@ tries: env ## print the experiments of DVC: changed params and the eight headlin
 send: env ## send the records that MLflow could not store during a stage
 	@python -m causvid.harness.outbox
 
-report: env ## run the stage report and the stages that it depends on
-	dvc repro report
+##@ Develop
 
-profile: env ## copy profiles/NAME.yaml to params.yaml: NAME=wan-1.3b
-	python -m causvid.params use $(NAME)
+test: env ## check the code, and run all tests except those marked slow, gpu or browser (about 20 minutes)
+	$(MAKE) check
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not browser"
+
+check: env ## check style, types and import contracts
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+
+test-slow: env vbench-env ## run the tests that take several minutes each
+	python -m pytest -m slow
+
+test-browser: env ## test the Prefect and MLflow pages in Debian's headless Chromium
+	command -v chromium && command -v chromedriver || { apt-get update && apt-get install -y chromium chromium-driver; }
+	python -m pytest -m browser
 
 dag: env ## write docs/pipeline.md from dvc.yaml
 	{ printf '# Graph of the pipeline\n\n`make dag` generates this page from dvc.yaml.\n\n```mermaid\n'; dvc dag --mermaid dvc.yaml; printf '```\n'; } > docs/pipeline.md
-
-plan: env ## estimate memory, time and disk of params.yaml, and name the limits of this machine
-	python -m causvid.plan params.yaml
 
 lock: $(UV) ## update both lock files from pyproject.toml and requirements/vbench.in
 	$(UV) pip compile --quiet --universal --generate-hashes --no-annotate --no-header --no-emit-index-url \

@@ -44,7 +44,7 @@ class Report(Stage):
         """Write the page in both formats."""
         with importing():
             from causvid.reporting import content as contents
-            from causvid.reporting import page, summary
+            from causvid.reporting import closing, page, summary
             from causvid.runtime.files import write_json, write_text
 
         content = contents.collect(
@@ -75,6 +75,7 @@ class Report(Stage):
         stage.publish(built / "figures", self.figures)
         stage.publish(built / "report.md", self.markdown)
         stage.publish(built / "index.html", self.out)
+        closing.say(self.reports, self.out, self.profile)
 
 
 main = command(Report)

@@ -10,7 +10,17 @@ PACKAGES = ("causvid", "stages")
 # A change of these files cannot change the outputs of a stage, and must not cause stages to run again for days.
 NEUTRAL = frozenset(
     f"causvid/{name}.py"
-    for name in ("consistency", "costs", "methods/previews", "models/causal_wan", "params", "plan", "profile", "speed")
+    for name in (
+        "consistency",
+        "costs",
+        "methods/previews",
+        "models/causal_wan",
+        "params",
+        "plan",
+        "profile",
+        "repro",
+        "speed",
+    )
 )
 NEUTRAL_FOLDER = "causvid/harness/"
 

@@ -112,5 +112,8 @@ def meter(*, total: int, what: str, initial: int = 0, unit: str = "") -> Iterato
 
 
 def interrupted() -> Meter | None:
-    """Return the meter of the outermost work that an exception has ended; None if there is none."""
-    return _interrupted[-1] if _interrupted else None
+    """Return the meter of the outermost work that an exception has ended; None if there is none.
+
+    The meter of a ``progress`` in a variable is still open, because the exception does not reach the generator.
+    """
+    return next(iter([*_open, *reversed(_interrupted)]), None)

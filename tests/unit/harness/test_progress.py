@@ -73,6 +73,21 @@ def test_the_position_of_interrupted_work_is_known(clock: list[float]) -> None:
     assert (found.what, found.position(), found.kept and found.kept()) == ("second", "2 of 5", "all of it is kept")
 
 
+def test_the_position_is_known_while_a_variable_holds_the_progress(clock: list[float]) -> None:
+    def train() -> None:
+        steps = progress(range(5), total=5, what="train")
+        for step in steps:
+            if step == 3:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as stop:
+        train()
+    found = interrupted()
+    assert found is not None
+    assert found.position() == "3 of 5"
+    assert stop.value.__traceback__ is not None  # the traceback keeps the variables of the function
+
+
 def test_an_error_in_the_work_is_raised(capsys: pytest.CaptureFixture[str]) -> None:
     def broken() -> Iterator[int]:
         yield 1

@@ -43,8 +43,8 @@ class Report(Stage):
     def run(self, stage: StageRun) -> None:
         """Write the page in both formats."""
         with importing():
-            from causvid.reporting import content as contents
             from causvid.reporting import closing, page, summary
+            from causvid.reporting import content as contents
             from causvid.runtime.files import write_json, write_text
 
         content = contents.collect(

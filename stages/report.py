@@ -16,8 +16,6 @@ from causvid.reporting import tables
 from causvid.reporting.config import ReportConfig
 from causvid.runtime.shapes import VideoShape
 
-SAMPLES = 3  # number of prompts whose videos are also on the MLflow run of the whole experiment
-
 
 @dataclass(frozen=True, kw_only=True)
 class Report(Stage):
@@ -34,7 +32,7 @@ class Report(Stage):
     markdown: Annotated[Path, Writes("the same page as Markdown")]
     figures: Annotated[Path, Writes("folder of the page's figures")]
     metrics: Annotated[Path, Metrics()]
-    summary: Annotated[Path, Headlines("JSON file of the headline scores, with five significant digits")]
+    summary: Annotated[Path, Headlines("JSON file of the headline scores")]
     profile: Annotated[str, Section("profile")]
     video: Annotated[VideoShape, Section("video")]
     schedule: Annotated[ScheduleConfig, Section("schedule")]
@@ -48,9 +46,7 @@ class Report(Stage):
             from causvid.runtime.files import write_json, write_text
 
         content = contents.collect(
-            self.reports,
-            self.samples,
-            self.published,
+            *(self.reports, self.samples, self.published),
             profile=self.profile,
             video=self.video,
             schedule=self.schedule,
@@ -61,17 +57,12 @@ class Report(Stage):
         drawn = page.draw(content, built / "figures")
         write_text(built / "index.html", page.html(content, built / "figures", drawn))
         write_text(built / "report.md", page.markdown(content, self.figures.name, drawn))
-        scores = summary.values(content.results, summary.SCORES)
-        write_json(self.summary, {name: float(f"{score:.5g}") for name, score in scores.items()})
+        write_json(self.summary, summary.rounded(content.results, summary.SCORES))
         stage.report({"videos": content.videos_shown, "prompts": len(content.samples), "tables": content.tables_shown})
         for path in (built / "index.html", *(built / "figures" / name for name in drawn.names)):
             stage.tracker.log_artifact(path, "report")
-        shown, models = content.samples[:SAMPLES], (tables.SETS[name] for name in (tables.MODELS[0], tables.MODELS[-1]))
-        samples = [video for model in models for show in shown if (video := show.videos[model])]
-        said = [content.lead, *(f"{name}: {sentences}" for name, sentences in content.verdict.items())]
-        captions = "\n".join(f"- sample {show.id}: {show.caption}" for show in shown)
-        numbers = {each.name: value for each, value in summary.rounded(content.results).items()}
-        stage.tracker.log_headline(numbers, "\n\n".join([*said, captions]).strip(), samples)
+        numbers = summary.rounded(content.results)
+        stage.tracker.log_headline(numbers, content.introduction, content.excerpt)
         stage.publish(built / "figures", self.figures)
         stage.publish(built / "report.md", self.markdown)
         stage.publish(built / "index.html", self.out)

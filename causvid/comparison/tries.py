@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from causvid import params
+from causvid.comparison.names import shortest
 from causvid.reporting.summary import HEADLINES, Headline
 from causvid.reporting.tables import NOT_MEASURED, number
 
@@ -50,7 +50,7 @@ def tries(shown: Sequence[Mapping[str, Any]], sections: Sequence[str]) -> list[T
     # DVC writes the name of the file in front of a name that several files contain.
     names = {column: column.removeprefix(f"{PARAMS}:") for row in shown for column in row}
     known = {column: name for column, name in names.items() if name.split(".")[0] in sections}
-    short = _short(set(known.values()))
+    short = shortest(set(known.values()))
     return [
         Try(
             name=str(row["Experiment"] or row["rev"]),
@@ -59,13 +59,6 @@ def tries(shown: Sequence[Mapping[str, Any]], sections: Sequence[str]) -> list[T
         )
         for row in shown
     ]
-
-
-def _short(names: Collection[str]) -> dict[str, str]:
-    """Map dotted names to their shortest endings that no other name has."""
-    endings = {name: [name.split(".", index)[-1] for index in range(name.count("."), -1, -1)] for name in names}
-    counts = Counter(ending for each in endings.values() for ending in each)
-    return {name: next((it for it in each if counts[it] == 1), name) for name, each in endings.items()}
 
 
 def _is_number(value: object) -> bool:

@@ -19,6 +19,7 @@ from causvid.runtime.shapes import VideoShape
 ROLLOUTS = "rollouts"  # subfolder of the folder of a student's samples
 CAUSAL = MODELS[1:]
 RACERS = {"teacher": MODELS[0], "student": MODELS[-1]}  # the models whose speed is measured
+EXCERPT = 3  # number of prompts whose videos are also on the MLflow run of the whole experiment
 BUSY = 0.25  # number of cores used by other processes above which measured speeds are marked
 
 
@@ -128,6 +129,19 @@ class Content:
         why = " ".join(part for part in (self.start, scoreboard.by_block(self.results)) if part)
         every = {"Good": scoreboard.good(self.results), "Not good": scoreboard.not_good(self.results), "Why": why}
         return {name: said for name, said in every.items() if said}
+
+    @property
+    def introduction(self) -> str:
+        """The first sentences of the report and the captions of ``excerpt``, in Markdown."""
+        said = [self.lead, *(f"{name}: {sentences}" for name, sentences in self.verdict.items())]
+        captions = (f"- sample {show.id}: {show.caption}" for show in self.samples[:EXCERPT])
+        return "\n\n".join([*said, "\n".join(captions)]).strip()
+
+    @property
+    def excerpt(self) -> list[Path]:
+        """The first videos of the teacher and then of the student."""
+        labels = [SETS[model] for model in RACERS.values()]
+        return [video for label in labels for show in self.samples[:EXCERPT] if (video := show.videos[label])]
 
     @property
     def busy(self) -> str:

@@ -88,16 +88,17 @@ def values(results: Results, headlines: tuple[Headline, ...] = HEADLINES) -> dic
     return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
 
 
-def rounded(results: Results) -> dict[Headline, float]:
-    """Return the headline numbers that were measured, with the decimals that are shown to readers."""
-    measured = values(results)
-    return {each: round(measured[each.name], each.decimals) for each in HEADLINES if each.name in measured}
+def rounded(results: Results, headlines: tuple[Headline, ...] = HEADLINES) -> dict[str, float]:
+    """Return the result of ``values`` with the decimals that are shown to readers."""
+    measured = values(results, headlines)
+    return {each.name: round(measured[each.name], each.decimals) for each in headlines if each.name in measured}
 
 
 def main(reports: Path) -> None:
     """Print the headline numbers of the metrics in ``reports`` for Prefect: a JSON list of names and values."""
-    shown = rounded(read_results(reports)).items()
-    print(json.dumps([{"measure": each.label, "value": value} for each, value in shown]))
+    measured = rounded(read_results(reports))
+    labels = {each.name: each.label for each in HEADLINES}
+    print(json.dumps([{"measure": labels[name], "value": value} for name, value in measured.items()]))
 
 
 if __name__ == "__main__":

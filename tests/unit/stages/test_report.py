@@ -131,7 +131,7 @@ def test_the_summary_has_the_headline_scores_that_were_measured(project: Path) -
     (project / "reports/evaluate/dmd.json").write_text(json.dumps({**scores, "key": "0123"}))
     assert run() == (0, "None")
     found = json.loads((project / "reports/summary.json").read_text())
-    assert found == {"velocity": 0.75, "motion": 0.5, "frechet": 2.5679}
+    assert found == {"velocity": 0.75, "motion": 0.5, "frechet": 2.57}
 
 
 def test_an_invalid_file_of_published_numbers_is_one_sentence(project: Path) -> None:

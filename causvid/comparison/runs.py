@@ -1,7 +1,8 @@
 """Read finished MLflow runs to compare, with the results of all stages of each run.
 
 If the result of a stage already exists, the stage does not run, and MLflow has no new run of the stage. The MLflow runs
-of later stages list the keys of earlier stages, and the result is read from the MLflow run with this key.
+of executed stages list the keys of earlier stages, and of all other results that were up to date. The result is read
+from the MLflow run with this key.
 """
 
 from __future__ import annotations
@@ -159,7 +160,9 @@ def _compared(api: MlflowClient, run: Run, experiments: Mapping[str, str]) -> Co
             f"run {run.info.run_id} ({run.info.run_name}, {run.info.status.lower()}) has no finished stage to compare"
         )
     results = {stage: _result(child, made_here=True) for stage, child in own.items()}
-    keys = {stage: key for child in own.values() for stage, key in _upstream(child).items()}
+    # The last stage knows all results of the project that are up to date, also if no executed stage read them.
+    keys = {} if alone else _tagged(children[-1], "unchanged")
+    keys |= {stage: key for child in own.values() for stage, key in _tagged(child, "upstream").items()}
     taken = {stage: key for stage, key in keys.items() if stage not in own}
     results |= dict(_by_key(api, taken, list(experiments)))
     # The item of a matrix stage (``@x``) is removed, so that the table shows different items of a stage in one row.
@@ -191,8 +194,9 @@ def _by_key(api: MlflowClient, keys: Mapping[str, str], experiments: list[str]) 
             yield stage, _result(run, made_here=False)
 
 
-def _upstream(run: Run) -> dict[str, str]:
-    found: dict[str, str] = json.loads(run.data.tags.get("upstream", "{}"))
+def _tagged(run: Run, tag: str) -> dict[str, str]:
+    """Return the keys of stages in a tag of a run, keyed by the name of the stage."""
+    found: dict[str, str] = json.loads(run.data.tags.get(tag, "{}"))
     return found
 
 

@@ -35,9 +35,32 @@ def upstream(lock: Lock, inputs: Iterable[Path], root: Path) -> dict[str, str]:
         for name, stage in lock.items():
             outs = [PurePosixPath(out["path"]) for out in stage.get("outs", [])]
             if name not in found and any(path.is_relative_to(out) or out.is_relative_to(path) for out in outs):
-                found[name] = next(_keys(root / out for out in outs if out.suffix == ".json"), None)
+                found[name] = _key(stage, root)
                 todo += [PurePosixPath(dep["path"]) for dep in stage.get("deps", [])]
     return {name: key for name, key in found.items() if key}
+
+
+def unchanged(lock: Lock, root: Path) -> dict[str, str]:
+    """Map the names of the stages whose results belong together to the keys of these stages.
+
+    The result of a stage is out of date if an input has another checksum in another stage of ``lock``, or if a stage
+    that wrote an input is out of date.
+    """
+    outs, stale = digests(lock), set()
+    writers = {out["path"]: name for name, stage in lock.items() for out in stage.get("outs", [])}
+    reads = {name: {dep["path"]: dep.get("md5") for dep in stage.get("deps", [])} for name, stage in lock.items()}
+    todo = {name for name, deps in reads.items() if any(outs.get(path, md5) != md5 for path, md5 in deps.items())}
+    while todo:
+        stale |= todo
+        todo = {name for name, deps in reads.items() if any(writers.get(path) in stale for path in deps)} - stale
+    keys = {name: _key(stage, root) for name, stage in lock.items() if name not in stale}
+    return {name: key for name, key in keys.items() if key}
+
+
+def _key(stage: Mapping[str, Any], root: Path) -> str | None:
+    """Return the key in the metrics file of a stage in dvc.lock; None if the stage has no such file."""
+    outs = (root / out["path"] for out in stage.get("outs", []))
+    return next(_keys(out for out in outs if out.suffix == ".json"), None)
 
 
 def _keys(files: Iterable[Path]) -> Iterator[str]:

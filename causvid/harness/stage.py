@@ -102,8 +102,7 @@ def stage_run(
         }
         compute = params_file.build(Compute, everything["compute"], name="compute")
         watch = params_file.build(tracking.Watch, everything["watch"], name="watch")
-        origin, upstream = _origin(name, {**values, "item": item}, everything, inputs, paths, root)
-        made = tracking.Made(key=origin.key, inputs=origin.inputs, upstream=upstream)
+        origin, made = _origin(name, {**values, "item": item}, everything, inputs, paths, root)
         with (
             work.work_folder(name, origin.key, root=root) as folder,
             tracking.child_run(label, everything["profile"], root, values, made, folder) as tracker,
@@ -136,8 +135,8 @@ def _origin(
     inputs: Sequence[Path],
     paths: Mapping[str, PathRule],
     root: Path,
-) -> tuple[Origin, dict[str, str]]:
-    """Return the origin of a stage's result, and the keys of the upstream stages.
+) -> tuple[Origin, tracking.Made]:
+    """Return the origin of a stage's result, and the record of this origin for MLflow.
 
     Args:
         name: Name of the stage.
@@ -157,7 +156,8 @@ def _origin(
     known |= checksums(everything, unknown, root)
     read = [*inputs, *places.values()]
     origin = work.stage_origin(name, params=params, inputs=read, known=known, root=root)
-    return origin, recorded.upstream(lock, read, root)
+    upstream, unchanged = recorded.upstream(lock, read, root), recorded.unchanged(lock, root)
+    return origin, tracking.Made(key=origin.key, inputs=origin.inputs, upstream=upstream, unchanged=unchanged)
 
 
 def _disk_is_full(error: BaseException) -> bool:

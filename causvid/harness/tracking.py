@@ -12,7 +12,7 @@ import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +61,13 @@ class Made:
         key: Key of the stage's work, which depends on everything that determines the result.
         inputs: Checksums of the inputs, keyed by path.
         upstream: Keys of the stages that produced the inputs, keyed by the name of the stage.
+        unchanged: Keys of all stages of the project whose results are up to date, keyed by the name of the stage.
     """
 
     key: str
     inputs: Mapping[str, str]
     upstream: Mapping[str, str]
+    unchanged: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +153,7 @@ def child_run(
     named = os.environ.get(PARENT_VARIABLE)
     parent = parents.journal_of(named, root) if named else parents.begin_repro(profile, root)
     tags = {"dvc_stage": stage, "key": made.key, "upstream": json.dumps(made.upstream), **git_tags(root)}
+    tags["unchanged"] = json.dumps(made.unchanged)
     tags |= {"mlflow.parentRunId": named} if named and not parent else {}  # id of a run that another program began
     tags["mlflow.note.content"] = note(stage, made, tags)
     journal, above = _unfinished(folder), parent.header.run if parent else None

@@ -40,7 +40,8 @@ def stage(api: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
 
     def make(name: str, parent: str, key: str, upstream: dict[str, str], **logged: Any) -> str:
         monkeypatch.setenv(tracking.PARENT_VARIABLE, parent)
-        made = tracking.Made(key=key, inputs={"data/x": "0" * 32}, upstream=upstream)
+        unchanged = logged.get("unchanged", {})
+        made = tracking.Made(key=key, inputs={"data/x": "0" * 32}, upstream=upstream, unchanged=unchanged)
         values = logged.get("params", {"seed": 0})
         with tracking.child_run(name, "toy", tmp_path, values, made, tmp_path) as tracker:
             for step, loss in enumerate(logged.get("losses", [])):
@@ -276,6 +277,18 @@ def test_numbers_of_unchanged_stages_are_marked(api: Any, two: tuple[str, str], 
     stage("report", two[1], "r", {"evaluate@teacher": "t"})
     quality = {row[0]: row[1:] for row in table(compare.compare(api, two, PUBLISHED, ui=UI), "Quality: teacher").rows}
     assert quality["colour"][:2] == ("1.000", "1.000° (+0.000)")
+
+
+def test_results_that_no_executed_stage_read_are_taken_over_if_they_are_up_to_date(
+    api: Any, two: tuple[str, str], stage: Make
+) -> None:
+    """The first run has a score of the teacher. The last stage of the second run knows that this score is up to date."""
+    stage("evaluate@teacher", two[0], "t", {}, results={"judge": {"colour": 1.0}})
+    assert "evaluate@teacher" not in runs.collect(api, two)[1].results
+    stage("sample@ode_init", two[1], "s", {}, unchanged={"evaluate@teacher": "t", "train_dmd": "older"})
+    found = runs.collect(api, two)[1].results
+    assert (found["evaluate@teacher"].made_here, found["evaluate@teacher"].key) == (False, "t")
+    assert found["train_dmd"].key == "trainb"  # the run executed this stage itself
 
 
 def test_without_runs_the_latest_runs_are_listed_with_a_command(

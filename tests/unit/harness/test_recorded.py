@@ -57,6 +57,28 @@ def test_upstream_has_the_keys_of_the_stages_that_lead_to_an_input(
     assert recorded.upstream(recorded.read_lock(root), [Path(read)], root) == stages
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "stages"),
+    [
+        ("", "", {"clips": "k1", "other": "k2", "evaluate@dmd": "k3"}),
+        # The clips were made again. The samples were not, so that the scores of the samples are also out of date.
+        (
+            "outs: [{path: data/clips, md5: b.dir}",
+            "outs: [{path: data/clips, md5: new.dir}",
+            {"clips": "k1", "other": "k2"},
+        ),
+        # The samples were made again, but not the scores.
+        ("dmd, md5: f.dir}]\n  evaluate", "dmd, md5: new.dir}]\n  evaluate", {"clips": "k1", "other": "k2"}),
+    ],
+)
+def test_unchanged_has_the_keys_of_the_stages_that_are_up_to_date(
+    root: Path, before: str, after: str, stages: dict[str, str]
+) -> None:
+    assert before in LOCK
+    (root / "dvc.lock").write_text(LOCK.replace(before, after))
+    assert recorded.unchanged(recorded.read_lock(root), root) == stages
+
+
 def test_a_missing_or_empty_lock_file_is_an_empty_mapping(tmp_path: Path) -> None:
     assert recorded.read_lock(tmp_path) == {}
     (tmp_path / "dvc.lock").write_text("")

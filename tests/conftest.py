@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,11 @@ from causvid.wan.vae.vae import build_vae
 
 # Ray clusters of tests listen on every interface, so each cluster needs a token. Ray reads these variables at import.
 os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="of these tests")
+
+# A background job of a shell ignores Ctrl-C, and so do its child processes. Tests that interrupt processes need the
+# default behaviour, also if the tests run in such a job.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # There is no deadline, because a slow machine is not a failure. The examples are always the same, so that a failure can
 # be reproduced.

@@ -133,7 +133,6 @@ def test_lines_are_forwarded_while_the_stage_runs(downloaded: Path) -> None:
     seen: dict[str, float] = {}
     run_dvc(
         stage(downloaded, "train@a"),
-        downloaded,
         environment={},
         log=lambda line: seen.update({line: time.monotonic()}),
         stop=threading.Event(),
@@ -146,9 +145,7 @@ def test_the_environment_reaches_the_stage_with_our_python_first(downloaded: Pat
         downloaded, "train", cmd="python -c 'import sys, os; print(sys.prefix, os.environ[\"ABOVE\"])'"
     )
     log: list[str] = []
-    run_dvc(
-        stage(downloaded, "train@a"), downloaded, environment={"ABOVE": "run 7"}, log=log.append, stop=threading.Event()
-    )
+    run_dvc(stage(downloaded, "train@a"), environment={"ABOVE": "run 7"}, log=log.append, stop=threading.Event())
     assert f"{Path(tiny_pipeline.DVC).parents[1]} run 7" in log
 
 

@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -25,12 +26,9 @@ def content(clone: Clone) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def clone(smoke: Clone) -> Iterator[Clone]:
-    """Return the finished copy, and undo the changes of params.yaml."""
-    params = (smoke.root / "params.yaml").read_bytes()
-    yield smoke
-    (smoke.root / "params.yaml").write_bytes(params)
-    shutil.rmtree(smoke.root / ".work" / "train_dmd", ignore_errors=True)
+def clone(smoke: Clone, tmp_path: Path) -> Clone:
+    """Return a copy of the finished project, because interrupted runs stay in its MLflow store."""
+    return replace(smoke, root=Path(shutil.copytree(smoke.root, tmp_path / "project", symlinks=True)))
 
 
 def test_ctrl_c_in_the_training_keeps_the_finished_student(clone: Clone) -> None:

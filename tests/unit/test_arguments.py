@@ -73,7 +73,7 @@ def test_a_string_is_one_prompt_for_other_functions_too(
     write_prompts(tmp_path / "prompts", {prompt: torch.ones(2, 8)}, **arguments)
     assert PromptStore(tmp_path / "prompts").captions == PromptStore(tmp_path / "prompts").evaluation == [prompt]
     made = videos.generate(pipelines["student"], "a red circle", tmp_path / "out", shape=video, seconds=None, seeds=[0])
-    assert made == {"videos": 1, "made": 1, "repeated": 0}
+    assert (made.videos, made.made, made.repeated) == (1, 1, 0)
 
 
 def test_the_judge_refuses_another_number_of_captions_than_videos() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from tests.pipeline.conftest import Clone
 
-pytestmark = pytest.mark.pipeline
+pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
 MODEL = "data/checkpoints/dmd"
 
 

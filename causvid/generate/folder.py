@@ -62,7 +62,7 @@ def _stem(prompt: str) -> str:
 
 
 def check(prompts: Sequence[str], seeds: Sequence[int]) -> None:
-    """Raise ValueError unless every seed is in the range of a seed, and UTF-8 can encode every prompt."""
+    """Raise ValueError if a seed is out of range, or if a prompt cannot be encoded in UTF-8."""
     for seed in seeds:
         if not 0 <= seed < SEEDS:
             raise ValueError(

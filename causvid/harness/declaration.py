@@ -121,7 +121,7 @@ class Metrics(Option):
 
 @dataclass(frozen=True)
 class Headlines(Option):
-    """A JSON file of headline numbers: metrics in dvc.yaml, which ``dvc metrics show`` and ``dvc exp show`` show."""
+    """A JSON file of headline numbers, which dvc.yaml lists under ``metrics`` for ``dvc metrics show``."""
 
 
 @dataclass(frozen=True)

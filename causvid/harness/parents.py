@@ -1,7 +1,7 @@
 """Begin the parent runs in MLflow, and end the runs of killed processes.
 
-The parent of a stage's run is the run of a ``dvc repro``, of a DVC experiment or of a flow. A parent run has a journal
-of its own. The first stage of a ``dvc repro`` begins the parent run, and each stage ends it, because DVC runs no
+The parent of a stage's run is the run of a ``dvc repro``, of a DVC experiment or of a flow. A parent run has a
+separate journal. The first stage of a ``dvc repro`` begins the parent run, and each stage ends it, because DVC runs no
 command at its own end. A flow begins and ends its run itself.
 """
 

@@ -91,7 +91,7 @@ def stage_run(
         The run of the stage.
     """
     label = f"{name}@{item}" if item else name
-    try:
+    with _reporting(name, label, params):
         root = Path.cwd()
         everything, paths = params_file.read(params), paths or {}
         values = {name: params_file.lookup(everything, name, params) for name in sections}
@@ -117,6 +117,19 @@ def stage_run(
             tracker.log_metrics({"stage_seconds": seconds})
             files.write_json(metrics, {**run.results, "key": origin.key})
             print(lines.finished(label, headline, run.results, seconds), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _reporting(name: str, label: str, params: Path) -> Iterator[None]:
+    """End the process with one sentence if the body is stopped or raises an error that ``stage_run`` lists.
+
+    Args:
+        name: Name of the stage.
+        label: Name of the stage with its item.
+        params: Path of the params file.
+    """
+    try:
+        yield
     except outputs.Stopped as stop:
         print(lines.stopped(label), file=sys.stderr, flush=True)
         sys.exit(stop.exit_code)

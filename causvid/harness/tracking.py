@@ -102,7 +102,7 @@ class Tracker:
         self.journal.append("model", name=name, path=path.as_posix(), key=key)
 
     def log_headline(self, numbers: Mapping[str, float], text: str, samples: Iterable[Path]) -> None:
-        """Add the most important results of the whole experiment to the parent run, if there is one.
+        """Add the headline numbers, a text and videos to the parent run. Without a parent run, do nothing.
 
         Args:
             numbers: The headline numbers, which become metrics, and columns of the table of runs. The table is sorted
@@ -181,9 +181,9 @@ def child_run(
 def _parent_state(parent: Journal | None, *, is_flow: bool) -> Iterator[None]:
     """Record in the journal of a parent run that a stage begins and ends.
 
-    Each stage ends the run of its ``dvc repro``, and the next stage continues it. After a stage has failed, ``dvc repro
-    --keep-going`` may run other stages, but the run stays FAILED. A flow ends its run itself, but if the flow is
-    stopped, its first stopped stage ends the run at once.
+    Each stage ends the parent run of its ``dvc repro``, and the next stage opens this run again. After a stage has
+    failed, ``dvc repro --keep-going`` may run other stages, but the parent run stays FAILED. A flow ends its parent run
+    itself. If the flow is stopped, its first stopped stage ends the parent run at once.
     """
     if parent is None:
         yield

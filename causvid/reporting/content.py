@@ -167,7 +167,7 @@ class Content:
 
     @property
     def start(self) -> str:
-        """Sentences that say from which weights the student starts; empty if the stages did not run."""
+        """Sentences about the weights from which the student starts; empty if the training stages did not run."""
         teacher, causal_teacher, *_ = (f"data/checkpoints/{name}" for name in MODELS)
         student, causal = (self.results.get(stage) for stage in ("train_ode_init", "train_causal_teacher"))
         if student is None or causal is None:

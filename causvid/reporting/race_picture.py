@@ -18,7 +18,7 @@ PAPER, INK, DONE, OPEN = "#fdfdfc", "#1c1e21", "#2a639b", "#d9dce1"
 
 
 def draw_race(race: Race, out: Path) -> None:
-    """Write the race as an animated WebP, which repeats for ever.
+    """Write the race as an animated WebP in an endless loop.
 
     Args:
         race: The race.

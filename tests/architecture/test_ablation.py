@@ -1,4 +1,4 @@
-"""The ablation has every row and seed with the named inputs, and is a DVC project of its own."""
+"""The ablation has every row and seed with the named inputs, and is a separate DVC project."""
 
 from __future__ import annotations
 

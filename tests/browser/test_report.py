@@ -110,18 +110,18 @@ def test_keys_pause_and_step_by_one_frame(report: Path, page: Page, emulate: Cal
     page.wait(f"{CLIPS}.every((video) => !video.paused)")
     body, now = page.driver.find_element(By.TAG_NAME, "body"), "document.querySelector('[data-part=now]').value"
     body.send_keys(Keys.SPACE)
-    page.wait(f"{ALL}.every((video) => video.paused)")
+    assert page.wait(f"{ALL}.every((video) => video.paused)")
     page.driver.execute_script(
         "const slider = document.querySelector('[data-part=time]'); slider.value = 0; slider.dispatchEvent(new Event('input'))"
     )
-    page.wait(f"{now} == 'frame 1 of 5, block 1 of 2'")
+    assert page.wait(f"{now} == 'frame 1 of 5, block 1 of 2'")
     body.send_keys(Keys.ARROW_RIGHT)
-    page.wait(f"{now} == 'frame 2 of 5, block 2 of 2'")
-    page.wait(f"{CLIPS}.every((video) => Math.floor(video.currentTime * 8) == 1)")
+    assert page.wait(f"{now} == 'frame 2 of 5, block 2 of 2'")
+    assert page.wait(f"{CLIPS}.every((video) => Math.floor(video.currentTime * 8) == 1)")
     body.send_keys(Keys.ARROW_LEFT)
-    page.wait(f"{now} == 'frame 1 of 5, block 1 of 2'")
+    assert page.wait(f"{now} == 'frame 1 of 5, block 1 of 2'")
     body.send_keys(Keys.SPACE)
-    page.wait(f"{CLIPS}.some((video) => !video.paused)")
+    assert page.wait(f"{CLIPS}.some((video) => !video.paused)")
 
 
 def test_reduced_motion_pauses_all_videos_at_first(report: Path, page: Page, emulate: Callable[..., None]) -> None:

@@ -43,7 +43,7 @@ def kept() -> list[tuple[str, str]]:
 
 @pytest.fixture
 def headlines() -> list[tuple[dict[str, float], str, list[Path]]]:
-    """Return the list of headlines that the stage logs: numbers, text and videos."""
+    """Return a list to which the stage adds its headline numbers, its text and its videos."""
     return []
 
 
